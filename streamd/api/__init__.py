@@ -1,0 +1,1 @@
+"""(method, path) to function, one file per family of routes."""

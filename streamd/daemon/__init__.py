@@ -1,0 +1,1 @@
+"""What makes a process of it: loop, signals, drain, systemd, logs."""

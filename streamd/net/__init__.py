@@ -1,0 +1,1 @@
+"""uvloop protocols: the only code that touches transports."""
