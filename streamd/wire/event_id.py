@@ -1,0 +1,63 @@
+"""Event ids: what a reader sends back as Last-Event-ID, and nothing else.
+
+    <stream id>:<seq>            a stream that streamd named: `s_` + worker slot + incarnation + 22 characters of randomness
+    <name>:<epoch>:<seq>         a name chosen by its publisher, in one of its lives
+
+The grammar (docs/PROTOCOL.md, section 2) has no place for CR, LF, NUL or a space, so an id that parses can go into a header
+or an event unescaped (CWE-93). The two forms can't be confused: a chosen name has no colon and doesn't begin with `s_`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# 1 worker slot + 4 incarnation + 22 base64url characters (128 random bits).
+STREAM_ID_CHARS = 1 + 4 + 22
+
+# An id may pass through a JavaScript number: Number.MAX_SAFE_INTEGER + 1.
+SEQ_MAX = 2**53
+
+_NAME = rb"(?!s_)(?!\.{1,2}(?::|\Z))[A-Za-z0-9._~-]{1,128}"
+_STREAM_ID = rb"s_[A-Za-z0-9_-]{%d}" % STREAM_ID_CHARS
+_SEQ = rb"0|[1-9][0-9]{0,15}"  # 2**53 has 16 digits
+
+_is_name = re.compile(_NAME).fullmatch
+_is_stream_id = re.compile(_STREAM_ID).fullmatch
+_parse_id = re.compile(
+    rb"(?:(?P<stream>%b)|(?P<name>%b):(?P<epoch>[A-Za-z0-9_-]{6})):(?P<seq>%b)"
+    % (_STREAM_ID, _NAME, _SEQ)
+).fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class EventId:
+    """A position in a stream: its id or chosen name, its epoch (chosen names only), and the last seq that was seen."""
+
+    stream: str
+    epoch: str | None
+    seq: int  # 0 <= seq <= SEQ_MAX; 0 is "before the first"
+
+
+def valid_last_event_id(raw: bytes) -> EventId | None:
+    """Parse a Last-Event-ID (or `?last_event_id=`); None for anything that streamd can't have written."""
+    match = _parse_id(raw)
+    if match is None or int(match["seq"]) > SEQ_MAX:
+        return None
+    name: bytes = match["stream"] or match["name"]
+    epoch: bytes | None = match["epoch"]
+    return EventId(
+        name.decode("ascii"),
+        None if epoch is None else epoch.decode("ascii"),
+        int(match["seq"]),
+    )
+
+
+def valid_name(raw: bytes) -> bool:
+    """Whether a publisher may choose this as the name of a stream."""
+    return _is_name(raw) is not None
+
+
+def valid_stream_id(raw: bytes) -> bool:
+    """Whether this has the form of an id that streamd gave to a stream."""
+    return _is_stream_id(raw) is not None

@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from streamd.wire.sse import HEARTBEAT, EventSplitter, EventTooLarge, frame, parse_event
+
+MAX = 1 << 20
+
+
+def split(
+    *chunks: bytes, event_bytes_max: int = MAX, finish: bool = True
+) -> list[bytes]:
+    splitter = EventSplitter(event_bytes_max=event_bytes_max)
+    pieces = [piece for chunk in chunks for piece in splitter.feed(chunk)]
+    return pieces + splitter.finish() if finish else pieces
+
+
+def byte_wise(stream: bytes) -> list[bytes]:
+    return [stream[at : at + 1] for at in range(len(stream))]
+
+
+def reference(stream: bytes) -> list[bytes]:
+    """The same by the letter of the standard: whole, line by line, with no thought for speed."""
+    stream = stream.removeprefix(b"\xef\xbb\xbf")
+    lines = re.split(rb"\r\n|\r|\n", stream)
+    lines += [] if lines[-1] == b"" else [b""]
+    pieces, block = [], []
+    for line in [*lines, b""]:
+        if line:
+            block.append(line)
+        elif block:
+            names = [row.split(b":")[0] for row in block]
+            if b"data" in names:
+                kept = [
+                    row for row, name in zip(block, names, strict=True) if name != b"id"
+                ]
+                pieces.append(b"\n".join(kept) + b"\n\n")
+            else:
+                kept = [
+                    row
+                    for row, name in zip(block, names, strict=True)
+                    if name == b"retry" or row.startswith(b":")
+                ]
+                pieces += [b"".join(row + b"\n" for row in kept)] if kept else []
+            block = []
+    return pieces
+
+
+WHOLE = {
+    "one event": (b"data: a\n\n", [b"data: a\n\n"]),
+    "no space": (b"data:a\n\n", [b"data:a\n\n"]),
+    "two": (b"data: a\n\ndata: b\n\n", [b"data: a\n\n", b"data: b\n\n"]),
+    "crlf": (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"data: a\n\n", b"data: b\n\n"]),
+    "cr": (b"data: a\r\rdata: b\r\r", [b"data: a\n\n", b"data: b\n\n"]),
+    "mixed": (
+        b"data: a\rdata: b\r\n\ndata: c\n\r\n",
+        [b"data: a\ndata: b\n\n", b"data: c\n\n"],
+    ),
+    "many blank lines": (
+        b"\n\r\n\r\rdata: a\n\n\n\n\ndata: b\n\n\n",
+        [b"data: a\n\n", b"data: b\n\n"],
+    ),
+    "event line": (b"event: x\ndata: a\n\n", [b"event: x\ndata: a\n\n"]),
+    "data without colon": (b"data\n\n", [b"data\n\n"]),
+    "data without colon, not first": (b"event: x\ndata\n\n", [b"event: x\ndata\n\n"]),
+    "empty data": (b"data:\n\n", [b"data:\n\n"]),
+    "dataset is no data": (b"dataset: a\n\n", []),
+    "data in a value is no data": (b"event: data: a\n\n", []),
+    "space before data is no data": (b" data: a\n\n", []),
+    "id removed": (b"id: 1\ndata: a\nid\nid:\nid:2\n\n", [b"data: a\n\n"]),
+    "other names with id stay": (
+        b"idx: 1\nid : 2\n id: 3\ndata: id: 4\n\n",
+        [b"idx: 1\nid : 2\n id: 3\ndata: id: 4\n\n"],
+    ),
+    "comment in an event": (b": c\ndata: a\n: d\n\n", [b": c\ndata: a\n: d\n\n"]),
+    "comment alone": (b": ping\n\ndata: a\n\n", [b": ping\n", b"data: a\n\n"]),
+    "bare colon": (b":\n\n", [b":\n"]),
+    "retry alone": (b"retry: 5\n\n", [b"retry: 5\n"]),
+    "retry without colon": (b"retry\nevent: x\n\n", [b"retry\n"]),
+    "loose lines of a block": (
+        b": a\nevent: x\nid: 1\nretry:2\nretryx: 3\n:b\n\n",
+        [b": a\nretry:2\n:b\n"],
+    ),
+    "fields without data": (b"event: x\nid: 1\nfoo\n\n", []),
+    "bom": (b"\xef\xbb\xbfdata: a\n\n", [b"data: a\n\n"]),
+    "bom in front of a comment": (b"\xef\xbb\xbf: x\n\n", [b": x\n"]),
+    "second bom is a name": (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
+    "late bom is a name": (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"data: a\n\n"]),
+    "bom alone": (b"\xef\xbb\xbf", []),
+    "a part of a bom": (b"\xef\xbb", []),
+    "no blank line": (b"data: a", [b"data: a\n\n"]),
+    "no blank line but a line end": (b"data: a\r\n", [b"data: a\n\n"]),
+    "ends in cr": (b"data: a\r", [b"data: a\n\n"]),
+    "comment without its end": (b": bye", [b": bye\n"]),
+    "any bytes": (
+        b"data: \x00\xff\xc3\x1b\x85\n\n",
+        [b"data: \x00\xff\xc3\x1b\x85\n\n"],
+    ),
+    "unicode line ends are none": (
+        "data: a\u2028b\x0b\x0cc\n\n".encode(),
+        ["data: a\u2028b\x0b\x0cc\n\n".encode()],
+    ),
+    "empty": (b"", []),
+    "trailing bytes": (b"data: a\n\ndata: b\n\nev", [b"data: a\n\n", b"data: b\n\n"]),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_byte_by_byte_and_in_two(name: str) -> None:
+    stream, pieces = WHOLE[name]
+    assert reference(stream) == pieces
+    assert split(stream) == pieces
+    assert split(*byte_wise(stream)) == pieces
+    for at in range(len(stream) + 1):
+        assert split(stream[:at], stream[at:]) == pieces
+        assert split(stream[:at], b"", stream[at:]) == pieces
+
+
+line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
+words = st.sampled_from(
+    [
+        b"data",
+        b"data:",
+        b"data: ",
+        b"id",
+        b"id: ",
+        b"retry: 1",
+        b":",
+        b"event: ",
+        b"x",
+        b" ",
+        b"\xef\xbb\xbf",
+        b"\xef",
+        b"",
+    ]
+)
+contents = st.lists(words, max_size=3).map(b"".join)
+streams = st.lists(st.one_of(line_ends, contents), max_size=24).map(b"".join)
+
+
+def cut(stream: bytes, at: list[int]) -> list[bytes]:
+    edges = [0, *sorted(position % (len(stream) + 1) for position in at), len(stream)]
+    return [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(streams, st.lists(st.integers(0, 400), max_size=8))
+@example(b"data\r\r\ndata\r\n\r\n", [6, 7, 8])
+def test_any_stream_and_any_cut_give_what_the_standard_says(
+    stream: bytes, at: list[int]
+) -> None:
+    expected = reference(stream)
+    assert split(*cut(stream, at)) == expected
+    assert split(*byte_wise(stream)) == expected
+
+
+value = st.binary(max_size=12).map(
+    lambda raw: raw.replace(b"\r", b"").replace(b"\n", b"")
+)
+event_lines = st.lists(
+    st.tuples(st.sampled_from([b"data: ", b"event: ", b": ", b"x: "]), value).map(
+        b"".join
+    ),
+    max_size=3,
+)
+events = st.tuples(event_lines, value).map(lambda both: [*both[0], b"data: " + both[1]])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(events, min_size=1, max_size=6), st.data())
+def test_events_survive_any_cut_and_any_line_ends(
+    blocks: list[list[bytes]], data: st.DataObject
+) -> None:
+    expected = [b"".join(line + b"\n" for line in lines) + b"\n" for lines in blocks]
+    stream = b"".join(
+        line + data.draw(line_ends) for lines in blocks for line in [*lines, b""]
+    )
+    # CR at one line's end and LF at the next's, which is empty, are one line end: such a draw says something else.
+    at = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
+    assert split(*cut(stream, at)) == (
+        expected if reference(stream) == expected else reference(stream)
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(streams, st.lists(st.integers(0, 400), max_size=6))
+def test_what_comes_out_is_an_event_or_loose_lines(
+    stream: bytes, at: list[int]
+) -> None:
+    for piece in split(*cut(stream, at)):
+        assert (
+            b"\r" not in piece
+            and b"\n\n" not in piece[:-2]
+            and not piece.startswith(b"\n")
+        )
+        names = [line.split(b":")[0] for line in piece.rstrip(b"\n").split(b"\n")]
+        if piece.endswith(b"\n\n"):
+            assert b"data" in names and b"id" not in names
+        else:
+            assert piece.endswith(b"\n") and set(names) <= {b"", b"retry"}
+        assert split(piece) == [piece]
+
+
+def test_one_whole_event_is_not_copied() -> None:
+    splitter = EventSplitter(event_bytes_max=MAX)
+    for chunk in [b"data: one\n\n", b"data: two\n\n"]:
+        (event,) = splitter.feed(chunk)
+        assert event is chunk
+    typed = b"event: x\ndata: three\n\n"
+    (event,) = splitter.feed(typed)
+    assert event is typed
+    assert splitter.pending == 0
+
+
+def test_an_event_is_whole_at_the_first_byte_that_ends_its_blank_line() -> None:
+    splitter = EventSplitter(event_bytes_max=MAX)
+    assert splitter.feed(b"data: a\r\n\r") == [b"data: a\n\n"]
+    assert splitter.pending == 0
+    assert splitter.feed(b"\ndata: b\r\r") == [b"data: b\n\n"]
+    assert splitter.feed(b"\n") == []
+    assert splitter.feed(b"\n") == []
+    assert splitter.pending == 0
+    assert splitter.feed(b"data: c\n\n") == [b"data: c\n\n"]
+
+
+def test_an_lf_after_the_cr_of_a_blank_line_does_not_swallow_an_event() -> None:
+    splitter = EventSplitter(event_bytes_max=MAX)
+    splitter.feed(b"data: a\r\r")
+    assert splitter.feed(b"data: b\n\n") == [b"data: b\n\n"]
+    assert splitter.feed(b"data: c\n") == []
+    assert splitter.feed(b"\n") == [b"data: c\n\n"]
+
+
+def test_pending_counts_what_is_held() -> None:
+    splitter = EventSplitter(event_bytes_max=MAX)
+    seen = []
+    for byte in byte_wise(b"\xef\xbb\xbf\ndata: a\r\n\r\n"):
+        splitter.feed(byte)
+        seen.append(splitter.pending)
+    assert seen == [1, 2, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 0, 0]
+
+
+def test_finish_leaves_a_boundary() -> None:
+    splitter = EventSplitter(event_bytes_max=MAX)
+    splitter.feed(b"data: a\r")
+    assert splitter.finish() == [b"data: a\n\n"]
+    assert splitter.pending == 0
+    assert splitter.finish() == []
+
+
+def feed_until_too_large(
+    chunks: list[bytes], event_bytes_max: int
+) -> tuple[list[bytes], int]:
+    """What came before the refusal, and how many bytes were fed."""
+    splitter = EventSplitter(event_bytes_max=event_bytes_max)
+    before: list[bytes] = []
+    fed = 0
+    for chunk in chunks:
+        fed += len(chunk)
+        try:
+            before += splitter.feed(chunk)
+        except EventTooLarge as too_large:
+            return before + too_large.before, fed
+    raise AssertionError("not refused")
+
+
+@pytest.mark.parametrize(
+    "line", [b"data: aaaa", b": aaaaaaaa", b"data:\ndata", b"event: aaa"]
+)
+def test_the_largest_event_passes_and_one_byte_more_does_not(line: bytes) -> None:
+    stream = b"data: ok\n\n" + line + b"\n\n"
+    assert (
+        split(stream, event_bytes_max=12)
+        == split(*byte_wise(stream), event_bytes_max=12)
+        == split(stream)
+    )
+    for chunks in ([stream], byte_wise(stream)):
+        assert feed_until_too_large(chunks, 11)[0] == [b"data: ok\n\n"]
+
+
+def test_too_large_is_raised_before_the_end_comes() -> None:
+    endless = [b"data: ok\n\nda", b"ta:", *[b"x"] * 1000]
+    assert feed_until_too_large(endless, 100) == (
+        [b"data: ok\n\n"],
+        len(b"data: ok\n\n") + 101,
+    )
+    assert feed_until_too_large([b"data: ok\n\n" + b"x" * 1000], 100)[0] == [
+        b"data: ok\n\n"
+    ]
+
+
+def test_finish_keeps_the_bound() -> None:
+    splitter = EventSplitter(event_bytes_max=12)
+    splitter.feed(b"data: aaaaa")
+    with pytest.raises(EventTooLarge):
+        splitter.finish()
+
+
+def test_huge_lines_and_byte_wise_arrival_are_searched_once() -> None:
+    """Work counted, not timed: the searches of a held block together cover each of its bytes at most twice."""
+
+    class Counting(bytearray):
+        looked_at = 0
+
+        def find(self, sub: bytes, start: int = 0) -> int:  # type: ignore[override]
+            Counting.looked_at += len(self) - start
+            return super().find(sub, start)
+
+    splitter = EventSplitter(event_bytes_max=MAX)
+    splitter.feed(b"d")
+    splitter._held = Counting(splitter._held or b"")
+    for byte in byte_wise(b"ata: " + b"x" * 20_000 + b"\n"):
+        assert splitter.feed(byte) == []
+    assert isinstance(splitter._held, Counting)
+    assert Counting.looked_at <= 2 * splitter.pending
+    assert splitter.feed(b"\n") == [b"data: " + b"x" * 20_000 + b"\n\n"]
+
+
+PREFIX = b"id: s_" + b"x" * 27 + b":"
+
+
+@pytest.mark.parametrize(
+    "seq", [1, 9, 10, 99, 100, 2046, 2047, 2048, 2049, 10**6, 2**53]
+)
+@pytest.mark.parametrize("size", [0, 1, 200, 1990, 2000, 2010, 2048, 70_000])
+def test_a_frame_is_its_id_line_and_the_event(seq: int, size: int) -> None:
+    event = b"data: " + b"y" * size + b"\n\n"
+    bare = frame(PREFIX, seq, event, chunked=False)
+    assert bare == PREFIX + str(seq).encode() + b"\n" + event
+    size_line, _, rest = frame(PREFIX, seq, event, chunked=True).partition(b"\r\n")
+    assert int(size_line, 16) == len(bare)
+    assert rest == bare + b"\r\n"
+
+
+def test_a_frame_read_back_is_the_event() -> None:
+    for event in [
+        b"data: a\n\n",
+        b"event: x\ndata: a\ndata: b\n\n",
+        b": c\nretry: 3\ndata\n\n",
+    ]:
+        assert split(HEARTBEAT + frame(PREFIX, 7, event, chunked=False)) == [
+            HEARTBEAT + event
+        ]
+
+
+@pytest.mark.parametrize(
+    ("event", "parsed"),
+    [
+        (b"data: a\n\n", (None, b"a")),
+        (b"data:  a\n\n", (None, b" a")),
+        (b"data:a\n\n", (None, b"a")),
+        (b"data\n\n", (None, b"")),
+        (b"data: a\ndata\ndata: b\n\n", (None, b"a\n\nb")),
+        (b"event: x\ndata: a\n\n", ("x", b"a")),
+        (b"event: x\nevent:y\ndata: a\n\n", ("y", b"a")),
+        (b"event\ndata: a\n\n", (None, b"a")),
+        (b": c\nretry: 1\nfoo: 2\ndata: a: b\n\n", (None, b"a: b")),
+    ],
+)
+def test_parse_event(event: bytes, parsed: tuple[str | None, bytes]) -> None:
+    assert parse_event(event) == parsed
