@@ -1,0 +1,443 @@
+"""Notifier and inherited() against a notification socket of our own; the unit files against systemd's own tools."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamd.daemon import systemd
+from streamd.daemon.systemd import Notifier, inherited, listen_fds
+
+UNITS = Path(__file__).parents[2] / "systemd"
+EXPOSURE_MAX = 1.5  # of `systemd-analyze security`, of 10
+PID = os.getpid()
+
+
+class Listener:
+    """systemd's end of NOTIFY_SOCKET."""
+
+    def __init__(self, address: str | bytes) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind(address)
+
+    def heard(self) -> list[str]:
+        """All datagrams that have come, in order."""
+        datagrams = []
+        while True:
+            try:
+                datagrams.append(self.socket.recv(4096).decode())
+            except BlockingIOError:
+                return datagrams
+
+    def heard_fd(self) -> tuple[str, list[int]]:
+        datagram, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
+        return datagram.decode(), fds
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    listener = Listener(str(tmp_path / "notify"))
+    yield listener
+    listener.socket.close()
+
+
+@pytest.fixture
+def notifier(tmp_path: Path, listener: Listener) -> Iterator[Notifier]:
+    notifier = Notifier.from_environ({"NOTIFY_SOCKET": str(tmp_path / "notify")}, PID)
+    yield notifier
+    notifier.close()
+
+
+# Notifier
+
+
+def test_a_life_is_told_in_order(notifier: Notifier, listener: Listener) -> None:
+    notifier.extend_timeout(30_000_000)
+    notifier.ready("serving")
+    notifier.status("3 connections, 2 streams")
+    notifier.watchdog()
+    notifier.reloading(123_456_789)
+    notifier.ready()
+    notifier.stopping("draining 2 streams")
+    notifier.extend_timeout(1_000_000)
+    assert listener.heard() == [
+        "EXTEND_TIMEOUT_USEC=30000000",
+        "READY=1\nSTATUS=serving",
+        "STATUS=3 connections, 2 streams",
+        "WATCHDOG=1",
+        "RELOADING=1\nMONOTONIC_USEC=123456789",
+        "READY=1",
+        "STOPPING=1\nSTATUS=draining 2 streams",
+        "EXTEND_TIMEOUT_USEC=1000000",
+    ]
+
+
+def test_every_call_says_that_the_socket_took_it(notifier: Notifier) -> None:
+    assert notifier.enabled
+    for told in (notifier.ready, notifier.watchdog, notifier.stopping):
+        assert told()
+    assert notifier.status("x")
+    assert notifier.reloading(1)
+    assert notifier.extend_timeout(1)
+    assert notifier.remove_fd("a")
+
+
+def test_an_abstract_address() -> None:
+    name = f"streamd-test-{PID}-{os.urandom(4).hex()}"
+    there = Listener(b"\0" + name.encode())
+    assert Notifier("@" + name).ready()
+    assert there.heard() == ["READY=1"]
+    there.socket.close()
+
+
+@pytest.mark.parametrize("address", ["", "@", "relative/path", "vsock:2:1234", "C:\\notify"])
+def test_no_address_is_nowhere(address: str) -> None:
+    notifier = Notifier.from_environ({"NOTIFY_SOCKET": address}, PID)
+    assert not notifier.enabled
+    assert not notifier.ready("x")
+    assert not notifier.watchdog()
+    assert not notifier.store_fd("streamd-state", 0)
+
+
+@pytest.mark.parametrize("name", ["nobody-binds-this", "x" * 200, "\udcff\udc80"])
+def test_an_address_where_nobody_is_raises_nothing(tmp_path: Path, name: str) -> None:
+    notifier = Notifier(f"{tmp_path}/{name}")
+    assert notifier.enabled
+    assert not notifier.ready()
+    assert not notifier.status("x")
+
+
+def test_a_status_cannot_smuggle_an_assignment_or_grow(notifier: Notifier, listener: Listener) -> None:
+    notifier.status("a\nSTOPPING=1\r\nb\0c\x85d")
+    notifier.status("é" * 5000)
+    first, second = listener.heard()
+    assert first == "STATUS=a STOPPING=1 b\0c d"
+    assert second == "STATUS=" + "é" * systemd.STATUS_CHARS_MAX
+
+
+def test_a_status_with_half_a_character_is_told_all_the_same(notifier: Notifier, listener: Listener) -> None:
+    assert notifier.status("model \udce9")
+    assert listener.heard() == ["STATUS=model ?"]
+
+
+def test_states_that_meet_a_full_socket_are_owed_in_order_and_the_rest_is_not(
+    notifier: Notifier, listener: Listener
+) -> None:
+    while notifier.status("filling"):
+        pass
+    assert not notifier.ready()
+    assert not notifier.watchdog()
+    assert not notifier.reloading(7)
+    assert not notifier.status("lost")
+    assert set(listener.heard()) == {"STATUS=filling"}
+    assert notifier.watchdog()
+    assert listener.heard() == ["READY=1", "RELOADING=1\nMONOTONIC_USEC=7", "WATCHDOG=1"]
+
+
+def test_what_is_owed_is_bounded_and_keeps_the_latest(notifier: Notifier, listener: Listener) -> None:
+    while notifier.status("filling"):
+        pass
+    for usec in range(systemd.OWED_DATAGRAMS_MAX + 3):
+        notifier.reloading(usec)
+    listener.heard()
+    notifier.ready()
+    datagrams = listener.heard()
+    assert len(datagrams) == systemd.OWED_DATAGRAMS_MAX + 1
+    assert datagrams[-2:] == [f"RELOADING=1\nMONOTONIC_USEC={systemd.OWED_DATAGRAMS_MAX + 2}", "READY=1"]
+
+
+def test_the_socket_is_found_again_after_systemd_made_a_new_one(
+    tmp_path: Path, notifier: Notifier, listener: Listener
+) -> None:
+    notifier.ready()
+    listener.socket.close()
+    os.unlink(tmp_path / "notify")
+    assert not notifier.watchdog()
+    again = Listener(str(tmp_path / "notify"))
+    assert notifier.watchdog()
+    assert again.heard() == ["WATCHDOG=1"]
+    again.socket.close()
+
+
+def test_a_descriptor_goes_along_with_its_name(notifier: Notifier, listener: Listener) -> None:
+    memfd = os.memfd_create("streamd-state")
+    os.write(memfd, b"the streams")
+    assert notifier.store_fd(systemd.STATE_FDNAME, memfd)
+    os.close(memfd)
+    datagram, fds = listener.heard_fd()
+    assert datagram == "FDSTORE=1\nFDNAME=streamd-state"
+    assert os.pread(fds[0], 100, 0) == b"the streams"
+    os.close(fds[0])
+    assert notifier.remove_fd(systemd.STATE_FDNAME)
+    assert listener.heard() == ["FDSTOREREMOVE=1\nFDNAME=streamd-state"]
+
+
+def test_a_descriptor_that_is_not_open_is_told_by_the_return_value(notifier: Notifier, listener: Listener) -> None:
+    notifier.ready()  # or the notifier's own socket would take the number that gets free
+    listener.heard()
+    memfd = os.memfd_create("gone")
+    os.close(memfd)
+    assert not notifier.store_fd("gone", memfd)
+    assert listener.heard() == []
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "a\nb", "naïve", "x" * 256])
+def test_a_name_that_systemd_would_refuse_is_a_bug(notifier: Notifier, name: str) -> None:
+    with pytest.raises(AssertionError):
+        notifier.store_fd(name, 0)
+
+
+@pytest.mark.parametrize(
+    ("variables", "interval_s"),
+    [
+        ({}, 0.0),
+        ({"WATCHDOG_USEC": "20000000"}, 10.0),
+        ({"WATCHDOG_USEC": "20000000", "WATCHDOG_PID": str(PID)}, 10.0),
+        ({"WATCHDOG_USEC": "20000000", "WATCHDOG_PID": str(PID + 1)}, 0.0),
+        ({"WATCHDOG_USEC": "0", "WATCHDOG_PID": str(PID)}, 0.0),
+        ({"WATCHDOG_USEC": "soon", "WATCHDOG_PID": str(PID)}, 0.0),
+        ({"WATCHDOG_USEC": "-5"}, 0.0),
+        ({"WATCHDOG_USEC": "20000000", "WATCHDOG_PID": ""}, 0.0),
+    ],
+)
+def test_the_watchdog_wants_half_of_its_time_and_only_of_the_process_it_means(
+    variables: dict[str, str], interval_s: float
+) -> None:
+    assert Notifier.from_environ(dict(variables), PID).watchdog_interval_s == interval_s
+
+
+def test_no_child_inherits_the_variables() -> None:
+    environ = {"NOTIFY_SOCKET": "/run/n", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "2", "LISTEN_PID": "3", "HOME": "/"}
+    environ |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "public"}
+    Notifier.from_environ(environ, PID)
+    assert inherited(environ, PID) == ([], [], [])
+    assert environ == {"HOME": "/"}
+
+
+# inherited()
+
+
+def _passed(*fds: int) -> int:
+    """Put copies of `fds` at consecutive numbers, as systemd does from 3 on; the first number."""
+    # High enough that nothing else of the test process lies there.
+    fd_first = 700
+    for offset, fd in enumerate(fds):
+        os.dup2(fd, fd_first + offset)
+    return fd_first
+
+
+def _environ(count: int, names: str | None, pid: int = PID) -> dict[str, str]:
+    environ = {"LISTEN_PID": str(pid), "LISTEN_FDS": str(count)}
+    return environ if names is None else environ | {"LISTEN_FDNAMES": names}
+
+
+@pytest.fixture
+def public() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "admin.sock"))
+        listener.listen()
+        yield listener
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    fd = os.memfd_create("streamd-state")
+    yield fd
+    os.close(fd)
+
+
+def _let_go(passed: systemd.Inherited) -> None:
+    for _, listener in passed.listeners:
+        listener.close()
+    for fd in passed.stored:
+        os.close(fd)
+
+
+def test_listeners_and_the_stored_state_are_told_apart(public: socket.socket, admin: socket.socket, memfd: int) -> None:
+    fd_first = _passed(memfd, public.fileno(), admin.fileno())
+    passed = inherited(_environ(3, "streamd-state:public:admin"), PID, fd_first)
+    assert [(name, listener.getsockname()) for name, listener in passed.listeners] == [
+        ("public", public.getsockname()),
+        ("admin", admin.getsockname()),
+    ]
+    assert passed.stored == [fd_first]
+    assert passed.refused == []
+    for fd in (fd_first, *(listener.fileno() for _, listener in passed.listeners)):
+        assert not os.get_inheritable(fd)
+    assert all(not listener.getblocking() for _, listener in passed.listeners)
+    _let_go(passed)
+
+
+def test_a_passed_listener_accepts(public: socket.socket) -> None:
+    passed = inherited(_environ(1, "public"), PID, _passed(public.fileno()))
+    with socket.create_connection(public.getsockname()) as client:
+        listener = passed.listeners[0][1]
+        listener.setblocking(True)
+        accepted, peer = listener.accept()
+        assert peer == client.getsockname()
+        accepted.close()
+    _let_go(passed)
+
+
+def test_several_addresses_of_one_unit_share_its_name(public: socket.socket, admin: socket.socket) -> None:
+    passed = inherited(_environ(2, "public:public"), PID, _passed(public.fileno(), admin.fileno()))
+    assert [name for name, _ in passed.listeners] == ["public", "public"]
+    _let_go(passed)
+
+
+@pytest.mark.parametrize("names", [None, "", "public"])
+def test_a_name_that_is_missing_is_unknown(public: socket.socket, names: str | None) -> None:
+    passed = inherited(_environ(2, names), PID, _passed(public.fileno(), public.fileno()))
+    assert [name for name, _ in passed.listeners] == [names or "unknown", "unknown"]
+    _let_go(passed)
+
+
+def test_what_is_no_listener_and_no_state_is_closed_and_named(memfd: int) -> None:
+    ours, theirs = socket.socketpair()
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    fd_first = _passed(ours.fileno(), datagrams.fileno(), memfd, ours.fileno())
+    passed = inherited(_environ(5, "public:udp:other:streamd-state:closed"), PID, fd_first)
+    assert passed == ([], [], ["public", "udp", "other", "streamd-state", "closed"])
+    for fd in range(fd_first, fd_first + 5):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    for end in (ours, theirs, datagrams):
+        end.close()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        _environ(1, "public", PID + 1),
+        {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "public"},
+        {"LISTEN_PID": str(PID), "LISTEN_FDS": "many"},
+        {"LISTEN_PID": str(PID), "LISTEN_FDS": "-1"},
+        {"LISTEN_PID": str(PID), "LISTEN_FDS": "99999999999"},
+        {"LISTEN_PID": str(PID)},
+    ],
+)
+def test_variables_for_another_process_or_without_sense_pass_nothing(
+    environ: dict[str, str], public: socket.socket
+) -> None:
+    fd_first = _passed(public.fileno())
+    assert inherited(environ, PID, fd_first) == ([], [], [])
+    assert environ == {}
+    os.fstat(fd_first)  # untouched
+    os.close(fd_first)
+
+
+TAKES_THREE_AND_FOUR = """
+import errno, fcntl, os, sys
+from streamd.daemon.systemd import listen_fds
+high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1:]]
+os.dup2(high[0], 3), os.dup2(high[1], 4)
+environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "streamd-state:public"}
+[(name, listener)] = listen_fds(environ, os.getpid())
+print(name, listener.fileno(), listener.getsockname()[1])
+try:
+    os.fstat(3)
+except OSError as gone:
+    print("3 is closed" if gone.errno == errno.EBADF else gone)
+"""
+
+
+def test_listen_fds_begins_at_three_and_closes_what_was_stored(public: socket.socket, memfd: int) -> None:
+    # In a process of its own: 3 and 4 of this one are in use.
+    told = subprocess.run(
+        [sys.executable, "-c", TAKES_THREE_AND_FOUR, str(memfd), str(public.fileno())],
+        pass_fds=(memfd, public.fileno()),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == f"public 4 {public.getsockname()[1]}\n3 is closed\n"
+    assert listen_fds({}, PID) == []
+
+
+# Directories and the journal
+
+
+def test_directories_of_the_unit() -> None:
+    environ = {
+        "CREDENTIALS_DIRECTORY": "/run/credentials/streamd.service",
+        "STATE_DIRECTORY": "/var/lib/streamd:/var/lib/other",
+        "RUNTIME_DIRECTORY": "relative",
+    }
+    assert systemd.credentials_dir(environ) == Path("/run/credentials/streamd.service")
+    assert systemd.state_dir(environ) == Path("/var/lib/streamd")
+    assert systemd.runtime_dir(environ) is None
+    assert systemd.credentials_dir({}) is None
+
+
+def test_the_journal_is_known_by_device_and_inode() -> None:
+    reading, writing = os.pipe()
+    there = os.fstat(writing)
+    environ = {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"}
+    assert systemd.is_journal(environ, writing)
+    other_reading, other_writing = os.pipe()
+    assert not systemd.is_journal(environ, other_writing)
+    assert not systemd.is_journal({}, writing)
+    for fd in (reading, writing, other_reading, other_writing):
+        os.close(fd)
+    assert not systemd.is_journal(environ, writing)
+
+
+# The unit files
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the units whose commands exist here."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    copies = tmp_path_factory.mktemp("units")
+    for unit in [*UNITS.glob("*.service"), *UNITS.glob("*.socket")]:
+        text = unit.read_text().replace("/opt/streamd/bin/streamd", "/bin/true")
+        (copies / unit.name).write_text(text)
+    return copies
+
+
+def test_the_units_pass_systemds_own_check(units: Path) -> None:
+    names = sorted(str(unit) for unit in units.iterdir())
+    assert len(names) == 3
+    found = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *names], capture_output=True, text=True, check=False
+    )
+    # The exit code doesn't count a directive that isn't known, and counts faults of the machine's own units.
+    assert [line for line in found.stderr.splitlines() if "streamd" in line] == []
+
+
+def test_the_sandbox_scores_well(units: Path) -> None:
+    scored = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(units / "streamd.service")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    overall = re.search(r"Overall exposure level for streamd\.service: ([\d.]+)", scored.stdout)
+    assert overall is not None, scored.stderr
+    assert float(overall[1]) <= EXPOSURE_MAX
+
+
+def test_the_sockets_names_are_those_that_the_service_asks_for() -> None:
+    service = (UNITS / "streamd.service").read_text()
+    sockets = re.search(r"^Sockets=(.*)$", service, re.M)
+    assert sockets is not None
+    assert sorted(sockets[1].split()) == sorted(unit.name for unit in UNITS.glob("*.socket"))
+    assert "FileDescriptorName=public\n" in (UNITS / "streamd.socket").read_text()
+    assert "FileDescriptorName=admin\n" in (UNITS / "streamd-admin.socket").read_text()
