@@ -26,6 +26,8 @@ HEARTBEAT: Final = (
     b": hb\n"  # one line and no blank line: the only form that all SDKs survive
 )
 
+_LF: Final = 0x0A
+_CR: Final = 0x0D
 _BOM: Final = b"\xef\xbb\xbf"
 
 _has_data_line = re.compile(rb"^data[:\n]", re.MULTILINE).search
@@ -66,15 +68,11 @@ class EventSplitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take what was read; return what is whole now. Raises EventTooLarge, after which the splitter is of no use."""
-        # The common case: one event of one line. Its first LF being the last byte but one leaves no room for another line.
         if (
             not self.pending
-            and chunk.startswith(b"data:")
-            and chunk.endswith(b"\n\n")
-            and chunk.find(b"\n") == len(chunk) - 2
-            and b"\r" not in chunk
+            and _is_plain(chunk)
             and len(chunk) <= self._event_bytes_max
-        ):
+        ):  # the common case, uncopied
             self._edge = _PLAIN
             return [chunk]
         return self._blocks(self._with_lf(chunk))
@@ -96,7 +94,7 @@ class EventSplitter:
         if self._edge == _AFTER_CR and chunk.startswith(b"\n"):
             chunk = chunk[1:]
         self._edge = _PLAIN
-        if b"\r" in chunk:
+        if _CR in chunk:
             if chunk.endswith(b"\r"):
                 self._edge = _AFTER_CR
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -135,8 +133,12 @@ class EventSplitter:
     def _cut(self, text: bytes) -> list[bytes]:
         pieces: list[bytes] = []
         start = 0
-        while (first := _not_lf(text, start)) is not None:  # blank lines between blocks
-            start = first.start()
+        while start < len(text):
+            if text[start] == _LF:  # blank lines between blocks
+                more = _not_lf(text, start)
+                if more is None:
+                    break
+                start = more.start()
             blank = text.find(b"\n\n", start)
             end = len(text) if blank < 0 else blank + 2
             if end - start > self._event_bytes_max:
@@ -151,9 +153,24 @@ class EventSplitter:
         return pieces
 
 
+def _is_plain(block: bytes) -> bool:
+    """Whether this is exactly one event of one data line, perhaps with an event type in front, as most are."""
+    # Why slices and single numbers: `x[:5] ==` took half the time of startswith, `13 in` a sixth of `b"\r" in` (CPython 3.11).
+    if block[-2:] != b"\n\n" or _CR in block:
+        return False
+    if block[:5] == b"data:":
+        return _LF not in block[5:-2]
+    if block[:6] != b"event:":
+        return False
+    data = block.find(_LF) + 1
+    return block[data : data + 5] == b"data:" and _LF not in block[data + 5 : -2]
+
+
 def _piece(block: bytes) -> bytes:
     """What a reader gets of a block with LF line ends: an event, loose lines, or nothing."""
-    if block.startswith(b"data:") or b"\ndata:" in block or _has_data_line(block):
+    if _is_plain(block):
+        return block
+    if b"\ndata:" in block or _has_data_line(block):
         if block.startswith(b"id") or b"\nid" in block:
             return _without_id_lines(b"", block)
         return block
