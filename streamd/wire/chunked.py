@@ -1,0 +1,254 @@
+"""Bodies by their framing: chunked transfer coding (RFC 9112 7.1), a length, or until the close. And chunks, written.
+
+One interface for all, `BodyDecoder`: `feed` takes the connection's bytes and gives payload pieces; `done` says that the
+body has ended; `rest` is what came behind its end; `eof` says whether the body may end where the connection did.
+
+The chunked decoder is strict where leniency is how bodies are smuggled: a size is hexadecimal digits and nothing else
+(no sign, `0x`, underscore or blank; 8 significant digits, so 4 GiB), lines end with CRLF alone, the two bytes behind a
+chunk's data *are* CRLF (h11, CVE-2025-43859, took any two), extensions follow their grammar and hold no bare CR or LF
+(Kestrel, CVE-2025-55315; Go, CVE-2025-22871), trailers are field lines, bounded, and dropped: merged into the head they
+could add a length or a host to it.
+
+It lies on a token's path. Most reads from an inference server hold one chunk, whole, and come when the decoder stands
+at a boundary: then the size line is looked up in a table, which parses and checks it in one step, and the payload is
+one slice. A caller with a faster path of its own asks `at_boundary`, and may pass the decoder by for whole chunks.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Protocol
+
+from streamd.wire.http1 import Framing, RemoteProtocolError
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+EXTENSION_BYTES_MAX = 256  # RFC 9112 7.1.1 asks for a bound; the longest in use, a signature of AWS's, takes 85
+SIZE_DIGITS_MAX = 16  # leading zeros included
+TRAILER_BYTES_MAX = 4096  # all trailer lines together
+TRAILERS_MAX = 32
+
+_SIZE_LINE_BYTES_MAX = SIZE_DIGITS_MAX + EXTENSION_BYTES_MAX + 2
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
+# RFC 9112 7.1.1, but for blanks in front of the first ';': they would stand behind a size.
+_EXTENSION = rb";[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+(?:[ \t]*+(?=;))?+"
+_SIZE_LINE = re.compile(rb"(?=[0-9A-Fa-f]{1,16}(?:;|\Z))0*+([0-9A-Fa-f]{0,8})((?:" + _EXTENSION + rb")*+)", re.DOTALL)
+_SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[^\r\n]*+)?+\r?")
+_TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+")
+
+# Sizes of one SSE event as servers write them, in either case. A line that isn't in here is parsed with care.
+_USUAL_SIZES = {line: size for size in range(1, 1024) for line in (b"%x" % size, b"%X" % size)}
+
+
+class BodyDecoder(Protocol):
+    """What all decoders share. After `done` nothing may be fed any more."""
+
+    done: bool
+    rest: bytes
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The connection's next bytes in, the payload in them out. Raises RemoteProtocolError."""
+
+    def eof(self) -> bool:
+        """The connection ended here: is the body complete?"""
+
+
+class _At(enum.Enum):
+    """Where in the coding the next byte belongs."""
+
+    SIZE = 0
+    DATA = 1
+    DATA_END = 2  # the CRLF behind the data
+    TRAILER = 3
+    END = 4
+
+
+class ChunkedDecoder:
+    """Chunked transfer coding, decoded incrementally. Holds at most one unfinished line."""
+
+    __slots__ = ("_at", "_data_bytes_left", "_line", "_trailer_bytes", "_trailers", "at_boundary", "done", "rest")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+        self.at_boundary = True  # the next byte begins a size line, and nothing is held
+        self._at = _At.SIZE
+        self._data_bytes_left = 0  # > 0 exactly in DATA
+        self._line = b""  # the unfinished line: a size line, a CRLF behind data, or a trailer
+        self._trailers = 0
+        self._trailer_bytes = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The connection's next bytes in, the payload in them out. Raises RemoteProtocolError, which is the end."""
+        if self.at_boundary:
+            line_end = chunk.find(b"\r\n", 0, 8)
+            size = _USUAL_SIZES.get(chunk[:line_end])
+            if size is not None and len(chunk) == line_end + size + 4 and chunk.endswith(b"\r\n"):
+                return [chunk[line_end + 2 : -2]]
+        return self._decode(chunk)
+
+    def eof(self) -> bool:
+        """Complete only if the last chunk and its trailers came (RFC 9112 8)."""
+        return self.done
+
+    def _decode(self, chunk: bytes) -> list[bytes]:
+        assert not self.done
+        if self._line:
+            chunk = self._line + chunk  # bounded: a held line is at most a size line or a trailer
+            self._line = b""
+        pieces: list[bytes] = []
+        start, end = 0, len(chunk)
+        while start < end and self._at is not _At.END:
+            if self._at is _At.DATA:
+                piece = chunk[start : start + self._data_bytes_left]
+                pieces.append(piece)
+                start += len(piece)
+                self._data_bytes_left -= len(piece)
+                if not self._data_bytes_left:
+                    self._at = _At.DATA_END
+                continue
+            next_start = self._take_line(chunk, start)
+            if next_start == start:
+                break
+            start = next_start
+        self._settle(chunk, start)
+        return pieces
+
+    def _settle(self, chunk: bytes, start: int) -> None:
+        if self._at is _At.END:
+            self.done = True
+            self.rest = chunk[start:]
+        else:
+            self._line = chunk[start:]
+        self.at_boundary = self._at is _At.SIZE and not self._line
+
+    def _take_line(self, chunk: bytes, start: int) -> int:
+        """The line that begins at `start`; returns where the next begins, or `start` if the line isn't whole yet."""
+        if self._at is _At.DATA_END:
+            return self._take_data_end(chunk, start)
+        if self._at is _At.SIZE:
+            return self._take_size_line(chunk, start)
+        return self._take_trailer(chunk, start)
+
+    def _take_data_end(self, chunk: bytes, start: int) -> int:
+        if chunk.startswith(b"\r\n", start):
+            self._at = _At.SIZE
+            return start + 2
+        if chunk[start:] != b"\r":
+            raise RemoteProtocolError("end each chunk's data with CRLF, at the size announced", "bad_chunk_end")
+        return start
+
+    def _take_size_line(self, chunk: bytes, start: int) -> int:
+        line_end = chunk.find(b"\r\n", start, start + _SIZE_LINE_BYTES_MAX)
+        if line_end < 0:
+            held = chunk[start : start + _SIZE_LINE_BYTES_MAX]
+            if len(held) == _SIZE_LINE_BYTES_MAX or not _SIZE_BEGUN.fullmatch(held):
+                raise _bad_size_line(held)
+            return start
+        line = chunk[start:line_end]
+        match = _SIZE_LINE.fullmatch(line)
+        if match is None or len(match[2]) > EXTENSION_BYTES_MAX:
+            raise _bad_size_line(line)
+        self._data_bytes_left = int(match[1] or b"0", 16)
+        self._at = _At.DATA if self._data_bytes_left else _At.TRAILER
+        return line_end + 2
+
+    def _take_trailer(self, chunk: bytes, start: int) -> int:
+        bytes_left = TRAILER_BYTES_MAX - self._trailer_bytes
+        line_end = chunk.find(b"\r\n", start, start + bytes_left)
+        if line_end == start:
+            self._at = _At.END
+            return start + 2
+        if line_end < 0:
+            held = chunk[start:]
+            if len(held) >= bytes_left or b"\n" in held or b"\r" in held[:-1]:
+                raise RemoteProtocolError(_BAD_TRAILER, "bad_trailer")
+            return start
+        self._trailers += 1
+        self._trailer_bytes += line_end + 2 - start
+        if self._trailers > TRAILERS_MAX or not _TRAILER.fullmatch(chunk, start, line_end):
+            raise RemoteProtocolError(_BAD_TRAILER, "bad_trailer")
+        return line_end + 2
+
+
+_BAD_TRAILER = f"send at most {TRAILERS_MAX} trailers, 'name: value' and CRLF, {TRAILER_BYTES_MAX} bytes in all"
+
+
+def _bad_size_line(line: bytes) -> RemoteProtocolError:
+    digits = re.match(rb"[0-9A-Fa-f]*", line)
+    assert digits is not None
+    if b"\n" in line or b"\r" in line[:-1]:
+        return RemoteProtocolError(
+            "end each chunk size line with CRLF, and put no bare CR or LF in it", "bad_chunk_line"
+        )
+    if digits.end() and line[digits.end() : digits.end() + 1] == b";" and digits.end() <= SIZE_DIGITS_MAX:
+        return RemoteProtocolError(
+            f"send chunk extensions of at most {EXTENSION_BYTES_MAX} bytes as ';name=value'", "bad_chunk_extension"
+        )
+    return RemoteProtocolError(
+        f"write each chunk size as 1 to 8 hexadecimal digits (with leading zeros {SIZE_DIGITS_MAX}) and nothing else",
+        "bad_chunk_size",
+    )
+
+
+class LengthDecoder:
+    """A body of a known number of bytes; 0 for none at all."""
+
+    __slots__ = ("_bytes_left", "done", "rest")
+
+    def __init__(self, content_length: int) -> None:
+        assert content_length >= 0
+        self.done = content_length == 0
+        self.rest = b""
+        self._bytes_left = content_length
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The connection's next bytes in, the payload in them out."""
+        assert not self.done
+        if len(chunk) >= self._bytes_left:
+            self.done = True
+            chunk, self.rest = chunk[: self._bytes_left], chunk[self._bytes_left :]
+        self._bytes_left -= len(chunk)
+        return [chunk] if chunk else []
+
+    def eof(self) -> bool:
+        """Complete only if all bytes announced came (RFC 9112 8)."""
+        return self.done
+
+
+class UntilCloseDecoder:
+    """A response body that ends with its connection."""
+
+    __slots__ = ("done", "rest")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The connection's next bytes in, which are payload as they are."""
+        assert not self.done
+        return [chunk] if chunk else []
+
+    def eof(self) -> bool:
+        """Always complete: the framing can't tell a cut from an end (RFC 9112 8)."""
+        self.done = True
+        return True
+
+
+def decoder_for(framing: Framing, content_length: int) -> BodyDecoder:
+    """The decoder of a head's body; that of a head without a body is done before it begins."""
+    if framing is Framing.CHUNKED:
+        return ChunkedDecoder()
+    if framing is Framing.UNTIL_CLOSE:
+        return UntilCloseDecoder()
+    return LengthDecoder(content_length)
+
+
+def encode_chunk(payload: bytes) -> bytes:
+    """The payload as one chunk. An empty payload has no chunk: it would be the last."""
+    assert payload
+    return b"%x\r\n%b\r\n" % (len(payload), payload)

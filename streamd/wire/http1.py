@@ -1,0 +1,547 @@
+"""HTTP/1.1 heads: collected under limits, checked strictly, parsed by h11; and written.
+
+A head goes through three gates, and the first that refuses it wins:
+
+1. `HeadReader` collects its bytes. Limits hold before a parser sees anything: what is over `head_bytes_max` is refused
+   before its end has come, and so is what can't become a head any more (a bare LF, a TLS hello on a plain port), so
+   that nobody waits for it.
+2. Our own check. h11 0.16 is lenient where leniency is how requests are smuggled: it takes Content-Length together with
+   Transfer-Encoding, folds lines, takes a bare LF for a line end, control bytes in values, `Host: a b`, HTTP/9.9, and
+   merges equal Content-Lengths. RFC 9112 lets a recipient refuse all of these, and a proxy that reads them differently
+   from its neighbour is the whole of request smuggling, so they are refused here.
+3. h11, with a fresh `h11.Connection` per head that is thrown away afterwards: nothing of it stays per connection. (It
+   costs 50 us a head, and 7 us for each body chunk: heads go through it, bodies never.) Where it refuses, we refuse.
+
+Accepted beside the everyday form, because the RFCs say so: absolute-form targets (their authority replaces Host), up to
+two CRLF in front of a request (RFC 9112 2.2), HTTP/1.0, minor versions above 1 (RFC 9110 2.5), obs-text in values.
+
+Stricter than the RFCs, by choice: a request's Content-Length comes once; Host is limited to what
+names a host in practice (letters, digits, `-._~`, IPv6 in brackets: reg-name would allow percent-encodings and
+`!$&'()*+,;=`, which is how Host poisoning is tried); Connection may not name the fields that frame, route or authorize a
+request; no `%00` and no broken percent-encoding in a path.
+
+Rejected: parsing with h11 alone and checking its result (a bare LF or a fold is gone by then); keeping one
+h11.Connection per connection (its state machine would have to be told of bodies that it doesn't read).
+"""
+
+from __future__ import annotations
+
+import enum
+import http
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import h11
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class RemoteProtocolError(Exception):
+    """The peer broke the rules.
+
+    `status` is what to answer a client, `code` a short snake_case word for logs and the error object, and the text says
+    what to change. In a response's head the status is always 502; in a body it is 400, whoever sent it.
+    """
+
+    def __init__(self, text: str, code: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.code = code
+        self.status = status
+
+
+class LocalProtocolError(Exception):
+    """We were about to break the rules: a bug of ours, or an injection that got this far."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """What one head may take. RFC 9112 3 asks for 8,000 bytes of request line; 100 fields is Apache's number."""
+
+    head_bytes_max: int = 16384  # request or status line, fields and blank line
+    headers_max: int = 100
+    target_bytes_max: int = 8192
+
+
+HEAD_LIMITS = HeadLimits()
+
+RESPONSE_OPENING = b"HTTP/1."  # `opening` of a HeadReader for responses
+
+LEADING_LINES_MAX = 2  # RFC 9112 2.2 asks for at least one: old clients send a CRLF behind a body
+
+_TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"  # RFC 9110 5.6.2
+_TOKEN = re.compile(rb"[" + _TCHAR + rb"]+")
+_TOKEN_BYTES = bytes(byte for byte in range(256) if _TOKEN.fullmatch(bytes([byte])))
+_FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")  # RFC 9110 5.5, obs-text included
+_FIELDS = re.compile(rb"(?:[" + _TCHAR + rb"]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+_REQUEST_LINE = re.compile(rb"([" + _TCHAR + rb"]++) ([\x21-\x7e]++) HTTP/([0-9])\.([0-9])\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n")
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([^\r]*+)", re.IGNORECASE)
+_TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r]*+)", re.IGNORECASE)
+_DIGITS = re.compile(rb"[0-9]{1,18}")  # 18 digits stay below 2^63
+# RFC 3986 3.3 pchar and "/", and what browsers leave raw in a path (WHATWG URL, path percent-encode set).
+_PATH = re.compile(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/|\[\]]|%(?!00)[0-9A-Fa-f]{2})*+")
+_ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*+)", re.IGNORECASE)
+_AUTHORITY = re.compile(rb"(?:([A-Za-z0-9\-._~]++)|\[([0-9A-Fa-f:.]++)\])(?::([0-9]{0,5}))?")
+
+
+class HeadReader:
+    """Collects the bytes of one head after another.
+
+    `opening` is what a head has to begin with; for requests, which may begin with any method, it is empty and up to
+    `LEADING_LINES_MAX` empty lines in front are skipped. Raises RemoteProtocolError for what can't become a head.
+    """
+
+    __slots__ = ("_held", "_leading_lines", "_limits", "_opening", "_scanned")
+
+    def __init__(self, limits: HeadLimits = HEAD_LIMITS, *, opening: bytes = b"") -> None:
+        self._limits = limits
+        self._opening = opening
+        self._held = bytearray()
+        self._leading_lines = 0
+        self._scanned = 0  # no blank line ends, and no bare LF is, before this offset of _held
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of a head that has begun and not ended; 0 between heads."""
+        return len(self._held)
+
+    def feed(self, chunk: bytes) -> tuple[bytes, bytes] | None:
+        """The next bytes in; out the whole head with its blank line and what came after it, or None: more is needed.
+
+        A head may come in any cut; the work is linear in its bytes. After a head the reader is ready for the next one.
+        """
+        held = self._held
+        held += chunk
+        if held.startswith(b"\r") and not self._opening:
+            self._skip_leading_lines()
+        end = held.find(b"\r\n\r\n", max(self._scanned - 3, 0))
+        if end < 0:
+            self._check_unfinished()
+            return None
+        end += 4
+        if end > self._limits.head_bytes_max:
+            self._refuse_size()
+        head, rest = bytes(held[:end]), bytes(held[end:])
+        self._held = bytearray()
+        self._scanned = self._leading_lines = 0
+        return head, rest
+
+    def _skip_leading_lines(self) -> None:
+        held = self._held
+        while held.startswith(b"\r\n") and self._leading_lines < LEADING_LINES_MAX:
+            del held[:2]
+            self._leading_lines += 1
+        self._scanned = 0
+        if held.startswith(b"\r") and held != b"\r":
+            raise RemoteProtocolError(
+                "begin the request with its request line, not with empty lines", "bad_request_line"
+            )
+
+    def _check_unfinished(self) -> None:
+        held, scanned = self._held, self._scanned
+        if len(held) > self._limits.head_bytes_max:
+            self._refuse_size()
+        if held.count(b"\n", scanned) != held.count(b"\r\n", max(scanned - 1, 0)):
+            status = 502 if self._opening else 400
+            raise RemoteProtocolError("end each line of the head with CRLF, not with a bare LF", "bare_lf", status)
+        if self._opening:
+            if not held.startswith(self._opening[: len(held)]):
+                raise _bad_status_line()
+        elif held and held[0] not in _TOKEN_BYTES and held != b"\r":
+            raise RemoteProtocolError(_NOT_A_METHOD, "bad_request_line")
+        self._scanned = len(held)
+
+    def _refuse_size(self) -> NoReturn:
+        if self._opening:
+            raise _head_too_large(self._limits, 502)
+        if self._held.find(b"\r\n", 0, self._limits.head_bytes_max) < 0:
+            raise _target_too_long(self._limits)
+        raise _head_too_large(self._limits, 431)
+
+
+_NOT_A_METHOD = (
+    "begin the request with a method, as in 'GET /path HTTP/1.1'; "
+    "for TLS use a port that speaks it (is the URL's scheme wrong?)"
+)
+
+
+def _target_too_long(limits: HeadLimits) -> RemoteProtocolError:
+    return RemoteProtocolError(f"shorten the request target to {limits.target_bytes_max} bytes", "target_too_long", 414)
+
+
+def _head_too_large(limits: HeadLimits, status: int) -> RemoteProtocolError:
+    return RemoteProtocolError(f"send a head of at most {limits.head_bytes_max} bytes", "head_too_large", status)
+
+
+def _bad_status_line() -> RemoteProtocolError:
+    return RemoteProtocolError("begin the answer with an HTTP/1.1 status line", "bad_status_line", 502)
+
+
+class Framing(enum.Enum):
+    """How a body's end is told (RFC 9112 6.3)."""
+
+    NONE = "none"
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    UNTIL_CLOSE = "until_close"  # responses only
+
+
+def _get(headers: Headers, name: bytes) -> bytes | None:
+    values = [value for field_name, value in headers if field_name == name]
+    return b", ".join(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """One request's head, valid by all rules. `target` is origin-form (or `*`), `path` and `query` its parts as sent."""
+
+    method: str
+    target: bytes
+    path: str
+    query: str
+    http10: bool
+    headers: Headers  # lower-case names, in order
+    authority: bytes  # absolute-form's, else Host's; empty for HTTP/1.0 without one
+    framing: Framing  # NONE, LENGTH or CHUNKED
+    content_length: int  # 0 unless LENGTH
+    keep_alive: bool  # False for HTTP/1.0: such a client's body is ended by close
+    expect_continue: bool
+    upgrade: (
+        bool  # asks for another protocol (h2c isn't counted: RFC 9113 3.1 retired it, and some clients offer it always)
+    )
+
+    def get(self, name: bytes) -> bytes | None:
+        """The field's value by lower-case name, several joined with a comma (RFC 9110 5.3); None if absent."""
+        return _get(self.headers, name)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """One response's head, valid by all rules. A 1xx is one too, with framing NONE: another follows it."""
+
+    status: int
+    reason: bytes
+    headers: Headers
+    framing: Framing
+    content_length: int  # 0 unless LENGTH
+    keep_alive: bool
+
+    def get(self, name: bytes) -> bytes | None:
+        """The field's value by lower-case name, several joined with a comma (RFC 9110 5.3); None if absent."""
+        return _get(self.headers, name)
+
+
+def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
+    """A whole head, its blank line included, to its parts. Raises RemoteProtocolError with the status to answer."""
+    _check_size(head, limits, 431)
+    line = _REQUEST_LINE.match(head)
+    if line is None:
+        _refuse_request_line(head)
+    method, target, major, minor = line.groups()
+    if len(target) > limits.target_bytes_max:
+        raise _target_too_long(limits)
+    if major != b"1":
+        raise RemoteProtocolError("speak HTTP/1.1 (or 1.0); this port has no other version", "bad_version", 505)
+    http10 = minor == b"0"
+    _check_fields(head, line.end(), 400)
+    framing, content_length = _framing(head, http10, 400)
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head))
+    event = _through_h11(connection, head, 400)
+    assert isinstance(event, h11.Request)
+    headers = tuple(event.headers)
+    host = _host(headers, http10)
+    origin_form, authority = _resolve_target(method, target, host)
+    path, _, query = origin_form.decode("ascii").partition("?")
+    options = _connection_options(headers, 400)
+    return RequestHead(
+        method=method.decode("ascii"),
+        target=origin_form,
+        path=path,
+        query=query,
+        http10=http10,
+        headers=headers,
+        authority=authority,
+        framing=framing,
+        content_length=content_length,
+        keep_alive=not http10 and b"close" not in options,
+        expect_continue=_expects_continue(headers) and not http10,
+        upgrade=not http10 and (_get(headers, b"upgrade") or b"").lower() not in _UPGRADES_IGNORED,
+    )
+
+
+_UPGRADES_IGNORED = (b"", b"h2c")
+
+
+def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_LIMITS) -> ResponseHead:
+    """A whole head of the answer to a `request_method`, to its parts. Raises RemoteProtocolError, always a 502."""
+    _check_size(head, limits, 502)
+    line = _STATUS_LINE.match(head)
+    if line is None:
+        _refuse_bytes(head, 502)
+        raise _bad_status_line()
+    major, minor, digits = line.groups()
+    status = int(digits)
+    if major != b"1" or not 100 <= status <= 599:
+        raise RemoteProtocolError("the answer's status line has no known version and status", "bad_status_line", 502)
+    if status == 101:
+        raise RemoteProtocolError("the answer switches protocols, which nobody asked for", "unasked_upgrade", 502)
+    http10 = minor == b"0"
+    _check_fields(head, line.end(), 502)
+    framing, content_length = _framing(head, http10, 502)
+    event = _through_h11(h11.Connection(h11.CLIENT, max_incomplete_event_size=len(head)), head, 502)
+    assert isinstance(event, h11.Response | h11.InformationalResponse)
+    headers = tuple(event.headers)
+    options = _connection_options(headers, 502)
+    if request_method == "HEAD" or status < 200 or status in (204, 304):
+        framing, content_length = Framing.NONE, 0
+    elif framing is Framing.NONE:
+        framing = Framing.UNTIL_CLOSE
+    return ResponseHead(
+        status=status,
+        reason=event.reason,
+        headers=headers,
+        framing=framing,
+        content_length=content_length,
+        keep_alive=not http10 and b"close" not in options and framing is not Framing.UNTIL_CLOSE,
+    )
+
+
+def _check_size(head: bytes, limits: HeadLimits, status: int) -> None:
+    if len(head) > limits.head_bytes_max:
+        raise _head_too_large(limits, status)
+    if head.count(b"\r\n") - 2 > limits.headers_max:  # less the first line and the blank one
+        raise RemoteProtocolError(f"send at most {limits.headers_max} header fields", "too_many_headers", status)
+
+
+def _check_fields(head: bytes, start: int, status: int) -> None:
+    if _FIELDS.fullmatch(head, start):
+        return
+    _refuse_bytes(head, status)
+    for field in head[start:].split(b"\r\n"):
+        name, colon, _ = field.partition(b":")
+        if field[:1] in (b" ", b"\t"):
+            raise RemoteProtocolError(
+                "write each header field on one line: folded lines are obsolete", "obs_fold", status
+            )
+        if field and not colon:
+            raise RemoteProtocolError("write each header field as 'name: value'", "bad_header", status)
+        if name[-1:] in (b" ", b"\t"):
+            raise RemoteProtocolError(
+                "put no space between a header's name and its colon", "space_before_colon", status
+            )
+        if field and not _TOKEN.fullmatch(name):
+            raise RemoteProtocolError(
+                "use only letters, digits and !#$%&'*+-.^_`|~ in header names", "bad_header", status
+            )
+    raise RemoteProtocolError("end the head with one empty line", "bad_header", status)
+
+
+def _refuse_bytes(head: bytes, status: int) -> None:
+    """Say which byte can't stand where it stands; return if none is to blame."""
+    found = _BARE.search(head)
+    if found is None:
+        return
+    byte, where = found[0], f"(at byte {found.start()} of the head)"
+    if byte == b"\n":
+        raise RemoteProtocolError(f"end each line of the head with CRLF, not with a bare LF {where}", "bare_lf", status)
+    if byte == b"\r":
+        raise RemoteProtocolError(f"remove the CR that isn't followed by LF {where}", "bare_cr", status)
+    raise RemoteProtocolError(f"remove the control byte 0x{byte[0]:02x} {where}", "control_byte", status)
+
+
+def _refuse_request_line(head: bytes) -> NoReturn:
+    _refuse_bytes(head, 400)
+    line = head[: head.find(b"\r\n")]
+    parts = line.split(b" ")
+    if len(parts) == 2:
+        raise RemoteProtocolError(
+            "end the request line with ' HTTP/1.1'; HTTP/0.9 isn't spoken here", "bad_request_line"
+        )
+    if len(parts) != 3 or not parts[1]:
+        raise RemoteProtocolError(
+            "write the request line as 'METHOD TARGET HTTP/1.1' with single spaces", "bad_request_line"
+        )
+    if not _TOKEN.fullmatch(parts[0]):
+        raise RemoteProtocolError(_NOT_A_METHOD, "bad_request_line")
+    if not parts[1].isascii():
+        raise RemoteProtocolError("percent-encode what isn't ASCII in the request target", "bad_target")
+    raise RemoteProtocolError("write the version as HTTP/1.1", "bad_request_line")
+
+
+def _through_h11(connection: h11.Connection, head: bytes, status: int) -> object:
+    """The head as h11's event. What our own check let pass and h11 doesn't take is refused with its words."""
+    try:
+        connection.receive_data(head)
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        hint = error.error_status_hint if status == 400 else status
+        code = "bad_transfer_encoding" if hint == 501 else "bad_head"
+        raise RemoteProtocolError(f"correct the head: {error}", code, hint) from error
+    assert event is not h11.NEED_DATA  # gate 1 found the blank line
+    return event
+
+
+def _host(headers: Headers, http10: bool) -> bytes:
+    """RFC 9112 3.2: exactly one valid Host; an HTTP/1.0 client may leave it out."""
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1:
+        raise RemoteProtocolError("send one Host header", "doubled_host")
+    if not hosts:
+        if http10:
+            return b""
+        raise RemoteProtocolError("send a Host header", "missing_host")
+    _check_authority(hosts[0])
+    return hosts[0]
+
+
+def _check_authority(authority: bytes) -> None:
+    """RFC 9110 7.2 uri-host [":" port], of the hosts that exist. An empty one is invalid for http (RFC 9110 4.2.1)."""
+    match = _AUTHORITY.fullmatch(authority)
+    if match is not None and int(match[3] or b"0") <= 65535:
+        if match[2] is None:
+            return
+        try:
+            ipaddress.IPv6Address(match[2].decode("ascii"))
+            return
+        except ValueError:
+            pass
+    raise RemoteProtocolError("name a host, as in 'Host: example.org:8080', and nothing else", "bad_host")
+
+
+def _resolve_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes]:
+    """RFC 9112 3.2: the target in origin-form (or `*`), and the authority that it is for."""
+    authority = host
+    if method == b"CONNECT":
+        raise RemoteProtocolError("use another method: no tunnels are opened here", "connect_unsupported", 501)
+    if target == b"*":
+        if method != b"OPTIONS":
+            raise RemoteProtocolError("use the target '*' with OPTIONS alone", "bad_target")
+        return target, authority
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is not None:
+        authority, target = absolute[2], absolute[3]
+        _check_authority(authority)
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    if b"#" in target:
+        raise RemoteProtocolError("leave the fragment ('#' and after) out of the request target", "bad_target")
+    path = target.partition(b"?")[0]
+    if not path.startswith(b"/"):
+        raise RemoteProtocolError("begin the request target with '/' (or http://)", "bad_target")
+    if not _PATH.fullmatch(path):
+        raise RemoteProtocolError(
+            "percent-encode the path of the request target as RFC 3986 says, without %00", "bad_target"
+        )
+    return target, authority
+
+
+def _framing(head: bytes, http10: bool, status: int) -> tuple[Framing, int]:
+    """RFC 9112 6.3 without its leniencies, from the raw head: h11 has merged equal Content-Lengths."""
+    lengths = [value.rstrip(b" \t") for value in _CONTENT_LENGTH.findall(head)]
+    codings = [value.rstrip(b" \t").lower() for value in _TRANSFER_ENCODING.findall(head)]
+    if codings and lengths:
+        raise RemoteProtocolError("send Content-Length or Transfer-Encoding, not both", "length_and_encoding", status)
+    if codings and http10:
+        raise RemoteProtocolError("leave Transfer-Encoding out of HTTP/1.0", "encoding_in_http10", status)
+    if codings:
+        if codings != [b"chunked"]:
+            status = 501 if status == 400 else status
+            raise RemoteProtocolError(
+                "send 'Transfer-Encoding: chunked', once, or none", "bad_transfer_encoding", status
+            )
+        return Framing.CHUNKED, 0
+    if not lengths:
+        return Framing.NONE, 0
+    if not _DIGITS.fullmatch(lengths[0]) or (len(lengths) > 1 and (status == 400 or len(set(lengths)) > 1)):
+        raise RemoteProtocolError("send one Content-Length of 1 to 18 decimal digits", "bad_content_length", status)
+    return Framing.LENGTH, int(lengths[0])
+
+
+_FIXED_FIELDS = frozenset((b"content-length", b"host", b"content-type", b"content-encoding", b"authorization"))
+
+
+def _connection_options(headers: Headers, status: int) -> frozenset[bytes]:
+    """The options of Connection. RFC 9110 7.6.1: a sender must not name fields there that are for all recipients.
+
+    Obeying such an option would let a client strip the framing or the credentials off what goes to the next hop.
+    """
+    named = _get(headers, b"connection")
+    if named is None:
+        return frozenset()
+    options = frozenset(option.strip(b" \t").lower() for option in named.split(b","))
+    if options & _FIXED_FIELDS:
+        raise RemoteProtocolError("name only hop-by-hop fields in Connection", "bad_connection_option", status)
+    return options
+
+
+def _expects_continue(headers: Headers) -> bool:
+    expect = _get(headers, b"expect")
+    if expect is None:
+        return False
+    if any(option.strip(b" \t").lower() not in (b"100-continue", b"") for option in expect.split(b",")):
+        raise RemoteProtocolError("expect 100-continue or nothing", "bad_expectation", 417)
+    return True
+
+
+# RFC 9110 7.6.1 and 11.7 (proxy authentication is between neighbours), Trailer because trailers are dropped.
+HOP_BY_HOP: frozenset[bytes] = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers for the next hop: without the hop-by-hop ones and those that Connection names (RFC 9110 7.6.1)."""
+    headers = tuple(headers)
+    dropped = HOP_BY_HOP
+    named = _get(headers, b"connection")
+    if named is not None:
+        dropped = HOP_BY_HOP | {option.strip(b" \t").lower() for option in named.split(b",")}
+    return [field for field in headers if field[0] not in dropped]
+
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in http.HTTPStatus
+}
+
+
+def encode_response_head(status: int, headers: Iterable[tuple[bytes, bytes]], *, reason: bytes | None = None) -> bytes:
+    """A response head with its blank line. `reason` None: the registered one. LocalProtocolError on injection."""
+    line = _STATUS_LINES.get(status) if reason is None else None
+    if line is None:
+        if not 100 <= status <= 599 or not _FIELD_VALUE.fullmatch(reason or b""):
+            raise LocalProtocolError(f"no status line can be made of {status} {reason!r}")
+        line = b"HTTP/1.1 %d %b\r\n" % (status, reason or b"")
+    return line + _encode_fields(headers)
+
+
+def encode_request_head(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A request head with its blank line, written anew from parsed parts. Raises LocalProtocolError on injection."""
+    line = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii", "replace"), target)
+    if not _REQUEST_LINE.fullmatch(line):
+        raise LocalProtocolError(f"no request line can be made of {method!r} {target!r}")
+    return line + _encode_fields(headers)
+
+
+def _encode_fields(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    parts: list[bytes] = []
+    for name, value in headers:
+        if not _TOKEN.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+            raise LocalProtocolError(f"no header field can be made of {name!r}: {value!r}")
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
