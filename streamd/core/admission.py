@@ -1,0 +1,638 @@
+"""Admission: what may still come in, decided before anything is built for it.
+
+The promise: what was admitted is never evicted. So a connection or a stream is let in only when its whole price, the
+worst that it can come to, still fits. Three parts, in the order in which a start goes through them:
+
+1. `Prices`, measured constants: what one connection and one stream cost, user space and kernel together.
+2. `Budget`, their sum against a limit: memory, the kernel's TCP memory, file descriptors. From it come the most
+   connections and the most streams, once, at start.
+3. `Admission`, the gates: integers that are compared and bumped on each arrival, and given back when it ends.
+
+Why connections are limited to pairs. Nearly every connection carries a relayed stream, and it connects before it
+asks. If connections alone could fill the memory (or the descriptors), a wave of them would take the room of the
+streams that they came for. So one connection is admitted where a connection *and* its stream fit; only a
+`streams_max` set lower by the operator (fan-out: many readers, few streams) frees the rest for connections.
+
+Why logs have a budget of their own. A replay log is charged as it grows, but it grows after its stream was admitted.
+What is left when every pair has been paid for (at least `log_expected_bytes` for each) belongs to the logs together
+(or what the operator set): the hub trims them to that, so growing logs never make what was admitted too dear.
+
+Several workers share one budget. Each bumps only its own row of a shared mapping and sums all of them: two workers
+that let in the last one at the same instant overshoot by workers - 1, which the reserve covers. Descriptors and loop
+lag are a process's own.
+
+Rejected: taking measured memory alone for the gate (it lags behind an arrival by the seconds in which rings and logs
+fill); a lock or a message to the supervisor on each arrival (a round trip for an error of one).
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import math
+import random
+from collections.abc import MutableSequence, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from streamd.reasons import CloseReason
+
+KIB: Final = 1024
+MIB: Final = 1024 * 1024
+
+# Retry-After of a refusal, uniformly drawn, so that those who were refused in one second don't return in one second.
+# PROTOCOL 4 allows 60 s at most; ten thousand refused over these ten seconds are a thousand a second, the ramp we
+# carry.
+RETRY_S_MIN: Final = 2
+RETRY_S_MAX: Final = 12
+
+# A sample of loop lag weighs one half, so one pause of twice the limit isn't enough but two in a row are.
+LAG_WEIGHT: Final = 0.5
+
+# Bodies take at most an eighth of the memory, so a small machine with the default of 256 MiB still has room for
+# readers.
+BODIES_SHARE: Final = 8
+
+
+class BudgetError(ValueError):
+    """The limits are too small for what the settings ask: a reason not to start. Its text says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What one of each costs, in bytes; measured on Linux 6.18, CPython 3.11, uvloop 0.23, and again by loadtest/."""
+
+    # Kernel, any socket: struct sock 2,368, inode and dentry 832 + 192, file 192, epoll item 128, binding and timers:
+    # 4.1 KB of slab seen per socket over 10,000 idle ones.
+    socket_bytes: int = 4_300
+
+    # Kernel, what a stalled reader leaves in the send queue: TCP_NOTSENT_LOWAT of unsent bytes, plus what was sent and
+    # not acknowledged when the peer's window closed (5-36 KB seen at frames of 60 B to 16 KB; `ss -m` w and f
+    # together).
+    notsent_lowat_bytes: int = 16 * KIB
+    in_flight_bytes: int = 24 * KIB
+    # A set SO_SNDBUF bounds the queue's true size at twice its value; 0: not set.
+    sndbuf_bytes: int = 0
+    # Unix-domain listeners have SO_SNDBUF 16 KiB in place of all that: 32 KiB of true size, small frames count double.
+    unix_queue_bytes: int = 32 * KIB
+
+    # User space, per connection: protocol, uvloop's transport and handle, request state, subscriber, an empty ring.
+    conn_user_bytes: int = 3_600
+    # A full ring: its slots' frames, never more than ring_bytes_max. A coalescing reader lets it go; until then it is
+    # held.
+    ring_slots: int = 64
+    ring_bytes_max: int = 32 * KIB
+    frame_bytes: int = 300  # a chat chunk of 200-250 B with its id line and chunk framing, and 33 B of a bytes object
+    # TLS in process: SSLProtocol with its two 256 KiB-bounded buffers as they stand after a handshake, and OpenSSL's
+    # state.
+    tls_bytes: int = 48 * KIB
+
+    # User space, per relayed stream: upstream protocol and transport, stream, the hub's entry, an empty log.
+    stream_user_bytes: int = 3_900
+    # Kernel: the upstream's receive queue; read at once, so two frames' skbs at most times.
+    upstream_queue_bytes: int = 2_000
+
+    # A replay log of 500 tokens; what a log is expected to come to, charged as it really grows.
+    log_expected_bytes: int = 5_632
+
+    @property
+    def send_queue_bytes(self) -> int:
+        """The most that a stalled TCP reader keeps in the kernel's send queue."""
+        unbounded = self.notsent_lowat_bytes + self.in_flight_bytes
+        return min(unbounded, 2 * self.sndbuf_bytes) if self.sndbuf_bytes else unbounded
+
+    @property
+    def ring_bytes(self) -> int:
+        """A ring full of frames, and its slots."""
+        return min(self.ring_slots * self.frame_bytes, self.ring_bytes_max) + 8 * self.ring_slots
+
+    @property
+    def tcp_bytes(self) -> int:
+        """One connection of a TCP listener."""
+        return self.conn_user_bytes + self.ring_bytes + self.socket_bytes + self.send_queue_bytes
+
+    @property
+    def tls_tcp_bytes(self) -> int:
+        """One connection of a TLS listener."""
+        return self.tcp_bytes + self.tls_bytes
+
+    @property
+    def unix_bytes(self) -> int:
+        """One connection of a Unix-domain listener."""
+        return self.conn_user_bytes + self.ring_bytes + self.socket_bytes + self.unix_queue_bytes
+
+    @property
+    def stream_bytes(self) -> int:
+        """One relayed stream without its log."""
+        return self.stream_user_bytes + self.socket_bytes + self.upstream_queue_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What there is: the limits that a budget is computed against."""
+
+    memory_bytes: int
+    memory_source: str  # "setting", "cgroup", "machine": for the start-up line
+    descriptors_per_worker: int  # RLIMIT_NOFILE after it was raised
+    workers: int = 1
+    tcp_memory_bytes: int | None = None  # the middle of tcp_mem, where it can be read
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What is subtracted before the first connection, and the operator's own bounds (0: derive)."""
+
+    process_bytes: int = 48 * MIB  # one worker at start: interpreter, uvloop, orjson, tables; 35-45 MiB of PSS seen
+    bodies_bytes_max: int = 256 * MIB  # request bodies being read, all together; at most an eighth of the memory
+    logs_bytes_max: int = 0  # all logs together
+    reserve_connections: int = 128  # health, metrics, DELETE and polite refusals, beyond the gates
+    descriptors_base: int = 64  # listeners with their dups, epoll, pipes, log, files of a reload
+    conns_max: int = 0
+    streams_max: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The sum: how many connections and streams fit, and by which bound. Made by `compute`, never changed."""
+
+    resources: Resources
+    demands: Demands
+    prices: Prices
+    connection_bytes: int  # the price of the dearest kind of connection that is listened for
+    fixed: tuple[tuple[str, int], ...]  # what was subtracted, by name
+    available_bytes: int
+    connections_max: int
+    streams_max: int
+    bodies_bytes_max: int
+    logs_bytes_max: int  # all logs together; a worker's share is this through the number of workers
+    limited_by: str
+
+    @classmethod
+    def compute(
+        cls, resources: Resources, demands: Demands, prices: Prices, connection_bytes: int | None = None
+    ) -> Budget:
+        """The budget of these limits. `connection_bytes` is prices.tcp_bytes unless given.
+
+        Raises BudgetError where not one stream fits, or where the settings ask for more descriptors than there are.
+        """
+        price = prices.tcp_bytes if connection_bytes is None else connection_bytes
+        bodies = min(demands.bodies_bytes_max, resources.memory_bytes // BODIES_SHARE)
+        fixed = (
+            (f"{resources.workers} worker(s)", resources.workers * demands.process_bytes),
+            ("request bodies", bodies),
+            ("reserve", resources.workers * demands.reserve_connections * price),
+        )
+        available = resources.memory_bytes - sum(size for _, size in fixed)
+        log = 0 if demands.logs_bytes_max else prices.log_expected_bytes
+        fits = {
+            "memory": _fit(available - demands.logs_bytes_max, price, prices.stream_bytes + log, demands.streams_max),
+            "descriptors": _fit_descriptors(resources, demands),
+        }
+        if resources.tcp_memory_bytes is not None:
+            fits["tcp_mem"] = _fit(
+                resources.tcp_memory_bytes, prices.send_queue_bytes, prices.upstream_queue_bytes, demands.streams_max
+            )
+        if demands.conns_max:
+            fits["conns_max"] = (demands.conns_max, demands.streams_max or demands.conns_max)
+        limited_by = min(fits, key=lambda part: fits[part][0])
+        connections, streams = (min(counts) for counts in zip(*fits.values(), strict=True))
+        _check_fits(resources, demands, available, connections, streams, fits["descriptors"][0])
+        return cls(
+            resources=resources,
+            demands=demands,
+            prices=prices,
+            connection_bytes=price,
+            fixed=fixed,
+            available_bytes=available,
+            connections_max=connections,
+            streams_max=streams,
+            bodies_bytes_max=bodies,
+            logs_bytes_max=demands.logs_bytes_max or available - connections * price - streams * prices.stream_bytes,
+            limited_by=limited_by,
+        )
+
+    @property
+    def descriptors_max(self) -> int:
+        """Descriptors of one worker that connections and upstreams may use."""
+        demands = self.demands
+        return self.resources.descriptors_per_worker - demands.descriptors_base - demands.reserve_connections
+
+    def describe(self) -> str:
+        """The one readable line of the start-up log."""
+        fixed = ", ".join(f"{name} {_size(size)}" for name, size in self.fixed)
+        return (
+            f"budget: memory {_size(self.resources.memory_bytes)} ({self.resources.memory_source})"
+            f" less {fixed} leaves {_size(self.available_bytes)};"
+            f" a connection costs {_size(self.connection_bytes)},"
+            f" a stream {_size(self.prices.stream_bytes)} and its log as it grows;"
+            f" at most {self.connections_max} connections and {self.streams_max} streams (by {self.limited_by}),"
+            f" logs together {_size(self.logs_bytes_max)}"
+        )
+
+    def status(self) -> dict[str, object]:
+        """The same for /status. Sizes in bytes."""
+        return {
+            "memory_limit_bytes": self.resources.memory_bytes,
+            "memory_limit_source": self.resources.memory_source,
+            "subtracted_bytes": dict(self.fixed),
+            "available_bytes": self.available_bytes,
+            "connection_bytes": self.connection_bytes,
+            "stream_bytes": self.prices.stream_bytes,
+            "log_expected_bytes": self.prices.log_expected_bytes,
+            "logs_bytes_max": self.logs_bytes_max,
+            "connections_max": self.connections_max,
+            "streams_max": self.streams_max,
+            "descriptors_per_worker": self.descriptors_max,
+            "limited_by": self.limited_by,
+        }
+
+
+def _fit(room: int, connection: int, stream: int, streams_max: int) -> tuple[int, int]:
+    """Connections and streams that fit into `room` together, for pairs unless streams are bounded lower."""
+    pairs = room // (connection + stream)
+    if not streams_max or streams_max >= pairs:
+        return pairs, pairs
+    return (room - streams_max * stream) // connection, streams_max
+
+
+def _fit_descriptors(resources: Resources, demands: Demands) -> tuple[int, int]:
+    """The same for descriptors: one each for a connection and for its stream's upstream, over all workers."""
+    room = resources.descriptors_per_worker - demands.descriptors_base - demands.reserve_connections
+    return _fit(room * resources.workers, 1, 1, demands.streams_max)
+
+
+def _check_fits(
+    resources: Resources, demands: Demands, available: int, connections: int, streams: int, by_descriptors: int
+) -> None:
+    """Refuse limits under which the daemon could only refuse, and settings beyond the descriptors."""
+    limit = resources.descriptors_per_worker
+    if by_descriptors < max(1, demands.conns_max):
+        raise BudgetError(
+            f"RLIMIT_NOFILE is {limit}: room for {max(0, by_descriptors)} connections with a stream each"
+            f" (two descriptors a pair, {demands.descriptors_base + demands.reserve_connections} kept back),"
+            f" {max(1, demands.conns_max)} wanted; raise LimitNOFILE or lower conns_max"
+        )
+    if connections < 1 or streams < 1:
+        raise BudgetError(
+            f"the memory limit is {_size(resources.memory_bytes)} ({resources.memory_source}) and"
+            f" {_size(resources.memory_bytes - available)} of it is taken before the first connection:"
+            " raise memory_limit, or lower bodies_bytes_max or workers"
+        )
+
+
+def _size(size: int) -> str:
+    """Bytes as a person reads them."""
+    if abs(size) >= 1024 * MIB:
+        return f"{size / (1024 * MIB):.1f} GiB"
+    if abs(size) >= 10 * MIB:
+        return f"{size / MIB:.0f} MiB"
+    return f"{size / KIB:.1f} KiB"
+
+
+class Gate(enum.Enum):
+    """What refused: the label of refusals, and of saturation's parts."""
+
+    CONNECTIONS = "connections"
+    ADDRESS = "address"
+    STREAMS = "streams"
+    UPSTREAM = "upstream"
+    MEMORY = "memory"
+    BODIES = "bodies"
+    DESCRIPTORS = "descriptors"
+    LOOP_LAG = "loop_lag"
+
+
+class Slot(enum.IntEnum):
+    """Where a worker's shared numbers stand in its row. u64 each; written by that worker only."""
+
+    CONNECTIONS = 0
+    STREAMS = 1
+    UPSTREAM = 2
+    MEMORY = 3  # bytes charged: connections, streams, logs
+    BODIES = 4
+
+
+# Plain ints: an IntEnum member as an index costs 60 ns more.
+_CONNECTIONS: Final = Slot.CONNECTIONS.value
+_STREAMS: Final = Slot.STREAMS.value
+_UPSTREAM: Final = Slot.UPSTREAM.value
+_MEMORY: Final = Slot.MEMORY.value
+_BODIES: Final = Slot.BODIES.value
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why not, ready to be answered. `message` tells a person what to do; `retry_after_s` is already jittered."""
+
+    gate: Gate
+    reason: CloseReason
+    code: str  # of the error object
+    message: str
+    retry_after_s: int
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.reason.status
+
+
+_MESSAGES: Final = {
+    Gate.CONNECTIONS: "The server has as many connections as its memory allows. Try again later.",
+    Gate.ADDRESS: "Too many connections from your address. Close some, or try again later.",
+    Gate.STREAMS: "The server has as many streams as its memory allows. Try again later.",
+    Gate.UPSTREAM: "As many requests as allowed are under way to the inference servers. Try again later.",
+    Gate.MEMORY: "The server's memory budget is used up. Try again later.",
+    Gate.BODIES: "Too many large request bodies are being received. Try again later.",
+    Gate.DESCRIPTORS: "The server has as many connections as its file limit allows. Try again later.",
+    Gate.LOOP_LAG: "The server is overloaded. Try again later.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The gates that aren't computed. 0: off."""
+
+    conns_per_address_max: int = 0
+    upstream_in_flight_max: int = 0
+    loop_lag_max_s: float = 1.0  # 20 tokens' time
+
+
+def address_key(address: str) -> str:
+    """What one client is counted by: an IPv4 address, or the /64 of an IPv6 one (one customer's network, RFC 6177).
+
+    An IPv4-mapped IPv6 address counts as its IPv4 address; a zone is left out. Raises ValueError for anything else.
+    """
+    if "." in address and ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(parsed) >> 64 << 64)}/64"
+
+
+class AddressGate:
+    """How many of something each client address has; one with none takes no room. Keys come from `address_key`."""
+
+    __slots__ = ("_counts", "count_max")
+
+    def __init__(self, count_max: int) -> None:
+        self.count_max = count_max  # 0: off
+        self._counts: dict[str, int] = {}  # at most one entry per connection
+
+    def has_room(self, key: str) -> bool:
+        """Whether one more may come from `key`."""
+        return not self.count_max or self._counts.get(key, 0) < self.count_max
+
+    def take(self, key: str) -> None:
+        """Count one more."""
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def give_back(self, key: str) -> None:
+        """Count one less."""
+        left = self._counts[key] - 1
+        if left:
+            self._counts[key] = left
+        else:
+            del self._counts[key]
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+
+@dataclass(slots=True)
+class _Own:
+    """What this process alone counts."""
+
+    idle_upstreams: int = 0  # pooled connections: a descriptor each
+    reserved: int = 0  # connections beyond the gates
+    lag_s: float = 0.0
+    resident_bytes: int = 0  # measured, all workers, as last told
+    refused: dict[Gate, int] = field(default_factory=lambda: dict.fromkeys(Gate, 0))
+
+
+class Admission:
+    """The gates of one worker. Every admit has its release; both are O(1) and keep nothing for the admitted.
+
+    `row` is this worker's numbers (len(Slot) of them), `peer_rows` those of the others: lists in a single process,
+    slices of the shared mapping else. `rng` draws the jitter.
+    """
+
+    __slots__ = ("_budget", "_limits", "_own", "_peer_rows", "_rng", "_row", "_upstream_max", "addresses")
+
+    def __init__(
+        self,
+        budget: Budget,
+        limits: Limits,
+        rng: random.Random,
+        row: MutableSequence[int] | None = None,
+        peer_rows: Sequence[Sequence[int]] = (),
+    ) -> None:
+        # process
+        self._budget = budget
+        self._limits = limits
+        self._rng = rng
+        self._row: MutableSequence[int] = [0] * len(Slot) if row is None else row
+        self._peer_rows = peer_rows
+        self._upstream_max = limits.upstream_in_flight_max or budget.streams_max
+        self._own = _Own()
+        self.addresses = AddressGate(limits.conns_per_address_max)
+        assert len(self._row) == len(Slot)
+
+    # Connections
+
+    def admit_connection(self, price_bytes: int, address: str | None = None) -> Refusal | None:
+        """Take a connection of a listener whose price is `price_bytes`, or say why not.
+
+        `address` is its `address_key`, None where no per-address gate holds (loopback, Unix sockets, trusted proxies).
+        """
+        if self._total(_CONNECTIONS) >= self._budget.connections_max:
+            return self._refuse(Gate.CONNECTIONS)
+        if self.descriptors >= self._budget.descriptors_max:
+            return self._refuse(Gate.DESCRIPTORS)
+        if not self._fits(price_bytes):
+            return self._refuse(Gate.MEMORY)
+        if address is not None:
+            if not self.addresses.has_room(address):
+                return self._refuse(Gate.ADDRESS)
+            self.addresses.take(address)
+        self._row[_CONNECTIONS] += 1
+        self._row[_MEMORY] += price_bytes
+        return None
+
+    def release_connection(self, price_bytes: int, address: str | None = None) -> None:
+        """Give back what `admit_connection` took, with the same arguments."""
+        assert self._row[_CONNECTIONS] > 0
+        self._row[_CONNECTIONS] -= 1
+        self._row[_MEMORY] -= price_bytes
+        if address is not None:
+            self.addresses.give_back(address)
+
+    def adopt_connection(self, price_bytes: int, address: str | None = None) -> None:
+        """Count a connection that another worker admitted and handed over (it gives its own back)."""
+        if address is not None:
+            self.addresses.take(address)
+        self._row[_CONNECTIONS] += 1
+        self._row[_MEMORY] += price_bytes
+
+    def take_reserved(self) -> bool:
+        """A place of the reserve for a connection that was refused.
+
+        With it, it may ask for health, metrics or DELETE, and is refused politely for anything else. False: none is
+        left, refuse without reading.
+        """
+        if self._own.reserved >= self._budget.demands.reserve_connections:
+            return False
+        self._own.reserved += 1
+        return True
+
+    def release_reserved(self) -> None:
+        """Give a place of the reserve back."""
+        assert self._own.reserved > 0
+        self._own.reserved -= 1
+
+    # Streams
+
+    def admit_relay(self) -> Refusal | None:
+        """Take a request that goes upstream: a stream and its upstream connection, before the upstream is asked."""
+        if self._total(_UPSTREAM) >= self._upstream_max:
+            return self._refuse(Gate.UPSTREAM)
+        # A pooled connection is taken up or closed, so it stands for the one that is wanted.
+        if self.descriptors - self._own.idle_upstreams >= self._budget.descriptors_max:
+            return self._refuse(Gate.DESCRIPTORS)
+        refusal = self.admit_stream()
+        if refusal is None:
+            self._row[_UPSTREAM] += 1
+        return refusal
+
+    def release_relay(self) -> None:
+        """Give back what `admit_relay` took: the upstream is done with and the stream sealed (not its log)."""
+        assert self._row[_UPSTREAM] > 0
+        self._row[_UPSTREAM] -= 1
+        self.release_stream()
+
+    def admit_stream(self) -> Refusal | None:
+        """Take a published stream: no upstream, the price of a stream."""
+        if self._total(_STREAMS) >= self._budget.streams_max:
+            return self._refuse(Gate.STREAMS)
+        price_bytes = self._budget.prices.stream_bytes
+        if not self._fits(price_bytes):
+            return self._refuse(Gate.MEMORY)
+        if 0 < self._limits.loop_lag_max_s < self._own.lag_s:
+            return self._refuse(Gate.LOOP_LAG)
+        self._row[_STREAMS] += 1
+        self._row[_MEMORY] += price_bytes
+        return None
+
+    def release_stream(self) -> None:
+        """Give back what `admit_stream` took: the stream is sealed."""
+        assert self._row[_STREAMS] > 0
+        self._row[_STREAMS] -= 1
+        self._row[_MEMORY] -= self._budget.prices.stream_bytes
+
+    def charge_logs(self, delta_bytes: int) -> None:
+        """Logs have grown (or, negative, were trimmed or let go). Never refused: the hub keeps to `logs_bytes_max`."""
+        self._row[_MEMORY] += delta_bytes
+
+    # Bodies
+
+    def admit_body(self, size_bytes: int) -> Refusal | None:
+        """Take so many further bytes of a request body being read."""
+        if self._total(_BODIES) + size_bytes > self._budget.bodies_bytes_max:
+            return self._refuse(Gate.BODIES)
+        self._row[_BODIES] += size_bytes
+        return None
+
+    def release_body(self, size_bytes: int) -> None:
+        """Let so many go."""
+        assert self._row[_BODIES] >= size_bytes
+        self._row[_BODIES] -= size_bytes
+
+    # What the daemon notices
+
+    def note_idle_upstreams(self, count: int) -> None:
+        """So many pooled upstream connections are open."""
+        self._own.idle_upstreams = count
+
+    def note_lag(self, late_s: float) -> None:
+        """The loop ran a timer so late. Called by each sweep."""
+        self._own.lag_s += (late_s - self._own.lag_s) * LAG_WEIGHT
+
+    def note_resident(self, size_bytes: int) -> None:
+        """The daemon's measured memory, all workers. The second opinion: over the limit nothing new is let in."""
+        self._own.resident_bytes = size_bytes
+
+    # Reading
+
+    @property
+    def descriptors(self) -> int:
+        """Descriptors in use by this worker for connections and upstreams."""
+        return self._row[_CONNECTIONS] + self._row[_UPSTREAM] + self._own.idle_upstreams
+
+    @property
+    def logs_bytes_max(self) -> int:
+        """This worker's share of the logs' budget."""
+        return self._budget.logs_bytes_max // self._budget.resources.workers
+
+    def saturation(self) -> dict[str, float]:
+        """How full each part is, 0…1."""
+        budget, own = self._budget, self._own
+        charged = self._total(_MEMORY) / budget.available_bytes
+        measured = own.resident_bytes / budget.resources.memory_bytes
+        parts = {
+            Gate.CONNECTIONS: self._total(_CONNECTIONS) / budget.connections_max,
+            Gate.STREAMS: self._total(_STREAMS) / budget.streams_max,
+            Gate.UPSTREAM: self._total(_UPSTREAM) / self._upstream_max,
+            Gate.MEMORY: max(charged, measured),
+            Gate.BODIES: self._total(_BODIES) / budget.bodies_bytes_max,
+            Gate.DESCRIPTORS: self.descriptors / budget.descriptors_max,
+            Gate.LOOP_LAG: own.lag_s / self._limits.loop_lag_max_s if self._limits.loop_lag_max_s > 0 else 0.0,
+        }
+        return {gate.value: min(1.0, max(0.0, part)) for gate, part in parts.items()}
+
+    def saturation_highest(self) -> float:
+        """The autoscaler's one number: the fullest part."""
+        return max(self.saturation().values())
+
+    def refused(self) -> dict[str, int]:
+        """Refusals of this worker since it started, by gate."""
+        return {gate.value: count for gate, count in self._own.refused.items()}
+
+    def describe(self) -> str:
+        """The start-up line: the budget's."""
+        return self._budget.describe()
+
+    def status(self) -> dict[str, object]:
+        """The budget, what is in use of it over all workers, and this worker's refusals, for /status."""
+        return {
+            "budget": self._budget.status(),
+            "in_use": {slot.name.lower(): self._total(slot.value) for slot in Slot},
+            "descriptors": self.descriptors,
+            "reserved": self._own.reserved,
+            "loop_lag_s": round(self._own.lag_s, 4),
+            "saturation": self.saturation(),
+            "refused": self.refused(),
+        }
+
+    def _total(self, slot: int) -> int:
+        total = self._row[slot]
+        for row in self._peer_rows:
+            total += row[slot]
+        return total
+
+    def _fits(self, price_bytes: int) -> bool:
+        budget = self._budget
+        return (
+            self._total(_MEMORY) + price_bytes <= budget.available_bytes
+            and self._own.resident_bytes <= budget.resources.memory_bytes
+        )
+
+    def _refuse(self, gate: Gate) -> Refusal:
+        self._own.refused[gate] += 1
+        mine = gate is Gate.ADDRESS
+        return Refusal(
+            gate=gate,
+            reason=CloseReason.RATE_LIMITED if mine else CloseReason.OVER_BUDGET,
+            code="too_many_connections" if mine else "over_capacity",
+            message=_MESSAGES[gate],
+            retry_after_s=math.ceil(self._rng.uniform(RETRY_S_MIN, RETRY_S_MAX)),
+        )

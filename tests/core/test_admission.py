@@ -1,0 +1,470 @@
+"""The gates: arithmetic of the budget, each refusal, symmetry, and what a model of plain counts says."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streamd.core.admission import (
+    KIB,
+    MIB,
+    RETRY_S_MAX,
+    RETRY_S_MIN,
+    AddressGate,
+    Admission,
+    Budget,
+    BudgetError,
+    Demands,
+    Gate,
+    Limits,
+    Prices,
+    Resources,
+    Slot,
+    address_key,
+)
+from streamd.reasons import CloseReason
+
+GIB = 1024 * MIB
+PRICES = Prices()
+DEMANDS = Demands(process_bytes=10 * MIB, bodies_bytes_max=MIB, reserve_connections=2, descriptors_base=10)
+
+
+def budget_for(pairs: int, *, prices: Prices = PRICES, demands: Demands = DEMANDS, workers: int = 1) -> Budget:
+    """A budget whose memory fits exactly so many connections with a stream each."""
+    fixed = workers * demands.process_bytes + demands.bodies_bytes_max
+    fixed += workers * demands.reserve_connections * prices.tcp_bytes
+    pair = prices.tcp_bytes + prices.stream_bytes + prices.log_expected_bytes
+    resources = Resources(fixed + pairs * pair, "setting", 20_000, workers)
+    return Budget.compute(resources, demands, prices)
+
+
+def admission_for(pairs: int, limits: Limits | None = None, demands: Demands = DEMANDS) -> Admission:
+    return Admission(budget_for(pairs, demands=demands), limits or Limits(), random.Random(1))
+
+
+class TestPrices:
+    def test_a_connection_is_user_space_and_kernel_together(self) -> None:
+        assert PRICES.tcp_bytes == (
+            PRICES.conn_user_bytes + PRICES.ring_bytes + PRICES.socket_bytes + PRICES.send_queue_bytes
+        )
+
+    def test_a_stalled_readers_send_queue_keeps_to_40_kib(self) -> None:
+        assert PRICES.send_queue_bytes <= 40 * KIB
+
+    def test_a_set_sndbuf_bounds_the_queue_at_twice_its_value(self) -> None:
+        assert replace(PRICES, sndbuf_bytes=8 * KIB).send_queue_bytes == 16 * KIB
+        assert replace(PRICES, sndbuf_bytes=4 * MIB).send_queue_bytes == PRICES.send_queue_bytes
+
+    def test_the_ring_is_bounded_by_slots_and_by_bytes(self) -> None:
+        assert replace(PRICES, ring_slots=32).ring_bytes == 32 * PRICES.frame_bytes + 8 * 32
+        assert replace(PRICES, ring_slots=128).ring_bytes == 32 * KIB + 8 * 128
+
+    def test_tls_is_dearer_and_a_unix_socket_has_its_own_price(self) -> None:
+        assert PRICES.tls_tcp_bytes == PRICES.tcp_bytes + PRICES.tls_bytes
+        assert PRICES.unix_bytes < PRICES.tcp_bytes
+
+    def test_user_space_of_a_live_relayed_stream_is_within_13_kb(self) -> None:
+        assert PRICES.conn_user_bytes + PRICES.stream_user_bytes + PRICES.log_expected_bytes <= 13 * KIB + 300
+
+
+class TestBudget:
+    def test_memory_fits_so_many_pairs(self) -> None:
+        budget = budget_for(8_000)
+        assert (budget.connections_max, budget.streams_max, budget.limited_by) == (8_000, 8_000, "memory")
+
+    def test_a_byte_less_is_a_pair_less(self) -> None:
+        full = budget_for(50)
+        resources = replace(full.resources, memory_bytes=full.resources.memory_bytes - 1)
+        assert Budget.compute(resources, DEMANDS, PRICES).connections_max == 49
+
+    def test_logs_get_what_the_pairs_leave(self) -> None:
+        budget = budget_for(100)
+        assert budget.logs_bytes_max == 100 * PRICES.log_expected_bytes
+
+    def test_logs_may_have_a_budget_of_the_operators(self) -> None:
+        default = budget_for(100)
+        budget = Budget.compute(default.resources, replace(DEMANDS, logs_bytes_max=3 * MIB), PRICES)
+        assert budget.logs_bytes_max == 3 * MIB
+        spent = budget.connections_max * PRICES.tcp_bytes + budget.streams_max * PRICES.stream_bytes
+        assert spent + 3 * MIB <= budget.available_bytes
+        assert budget.connections_max < 100
+
+    def test_bodies_take_an_eighth_of_a_small_machine(self) -> None:
+        demands = replace(DEMANDS, bodies_bytes_max=256 * MIB)
+        assert Budget.compute(Resources(256 * MIB, "cgroup", 20_000), demands, PRICES).bodies_bytes_max == 32 * MIB
+        assert Budget.compute(Resources(8 * GIB, "machine", 20_000), demands, PRICES).bodies_bytes_max == 256 * MIB
+
+    @given(
+        memory=st.integers(64 * MIB, 64 * GIB),
+        descriptors=st.integers(200, 1_000_000),
+        workers=st.integers(1, 8),
+        streams_max=st.integers(0, 20_000),
+        tcp_memory=st.none() | st.integers(MIB, 8 * GIB),
+    )
+    @settings(max_examples=200)
+    def test_what_is_admitted_always_fits(
+        self, memory: int, descriptors: int, workers: int, streams_max: int, tcp_memory: int | None
+    ) -> None:
+        demands = replace(DEMANDS, streams_max=streams_max)
+        resources = Resources(memory, "machine", descriptors, workers, tcp_memory)
+        try:
+            budget = Budget.compute(resources, demands, PRICES)
+        except BudgetError:
+            return
+        spent = budget.connections_max * PRICES.tcp_bytes + budget.streams_max * PRICES.stream_bytes
+        assert spent + budget.streams_max * PRICES.log_expected_bytes <= budget.available_bytes
+        assert budget.logs_bytes_max >= budget.streams_max * PRICES.log_expected_bytes
+        assert budget.connections_max + budget.streams_max <= budget.descriptors_max * workers
+        assert not streams_max or budget.streams_max <= streams_max
+        assert budget.connections_max >= budget.streams_max >= 1
+
+    def test_few_streams_leave_room_for_readers(self) -> None:
+        demands = replace(DEMANDS, streams_max=10)
+        pairs = budget_for(1_000)
+        fan_out = Budget.compute(pairs.resources, demands, PRICES)
+        assert fan_out.streams_max == 10
+        assert fan_out.connections_max > 1_000
+
+    def test_descriptors_count_twice_a_pair_and_per_worker(self) -> None:
+        rich = Resources(64 * GIB, "machine", 20_000, workers=2)
+        budget = Budget.compute(rich, DEMANDS, PRICES)
+        assert budget.limited_by == "descriptors"
+        assert budget.connections_max == 2 * (20_000 - 10 - 2) // 2
+
+    def test_tcp_mem_bounds_the_queues(self) -> None:
+        resources = Resources(64 * GIB, "machine", 20_000, tcp_memory_bytes=100 * MIB)
+        budget = Budget.compute(resources, DEMANDS, PRICES)
+        assert budget.limited_by == "tcp_mem"
+        assert budget.connections_max * (PRICES.send_queue_bytes + PRICES.upstream_queue_bytes) <= 100 * MIB
+
+    def test_a_setting_below_all_that_holds(self) -> None:
+        budget = budget_for(100, demands=replace(DEMANDS, conns_max=7))
+        assert (budget.connections_max, budget.limited_by) == (7, "conns_max")
+
+    def test_too_few_descriptors_for_the_setting_is_a_reason_not_to_start(self) -> None:
+        demands = replace(DEMANDS, conns_max=1_000)
+        with pytest.raises(BudgetError, match=r"RLIMIT_NOFILE is 1024: room for 506 connections.*1000 wanted"):
+            Budget.compute(Resources(GIB, "machine", 1024), demands, PRICES)
+
+    def test_no_descriptors_at_all(self) -> None:
+        with pytest.raises(BudgetError, match="RLIMIT_NOFILE is 12: room for 0"):
+            Budget.compute(Resources(GIB, "machine", 12), DEMANDS, PRICES)
+
+    def test_too_little_memory_says_what_to_change(self) -> None:
+        with pytest.raises(BudgetError, match="raise memory_limit"):
+            Budget.compute(Resources(8 * MIB, "cgroup", 20_000), DEMANDS, PRICES)
+
+    def test_the_line_names_limit_subtractions_prices_and_most(self) -> None:
+        line = budget_for(8_000).describe()
+        assert "\n" not in line
+        for word in ("(setting)", "1 worker(s) 10 MiB", "a connection costs", "8000 connections", "by memory"):
+            assert word in line
+
+    def test_status_sums_up(self) -> None:
+        status = budget_for(100).status()
+        subtracted = status["subtracted_bytes"]
+        assert isinstance(subtracted, dict)
+        assert status["memory_limit_bytes"] == sum(subtracted.values()) + status["available_bytes"]  # type: ignore[operator]
+
+
+class TestConnections:
+    def test_the_last_one_in_and_the_first_one_out(self) -> None:
+        admission = admission_for(3)
+        assert [admission.admit_connection(PRICES.tcp_bytes) for _ in range(3)] == [None] * 3
+        refusal = admission.admit_connection(PRICES.tcp_bytes)
+        assert refusal is not None
+        assert (refusal.gate, refusal.status, refusal.reason) == (Gate.CONNECTIONS, 503, CloseReason.OVER_BUDGET)
+        admission.release_connection(PRICES.tcp_bytes)
+        assert admission.admit_connection(PRICES.tcp_bytes) is None
+
+    def test_a_wave_of_connections_leaves_room_for_their_streams(self) -> None:
+        admission = admission_for(100)
+        while admission.admit_connection(PRICES.tcp_bytes) is None:
+            pass
+        assert [admission.admit_relay() for _ in range(100)] == [None] * 100
+
+    def test_a_dearer_connection_is_refused_by_memory(self) -> None:
+        admission = admission_for(1)
+        refusal = admission.admit_connection(10 * PRICES.tls_tcp_bytes)
+        assert refusal is not None
+        assert refusal.gate is Gate.MEMORY
+
+    def test_a_client_of_its_own_gets_429(self) -> None:
+        admission = admission_for(10, Limits(conns_per_address_max=2))
+        assert [admission.admit_connection(1, "192.0.2.1") for _ in range(2)] == [None, None]
+        refusal = admission.admit_connection(1, "192.0.2.1")
+        assert refusal is not None
+        assert (refusal.gate, refusal.status) == (Gate.ADDRESS, 429)
+        assert admission.admit_connection(1, "192.0.2.2") is None
+        assert admission.admit_connection(1) is None
+        admission.release_connection(1, "192.0.2.1")
+        assert admission.admit_connection(1, "192.0.2.1") is None
+
+    def test_a_refused_one_took_nothing(self) -> None:
+        admission = admission_for(10, Limits(conns_per_address_max=1))
+        admission.admit_connection(1, "192.0.2.1")
+        before = admission.status()["in_use"]
+        assert admission.admit_connection(1, "192.0.2.1") is not None
+        assert admission.status()["in_use"] == before
+
+    def test_descriptors_are_counted_with_the_idle_upstreams(self) -> None:
+        budget = Budget.compute(Resources(GIB, "machine", 12 + 10), DEMANDS, PRICES)
+        admission = Admission(budget, Limits(), random.Random(1))
+        admission.note_idle_upstreams(9)
+        assert admission.admit_connection(1) is None
+        refusal = admission.admit_connection(1)
+        assert refusal is not None
+        assert refusal.gate is Gate.DESCRIPTORS
+        # A pooled connection is used for the relay, so it takes no further descriptor.
+        assert admission.admit_relay() is None
+
+    def test_the_reserve_is_small_and_given_back(self) -> None:
+        admission = admission_for(1)
+        assert [admission.take_reserved() for _ in range(3)] == [True, True, False]
+        admission.release_reserved()
+        assert admission.take_reserved()
+
+    def test_an_adopted_one_is_counted_even_over_the_limit(self) -> None:
+        admission = admission_for(1)
+        admission.admit_connection(5)
+        admission.adopt_connection(5, "192.0.2.1")
+        assert admission.status()["in_use"]["connections"] == 2  # type: ignore[index]
+        admission.release_connection(5, "192.0.2.1")
+        admission.release_connection(5)
+        assert len(admission.addresses) == 0
+
+
+class TestStreams:
+    def test_streams_in_all(self) -> None:
+        admission = admission_for(2)
+        assert [admission.admit_stream() for _ in range(2)] == [None, None]
+        refusal = admission.admit_stream()
+        assert refusal is not None
+        assert (refusal.gate, refusal.code) == (Gate.STREAMS, "over_capacity")
+
+    def test_upstream_in_flight(self) -> None:
+        admission = admission_for(10, Limits(upstream_in_flight_max=1))
+        assert admission.admit_relay() is None
+        refusal = admission.admit_relay()
+        assert refusal is not None
+        assert refusal.gate is Gate.UPSTREAM
+        assert admission.admit_stream() is None
+        admission.release_relay()
+        assert admission.admit_relay() is None
+
+    def test_logs_are_charged_as_they_grow(self) -> None:
+        admission = admission_for(10)
+        admission.charge_logs(budget_for(10).available_bytes)
+        refusal = admission.admit_stream()
+        assert refusal is not None
+        assert refusal.gate is Gate.MEMORY
+        admission.charge_logs(-PRICES.stream_bytes)
+        assert admission.admit_stream() is None
+
+    def test_a_late_loop_refuses_streams_and_no_connections(self) -> None:
+        admission = admission_for(10, Limits(loop_lag_max_s=0.5))
+        admission.note_lag(0.9)
+        assert admission.admit_stream() is None
+        admission.note_lag(0.9)
+        refusal = admission.admit_relay()
+        assert refusal is not None
+        assert refusal.gate is Gate.LOOP_LAG
+        assert admission.admit_connection(1) is None
+        admission.note_lag(0.0)
+        assert admission.admit_relay() is None
+
+    def test_measured_memory_is_the_second_opinion(self) -> None:
+        admission = admission_for(10)
+        admission.note_resident(budget_for(10).resources.memory_bytes + 1)
+        refusal = admission.admit_stream()
+        assert refusal is not None
+        assert refusal.gate is Gate.MEMORY
+
+
+class TestBodies:
+    def test_all_bodies_together(self) -> None:
+        admission = admission_for(1)
+        assert admission.admit_body(MIB - 1) is None
+        refusal = admission.admit_body(2)
+        assert refusal is not None
+        assert refusal.gate is Gate.BODIES
+        admission.release_body(MIB - 1)
+        assert admission.admit_body(MIB) is None
+
+
+class TestWorkers:
+    def test_rows_are_summed_and_only_the_own_one_is_written(self) -> None:
+        budget = budget_for(3, workers=2)
+        rows = [[0] * len(Slot), [0] * len(Slot)]
+        first = Admission(budget, Limits(), random.Random(1), rows[0], [rows[1]])
+        second = Admission(budget, Limits(), random.Random(2), rows[1], [rows[0]])
+        assert first.admit_connection(1) is None
+        assert second.admit_connection(1) is None
+        assert first.admit_connection(1) is None
+        assert second.admit_connection(1) is not None
+        assert [row[Slot.CONNECTIONS] for row in rows] == [2, 1]
+        assert first.saturation()["connections"] == second.saturation()["connections"] == 1.0
+
+    def test_logs_are_shared_out(self) -> None:
+        budget = budget_for(10, workers=2)
+        assert Admission(budget, Limits(), random.Random(1)).logs_bytes_max == budget.logs_bytes_max // 2
+
+
+class TestRefusal:
+    def test_retry_after_is_jittered_within_its_bounds(self) -> None:
+        admission = admission_for(1)
+        admission.admit_stream()
+        seconds = {refusal.retry_after_s for _ in range(300) if (refusal := admission.admit_stream())}
+        assert min(seconds) > RETRY_S_MIN
+        assert max(seconds) <= RETRY_S_MAX
+        assert len(seconds) == RETRY_S_MAX - RETRY_S_MIN
+
+    def test_every_gates_refusal_is_counted(self) -> None:
+        admission = admission_for(1)
+        admission.admit_stream()
+        admission.admit_stream()
+        assert admission.refused() == {gate.value: int(gate is Gate.STREAMS) for gate in Gate}
+
+
+class TestSaturation:
+    def test_empty_is_nought_and_full_is_one(self) -> None:
+        admission = admission_for(4)
+        assert set(admission.saturation().values()) == {0.0}
+        while admission.admit_connection(PRICES.tcp_bytes) is None:
+            assert admission.admit_relay() is None
+        parts = admission.saturation()
+        assert parts["connections"] == parts["streams"] == parts["upstream"] == 1.0
+        assert 0.8 < parts["memory"] < 1.0
+        assert admission.saturation_highest() == 1.0
+
+    def test_never_over_one(self) -> None:
+        admission = admission_for(4, Limits(loop_lag_max_s=0.1))
+        admission.note_lag(50)
+        assert admission.saturation()["loop_lag"] == 1.0
+
+    def test_lag_gate_off_is_nought(self) -> None:
+        admission = admission_for(4, Limits(loop_lag_max_s=0))
+        admission.note_lag(50)
+        assert admission.saturation()["loop_lag"] == 0.0
+        assert admission.admit_stream() is None
+
+
+class TestAddresses:
+    @pytest.mark.parametrize(
+        ("address", "key"),
+        [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+            ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+            ("fe80::1%eth0", "fe80::/64"),
+        ],
+    )
+    def test_what_a_client_is_counted_by(self, address: str, key: str) -> None:
+        assert address_key(address) == key
+
+    def test_nonsense_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="nonsense"):
+            address_key("nonsense")
+
+    def test_no_entry_is_left_behind(self) -> None:
+        gate = AddressGate(2)
+        gate.take("a")
+        gate.take("a")
+        assert not gate.has_room("a")
+        gate.give_back("a")
+        gate.give_back("a")
+        assert len(gate) == 0
+
+
+class Gates(RuleBasedStateMachine):
+    """Any order of arrivals and ends against plain counts: the sums agree, and all given back is all free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission = admission_for(5, Limits(conns_per_address_max=3))
+        self.connections: list[tuple[int, str | None]] = []
+        self.relays = self.streams = self.logs = self.bodies = 0
+
+    @rule(price=st.sampled_from([PRICES.tcp_bytes, PRICES.unix_bytes]), address=st.sampled_from([None, "a", "b"]))
+    def connect(self, price: int, address: str | None) -> None:
+        if self.admission.admit_connection(price, address) is None:
+            self.connections.append((price, address))
+
+    @precondition(lambda self: self.connections)
+    @rule(pick=st.randoms(use_true_random=False))
+    def disconnect(self, pick: random.Random) -> None:
+        self.admission.release_connection(*self.connections.pop(pick.randrange(len(self.connections))))
+
+    @rule()
+    def relay(self) -> None:
+        self.relays += self.admission.admit_relay() is None
+
+    @precondition(lambda self: self.relays)
+    @rule()
+    def end_relay(self) -> None:
+        self.admission.release_relay()
+        self.relays -= 1
+
+    @rule()
+    def publish(self) -> None:
+        self.streams += self.admission.admit_stream() is None
+
+    @precondition(lambda self: self.streams)
+    @rule()
+    def seal(self) -> None:
+        self.admission.release_stream()
+        self.streams -= 1
+
+    @rule(size=st.integers(-4_000, 4_000))
+    def log(self, size: int) -> None:
+        size = max(size, -self.logs)
+        self.admission.charge_logs(size)
+        self.logs += size
+
+    @rule(size=st.integers(1, MIB))
+    def body(self, size: int) -> None:
+        if self.admission.admit_body(size) is None:
+            self.bodies += size
+
+    @precondition(lambda self: self.bodies)
+    @rule()
+    def body_read(self) -> None:
+        self.admission.release_body(self.bodies)
+        self.bodies = 0
+
+    @invariant()
+    def sums_agree(self) -> None:
+        streams = self.relays + self.streams
+        assert self.admission.status()["in_use"] == {
+            "connections": len(self.connections),
+            "streams": streams,
+            "upstream": self.relays,
+            "memory": sum(price for price, _ in self.connections) + streams * PRICES.stream_bytes + self.logs,
+            "bodies": self.bodies,
+        }
+        assert len(self.connections) <= 5
+        assert streams <= 5
+        for key in ("a", "b"):
+            assert sum(address == key for _, address in self.connections) <= 3
+
+    def teardown(self) -> None:
+        while self.connections:
+            self.admission.release_connection(*self.connections.pop())
+        for _ in range(self.relays):
+            self.admission.release_relay()
+        for _ in range(self.streams):
+            self.admission.release_stream()
+        self.admission.charge_logs(-self.logs)
+        self.admission.release_body(self.bodies)
+        assert set(self.admission.saturation().values()) == {0.0}
+        assert len(self.admission.addresses) == 0
+
+
+TestGates = Gates.TestCase
+TestGates.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
