@@ -1,0 +1,108 @@
+"""What this machine gives us: memory limit, TCP memory, file descriptors, and what we use of the memory.
+
+Everything is read below an injectable root, so the tests lay out machines of their own. What can't be read (a
+sandbox with ProcSubset=pid hides /proc/sys) is left out, never an error: the budget then goes by what is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path("/")
+
+# cgroup v1 says "no limit" with a page-aligned LONG_MAX; anything beyond a petabyte is none.
+UNLIMITED_BYTES: Final = 1 << 50
+
+
+def memory_limit(setting_bytes: int, root: Path = ROOT) -> tuple[int, str]:
+    """The bytes that all of streamd may use, and where that comes from: "setting", "cgroup" or "machine".
+
+    The setting (0: none) wins, else the least of all cgroup ancestors' limits (v2 and v1), else the machine's memory.
+    """
+    if setting_bytes:
+        return setting_bytes, "setting"
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = min(_cgroup_limits(root), default=UNLIMITED_BYTES)
+    return (limit, "cgroup") if limit < machine else (machine, "machine")
+
+
+def tcp_memory(root: Path = ROOT) -> int | None:
+    """The middle of tcp_mem in bytes, above which the kernel starts to press TCP's buffers; None where unreadable."""
+    try:
+        pages = int((root / "proc/sys/net/ipv4/tcp_mem").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def raise_descriptors() -> int:
+    """Raise RLIMIT_NOFILE's soft limit to the hard one; where a sandbox forbids it, go on. Returns the soft limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def descriptors_open(root: Path = ROOT) -> int | None:
+    """Descriptors that this process has open now; None where unreadable."""
+    try:
+        return len(os.listdir(root / "proc/self/fd"))
+    except OSError:
+        return None
+
+
+def resident_bytes(pid: int | str = "self", root: Path = ROOT) -> int:
+    """User-space memory of one process: PSS (pages shared with others counted by their share), else RSS, else 0.
+
+    The kernel walks all pages for it (10 ms for 500 MB): for start-up and for an idle moment, not for every sweep.
+    """
+    process = root / "proc" / str(pid)
+    return _kilobytes(process / "smaps_rollup", "Pss:") or _kilobytes(process / "status", "VmRSS:")
+
+
+def _kilobytes(path: Path, key: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _cgroup_limits(root: Path) -> Iterator[int]:
+    """Every limit that holds for this process, of its own groups and their ancestors, v2 and v1."""
+    for mount, file, group in _memory_groups(root):
+        inside = mount.joinpath(group.lstrip("/"))
+        # A container may see its own group's path only from outside (no such folder here): its limits are at the mount.
+        for folder in (inside, *inside.parents):
+            yield from _limit(folder / file)
+            if folder == mount:
+                break
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
+    """(mount point, limit file, this process's group) of each hierarchy that counts memory."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+                yield root / mount, "memory.max", group
+        elif "memory" in controllers.split(","):
+            yield root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", group
+
+
+def _limit(path: Path) -> Iterator[int]:
+    """The one limit in a file, nothing for "max", for v1's unlimited, or where there is no such file."""
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(path.read_text())
+        if 0 < limit < UNLIMITED_BYTES:
+            yield limit
