@@ -2,14 +2,15 @@
 
 The protocols are sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3) and systemd.exec(5). Three rules hold here:
 
-- Nothing blocks and nothing raises towards the caller: a daemon that serves readers does not stop because nobody listens.
-- What says where the daemon is in its life (READY, RELOADING, STOPPING) must arrive, and in order. If systemd's socket is full for
-  the moment, such a datagram is owed: it goes out before the next one, each on its own, because systemd reads READY and RELOADING in
-  one datagram as one state. STATUS, WATCHDOG and EXTEND_TIMEOUT_USEC are worth nothing later and are never owed.
-- The variables are for this process alone. They are taken out of the environment when read, so that no child can believe that it was
-  meant (a worker must not feed the supervisor's watchdog).
+- Nothing blocks and nothing raises towards the caller: a daemon that serves readers goes on when nobody listens.
+- What says where the daemon is in its life (READY, RELOADING, STOPPING) must arrive, and in order. If systemd's socket
+  is full for the moment, such a datagram is owed: it goes out before the next one, each on its own, because systemd
+  reads READY and RELOADING in one datagram as one state. STATUS, WATCHDOG and EXTEND_TIMEOUT_USEC are worth nothing
+  later and are never owed.
+- The variables are for this process alone. They are taken out of the environment when read, so that no child can
+  believe that it was meant (a worker must not feed the supervisor's watchdog).
 
-Rejected: a connected socket. `systemctl daemon-reexec` may open a new one under the same name; sending by address finds it.
+Rejected: a connected socket. `systemctl daemon-reexec` may open a new one under the same name; an address finds it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Notifier:
     Each call returns whether the datagram was taken by the socket, which is not yet read by systemd.
     """
 
-    __slots__ = ("watchdog_interval_s", "_address", "_owed", "_socket")
+    __slots__ = ("_address", "_owed", "_socket", "watchdog_interval_s")
 
     def __init__(self, address: str = "", watchdog_interval_s: float = 0.0) -> None:
         """`address` as in NOTIFY_SOCKET: an absolute path, or `@name` for an abstract one; anything else is nowhere."""
@@ -66,7 +67,7 @@ class Notifier:
         return self._tell(b"READY=1" + (b"\nSTATUS=" + _status_bytes(status) if status else b""), must_arrive=True)
 
     def reloading(self, now_monotonic_usec: int) -> bool:
-        """The configuration is being read again; ready() ends it. CLOCK_MONOTONIC in microseconds (time.monotonic_ns() // 1000)."""
+        """The configuration is read again; ready() ends it. `time.monotonic_ns() // 1000` is what systemd wants."""
         return self._tell(b"RELOADING=1\nMONOTONIC_USEC=%d" % now_monotonic_usec, must_arrive=True)
 
     def stopping(self, status: str = "") -> bool:
@@ -86,7 +87,10 @@ class Notifier:
         return self._tell(b"WATCHDOG=1")
 
     def store_fd(self, name: str, fd: int) -> bool:
-        """Give systemd a copy of `fd`, back at the next start under `name`. The store keeps older ones of that name: remove_fd() first."""
+        """Give systemd a copy of `fd`, back at the next start under `name`.
+
+        Older ones of that name stay in the store: remove_fd() first.
+        """
         return self._tell(b"FDSTORE=1\nFDNAME=" + _fdname_bytes(name), fd=fd)
 
     def remove_fd(self, name: str) -> bool:
@@ -135,7 +139,7 @@ class Inherited(NamedTuple):
 
 
 def inherited(environ: MutableMapping[str, str], pid: int, fd_first: int = LISTEN_FDS_START) -> Inherited:
-    """The descriptors passed to this process, close-on-exec from now on; LISTEN_* leave `environ`, whoever they were for.
+    """The descriptors passed to this process, close-on-exec from now on; LISTEN_* leave `environ`, whoever was meant.
 
     `fd_first` is the number of the first one. Empty when LISTEN_PID is another process's, or the numbers make no sense.
     """
@@ -181,7 +185,7 @@ def runtime_dir(environ: Mapping[str, str]) -> Path | None:
 
 
 def is_journal(environ: Mapping[str, str], fd: int) -> bool:
-    """Does `fd` (2, as a rule) lead to journald, so that lines may begin with `<6>`? JOURNAL_STREAM is `device:inode` of it."""
+    """Does `fd` (2, as a rule) lead to journald, so that lines may begin with `<6>`? JOURNAL_STREAM is device:inode."""
     try:
         there = os.fstat(fd)
     except OSError:
@@ -204,7 +208,8 @@ def _status_bytes(text: str) -> bytes:
 
 def _fdname_bytes(name: str) -> bytes:
     # fdname_is_valid() in systemd: printable ASCII without the colon that separates LISTEN_FDNAMES.
-    assert 0 < len(name) <= FDNAME_CHARS_MAX and name.isascii() and name.isprintable() and ":" not in name, name
+    assert 0 < len(name) <= FDNAME_CHARS_MAX, name
+    assert name.isascii() and name.isprintable() and ":" not in name, name
     return name.encode("ascii")
 
 

@@ -1,0 +1,117 @@
+"""The man pages: everything that the parsers and the rows know is in them, and groff has nothing to say."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS
+from streamd.daemon import manpage
+from streamd.rows import Kind, Row
+
+TABLES = {"upstream": UPSTREAM_ROWS, "route": ROUTE_ROWS}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="streamd", description="One daemon.")
+    parser.add_argument("--version", action="version", version="1")
+    commands = parser.add_subparsers(dest="command")
+    serve = commands.add_parser("serve", help="run", description="Run the daemon.")
+    serve.add_argument("--config", metavar="FILE", help="the file; 100%% yours")
+    serve.add_argument("--upstream", "-u", action="append", metavar="URL", help="one more server")
+    serve.add_argument("--mode", choices=("fast", "slow"), default="fast", help="%(default)s unless set")
+    serve.add_argument("--hushed", help=argparse.SUPPRESS)
+    for row in ROWS:
+        serve.add_argument(row.flag, dest=row.dest, metavar=row.kind.value.upper(), help=row.why.replace("%", "%%"))
+    check = commands.add_parser("check-config", help="check", description="Check a file.")
+    check.add_argument("file", metavar="FILE", help=".dotted help")
+    commands.add_parser("internal")
+    return parser
+
+
+def _shown(page: str) -> str:
+    """The page as plain words, roff's escapes undone."""
+    for escape, character in (("\\-", "-"), ("\\(aq", "'"), ("\\(ha", "^"), ("\\(ti", "~"), ("\\&", ""), ("\\e", "\\")):
+        page = page.replace(escape, character)
+    return page
+
+
+@pytest.fixture(scope="module")
+def command_page() -> str:
+    return manpage.command_page(_parser(), ROWS, "1.2.3")
+
+
+@pytest.fixture(scope="module")
+def settings_page() -> str:
+    return manpage.settings_page(ROWS, TABLES, "1.2.3")
+
+
+def test_every_command_and_option_is_in_the_page(command_page: str) -> None:
+    shown = _shown(command_page)
+    for term in ("--config FILE", "--upstream, -u URL", "--mode fast|slow", "--version", "streamd check-config"):
+        assert f".B {term}\n" in shown or f".SS {term}\n" in shown
+    assert "the file; 100% yours\n" in shown
+    assert "fast unless set\n" in shown
+    for row in ROWS:
+        assert re.search(rf"{re.escape(row.flag)}\b", shown), row.flag
+
+
+def test_what_is_not_for_people_is_left_out(command_page: str) -> None:
+    assert "hushed" not in command_page
+    assert "internal" not in command_page
+
+
+def test_only_settings_of_the_first_section_are_explained_beside_their_flags(command_page: str) -> None:
+    shown = _shown(command_page)
+    for row in ROWS:
+        assert (f"\n{row.why}\n" in shown) == (row.section == ROWS[0].section), row.key
+
+
+def test_every_setting_is_in_the_page_with_what_it_takes(settings_page: str) -> None:
+    shown = _shown(settings_page)
+    for row in ROWS:
+        allowed = row.allowed()
+        assert f".B {row.key}\n{allowed[0].upper()}{allowed[1:]}" in shown
+        assert f"\n{row.flag}, {row.variable}\n" in shown
+        assert f"{row.why}." in shown
+    for name, rows in TABLES.items():
+        table = shown.partition(f'.SH "[[{name.upper()}]]"')[2] or shown.partition(f'.SH "[[{name}]]"')[2]
+        for row in rows:
+            assert f".B {row.key}\n" in table
+
+
+def test_a_default_and_a_restart_are_told() -> None:
+    row = Row(Kind.WORD, "A", "why not", "red", words=("red", "blue"), restart=True, key="colour", attribute="colour")
+    page = _shown(manpage.settings_page([row], {}, "1"))
+    assert (
+        "One of red, blue; red unless set.\n.br\nwhy not.\nA change takes a restart.\n.br\n--colour, STREAMD_COLOUR"
+        in page
+    )
+
+
+@pytest.mark.parametrize("text", [".dot", "'quote", "a\n.b", "\\*x", "a-b", "`x' ~^", ""])
+def test_no_text_is_a_command_to_roff(text: str) -> None:
+    escaped = manpage.escaped(text)
+    assert not any(line.startswith((".", "'")) for line in escaped.split("\n"))
+    assert _shown(escaped) == text
+
+
+def test_two_builds_are_the_same_bytes(command_page: str) -> None:
+    assert manpage.command_page(_parser(), ROWS, "1.2.3") == command_page
+
+
+@pytest.mark.parametrize("page", ["command_page", "settings_page"])
+def test_groff_has_nothing_to_say(page: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    (tmp_path / "page").write_text(request.getfixturevalue(page), encoding="utf-8")
+    said = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-Kutf8", "-ww", "-z", "page"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert said.stderr == b""
+    assert said.returncode == 0

@@ -1,0 +1,129 @@
+"""systemd/place.py: a first installation, a second, an update, and what a person changed in between."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLACE = Path(__file__).parents[2] / "systemd" / "place.py"
+TARGET = "/etc/streamd/streamd.toml"
+UNIT = "/usr/local/lib/systemd/system/streamd.service"
+
+
+class Stage:
+    """A DESTDIR, and the files that are shipped into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "stage"
+        self._shipped = folder / "shipped"
+        self._shipped.mkdir()
+        self.ship("v1\n")
+        (self._shipped / "unit").write_text("ExecStart=/opt/streamd/bin/streamd\n")
+
+    def ship(self, text: str) -> None:
+        (self._shipped / "toml").write_text(text)
+
+    def run(self, action: str, prefix: str = "/opt/streamd") -> list[str]:
+        places = [f"{self._shipped}/toml={TARGET}", f"{self._shipped}/unit={UNIT}"] if action == "install" else []
+        command = [sys.executable, str(PLACE), action, "--destdir", str(self.root), "--prefix", prefix, *places]
+        return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr.splitlines()
+
+    def path(self, target: str) -> Path:
+        return Path(str(self.root) + target)
+
+    def files(self) -> set[str]:
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_the_first_time_everything_is_written(stage: Stage) -> None:
+    assert stage.run("install") == []
+    assert stage.path(TARGET).read_text() == "v1\n"
+    assert stage.path(TARGET).stat().st_mode & 0o777 == 0o644
+    assert stage.files() == {TARGET[1:], UNIT[1:], "opt/streamd/share/streamd/installed.sha256"}
+
+
+def test_the_units_follow_the_prefix(stage: Stage) -> None:
+    stage.run("install", "/srv/s")
+    assert stage.path(UNIT).read_text() == "ExecStart=/srv/s/bin/streamd\n"
+
+
+def test_the_second_time_nothing_is_touched(stage: Stage) -> None:
+    stage.run("install")
+    before = stage.path(TARGET).stat()
+    assert stage.run("install") == []
+    assert stage.path(TARGET).stat().st_ino == before.st_ino
+    assert stage.path(TARGET).stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_an_update_replaces_what_nobody_changed(stage: Stage) -> None:
+    stage.run("install")
+    stage.ship("v2\n")
+    assert stage.run("install") == []
+    assert stage.path(TARGET).read_text() == "v2\n"
+    assert not stage.path(TARGET + ".new").exists()
+
+
+def test_a_change_is_kept_and_an_update_comes_beside_it(stage: Stage) -> None:
+    stage.run("install")
+    stage.path(TARGET).write_text("mine\n")
+    assert stage.run("install") == [f"{TARGET}: kept as you changed it"]
+    assert not stage.path(TARGET + ".new").exists()
+
+    stage.ship("v2\n")
+    assert stage.run("install") == [f"{TARGET}: kept as you changed it; the new one is {TARGET}.new"]
+    assert stage.path(TARGET).read_text() == "mine\n"
+    assert stage.path(TARGET + ".new").read_text() == "v2\n"
+
+
+def test_the_new_one_goes_once_it_was_taken_over(stage: Stage) -> None:
+    stage.run("install")
+    stage.path(TARGET).write_text("mine\n")
+    stage.ship("v2\n")
+    stage.run("install")
+    stage.path(TARGET).write_text("v2\n")
+    assert stage.run("install") == []
+    assert not stage.path(TARGET + ".new").exists()
+
+
+def test_a_file_that_was_there_before_any_installation_is_a_persons(stage: Stage) -> None:
+    stage.path(TARGET).parent.mkdir(parents=True)
+    stage.path(TARGET).write_text("mine\n")
+    assert stage.run("install") == [f"{TARGET}: kept as you changed it; the new one is {TARGET}.new"]
+    assert stage.path(TARGET).read_text() == "mine\n"
+
+
+def test_uninstall_takes_what_it_brought_and_leaves_what_a_person_made(stage: Stage) -> None:
+    stage.run("install")
+    stage.path("/etc/streamd/credentials").mkdir()
+    stage.path("/etc/streamd/credentials/key").write_text("sk")
+    assert stage.run("uninstall") == []
+    assert stage.files() == {"etc/streamd/credentials/key", "opt/streamd/share/streamd/installed.sha256"}
+
+
+def test_uninstall_leaves_a_changed_file_and_says_so(stage: Stage) -> None:
+    stage.run("install")
+    stage.path(TARGET).write_text("mine\n")
+    assert stage.run("uninstall") == [f"{TARGET}: kept, because you changed it"]
+    assert stage.path(TARGET).read_text() == "mine\n"
+    assert not stage.path(UNIT).exists()
+
+
+def test_folders_of_our_own_go_when_they_are_empty_and_others_stay(stage: Stage) -> None:
+    stage.run("install")
+    stage.run("uninstall")
+    assert not stage.path("/etc/streamd").exists()
+    assert stage.path("/usr/local/lib/systemd/system").is_dir()
+
+
+def test_twice_uninstalled_is_no_error(stage: Stage) -> None:
+    stage.run("install")
+    stage.run("uninstall")
+    assert stage.run("uninstall") == []
