@@ -1,10 +1,11 @@
 """Event ids: what a reader sends back as Last-Event-ID, and nothing else.
 
-    <stream id>:<seq>            a stream that streamd named: `s_` + worker slot + incarnation + 22 characters of randomness
+    <stream id>:<seq>            a stream that streamd named: `s_` + worker slot + incarnation + 22 random characters
     <name>:<epoch>:<seq>         a name chosen by its publisher, in one of its lives
 
-The grammar (docs/PROTOCOL.md, section 2) has no place for CR, LF, NUL or a space, so an id that parses can go into a header
-or an event unescaped (CWE-93). The two forms can't be confused: a chosen name has no colon and doesn't begin with `s_`.
+The grammar (docs/PROTOCOL.md, section 2) has no place for CR, LF, NUL or a space, so an id that parses can go into a
+header or an event unescaped (CWE-93). The two forms can't be confused: a chosen name has no colon and doesn't begin
+with `s_`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ _SEQ = rb"0|[1-9][0-9]{0,15}"  # 2**53 has 16 digits
 _is_name = re.compile(_NAME).fullmatch
 _is_stream_id = re.compile(_STREAM_ID).fullmatch
 _parse_id = re.compile(
-    rb"(?:(?P<stream>%b)|(?P<name>%b):(?P<epoch>[A-Za-z0-9_-]{6})):(?P<seq>%b)"
-    % (_STREAM_ID, _NAME, _SEQ)
+    rb"(?:(?P<stream>%b)|(?P<name>%b):(?P<epoch>[A-Za-z0-9_-]{6})):(?P<seq>%b)" % (_STREAM_ID, _NAME, _SEQ)
 ).fullmatch
 
 

@@ -1,20 +1,21 @@
 """Server-sent events: a byte stream cut into whole events, and events framed for a reader (WHATWG HTML, 9.2).
 
-Nothing is re-encoded. An event goes downstream as the bytes that came, but for four rules (docs/PROTOCOL.md, section 3): line
-ends become LF, the stream's leading BOM goes, upstream `id` lines go, and ours is put in front.
+Nothing is re-encoded. An event goes downstream as the bytes that came, but for four rules (docs/PROTOCOL.md, section
+3): line ends become LF, the stream's leading BOM goes, upstream `id` lines go, and ours is put in front.
 
-**Nothing ends in a blank line without a `data` line before it.** Once they have seen an `id` or `retry` line, the OpenAI SDKs
-dispatch at *every* blank line and raise on the empty data. So a block without a data line never leaves here as a block: what
-a reader could still want of it, comments and `retry`, comes as *loose lines* that end in one LF and stand in front of whatever
-is written next. Its other fields have no effect by the standard ("if the data buffer is an empty string, set the event type
-buffer to the empty string and return").
+**Nothing ends in a blank line without a `data` line before it.** Once they have seen an `id` or `retry` line, the
+OpenAI SDKs dispatch at *every* blank line and raise on the empty data. So a block without a data line never leaves here
+as a block: what a reader could still want of it, comments and `retry`, comes as *loose lines* that end in one LF and
+stand in front of whatever is written next. Its other fields have no effect by the standard ("if the data buffer is an
+empty string, set the event type buffer to the empty string and return").
 
-Where an event ends: at the first byte that ends its blank line. After CR CR the event is whole, and delivered, though an LF may
-follow and belong to that line end; it is swallowed when it comes. Waiting for it would hold each event back for one token.
+Where an event ends: at the first byte that ends its blank line. After CR CR the event is whole, and delivered, though
+an LF may follow and belong to that line end; it is swallowed when it comes. Waiting for it would hold each event back
+for one token.
 
-Line ends are made LF as the bytes arrive, so that a block's end is always two LFs, and the search for it never looks at a byte
-twice. A pending block is bounded (`event_bytes_max`), counted as it will be delivered but with its id lines, blank line included;
-the bound falls on the same byte however the stream was cut.
+Line ends are made LF as the bytes arrive, so that a block's end is always two LFs, and the search for it never looks at
+a byte twice. A pending block is bounded (`event_bytes_max`), counted as it will be delivered but with its id lines,
+blank line included; the bound falls on the same byte however the stream was cut.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-HEARTBEAT: Final = (
-    b": hb\n"  # one line and no blank line: the only form that all SDKs survive
-)
+HEARTBEAT: Final = b": hb\n"  # one line and no blank line: the only form that all SDKs survive
 
 _LF: Final = 0x0A
 _CR: Final = 0x0D
@@ -52,8 +51,9 @@ class EventTooLarge(Exception):
 class EventSplitter:
     """Cuts one upstream's bytes into events. Any split of the input gives the same output.
 
-    Each piece returned is either an *event*: it ends in a blank line, has a data line, LF line ends and no id; or *loose lines*:
-    comments and `retry` of a block without data, ending in exactly one LF. `piece.endswith(b"\\n\\n")` tells which.
+    Each piece returned is either an *event*: it ends in a blank line, has a data line, LF line ends and no id; or
+    *loose lines*: comments and `retry` of a block without data, ending in exactly one LF. `piece.endswith(b"\\n\\n")`
+    tells which.
     """
 
     __slots__ = ("_edge", "_event_bytes_max", "_held", "pending")
@@ -61,18 +61,12 @@ class EventSplitter:
     def __init__(self, *, event_bytes_max: int) -> None:
         self._event_bytes_max = event_bytes_max
         self.pending = 0  # bytes held; 0: at a block's boundary
-        self._held: bytearray | None = (
-            None  # the block begun, LF line ends; None when pending == 0
-        )
+        self._held: bytearray | None = None  # the block begun, LF line ends; None when pending == 0
         self._edge = _AT_START
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take what was read; return what is whole now. Raises EventTooLarge, after which the splitter is of no use."""
-        if (
-            not self.pending
-            and _is_plain(chunk)
-            and len(chunk) <= self._event_bytes_max
-        ):  # the common case, uncopied
+        if not self.pending and _is_plain(chunk) and len(chunk) <= self._event_bytes_max:  # the common case, uncopied
             self._edge = _PLAIN
             return [chunk]
         return self._blocks(self._with_lf(chunk))
@@ -155,7 +149,8 @@ class EventSplitter:
 
 def _is_plain(block: bytes) -> bool:
     """Whether this is exactly one event of one data line, perhaps with an event type in front, as most are."""
-    # Why slices and single numbers: `x[:5] ==` took half the time of startswith, `13 in` a sixth of `b"\r" in` (CPython 3.11).
+    # Why slices and single numbers: `x[:5] ==` took half the time of startswith, `13 in` a sixth of `b"\r" in` (CPython
+    # 3.11).
     if block[-2:] != b"\n\n" or _CR in block:
         return False
     if block[:5] == b"data:":
@@ -177,15 +172,16 @@ def _piece(block: bytes) -> bytes:
     return b"".join(_loose_lines(block))
 
 
-# Both tables are there for speed: frame() runs once per token and took 205 ns with them, 300 without (CPython 3.11; % formatting
-# of the whole frame 370). 2,048 covers an ordinary answer's seqs, and its events' sizes; beyond, the number is formatted.
+# Two tables, for speed: frame() runs once per token and took 205 ns with them, 300 without (CPython 3.11; % formatting
+# of the whole frame 370). 2,048 covers an ordinary answer's seqs, and its events' sizes; beyond, the number is
+# formatted.
 _TABLE_SIZE: Final = 2048
 _SEQ_LINES: Final = tuple(b"%d\n" % seq for seq in range(_TABLE_SIZE))
 _SIZE_LINES: Final = tuple(b"%x\r\n" % size for size in range(_TABLE_SIZE))
 
 
 def frame(id_prefix: bytes, seq: int, event: bytes, *, chunked: bool) -> bytes:
-    """An event ready for the wire: its id line in front, as one HTTP chunk or bare. id_prefix: `id: <stream id>:`; seq >= 1."""
+    """An event ready for the wire, id line in front, as one HTTP chunk or bare. id_prefix: `id: s_x:`; seq >= 1."""
     seq_line = _SEQ_LINES[seq] if seq < _TABLE_SIZE else b"%d\n" % seq
     if not chunked:
         return b"".join((id_prefix, seq_line, event))

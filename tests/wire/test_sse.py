@@ -12,9 +12,7 @@ from streamd.wire.sse import HEARTBEAT, EventSplitter, EventTooLarge, frame, par
 MAX = 1 << 20
 
 
-def split(
-    *chunks: bytes, event_bytes_max: int = MAX, finish: bool = True
-) -> list[bytes]:
+def split(*chunks: bytes, event_bytes_max: int = MAX, finish: bool = True) -> list[bytes]:
     splitter = EventSplitter(event_bytes_max=event_bytes_max)
     pieces = [piece for chunk in chunks for piece in splitter.feed(chunk)]
     return pieces + splitter.finish() if finish else pieces
@@ -36,16 +34,10 @@ def reference(stream: bytes) -> list[bytes]:
         elif block:
             names = [row.split(b":")[0] for row in block]
             if b"data" in names:
-                kept = [
-                    row for row, name in zip(block, names, strict=True) if name != b"id"
-                ]
+                kept = [row for row, name in zip(block, names, strict=True) if name != b"id"]
                 pieces.append(b"\n".join(kept) + b"\n\n")
             else:
-                kept = [
-                    row
-                    for row, name in zip(block, names, strict=True)
-                    if name == b"retry" or row.startswith(b":")
-                ]
+                kept = [row for row, name in zip(block, names, strict=True) if name == b"retry" or row.startswith(b":")]
                 pieces += [b"".join(row + b"\n" for row in kept)] if kept else []
             block = []
     return pieces
@@ -151,21 +143,15 @@ def cut(stream: bytes, at: list[int]) -> list[bytes]:
 @settings(max_examples=400, deadline=None)
 @given(streams, st.lists(st.integers(0, 400), max_size=8))
 @example(b"data\r\r\ndata\r\n\r\n", [6, 7, 8])
-def test_any_stream_and_any_cut_give_what_the_standard_says(
-    stream: bytes, at: list[int]
-) -> None:
+def test_any_stream_and_any_cut_give_what_the_standard_says(stream: bytes, at: list[int]) -> None:
     expected = reference(stream)
     assert split(*cut(stream, at)) == expected
     assert split(*byte_wise(stream)) == expected
 
 
-value = st.binary(max_size=12).map(
-    lambda raw: raw.replace(b"\r", b"").replace(b"\n", b"")
-)
+value = st.binary(max_size=12).map(lambda raw: raw.replace(b"\r", b"").replace(b"\n", b""))
 event_lines = st.lists(
-    st.tuples(st.sampled_from([b"data: ", b"event: ", b": ", b"x: "]), value).map(
-        b"".join
-    ),
+    st.tuples(st.sampled_from([b"data: ", b"event: ", b": ", b"x: "]), value).map(b"".join),
     max_size=3,
 )
 events = st.tuples(event_lines, value).map(lambda both: [*both[0], b"data: " + both[1]])
@@ -173,18 +159,12 @@ events = st.tuples(event_lines, value).map(lambda both: [*both[0], b"data: " + b
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(events, min_size=1, max_size=6), st.data())
-def test_events_survive_any_cut_and_any_line_ends(
-    blocks: list[list[bytes]], data: st.DataObject
-) -> None:
+def test_events_survive_any_cut_and_any_line_ends(blocks: list[list[bytes]], data: st.DataObject) -> None:
     expected = [b"".join(line + b"\n" for line in lines) + b"\n" for lines in blocks]
     stream = b""
     for line in [line for lines in blocks for line in [*lines, b""]]:
         # An LF straight after a CR would belong to the line before: an empty line then ends otherwise.
-        ends = (
-            [b"\r", b"\r\n"]
-            if not line and stream.endswith(b"\r")
-            else [b"\n", b"\r\n", b"\r"]
-        )
+        ends = [b"\r", b"\r\n"] if not line and stream.endswith(b"\r") else [b"\n", b"\r\n", b"\r"]
         stream += line + data.draw(st.sampled_from(ends))
     at = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
     assert split(*cut(stream, at)) == expected
@@ -192,21 +172,15 @@ def test_events_survive_any_cut_and_any_line_ends(
 
 @settings(max_examples=200, deadline=None)
 @given(streams, st.lists(st.integers(0, 400), max_size=6))
-def test_what_comes_out_is_an_event_or_loose_lines(
-    stream: bytes, at: list[int]
-) -> None:
+def test_what_comes_out_is_an_event_or_loose_lines(stream: bytes, at: list[int]) -> None:
     for piece in split(*cut(stream, at)):
-        assert (
-            b"\r" not in piece
-            and b"\n\n" not in piece[:-2]
-            and not piece.startswith(b"\n")
-        )
+        assert b"\r" not in piece and b"\n\n" not in piece[:-2] and not piece.startswith(b"\n")
         names = [line.split(b":")[0] for line in piece.rstrip(b"\n").split(b"\n")]
         if piece.endswith(b"\n\n"):
             assert b"data" in names and b"id" not in names
         else:
             assert piece.endswith(b"\n") and set(names) <= {b"", b"retry"}
-        assert split(piece) == [piece]
+        assert split(b"\n", piece) == [piece]  # not at the start, where a BOM would go
 
 
 def test_one_whole_event_is_not_copied() -> None:
@@ -256,9 +230,7 @@ def test_finish_leaves_a_boundary() -> None:
     assert splitter.finish() == []
 
 
-def feed_until_too_large(
-    chunks: list[bytes], event_bytes_max: int
-) -> tuple[list[bytes], int]:
+def feed_until_too_large(chunks: list[bytes], event_bytes_max: int) -> tuple[list[bytes], int]:
     """What came before the refusal, and how many bytes were fed."""
     splitter = EventSplitter(event_bytes_max=event_bytes_max)
     before: list[bytes] = []
@@ -272,16 +244,10 @@ def feed_until_too_large(
     raise AssertionError("not refused")
 
 
-@pytest.mark.parametrize(
-    "line", [b"data: aaaa", b": aaaaaaaa", b"data:\ndata", b"event: aaa"]
-)
+@pytest.mark.parametrize("line", [b"data: aaaa", b": aaaaaaaa", b"data:\ndata", b"event: aaa"])
 def test_the_largest_event_passes_and_one_byte_more_does_not(line: bytes) -> None:
     stream = b"data: ok\n\n" + line + b"\n\n"
-    assert (
-        split(stream, event_bytes_max=12)
-        == split(*byte_wise(stream), event_bytes_max=12)
-        == split(stream)
-    )
+    assert split(stream, event_bytes_max=12) == split(*byte_wise(stream), event_bytes_max=12) == split(stream)
     for chunks in ([stream], byte_wise(stream)):
         assert feed_until_too_large(chunks, 11)[0] == [b"data: ok\n\n"]
 
@@ -292,9 +258,7 @@ def test_too_large_is_raised_before_the_end_comes() -> None:
         [b"data: ok\n\n"],
         len(b"data: ok\n\n") + 101,
     )
-    assert feed_until_too_large([b"data: ok\n\n" + b"x" * 1000], 100)[0] == [
-        b"data: ok\n\n"
-    ]
+    assert feed_until_too_large([b"data: ok\n\n" + b"x" * 1000], 100)[0] == [b"data: ok\n\n"]
 
 
 def test_finish_keeps_the_bound() -> None:
@@ -327,9 +291,7 @@ def test_huge_lines_and_byte_wise_arrival_are_searched_once() -> None:
 PREFIX = b"id: s_" + b"x" * 27 + b":"
 
 
-@pytest.mark.parametrize(
-    "seq", [1, 9, 10, 99, 100, 2046, 2047, 2048, 2049, 10**6, 2**53]
-)
+@pytest.mark.parametrize("seq", [1, 9, 10, 99, 100, 2046, 2047, 2048, 2049, 10**6, 2**53])
 @pytest.mark.parametrize("size", [0, 1, 200, 1990, 2000, 2010, 2048, 70_000])
 def test_a_frame_is_its_id_line_and_the_event(seq: int, size: int) -> None:
     event = b"data: " + b"y" * size + b"\n\n"
@@ -346,9 +308,7 @@ def test_a_frame_read_back_is_the_event() -> None:
         b"event: x\ndata: a\ndata: b\n\n",
         b": c\nretry: 3\ndata\n\n",
     ]:
-        assert split(HEARTBEAT + frame(PREFIX, 7, event, chunked=False)) == [
-            HEARTBEAT + event
-        ]
+        assert split(HEARTBEAT + frame(PREFIX, 7, event, chunked=False)) == [HEARTBEAT + event]
 
 
 @pytest.mark.parametrize(

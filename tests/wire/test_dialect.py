@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamd.wire.dialect import (
+    CHOICE_INDEX_MAX,
+    Dialect,
+    Progress,
+    dialect_of,
+    error_body,
+    error_event,
+    gap_event,
+    reconnect_event,
+    sequence_number_of,
+)
+from streamd.wire.sse import EventSplitter, parse_event
+
+
+def event(body: Any, name: str | None = None) -> bytes:
+    head = b"" if name is None else b"event: %b\n" % name.encode()
+    return head + b"data: " + (body if isinstance(body, bytes) else json.dumps(body).encode()) + b"\n\n"
+
+
+DONE = event(b"[DONE]")
+
+
+def chunk(*choices: dict[str, Any], **more: Any) -> bytes:
+    head = {"id": "c-1", "object": "chat.completion.chunk", "created": 1700000000, "model": "m"}
+    return event({**head, "choices": list(choices), **more})
+
+
+def delta(index: int = 0, finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
+    return {"index": index, "delta": fields, "finish_reason": finish_reason}
+
+
+def typed(kind: str, **fields: Any) -> bytes:
+    return event({"type": kind, **fields}, kind)
+
+
+def seen(dialect: Dialect, *events: bytes) -> Progress:
+    progress = Progress(dialect)
+    for each in events:
+        progress.see(each)
+    return progress
+
+
+def json_of(event: bytes) -> Any:
+    assert EventSplitter(event_bytes_max=1 << 20).feed(event) == [event]
+    return json.loads(parse_event(event)[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/v1/chat/completions", Dialect.CHAT),
+        ("/v1/completions", Dialect.COMPLETIONS),
+        ("/v1/responses", Dialect.RESPONSES),
+        ("/v1/responses/resp_1", Dialect.RESPONSES),
+        ("/v1/messages", Dialect.MESSAGES),
+        ("/v1/messages/count_tokens", Dialect.MESSAGES),
+        ("/v1/embeddings", Dialect.UNKNOWN),
+        ("/v1/chat/completions/", Dialect.UNKNOWN),
+        ("/v1/responsesx", Dialect.UNKNOWN),
+        ("", Dialect.UNKNOWN),
+    ],
+)
+def test_the_path_decides_the_dialect(path: str, dialect: Dialect) -> None:
+    assert dialect_of(path) is dialect
+
+
+CHUNKED = [Dialect.CHAT, Dialect.COMPLETIONS]
+
+
+@pytest.mark.parametrize("dialect", CHUNKED)
+@pytest.mark.parametrize(
+    ("events", "complete", "terminal"),
+    [
+        ([], False, False),
+        ([chunk(delta(content="a"))], False, False),
+        ([chunk(delta(content="a")), chunk(delta(finish_reason="stop"))], True, False),
+        ([chunk(delta(content="a")), DONE], True, True),
+        ([DONE], True, True),
+        ([chunk(delta(0)), chunk(delta(1)), chunk(delta(0, "stop"))], False, False),
+        ([chunk(delta(0)), chunk(delta(1)), chunk(delta(0, "stop")), chunk(delta(1, "length"))], True, False),
+        ([chunk(delta(0, "stop"), delta(1))], False, False),
+        ([chunk(delta(0, "stop")), chunk(delta(1))], False, False),
+        ([chunk(delta(0, "stop")), chunk(usage={"prompt_tokens": 1, "completion_tokens": 2})], True, False),
+        ([chunk(usage={"prompt_tokens": 1})], False, False),
+        ([chunk(delta(0, "stop"), delta(CHOICE_INDEX_MAX, "stop"), delta(10**12))], True, False),
+        ([DONE, chunk(delta(0))], True, True),
+        ([event({"error": {"message": "broken"}})], False, False),
+    ],
+)
+def test_chunks_are_complete_with_done_or_every_choice_finished(
+    dialect: Dialect, events: list[bytes], complete: bool, terminal: bool
+) -> None:
+    progress = seen(dialect, *events)
+    assert (progress.complete, progress.terminal) == (complete, terminal)
+
+
+@pytest.mark.parametrize("kind", ["response.completed", "response.failed", "response.incomplete"])
+def test_responses_end_with_one_of_three(kind: str) -> None:
+    progress = seen(Dialect.RESPONSES, typed("response.created", response={"id": "resp_1"}, sequence_number=0))
+    assert (progress.complete, progress.terminal, progress.response_id) == (False, False, "resp_1")
+    progress.see(DONE)
+    assert not progress.complete
+    progress.see(typed(kind, response={"id": "resp_1"}, sequence_number=7))
+    assert (progress.complete, progress.terminal, progress.sequence_number) == (True, True, 7)
+
+
+@pytest.mark.parametrize("end", [typed("message_stop"), event(b"{}", "message_stop"), event({"type": "message_stop"})])
+def test_messages_end_with_message_stop(end: bytes) -> None:
+    stop_reason = typed("message_delta", delta={"stop_reason": "end_turn"})
+    progress = seen(Dialect.MESSAGES, typed("message_start", message={}), stop_reason, DONE)
+    assert (progress.complete, progress.terminal) == (False, False)
+    progress.see(end)
+    assert (progress.complete, progress.terminal) == (True, True)
+
+
+def test_of_an_unknown_dialect_the_framing_decides() -> None:
+    progress = seen(Dialect.UNKNOWN, event(b"anything"))
+    assert (progress.complete, progress.terminal) == (True, False)
+    progress.see(DONE)
+    assert (progress.complete, progress.terminal) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "events", "usage"),
+    [
+        (Dialect.CHAT, [chunk(delta(content="a"))], None),
+        (Dialect.CHAT, [chunk(usage=None)], None),
+        (Dialect.CHAT, [chunk(usage={})], None),
+        (Dialect.CHAT, [chunk(usage={"prompt_tokens": "3", "completion_tokens": True, "input_tokens": -1})], None),
+        (Dialect.CHAT, [chunk(usage={"prompt_tokens": 3, "completion_tokens": 4})], (3, 4)),
+        (
+            Dialect.CHAT,
+            [chunk(usage={"prompt_tokens": 3, "completion_tokens": n}) for n in (1, 2, 9)] + [chunk(usage=None)],
+            (3, 9),
+        ),
+        (Dialect.COMPLETIONS, [chunk(usage={"prompt_tokens": 0, "completion_tokens": 4})], (0, 4)),
+        (
+            Dialect.RESPONSES,
+            [typed("response.completed", response={"usage": {"input_tokens": 5, "output_tokens": 6}})],
+            (5, 6),
+        ),
+        (Dialect.RESPONSES, [typed("response.created", response={"usage": None})], None),
+        (
+            Dialect.MESSAGES,
+            [
+                typed("message_start", message={"usage": {"input_tokens": 25, "output_tokens": 1}}),
+                typed("message_delta", delta={}, usage={"output_tokens": 15}),
+            ],
+            (25, 15),
+        ),
+        (Dialect.UNKNOWN, [event({"usage": {"input_tokens": 1}})], (1, 0)),
+    ],
+)
+def test_the_last_usage_wins(dialect: Dialect, events: list[bytes], usage: tuple[int, int] | None) -> None:
+    assert seen(dialect, *events).usage == usage
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text_event", "text_bytes"),
+    [
+        (Dialect.CHAT, chunk(delta(content="aé")), 3),
+        (Dialect.CHAT, chunk(delta(content="", role="assistant")), 0),
+        (Dialect.CHAT, chunk(delta(reasoning_content="abc", content=None)), 3),
+        (Dialect.CHAT, chunk(delta(tool_calls=[{"function": {"arguments": "{}"}}, {"index": 1}, 5])), 2),
+        (Dialect.CHAT, chunk(delta(0, content="a"), delta(1, content="bb")), 3),
+        (Dialect.COMPLETIONS, chunk({"index": 0, "text": "abcd"}), 4),
+        (Dialect.RESPONSES, typed("response.output_text.delta", delta="abc"), 3),
+        (Dialect.RESPONSES, typed("response.output_text.done", text="abc"), 0),
+        (Dialect.MESSAGES, typed("content_block_delta", delta={"type": "text_delta", "text": "ab"}), 2),
+        (Dialect.MESSAGES, typed("content_block_delta", delta={"partial_json": "{"}), 1),
+        (Dialect.MESSAGES, typed("content_block_delta", delta={"thinking": "hm"}), 2),
+        (Dialect.UNKNOWN, event({"delta": "published"}), 9),
+        (Dialect.UNKNOWN, event(b"[1]"), 0),
+    ],
+)
+def test_text_is_counted(dialect: Dialect, text_event: bytes, text_bytes: int) -> None:
+    progress = seen(dialect, text_event, text_event)
+    assert (progress.text_events, progress.text_bytes) == (2 * (text_bytes > 0), 2 * text_bytes)
+
+
+numbers = ["created", "index", "prompt_tokens", "output_tokens", "sequence_number"]
+strings = ["id", "object", "model", "content", "finish_reason", "type", "arguments", "text"]
+nested = ["choices", "delta", "usage", "response", "message", "tool_calls", "function"]
+keys = st.sampled_from(numbers + strings + nested)
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.just("stop")
+trees = st.recursive(leaves, lambda below: st.lists(below, max_size=3) | st.dictionaries(keys, below, max_size=5))
+kinds = st.sampled_from(["response.created", "response.completed", "message_stop", "ping"])
+bodies = st.binary(max_size=30) | st.dictionaries(keys, trees, max_size=6) | kinds.map(lambda kind: {"type": kind})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(Dialect), st.lists(bodies, max_size=5))
+def test_progress_tolerates_anything_and_only_ever_ends_complete(dialect: Dialect, bodies: list[Any]) -> None:
+    progress = Progress(dialect)
+    for body in bodies:
+        ended = progress.terminal
+        progress.see(event(body.replace(b"\n", b"").replace(b"\r", b"") if isinstance(body, bytes) else body))
+        assert progress.terminal >= ended
+        assert progress.complete or not progress.terminal
+    gap = json_of(gap_event(dialect, progress, 1, 2))
+    assert gap["gap"] == {"from": 1, "to": 2}
+
+
+@pytest.mark.parametrize("bad", [b"", b"{", b"[" * 5000, b"null", b'"x"', b'{"a": "\xff"}', b'{"choices": {"a": 1}}'])
+@pytest.mark.parametrize("dialect", Dialect)
+def test_what_is_no_json_object_is_passed_over(dialect: Dialect, bad: bytes) -> None:
+    progress = seen(dialect, event(bad))
+    assert progress.complete == (dialect is Dialect.UNKNOWN)
+    assert (progress.usage, progress.text_events) == (None, 0)
+
+
+def test_progress_is_small() -> None:
+    """One for each stream: its slots and the first chunk's head are all that it owns."""
+    progress = seen(Dialect.CHAT, chunk(delta(content="a")), chunk(delta(finish_reason="stop")))
+    assert not hasattr(progress, "__dict__")
+    assert sys.getsizeof(progress) + sys.getsizeof(progress.chunk_head) <= 256
+
+
+def test_error_events_have_their_dialects_shape() -> None:
+    said = {"message": 'it "broke"\r\n', "type": "upstream_error", "code": "truncated", "param": None}
+    for dialect in (Dialect.CHAT, Dialect.COMPLETIONS, Dialect.UNKNOWN):
+        made = error_event(dialect, message='it "broke"\r\n', type="upstream_error", code="truncated")
+        assert (parse_event(made)[0], json_of(made)) == (None, {"error": said})
+    made = error_event(
+        Dialect.RESPONSES, message='it "broke"\r\n', type="upstream_error", code="truncated", sequence_number=8
+    )
+    top = {"type": "error", "code": "truncated", "message": 'it "broke"\r\n', "param": None, "sequence_number": 8}
+    assert (parse_event(made)[0], json_of(made)) == ("error", {**top, "error": said})
+    made = error_event(Dialect.MESSAGES, message="it broke", type="api_error", code="truncated")
+    shape = {"type": "error", "error": {"type": "api_error", "message": "it broke"}}
+    assert (parse_event(made)[0], json_of(made)) == ("error", shape)
+
+
+def test_an_undecodable_byte_in_what_is_said_is_replaced() -> None:
+    said = json.loads(error_body(message="bad \udcff", type="t", code="c", param="\udc80"))
+    assert said["error"] == {"message": "bad ?", "type": "t", "code": "c", "param": "?"}
+
+
+def test_error_bodies() -> None:
+    for dialect in (Dialect.CHAT, Dialect.COMPLETIONS, Dialect.RESPONSES, Dialect.UNKNOWN):
+        body = error_body(message="m", type="invalid_request_error", code="c", param="model", dialect=dialect)
+        assert json.loads(body) == {
+            "error": {"message": "m", "type": "invalid_request_error", "code": "c", "param": "model"}
+        }
+    body = error_body(message="m", type="overloaded_error", code="c", dialect=Dialect.MESSAGES)
+    assert json.loads(body) == {"type": "error", "error": {"type": "overloaded_error", "message": "m"}}
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_reconnect_says_where_and_when(dialect: Dialect) -> None:
+    made = reconnect_event(dialect, message="restarting", last_id="s_x:12", retry_ms=1500)
+    assert made.startswith(b"retry: 1500\n")
+    said = json_of(made)
+    assert parse_event(made)[0] == ("error" if dialect is Dialect.MESSAGES else "reconnect")
+    for where in (said, said["error"]):
+        assert (where["last_id"], where["retry_ms"]) == ("s_x:12", 1500)
+
+
+@pytest.mark.parametrize("dialect", CHUNKED)
+def test_a_gap_has_the_shape_of_a_chunk(dialect: Dialect) -> None:
+    made = gap_event(dialect, seen(dialect, chunk(delta(content="a")), chunk(delta(content="b"), id="other")), 5, 9)
+    head = {"id": "c-1", "object": "chat.completion.chunk", "created": 1700000000, "model": "m"}
+    assert parse_event(made)[0] == "gap"
+    assert json_of(made) == {**head, "choices": [], "gap": {"from": 5, "to": 9}}
+    unseen = json_of(gap_event(dialect, Progress(dialect), 1, 1, reset=True))
+    assert unseen["gap"] == {"from": 1, "to": 1, "reset": True}
+    assert unseen["object"] == ("chat.completion.chunk" if dialect is Dialect.CHAT else "text_completion")
+
+
+def test_gaps_of_the_other_dialects() -> None:
+    gap = {"gap": {"from": 5, "to": 9}}
+    made = gap_event(Dialect.MESSAGES, Progress(Dialect.MESSAGES), 5, 9)
+    assert (parse_event(made)[0], json_of(made)) == ("ping", {"type": "ping", **gap})
+    made = gap_event(Dialect.UNKNOWN, Progress(Dialect.UNKNOWN), 5, 9)
+    assert (parse_event(made)[0], json_of(made)) == ("gap", gap)
+    progress = seen(Dialect.RESPONSES, typed("response.in_progress", sequence_number=3))
+    made = gap_event(Dialect.RESPONSES, progress, 5, 9)
+    assert (parse_event(made)[0], json_of(made)) == ("gap", {"type": "gap", "sequence_number": 3, **gap})
+
+
+@pytest.mark.parametrize(
+    ("body", "number"),
+    [
+        ({"sequence_number": 4}, 4),
+        ({"sequence_number": "4"}, None),
+        ({"sequence_number": True}, None),
+        ({}, None),
+        ([], None),
+    ],
+)
+def test_sequence_number_of(body: Any, number: int | None) -> None:
+    assert sequence_number_of(event(body)) == number
