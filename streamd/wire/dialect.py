@@ -319,7 +319,9 @@ def _texts(dialect: Dialect, body: Json) -> list[str]:
 
 def _delta_texts(delta: Json) -> list[str | None]:
     calls = [_object(call, "function") for call in _objects(delta, "tool_calls")]
-    plain = [_str(delta, key) for key in ("content", "reasoning_content", "reasoning", "refusal")]
+    # vLLM sends the same text under both names.
+    reasoning = _str(delta, "reasoning_content") or _str(delta, "reasoning")
+    plain = [_str(delta, "content"), reasoning, _str(delta, "refusal")]
     return plain + [_str(call, "arguments") for call in calls]
 
 

@@ -171,6 +171,8 @@ def test_the_last_usage_wins(dialect: Dialect, events: list[bytes], usage: tuple
         (Dialect.CHAT, chunk(delta(content="aé")), 3),
         (Dialect.CHAT, chunk(delta(content="", role="assistant")), 0),
         (Dialect.CHAT, chunk(delta(reasoning_content="abc", content=None)), 3),
+        (Dialect.CHAT, chunk(delta(reasoning_content="abc", reasoning="abc")), 3),
+        (Dialect.CHAT, chunk(delta(reasoning="abcd")), 4),
         (Dialect.CHAT, chunk(delta(tool_calls=[{"function": {"arguments": "{}"}}, {"index": 1}, 5])), 2),
         (Dialect.CHAT, chunk(delta(0, content="a"), delta(1, content="bb")), 3),
         (Dialect.COMPLETIONS, chunk({"index": 0, "text": "abcd"}), 4),
