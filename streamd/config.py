@@ -336,6 +336,7 @@ class Settings:
         "1KiB",
         "1MiB",
         "what the kernel may hold unsent: 80 tokens of 200 B; without it 2.6 MB for a stalled reader",
+        restart=True,
     )
     ring_slots: int = count_row(READERS, 64, 32, 128, "frames a paused reader holds: 64 x 50 ms are 3 s; 8 B a slot")
     ring_bytes_max: int = bytes_row(
@@ -481,7 +482,11 @@ class Settings:
     tls_cert: str = path_row(ACCESS, "the certificate chain (PEM); with it the TCP listeners speak TLS", exists=True)
     tls_key: str = path_row(ACCESS, "its private key (PEM)", exists=True)
     streams_auth: str = word_row(
-        ACCESS, "key", ("key", "token"), "who may read a stream: who knows its id, or who has a JWT for it"
+        ACCESS,
+        "key",
+        ("key", "token"),
+        "who may read a stream: who knows its id, or who has a JWT for it",
+        key="streams.auth",
     )
     token_secret_file: str = path_row(ACCESS, "the secret of HS256 tokens", exists=True)
     token_jwks_file: str = path_row(ACCESS, "the public keys of RS256 and EdDSA tokens", exists=True)
@@ -514,7 +519,7 @@ class Settings:
         return exact or next(route for prefix, route in self._prefixes if path.startswith(prefix))
 
 
-ROWS = rows_of(Settings, table="streams")
+ROWS = rows_of(Settings)
 UPSTREAM_ROWS = rows_of(UpstreamSettings)
 ROUTE_ROWS = (
     Row(

@@ -97,7 +97,7 @@ Check = Callable[[str], None]  # raises Refused
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One setting: what it takes and why. `key` and `attribute` are filled in from the field that the row stands on."""
+    """One setting: what it takes and why. The field that the row stands on gives `attribute`, and `key`."""
 
     kind: Kind
     section: str
@@ -111,7 +111,7 @@ class Row:
     wanted: str = ""  # what `check` takes, in words
     restart: bool = False  # a reload can't change it
     exists: bool = False  # a path that has to be a readable file
-    key: str = ""  # as the file has it, "streams.auth" for a key in a table
+    key: str = ""  # as the file has it; "streams.auth" is `auth` in the table [streams]
     attribute: str = ""
 
     @property
@@ -236,9 +236,9 @@ def duration_row(section: str, default: str, low: str, high: str, why: str, *, z
     return _on_field(parse_duration(default), Row(Kind.DURATION, section, why, default, *bounds, zero=zero))
 
 
-def bytes_row(section: str, default: str, low: str, high: str, why: str, *, zero: str = "") -> Any:
+def bytes_row(section: str, default: str, low: str, high: str, why: str, **more: Any) -> Any:
     bounds = (parse_bytes(low), parse_bytes(high))
-    return _on_field(parse_bytes(default), Row(Kind.BYTES, section, why, default, *bounds, zero=zero))
+    return _on_field(parse_bytes(default), Row(Kind.BYTES, section, why, default, *bounds, **more))
 
 
 def count_row(section: str, default: int, low: int, high: int, why: str, **more: Any) -> Any:
@@ -273,8 +273,8 @@ def table_row(section: str, wanted: str, check: Check, why: str, *, repr: bool =
     return dataclasses.field(default_factory=dict, metadata={"row": row}, repr=repr)
 
 
-def rows_of(cls: type, table: str = "") -> tuple[Row, ...]:
-    """The rows on a dataclass's fields, their keys derived: the unit goes, and `table` becomes a table of the file."""
+def rows_of(cls: type) -> tuple[Row, ...]:
+    """The rows on a dataclass's fields; a row without a key of its own has the field's name less its unit."""
     rows = []
     for field in dataclasses.fields(cls):
         if (row := field.metadata.get("row")) is not None:
@@ -283,7 +283,5 @@ def rows_of(cls: type, table: str = "") -> tuple[Row, ...]:
                 key = key.removesuffix("_s")
             elif row.kind is Kind.BYTES and not key.endswith("_bytes_max"):
                 key = key.removesuffix("_bytes")
-            if table and key.startswith(table + "_"):
-                key = f"{table}.{key.removeprefix(table + '_')}"
-            rows.append(dataclasses.replace(row, key=key, attribute=field.name))
+            rows.append(dataclasses.replace(row, key=row.key or key, attribute=field.name))
     return tuple(rows)

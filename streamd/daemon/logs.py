@@ -1,0 +1,164 @@
+"""The log: one line per event on standard error, `key=value` for people and journald, or JSON.
+
+Nobody outside can write a line of it: a value that holds anything but plain visible ASCII is quoted and escaped, so a
+header with a newline in it stays one field of one line. A line leaves in one write(2), so that the lines of several
+workers don't mix. Logging never raises and costs some microseconds, once per request: no token is worth a line.
+
+Under journald (JOURNAL_STREAM names our standard error, systemd.exec(5)) a line begins with its priority, `<6>`, and
+journald has the time; elsewhere it begins with the time and the level.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import json
+import logging
+import os
+import re
+import traceback
+from collections.abc import Mapping
+
+import orjson
+
+DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
+LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
+
+# A traceback of 20 frames; with 30 short fields beside it a line is below 4,096 bytes, what a pipe takes in one piece.
+VALUE_CHARS_MAX = 2000
+
+_PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}  # syslog(3)
+_WORDS = {number: word for word, number in LEVELS.items()}
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+", re.A)  # visible ASCII without quote, equals sign and backslash
+
+Value = str | int | float | bool | bytes | enum.Enum | tuple[str, ...] | None
+
+
+class _Sink:
+    """Where lines go and how they look."""
+
+    def __init__(self, level: int, as_json: bool, fd: int, journal: bool) -> None:
+        self.level = level
+        self.lines_lost = 0
+        self._as_json = as_json
+        self._fd = fd
+        self._journal = journal
+
+    def write(self, level: int, name: str, fields: Mapping[str, Value]) -> None:
+        level = min(max(level // 10 * 10, DEBUG), ERROR)  # CRITICAL counts as an error, odd numbers as the level below
+        try:
+            line = self._json(level, name, fields) if self._as_json else self._text(level, name, fields)
+            os.write(self._fd, line)
+        except (OSError, ValueError, TypeError):
+            # Why: standard error is gone, or a field is of no known type; there is nobody left to tell but the counter.
+            self.lines_lost += 1
+
+    def _text(self, level: int, name: str, fields: Mapping[str, Value]) -> bytes:
+        head = f"<{_PRIORITIES[level]}>" if self._journal else f"{_now()} {_WORDS[level].upper()} "
+        pairs = [f" {key}={_quoted(value)}" for key, value in fields.items() if value is not None]
+        return f"{head}{name}{''.join(pairs)}\n".encode()
+
+    def _json(self, level: int, name: str, fields: Mapping[str, Value]) -> bytes:
+        head = {"time": _now(), "level": _WORDS[level], "event": name}
+        row = head | {key: _plain(value) for key, value in fields.items() if value is not None and key not in head}
+        prefix = b"<%d>" % _PRIORITIES[level] if self._journal else b""
+        try:
+            return prefix + orjson.dumps(row) + b"\n"
+        except TypeError:  # a lone surrogate half, or an int of more than 64 bits: the slow encoder takes both
+            return prefix + json.dumps(row, separators=(",", ":")).encode() + b"\n"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _plain(value: Value) -> str | int | float | bool | list[str] | None:
+    """A field's value as JSON has it."""
+    if isinstance(value, enum.Enum):
+        return str(getattr(value, "word", value.value))
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, str):
+        return value if len(value) <= VALUE_CHARS_MAX else value[:VALUE_CHARS_MAX] + "…"
+    if isinstance(value, float):
+        return round(value, 6)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _quoted(value: Value) -> str:
+    """A field's value as text: as it is where that is plain, else a JSON string of ASCII."""
+    plain = _plain(value)
+    if isinstance(plain, bool):
+        return "true" if plain else "false"
+    if isinstance(plain, (int, float)):
+        return str(plain)
+    text = ",".join(plain) if isinstance(plain, list) else str(plain)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text).replace("\x7f", "\\u007f")
+
+
+class _FromLogging(logging.Handler):
+    """Lines of libraries that use `logging` (asyncio for one)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text, trace = record.getMessage(), None
+            if record.exc_info and record.exc_info[1] is not None:
+                trace = _trace(record.exc_info[1])
+        except Exception as error:  # Why: any argument's __str__ may raise anything, and logging never does
+            text, trace = f"{record.msg!s:.200}", repr(error)
+        event(record.levelno, "log", logger=record.name, text=text, trace=trace)
+
+
+def _trace(error: BaseException) -> str:
+    """The end of a traceback: the innermost frames and the error are there."""
+    return "".join(traceback.format_exception(error))[-VALUE_CHARS_MAX:]
+
+
+_sink = _Sink(INFO, as_json=False, fd=2, journal=False)
+
+
+def setup(level: str, format: str, *, fd: int = 2, journal_stream: str | None = None) -> None:
+    """Choose the least level ("debug" … "error") and the format ("text", "json"), and take over `logging`.
+
+    `journal_stream` is the variable JOURNAL_STREAM, "device:inode" of journald's socket.
+    """
+    global _sink  # Why: there is one standard error
+    _sink = _Sink(LEVELS[level], format == "json", fd, _is_journal(fd, journal_stream))
+    root = logging.getLogger()
+    root.handlers[:] = [_FromLogging()]
+    root.setLevel(WARNING)
+
+
+def _is_journal(fd: int, journal_stream: str | None) -> bool:
+    if not journal_stream:
+        return False
+    try:
+        stat = os.fstat(fd)
+    except OSError:
+        return False
+    return journal_stream == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def set_level(level: str) -> None:
+    """Change the least level of a running daemon. Raises KeyError for a word that is none."""
+    _sink.level = LEVELS[level]
+
+
+def event(level: int, name: str, /, **fields: Value) -> None:
+    """Write one line: `name`, then the fields in the order given; those that are None are left out. Never raises.
+
+    Times are seconds; a CloseReason is written as its word.
+    """
+    if level >= _sink.level:
+        _sink.write(level, name, fields)
+
+
+def bug(name: str, error: BaseException, /, **fields: Value) -> None:
+    """Write an error that nobody expected, with the end of its traceback."""
+    last = traceback.format_exception_only(error)[-1].strip()
+    event(ERROR, name, **(fields | {"error": last, "trace": _trace(error)}))
+
+
+def lines_lost() -> int:
+    """How many lines could not be written."""
+    return _sink.lines_lost
