@@ -1,0 +1,593 @@
+"""ReplayLog: the history of one stream in about nine bytes an event, read back byte for byte, or coalesced.
+
+Neighbouring chunks of a generation differ only in the delta's text. So the log keeps what stands around the text once,
+as a *template* (wire/openai.py), and then only texts. What is kept of a text is the JSON-escaped inside of its string,
+which can hold no control byte; so a newline ends a text and nothing else is needed: no offsets, no object for each
+event. Concatenating the texts of one template *is* the coalesced event, without parsing.
+
+The form. The log is a list of sealed *segments* and a tail, all immutable bytes. A segment is
+
+    first seq (5 bytes), then records:
+    text [US padding] LF                    an event of the current template
+    SOH k [created] [number]                from here on template k; `created` (10 digits) and the sequence_number
+                                            (5 bytes) of the next text follow if the template has such holes
+    SOH 0xFF length (4 bytes) event         an event kept whole, as it is; the current template stays
+
+and opens with a switch if there is a template, so each segment can be read without those before it. The sequence_number
+grows by one with each text; where it doesn't, a switch says so. What an event brings along can't be taken for a mark:
+texts and padding hold no control bytes, and whole events are skipped by their length.
+
+Why segments of at most 479 bytes: with the 33 of a bytes object they fill pymalloc's class of 512, so that the tail,
+made anew by each append, never leaves the small-object allocator: no realloc, no fragmentation. Tried and rejected: one
+bytearray (over-allocates by an eighth, fragments, and a live memoryview makes an append raise BufferError), a list of
+tuples (58 KB for 500 tokens), offsets in arrays (7.4 KB).
+
+Bounds. Both caps are looked at when a segment is sealed, never for each event: the log may exceed them by one segment
+and by one event. What falls off is remembered as seq_first. For every position held: seq_first <= seq <= seq_next.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from typing import Final
+
+from streamd.wire import openai
+from streamd.wire.openai import PLAIN, Fill, Template
+
+SEGMENT_BYTES_MAX: Final = 479  # see above
+# At most so much text in a coalesced event (docs/PROTOCOL.md, section 3), unless one event alone has more.
+COALESCED_TEXT_BYTES_MAX: Final = 16 * 1024
+# One byte names a template. An answer of many parts (each tool call, each choice, each output of Responses is one)
+# needs a few dozen. Looking through all of them costs an event that fits none 10-20 us.
+TEMPLATES_MAX: Final = 64
+# Learning parses: 10-30 us. A stream that never repeats itself may try this often at first, then once in 16 events, so
+# that an append costs it 2 us more on average.
+LEARNT_AT_ONCE_MAX: Final = 24
+LEARN_EVERY_LOG2: Final = 4
+# Whole events that a coalesced read looks into by JSON in one call, 5 us each: about 1 ms of a loop turn.
+PARSED_AT_ONCE_MAX: Final = 192
+
+# Sizes of CPython 3.11 on 64 bits, for bytes_held (tests compare with sys.getsizeof).
+_BYTES_OBJECT: Final = 33
+_TEMPLATE_OBJECT: Final = 64 + 64  # the object and the tuple of its pieces, three of them
+_LOG_OBJECT: Final = 256 + 8 * 32  # slots and garbage collector's head; its integers
+_LIST: Final = 56
+_LIST_PLACE: Final = 9  # a pointer, over-allocated by an eighth
+
+_HEAD: Final = 5
+_MARK: Final = 0x01
+_MARK_BYTE: Final = b"\x01"
+_WHOLE: Final = 0xFF
+_PAD_MARK: Final = b"\x1f"
+_LF: Final = b"\n"
+_PADDING: Final = re.compile(rb"\x1f[^\n]*")
+_NEVER: Final = b"\0"  # every event ends in LF: none ends like this, so the short path of append is shut
+
+Event = tuple[int, bytes]  # its seq (of a coalesced one the last), and its bytes
+# What stands next in a segment, from start to end: one event kept whole, or texts with their line ends.
+Run = tuple[bytes, int, int, bool]
+
+
+class Cursor:
+    """A reader's position: `seq` is the next event to read. The rest makes going on from there O(1)."""
+
+    __slots__ = ("_created", "_number", "_offset", "_segment", "_template", "seq")
+
+    def __init__(self, seq: int, segment: int) -> None:
+        self.seq = seq
+        self._segment = segment  # counted from the first that there ever was
+        self._offset = 0  # 0: at the segment's start, the state below is read from there
+        self._template: Template | None = None
+        self._created = b""
+        self._number = -1
+
+
+class ReplayLog:
+    """The bounded history of one stream.
+
+    `bytes_max` bounds bytes_held, `events_max` the number of events, each but for one segment and one event more.
+    """
+
+    __slots__ = (
+        "_after",
+        "_base",
+        "_created",
+        "_current",
+        "_from",
+        "_learnt",
+        "_middle",
+        "_number",
+        "_prefix",
+        "_segments",
+        "_suffix",
+        "_tail",
+        "_templates",
+        "_to",
+        "bytes_held",
+        "bytes_max",
+        "events_max",
+        "seq_first",
+        "seq_next",
+        "text_bytes",
+        "text_events",
+    )
+
+    def __init__(self, *, bytes_max: int, events_max: int) -> None:
+        assert bytes_max > 0 and events_max > 0
+        self.bytes_max = bytes_max
+        self.events_max = events_max
+        self.seq_first = 1  # the oldest seq held; seq_next if there is none
+        self.seq_next = 1  # what the next append gets
+        self.text_events = 0  # events that joined a template: those append said True to
+        self.text_bytes = 0  # their texts, as on the wire
+        self.bytes_held = 0  # user space: objects and payload, the tail counted as a full segment
+        self._learnt = 0  # attempts so far
+        self._base = 0  # number of the first held segment
+        self._forget()
+
+    def _forget(self) -> None:
+        """To the state of an empty log, where nothing is allocated."""
+        self._segments: list[bytes] | None = None
+        self._tail = b""
+        self._templates: list[Template] | None = None
+        # The state of writing: current template, and what its holes hold. `_number` is what the next text is to have.
+        self._current = -1
+        self._created = b""
+        self._number = -1
+        # What an event of the current template begins and ends with (padding empty), and where its text is.
+        self._prefix = self._suffix = _NEVER
+        self._from = self._to = 0
+        # With padding: what stands between text and padding, and after it.
+        self._middle = self._after = b""
+        self.bytes_held = _LOG_OBJECT
+
+    # Writing.
+
+    def append(self, event: bytes) -> bool:
+        """Keeps `event` (LF line ends, no `id:` line, blank line included) as number seq_next.
+
+        True if it joined a known template: then it is a pure text delta without finish_reason and usage, known without
+        parsing. False if it was kept whole, or a template was learnt from it: the caller has to look at it.
+        """
+        if event.startswith(self._prefix) and event.endswith(self._suffix):
+            # If beginning and end overlap, this slice is empty.
+            text = event[self._from : self._to]
+            if text and text.translate(PLAIN) is text:
+                tail = self._tail + text + _LF
+                if len(tail) <= SEGMENT_BYTES_MAX:
+                    self._tail = tail
+                else:
+                    self._roll(text + _LF)
+                self.seq_next += 1
+                self.text_events += 1
+                self.text_bytes += len(text)
+                if self._number >= 0:
+                    self._renumber()
+                return True
+        return self._append_other(event)
+
+    def _append_other(self, event: bytes) -> bool:
+        """All that isn't plain text in the current template."""
+        found = self._find(event)
+        joined = found is not None
+        if found is None:
+            found = self._learn(event)
+        if found is None:
+            self._put(_MARK_BYTE + b"\xff" + len(event).to_bytes(4, "big") + event)
+            self.seq_next += 1
+            return False
+        k, fill = found
+        record = fill.text + (_PAD_MARK + fill.pad if fill.pad else b"") + _LF
+        if k == self._current and fill.created == self._created and fill.number == self._number:
+            self._put(record)
+        else:
+            self._current, self._created, self._number = k, fill.created, fill.number
+            self._aim()
+            self._put(record, switch=True)
+        self.seq_next += 1
+        if fill.number >= 0:
+            self._renumber()
+        if joined:
+            self.text_events += 1
+            self.text_bytes += len(fill.text)
+        return joined
+
+    def _find(self, event: bytes) -> tuple[int, Fill] | None:
+        """The template that `event` belongs to. The current one first, then those after it: choices take turns."""
+        templates = self._templates
+        if not templates:
+            return None
+        current, count = self._current, len(templates)
+        for k in (*range(current, count), *range(current)):
+            fill = templates[k].match(event)
+            if fill:
+                return k, fill
+        return None
+
+    def _learn(self, event: bytes) -> tuple[int, Fill] | None:
+        templates = self._templates or []
+        if len(templates) == TEMPLATES_MAX or self._learnt >= LEARNT_AT_ONCE_MAX + (self.seq_next >> LEARN_EVERY_LOG2):
+            return None
+        self._learnt += 1
+        template = openai.learn(event)
+        fill = template and template.match(event)
+        if not template or not fill:
+            return None
+        templates.append(template)
+        self._templates = templates
+        self.bytes_held += _TEMPLATE_OBJECT + sum(_BYTES_OBJECT + len(piece) for piece in template.fixed) + len(event)
+        return len(templates) - 1, fill
+
+    def _aim(self) -> None:
+        """Sets what append compares with, for the current template and what its holes are to hold."""
+        assert self._templates
+        template = self._templates[self._current]
+        pieces = template.around(self._created, self._number)
+        if len(pieces) != 2:
+            self._prefix = self._suffix = _NEVER
+            return
+        self._prefix, self._suffix = pieces
+        self._from, self._to = len(self._prefix), -len(self._suffix)
+
+    def _renumber(self) -> None:
+        self._number += 1
+        self._aim()
+
+    def _put(self, record: bytes, *, switch: bool = False) -> None:
+        tail = self._tail + (self._switch() + record if switch else record)
+        if self._tail and len(tail) <= SEGMENT_BYTES_MAX:
+            self._tail = tail
+        else:
+            self._roll(record)
+
+    def _switch(self) -> bytes:
+        """The mark that says the state of writing."""
+        if self._current < 0:
+            return b""
+        number = self._number.to_bytes(5, "big") if self._number >= 0 else b""
+        return b"\x01%c%b%b" % (self._current, self._created, number)
+
+    def _roll(self, record: bytes) -> None:
+        """Seals the tail and begins another with `record`, whose event is seq_next."""
+        if self._tail:
+            if self._segments is None:
+                self._segments = []
+                self.bytes_held += _LIST
+            self._segments.append(self._tail)
+            self.bytes_held += _held(self._tail) - _tail_held(self._tail)
+        self._tail = self.seq_next.to_bytes(_HEAD, "big") + self._switch() + record
+        self.bytes_held += _tail_held(self._tail)
+        if self.bytes_held > self.bytes_max or self.seq_next - self.seq_first >= self.events_max:
+            self._drop(self.bytes_max * 7 // 8, self.events_max * 7 // 8)
+
+    # Forgetting.
+
+    def _drop(self, bytes_max: int, events_max: int) -> None:
+        """Drops the oldest sealed segments until both hold, or none is left."""
+        segments = self._segments or []
+        dropped, held = 0, self.bytes_held
+        while dropped < len(segments) and (held > bytes_max or self.seq_next - _first(segments[dropped]) > events_max):
+            held -= _held(segments[dropped])
+            dropped += 1
+        if dropped:
+            del segments[:dropped]
+            self._base += dropped
+            self.bytes_held = held
+            self.seq_first = _first(segments[0] if segments else self._tail)
+
+    def trim_to(self, bytes_max: int) -> None:
+        """Drops the oldest events until bytes_held <= bytes_max, all if need be; an empty log's object remains."""
+        self._drop(bytes_max, self.events_max)
+        if self.bytes_held > bytes_max and self._tail:
+            self._base += 1
+            self.seq_first = self.seq_next
+            self._forget()
+
+    # Reading.
+
+    def end(self) -> Cursor:
+        """The position after the newest event. O(1)."""
+        cursor = Cursor(self.seq_next, self._base + len(self._segments or ()))
+        if self._tail:
+            cursor._offset = len(self._tail)
+            if self._templates and self._current >= 0:
+                cursor._template = self._templates[self._current]
+            cursor._created, cursor._number = self._created, self._number
+        return cursor
+
+    def seek(self, seq: int) -> Cursor:
+        """The position before event `seq`. LookupError unless seq_first <= seq <= seq_next."""
+        if not self.seq_first <= seq <= self.seq_next:
+            raise LookupError(seq)
+        if seq == self.seq_next:
+            return self.end()
+        segments = self._segments or []
+        index = bisect_right(segments, seq, key=_first)
+        if index < len(segments) or seq < _first(self._tail):
+            index -= 1
+        held = segments[index] if index < len(segments) else self._tail
+        cursor = Cursor(_first(held), self._base + index)
+        while cursor.seq < seq:
+            self._skip(cursor, seq)
+        return cursor
+
+    def _skip(self, cursor: Cursor, seq: int) -> None:
+        """Over one run, but not further than `seq`."""
+        run = self._next(cursor)
+        assert run
+        segment, start, end, whole = run
+        if whole:
+            cursor.seq += 1
+            cursor._offset = end
+            return
+        lines = segment[start:end].split(_LF, seq - cursor.seq)
+        self._pass(cursor, len(lines) - 1, end - start - len(lines[-1]))
+
+    @staticmethod
+    def _pass(cursor: Cursor, events: int, length: int) -> None:
+        """Moves over `events` texts of `length` bytes."""
+        cursor.seq += events
+        cursor._offset += length
+        if cursor._number >= 0:
+            cursor._number += events
+
+    def _next(self, cursor: Cursor) -> Run | None:
+        """What stands at the cursor, which moves over marks but not over events; None at the end of the log."""
+        if cursor._segment < self._base:
+            if cursor.seq < self.seq_first:
+                raise LookupError(cursor.seq)
+            cursor._segment, cursor._offset = self._base, 0
+        segments = self._segments or ()
+        while True:
+            index = cursor._segment - self._base
+            segment = segments[index] if index < len(segments) else self._tail
+            at = cursor._offset or _HEAD
+            if at < len(segment):
+                if segment[at] != _MARK:
+                    end = segment.find(_MARK_BYTE, at)
+                    cursor._offset = at
+                    return segment, at, end if end >= 0 else len(segment), False
+                if segment[at + 1] == _WHOLE:
+                    cursor._offset = at
+                    end = at + 6 + int.from_bytes(segment[at + 2 : at + 6], "big")
+                    return segment, at + 6, end, True
+                self._follow(cursor, segment, at)
+            elif index < len(segments):
+                cursor._segment += 1
+                cursor._offset = 0
+            else:
+                return None
+
+    def _follow(self, cursor: Cursor, segment: bytes, at: int) -> None:
+        """Takes over what a switch at `at` says."""
+        assert self._templates
+        template = self._templates[segment[at + 1]]
+        at += 2
+        cursor._created, cursor._number = b"", -1
+        if template.dated:
+            cursor._created = segment[at : at + 10]
+            at += 10
+        if template.numbered:
+            cursor._number = int.from_bytes(segment[at : at + 5], "big")
+            at += 5
+        cursor._template = template
+        cursor._offset = at
+
+    def read(self, cursor: Cursor, *, bytes_max: int) -> list[Event]:
+        """The next events as they came, at most `bytes_max` bytes of them but at least one; [] at the end.
+
+        LookupError if what the cursor stands at has fallen off.
+        """
+        events: list[Event] = []
+        left = bytes_max
+        while left > 0 and (run := self._next(cursor)):
+            segment, start, end, whole = run
+            if whole:
+                if events and end - start > left:
+                    break
+                events.append((cursor.seq, segment[start:end]))
+                cursor.seq += 1
+                cursor._offset = end
+                left -= end - start
+            else:
+                left = self._read_texts(cursor, run, left, events)
+        return events
+
+    def _read_texts(self, cursor: Cursor, run: Run, left: int, events: list[Event]) -> int:
+        """Appends the events of a run of texts as long as `left` lasts; what is left then, 0 or less if no more fit."""
+        template = cursor._template
+        assert template
+        segment, start, end, _ = run
+        pieces = template.around(cursor._created, cursor._number)
+        for line in segment[start : end - 1].split(_LF):
+            text, _, pad = line.partition(_PAD_MARK)
+            if template.padded or template.numbered:
+                pieces = template.around(cursor._created, cursor._number, pad)
+            event = text.join(pieces)
+            if events and len(event) > left:
+                return 0
+            events.append((cursor.seq, event))
+            left -= len(event)
+            self._pass(cursor, 1, len(line) + 1)
+            if left <= 0:
+                return 0
+        return left
+
+    def read_coalesced(self, cursor: Cursor, *, bytes_max: int = COALESCED_TEXT_BYTES_MAX) -> list[Event]:
+        """The next events, the texts of neighbours concatenated: (last seq in it, event) each; [] at the end.
+
+        About `bytes_max` bytes in all, at least one event. LookupError if what the cursor stands at has fallen off.
+        """
+        return _Coalescing(self, cursor, bytes_max).read()
+
+    def last_event(self) -> bytes | None:
+        """The newest event, None if there is none. It costs reading one segment."""
+        if self.seq_first == self.seq_next:
+            return None
+        return self.read(self.seek(self.seq_next - 1), bytes_max=1)[0][1]
+
+
+class _Coalescing:
+    """One coalesced read. What is gathered and not yet given out is either texts by template, or one Delta."""
+
+    __slots__ = (
+        "_created",
+        "_cursor",
+        "_delta",
+        "_event",
+        "_left",
+        "_log",
+        "_number",
+        "_pad",
+        "_parsed",
+        "_seq",
+        "_siblings",
+        "_text_bytes",
+        "_texts",
+        "events",
+    )
+
+    def __init__(self, log: ReplayLog, cursor: Cursor, bytes_max: int) -> None:
+        # the read
+        self._log = log
+        self._cursor = cursor
+        self._left = bytes_max
+        self._parsed = 0
+        self._siblings: dict[tuple[Template, Template], bool] = {}
+        self.events: list[Event] = []
+        # what is gathered
+        self._seq = 0  # of the newest event in it
+        self._text_bytes = 0
+        self._texts: dict[Template, list[bytes]] = {}
+        self._created = b""  # the first's: SDKs take it from the first chunk
+        self._number = -1  # the last's
+        self._pad = b""
+        self._delta: openai.Delta | None = None
+        self._event = b""  # what the delta was made of
+
+    def read(self) -> list[Event]:
+        """Each step gathers or gives out one run, or gives out what was gathered and leaves the cursor where it is."""
+        log, cursor = self._log, self._cursor
+        while self._left > 0 and self._parsed < PARSED_AT_ONCE_MAX and (run := log._next(cursor)):
+            segment, start, end, whole = run
+            if whole:
+                self._take_whole(segment[start:end], end)
+            else:
+                self._take_texts(segment[start:end], run)
+        self._flush()
+        return self.events
+
+    def _take_texts(self, lines: bytes, run: Run) -> None:
+        cursor = self._cursor
+        template = cursor._template
+        assert template
+        if not template.merges:
+            self._flush()
+            if self._left > 0:
+                self._left = self._log._read_texts(cursor, run, self._left, self.events)
+            return
+        if not self._fits(template, len(lines)):
+            self._flush()
+            return
+        if not self._texts:
+            self._created = cursor._created
+        count = lines.count(_LF)
+        if template.padded:
+            lines, self._pad = _without_pads(lines)
+        text = lines.replace(_LF, b"")
+        self._texts.setdefault(template, []).append(text)
+        self._text_bytes += len(text)
+        self._log._pass(cursor, count, run[2] - run[1])
+        self._number = cursor._number - 1
+        self._seq = cursor.seq - 1
+
+    def _fits(self, template: Template, text_bytes: int) -> bool:
+        """Whether texts of `template` may go into one event with what is gathered."""
+        if self._delta:
+            return False
+        if not self._texts:
+            return True
+        if self._text_bytes + text_bytes > min(COALESCED_TEXT_BYTES_MAX, self._left):
+            return False
+        return template in self._texts or all(self._are_siblings(other, template) for other in self._texts)
+
+    def _are_siblings(self, one: Template, other: Template) -> bool:
+        known = self._siblings.get((one, other))
+        if known is None:
+            fill = Fill(b"1700000000", 0, b"", b"")
+            known = self._siblings[one, other] = openai.combine([(one, fill), (other, fill)]) is not None
+        return known
+
+    def _take_whole(self, event: bytes, end: int) -> None:
+        if self._texts:
+            self._flush()
+            return
+        delta = None
+        if len(event) <= 2 * COALESCED_TEXT_BYTES_MAX:
+            delta = openai.Delta.of(event)
+            self._parsed += 1
+        if self._delta:
+            limit = min(COALESCED_TEXT_BYTES_MAX, self._left)
+            if not delta or self._delta.text_bytes + delta.text_bytes > limit or not self._delta.absorb(delta):
+                self._flush()
+                return
+            self._event = b""
+        elif delta:
+            self._delta, self._event = delta, event
+        elif self.events and len(event) > self._left:
+            self._left = 0
+            return
+        else:
+            self.events.append((self._cursor.seq, event))
+            self._left -= len(event)
+        self._seq = self._cursor.seq
+        self._cursor.seq += 1
+        self._cursor._offset = end
+
+    def _flush(self) -> None:
+        """Gives out what is gathered."""
+        if self._texts:
+            event = self._merged_texts()
+        elif self._delta:
+            event = self._event or self._delta.event()
+        else:
+            return
+        self.events.append((self._seq, event))
+        self._left -= len(event)
+        self._texts.clear()
+        self._text_bytes = 0
+        self._pad = b""
+        self._delta = None
+
+    def _merged_texts(self) -> bytes:
+        runs = [
+            (template, Fill(self._created, self._number, b"".join(texts), self._pad))
+            for template, texts in self._texts.items()
+        ]
+        if len(runs) == 1:
+            return runs[0][0].render(runs[0][1])
+        event = openai.combine(runs)
+        assert event is not None  # siblings all
+        return event
+
+
+def _without_pads(lines: bytes) -> tuple[bytes, bytes]:
+    """The lines without their padding, and the padding of the last."""
+    pad = lines[lines.rfind(_LF, 0, -1) + 1 : -1].partition(_PAD_MARK)[2]
+    return _PADDING.sub(b"", lines), pad
+
+
+def _first(segment: bytes) -> int:
+    """The seq of a segment's first event."""
+    return int.from_bytes(segment[:_HEAD], "big")
+
+
+def _held(segment: bytes) -> int:
+    """What a sealed segment holds in memory: the object in steps of 16 bytes, and its place in the list."""
+    return (_BYTES_OBJECT + len(segment) + 15 & ~15) + _LIST_PLACE
+
+
+def _tail_held(tail: bytes) -> int:
+    """The tail counts as the full segment that it will be."""
+    return _BYTES_OBJECT + max(len(tail), SEGMENT_BYTES_MAX)

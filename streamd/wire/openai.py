@@ -1,0 +1,479 @@
+"""The little that is known of the JSON: is an event a text delta, which part of it is the text, how do neighbours join.
+
+Four dialects are known: chat completions, completions, Responses, and Anthropic's messages. An event is a *text delta*
+if text is all that it adds: one text in the delta, no finish_reason, no logprobs, no usage. Two uses:
+
+- A `Template` is learnt from one event and cuts it into fixed pieces and *holes*: the text, and what changes beside it
+  from event to event: `created`, `sequence_number`, padding. The replay log keeps the pieces once. A later event
+  belongs to the template if the pieces are in their places and each hole holds exactly what may be there; the text has
+  to be the inside of one whole JSON string, every escape checked, valid UTF-8 by itself. So no JSON is parsed, and
+  rendering is byte-exact.
+- A `Delta` is one parsed event, for what fits no template: neighbours of one kind and index are merged by value.
+
+What is doubtful is no delta: the price is bytes, never correctness. Two things look mergeable and are not: a `role`
+beside the text (some servers repeat it; the OpenAI SDK *concatenates* it), so such events get a template and are never
+merged; and unknown fields inside a delta, which that SDK concatenates or adds up.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+# The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side),
+# PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace.
+TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES = b"TACNPS"
+
+# A template holds what it was learnt from: 2 KiB is ten times an ordinary chunk (200 B), and with the log's 64
+# templates at most 128 KiB, an eighth of its cap.
+TEMPLATE_BYTES_MAX: Final = 2048
+
+_SENTINEL: Final = "streamd"
+
+# What may stand unescaped in a text on the shortest path: printable ASCII without quote and backslash. `translate`
+# gives the same object back if nothing changed, which is the quickest test that there is (35 ns; a regex 130).
+PLAIN: Final = bytes(c if 0x20 <= c <= 0x7E and c not in b'"\\' else c ^ 0xFF for c in range(256))
+_UNQUOTED: Final = bytes(c if c >= 0x20 and c not in b'"\\' else c ^ 0xFF for c in range(256))
+_ESCAPE: Final = re.compile(rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
+_TO_QUOTE: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
+_PAD: Final = re.compile(rb"[ !#-\[\]-~]*")
+_SPACES: Final = re.compile(rb" *")
+_NUMBER: Final = re.compile(rb"(?:0|[1-9][0-9]{0,11})(?![0-9])")
+_CREATED: Final = re.compile(rb"[1-9][0-9]{9}(?![0-9])")
+
+# One event of one data line, with or without an `event:` line before it. Control bytes fit nowhere.
+_EVENT: Final = re.compile(rb"((?:event:[^\x00-\x1f]*\n)?data:)([^\x00-\x08\x0a-\x1f]*)\n\n")
+_TEXT_KEY: Final = re.compile(
+    rb'"(?:content|reasoning_content|reasoning|arguments|text|delta|thinking|partial_json)"\s*:\s*"(?!")'
+)
+_CREATED_KEY: Final = re.compile(rb'"created"\s*:\s*(?=[1-9][0-9]{9}[\s,}])')
+_NUMBER_KEY: Final = re.compile(rb'"sequence_number"\s*:\s*(?=(?:0|[1-9][0-9]{0,11})[\s,}])')
+_PAD_KEY: Final = re.compile(rb'"obfuscation"\s*:\s*"(?=[ !#-\[\]-~]*")')
+_LAST_BRACE: Final = re.compile(rb" *\}\s*\n\n\Z")
+# orjson reads a whole number beyond 64 bits as a float; such an event is not written anew.
+_BIG_NUMBER: Final = re.compile(rb"[:,\[]\s*-?[0-9]{19}")
+
+# Fields that may be there with any value, as long as it is the same in each event. Others have to be null or absent.
+_TOP_KNOWN: Final = frozenset(
+    (
+        *(
+            "id",
+            "object",
+            "created",
+            "model",
+            "choices",
+            "system_fingerprint",
+            "service_tier",
+            "obfuscation",
+            "provider",
+        ),
+        *("type", "sequence_number", "item_id", "output_index", "content_index", "summary_index", "index", "delta"),
+    )
+)
+_CHOICE_KNOWN: Final = frozenset(("index", "delta", "text", "content_filter_results"))
+_DELTA_TEXTS: Final = ("content", "reasoning_content", "reasoning")
+_RESPONSES_DELTAS: Final = frozenset(
+    (
+        "response.output_text.delta",
+        "response.refusal.delta",
+        "response.reasoning_text.delta",
+        "response.reasoning_summary_text.delta",
+        "response.function_call_arguments.delta",
+        "response.mcp_call_arguments.delta",
+        "response.custom_tool_call_input.delta",
+    )
+)
+_MESSAGES_DELTAS: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
+# Fields beside the text that differ from event to event and are no part of what is compared. Of all but `created` the
+# last one wins; `created` is the first's, as SDKs take it from the first chunk that they see.
+_LAST_WINS: Final = ("usage", "timings", "sequence_number", "obfuscation")
+
+Json = dict[str, Any]
+
+
+def is_string_inside(text: bytes) -> bool:
+    """Whether `text` is the inside of exactly one JSON string (RFC 8259 section 7): escapes whole, UTF-8 valid.
+
+    Lone surrogate halves are let pass as escapes: cut in two by a delta, they come out right when joined.
+    """
+    if b"\\" in text:
+        text = _ESCAPE.sub(b" ", text)  # a space, so that the bytes on both sides can't join into one character
+    if text.translate(_UNQUOTED) is not text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class Fill(NamedTuple):
+    """What stood in a template's holes: `created` as digits or b"", `number` or -1, text and padding as on the wire."""
+
+    created: bytes
+    number: int
+    text: bytes
+    pad: bytes
+
+
+class Template:
+    """An event with holes: fixed[0] hole fixed[1] hole … fixed[-1].
+
+    `merges` says whether neighbours may be concatenated. Invariant: len(fixed) == len(holes) + 1, one TEXT among the
+    holes, any padding after it.
+    """
+
+    __slots__ = ("fixed", "holes", "merges")
+
+    def __init__(self, fixed: tuple[bytes, ...], holes: bytes, merges: bool) -> None:
+        self.fixed = fixed
+        self.holes = holes
+        self.merges = merges
+
+    @property
+    def numbered(self) -> bool:
+        """Whether there is a sequence_number that changes with each event."""
+        return NUMBER in self.holes
+
+    @property
+    def dated(self) -> bool:
+        """Whether there is a `created`."""
+        return CREATED in self.holes
+
+    @property
+    def padded(self) -> bool:
+        """Whether something of random length stands beside the text."""
+        return PAD in self.holes or SPACES in self.holes
+
+    def match(self, event: bytes) -> Fill | None:
+        """What fills the holes if `event` is one of this template's, else None. One pass forward, no guessing."""
+        created, number, text, pad = b"", -1, b"", b""
+        at = 0
+        for piece, hole in zip(self.fixed, self.holes, strict=False):
+            if not event.startswith(piece, at):
+                return None
+            at += len(piece)
+            end = _hole_end(hole, event, at, text)
+            if end < 0:
+                return None
+            if hole == TEXT:
+                text = event[at:end]
+            elif hole == CREATED:
+                created = event[at:end]
+            elif hole == NUMBER:
+                number = int(event[at:end])
+            elif hole != AGAIN:
+                pad = event[at:end]
+            at = end
+        if event[at:] != self.fixed[-1] or not is_string_inside(text):
+            return None
+        return Fill(created, number, text, pad)
+
+    def around(self, created: bytes, number: int, pad: bytes = b"") -> list[bytes]:
+        """The pieces around the text, other holes filled: `text.join(pieces)` is the event. Mostly before and after."""
+        pieces = [b""]
+        for piece, hole in zip(self.fixed, self.holes, strict=False):
+            pieces[-1] += piece
+            if hole in (TEXT, AGAIN):
+                pieces.append(b"")
+            elif hole == CREATED:
+                pieces[-1] += created
+            elif hole == NUMBER:
+                pieces[-1] += b"%d" % number
+            else:
+                pieces[-1] += pad
+        pieces[-1] += self.fixed[-1]
+        return pieces
+
+    def render(self, fill: Fill) -> bytes:
+        """The event that `match` gave this fill for."""
+        return fill.text.join(self.around(fill.created, fill.number, fill.pad))
+
+
+def _hole_end(hole: int, event: bytes, at: int, text: bytes) -> int:
+    """Where the hole that begins at `at` ends, -1 if what is there can't fill it."""
+    if hole == TEXT:
+        found = _TO_QUOTE.match(event, at)
+    elif hole == AGAIN:
+        return at + len(text) if event.startswith(text, at) else -1
+    elif hole == CREATED:
+        found = _CREATED.match(event, at)
+    elif hole == NUMBER:
+        found = _NUMBER.match(event, at)
+    else:
+        found = (_PAD if hole == PAD else _SPACES).match(event, at)
+    return found.end() if found else -1
+
+
+def learn(event: bytes) -> Template | None:
+    """A template made of one event, if it is a text delta in a known shape; None if there is the least doubt.
+
+    Proof, not belief: the text is found by its key, a sentinel is put in its place, and the parsed result has to be a
+    pure text delta with known fields only and that sentinel for its text.
+    """
+    framed = _EVENT.fullmatch(event)
+    if not framed:
+        return None
+    holes = _text_holes(event, framed.start(2))
+    if not holes:
+        return None
+    texts = sum(end - start for start, end, _ in holes)
+    if len(event) - texts > TEMPLATE_BYTES_MAX:
+        return None
+    parsed = _parse(_replaced(event, holes)[framed.start(2) :])
+    if parsed is None or not _is_known(parsed):
+        return None
+    parts = _parts(parsed)
+    if len(parts) != 1 or parts[0].texts() != [_SENTINEL] * len(holes):
+        return None
+    template = _cut(event, sorted(holes + _other_holes(event, holes, parsed)), merges=not parts[0].role)
+    fill = template.match(event)
+    return template if fill and template.render(fill) == event else None
+
+
+Hole = tuple[int, int, int]  # from, to, kind
+
+
+def _text_holes(event: bytes, start: int) -> list[Hole]:
+    """The one text that isn't empty, or the same text twice; [] if there is none or are others."""
+    holes: list[Hole] = []
+    for key in _TEXT_KEY.finditer(event, start):
+        to_quote = _TO_QUOTE.match(event, key.end())
+        end = to_quote.end() if to_quote else len(event)
+        holes.append((key.end(), end, AGAIN if holes else TEXT))
+    texts = {event[start:end] for start, end, _ in holes}
+    return holes if len(texts) == 1 and len(holes) <= 2 else []
+
+
+def _replaced(event: bytes, holes: list[Hole]) -> bytes:
+    sentinel = _SENTINEL.encode()
+    for start, end, _ in reversed(holes):
+        event = event[:start] + sentinel + event[end:]
+    return event
+
+
+def _other_holes(event: bytes, texts: list[Hole], parsed: Json) -> list[Hole]:
+    """The holes beside the text: of each kind the only one, and outside the text; padding only after it."""
+    found: list[Hole] = []
+    kinds = [(_CREATED_KEY, _CREATED, CREATED), (_NUMBER_KEY, _NUMBER, NUMBER), (_PAD_KEY, _PAD, PAD)]
+    for key, value, kind in kinds:
+        keys = list(key.finditer(event))
+        if len(keys) != 1 or (kind == PAD and keys[0].end() < texts[-1][1]):
+            continue
+        filled = value.match(event, keys[0].end())
+        if filled:
+            found.append((filled.start(), filled.end(), kind))
+    padded = any(kind == PAD for _, _, kind in found)
+    if (
+        not padded
+        and parsed.get("type") == "content_block_delta"
+        and (brace := _LAST_BRACE.search(event, texts[-1][1]))
+    ):
+        start = brace.start()
+        found.append((start, start + event[start:].index(b"}"), SPACES))
+    return [hole for hole in found if not any(start <= hole[0] < end for start, end, _ in texts)]
+
+
+def _cut(event: bytes, holes: list[Hole], merges: bool) -> Template:
+    fixed, at = [], 0
+    for start, end, _ in holes:
+        fixed.append(event[at:start])
+        at = end
+    return Template((*fixed, event[at:]), bytes(kind for _, _, kind in holes), merges)
+
+
+def _parse(json: bytes) -> Json | None:
+    try:
+        parsed = orjson.loads(json)
+    except orjson.JSONDecodeError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _is_known(parsed: Json) -> bool:
+    """Whether all fields outside the delta are known, or null."""
+    choices = parsed.get("choices") or ()
+    return (
+        _all_known(parsed, _TOP_KNOWN)
+        and all(_all_known(choice, _CHOICE_KNOWN) for choice in choices if isinstance(choice, dict))
+        and not parsed.get("logprobs")
+    )
+
+
+def _all_known(fields: Json, known: frozenset[str]) -> bool:
+    return all(value is None or name in known or (name == "logprobs" and value == []) for name, value in fields.items())
+
+
+class _Part:
+    """One choice's text in a parsed event: the dict that holds it, under which names, and the choice around (or {})."""
+
+    __slots__ = ("holder", "index", "names", "role", "whole")
+
+    def __init__(self, whole: Json, index: int, holder: Json, names: tuple[str, ...], role: bool = False) -> None:
+        self.whole = whole
+        self.index = index
+        self.holder = holder
+        self.names = names
+        self.role = role
+
+    def texts(self) -> list[str]:
+        return [self.holder[name] for name in self.names]
+
+
+def _parts(parsed: Json) -> list[_Part]:
+    """The texts of an event, one part for each choice; [] unless text is all that it adds."""
+    choices = parsed.get("choices")
+    if isinstance(choices, list):
+        parts = [_choice_part(choice) for choice in choices]
+        known = [part for part in parts if part]
+        return known if len({part.index for part in known}) == len(parts) else []
+    kind, delta = parsed.get("type"), parsed.get("delta")
+    if not isinstance(kind, str):
+        return []
+    if kind in _RESPONSES_DELTAS and _is_text(delta) and not parsed.get("logprobs"):
+        return [_Part({}, 0, parsed, ("delta",))]
+    if (
+        kind == "content_block_delta"
+        and isinstance(delta, dict)
+        and delta.keys() <= {"type", *_MESSAGES_DELTAS.values()}
+    ):
+        name = _MESSAGES_DELTAS.get(str(delta.get("type")), "")
+        if len(delta) == 2 and _is_text(delta.get(name)):
+            return [_Part({}, 0, delta, (name,))]
+    return []
+
+
+def _choice_part(choice: Any) -> _Part | None:
+    if not isinstance(choice, dict) or type(choice.get("index")) is not int:
+        return None
+    if choice.get("finish_reason") is not None or choice.get("logprobs") is not None:
+        return None
+    delta = choice.get("delta")
+    if delta is None:
+        return _Part(choice, choice["index"], choice, ("text",)) if _is_text(choice.get("text")) else None
+    if not isinstance(delta, dict) or "text" in choice:
+        return None
+    names = tuple(name for name in _DELTA_TEXTS if delta.get(name))
+    known = {*_DELTA_TEXTS, "role", "tool_calls"}
+    if not all(_is_text(delta[name]) for name in names) or any(
+        delta[name] is not None for name in delta.keys() - known
+    ):
+        return None
+    calls, role = delta.get("tool_calls"), bool(delta.get("role"))
+    if not calls:
+        return _Part(choice, choice["index"], delta, names, role) if names else None
+    function = _arguments_only(calls)
+    return _Part(choice, choice["index"], function, ("arguments",), role) if function and not names else None
+
+
+def _arguments_only(calls: Any) -> Json | None:
+    """The `function` of the only tool call if arguments are all that it adds: no id, no name."""
+    if not isinstance(calls, list) or len(calls) != 1 or not isinstance(calls[0], dict):
+        return None
+    call, function = calls[0], calls[0].get("function")
+    if type(call.get("index")) is not int or not isinstance(function, dict) or not _is_text(function.get("arguments")):
+        return None
+    if call.keys() - {"index", "function", "type", "id"} or function.keys() - {"arguments", "name"}:
+        return None
+    return None if call.get("id") or function.get("name") else function
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+class Delta:
+    """A parsed text delta that can take in its neighbours: several choices in one event, each index once.
+
+    Fields beside the text have to be equal, but for those that change by their nature (`created`, `sequence_number`,
+    padding, usage, timings).
+    """
+
+    __slots__ = ("_line", "_parsed", "_parts", "_rest", "_shapes", "_texts", "text_bytes")
+
+    text_bytes: int  # of all texts in it, as UTF-8
+
+    def __init__(self, line: bytes, parsed: Json, parts: list[_Part]) -> None:
+        self._line = line
+        self._parsed = parsed
+        self._parts = {part.index: part for part in parts}
+        self._texts = {part.index: [part.texts()] for part in parts}
+        self.text_bytes = sum(len(text.encode()) for part in parts for text in part.texts())
+        for part in parts:
+            part.holder.update(dict.fromkeys(part.names, ""))
+        # Compared as bytes, since 1 == 1.0 == True.
+        self._shapes = {part.index: (part.names, _canonical(part.whole)) for part in parts}
+        self._rest = _canonical(_comparable(parsed))
+
+    @classmethod
+    def of(cls, event: bytes) -> Delta | None:
+        """The delta that `event` is, or None if it is none, can't be parsed, or carries a role."""
+        framed = _EVENT.fullmatch(event)
+        if not framed or _BIG_NUMBER.search(event):
+            return None
+        parsed = _parse(framed[2])
+        if parsed is None:
+            return None
+        parts = _parts(parsed)
+        return cls(framed[1], parsed, parts) if parts and not any(part.role for part in parts) else None
+
+    def absorb(self, later: Delta) -> bool:
+        """Takes in the texts of `later`, the next event; False, and nothing has changed, if they differ."""
+        if self._line != later._line or self._rest != later._rest:
+            return False
+        if any(self._shapes.get(index, shape) != shape for index, shape in later._shapes.items()):
+            return False
+        for index, part in later._parts.items():
+            if index not in self._parts:
+                self._parts[index] = part
+                self._parsed["choices"].append(part.whole)
+            self._texts.setdefault(index, []).extend(later._texts[index])
+        self._shapes.update(later._shapes)
+        self._parsed.update({name: later._parsed[name] for name in _LAST_WINS if name in later._parsed})
+        self.text_bytes += later.text_bytes
+        return True
+
+    def event(self) -> bytes:
+        """The merged event, of the shape of the first."""
+        for index, part in self._parts.items():
+            for name, texts in zip(part.names, zip(*self._texts[index], strict=True), strict=True):
+                part.holder[name] = "".join(texts)
+        return self._line + b" " + orjson.dumps(self._parsed) + b"\n\n"
+
+
+def _comparable(parsed: Json) -> Json:
+    """What has to be equal: of usage and timings only whether they are there, of the choices nothing yet."""
+    changing = {"choices", "created", "sequence_number", "obfuscation"}
+    rest = {name: value for name, value in parsed.items() if name not in changing}
+    return rest | {name: parsed[name] is None for name in ("usage", "timings") if name in parsed}
+
+
+def _canonical(value: Json) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+_PLACE: Final = re.compile(rb'"streamd-([0-9]+)-"')
+
+
+def combine(runs: list[tuple[Template, Fill]]) -> bytes | None:
+    """One event of the concatenated texts of several templates, one for each choice; None if they can't stand together.
+
+    The texts are put in as they are on the wire, so that what orjson would refuse comes through.
+    """
+    merged: Delta | None = None
+    for place, (template, fill) in enumerate(runs):
+        delta = Delta.of(template.render(fill._replace(text=b"streamd-%d-" % place)))
+        if delta is None or not template.merges or (merged is not None and not merged.absorb(delta)):
+            return None
+        merged = merged or delta
+    if merged is None:
+        return None
+    event = merged.event()
+    expected = sorted(b"%d" % place for place, (t, _) in enumerate(runs) for hole in t.holes if hole in (TEXT, AGAIN))
+    if sorted(_PLACE.findall(event)) != expected:
+        return None
+    return _PLACE.sub(lambda place: b'"%b"' % runs[int(place[1])][1].text, event)
