@@ -1,0 +1,12 @@
+"""`python -m streamd.mockllm`: the mock by itself."""
+
+import argparse
+import sys
+
+from streamd.mockllm.command import add_arguments, run
+
+parser = argparse.ArgumentParser(
+    prog="streamd mock-llm", description="A synthetic OpenAI-compatible server; no model is asked."
+)
+add_arguments(parser)
+sys.exit(run(parser.parse_args()))
