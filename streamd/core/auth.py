@@ -1,0 +1,123 @@
+"""Who is asking, and what they may do: Principal, Key, Refusal.
+
+How a key is proved is in `keys`, how a token is in `tokens`, what a key has left is in `limits`. All of them answer
+with one of the values below, and none of them reads a clock or a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from streamd.core.patterns import matches_any
+from streamd.reasons import CloseReason
+
+HeadersGet = Callable[[bytes], bytes | None]
+"""A request's header by its lowercase name; None if there is none."""
+
+# RFC 9110 15.5.2: a 401 carries a challenge. `Bearer` makes no browser ask for a password.
+CHALLENGE: Final = b'Bearer realm="streamd"'
+# What a challenge says of a credential that was there and was no good (RFC 6750 3.1).
+CHALLENGE_INVALID: Final = b'Bearer realm="streamd", error="invalid_token"'
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A no: why (log word, metric label and status in one), what the client reads, and when to ask again."""
+
+    reason: CloseReason
+    code: str  # the `code` of the error object
+    message: str  # says what to change; never holds a credential or a part of one
+    retry_after_s: float = 0.0  # 0: asking again won't help; at most RETRY_AFTER_S_MAX of `limits`
+
+    @property
+    def status(self) -> int:
+        """The HTTP status before the first byte."""
+        return self.reason.status
+
+    @property
+    def challenge(self) -> bytes | None:
+        """The value of WWW-Authenticate; None where the status takes none."""
+        if self.status != 401:
+            return None
+        return CHALLENGE if self.code.endswith("_required") else CHALLENGE_INVALID
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One row of the key file: how the key is recognised, and its rights. None as a limit is no limit."""
+
+    id: str
+    name: str  # for people; goes to logs and `streamd keys list`
+    salt: bytes
+    digest: bytes  # SHA-256 over salt and the whole key
+    routes: tuple[str, ...] = ("*",)  # patterns over the path
+    models: tuple[str, ...] = ("*",)  # patterns over the model's name as the client wrote it
+    streams_max: int | None = None  # at once
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    expires_unix: float | None = None  # seconds since 1970, UTC
+
+    def refuse_route(self, path: str) -> Refusal | None:
+        """None if the key may use `path` (decoded and without dot segments: the one that is acted on)."""
+        if matches_any(self.routes, path):
+            return None
+        return Refusal(CloseReason.FORBIDDEN, "route_not_allowed", "This API key may not use this path.")
+
+    def refuse_model(self, model: str | None) -> Refusal | None:
+        """None if the key may use `model`.
+
+        None as the model is a body that names none, or one that streamd doesn't parse (multipart): it may name any, so
+        a key that is limited to some models is refused. Requests without a body aren't asked about.
+        """
+        if "*" in self.models or (model is not None and matches_any(self.models, model)):
+            return None
+        if model is None:
+            text = "This API key is limited to some models: send a JSON body with `model`."
+        else:
+            text = "This API key may not use this model."
+        return Refusal(CloseReason.FORBIDDEN, "model_not_allowed", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whose request it is. What belongs to a principal (idempotency keys, streams, limits) is looked up by `id`."""
+
+    id: str
+    key: Key | None = None  # None without a key file, and for the admin surface
+    admin: bool = False
+
+
+ANONYMOUS: Final = Principal("anonymous")
+ADMIN: Final = Principal("admin", admin=True)
+# A key with such an id would own what these two own. Ids made from a header begin with `h-`, and no key's id holds a
+# `-`.
+RESERVED_IDS: Final = frozenset({ANONYMOUS.id, ADMIN.id})
+
+
+def bearer(headers_get: HeadersGet) -> bytes | None:
+    """What stands behind `Authorization: Bearer`, or None; the scheme in any case (RFC 9110 11.1)."""
+    scheme, _, credential = (headers_get(b"authorization") or b"").strip().partition(b" ")
+    if scheme.lower() != b"bearer":
+        return None
+    return credential.strip() or None
+
+
+def presented_key(headers_get: HeadersGet) -> bytes | None:
+    """The API key a request brings: Bearer (OpenAI's SDKs), else `x-api-key` (Anthropic's); None if it brings none."""
+    return bearer(headers_get) or (headers_get(b"x-api-key") or b"").strip() or None
+
+
+def principal_without_keys(headers_get: HeadersGet) -> Principal:
+    """Whose request it is when there is no key file: a hash of the credential, whatever it is, else `anonymous`.
+
+    128 bits of SHA-256, the same in every worker and after a restart. The credential itself is kept nowhere.
+    """
+    credential = presented_key(headers_get) or headers_get(b"authorization")
+    if not credential:
+        return ANONYMOUS
+    digest = hashlib.sha256(credential).digest()[:16]
+    return Principal("h-" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode())
