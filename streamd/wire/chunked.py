@@ -102,15 +102,7 @@ class ChunkedDecoder:
         pieces: list[bytes] = []
         start, end = 0, len(chunk)
         while start < end and self._at is not _At.END:
-            if self._at is _At.DATA:
-                piece = chunk[start : start + self._data_bytes_left]
-                pieces.append(piece)
-                start += len(piece)
-                self._data_bytes_left -= len(piece)
-                if not self._data_bytes_left:
-                    self._at = _At.DATA_END
-                continue
-            next_start = self._take_line(chunk, start)
+            next_start = self._take(chunk, start, pieces)
             if next_start == start:
                 break
             start = next_start
@@ -125,13 +117,23 @@ class ChunkedDecoder:
             self._line = chunk[start:]
         self.at_boundary = self._at is _At.SIZE and not self._line
 
-    def _take_line(self, chunk: bytes, start: int) -> int:
-        """The line that begins at `start`; returns where the next begins, or `start` if the line isn't whole yet."""
+    def _take(self, chunk: bytes, start: int, pieces: list[bytes]) -> int:
+        """One step of the coding from `start` on; returns where the next begins, or `start`: a line isn't whole."""
+        if self._at is _At.SIZE:
+            return _take_whole_chunks(chunk, start, pieces) or self._take_size_line(chunk, start)
+        if self._at is _At.DATA:
+            return self._take_data(chunk, start, pieces)
         if self._at is _At.DATA_END:
             return self._take_data_end(chunk, start)
-        if self._at is _At.SIZE:
-            return self._take_size_line(chunk, start)
         return self._take_trailer(chunk, start)
+
+    def _take_data(self, chunk: bytes, start: int, pieces: list[bytes]) -> int:
+        piece = chunk[start : start + self._data_bytes_left]
+        pieces.append(piece)
+        self._data_bytes_left -= len(piece)
+        if not self._data_bytes_left:
+            self._at = _At.DATA_END
+        return start + len(piece)
 
     def _take_data_end(self, chunk: bytes, start: int) -> int:
         if chunk.startswith(b"\r\n", start):
@@ -172,6 +174,21 @@ class ChunkedDecoder:
         if self._trailers > TRAILERS_MAX or not _TRAILER.fullmatch(chunk, start, line_end):
             raise RemoteProtocolError(_BAD_TRAILER, "bad_trailer")
         return line_end + 2
+
+
+def _take_whole_chunks(chunk: bytes, start: int, pieces: list[bytes]) -> int:
+    """The chunks of usual sizes that are wholly here, one look-up each. Returns where the next begins, 0 for none."""
+    taken = 0
+    while True:
+        line_end = chunk.find(b"\r\n", start, start + 5)
+        size = _USUAL_SIZES.get(chunk[start:line_end]) if line_end > 0 else None
+        if size is None:
+            return taken
+        data_end = line_end + 2 + size
+        if not chunk.startswith(b"\r\n", data_end):
+            return taken
+        pieces.append(chunk[line_end + 2 : data_end])
+        start = taken = data_end + 2
 
 
 _BAD_TRAILER = f"send at most {TRAILERS_MAX} trailers, 'name: value' and CRLF, {TRAILER_BYTES_MAX} bytes in all"

@@ -17,8 +17,11 @@ two CRLF in front of a request (RFC 9112 2.2), HTTP/1.0, minor versions above 1 
 
 Stricter than the RFCs, by choice: a request's Content-Length comes once; Host is limited to what
 names a host in practice (letters, digits, `-._~`, IPv6 in brackets: reg-name would allow percent-encodings and
-`!$&'()*+,;=`, which is how Host poisoning is tried); Connection may not name the fields that frame, route or authorize a
-request; no `%00` and no broken percent-encoding in a path.
+`!$&'()*+,;=`, which is how Host poisoning is tried); Connection may not name the fields that frame, route or authorize
+a request; no `%00` and no broken percent-encoding in a path.
+
+Two offers of another protocol are ignored, which RFC 9110 7.8 allows, and not counted as `upgrade`: h2c, which RFC 9113
+3.1 retired (Java's HttpClient sends it with every first request), and any in HTTP/1.0.
 
 Rejected: parsing with h11 alone and checking its result (a bare LF or a fold is gone by then); keeping one
 h11.Connection per connection (its state machine would have to be told of bodies that it doesn't read).
@@ -197,7 +200,7 @@ def _get(headers: Headers, name: bytes) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """One request's head, valid by all rules. `target` is origin-form (or `*`), `path` and `query` its parts as sent."""
+    """One request's head, valid by all rules. `target` is origin-form or `*`, `path` and `query` its parts as sent."""
 
     method: str
     target: bytes
@@ -276,6 +279,9 @@ def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
 _UPGRADES_IGNORED = (b"", b"h2c")
 
 
+_ASKED = h11.Request(method=b"GET", target=b"/", headers=[(b"host", b"a")])
+
+
 def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_LIMITS) -> ResponseHead:
     """A whole head of the answer to a `request_method`, to its parts. Raises RemoteProtocolError, always a 502."""
     _check_size(head, limits, 502)
@@ -292,7 +298,9 @@ def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_L
     http10 = minor == b"0"
     _check_fields(head, line.end(), 502)
     framing, content_length = _framing(head, http10, 502)
-    event = _through_h11(h11.Connection(h11.CLIENT, max_incomplete_event_size=len(head)), head, 502)
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(head))
+    connection.send(_ASKED)  # h11 takes no 1xx from a server that wasn't asked
+    event = _through_h11(connection, head, 502)
     assert isinstance(event, h11.Response | h11.InformationalResponse)
     headers = tuple(event.headers)
     options = _connection_options(headers, 502)
