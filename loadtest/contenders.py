@@ -1,0 +1,126 @@
+"""The servers that can stand between source and sink: how each is started, and how one gets it.
+
+A contender is a name and a function from (folder, port, upstream port) to a command line; it raises Missing where the
+server isn't installed. All run as one process that relays, unbuffered, on one core.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rig import HERE, Missing
+
+Command = list[str]
+
+# Flags for streamd beyond listen and upstream. A stalled reader is closed after a minute unless told otherwise; the
+# rivals keep theirs, so for a comparison of memory streamd keeps its own.
+STREAMD_FLAGS = ("--stall-timeout", "0", "--log-level", "warning")
+
+
+def streamd(folder: Path, port: int, upstream: int) -> Command:
+    """streamd from this checkout."""
+    listen = ["--listen", f"127.0.0.1:{port}", "--upstream", f"http://127.0.0.1:{upstream}"]
+    return [sys.executable, "-m", "streamd", "serve", *listen, *STREAMD_FLAGS]
+
+
+def nginx(folder: Path, port: int, upstream: int) -> Command:
+    """nginx with proxy_buffering off."""
+    _program("nginx", "apt-get install nginx-light")
+    temporary = " ".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = folder / f"nginx-{port}.conf"
+    config.write_text(
+        f"worker_processes 1; daemon off; pid {folder}/nginx-{port}.pid; error_log {folder}/nginx.err warn;\n"
+        "worker_rlimit_nofile 20000; events { worker_connections 19990; }\n"
+        f"http {{ access_log off; {temporary}\n"
+        f" server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://127.0.0.1:{upstream};\n"
+        '  proxy_http_version 1.1; proxy_set_header Connection "";\n'
+        "  proxy_buffering off; proxy_read_timeout 600s; } } }\n"
+    )
+    return ["nginx", "-c", str(config)]
+
+
+def haproxy(folder: Path, port: int, upstream: int) -> Command:
+    """HAProxy in HTTP mode, one thread."""
+    _program("haproxy", "apt-get install haproxy")
+    config = folder / f"haproxy-{port}.cfg"
+    config.write_text(
+        "global\n  maxconn 9900\n  nbthread 1\n"
+        "defaults\n  mode http\n  timeout connect 5s\n  timeout client 600s\n  timeout server 600s\n"
+        "  option http-no-delay\n"
+        f"listen relay\n  bind 127.0.0.1:{port} backlog 4096\n  server upstream 127.0.0.1:{upstream}\n"
+    )
+    return ["haproxy", "-f", str(config)]
+
+
+def aiohttp(folder: Path, port: int, upstream: int) -> Command:
+    """aiohttp's server and client, on uvloop."""
+    return [rivals_python("aiohttp", "uvloop"), *_script("aiohttp_proxy", port, upstream)]
+
+
+def fastapi(folder: Path, port: int, upstream: int) -> Command:
+    """FastAPI, httpx and sse-starlette under uvicorn, on uvloop."""
+    return [
+        rivals_python("fastapi", "httpx", "sse_starlette", "uvicorn", "uvloop"),
+        *_script("fastapi_proxy", port, upstream),
+    ]
+
+
+CONTENDERS: dict[str, Callable[[Path, int, int], Command]] = {
+    "streamd": streamd,
+    "nginx": nginx,
+    "haproxy": haproxy,
+    "aiohttp": aiohttp,
+    "fastapi": fastapi,
+}
+
+
+def environment() -> dict[str, str]:
+    """What a contender's process gets on top of ours: this checkout importable."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))}
+
+
+def version(name: str) -> str:
+    """The version that is measured, for the table."""
+    if name in ("nginx", "haproxy"):
+        said = subprocess.run([name, "-v"], capture_output=True, text=True)
+        found = re.search(r"(\d+(?:\.\d+)+)", said.stdout + said.stderr)
+        return found[1] if found else "?"
+    if name == "streamd":
+        code = "import streamd, uvloop; print(streamd.__version__, f'(uvloop {uvloop.__version__})')"
+        return _ask(sys.executable, code)
+    packages = ("aiohttp",) if name == "aiohttp" else ("fastapi", "httpx", "sse-starlette", "uvicorn")
+    code = f"from importlib.metadata import version as v; print(', '.join(p + ' ' + v(p) for p in {packages!r}))"
+    return _ask(rivals_python(), code)
+
+
+@functools.cache
+def rivals_python(*modules: str) -> str:
+    """The Python that has the rivals: $RIVALS_PYTHON, else this one. Raises Missing if it lacks one of `modules`."""
+    python = os.environ.get("RIVALS_PYTHON", sys.executable)
+    if modules and subprocess.run([python, "-c", "import " + ", ".join(modules)], capture_output=True).returncode:
+        requirements = (HERE / "rivals" / "requirements.txt").relative_to(HERE.parent)
+        raise Missing(f"{python} -m pip install -r {requirements} (or RIVALS_PYTHON=another Python that has them)")
+    return python
+
+
+def _ask(python: str, code: str) -> str:
+    run = subprocess.run([python, "-c", code], capture_output=True, text=True, env={**os.environ, **environment()})
+    return run.stdout.strip() or "?"
+
+
+def _program(name: str, how: str) -> None:
+    if shutil.which(name) is None:
+        raise Missing(how)
+
+
+def _script(name: str, port: int, upstream: int) -> Command:
+    return [str(HERE / "rivals" / f"{name}.py"), str(port), f"http://127.0.0.1:{upstream}"]
