@@ -5,8 +5,6 @@ import sys
 
 from streamd.mockllm.command import add_arguments, run
 
-parser = argparse.ArgumentParser(
-    prog="streamd mock-llm", description="A synthetic OpenAI-compatible server; no model is asked."
-)
+parser = argparse.ArgumentParser(prog="streamd mock-llm")
 add_arguments(parser)
 sys.exit(run(parser.parse_args()))

@@ -32,6 +32,9 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], object]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Put the mock's flags on a parser."""
     defaults = MockOptions()
+    parser.description = (
+        "A synthetic server for the OpenAI and Anthropic HTTP APIs. It writes readable text; no model is asked."
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "The headers X-Mock-Tokens, X-Mock-Interval-Ms, X-Mock-Jitter-Ms, X-Mock-Ttft-Ms, X-Mock-Text-Seed,\n"

@@ -31,6 +31,9 @@ class Server(Protocol):
     def completed(self) -> None:
         """An answer was sent whole."""
 
+    def paused(self) -> None:
+        """The peer takes no more."""
+
     def aborted(self) -> None:
         """The peer left in the middle of an answer."""
 
@@ -96,6 +99,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The kernel takes no more."""
         self.paused = True
+        self._server.paused()
 
     def resume_writing(self) -> None:
         """The kernel has taken all."""

@@ -87,6 +87,11 @@ class MockServer:
         self.stats.completed += 1
         self._ended()
 
+    def paused(self) -> None:
+        """A peer takes no more for now."""
+        self.stats.pauses += 1
+        self.stats.changed()
+
     def aborted(self) -> None:
         """The peer left in the middle of an answer."""
         self.stats.aborted += 1

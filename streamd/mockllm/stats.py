@@ -40,6 +40,7 @@ class Stats:
         "connections",
         "connections_open",
         "open",
+        "pauses",
         "requests",
         "seen",
     )
@@ -51,6 +52,7 @@ class Stats:
         self.open = 0  # answers begun and not ended
         self.completed = 0
         self.aborted = 0  # by the peer
+        self.pauses = 0  # times that a peer's socket took no more
         self.broken = 0  # by a fault of ours
         self.aborted_at: deque[float] = deque(maxlen=ABORTED_AT_MAX)  # seconds, monotonic
         self.seen: deque[Seen] = deque(maxlen=SEEN_MAX)
@@ -92,6 +94,7 @@ class Stats:
             "completed": self.completed,
             "aborted": self.aborted,
             "broken": self.broken,
+            "pauses": self.pauses,
             "aborted_at": list(self.aborted_at)[-100:],
         }
 
