@@ -1,0 +1,245 @@
+"""An upstream and streamd in front of it, as child processes: started in order, shown to a person, stopped together.
+
+The upstream says on its standard output where it listens (`… listening on URL`); streamd is up when `/readyz` says so.
+What the children log goes to a file each, and is shown if one of them dies: in a demo the terminal belongs to the curl
+lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+STREAMD = (sys.executable, "-m", "streamd", "serve")
+READY_S_MAX = (
+    120.0  # a model of 250 MB is put together, checked and loaded in about 10 s; a slow disk gets twelve times that
+)
+STOP_S_MAX = 15.0  # then the child is killed
+POLL_S = 0.1
+LOG_TAIL_BYTES = 8192
+
+_LISTENING = re.compile(rb"listening on (http://\S+)")
+
+
+class LaunchError(Exception):
+    """A child did not come up, or died. The text has what it logged."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """One child process and where it logs to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+    @classmethod
+    def start(cls, name: str, command: Sequence[str]) -> Child:
+        """Start `command`. Raises LaunchError if there is no such program."""
+        log = tempfile.TemporaryFile(prefix=f"{name}-")  # noqa: SIM115 (stop() closes it)
+        try:
+            return cls(
+                name, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log), log
+            )
+        except OSError as wrong:
+            log.close()
+            raise LaunchError(f"{name}: {wrong}") from None
+
+    def check(self) -> None:
+        """Raises LaunchError if the child is gone."""
+        status = self.process.poll()
+        if status is not None:
+            raise LaunchError(f"{self.name} ended with status {status}:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The last that it logged."""
+        self.log.seek(0, 2)
+        self.log.seek(max(0, self.log.tell() - LOG_TAIL_BYTES))
+        return self.log.read().decode("utf-8", "replace").rstrip()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL for one that does not obey."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.log.close()
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+class Launcher:
+    """Keeps the children, and ends them in the opposite order."""
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+        self._stop = threading.Event()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Launcher]:
+        """Signals ask for an end while this is open; at its end no child is left."""
+        before = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for child in reversed(self._children):
+                child.stop()
+            for number, action in before.items():
+                signal.signal(number, action)
+
+    def _ask_to_stop(self, number: int, frame: object) -> None:
+        self._stop.set()
+
+    def start(self, name: str, command: Sequence[str]) -> Child:
+        """Start a child that ends with us."""
+        child = Child.start(name, command)
+        self._children.append(child)
+        return child
+
+    def pause(self) -> None:
+        """Wait a moment. Raises Stopped, or LaunchError for a child that is gone."""
+        if self._stop.wait(POLL_S):
+            raise Stopped
+        for child in self._children:
+            try:
+                child.check()
+            except LaunchError:
+                if self._stop.is_set():  # Ctrl-C reaches the whole foreground group: the child was told as well
+                    raise Stopped from None
+                raise
+
+    def wait_url(self, child: Child) -> str:
+        """The URL that an upstream prints. Whatever it prints later is read and dropped, so that it never blocks."""
+        found: list[str] = []
+        threading.Thread(target=_read_output, args=(child, found), daemon=True).start()
+        for _ in self._until_ready(child):
+            if found:
+                return found[0]
+        raise AssertionError("unreachable")
+
+    def wait_ready(self, child: Child, address: str) -> None:
+        """Until `/readyz` at HOST:PORT answers 200."""
+        threading.Thread(target=_read_output, args=(child, []), daemon=True).start()
+        for _ in self._until_ready(child):
+            if _is_ready(address):
+                return
+
+    def _until_ready(self, child: Child) -> Iterator[None]:
+        deadline = time.monotonic() + READY_S_MAX
+        while time.monotonic() < deadline:
+            yield
+            self.pause()
+        raise LaunchError(f"{child.name} is not up after {READY_S_MAX:.0f} s:\n{child.tail()}")
+
+    def wait_end(self) -> None:
+        """Until somebody asks for an end (Stopped), or a child dies (LaunchError)."""
+        while True:
+            self.pause()
+
+
+def _read_output(child: Child, found: list[str]) -> None:
+    assert child.process.stdout is not None
+    with contextlib.suppress(ValueError):  # closed by stop()
+        for line in child.process.stdout:
+            match = _LISTENING.search(line)
+            if match is not None:
+                found.append(match[1].decode())
+
+
+def _is_ready(address: str) -> bool:
+    connection = http.client.HTTPConnection(address, timeout=1.0)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def reachable(listen: str) -> str:
+    """The HOST:PORT to connect to for a HOST:PORT to listen on."""
+    host, _, port = listen.rpartition(":")
+    return f"{ {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
+
+
+CURL_LINES = """\
+Paste into another terminal. Tokens, one by one:
+
+  curl -N http://{address}{path} -H 'Content-Type: application/json' \\
+    -d '{body}'
+
+Each event has an id, <stream id>:<number>. The same stream again from where a reader was cut off, here after event 10
+(start a stream with `-H 'X-Stream-Detach-Grace: 30'` and it goes on while nobody reads):
+
+  curl -N http://{address}/v1/streams/STREAM_ID -H 'Last-Event-ID: STREAM_ID:10'
+
+What is going on:
+
+  curl http://{address}/status
+  curl http://{address}/metrics
+"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """An upstream to be shown, and a request that it answers well."""
+
+    about: str
+    command: Sequence[str]
+    path: str
+    body: dict[str, Any]
+
+    def curl_lines(self, address: str) -> str:
+        """What to paste."""
+        return CURL_LINES.format(address=address, path=self.path, body=json.dumps(self.body))
+
+
+def parse_listen(description: str | None) -> str:
+    """The one flag that both launchers have: where streamd shall listen."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default %(default)s")
+    listen = parser.parse_args().listen
+    if not re.fullmatch(r".+:[1-9]\d{0,4}", listen):
+        parser.error("--listen takes HOST:PORT with a port that is not 0")
+    return str(listen)
+
+
+def launch(listen: str, demo: Demo, streamd: Sequence[str] = STREAMD) -> int:
+    """Run both until Ctrl-C or SIGTERM (status 0) or until one of them dies (status 1, and what it said)."""
+    address = reachable(listen)
+    try:
+        with Launcher().running() as launcher:
+            print(f"starting {demo.about} …", flush=True)
+            url = launcher.wait_url(launcher.start("upstream", demo.command))
+            front = launcher.start("streamd", [*streamd, "--listen", listen, "--upstream", url])
+            launcher.wait_ready(front, address)
+            print(f"streamd listens on http://{address}, in front of {demo.about} at {url}.\n")
+            print(demo.curl_lines(address))
+            print("Ctrl-C stops both.", flush=True)
+            launcher.wait_end()
+    except Stopped:
+        print("stopped", flush=True)
+        return 0
+    except LaunchError as wrong:
+        print(wrong, file=sys.stderr)
+        return 1
+    raise AssertionError("unreachable")
