@@ -1,0 +1,84 @@
+"""The launcher of `make run`, with a stand-in for streamd: both come up, stop together, and a death is told."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+LOADTEST = Path(__file__).parent.parent / "loadtest"
+
+STAND_IN = """
+import http.server, sys
+host, port = sys.argv[sys.argv.index("--listen") + 1].split(":")
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(sys.argv[sys.argv.index("--upstream") + 1].encode())
+    def log_message(self, *args):
+        pass
+http.server.HTTPServer((host, int(port)), Ready).serve_forever()
+"""
+
+LAUNCH = """
+import sys
+sys.path.insert(0, {loadtest!r})
+import launch, run_demo
+demo = launch.Demo("a mock", {upstream!r} or run_demo.DEMO.command, "/v1/chat/completions", {{"stream": True}})
+sys.exit(launch.launch("127.0.0.1:{port}", demo, streamd=(sys.executable, "-c", {streamd!r})))
+"""
+
+
+def start(port: int, streamd: str, upstream: list[str] | None = None) -> subprocess.Popen[str]:
+    program = LAUNCH.format(loadtest=str(LOADTEST), upstream=upstream, port=port, streamd=streamd)
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=LOADTEST.parent
+    )
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_both_come_up_and_stop_together(port: int, number: signal.Signals) -> None:
+    with start(port, STAND_IN) as child:
+        assert child.stdout is not None
+        printed = []
+        for line in child.stdout:
+            printed.append(line)
+            if line.startswith("Ctrl-C"):
+                break
+        shown = "".join(printed)
+        assert f"curl -N http://127.0.0.1:{port}/v1/chat/completions" in shown
+        assert "Last-Event-ID" in shown and f"http://127.0.0.1:{port}/metrics" in shown
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+            upstream = answer.read().decode()
+        child.send_signal(number)
+        assert child.wait(20) == 0
+        for url in (upstream, f"http://127.0.0.1:{port}"):
+            with pytest.raises(OSError, match="refused"):
+                urllib.request.urlopen(url)
+
+
+def test_the_death_of_streamd_is_told(port: int) -> None:
+    with start(port, "import sys; sys.exit('no such setting')") as child:
+        _, errors = child.communicate(timeout=30)
+        assert child.returncode == 1
+        assert "streamd ended with status 1" in errors and "no such setting" in errors
+
+
+def test_the_death_of_the_upstream_is_told(port: int) -> None:
+    with start(port, STAND_IN, [sys.executable, "-c", "raise SystemExit('no weights')"]) as child:
+        _, errors = child.communicate(timeout=30)
+        assert child.returncode == 1
+        assert "upstream ended with status 1" in errors and "no weights" in errors
