@@ -30,7 +30,7 @@
 
 struct stream {
     int prev, next, slot; /* its place in the wheel; slot -1: none */
-    int interval;
+    int interval, spread; /* milliseconds; spread: from the first token to the second */
     long sent, tokens;
     char *request; /* what came of a request so far */
     int request_len;
@@ -127,9 +127,9 @@ static void emit(int fd) {
     len = snprintf(frame, sizeof frame, "%x\r\n%s\r\n", n, event);
     if (last) len += snprintf(frame + len, sizeof frame - len, "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
     else tokens_sent++;
-    s->sent++;
     wheel_out(fd);
-    if (send_frame(fd, frame, len) == 1 && !last) wheel_in(fd, tick + s->interval);
+    if (send_frame(fd, frame, len) == 1 && !last) wheel_in(fd, tick + (s->sent ? s->interval : s->spread));
+    s->sent++;
 }
 
 static long asked_for(const char *body, const char *key, long otherwise) {
@@ -163,7 +163,9 @@ static void begin(int fd) {
     s->request_len = 0;
     if (!post) { send_frame(fd, other, strlen(other)); return; }
     if (send_frame(fd, head, strlen(head)) != 1) return;
-    wheel_in(fd, tick + 1 + streams_begun++ * 7919 % s->interval); /* spread evenly over the interval */
+    /* The first token at once, so that the time to it is the way's; the others spread evenly over the interval. */
+    s->spread = 1 + streams_begun++ * 7919 % s->interval;
+    emit(fd);
 }
 
 static void readable(int fd) {
