@@ -61,14 +61,14 @@ def test_whole_byte_by_byte_and_with_bytes_behind(trailers: bytes, behind: bytes
 
 
 @given(st.lists(st.integers(0, len(ONE_OF_EACH) + 8)))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_any_cut_gives_the_same_payload(cuts: list[int]) -> None:
     wire = ONE_OF_EACH + LAST_CHUNK + b"behind"
     assert decode(wire, *[min(at, len(wire)) for at in cuts]) == (PAYLOAD, True, b"behind")
 
 
 @given(st.lists(st.binary(min_size=1, max_size=1500), max_size=8), st.lists(st.integers(0, 12_000)))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_what_is_encoded_is_decoded(payloads: list[bytes], cuts: list[int]) -> None:
     wire = b"".join(map(encode_chunk, payloads)) + LAST_CHUNK
     assert decode(wire, *[min(at, len(wire)) for at in cuts]) == (b"".join(payloads), True, b"")
@@ -266,7 +266,7 @@ FRAGMENTS = [
 @given(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=8).map(b"".join))
 @example(b"0\r\nContent-Length: x\r\n\r\n")
 @example(b"5\r\nhelloXX0\r\n\r\n")
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 def test_where_h11_refuses_we_refuse(wire: bytes) -> None:
     expected = through_h11(wire)
     try:
@@ -280,7 +280,7 @@ def test_where_h11_refuses_we_refuse(wire: bytes) -> None:
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=8).map(b"".join))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_a_cut_never_changes_what_is_refused(wire: bytes) -> None:
     outcomes = []
     for cuts in ((), range(len(wire))):

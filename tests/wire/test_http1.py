@@ -361,7 +361,7 @@ def test_no_bad_status_is_written(status: int) -> None:
 
 
 @given(st.lists(st.tuples(st.binary(max_size=8), st.binary(max_size=12)), max_size=4))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_what_is_written_reads_back_or_is_not_written(fields: list[tuple[bytes, bytes]]) -> None:
     try:
         wire = encode_response_head(200, [(b"x-" + name, value) for name, value in fields])
@@ -432,7 +432,7 @@ def edited(wire: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
 
 @given(st.builds(edited, st.sampled_from(SEEDS), EDITS))
 @example(b"\r\n" + HEAD)
-@settings(max_examples=1500)
+@settings(max_examples=1500, deadline=None)
 def test_where_h11_refuses_we_refuse(wire: bytes) -> None:
     try:
         ours = through_ours(wire)
