@@ -36,7 +36,7 @@ STREAMD_DOCS = streamd.8=$(MANDIR)/man8/streamd.8 \
 
 .PHONY: install install-venv install-files uninstall test-systemd
 
-install: install-files
+install: install-files ## the daemon under /opt/streamd, units, configuration, man pages (DESTDIR, PREFIX)
 	@if $(STREAMD_BOOTED); then \
 		systemd-sysusers /usr/local/lib/sysusers.d/streamd.conf && \
 		systemd-tmpfiles --create /usr/local/lib/tmpfiles.d/streamd.conf && \
@@ -47,29 +47,31 @@ install: install-files
 # Built from a copy: setuptools leaves build/ behind, and would pack a module that is gone from the tree.
 # Under DESTDIR the scripts and the compiled files are told where they will live.
 install-venv:
-	$(PYTHON) -m venv $(STREAMD_ROOT)
-	copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
-		cp -R setup.cfg pyproject.toml README.md LICENSE streamd "$$copy" && \
-		$(STREAMD_ROOT)/bin/python -m pip install -q --disable-pip-version-check --no-compile $(PIP_FLAGS) "$$copy"
-	if test -n "$(DESTDIR)"; then find $(STREAMD_ROOT)/bin -type f -exec sed -i 's#$(STREAMD_ROOT)#$(PREFIX)#g' {} +; fi
-	$(STREAMD_ROOT)/bin/python -m compileall -q -s "$(DESTDIR)/" -p / $(STREAMD_ROOT)/lib
+	@echo "installing the daemon into $(STREAMD_ROOT) …"
+	@$(PYTHON) -m venv $(STREAMD_ROOT)
+	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
+		cp -R setup.cfg pyproject.toml $(wildcard README.md LICENSE) streamd "$$copy" && \
+		$(STREAMD_ROOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS) "$$copy"
+	@if test -n "$(DESTDIR)"; then find $(STREAMD_ROOT)/bin -type f -exec sed -i 's#$(STREAMD_ROOT)#$(PREFIX)#g' {} +; fi
+	@$(STREAMD_ROOT)/bin/python -m compileall -q $(if $(DESTDIR),-f) -s "$(DESTDIR)/" -p / $(STREAMD_ROOT)/lib
 
 install-files: install-venv
-	docs=$$(mktemp -d) && trap 'rm -rf "$$docs"' EXIT && \
+	@echo "installing units, configuration, man pages and completion …"
+	@docs=$$(mktemp -d) && trap 'rm -rf "$$docs"' EXIT && \
 		$(STREAMD_ROOT)/bin/python systemd/docs.py "$$docs" && \
 		$(PYTHON) systemd/place.py install --destdir "$(DESTDIR)" --prefix "$(PREFIX)" \
 			$(STREAMD_PLACES) $(addprefix "$$docs"/,$(STREAMD_DOCS))
-	install -d $(DESTDIR)$(BINDIR)
-	if ! test -e $(DESTDIR)$(BINDIR)/streamd; then ln -sf $(PREFIX)/bin/streamd $(DESTDIR)$(BINDIR)/streamd; fi
+	@install -d $(DESTDIR)$(BINDIR)
+	@if ! test -e $(DESTDIR)$(BINDIR)/streamd; then ln -sf $(PREFIX)/bin/streamd $(DESTDIR)$(BINDIR)/streamd; fi
 
-uninstall:
-	@if $(STREAMD_BOOTED); then systemctl disable --now streamd.service streamd.socket streamd-admin.socket 2>/dev/null || true; fi
-	$(PYTHON) systemd/place.py uninstall --destdir "$(DESTDIR)" --prefix "$(PREFIX)"
-	if test "$$(readlink $(DESTDIR)$(BINDIR)/streamd)" = "$(PREFIX)/bin/streamd"; then rm $(DESTDIR)$(BINDIR)/streamd; fi
-	if test -f $(STREAMD_ROOT)/pyvenv.cfg && test -d $(STREAMD_ROOT)/share/streamd; then rm -rf $(STREAMD_ROOT); fi
+uninstall: ## take away what install brought, but for what a person changed
+	@if $(STREAMD_BOOTED); then systemctl disable --quiet --now streamd.service streamd.socket streamd-admin.socket || true; fi
+	@$(PYTHON) systemd/place.py uninstall --destdir "$(DESTDIR)" --prefix "$(PREFIX)"
+	@if test "$$(readlink $(DESTDIR)$(BINDIR)/streamd)" = "$(PREFIX)/bin/streamd"; then rm $(DESTDIR)$(BINDIR)/streamd; fi
+	@if test -f $(STREAMD_ROOT)/pyvenv.cfg && test -d $(STREAMD_ROOT)/share/streamd; then rm -rf $(STREAMD_ROOT); fi
 	@if $(STREAMD_BOOTED); then systemctl daemon-reload; fi
 	@echo "the user streamd, /var/lib/streamd and $(CONFDIR)/credentials stay: remove them by hand"
 
 # A Debian with its own systemd in a container (as root; the root is built once and kept in ~/.cache/streamd).
-test-systemd: venv
-	.venv/bin/python -m pytest -m systemd tests/systemd $(PYTEST_FLAGS)
+test-systemd: venv ## the tests in a container with a systemd of its own (as root)
+	.venv/bin/python -m pytest -m systemd -rs tests/systemd $(ARGS)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from streamd.daemon.manpage import help_text, options, subcommands
+from streamd.daemon.manpage import commands_of, help_text, options
 from streamd.rows import Kind, Row
 
 # What a metavar has to contain for the value to be a file's name.
@@ -59,30 +60,54 @@ _streamd "$@"
 """
 
 
+class _Command(NamedTuple):
+    """What may follow one first word: further words, and the actions of all of them together."""
+
+    about: str
+    words: list[str]
+    actions: list[tuple[argparse.Action, str]]  # with its help text
+
+
 def bash(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> str:
     """The script for bash-completion's folder; without bash-completion it can be sourced."""
-    commands = subcommands(parser)
+    commands = _by_first_word(parser)
     values, tables = [], []
     for name, command in commands.items():
-        for action in options(command):
+        for action, _ in command.actions:
             keys = "|".join(f'"{name} {flag}"' for flag in action.option_strings)
             if keys and _takes_value(action):
                 values.append(f"        {keys}) {_bash_reply(action, rows)}; return ;;")
-        flags = " ".join(flag for action in options(command) for flag in action.option_strings)
-        tables.append(f'        {name}) words="{flags}" ;;')
+        if command.words:
+            values.append(f'        "{name} {name}") {_bash_choice(command.words)}; return ;;')
+        flags = dict.fromkeys(flag for action, _ in command.actions for flag in action.option_strings)
+        tables.append(f'        {name}) words="{" ".join([*flags, "--help"])}" ;;')
     own = [flag for action in options(parser) for flag in action.option_strings]
-    return _BASH.format(commands=" ".join([*commands, *own]), values="\n".join(values), options="\n".join(tables))
+    return _BASH.format(
+        commands=" ".join([*commands, *own, "--help"]), values="\n".join(values), options="\n".join(tables)
+    )
 
 
 def zsh(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> str:
     """The script for a folder of zsh's fpath, to be named `_streamd`."""
-    commands = subcommands(parser)
-    described = [_zsh_quoted(f"{name}:{_first_line(command)}") for name, command in commands.items()]
+    commands = _by_first_word(parser)
+    described = [_zsh_quoted(f"{name}:{_zsh_text(command.about)}") for name, command in commands.items()]
     tables = []
     for name, command in commands.items():
-        specs = [_zsh_quoted(spec) for action in options(command) for spec in _zsh_specs(command, action, rows)]
-        tables.append(f"        {name}) _arguments {' '.join(specs)} ;;")
+        specs = ["--help[say more]", *(spec for action in command.actions for spec in _zsh_specs(*action, rows))]
+        if command.words:
+            specs.insert(0, f"1:command:({' '.join(command.words)})")
+        tables.append(f"        {name}) _arguments {' '.join(map(_zsh_quoted, specs))} ;;")
     return _ZSH.format(commands="\n".join(f"        {line}" for line in described), options="\n".join(tables))
+
+
+def _by_first_word(parser: argparse.ArgumentParser) -> dict[str, _Command]:
+    found: dict[str, _Command] = {}
+    for name, (command, about) in commands_of(parser).items():
+        first, _, second = name.partition(" ")
+        entry = found.setdefault(first, _Command(about.split("\n")[0], [], []))
+        entry.words.extend([second] if second else [])
+        entry.actions.extend((action, help_text(command, action)) for action in options(command))
+    return found
 
 
 def _words(action: argparse.Action, rows: Sequence[Row]) -> list[str]:
@@ -103,17 +128,21 @@ def _takes_value(action: argparse.Action) -> bool:
 
 def _bash_reply(action: argparse.Action, rows: Sequence[Row]) -> str:
     if words := _words(action, rows):
-        return f'COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$current"))'
+        return _bash_choice(words)
     return 'COMPREPLY=($(compgen -f -- "$current"))' if _is_file(action, rows) else "COMPREPLY=()"
 
 
-def _zsh_specs(command: argparse.ArgumentParser, action: argparse.Action, rows: Sequence[Row]) -> list[str]:
+def _bash_choice(words: Sequence[str]) -> str:
+    return f'COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$current"))'
+
+
+def _zsh_specs(action: argparse.Action, help_said: str, rows: Sequence[Row]) -> list[str]:
     """What _arguments wants: `*--flag[help]:value:(words)`, the star for an option that may come again."""
     words = _words(action, rows)
     values = f"({' '.join(words)})" if words else "_files" if _is_file(action, rows) else " "
     if not action.option_strings:
         return [f"*:{action.metavar or action.dest}:{values if values != ' ' else '_files'}"]
-    told = _zsh_text(help_text(command, action))
+    told = _zsh_text(help_said)
     value = f":{_zsh_text(str(action.metavar or action.dest))}:{values}" if _takes_value(action) else ""
     return [f"*{flag}[{told}]{value}" for flag in action.option_strings]
 
@@ -126,7 +155,3 @@ def _zsh_text(text: str) -> str:
 
 def _zsh_quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
-
-
-def _first_line(command: argparse.ArgumentParser) -> str:
-    return _zsh_text((command.description or command.prog).split("\n")[0])

@@ -1,13 +1,14 @@
 """streamd(8) and streamd.toml(5) as roff, from what already says it: the argument parsers and the rows of settings.
 
-Only what neither knows is written here: signals, files, the dealings with systemd. The pages hold no date, so that two
-builds of one tree are the same bytes. The macros are those of man(7), which groff and mandoc both take.
+Only what neither knows is written here: signals, files, the dealings with systemd. The pages hold no date, so that
+two builds of one tree are the same bytes. The macros are those of man(7), which groff and mandoc both take.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from streamd.rows import Kind, Row
 
@@ -31,8 +32,8 @@ FILES = (
     ("/etc/streamd/streamd.toml", "The configuration, see streamd.toml(5)."),
     (
         "/etc/streamd/credentials/",
-        """Keys of upstreams, a file of one line each, read by root alone. The service finds FILE as
-        /run/credentials/streamd.service/upstream_FILE; a changed key takes a restart.""",
+        """Keys of upstreams, a file of one line each, read by root alone. In the settings FILE is
+        credential:upstream_FILE; a changed key takes a restart.""",
     ),
     ("/run/streamd/admin.sock", "The admin listener, for members of the group streamd."),
     ("/var/lib/streamd/", "Logs of streams between a stop and the next start."),
@@ -43,8 +44,12 @@ SYSTEMD = (
     connections wait in the kernel while the daemon is restarted. A stop for good names all three: systemctl stop
     streamd.socket streamd-admin.socket streamd.service. systemctl reload checks the file first and fails with the
     reason when it has a fault.""",
-    """With PrivateUsers=yes a peer on the admin socket looks like nobody or like streamd itself: the socket's mode
-    decides who may connect.""",
+    """With PrivateUsers=yes a peer on the admin socket looks like root, streamd or nobody: the socket's mode decides
+    who may connect.""",
+)
+EXITS = (
+    ("0", "Stopped in an orderly way, or done."),
+    ("2", "A command line or settings that can't be used; standard error says why. systemd doesn't try again."),
 )
 UNITS = (
     """Durations are written 500ms, 30s, 2m, 1h, sizes 16KiB, 1MiB, 64kB; bare numbers are seconds and bytes. Flags go
@@ -55,16 +60,20 @@ UNITS = (
 
 def command_page(parser: argparse.ArgumentParser, rows: Sequence[Row], version: str) -> str:
     """streamd(8): every command and option of `parser`. Of the settings only the first section is explained here."""
-    commands = subcommands(parser)
+    commands = commands_of(parser)
     lines = [_title("streamd", 8, version), *_section("NAME"), f"streamd \\- {NAME}", *_section("SYNOPSIS")]
-    for name, command in commands.items():
+    for name, (command, _) in commands.items():
         lines += [f".B streamd {escaped(name)}", escaped(_operands(command)), ".br"]
-    lines += [*_section("DESCRIPTION"), *_paragraphs([parser.description or NAME]), *_options(parser, {})]
+    lines += [*_section("DESCRIPTION"), *_prose(parser.description or NAME), *_options(parser, {})]
     lines += _section("COMMANDS")
-    for name, command in commands.items():
-        lines += [f".SS streamd {escaped(name)}", *_paragraphs([command.description or ""])]
-        lines += _options(command, {row.flag: row for row in rows})
+    settings = {row.flag: row for row in rows}
+    for name, (command, about) in commands.items():
+        flags = {flag for action in options(command) for flag in action.option_strings}
+        lines += [f".SS streamd {escaped(name)}", *_prose(about)]
+        lines += _options(command, settings if settings.keys() <= flags else {})
+        lines += [".PP", *_prose(command.epilog)] if command.epilog else []
     lines += [*_section("SIGNALS"), *_terms(SIGNALS), *_section("FILES"), *_terms(FILES)]
+    lines += [*_section("EXIT STATUS"), *_terms(EXITS)]
     lines += [*_section("SYSTEMD"), *_paragraphs(SYSTEMD)]
     lines += [*_section("ENVIRONMENT"), *_paragraphs([_environment(rows)])]
     lines += [*_section("SEE ALSO"), ".BR streamd.toml (5),", ".BR systemctl (1),", ".BR journalctl (1)"]
@@ -89,22 +98,34 @@ def settings_page(rows: Sequence[Row], tables: Mapping[str, Sequence[Row]], vers
     return "\n".join(lines) + "\n"
 
 
-def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The commands of a parser that has them, in order; what has no help text is not for people and is left out."""
+class Command(NamedTuple):
+    """One command: its parser, and what it does in a sentence or more."""
+
+    parser: argparse.ArgumentParser
+    about: str
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, Command]:
+    """The commands of a parser by their words (`keys add`), in order; one without a help text is not for people."""
+    found = {}
     # Why the underscores, here and below: argparse has no public way to ask a parser what it takes.
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            told = {choice.dest for choice in action._choices_actions if choice.help != argparse.SUPPRESS}
-            return {name: command for name, command in action.choices.items() if name in told}
-    return {}
+            for told in action._choices_actions:
+                command: argparse.ArgumentParser = action.choices[told.dest]
+                nested = {f"{told.dest} {name}": inner for name, inner in commands_of(command).items()}
+                about = command.description or f"{_capital(told.help or '')}."
+                found.update(nested or {told.dest: Command(command, about)})
+    return found
 
 
 def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The options and operands of one command, without its subcommands and what is hidden."""
+    """The options and operands of one command, without its subcommands, --help and what is hidden."""
     return [
         action
         for action in parser._actions
-        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
+        if action.help != argparse.SUPPRESS
+        and not isinstance(action, (argparse._SubParsersAction, argparse._HelpAction))
     ]
 
 
@@ -135,6 +156,21 @@ def _paragraphs(texts: Iterable[str]) -> Iterator[str]:
         if text:
             yield ".PP"
             yield escaped(" ".join(text.split()))
+
+
+def _prose(text: str) -> Iterator[str]:
+    """Paragraphs between blank lines; indented lines stay as they are."""
+    examples = False
+    for line in text.expandtabs().strip("\n").split("\n"):
+        if line.startswith("  ") != examples:
+            examples = not examples
+            yield ".PP\n.RS 4\n.EX" if examples else ".EE\n.RE\n.PP"
+        if examples:
+            yield escaped(line.removeprefix("    "))
+        else:
+            yield escaped(line) if line.strip() else ".PP"
+    if examples:
+        yield ".EE\n.RE"
 
 
 def _terms(terms: Iterable[tuple[str, str]]) -> Iterator[str]:

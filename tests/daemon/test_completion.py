@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     mock.add_argument("--fault", choices=("stall", "break"), help="which")
     check = commands.add_parser("check-config", help="check", description="Check.")
     check.add_argument("file", metavar="FILE", help="the file")
+    keys = commands.add_parser("keys", help="add and revoke keys").add_subparsers()
+    keys.add_parser("add", help="make one").add_argument("--rpm", metavar="N", help="a limit")
+    keys.add_parser("revoke", help="take one out").add_argument("id", help="which")
     return parser
 
 
@@ -48,7 +51,7 @@ def script(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("line", "replies"),
     [
-        ("", {"serve", "mock-llm", "check-config", "--version", "-h", "--help"}),
+        ("", {"serve", "mock-llm", "check-config", "keys", "--version", "--help"}),
         ("se", {"serve"}),
         ("serve --", {"--help", "--config", "--once", "--log-level", "--keys-file", "--workers"}),
         ("serve --log", {"--log-level"}),
@@ -60,6 +63,9 @@ def script(tmp_path: Path) -> Path:
         ("serve --once --con", {"--config"}),
         ("mock-llm --fault ", {"stall", "break"}),
         ("mock-llm --log", set()),
+        ("keys ", {"add", "revoke"}),
+        ("keys a", {"add"}),
+        ("keys add --r", {"--rpm"}),
         ("check-config streamd.t", {"streamd.toml"}),
     ],
 )
@@ -82,6 +88,7 @@ def test_zsh_gets_every_option_with_its_words_and_quotes_kept_apart() -> None:
     assert "'*--once[no value]'" in script
     assert "'*:FILE:_files'" in script
     assert "'serve:Run\\: the \\[daemon\\]'\\''s life.'" in script
+    assert "keys) _arguments '1:command:(add revoke)'" in script
     assert "secret" not in script
 
 

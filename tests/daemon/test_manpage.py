@@ -31,6 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check-config", help="check", description="Check a file.")
     check.add_argument("file", metavar="FILE", help=".dotted help")
     commands.add_parser("internal")
+    keys = commands.add_parser("keys", help="keys").add_subparsers()
+    add = keys.add_parser("add", help="make one", epilog="At the end:\n\n    kept   as it is\n    -- too\nand on.")
+    add.add_argument(ROWS[0].flag, help="of this key")
     return parser
 
 
@@ -64,6 +67,17 @@ def test_every_command_and_option_is_in_the_page(command_page: str) -> None:
 def test_what_is_not_for_people_is_left_out(command_page: str) -> None:
     assert "hushed" not in command_page
     assert "internal" not in command_page
+
+
+def test_a_nested_command_has_a_part_of_its_own_with_its_own_options(command_page: str) -> None:
+    part = _shown(command_page).partition(".SS streamd keys add\n")[2]
+    assert part.startswith("Make one.\n.TP\n.B " + ROWS[0].flag)
+    assert "\nof this key\n" in part
+
+
+def test_indented_lines_stay_as_they_are(command_page: str) -> None:
+    shown = _shown(command_page)
+    assert "At the end:\n.PP\n.PP\n.RS 4\n.EX\nkept   as it is\n-- too\n.EE\n.RE\n.PP\nand on.\n" in shown
 
 
 def test_only_settings_of_the_first_section_are_explained_beside_their_flags(command_page: str) -> None:

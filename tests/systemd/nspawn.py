@@ -1,8 +1,9 @@
 """A Debian with a systemd of its own, booted in a container on this machine.
 
-The root is made once by debootstrap and kept, with the wheels that an installation needs, under ${XDG_CACHE_HOME:-~/.cache}/streamd;
-a run writes into an overlay above it, which is thrown away. The container shares the host's network: a port on loopback is
-the same inside and outside. Whatever is missing (root's rights, a program, a mirror) raises Unavailable with the word for it.
+The root is made once by debootstrap and kept, with the wheels that an installation needs, in the folder streamd of
+${XDG_CACHE_HOME:-~/.cache}; a run writes into an overlay above it, which is thrown away. The container shares the
+host's network: a port on loopback is the same inside and outside. Whatever is missing (root's rights, a program, a
+mirror) raises Unavailable with the word for it.
 
 What is not there: the memory controller on a host with cgroup v1, so that MemoryMax has no effect inside.
 """
@@ -86,6 +87,8 @@ def _debootstrap(folder: Path) -> None:
         raise Unavailable("debootstrap is not installed")
     command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(folder)]
     _run_or_unavailable(command, "debootstrap could not make a Debian root")
+    # The installer writes it on a real machine; without it nothing knows localhost.
+    (folder / "etc" / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
 def _download(wanted: Sequence[str], folder: Path) -> None:
@@ -146,7 +149,7 @@ class Machine:
         self.poweroff()
 
     def run(self, *command: str, check: bool = True, timeout_s: float = 120) -> str:
-        """Run a command inside as root; its standard output. Raises CalledProcessError if it fails and `check` holds."""
+        """Run a command inside as root; its standard output. A failure is an AssertionError if `check` holds."""
         return self.ran(*command, check=check, timeout_s=timeout_s).stdout
 
     def ran(self, *command: str, check: bool = False, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:

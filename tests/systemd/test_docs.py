@@ -1,0 +1,47 @@
+"""systemd/docs.py: the pages and scripts of the real command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamd.config import ROWS
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, str(PROJECT / "systemd" / "docs.py"), str(folder)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT)}, check=True)
+    return folder
+
+
+def test_the_pages_are_about_the_real_command_line(docs: Path) -> None:
+    commands = (docs / "streamd.8").read_text()
+    for command in ("serve", "check\\-config", "mock\\-llm", "keys add"):
+        assert f".SS streamd {command}\n" in commands
+    settings = (docs / "streamd.toml.5").read_text()
+    assert settings.count("STREAMD_") == len(ROWS)
+    assert '.SH "[[UPSTREAM]]"' in settings
+
+
+@pytest.mark.parametrize("page", ["streamd.8", "streamd.toml.5"])
+def test_groff_takes_them(docs: Path, page: str) -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    command = ["groff", "-man", "-Tutf8", "-Kutf8", "-ww", "-z", str(docs / page)]
+    assert subprocess.run(command, capture_output=True, check=True).stderr == b""
+
+
+@pytest.mark.parametrize(("shell", "script"), [("bash", "streamd.bash"), ("zsh", "_streamd")])
+def test_shells_take_them(docs: Path, shell: str, script: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    subprocess.run([shell, "-n", str(docs / script)], check=True)
