@@ -62,15 +62,18 @@ def parse_address(text: str) -> Address:
 
 
 def check_address(text: str) -> None:
+    """A listener's address."""
     parse_address(text)
 
 
 def check_admin(text: str) -> None:
+    """An address that only this machine reaches."""
     if not parse_address(text).is_loopback:
         raise Refused
 
 
 def check_network(text: str) -> None:
+    """An IP address or a network of them."""
     try:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -79,6 +82,7 @@ def check_network(text: str) -> None:
 
 ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.A)
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,128}", re.A)
+FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.A)  # RFC 9110 5.5, less what is obsolete
 _FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.A)  # RFC 9110 5.1, token
 # What streamd writes itself or what belongs to one connection (RFC 9110 7.6.1); Authorization comes from the key.
 _OWN_FIELDS = frozenset(
@@ -100,6 +104,8 @@ ROUTE_PATH = re.compile(r"/[!-)+-~]*\*?", re.A)
 
 
 def matching(pattern: re.Pattern[str]) -> Check:
+    """A check that takes what matches as a whole."""
+
     def check(text: str) -> None:
         if not pattern.fullmatch(text):
             raise Refused
@@ -108,11 +114,13 @@ def matching(pattern: re.Pattern[str]) -> Check:
 
 
 def check_field_name(text: str) -> None:
+    """The name of a header field that streamd doesn't write itself."""
     if not _FIELD_NAME.fullmatch(text) or text.lower() in _OWN_FIELDS:
         raise Refused
 
 
 def check_url(text: str) -> None:
+    """An upstream's URL."""
     split_url(text)
 
 

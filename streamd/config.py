@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from streamd.addresses import (
+    FIELD_VALUE,
     ORIGIN,
     ROUTE_PATH,
     UPSTREAM_NAME,
@@ -130,14 +131,13 @@ class UpstreamSettings:
     pass_client_key: bool = flag_row(UPSTREAM, "a client's own key goes to this server; off: it never leaves streamd")
     headers: Mapping[str, str] = table_row(
         UPSTREAM,
-        "header fields, none that streamd writes itself",
-        check_field_name,
+        "header fields, none that streamd writes itself, with values of visible ASCII",
         "further fields of each request; their values are never shown",
-        repr=False,
+        check=check_field_name,
+        check_value=matching(FIELD_VALUE),
+        shown=False,
     )
-    aliases: Mapping[str, str] = table_row(
-        UPSTREAM, "models' names", lambda text: None, "public name = this server's own name of a model"
-    )
+    aliases: Mapping[str, str] = table_row(UPSTREAM, "models' names", "public name = this server's own name of a model")
     ca_file: str = path_row(UPSTREAM, "certificates (PEM) to trust in place of the system's; for https", exists=True)
 
     origin: Origin = dataclasses.field(init=False, repr=False, compare=False)

@@ -108,6 +108,7 @@ class Row:
     words: tuple[str, ...] = ()
     zero: str = ""  # what 0 means, where 0 lies below `low` or means something of its own
     check: Check | None = None  # of a text, or of each text in a list
+    check_value: Check | None = None  # of each value in a table, `check` being of its names
     wanted: str = ""  # what `check` takes, in words
     restart: bool = False  # a reload can't change it
     exists: bool = False  # a path that has to be a readable file
@@ -207,7 +208,7 @@ def _parse_table(row: Row, raw: object) -> dict[str, str]:
         raise Refused
     for name, value in raw.items():
         _parse_text(row, name)
-        _parse_text(dataclasses.replace(row, check=None), value)
+        _parse_text(dataclasses.replace(row, check=row.check_value), value)
     return raw
 
 
@@ -232,45 +233,54 @@ def _on_field(default: object, row: Row) -> Any:
 
 
 def duration_row(section: str, default: str, low: str, high: str, why: str, *, zero: str = "") -> Any:
+    """A time, in units: seconds in the code."""
     bounds = (parse_duration(low), parse_duration(high))
     return _on_field(parse_duration(default), Row(Kind.DURATION, section, why, default, *bounds, zero=zero))
 
 
 def bytes_row(section: str, default: str, low: str, high: str, why: str, **more: Any) -> Any:
+    """A size, in units: bytes in the code."""
     bounds = (parse_bytes(low), parse_bytes(high))
     return _on_field(parse_bytes(default), Row(Kind.BYTES, section, why, default, *bounds, **more))
 
 
 def count_row(section: str, default: int, low: int, high: int, why: str, **more: Any) -> Any:
+    """A whole number; `words=("auto",)` takes that word too."""
     return _on_field(default, Row(Kind.COUNT, section, why, str(default), low, high, **more))
 
 
 def word_row(section: str, default: str, words: Sequence[str], why: str, **more: Any) -> Any:
+    """One of a few words."""
     return _on_field(default, Row(Kind.WORD, section, why, default, words=tuple(words), **more))
 
 
 def text_row(section: str, default: str, why: str, **more: Any) -> Any:
+    """A text, empty where there is no default; `check` and `wanted` narrow it."""
     return _on_field(default, Row(Kind.TEXT, section, why, default, **more))
 
 
 def path_row(section: str, why: str, **more: Any) -> Any:
+    """A path; `exists` asks for a readable file."""
     return _on_field("", Row(Kind.PATH, section, why, "", **more))
 
 
 def flag_row(section: str, why: str) -> Any:
+    """True or false, false by default."""
     return _on_field(False, Row(Kind.FLAG, section, why, "false"))
 
 
 def list_row(
     section: str, default: Sequence[str], wanted: str, check: Check, why: str, *, restart: bool = False
 ) -> Any:
+    """A list of texts that `check` takes; a tuple in the code."""
     row = Row(Kind.LIST, section, why, ", ".join(default), check=check, wanted=wanted, restart=restart)
     return _on_field(tuple(default), row)
 
 
-def table_row(section: str, wanted: str, check: Check, why: str, *, repr: bool = True) -> Any:
-    row = Row(Kind.TABLE, section, why, "", check=check, wanted=wanted)
-    return dataclasses.field(default_factory=dict, metadata={"row": row}, repr=repr)
+def table_row(section: str, wanted: str, why: str, *, shown: bool = True, **more: Any) -> Any:
+    """A table of texts; `shown` False keeps it out of repr."""
+    row = Row(Kind.TABLE, section, why, "", wanted=wanted, **more)
+    return dataclasses.field(default_factory=dict, metadata={"row": row}, repr=shown)
 
 
 def rows_of(cls: type) -> tuple[Row, ...]:

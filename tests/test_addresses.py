@@ -1,0 +1,138 @@
+"""Listeners' addresses, upstreams' URLs, and the checks of other texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamd.addresses import ORIGIN, ROUTE_PATH, Address, Origin, check_field_name, matching, parse_address, split_url
+from streamd.rows import Refused
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "loopback"),
+    [
+        ("127.0.0.1:8080", Address("127.0.0.1", 8080, ""), True),
+        ("127.9.9.9:0", Address("127.9.9.9", 0, ""), True),
+        ("0.0.0.0:80", Address("0.0.0.0", 80, ""), False),
+        ("localhost:1", Address("localhost", 1, ""), True),
+        ("gpu-1.example:65535", Address("gpu-1.example", 65535, ""), False),
+        ("[::1]:8080", Address("::1", 8080, ""), True),
+        ("[::]:8080", Address("::", 8080, ""), False),
+        ("unix:/run/streamd.sock", Address("", 0, "/run/streamd.sock"), True),
+    ],
+)
+def test_addresses(text: str, address: Address, loopback: bool) -> None:
+    assert parse_address(text) == address
+    assert address.is_loopback is loopback
+    assert address.is_unix is text.startswith("unix:")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8080",
+        ":8080",
+        "127.0.0.1",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:٨٠",
+        "::1:8080",
+        "[127.0.0.1]:80",
+        "[::1%lo]:80:",
+        "a b:80",
+        "-a:80",
+        "unix:relative",
+        "unix:/" + "x" * 107,
+        "unix:",
+        "http://127.0.0.1:80",
+    ],
+)
+def test_no_address(text: str) -> None:
+    with pytest.raises(Refused):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "origin", "url"),
+    [
+        ("http://127.0.0.1:9000", Origin(False, "127.0.0.1", 9000, ""), "http://127.0.0.1:9000"),
+        ("http://127.0.0.1:9000/v1", Origin(False, "127.0.0.1", 9000, ""), "http://127.0.0.1:9000"),
+        ("http://h/v1/", Origin(False, "h", 80, ""), "http://h"),
+        ("https://API.example/openai/v1", Origin(True, "api.example", 443, "/openai"), "https://api.example/openai"),
+        ("https://h:8443/a/b/", Origin(True, "h", 8443, "/a/b"), "https://h:8443/a/b"),
+        ("http://[::1]:81", Origin(False, "::1", 81, ""), "http://[::1]:81"),
+        ("http://h/v1beta", Origin(False, "h", 80, "/v1beta"), "http://h/v1beta"),
+        ("http://h/xv1", Origin(False, "h", 80, "/xv1"), "http://h/xv1"),
+    ],
+)
+def test_urls(text: str, origin: Origin, url: str) -> None:
+    assert split_url(text) == origin
+    assert origin.url == url
+    assert split_url(url) == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "127.0.0.1:9000",
+        "ftp://h",
+        "http://",
+        "http://user:pw@h",
+        "http://h?x=1",
+        "http://h#x",
+        "http://h:0",
+        "http://h:99999",
+        "http://h:x",
+        "http://h/a/../b",
+        "http://h/.",
+        "http://h/a//b",
+        "http://h/a%2fb",
+        "http://h/%2E%2E/",
+        "http://h/a b",
+        "http://h\\@evil",
+        "http://h/é",
+        "http://[::1",
+        "http://h\r\nX: y",
+    ],
+)
+def test_no_url(text: str) -> None:
+    with pytest.raises(Refused):
+        split_url(text)
+
+
+@pytest.mark.parametrize("name", ["X-Api-Version", "api-key"])
+def test_field_names(name: str) -> None:
+    check_field_name(name)
+
+
+@pytest.mark.parametrize("name", ["Host", "CONTENT-LENGTH", "Authorization", "a b", "a:", "", "é", "a\n"])
+def test_no_field_name(name: str) -> None:
+    with pytest.raises(Refused):
+        check_field_name(name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "taken"),
+    [
+        (ORIGIN, "https://chat.example", True),
+        (ORIGIN, "http://localhost:3000", True),
+        (ORIGIN, "http://[::1]:3000", True),
+        (ORIGIN, "*", False),
+        (ORIGIN, "null", False),
+        (ORIGIN, "https://chat.example/", False),
+        (ORIGIN, "https://*.example", False),
+        (ROUTE_PATH, "/v1/responses", True),
+        (ROUTE_PATH, "/v1/*", True),
+        (ROUTE_PATH, "/*", True),
+        (ROUTE_PATH, "/v1/*/x", False),
+        (ROUTE_PATH, "v1", False),
+        (ROUTE_PATH, "/a b", False),
+    ],
+)
+def test_patterns(pattern: object, text: str, taken: bool) -> None:
+    check = matching(pattern)  # type: ignore[arg-type]
+    if taken:
+        check(text)
+    else:
+        with pytest.raises(Refused):
+            check(text)

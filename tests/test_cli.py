@@ -1,0 +1,148 @@
+"""The command line: what it prints, where, and with which status."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+import streamd
+from streamd import cli, reference
+from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings, load
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in cli.os.environ.copy():
+        if name.startswith("STREAMD_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings that `serve` ran with; the worker itself is replaced."""
+    ran: list[Settings] = []
+    worker = types.ModuleType("streamd.daemon.worker")
+
+    def run(settings: Settings) -> int:
+        ran.append(settings)
+        return 7
+
+    worker.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "streamd.daemon.worker", worker)
+    monkeypatch.setattr("streamd.daemon.worker", worker, raising=False)
+    return ran
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"streamd {streamd.__version__}\n"
+
+
+def test_serve_with_nothing(served: list[Settings]) -> None:
+    assert cli.main(["serve"]) == 7
+    assert served == [Settings()]
+
+
+def test_serve_with_every_source(served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "streamd.toml"
+    file.write_text('heartbeat = "1s"\nretention = "1s"\nring_slots = 32\n')
+    monkeypatch.setenv("STREAMD_CONFIG", str(file))
+    monkeypatch.setenv("STREAMD_RETENTION", "2s")
+    flags = (
+        "--heartbeat 3s --listen 127.0.0.1:0 --listen unix:/a --upstream http://a --upstream http://b/v1 --ops-public"
+    )
+    cli.main(["serve", *flags.split()])
+    (settings,) = served
+    assert (settings.heartbeat_s, settings.retention_s, settings.ring_slots) == (3.0, 2.0, 32)
+    assert (settings.listen, settings.ops_public) == (("127.0.0.1:0", "unix:/a"), True)
+    assert [upstream.url for upstream in settings.upstreams] == ["http://a", "http://b"]
+
+
+def test_a_flag_turns_off_what_a_variable_turned_on(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMD_OPS_PUBLIC", "true")
+    cli.main(["serve", "--no-ops-public"])
+    assert served[0].ops_public is False
+
+
+def test_wrong_settings_go_to_standard_error(served: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--ring-slots", "5", "--policy", "drop"]) == 2
+    assert served == []
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "streamd: flag --ring-slots: ring_slots = '5': must be a whole number from 32 to 128",
+        "streamd: flag --policy: policy = 'drop': must be one of coalesce, drop_oldest, close",
+    ]
+
+
+@pytest.mark.parametrize("argv", [[], ["serv"], ["serve", "--ring", "64"], ["serve", "extra"], ["check-config"]])
+def test_no_command_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: streamd")
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    out = capsys.readouterr().out
+    assert len(out.split("\n\n")[0].splitlines()) == 1, "the usage is no list of seventy flags"
+    assert [row.flag for row in ROWS if row.flag not in out] == []
+
+
+def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMD_RING_SLOTS", "not the file's fault")
+    monkeypatch.setenv("GPU_KEY", "sk-1")
+    file = tmp_path / "streamd.toml"
+    file.write_text("ring_slots = 64\n[[upstream]]\nurl = 'http://a'\nkey_env = 'GPU_KEY'\n")
+    assert cli.main(["check-config", str(file)]) == 0
+    assert capsys.readouterr() == (f"{file}: fine\n", "")
+    file.write_text("\nring_slots = 5\n")
+    assert cli.main(["check-config", str(file)]) == 2
+    assert capsys.readouterr() == ("", f"streamd: {file}:2: ring_slots = 5: must be a whole number from 32 to 128\n")
+
+
+def test_the_reference_has_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config-reference"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS):
+        assert any(line.startswith(f"| `{row.key}`") and row.why in line for line in lines), row.key
+
+
+def test_the_example_has_every_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config-reference", "--toml"]) == 0
+    text = capsys.readouterr().out
+    assert text in reference.markdown()
+    assert tomllib.loads(text) == {}, "all of it is a comment"
+    file = tmp_path / "streamd.toml"
+    uncommented = "\n".join(line[2:] for line in text.splitlines() if "=" in line or line.startswith("# ["))
+    file.write_text(uncommented)
+    settings = load(file=file, environ={}, flags={})
+    assert settings == Settings(upstreams=settings.upstreams, routes=settings.routes)
+    assert (settings.upstreams[0].name, settings.routes[0].path) == ("gpu1", "/v1/responses")
+    mentioned = tomllib.loads(uncommented)
+    for row in ROWS:
+        table, _, key = row.key.rpartition(".")
+        assert key in (mentioned[table] if table else mentioned)
+
+
+def test_the_mock_and_the_keys_have_their_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    args = cli.build_parser().parse_args(["mock-llm", "--listen", "127.0.0.1:0"])
+    assert callable(args.run)
+    args = cli.build_parser().parse_args(["keys", "--file", "keys", "list"])
+    assert isinstance(args, argparse.Namespace)
+    assert args.run is not None
+
+
+def test_as_a_module() -> None:
+    ran = subprocess.run([sys.executable, "-m", "streamd", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"streamd {streamd.__version__}\n"

@@ -1,0 +1,191 @@
+"""House rules that a test holds, because they would come up in review again. What a linter can hold is the linter's."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+FUNCTION_LINES_MAX = 70  # what one looks at without scrolling
+
+# Words that say nothing about the thing named. The dialect of Anthropic's /v1/messages has its name from outside.
+EMPTY_WORDS = {
+    "manager",
+    "handler",
+    "handling",
+    "handle",
+    "helper",
+    "util",
+    "utility",
+    "item",
+    "message",
+    "misc",
+    "common",
+}
+NAMES_FROM_OUTSIDE = {"messages", "message_start", "message_delta", "message_stop"}
+
+# The pure layers: bytes and time come in as arguments.
+PURE = ("streamd/wire/", "streamd/core/")
+NOT_IN_PURE = {"asyncio", "logging", "select", "selectors", "signal", "socket", "threading", "time", "uvloop"}
+
+
+@functools.cache
+def tracked() -> tuple[str, ...]:
+    """The repository's files; without git (an unpacked archive) those of its folders."""
+    try:
+        ran = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True)
+        names = ran.stdout.decode().split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        folders = ("streamd", "tests", "loadtest", "systemd", "docs", "examples")
+        names = [str(path.relative_to(PROJECT)) for folder in folders for path in (PROJECT / folder).rglob("*.*")]
+    return tuple(sorted(name for name in names if (PROJECT / name).is_file()))
+
+
+def modules(*folders: str) -> list[str]:
+    return [name for name in tracked() if name.endswith(".py") and name.startswith(folders)]
+
+
+@functools.cache
+def tree(name: str) -> ast.Module:
+    return ast.parse((PROJECT / name).read_text(encoding="utf-8"), name)
+
+
+def definitions(name: str) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(name)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def words(identifier: str) -> set[str]:
+    """The words of a name in either case, singular: `StreamHandlers` is {stream, handler}."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)
+    return {part.lower().removesuffix("s") for part in parts}
+
+
+def test_there_are_files() -> None:
+    assert "streamd/config.py" in tracked()
+
+
+@pytest.mark.parametrize(
+    ("identifier", "expected"),
+    [
+        ("StreamHandlers", {"stream", "handler"}),
+        ("_http_utils", {"http", "util"}),
+        ("HTTPManager", {"http", "manager"}),
+        ("itemize", {"itemize"}),
+    ],
+)
+def test_words(identifier: str, expected: set[str]) -> None:
+    assert words(identifier) == expected
+
+
+@pytest.mark.parametrize("name", modules("streamd/", "loadtest/", "systemd/", "tests/"))
+def test_functions_fit_a_screen(name: str) -> None:
+    lines = {
+        node.name: (node.end_lineno or node.lineno) - node.lineno + 1
+        for node in definitions(name)
+        if not isinstance(node, ast.ClassDef)
+    }
+    assert {function: count for function, count in lines.items() if count > FUNCTION_LINES_MAX} == {}
+
+
+@pytest.mark.parametrize("name", modules("streamd/", "loadtest/", "systemd/"))
+def test_names_say_something(name: str) -> None:
+    identifiers = [Path(name).stem, *(node.name for node in definitions(name))]
+    empty = [own for own in identifiers if words(own) & EMPTY_WORDS and own not in NAMES_FROM_OUTSIDE]
+    assert empty == []
+
+
+@pytest.mark.parametrize("name", modules("streamd/", "loadtest/", "systemd/"))
+def test_every_module_says_what_it_is(name: str) -> None:
+    assert ast.get_docstring(tree(name))
+
+
+@pytest.mark.parametrize("name", modules("streamd/"))
+def test_what_others_use_says_what_it_does(name: str) -> None:
+    public = [
+        node for node in tree(name).body if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    silent = [node.name for node in public if not node.name.startswith("_") and not ast.get_docstring(node)]
+    assert silent == []
+
+
+def imports(name: str) -> set[str]:
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", modules(*PURE))
+def test_the_pure_layers_touch_nothing(name: str) -> None:
+    assert imports(name) & NOT_IN_PURE == set()
+
+
+@pytest.mark.parametrize("name", modules("streamd/"))
+def test_the_environment_is_read_at_the_edge(name: str) -> None:
+    reads = [
+        node.lineno
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.environb", "os.getenv")
+    ]
+    assert reads == [] or name.startswith(("streamd/cli.py", "streamd/daemon/"))
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Every tracked text file; others hold bytes for parsers, or pictures."""
+    for name in tracked():
+        try:
+            yield name, (PROJECT / name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+
+
+def found(pattern: str) -> list[str]:
+    """Where a pattern stands in the tracked texts, as file:line."""
+    search = re.compile(pattern).search
+    return [
+        f"{name}:{number}"
+        for name, text in texts()
+        for number, line in enumerate(text.splitlines(), 1)
+        if len(line) < 10_000 and search(line)
+    ]
+
+
+def test_nothing_is_left_for_later() -> None:
+    # Why in pieces: this file is searched too.
+    assert found(r"\b(" + "TO" + "DO|FIX" + "ME|XX" + "X)" + r"\b(?!=)") == []
+
+
+def test_nothing_of_this_machine_is_in_the_tree() -> None:
+    places = {str(PROJECT), str(PROJECT.parent / "shared"), "../" + "shared/"}
+    if not Path(sys.prefix).is_relative_to(PROJECT) and not sys.prefix.startswith("/usr"):
+        places.add(sys.prefix)
+    long_enough = [re.escape(place) for place in places if place.count("/") > 1]
+    assert found("|".join(rf"{place}(?![\w.-])" if place[-1] != "/" else place for place in long_enough)) == []
+
+
+def test_no_private_package_index_is_named() -> None:
+    ran = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    hosts = {urllib.parse.urlsplit(url).hostname for url in re.findall(r"https?://[^'\"\s]+", ran.stdout)}
+    private = {
+        host for host in hosts if host and host not in ("pypi.org", "files.pythonhosted.org", "localhost", "127.0.0.1")
+    }
+    assert [place for host in private for place in found(re.escape(host))] == []
+
+
+def test_no_generated_file_is_tracked() -> None:
+    assert [
+        name for name in tracked() if re.search(r"(^|/)(__pycache__|\.venv|[^/]*\.egg-info|\.[a-z]+_cache)/", name)
+    ] == []
