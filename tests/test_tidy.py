@@ -30,7 +30,7 @@ EMPTY_WORDS = {
     "misc",
     "common",
 }
-NAMES_FROM_OUTSIDE = {"messages", "message_start", "message_delta", "message_stop"}
+NAMES_FROM_OUTSIDE = {"messages", "Messages", "message_start", "message_delta", "message_stop"}
 
 # The pure layers: bytes and time come in as arguments.
 PURE = ("streamd/wire/", "streamd/core/")
