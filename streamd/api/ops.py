@@ -1,0 +1,63 @@
+"""Health, readiness, metrics and status: what operators and balancers ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from streamd.net.client import ClientConnection
+from streamd.net.request import Plan, Request
+from streamd.net.runtime import Runtime
+
+JSON = (b"content-type", b"application/json")
+NOT_STORED = (b"cache-control", b"no-store")
+
+
+class Ops:
+    """`metrics` renders the Prometheus text, `status` the dict of /status; both only when asked for."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        metrics: Callable[[], tuple[bytes, bytes]],
+        status: Callable[[], dict[str, Any]],
+        ready: Callable[[], str],
+    ) -> None:
+        self._runtime = runtime
+        self._metrics = metrics
+        self._status = status
+        self._ready = ready
+        public = {"GET": Plan(answer=self.health)}
+        self._public = {"/healthz": public, "/health": public, "/readyz": {"GET": Plan(answer=self.readiness)}}
+        self._private = {
+            "/metrics": {"GET": Plan(answer=self.metrics)},
+            "/status": {"GET": Plan(answer=self.status)},
+        }
+
+    def routes(self, connection: ClientConnection, request: Request) -> dict[str, Plan] | None:
+        """The methods of an operator's path; private ones only where the listener is (docs/PROTOCOL.md, section 1)."""
+        found = self._public.get(request.path)
+        if found is None and (connection.listener != "public" or self._runtime.settings.ops_public):
+            found = self._private.get(request.path)
+        return found
+
+    def health(self, connection: ClientConnection, request: Request) -> None:
+        """The process lives and its loop turns."""
+        connection.answer(200, b'{"status":"ok"}', [JSON, NOT_STORED])
+
+    def readiness(self, connection: ClientConnection, request: Request) -> None:
+        """Whether a balancer should send requests here. Upstreams don't matter to it: a 502 says more than no answer."""
+        state = self._ready()
+        body = b'{"status":"%b"}' % state.encode()
+        connection.answer(200 if state == "ready" else 503, body, [JSON, NOT_STORED])
+
+    def metrics(self, connection: ClientConnection, request: Request) -> None:
+        content_type, text = self._metrics()
+        connection.answer(200, text, [(b"content-type", content_type), NOT_STORED])
+
+    def status(self, connection: ClientConnection, request: Request) -> None:
+        body = orjson.dumps(self._status(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        connection.answer(200, body, [JSON, NOT_STORED])

@@ -1,0 +1,233 @@
+"""Everything else under /v1/: to an upstream and back, all through one path.
+
+A request is paid for once. The same POST sent again with a Last-Event-ID joins its stream, and so does one with an
+Idempotency-Key that was seen before; neither ever starts a second generation.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from streamd.api.streams import Streams, last_event_id, policy_of
+from streamd.core.hub import body_hash
+from streamd.core.stream import Policy, Stream
+from streamd.net.client import ClientConnection
+from streamd.net.exchange import Ask, Exchange
+from streamd.net.problem import Problem, not_found
+from streamd.net.request import Plan, Request
+from streamd.net.runtime import Runtime, head_of
+from streamd.net.upstream import Upstream
+from streamd.net.upstreams import Upstreams
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
+from streamd.wire.http1 import Headers, RequestHead, end_to_end
+
+# What a client's path may not hold, so that it can't leave the upstream's base: dot segments, empty segments, and anything
+# that a server behind could decode into one.
+_climbs = re.compile(r"//|/\.{1,2}(?:/|\Z)|\\|%2e|%2f|%5c|%00", re.IGNORECASE).search
+
+_duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
+_sane_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
+
+# Not the upstream's business: what streamd writes itself, what is meant for streamd, and the client's secrets.
+_OURS = frozenset(
+    (
+        b"accept-encoding",
+        b"authorization",
+        b"content-length",
+        b"cookie",
+        b"expect",
+        b"forwarded",
+        b"host",
+        b"idempotency-key",
+        b"last-event-id",
+        b"prefer",
+        b"x-api-key",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-request-id",
+        b"x-stream-detach-grace",
+        b"x-stream-policy",
+    )
+)
+
+
+class Relay:
+    """The proxied part of the API."""
+
+    def __init__(self, runtime: Runtime, upstreams: Upstreams, streams: Streams) -> None:
+        self._runtime = runtime
+        self._upstreams = upstreams
+        self._streams = streams
+        self._plan = Plan(answer=self.answer)
+
+    def plan(self, connection: ClientConnection, request: Request) -> Plan:
+        """Refuse from the head what no body can mend. Raises Problem."""
+        if _climbs(request.path):
+            raise not_found(request.path)
+        if request.method in ("TRACE", "CONNECT"):
+            raise Problem(501, f"{request.method} is not relayed.", code="not_relayed")
+        return self._plan
+
+    def answer(self, connection: ClientConnection, request: Request) -> None:
+        """The request is whole: join what runs already, or ask an upstream. Raises Problem."""
+        fields = _json_of(request)
+        model = fields.get("model")
+        request.model = model[:200] if isinstance(model, str) else ""
+        wants_stream = fields.get("stream") is True and request.dialect is not Dialect.UNKNOWN
+        policy = policy_of(request) or Policy(request.route.policy)
+        if request.method == "POST" and self._resumes(connection, request, policy):
+            return
+        key = _idempotency_key(request)
+        if key and self._joins(connection, request, key, wants_stream, policy):
+            return
+        self._ask(connection, request, fields, wants_stream, policy, key)
+
+    # -- requests that were made before
+
+    def _resumes(self, connection: ClientConnection, request: Request, policy: Policy) -> bool:
+        """The same POST with a Last-Event-ID: its stream, or 404 and 410, but never a new generation."""
+        last = last_event_id(request)
+        if last is None:
+            return False
+        stream = self._streams.get(last.stream)
+        seq = self._streams.position(request, stream, last)
+        self._streams.join(connection, request, stream, seq, policy, resumed=True)
+        return True
+
+    def _joins(
+        self, connection: ClientConnection, request: Request, key: str, wants_stream: bool, policy: Policy
+    ) -> bool:
+        """The same Idempotency-Key from the same principal: the generation that runs, or ran."""
+        kept = self._runtime.hub.by_key(request.principal, key)
+        if kept is None:
+            return False
+        if kept.body_hash != body_hash(request.body):
+            text = "This Idempotency-Key was used with another body; use a new key for a new request."
+            raise Problem(422, text, code="idempotency_key_reused", param="idempotency-key")
+        if kept.stream is None:
+            text = "The first request with this Idempotency-Key is still being answered."
+            raise Problem(409, text, code="request_in_progress", param="idempotency-key", should_retry=True)
+        self._streams.join(connection, request, kept.stream, 1, policy, resumed=True)
+        return True
+
+    # -- new ones
+
+    def _ask(
+        self,
+        connection: ClientConnection,
+        request: Request,
+        fields: dict[str, Any],
+        wants_stream: bool,
+        policy: Policy,
+        key: str,
+    ) -> None:
+        runtime = self._runtime
+        grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
+        self._upstreams.choose(request.model, runtime.time())  # refuse before anything is opened
+        ask = ask_of(request, fields)
+        stream = self._open(request, policy, grace_s) if wants_stream else None
+        exchange = Exchange(
+            runtime, self._upstreams, ask, connection=connection, request=request, stream=stream, policy=policy
+        )
+        exchange.on_opened = lambda opened: self._dress(opened, request, policy, grace_s)
+        if key:
+            runtime.hub.keep_key(request.principal, key, body_hash(request.body), stream)
+            if stream is None:
+                exchange.on_over = lambda: runtime.hub.forget_key(request.principal, key)
+        exchange.start()
+
+    def _open(self, request: Request, policy: Policy, grace_s: float) -> Stream:
+        stream = self._runtime.hub.open(request.dialect, self._runtime.time())
+        self._dress(stream, request, policy, grace_s)
+        return stream
+
+    def _dress(self, stream: Stream, request: Request, policy: Policy, grace_s: float) -> None:
+        """The rules that hold for this stream, from its request and the settings of this moment."""
+        settings = self._runtime.settings
+        stream.owner = request.principal
+        stream.model = request.model
+        stream.policy = policy
+        stream.detach_grace_s = grace_s
+        stream.resume_grace_s = settings.resume_grace_s
+        stream.retention_s = settings.retention_s
+        stream.catchup_bytes_max = settings.catchup_bytes_max
+        self._runtime.counters.streams_opened += 1
+
+
+def _json_of(request: Request) -> dict[str, Any]:
+    """The body's object, for `model` and `stream`; {} for other bodies. Raises Problem 400 for JSON that is none."""
+    content_type = (request.get(b"content-type") or b"").split(b";")[0].strip().lower()
+    if content_type != b"application/json" or not request.body:
+        return {}
+    try:
+        fields = orjson.loads(request.body)
+    except orjson.JSONDecodeError as error:
+        text = f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        raise Problem(400, text, code="bad_json") from None
+    return fields if isinstance(fields, dict) else {}
+
+
+def _idempotency_key(request: Request) -> str:
+    given = request.get(b"idempotency-key")
+    if given is None or request.method != "POST":
+        return ""
+    if not _sane_key(given):
+        text = "Idempotency-Key takes 1 to 255 printable ASCII characters."
+        raise Problem(400, text, code="bad_idempotency_key", param="idempotency-key")
+    return given.decode()
+
+
+def _detach_grace(request: Request, max_s: float) -> float:
+    """How long the generation may go on without a reader: the request's own wish, bounded, or the route's."""
+    given = request.get(b"x-stream-detach-grace")
+    if given is None:
+        return request.route.detach_grace_s
+    if not _duration(given):
+        text = "X-Stream-Detach-Grace is a number of seconds."
+        raise Problem(400, text, code="bad_detach_grace", param="x-stream-detach-grace")
+    return min(float(given), max_s)
+
+
+def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
+    """The request as it goes upstream: written anew from its parsed parts, never copied."""
+    head = head_of(request)
+    body, dialect, request_id = request.body, request.dialect, request.id
+    ours = (b"x-request-id", request_id.encode())
+    passed = [field for field in end_to_end(head.headers) if field[0] not in _OURS]
+    secrets: Headers = tuple(field for field in head.headers if field[0] in (b"authorization", b"x-api-key"))
+    bodiless = head.method in ("GET", "HEAD") and not body
+
+    def fields_for(upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
+        settings = upstream.settings
+        own = {name.lower().encode() for name in settings.headers}
+        out = [(b"host", settings.origin.authority.encode()), *[f for f in passed if f[0] not in own], ours]
+        out += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
+        out.append((b"accept-encoding", b"identity"))
+        if settings.key:
+            out.append((b"authorization", b"Bearer " + settings.key.encode()))
+            if dialect is Dialect.MESSAGES:
+                out.append((b"x-api-key", settings.key.encode()))
+        elif settings.pass_client_key:
+            out += secrets
+        if not bodiless:
+            out.append((b"content-length", b"%d" % length))
+        return out
+
+    def body_for(upstream: Upstream) -> bytes:
+        alias = upstream.settings.aliases.get(request.model) if request.model else None
+        return orjson.dumps({**fields, "model": alias}) if alias is not None else body
+
+    return Ask(head.method, _target(head), request.model, fields_for, body_for)
+
+
+def _target(head: RequestHead) -> bytes:
+    """Path and query for the upstream, without what only streamd is told in a query."""
+    query = "&".join(
+        part for part in head.query.split("&") if part.split("=")[0] not in ("access_token", "last_event_id")
+    )
+    return (head.path + (f"?{query}" if query else "")).encode("ascii")

@@ -1,0 +1,279 @@
+"""Hub: the registry of streams. Ids, names, idempotency keys; retention, graces, and what all logs together weigh.
+
+Bounds
+    streams live      admission's business (core/admission.py)
+    streams kept      sealed ones stay for their retention, and no longer than the logs' budget allows: when it runs short,
+                      the logs of finished streams go first, oldest first, then the oldest halves of the longest live ones.
+                      Readers who would need what went get a gap (docs/PROTOCOL.md, section 3), never a lie.
+    detached          generations that run without a reader: detached_max; over it a generation is cancelled at once
+
+Invariants: log_bytes is the sum of charged_bytes over all streams, and each charge follows its log at every sweep; a stream
+with a reader is never removed; a name, a key or a response id always points to a stream that is registered.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from streamd.core.replay import ReplayLog
+from streamd.core.stream import Stream, Subscriber
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
+
+# s_ + worker slot (1) + incarnation of the worker (4) + 22 characters that hold 128 random bits.
+SLOT_CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+INCARNATION_LEN = 4
+ID_LEN = 2 + 1 + INCARNATION_LEN + 22
+
+
+def new_incarnation() -> str:
+    """24 random bits: ids of an earlier process of the same slot are told from ours."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(3)).decode()
+
+
+class Gone(LookupError):
+    """The id was made by a worker that has ended: its streams ended with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRequest:
+    """What an Idempotency-Key stands for: the stream it opened (None: an answer that is no stream), and for which body."""
+
+    stream: Stream | None
+    body_hash: bytes
+
+
+class Hub:
+    """All streams of one worker. One thread, no locks; `now` in monotonic seconds."""
+
+    __slots__ = (
+        "_by_key",
+        "_by_response",
+        "_forget_on_remove",
+        "_incarnation",
+        "_random",
+        "_slot",
+        "_streams",
+        "detached",
+        "detached_max",
+        "event_bytes_total",
+        "events_total",
+        "log_bytes",
+        "log_bytes_max",
+        "on_removed",
+        "on_sealed",
+        "stream_log_bytes_max",
+        "stream_log_events_max",
+        "text_events_total",
+    )
+
+    def __init__(
+        self,
+        *,
+        log_bytes_max: int,
+        stream_log_bytes_max: int,
+        stream_log_events_max: int,
+        detached_max: int,
+        slot: int = 0,
+        incarnation: str = "",
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._slot = SLOT_CHARS[slot]
+        self._incarnation = incarnation or new_incarnation()
+        self._random = random_bytes
+        self._streams: dict[str, Stream] = {}
+        self._by_key: dict[tuple[str, str], KeptRequest] = {}
+        self._by_response: dict[str, Stream] = {}
+        self._forget_on_remove: dict[str, tuple[str, str]] = {}  # stream id -> its idempotency key
+        self.log_bytes = 0
+        self.log_bytes_max = log_bytes_max
+        self.stream_log_bytes_max = stream_log_bytes_max
+        self.stream_log_events_max = stream_log_events_max
+        # counters, for metrics: folded in by charge()
+        self.events_total = 0
+        self.event_bytes_total = 0  # of frames, once however many read them
+        self.text_events_total = 0
+        self.detached = 0
+        self.detached_max = detached_max
+        self.on_removed: Callable[[Stream], None] = lambda stream: None
+        self.on_sealed: Callable[[Stream], None] = lambda stream: None
+
+    # -- opening and finding
+
+    def new_id(self) -> str:
+        """An id that nobody can guess: to know it is the right to read (docs/PROTOCOL.md, section 2)."""
+        return f"s_{self._slot}{self._incarnation}" + base64.urlsafe_b64encode(self._random(16)).decode().rstrip("=")
+
+    def open(
+        self,
+        dialect: Dialect,
+        now: float,
+        *,
+        name: str = "",
+        epoch: str = "",
+        log_bytes_max: int = 0,
+        log_events_max: int = 0,
+    ) -> Stream:
+        """Register a new stream, under `name` if the publisher chose one (which must not be live: KeyError)."""
+        stream_id = name or self.new_id()
+        if stream_id in self._streams:
+            raise KeyError(stream_id)
+        log = ReplayLog(
+            bytes_max=min(log_bytes_max or self.stream_log_bytes_max, self.stream_log_bytes_max),
+            events_max=min(log_events_max or self.stream_log_events_max, self.stream_log_events_max),
+        )
+        stream = Stream(stream_id, log, dialect, now=now, epoch=epoch, on_sealed=self._sealed)
+        self._streams[stream_id] = stream
+        self.charge(stream)
+        return stream
+
+    def get(self, stream_id: str) -> Stream | None:
+        """The stream, or None. Raises Gone for an id made by a worker that has ended."""
+        stream = self._streams.get(stream_id)
+        if stream is None and self._is_of_the_dead(stream_id):
+            raise Gone(stream_id)
+        return stream
+
+    def _is_of_the_dead(self, stream_id: str) -> bool:
+        if len(stream_id) != ID_LEN or not stream_id.startswith("s_"):
+            return False
+        return stream_id[2] == self._slot and stream_id[3 : 3 + INCARNATION_LEN] != self._incarnation
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(tuple(self._streams.values()))
+
+    # -- requests that must not be paid for twice
+
+    def by_key(self, principal: str, key: str) -> KeptRequest | None:
+        return self._by_key.get((principal, key))
+
+    def keep_key(self, principal: str, key: str, body_hash: bytes, stream: Stream | None) -> None:
+        """Remember a request until its stream is removed, or forget_key()."""
+        self._by_key[(principal, key)] = KeptRequest(stream, body_hash)
+        if stream is not None:
+            self._forget_on_remove[stream.id] = (principal, key)
+
+    def forget_key(self, principal: str, key: str) -> None:
+        kept = self._by_key.pop((principal, key), None)
+        if kept is not None and kept.stream is not None:
+            self._forget_on_remove.pop(kept.stream.id, None)
+
+    def keep_response_id(self, response_id: str, stream: Stream) -> None:
+        """OpenAI Responses names its own streams: GET /v1/responses/{id} finds them by that name."""
+        self._by_response[response_id] = stream
+
+    def by_response_id(self, response_id: str) -> Stream | None:
+        return self._by_response.get(response_id)
+
+    # -- readers leave
+
+    def leave(self, reader: Subscriber, reason: CloseReason, now: float) -> None:
+        """An ended reader leaves its stream; the last one leaves it a grace, or ends it."""
+        stream = reader.stream
+        stream.leave(reader)
+        if stream.readers or stream.reason is not None or stream.source is None:
+            return
+        self.orphan(stream, stream.grace_s(reason), reason, now)
+
+    def orphan(self, stream: Stream, grace_s: float, reason: CloseReason, now: float) -> None:
+        """A generation without a reader: it may go on for grace_s, if there is room among the detached."""
+        if grace_s <= 0 or self.detached >= self.detached_max:
+            stream.cancel(reason, now, message="The generation was stopped because its reader left.")
+            return
+        stream.grace_until = now + grace_s
+        self.detached += 1
+
+    def rejoin(self, stream: Stream, reader: Subscriber) -> None:
+        """A reader for a stream that may have had none."""
+        self.settle(stream)
+        stream.join(reader)
+
+    def _sealed(self, stream: Stream) -> None:
+        self.settle(stream)
+        self.charge(stream)
+        self.on_sealed(stream)
+
+    # -- sweeping
+
+    def sweep(self, streams: Iterable[Stream], now: float) -> None:
+        """Charge logs, end graces, remove what was kept long enough. In slices: the caller says which streams."""
+        for stream in streams:
+            self.charge(stream)
+            if stream.reason is None:
+                if stream.grace_until and stream.grace_until <= now:
+                    self.abandon(stream, now)
+                continue
+            if not stream.readers and stream.sealed_at + stream.retention_s <= now:
+                self.remove(stream)
+        if self.log_bytes > self.log_bytes_max:
+            self.relieve()
+
+    def abandon(self, stream: Stream, now: float) -> None:
+        """The grace is over and nobody came back."""
+        self.settle(stream)
+        stream.cancel(
+            CloseReason.ABANDONED, now, message="The generation was stopped because no reader came back in time."
+        )
+
+    def settle(self, stream: Stream) -> None:
+        """The stream is no longer among the detached: a reader came, or it ended."""
+        if stream.grace_until:
+            stream.grace_until = 0.0
+            self.detached -= 1
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream without readers, its log and its names."""
+        assert not stream.readers
+        if self._streams.pop(stream.id, None) is None:
+            return
+        self.settle(stream)
+        self.charge(stream)
+        self.log_bytes -= stream.charged_bytes
+        stream.charged_bytes = 0
+        key = self._forget_on_remove.pop(stream.id, None)
+        if key is not None:
+            self._by_key.pop(key, None)
+        response_id = stream.progress.response_id
+        if response_id is not None and self._by_response.get(response_id) is stream:
+            del self._by_response[response_id]
+        self.on_removed(stream)
+
+    # -- memory
+
+    def charge(self, stream: Stream) -> None:
+        """Bring the accounts up to what the log weighs now and what came since."""
+        held = stream.log.bytes_held
+        self.log_bytes += held - stream.charged_bytes
+        stream.charged_bytes = held
+        events, text_events = stream.events, stream.text_events
+        self.events_total += events - stream.counted_events
+        self.event_bytes_total += stream.frame_bytes - stream.counted_bytes
+        self.text_events_total += text_events - stream.counted_text_events
+        stream.counted_events, stream.counted_bytes = events, stream.frame_bytes
+        stream.counted_text_events = text_events
+
+    def relieve(self) -> None:
+        """Over the logs' budget: finished streams first, oldest first; then the oldest halves of the longest."""
+        finished = [s for s in self._streams.values() if s.reason is not None and not s.readers]
+        for stream in sorted(finished, key=lambda s: s.sealed_at):
+            if self.log_bytes <= self.log_bytes_max:
+                return
+            self.remove(stream)
+        # Seven eighths, so that the next token doesn't bring us back here.
+        for stream in sorted(self._streams.values(), key=lambda s: -s.log.bytes_held):
+            if self.log_bytes <= self.log_bytes_max * 7 // 8:
+                return
+            stream.log.trim_to(stream.log.bytes_held // 2)
+            self.charge(stream)
+
+
+def body_hash(body: bytes) -> bytes:
+    """What tells one request body from another under the same Idempotency-Key."""
+    return hashlib.blake2b(body, digest_size=16).digest()

@@ -1,0 +1,663 @@
+"""Stream and Subscriber: one generation, many readers, and what happens to those who can't keep up.
+
+THE PROBLEM. A model makes a token every 20 to 80 ms and never waits. Readers do: a phone in a tunnel, a laptop with its lid
+closed, a debugger at a breakpoint. Whoever stands between the two either buffers without bound (and is killed with everybody on
+board), blocks the source (and one reader stops all others), or decides. This module decides.
+
+THE MECHANISM. A stream has one replay log and any number of subscribers. An event goes into the log first and then, as one
+frame (id line and HTTP chunk around it, made once, the same bytes object for everybody), to each subscriber's `push`:
+
+    LIVE       push is the transport's own write: nothing stands between the token and the kernel
+    PAUSED     the kernel took less than all: frames wait in the subscriber's ring; nothing else is remembered but a cursor,
+               taken when the pause began, to where the reader stands in the log
+    BEHIND     the ring was full under policy `coalesce`: the ring was let go, the cursor is all that is left. Lag costs a
+               position instead of a buffer
+    CATCHING   writable again and behind: each loop turn writes one piece read from the log, at most `catchup_bytes_max`, the
+               texts of neighbouring deltas concatenated; at the log's end it goes LIVE
+    FOLLOWING  at the log's end, for a reader whose wire form isn't the shared one (HTTP/1.0): each event is read from the log
+               with its own framing. The same cursor as CATCHING; no second mechanism
+    ENDED      nothing is written any more
+
+    A late joiner and a resuming reader are subscribers that begin in CATCHING with a cursor of their choice.
+
+INVARIANTS
+    1. append() puts an event into the log before any subscriber sees it. So the log's end, taken when pause_writing() fires
+       inside a write, is exactly the first position that the reader has not got.
+    2. No subscriber joins or leaves inside append(): sinks end a subscription at once (push becomes a no-op) but leave the
+       stream from their own callback (connection_lost, or the end of the answer).
+    3. For each subscriber, frames in the ring are the seqs position … position + ring.held - 1, without a hole;
+       what drop_oldest gave up lies directly in front of them: gap_from <= seq < position.
+    4. position <= log.seq_next; a position < log.seq_first is a gap, announced before anything else is written.
+    5. The source is never paused for a subscriber.
+    6. A subscriber that gets an error event gets it from the log, with its own seq, like any other event.
+
+REJECTED. A queue and a task per reader (30 times the memory, and a wake-up per token). Pausing the source for the slowest
+(one reader stops all). A ring per stream with a read index per reader: the slowest decides how long frames live, and
+catching up writes hundreds of small events where one large one will do. Coalescing inside the ring: it costs JSON for every
+reader on the hot path, where the log can do it once, late, and without parsing.
+
+TIME comes in as `now`, monotonic seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Protocol
+
+from streamd.core.replay import Cursor, ReplayLog
+from streamd.core.ring import Ring
+from streamd.reasons import By, CloseReason
+from streamd.wire import sse
+from streamd.wire.chunked import encode_chunk
+from streamd.wire.dialect import Dialect, Progress, error_event, gap_event, reconnect_event, sequence_number_of
+
+# With more subscribers than this an event is handed out in slices over several loop turns (core/fanout.py); up to it, at
+# once: 64 writes of 10 us are 0.6 ms, about what one TLS handshake or request head takes as well.
+DIRECT_READERS_MAX = 64
+
+
+class Policy(enum.Enum):
+    """What happens when a subscriber's ring is full."""
+
+    COALESCE = "coalesce"
+    DROP_OLDEST = "drop_oldest"
+    CLOSE = "close"
+
+
+class Form(enum.Enum):
+    """How an event looks on one connection."""
+
+    CHUNKED = "chunked"  # HTTP/1.1, with id lines: the shared frame
+    BARE = "bare"  # HTTP/1.0: no transfer coding, ended by close
+    RAW_CHUNKED = "raw_chunked"  # the upstream's own bytes, no id lines: byte offsets are the client's business
+    RAW_BARE = "raw_bare"
+
+
+class Sub(enum.Enum):
+    """States of a subscriber; the essay above says what each means."""
+
+    LIVE = "live"
+    PAUSED = "paused"
+    BEHIND = "behind"
+    CATCHING = "catching"
+    FOLLOWING = "following"
+    ENDED = "ended"
+
+
+class Turn(enum.Enum):
+    """What can happen to a subscriber."""
+
+    PAUSE = "pause"  # pause_writing()
+    RESUME = "resume"  # resume_writing()
+    OVERFLOW = "overflow"  # the ring is full under `coalesce`
+    CAUGHT_UP = "caught_up"  # the cursor is at the log's end; shared form
+    CAUGHT_UP_ALONE = "caught_up_alone"  # the same, other form
+    LAG = "lag"  # the fan-out came by too late: the frames are gone, the log has them
+    END = "end"
+
+
+TRANSITIONS: dict[Sub, dict[Turn, Sub]] = {
+    Sub.LIVE: {Turn.PAUSE: Sub.PAUSED, Turn.LAG: Sub.CATCHING, Turn.END: Sub.ENDED},
+    Sub.PAUSED: {Turn.RESUME: Sub.LIVE, Turn.OVERFLOW: Sub.BEHIND, Turn.END: Sub.ENDED},
+    Sub.BEHIND: {Turn.RESUME: Sub.CATCHING, Turn.END: Sub.ENDED},
+    Sub.CATCHING: {
+        Turn.PAUSE: Sub.BEHIND,
+        Turn.CAUGHT_UP: Sub.LIVE,
+        Turn.CAUGHT_UP_ALONE: Sub.FOLLOWING,
+        Turn.END: Sub.ENDED,
+    },
+    Sub.FOLLOWING: {Turn.PAUSE: Sub.BEHIND, Turn.END: Sub.ENDED},
+    Sub.ENDED: {},
+}
+
+
+class Sink(Protocol):
+    """What a subscriber writes to: one connection, seen from the core."""
+
+    def write(self, frame: bytes) -> None:
+        """Take the frame whole. May call the subscriber's pause() before it returns."""
+
+    def soon(self, turn: Callable[[], None]) -> None:
+        """Run `turn` in the next loop turn."""
+
+    def stream_ended(self, clean: bool) -> None:
+        """All is written. clean: the answer may end as HTTP ends it; else it has to look broken off."""
+
+    def slow_consumer(self) -> None:
+        """Policy `close` was met: end this connection now."""
+
+
+class Source(Protocol):
+    """Where a stream's events come from, as far as the stream may touch it."""
+
+    def cancel(self, reason: CloseReason) -> None:
+        """Nobody wants the rest. May be called once; must not append to the stream any more."""
+
+
+class Fanout(Protocol):
+    """Hands events to very many readers, in slices (core/fanout.py)."""
+
+    def add(self, seq: int, frame: bytes) -> None:
+        """A new event; it reaches every LIVE reader within the next passes."""
+
+    def flush(self) -> None:
+        """The stream was sealed: finish the readers after what is pending."""
+
+
+def _skip(frame: bytes) -> None:
+    """push of a subscriber that reads the log, or nothing at all."""
+
+
+class Subscriber:
+    """One connection reading one stream: a ring, a cursor, a policy."""
+
+    __slots__ = (
+        "_bytes_written",
+        "_cursor",
+        "_gap_from",
+        "_live_from_bytes",
+        "_position",
+        "dropped",
+        "form",
+        "index",
+        "policy",
+        "push",
+        "ring",
+        "seq_start",
+        "sink",
+        "state",
+        "stream",
+        "write",
+    )
+
+    def __init__(self, stream: Stream, sink: Sink, *, policy: Policy, ring: Ring, form: Form = Form.CHUNKED) -> None:
+        # connection
+        self.sink = sink
+        self.write = sink.write
+        self.form = form
+        # subscription
+        self.stream = stream
+        self.policy = policy
+        self.ring = ring
+        self.index = -1  # in stream.readers
+        self.seq_start = 0
+        self.dropped = 0  # events announced as gaps
+        # position
+        self.state = Sub.CATCHING
+        self.push: Callable[[bytes], None] = _skip
+        self._position = 0  # the first seq not yet written; while LIVE in direct mode the stream's own seq_next holds
+        self._cursor: Cursor | None = None
+        self._gap_from = 0  # 0: no gap to announce
+        self._live_from_bytes = 0
+        self._bytes_written = 0
+
+    # -- what the connection calls
+
+    def pause(self) -> None:
+        """The transport is full (pause_writing)."""
+        if self.state is Sub.LIVE:
+            self.leave_live()
+            if self.policy is Policy.COALESCE and self._position == self.stream.log.seq_next:
+                self._cursor = self.stream.log.end()  # free here, a search later
+        self._go(Turn.PAUSE)
+
+    def resume(self) -> None:
+        """The transport is empty again (resume_writing): write out the ring, or begin to catch up."""
+        if self.state is Sub.PAUSED:
+            gap = self._gap_frame()
+            self._position += self.ring.held
+            held = gap + self.ring.take_all()
+            self._cursor = None
+            self._go(Turn.RESUME)
+            if held:
+                self._bytes_written += len(held)
+                self.write(held)
+            self.finish_if_done()
+        else:
+            self._go(Turn.RESUME)
+            self.catch_up()
+
+    def end(self) -> None:
+        """Write nothing any more. The connection leaves the stream afterwards, from its own callback."""
+        if self.state is Sub.ENDED:
+            return
+        if self.state is Sub.LIVE:
+            self.leave_live()
+        self.ring.clear()
+        self._cursor = None
+        self._go(Turn.END)
+
+    # -- catching up
+
+    def start(self, seq: int, *, writable: bool = True) -> None:
+        """Begin at `seq` (1 <= seq <= log.seq_next; below the log's first it is a gap)."""
+        self.seq_start = self._position = seq
+        if writable:
+            self.catch_up()
+        else:
+            self._go(Turn.PAUSE)
+
+    def catch_up(self) -> None:
+        """One turn: a piece from the log, at most `catchup_bytes_max`; then LIVE, another turn, or a pause."""
+        if self.state is not Sub.CATCHING:
+            return
+        if self._position < self.stream.log.seq_next:
+            piece = self._read_piece()
+            self._bytes_written += len(piece)
+            self.write(piece)
+        if self.state is not Sub.CATCHING:
+            return
+        if self._position < self.stream.log.seq_next:
+            self.sink.soon(self.catch_up)
+            return
+        self._go(Turn.CAUGHT_UP if self.form is Form.CHUNKED else Turn.CAUGHT_UP_ALONE)
+        self.finish_if_done()
+
+    def _read_piece(self) -> bytes:
+        """Frames of the next events in the log, coalesced; a gap first where the log has moved on."""
+        stream, log = self.stream, self.stream.log
+        out: list[bytes] = []
+        if self._position < log.seq_first:
+            self._lose(self._position, log.seq_first)
+            self._position = log.seq_first
+            self._cursor = None
+        gap = self._gap_frame()
+        if gap:
+            out.append(gap)
+        if self._cursor is None:
+            self._cursor = log.seek(self._position)
+        raw = self.form in (Form.RAW_CHUNKED, Form.RAW_BARE)
+        if raw:
+            events = log.read(self._cursor, bytes_max=stream.catchup_bytes_max)
+        else:
+            events = log.read_coalesced(self._cursor, bytes_max=stream.catchup_bytes_max)
+        out += [self._encode(seq, event) for seq, event in events]
+        self._position = self._cursor.seq
+        return b"".join(out)
+
+    def _encode(self, seq: int, event: bytes) -> bytes:
+        if self.form is Form.RAW_CHUNKED:
+            return encode_chunk(event)
+        if self.form is Form.RAW_BARE:
+            return event
+        return sse.frame(self.stream.id_prefix, seq, event, chunked=self.form is Form.CHUNKED)
+
+    def _follow(self, frame: bytes) -> None:
+        """push of a FOLLOWING subscriber: what the log has that this connection hasn't."""
+        while self.state is Sub.FOLLOWING and self._position < self.stream.log.seq_next:
+            piece = self._read_piece()
+            self._bytes_written += len(piece)
+            self.write(piece)
+
+    # -- the ring
+
+    def push_all(self, frames: list[bytes], joined: bytes) -> None:
+        """Several events of one read; joined is all of them in one piece."""
+        if self.state is Sub.LIVE:
+            self.write(joined)
+            return
+        for frame in frames:
+            self.push(frame)
+
+    def _hold(self, frame: bytes) -> None:
+        """push of a PAUSED subscriber."""
+        if self.ring.push(frame):
+            return
+        if self.policy is Policy.COALESCE:
+            self.ring.clear()
+            self._go(Turn.OVERFLOW)
+        elif self.policy is Policy.DROP_OLDEST:
+            self._drop_for(frame)
+        else:
+            self.end()
+            self.sink.slow_consumer()
+
+    def _drop_for(self, frame: bytes) -> None:
+        first = self._position
+        while True:
+            self.ring.drop_oldest()
+            self._position += 1
+            if self.ring.push(frame):
+                break
+        self._lose(first, self._position)
+
+    def _lose(self, first: int, until: int) -> None:
+        """The seqs first <= seq < until can't be had any more; the next write says so."""
+        self.dropped += until - first
+        if not self._gap_from:
+            self._gap_from = first
+
+    def _gap_frame(self) -> bytes:
+        """The announcement of [_gap_from, position); empty if nothing was lost."""
+        if not self._gap_from:
+            return b""
+        last = self._position - 1
+        event = gap_event(self.stream.dialect, self.stream.progress, self._gap_from, last)
+        self._gap_from = 0
+        return self._encode(last, event)
+
+    # -- the end
+
+    def finish_if_done(self) -> None:
+        """After the last event of a sealed stream: end the answer. Only from LIVE or FOLLOWING, with all written."""
+        if self.stream.reason is not None and self.state in (Sub.LIVE, Sub.FOLLOWING) and self.at_end:
+            self.end()
+            self.sink.stream_ended(self.stream.ended_clean)
+
+    def heartbeat(self) -> bool:
+        """Write the heartbeat line if nothing else is on its way. True if it was written."""
+        if self.state not in (Sub.LIVE, Sub.FOLLOWING):
+            return False
+        self.loose(sse.HEARTBEAT)
+        return True
+
+    def loose(self, lines: bytes) -> None:
+        """Comment and retry lines, no event, no seq: only for a reader that is at the live end."""
+        if self.state in (Sub.LIVE, Sub.FOLLOWING):
+            frame = encode_chunk(lines) if self.form in (Form.CHUNKED, Form.RAW_CHUNKED) else lines
+            self._bytes_written += len(frame)
+            self.write(frame)
+
+    def farewell(self, *, message: str, retry_ms: int) -> None:
+        """Tell the reader where it stands, with an event that is not in the log, and end. The answer must then look cut."""
+        if self.state is Sub.ENDED:
+            return
+        last_id = self.stream.event_id(self.position - 1)
+        event = reconnect_event(self.stream.dialect, message=message, last_id=last_id, retry_ms=retry_ms)
+        frame = encode_chunk(event) if self.form in (Form.CHUNKED, Form.RAW_CHUNKED) else event
+        self.end()
+        self._bytes_written += len(frame)
+        self.write(frame)
+
+    def _go(self, turn: Turn) -> None:
+        state = TRANSITIONS[self.state].get(turn)
+        assert state is not None, f"{turn} in {self.state}"
+        self.state = state
+        if state is Sub.LIVE:
+            self.enter_live()
+            self.push = self.write
+        elif state is Sub.PAUSED:
+            self.push = self._hold
+        elif state is Sub.FOLLOWING:
+            self.push = self._follow
+        else:
+            self.push = _skip
+
+    # While LIVE in direct mode nothing is counted per event: the position is the stream's, the bytes are a difference.
+
+    def enter_live(self) -> None:
+        """From here on the stream's own counters say what was written."""
+        self._live_from_bytes = self.stream.frame_bytes
+
+    def leave_live(self) -> None:
+        """Fix position and bytes before the stream's counters stop being this reader's."""
+        if self.stream.direct:
+            self._position = self.stream.log.seq_next
+            self._bytes_written += self.stream.frame_bytes - self._live_from_bytes
+
+    def deliver(self, frames: bytes, position: int) -> None:
+        """Fan-out: write frames, which end in front of `position`, to a LIVE reader."""
+        self._position = position
+        self._bytes_written += len(frames)
+        self.write(frames)
+
+    def lag(self) -> None:
+        """Fan-out: this LIVE reader's next frame is no longer at hand; the log has it."""
+        self._go(Turn.LAG)
+        self._cursor = None
+        self.catch_up()
+
+    # -- what the fan-out and the reports read
+
+    @property
+    def at_end(self) -> bool:
+        """All that the stream has was written to the transport."""
+        return self.position == self.stream.log.seq_next
+
+    @property
+    def position(self) -> int:
+        """The first seq that the transport has not got."""
+        if self.state is Sub.LIVE and self.stream.direct:
+            return self.stream.log.seq_next
+        return self._position
+
+    @property
+    def events_delivered(self) -> int:
+        """Events handed to the transport, gaps not counted."""
+        return self.position - self.seq_start - self.dropped
+
+    @property
+    def bytes_delivered(self) -> int:
+        """Bytes of the body handed to the transport, framing included."""
+        if self.state is Sub.LIVE and self.stream.direct:
+            return self._bytes_written + self.stream.frame_bytes - self._live_from_bytes
+        return self._bytes_written
+
+
+class Stream:
+    """One generation or one published topic: an id, a replay log, readers, a source, an end.
+
+    Invariants: seqs run from 1 without holes; reason is None while events may come; after the seal the log is not appended to.
+    """
+
+    __slots__ = (
+        "catchup_bytes_max",
+        "charged_bytes",
+        "counted_bytes",
+        "counted_events",
+        "counted_text_events",
+        "detach_grace_s",
+        "dialect",
+        "direct",
+        "drops",
+        "ended_clean",
+        "epoch",
+        "fanout",
+        "first_event_at",
+        "frame_bytes",
+        "grace_until",
+        "id",
+        "id_prefix",
+        "log",
+        "model",
+        "name_public",
+        "on_sealed",
+        "opened_at",
+        "owner",
+        "policy",
+        "progress",
+        "readers",
+        "reason",
+        "resume_grace_s",
+        "retention_s",
+        "sealed_at",
+        "source",
+        "touched_at",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        stream_id: str,
+        log: ReplayLog,
+        dialect: Dialect,
+        *,
+        now: float,
+        on_sealed: Callable[[Stream], None],
+        epoch: str = "",
+    ) -> None:
+        # identity
+        self.id = stream_id
+        self.epoch = epoch
+        self.id_prefix = b"id: " + (f"{stream_id}:{epoch}:" if epoch else f"{stream_id}:").encode()
+        self.dialect = dialect
+        self.owner = ""  # the principal that opened it
+        self.name_public = False
+        self.model = ""
+        self.upstream = ""
+        # rules
+        self.policy = Policy.COALESCE
+        self.catchup_bytes_max = 16 * 1024
+        self.detach_grace_s = 0.0
+        self.resume_grace_s = 0.0
+        self.retention_s = 0.0
+        # events
+        self.log = log
+        self.progress = Progress(dialect)
+        self.frame_bytes = 0  # of all shared frames made so far
+        self.touched_at = now  # the last event or comment
+        self.first_event_at = 0.0
+        # readers
+        self.readers: list[Subscriber] = []
+        self.direct = True
+        self.fanout: Fanout | None = None
+        self.drops = 0  # events that readers who left had lost
+        # life
+        self.source: Source | None = None
+        self.on_sealed = on_sealed
+        self.opened_at = now
+        self.grace_until = 0.0  # the hub's: when a generation without a reader ends; 0: it isn't counted as detached
+        self.reason: CloseReason | None = None
+        self.ended_clean = False
+        self.sealed_at = 0.0
+        # accounting: what the hub has charged for the log, and has counted
+        self.charged_bytes = 0
+        self.counted_events = 0
+        self.counted_bytes = 0
+        self.counted_text_events = 0
+
+    # -- events in
+
+    def append(self, event: bytes, now: float) -> None:
+        """One event, as wire/sse.py makes them. The hot path: log, frame, push."""
+        seq = self.log.seq_next
+        if not self.log.append(event):
+            self._see(seq, event, now)
+        frame = sse.frame(self.id_prefix, seq, event, chunked=True)
+        self.frame_bytes += len(frame)
+        self.touched_at = now
+        if self.direct:
+            for reader in self.readers:
+                reader.push(frame)
+        elif self.fanout is not None:
+            self.fanout.add(seq, frame)
+
+    def append_all(self, events: list[bytes], now: float) -> None:
+        """Several events that came in one read: one write for each reader that is live."""
+        if len(events) == 1:
+            self.append(events[0], now)
+            return
+        seq = self.log.seq_next
+        frames: list[bytes] = []
+        for event in events:
+            if not self.log.append(event):
+                self._see(seq + len(frames), event, now)
+            frames.append(sse.frame(self.id_prefix, seq + len(frames), event, chunked=True))
+        joined = b"".join(frames)
+        self.frame_bytes += len(joined)
+        self.touched_at = now
+        if self.direct:
+            for reader in self.readers:
+                reader.push_all(frames, joined)
+        elif self.fanout is not None:
+            for k, frame in enumerate(frames):
+                self.fanout.add(seq + k, frame)
+
+    def _see(self, seq: int, event: bytes, now: float) -> None:
+        """Events that aren't plain text of a known shape, the first one among them: look inside."""
+        if seq == 1:
+            self.first_event_at = now
+        self.progress.see(event)
+
+    def loose(self, lines: bytes, now: float) -> None:
+        """An upstream's comments: a sign of life, passed to those who read live, kept nowhere."""
+        self.touched_at = now
+        for reader in self.readers:
+            reader.loose(lines)
+
+    # -- the end
+
+    def seal(self, reason: CloseReason, now: float, *, clean: bool) -> None:
+        """No more events will come. Readers end when they have them all. Not twice."""
+        assert self.reason is None, f"sealed as {self.reason}, again as {reason}"
+        self.reason = reason
+        self.sealed_at = now
+        self.ended_clean = clean
+        self.source = None
+        self.on_sealed(self)
+        if self.fanout is not None and not self.direct:
+            self.fanout.flush()
+            return
+        for reader in list(self.readers):
+            reader.finish_if_done()
+
+    def fail(self, reason: CloseReason, now: float, *, message: str, code: str = "") -> None:
+        """Seal after an error event in the stream's dialect: the log's last entry, so that resuming readers get it too."""
+        last = self.log.last_event() if self.dialect is Dialect.RESPONSES else None
+        number = sequence_number_of(last) if last is not None else None
+        event = error_event(
+            self.dialect,
+            message=message,
+            type="upstream_error" if reason.by is By.UPSTREAM else "stream_error",
+            code=code or reason.word,
+            sequence_number=number + 1 if number is not None else None,
+        )
+        self.append(event, now)
+        self.seal(reason, now, clean=False)
+
+    def cancel(self, reason: CloseReason, now: float, *, message: str) -> None:
+        """Nobody wants the rest: end the source, tell who still reads, seal. Nothing if it has ended already."""
+        if self.reason is not None:
+            return
+        source, self.source = self.source, None
+        if source is not None:
+            source.cancel(reason)
+        self.fail(reason, now, message=message)
+
+    # -- readers
+
+    def join(self, reader: Subscriber) -> None:
+        """Take a reader; its start() follows."""
+        reader.index = len(self.readers)
+        self.readers.append(reader)
+        if self.direct and self.fanout is not None and len(self.readers) > DIRECT_READERS_MAX:
+            for other in self.readers:
+                if other.state is Sub.LIVE:
+                    other.leave_live()
+            self.direct = False
+
+    def leave(self, reader: Subscriber) -> None:
+        """Let a reader go (it has ended). O(1): the last one takes its place."""
+        assert reader.state is Sub.ENDED, reader.state
+        last = self.readers.pop()
+        if last is not reader:
+            last.index = reader.index
+            self.readers[reader.index] = last
+        reader.index = -1
+        self.drops += reader.dropped
+
+    def grace_s(self, left: CloseReason) -> float:
+        """How long the generation may go on after its last reader left like this: who closed decides."""
+        if left.by is By.READER:
+            return self.detach_grace_s
+        return max(self.detach_grace_s, self.resume_grace_s)
+
+    # -- reports
+
+    def event_id(self, seq: int) -> str:
+        """The SSE id of an event."""
+        return f"{self.id_prefix[4:].decode()}{seq}"
+
+    @property
+    def events(self) -> int:
+        return self.log.seq_next - 1
+
+    @property
+    def text_events(self) -> int:
+        """Events with text: the tokens of limits, until the upstream's usage corrects them."""
+        return self.log.text_events + self.progress.text_events
+
+    @property
+    def text_bytes(self) -> int:
+        return self.log.text_bytes + self.progress.text_bytes

@@ -1,0 +1,203 @@
+"""The counters as Prometheus text and as the dict of /status; rendered only when somebody asks.
+
+Names and units follow Prometheus's conventions: base units (seconds, bytes), `_total` on counters, labels from enums only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, exposition
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from streamd import __version__
+from streamd.counters import Histogram
+from streamd.net.runtime import Runtime
+from streamd.net.upstreams import Upstreams
+
+
+class StreamdCollector(Collector):
+    """Turns one worker's state into metric families."""
+
+    def __init__(self, runtime: Runtime, upstreams: Upstreams) -> None:
+        self._runtime = runtime
+        self._upstreams = upstreams
+
+    def collect(self) -> Iterable[Metric]:
+        runtime = self._runtime
+        for stream in runtime.hub:
+            runtime.hub.charge(stream)
+        yield from self._connections()
+        yield from self._streams()
+        yield from self._readers()
+        yield from self._upstream()
+        yield from self._process()
+
+    def _connections(self) -> Iterator[Metric]:
+        counters = self._runtime.counters
+        yield _gauge("streamd_connections", "Downstream connections open now.", len(self._runtime.clients))
+        yield _counter(
+            "streamd_connections_accepted", "Downstream connections accepted.", counters.connections_accepted
+        )
+        yield _by_reason("streamd_connections_closed", "Downstream connections ended.", counters.connections_closed)
+        yield _counter("streamd_requests", "Requests whose head was read.", counters.requests)
+        yield _by_reason("streamd_requests_ended", "Requests ended.", counters.requests_ended)
+        yield _by_reason("streamd_requests_refused", "Requests that streamd answered with an error.", counters.refused)
+        responses = CounterMetricFamily("streamd_responses", "Answers begun, by status.", labels=["status"])
+        for status, count in sorted(counters.responses.items()):
+            responses.add_metric([str(status)], count)
+        yield responses
+        yield _histogram("streamd_request_duration_seconds", "From a request's head to its end.", counters.request_s)
+        yield _gauge("streamd_request_bodies_bytes", "Request bodies held now.", self._runtime.bodies_bytes)
+
+    def _streams(self) -> Iterator[Metric]:
+        hub, counters = self._runtime.hub, self._runtime.counters
+        streams = GaugeMetricFamily("streamd_streams", "Streams held now, by state.", labels=["state"])
+        live = sum(1 for stream in hub if stream.reason is None)
+        streams.add_metric(["live"], live - hub.detached)
+        streams.add_metric(["detached"], hub.detached)
+        streams.add_metric(["sealed"], len(hub) - live)
+        yield streams
+        yield _counter("streamd_streams_opened", "Streams opened.", counters.streams_opened)
+        yield _by_reason("streamd_streams_sealed", "Streams ended.", counters.streams_sealed)
+        yield _counter("streamd_events", "Events that came from upstreams and publishers.", hub.events_total)
+        yield _counter(
+            "streamd_text_events", "Of these, events with text: tokens, for most servers.", hub.text_events_total
+        )
+        yield _counter("streamd_event_bytes", "Their bytes, framed, each counted once.", hub.event_bytes_total)
+        yield _gauge("streamd_replay_log_bytes", "Memory of all replay logs.", hub.log_bytes)
+
+    def _readers(self) -> Iterator[Metric]:
+        counters = self._runtime.counters
+        readers = sum(len(stream.readers) for stream in self._runtime.hub)
+        yield _gauge("streamd_subscribers", "Readers of streams now.", readers)
+        yield _gauge(
+            "streamd_subscribers_paused",
+            "Readers whose connection takes nothing now.",
+            sum(1 for client in self._runtime.clients if client.paused and client.reader is not None),
+        )
+        yield _counter("streamd_subscriptions", "Subscriptions begun.", counters.subscriptions)
+        yield _counter("streamd_resumes", "Of these, with a position.", counters.resumes)
+        yield _counter(
+            "streamd_delivered_events", "Events handed to readers' sockets, ended readers.", counters.delivered_events
+        )
+        yield _counter("streamd_delivered_bytes", "Their bytes, ended readers.", counters.delivered_bytes)
+        yield _counter("streamd_dropped_events", "Events announced to readers as gaps.", counters.dropped_events)
+        yield _counter("streamd_pauses", "Times that a connection's socket was full.", counters.paused)
+        yield _histogram(
+            "streamd_time_to_first_event_seconds", "From a request's head to its first event.", counters.first_event_s
+        )
+        yield _histogram(
+            "streamd_added_before_upstream_seconds",
+            "Of a stream's time to first event, what streamd added: from head to request sent upstream, connect included.",
+            counters.added_s,
+        )
+
+    def _upstream(self) -> Iterator[Metric]:
+        counters = self._runtime.counters
+        in_flight = GaugeMetricFamily("streamd_upstream_in_flight", "Requests under way.", labels=["upstream"])
+        idle = GaugeMetricFamily("streamd_upstream_idle_connections", "Pooled connections.", labels=["upstream"])
+        left_out = GaugeMetricFamily("streamd_upstream_left_out", "1 while left out for failing.", labels=["upstream"])
+        now = self._runtime.time()
+        for upstream in self._upstreams:
+            in_flight.add_metric([upstream.settings.name], upstream.in_flight)
+            idle.add_metric([upstream.settings.name], upstream.idle)
+            left_out.add_metric([upstream.settings.name], int(upstream.left_out(now)))
+        yield from (in_flight, idle, left_out)
+        yield _by_upstream("streamd_upstream_requests", "Requests sent.", counters.upstream_requests)
+        yield _by_upstream("streamd_upstream_connects", "Connections established.", counters.upstream_connects)
+        yield _by_upstream(
+            "streamd_upstream_cancels", "Requests cut off because nobody reads.", counters.upstream_cancels
+        )
+        failures = CounterMetricFamily("streamd_upstream_failures", "Failures.", labels=["upstream", "reason"])
+        for (name, reason), count in counters.upstream_failures.items():
+            failures.add_metric([name, reason.word], count)
+        yield failures
+        yield _histogram("streamd_upstream_connect_seconds", "Establishing a connection.", counters.upstream_connect_s)
+        yield _histogram(
+            "streamd_upstream_first_byte_seconds",
+            "From a request sent to its answer's head.",
+            counters.upstream_first_byte_s,
+        )
+
+    def _process(self) -> Iterator[Metric]:
+        counters = self._runtime.counters
+        yield _histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.", counters.loop_lag_s)
+        yield _counter("streamd_bugs", "Mistakes of streamd itself; the log has each one's traceback.", counters.bugs)
+        info = GaugeMetricFamily("streamd_build_info", "Always 1.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+
+
+class Metrics:
+    """GET /metrics."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(collector)
+
+    def render(self) -> tuple[bytes, bytes]:
+        """(content type, text)."""
+        return exposition.CONTENT_TYPE_LATEST.encode(), exposition.generate_latest(self._registry)
+
+
+def status(runtime: Runtime, upstreams: Upstreams, *, state: str, started_at: float) -> dict[str, Any]:
+    """The state in a person's words, for /status."""
+    hub, now = runtime.hub, runtime.time()
+    live = sum(1 for stream in hub if stream.reason is None)
+    return {
+        "version": __version__,
+        "state": state,
+        "uptime_s": round(now - started_at, 1),
+        "connections": len(runtime.clients),
+        "streams": {"live": live, "detached": hub.detached, "sealed": len(hub) - live},
+        "subscribers": sum(len(stream.readers) for stream in hub),
+        "log_bytes": hub.log_bytes,
+        "log_bytes_max": hub.log_bytes_max,
+        "loop_lag_s": round(runtime.counters.loop_lag_last_s, 4),
+        "upstreams": [
+            {
+                "name": upstream.settings.name,
+                "url": upstream.settings.url,
+                "models": list(upstream.settings.models),
+                "in_flight": upstream.in_flight,
+                "idle_connections": upstream.idle,
+                "left_out": upstream.left_out(now),
+            }
+            for upstream in upstreams
+        ],
+    }
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _by_reason(name: str, text: str, counts: dict[Any, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["reason"])
+    for reason, count in counts.items():
+        family.add_metric([reason.word], count)
+    return family
+
+
+def _by_upstream(name: str, text: str, counts: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["upstream"])
+    for upstream, count in counts.items():
+        family.add_metric([upstream], count)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip((*histogram.buckets, float("inf")), histogram.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=histogram.sum)

@@ -1,0 +1,112 @@
+"""Listening sockets: bound by us or inherited, with the options that accepted sockets take over from them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+
+from streamd.addresses import Address
+from streamd.config import Settings
+
+# uvloop 0.23 accepts one connection per listener and loop turn, which beside 5 ms of work a turn is 197 a second; the same
+# socket listened on through 16 dups takes 2,906 (docs/PROTOCOL.md, section 8).
+DUPS = 16
+
+# Connections that wait in the kernel while a worker restarts or is late: a second at 4,096/s. The kernel's own limit
+# (net.core.somaxconn, 4,096 since Linux 5.4) cuts it.
+BACKLOG = 4096
+
+# A dead peer on a quiet connection is found after 60 + 5 x 10 s; streams have heartbeats and TCP_USER_TIMEOUT.
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 5
+
+
+def bind(address: Address) -> socket.socket:
+    """A bound and listening socket. Raises OSError with the address in its text."""
+    try:
+        return _bind_unix(address.path) if address.is_unix else _bind_tcp(address)
+    except OSError as error:
+        where = f"unix:{address.path}" if address.is_unix else f"{address.host}:{address.port}"
+        raise OSError(error.errno, f"{where}: {error.strerror or error}") from None
+
+
+def _bind_tcp(address: Address) -> socket.socket:
+    family, kind, proto, _, name = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(name)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """A socket that an earlier process left behind is removed; one that somebody listens on is not."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode) and not _answers(path):
+            os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def set_options(sock: socket.socket, settings: Settings) -> None:
+    """Options that accepted TCP sockets inherit.
+
+    TCP_NOTSENT_LOWAT is what makes a slow reader known: with the defaults the kernel swallowed 2.6 to 3.7 MB for one stalled
+    reader before the first EAGAIN. TCP_USER_TIMEOUT also ends a reader with a zero window, so it has to be longer than
+    stall_timeout, and is off where that is off.
+    """
+    if sock.family == socket.AF_UNIX:
+        return
+    tcp = socket.IPPROTO_TCP
+    sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
+    sock.setsockopt(tcp, socket.TCP_NOTSENT_LOWAT, settings.notsent_lowat_bytes)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(tcp, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(tcp, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(tcp, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    if settings.stall_timeout_s:
+        sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, round((settings.stall_timeout_s + 30) * 1000))
+
+
+def shown(sock: socket.socket) -> str:
+    """The address as a person writes it."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    return f"[{name[0]}]:{name[1]}" if sock.family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    if sock.family == socket.AF_UNIX:
+        return True
+    host = sock.getsockname()[0]
+    return bool(host == "::1" or host.startswith("127."))

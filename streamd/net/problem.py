@@ -1,0 +1,76 @@
+"""Problem: a request that streamd itself answers with an error.
+
+Raised anywhere between a request's head and its answer's first byte; the connection turns it into the error object of the
+route's dialect, with status, Retry-After and x-should-retry. After the first byte an error is an event in the stream instead.
+"""
+
+from __future__ import annotations
+
+from streamd.reasons import CloseReason
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+    502: "upstream_error",
+    503: "overloaded_error",
+    504: "upstream_error",
+}
+
+
+class Problem(Exception):
+    """`message` says to the client what happened and what to change; `code` is the word that programs compare."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        reason: CloseReason = CloseReason.BAD_REQUEST,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.type = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.reason = reason
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.should_retry = should_retry  # the SDKs obey x-should-retry and retry by themselves without it
+        self.headers = headers
+        self.close = close  # what follows on the connection can't be understood, or isn't wanted
+
+    def response_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that go with it, in addition to those of every answer."""
+        headers = list(self.headers)
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % max(1, round(self.retry_after_s))))
+        if self.should_retry is not None:
+            headers.append((b"x-should-retry", b"true" if self.should_retry else b"false"))
+        return headers
+
+
+def not_found(path: str) -> Problem:
+    return Problem(
+        404,
+        f"There is nothing at {path}. The API is under /v1/; /healthz, /readyz and /metrics are here too.",
+        code="not_found",
+        reason=CloseReason.NOT_FOUND,
+    )
+
+
+def method_not_allowed(path: str, allowed: tuple[str, ...]) -> Problem:
+    return Problem(
+        405,
+        f"{path} takes {', '.join(allowed)}.",
+        code="method_not_allowed",
+        headers=((b"allow", ", ".join(allowed).encode()),),
+    )

@@ -1,0 +1,139 @@
+"""Request: one request on a client connection, from its head to the log line at its end."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from streamd.config import RouteSettings
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
+from streamd.wire.http1 import Framing, RequestHead
+
+if TYPE_CHECKING:
+    from streamd.net.client import ClientConnection
+
+# What may be echoed and logged as it came (CWE-93, CWE-117); UUIDs, ULIDs and most tracing ids fit.
+_sane_request_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
+_sane_traceparent = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+
+
+class Waiting(Protocol):
+    """Who works on the answer while the connection waits or passes a body through."""
+
+    def reader_gone(self, reason: CloseReason) -> None:
+        """The connection is lost, or closed by us: stop."""
+
+    def reader_paused(self) -> None:
+        """The connection takes nothing more for now."""
+
+    def reader_resumed(self) -> None:
+        """It takes more."""
+
+
+class BodySink(Protocol):
+    """Takes a request's body while it arrives (publishing)."""
+
+    def body_piece(self, piece: bytes) -> None:
+        """The next bytes. May raise Problem."""
+
+    def body_end(self) -> None:
+        """The body is complete: answer."""
+
+    def body_lost(self, reason: CloseReason) -> None:
+        """The rest of the body will not come; there is nobody to answer."""
+
+
+class Request:
+    """What a connection keeps of a request while it is answered. The head and the body are let go as soon as they can be."""
+
+    __slots__ = (
+        "answered_at",
+        "body",
+        "dialect",
+        "extra_headers",
+        "head",
+        "id",
+        "idempotency_key",
+        "method",
+        "model",
+        "path",
+        "principal",
+        "reason",
+        "route",
+        "started_at",
+        "status",
+        "traceparent",
+        "upstream",
+        "waiting",
+    )
+
+    def __init__(self, head: RequestHead, *, now: float, route: RouteSettings, dialect: Dialect) -> None:
+        # until the answer begins
+        self.head: RequestHead | None = head
+        self.body = b""
+        self.waiting: Waiting | None = None
+        # request
+        self.method = head.method
+        self.path = head.path
+        self.id = request_id(head.get(b"x-request-id"))
+        traceparent = head.get(b"traceparent") or b""
+        self.traceparent = traceparent.decode() if _sane_traceparent(traceparent) else ""
+        self.route = route
+        self.dialect = dialect
+        self.principal = "anonymous"
+        self.started_at = now
+        self.idempotency_key = ""
+        # answer
+        self.extra_headers: list[tuple[bytes, bytes]] = []
+        self.model = ""
+        self.upstream = ""
+        self.status = 0
+        self.answered_at = 0.0  # first event, or first byte of another answer
+        self.reason: CloseReason | None = None
+
+    @classmethod
+    def unparsed(cls, *, now: float, route: RouteSettings) -> Request:
+        """Stands for a request whose head never was one, so that its refusal is answered and logged like any other."""
+        head = RequestHead(
+            method="-",
+            target=b"-",
+            path="-",
+            query="",
+            http10=False,
+            headers=(),
+            authority=b"",
+            framing=Framing.NONE,
+            content_length=0,
+            keep_alive=False,
+            expect_continue=False,
+            upgrade=False,
+        )
+        return cls(head, now=now, route=route, dialect=Dialect.UNKNOWN)
+
+    def get(self, name: bytes) -> bytes | None:
+        """A header of the request, while the head is there."""
+        return self.head.get(name) if self.head is not None else None
+
+
+def request_id(given: bytes | None) -> str:
+    """The client's own if it is sane, else a new one."""
+    if given is not None and _sane_request_id(given):
+        return given.decode()
+    return "req_" + secrets.token_hex(12)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done with a request, decided from its head alone.
+
+    Exactly one of: `answer` once the whole body is there; `take_body`, which may raise Problem and returns a sink for a body
+    that is worked on as it arrives.
+    """
+
+    answer: Callable[[ClientConnection, Request], None] | None = None
+    take_body: Callable[[ClientConnection, Request], BodySink] | None = None
+    body_bytes_max: int = 0  # for `answer`; 0: the configured limit

@@ -1,0 +1,82 @@
+"""Sweep: one timer for all deadlines of a process.
+
+A connection has no timer of its own: arming and cancelling one for each token would cost more than the token. Instead it
+keeps `due_at`, the earliest time at which anything could be due, and may let it lie in the past of the truth: `on_due(now)`
+looks at the real timestamps and says when to look again. So a token stores nothing here; a due that came too early costs one
+call.
+
+Every interval (250 ms, the resolution of all time limits) one pass goes over the members, in slices of 1,000 (about 50 us)
+with the loop in between, so that no pass is felt however many there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+INTERVAL_S = 0.25
+SLICE_MAX = 1000
+NEVER = float("inf")
+
+
+class Due(Protocol):
+    """What has deadlines."""
+
+    due_at: float
+
+    def on_due(self, now: float) -> float:
+        """Do what is due; return the next time to look."""
+
+
+class Sweep:
+    """Members and the pass over them. `on_tick(now, lag_s)` runs once at the start of each pass."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._members: set[Due] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pass: tuple[Due, ...] = ()
+        self._planned = 0.0
+        self.on_tick: list[Callable[[float, float], None]] = []
+
+    def add(self, member: Due) -> None:
+        self._members.add(member)
+
+    def discard(self, member: Due) -> None:
+        """The member is not asked again, also not in a pass that is under way."""
+        member.due_at = NEVER
+        self._members.discard(member)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def start(self) -> None:
+        self._plan()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _plan(self) -> None:
+        self._planned = self._loop.time() + INTERVAL_S
+        self._timer = self._loop.call_later(INTERVAL_S, self._tick)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for tick in self.on_tick:
+            tick(now, max(0.0, now - self._planned))
+        self._pass = tuple(self._members)
+        self._slice(0)
+
+    def _slice(self, start: int) -> None:
+        now = self._loop.time()
+        for member in self._pass[start : start + SLICE_MAX]:
+            if member.due_at <= now:
+                member.due_at = member.on_due(now)
+        if start + SLICE_MAX < len(self._pass):
+            self._loop.call_soon(self._slice, start + SLICE_MAX)
+        else:
+            self._pass = ()
+            self._plan()

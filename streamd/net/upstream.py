@@ -1,0 +1,425 @@
+"""UpstreamConnection and Upstream: one connection to an inference server, and the server with its pool and its health.
+
+A connection carries one request at a time:
+
+    IDLE     in the pool; a byte or a close here takes it out
+    HEAD     a request is out, its answer's head is awaited
+    BODY     the answer's body goes to the exchange as bytes
+    EVENTS   the answer's body is a stream: events go straight into it
+    CLOSED
+
+EVENTS is the hot path: data_received, the chunked decoder, the splitter, Stream.append, one write. No object is made that isn't
+the event, its frame or their list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import random
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, cast
+
+from streamd.config import UpstreamSettings
+from streamd.core.stream import Stream
+from streamd.net.runtime import Runtime
+from streamd.reasons import CloseReason
+from streamd.wire.chunked import BodyDecoder, decoder_for
+from streamd.wire.http1 import (
+    RESPONSE_OPENING,
+    Framing,
+    HeadReader,
+    RemoteProtocolError,
+    ResponseHead,
+    parse_response,
+)
+from streamd.wire.sse import EventSplitter, EventTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+# How long a failing upstream is left out: doubling from half a second to half a minute, with jitter.
+LEFT_OUT_S_MIN = 0.5
+LEFT_OUT_S_MAX = 30.0
+
+
+class Up(enum.Enum):
+    IDLE = "idle"
+    HEAD = "head"
+    BODY = "body"
+    EVENTS = "events"
+    CLOSED = "closed"
+
+
+TRANSITIONS: dict[Up, frozenset[Up]] = {
+    Up.IDLE: frozenset((Up.HEAD, Up.CLOSED)),
+    Up.HEAD: frozenset((Up.BODY, Up.EVENTS, Up.CLOSED)),
+    Up.BODY: frozenset((Up.IDLE, Up.CLOSED)),
+    Up.EVENTS: frozenset((Up.IDLE, Up.CLOSED)),
+    Up.CLOSED: frozenset(),
+}
+
+
+class Asker(Protocol):
+    """Who sent the request and gets its answer."""
+
+    def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:
+        """The final head. Calls take_events() or take_body() on the link, or aborts it."""
+
+    def on_piece(self, piece: bytes) -> None:
+        """Bytes of the body, in BODY."""
+
+    def on_end(self, link: UpstreamConnection) -> None:
+        """The framing ended properly; the link is in the pool or closed already."""
+
+    def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
+        """The answer will not become whole; the link is closed."""
+
+    def on_bug(self, error: Exception) -> None:
+        """A mistake of ours while the answer was read; the link is closed."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an inference server."""
+
+    __slots__ = (
+        "__weakref__",
+        "_asker",
+        "_bodiless",
+        "_decoder",
+        "_heads",
+        "_keep_alive",
+        "_runtime",
+        "_splitter",
+        "_stream",
+        "_time",
+        "answers",
+        "any_byte",
+        "at",
+        "idle_since",
+        "touched_at",
+        "transport",
+        "upstream",
+    )
+
+    def __init__(self, runtime: Runtime, upstream: Upstream) -> None:
+        # process
+        self._runtime = runtime
+        self._time = runtime.time
+        self.upstream = upstream
+        # connection
+        self.at = Up.IDLE
+        self.transport: asyncio.Transport
+        self.answers = 0  # whole ones: above 0 the connection is a reused one
+        self.idle_since = 0.0
+        # request
+        self._asker: Asker | None = None
+        self._bodiless = "GET"  # the request's method: an answer to HEAD has no body
+        self.any_byte = False  # of this answer
+        self._heads: HeadReader | None = None
+        self._keep_alive = False
+        # answer
+        self._decoder: BodyDecoder | None = None
+        self._splitter: EventSplitter | None = None
+        self._stream: Stream | None = None
+        self.touched_at = 0.0  # last bytes, in BODY; a stream has its own
+
+    # -- transport callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's has another base
+        self.transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self.at is Up.EVENTS:
+                self._take_events(data)
+            elif self.at is Up.BODY:
+                self._take_body(data)
+            elif self.at is Up.HEAD:
+                self._take_head(data)
+            else:
+                self.close()  # nobody asked: what comes now can't belong to a request of ours
+        except RemoteProtocolError as broken:
+            self._break(CloseReason.UPSTREAM_PROTOCOL, f"The upstream's answer is malformed: {broken}.")
+        except EventTooLarge as large:
+            self._append(large.before)
+            self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
+        except Exception as error:
+            self._crash(error)
+
+    def eof_received(self) -> bool:
+        self._ended(None)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended(exc)
+
+    # -- requests out
+
+    def send(self, request: bytes, asker: Asker, *, method: str) -> None:
+        """Send a whole request; its answer goes to the asker."""
+        self._go(Up.HEAD)
+        self._asker = asker
+        self._bodiless = method
+        self.any_byte = False
+        self._heads = HeadReader(self._runtime.limits, opening=RESPONSE_OPENING)
+        self.transport.write(request)
+
+    def take_events(self, stream: Stream, head: ResponseHead) -> None:
+        """The body is a stream; called from on_head()."""
+        self._go(Up.EVENTS)
+        self._stream = stream
+        self._splitter = EventSplitter(event_bytes_max=self._runtime.settings.event_bytes_max)
+        self._begin_body(head)
+
+    def take_body(self, head: ResponseHead) -> None:
+        """The body is bytes; called from on_head()."""
+        self._go(Up.BODY)
+        self.touched_at = self._time()
+        self._begin_body(head)
+
+    def close(self) -> None:
+        """Let go of the connection at once, whatever is under way on it."""
+        if self.at is Up.CLOSED:
+            return
+        self.upstream.forget(self)
+        self._go(Up.CLOSED)
+        self._asker = self._stream = self._splitter = self._decoder = None
+        self.transport.abort()
+
+    def pause(self) -> None:
+        """The reader takes nothing: stop reading (BODY only; the source of a stream is never paused)."""
+        if self.at is Up.BODY:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.at is Up.BODY:
+            self.touched_at = self._time()
+            self.transport.resume_reading()
+
+    # -- answers in
+
+    def _take_head(self, data: bytes) -> None:
+        self.any_byte = True
+        while True:
+            assert self._heads is not None and self._asker is not None
+            found = self._heads.feed(data)
+            if found is None:
+                return
+            head_bytes, data = found
+            head = parse_response(head_bytes, self._bodiless, self._runtime.limits)
+            if head.status >= 200:
+                break
+        self._heads = None
+        self._asker.on_head(self, head)
+        if data or self.at in (Up.BODY, Up.EVENTS):
+            self._after_head(data)
+
+    def _after_head(self, data: bytes) -> None:
+        """What came with the head; an answer without a body ends here."""
+        decoder = self._decoder
+        if self.at is Up.CLOSED or decoder is None:
+            return
+        if decoder.done:
+            decoder.rest = data
+            self._finish()
+        elif data and self.at is Up.EVENTS:
+            self._take_events(data)
+        elif data:
+            self._take_body(data)
+
+    def _begin_body(self, head: ResponseHead) -> None:
+        self._keep_alive = head.keep_alive and head.framing is not Framing.UNTIL_CLOSE
+        self._decoder = decoder_for(head.framing, head.content_length)
+
+    def _take_events(self, data: bytes) -> None:
+        decoder, splitter, stream = self._decoder, self._splitter, self._stream
+        assert decoder is not None and splitter is not None and stream is not None
+        for payload in decoder.feed(data):
+            pieces = splitter.feed(payload)
+            if len(pieces) == 1 and pieces[0][-2:] == b"\n\n":
+                stream.append(pieces[0], self._time())
+            elif pieces:
+                self._append(pieces)
+        if decoder.done:
+            self._append(splitter.finish())
+            self._finish()
+
+    def _append(self, pieces: list[bytes]) -> None:
+        """Events and loose lines, in order; neighbouring events in one write."""
+        stream = self._stream
+        if stream is None or not pieces:
+            return
+        now = self._time()
+        events: list[bytes] = []
+        for piece in pieces:
+            if piece[-2:] == b"\n\n":
+                events.append(piece)
+                continue
+            if events:
+                stream.append_all(events, now)
+                events = []
+            stream.loose(piece, now)
+        if events:
+            stream.append_all(events, now)
+
+    def _take_body(self, data: bytes) -> None:
+        decoder, asker = self._decoder, self._asker
+        assert decoder is not None and asker is not None
+        self.touched_at = self._time()
+        for piece in decoder.feed(data):
+            asker.on_piece(piece)
+            if self.at is not Up.BODY:
+                return
+        if decoder.done:
+            self._finish()
+
+    def _finish(self) -> None:
+        """The framing ended properly. Bytes behind the end belong to no request: such a connection isn't used again."""
+        asker, decoder = self._asker, self._decoder
+        assert asker is not None and decoder is not None
+        reusable = self._keep_alive and not decoder.rest and not self.transport.get_write_buffer_size()
+        self._asker = self._stream = self._splitter = self._decoder = None
+        self.answers += 1
+        if reusable:
+            self._go(Up.IDLE)
+            self.upstream.keep(self, self._time())
+        else:
+            self.close()
+        asker.on_end(self)
+
+    def _ended(self, exc: Exception | None) -> None:
+        """The connection is over, by FIN or otherwise."""
+        if self.at is Up.CLOSED:
+            return
+        decoder = self._decoder
+        if exc is None and decoder is not None and decoder.eof():
+            self._keep_alive = False
+            try:
+                if self._splitter is not None:
+                    self._append(self._splitter.finish())
+                self._finish()
+            except EventTooLarge as large:
+                self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
+        elif self.at is Up.IDLE:
+            self.close()
+        elif self.at is Up.HEAD:
+            text = "The upstream closed the connection before it answered."
+            self._break(CloseReason.UPSTREAM_RESET, text)
+        else:
+            text = "The upstream's connection ended before its answer did."
+            self._break(CloseReason.UPSTREAM_TRUNCATED, text)
+
+    def _break(self, reason: CloseReason, text: str) -> None:
+        asker = self._asker
+        self.close()
+        if asker is not None:
+            asker.on_broken(self, reason, text)
+
+    def _crash(self, error: Exception) -> None:
+        asker = self._asker
+        self.close()
+        if asker is not None:
+            asker.on_bug(error)
+
+    def _go(self, at: Up) -> None:
+        assert at in TRANSITIONS[self.at], f"{self.at} to {at}"
+        self.at = at
+
+
+class Upstream:
+    """One inference server: what is in flight, what is pooled, how it fares."""
+
+    __slots__ = ("_failures", "_idle", "_runtime", "_tls", "in_flight", "out_until", "removed", "settings")
+
+    def __init__(self, runtime: Runtime, settings: UpstreamSettings) -> None:
+        self._runtime = runtime
+        self.settings = settings
+        self._tls: ssl.SSLContext | None = None
+        if settings.origin.tls:
+            self._tls = ssl.create_default_context(cafile=settings.ca_file or None)
+        self._idle: list[UpstreamConnection] = []
+        self.in_flight = 0
+        self._failures = 0  # in a row
+        self.out_until = 0.0
+        self.removed = False  # by a reload: what runs goes on, nothing new comes
+
+    # -- choice
+
+    def serves(self, model: str) -> bool:
+        """Whether a request for the model may come here: named exactly, by alias, or any."""
+        return "*" in self.settings.models or self.names(model)
+
+    def names(self, model: str) -> bool:
+        return model in self.settings.models or model in self.settings.aliases
+
+    def full(self) -> bool:
+        return bool(self.settings.inflight_max) and self.in_flight >= self.settings.inflight_max
+
+    def left_out(self, now: float) -> bool:
+        return now < self.out_until
+
+    def failed(self, now: float, rng: random.Random) -> None:
+        """Leave it out for a while that grows with each failure in a row."""
+        wait_s = min(LEFT_OUT_S_MIN * 2**self._failures, LEFT_OUT_S_MAX)
+        self._failures = min(self._failures + 1, 16)
+        self.out_until = now + wait_s * rng.uniform(0.75, 1.25)
+
+    def worked(self) -> None:
+        """It answered: let it back in, and forget."""
+        self._failures = 0
+        self.out_until = 0.0
+
+    # -- connections
+
+    def take_idle(self, now: float) -> UpstreamConnection | None:
+        """The pooled connection used last, unless it waited so long that the server may be closing it."""
+        limit_s = self._runtime.settings.pool_idle_timeout_s
+        while self._idle:
+            link = self._idle.pop()
+            if now - link.idle_since <= limit_s and limit_s:
+                return link
+            link.close()
+        return None
+
+    def keep(self, link: UpstreamConnection, now: float) -> None:
+        """Pool a connection whose answer is complete."""
+        if self.removed or len(self._idle) >= self._runtime.settings.pool_idle_max:
+            link.close()
+            return
+        link.idle_since = now
+        self._idle.append(link)
+
+    def forget(self, link: UpstreamConnection) -> None:
+        if link.at is Up.IDLE and link in self._idle:
+            self._idle.remove(link)
+
+    def trim(self, now: float) -> None:
+        """Close what has been idle for too long (the sweep)."""
+        limit_s = self._runtime.settings.pool_idle_timeout_s
+        for link in [link for link in self._idle if now - link.idle_since > limit_s]:
+            link.close()
+
+    def close_idle(self) -> None:
+        for link in tuple(self._idle):
+            link.close()
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    def connect(self) -> Awaitable[tuple[asyncio.BaseTransport, UpstreamConnection]]:
+        """A new connection. Raises OSError (ssl.SSLError is one)."""
+        origin = self.settings.origin
+        make: Callable[[], UpstreamConnection] = lambda: UpstreamConnection(self._runtime, self)  # noqa: E731
+        if self._tls is None:
+            return self._runtime.loop.create_connection(make, origin.host, origin.port)
+        return self._runtime.loop.create_connection(
+            make, origin.host, origin.port, ssl=self._tls, server_hostname=origin.host
+        )

@@ -1,0 +1,102 @@
+"""Upstreams: which inference server takes a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from streamd.config import Settings, UpstreamSettings
+from streamd.net.problem import Problem
+from streamd.net.runtime import Runtime
+from streamd.net.upstream import Upstream
+from streamd.reasons import CloseReason
+
+
+class Upstreams:
+    """All configured upstreams. Choice: by the request's model (named before `*`), then the least in flight."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        self._runtime = runtime
+        self._all = [Upstream(runtime, each) for each in settings.upstreams]
+        self._retired: list[Upstream] = []  # removed by a reload, with answers still under way
+
+    def __iter__(self) -> Iterator[Upstream]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def reload(self, settings: Settings) -> None:
+        """Take up new settings: unchanged upstreams keep their connections, removed ones finish what they have."""
+        by_settings: dict[str, Upstream] = {up.settings.name: up for up in self._all}
+        fresh = []
+        for each in settings.upstreams:
+            known = by_settings.get(each.name)
+            fresh.append(known if known is not None and known.settings == each else Upstream(self._runtime, each))
+        for upstream in self._all:
+            if upstream not in fresh:
+                upstream.removed = True
+                upstream.close_idle()
+        self._all = fresh
+
+    def tick(self, now: float, lag_s: float) -> None:
+        """Every sweep: let go of connections that have been idle too long."""
+        for upstream in self._all:
+            upstream.trim(now)
+
+    def close(self) -> None:
+        for upstream in self._all:
+            upstream.close_idle()
+
+    def choose(self, model: str, now: float, *, without: tuple[Upstream, ...] = ()) -> Upstream:
+        """The upstream for a request. Raises Problem: 404 for a model that nobody serves, 503 if none can take it now."""
+        candidates = self._candidates(model)
+        if not candidates:
+            raise self._nobody(model)
+        chosen = self.free(model, now, without=without)
+        if chosen is None:
+            raise Problem(
+                503,
+                "No upstream can take this request now: all are at their limit or failing. Try again shortly.",
+                code="no_upstream_available",
+                reason=CloseReason.NO_UPSTREAM,
+                retry_after_s=self._runtime.retry_after_s(),
+                should_retry=True,
+            )
+        return chosen
+
+    def free(self, model: str, now: float, *, without: tuple[Upstream, ...] = ()) -> Upstream | None:
+        """The least busy upstream that serves the model, isn't full, and isn't left out for its failures.
+
+        The only one for a model is never left out: trying it is the only way to serve at all.
+        """
+        candidates = self._candidates(model)
+        alone = len(candidates) == 1
+        able = [up for up in candidates if up not in without and not up.full() and (alone or not up.left_out(now))]
+        return min(able, key=lambda up: up.in_flight, default=None)
+
+    def _candidates(self, model: str) -> list[Upstream]:
+        """Those who name the model, else those who take any. No model: the first, by the order of the configuration."""
+        if not model:
+            return self._all[:1]
+        named = [up for up in self._all if up.names(model)]
+        return named or [up for up in self._all if up.serves(model)]
+
+    def _nobody(self, model: str) -> Problem:
+        if not self._all:
+            return Problem(
+                503,
+                "No upstream is configured: start streamd with --upstream URL.",
+                code="no_upstream",
+                reason=CloseReason.NO_UPSTREAM,
+                should_retry=False,
+            )
+        return Problem(
+            404,
+            f"The model {model[:200]!r} is not served here; GET /v1/models lists those that are.",
+            code="model_not_found",
+            param="model",
+            reason=CloseReason.NOT_FOUND,
+        )
+
+    def settings_of(self) -> list[UpstreamSettings]:
+        return [up.settings for up in self._all]
