@@ -14,7 +14,7 @@ PING: Final = named({"type": "ping"})
 PING_TOKENS: Final = 50  # one ping every so many tokens, so that a stream of the usual length has some in its middle
 
 
-class Messages:
+class Anthropic:
     """`/v1/messages`. One content block, text or tool use."""
 
     __slots__ = ("_ask",)

@@ -13,7 +13,7 @@ from streamd.mockllm.answer import Body
 from streamd.mockllm.chat import Chat, Completion
 from streamd.mockllm.embeddings import embeddings
 from streamd.mockllm.faults import NO_FAULTS
-from streamd.mockllm.messages import Messages
+from streamd.mockllm.messages import Anthropic
 from streamd.mockllm.options import MockOptions
 from streamd.mockllm.responses import Responses
 from streamd.mockllm.script import Script
@@ -27,7 +27,7 @@ SCRIPTS: Final[dict[str, Callable[[ask.Ask], Script]]] = {
     "/v1/chat/completions": Chat,
     "/v1/completions": Completion,
     "/v1/responses": Responses,
-    "/v1/messages": Messages,
+    "/v1/messages": Anthropic,
 }
 ALLOWED: Final = dict.fromkeys((*SCRIPTS, "/v1/embeddings"), "POST") | dict.fromkeys(("/v1/models", "/health"), "GET")
 ERROR_TYPES: Final = {
