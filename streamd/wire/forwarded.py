@@ -1,0 +1,162 @@
+"""Whose request it is when a proxy stands in front: X-Forwarded-For and Forwarded (RFC 7239), believed from some.
+
+The rule: each proxy appends the address that it saw. Read from the right, addresses of trusted proxies are skipped,
+and the first that isn't one is the client: the last that somebody we trust has seen with their own eyes. What stands
+left of it, a client can write as it likes. An entry that is no address (`unknown`, an obfuscated name, garbage) ends
+the walk at the hop before it.
+
+One of the two headers is believed, chosen beforehand: a proxy that writes one passes the other through as the client
+sent it.
+
+Addresses are texts as `ipaddress` writes them; an IPv4-mapped IPv6 address is its IPv4 address, a zone is left out. A
+peer on a Unix socket is None; `unix` among the trusted makes such peers trusted. What an address is counted by (IPv6:
+its /64) is admission's business.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+X_FORWARDED_FOR: Final = b"x-forwarded-for"
+FORWARDED: Final = b"forwarded"
+UNIX: Final = "unix"
+# Real chains are one to four; more is somebody's attempt, and what is left of them isn't read.
+HOPS_MAX: Final = 16
+# A node, a host name of 253 characters, a protocol; bounds the search for an element's begin.
+ELEMENT_CHARS_MAX: Final = 512
+
+_PORT = r"(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?"  # RFC 7239 6; Azure's gateways add one to X-Forwarded-For as well
+_NODE = re.compile(rf"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]){_PORT}")
+# RFC 7239 4: pairs separated by `;`, values tokens or quoted strings. Possessive, so that nothing is tried twice.
+_PAIR = r"""[ \t]*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)=("(?:[^"\\]|\\.)*+"|[!#$%&'*+.^_`|~0-9A-Za-z-]++)[ \t]*+"""
+_FORWARDED_PAIR = re.compile(_PAIR)
+_FORWARDED_ELEMENT = re.compile(rf"{_PAIR}(?:;{_PAIR})*+")
+
+
+def parse_address(text: str) -> IPAddress | None:
+    """An address of a text without port, or None; mapped IPv4 as IPv4, the zone left out."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedProxies:
+    """Who is believed about other people's addresses, and which header says it."""
+
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+    header: bytes = X_FORWARDED_FOR
+
+    @classmethod
+    def of(cls, texts: Iterable[str], *, header: bytes = X_FORWARDED_FOR) -> TrustedProxies:
+        """From the settings: addresses, networks (10.0.0.0/8), `unix`. ValueError says what is allowed."""
+        assert header in (X_FORWARDED_FOR, FORWARDED)
+        texts = tuple(texts)
+        return cls(tuple(_network(text) for text in texts if text != UNIX), UNIX in texts, header)
+
+    def trusts(self, peer: str | None) -> bool:
+        """Whether a peer (None: on a Unix socket) is one of the proxies."""
+        if peer is None:
+            return self.unix
+        address = parse_address(peer)
+        return address is not None and self._has(address)
+
+    def client_address(self, peer: str | None, value: bytes | None) -> str | None:
+        """The client's address: `peer`, or what the trusted chain says. `value` is the believed header's.
+
+        None: a Unix peer, and nobody said more.
+        """
+        client = peer if peer is None else _text(peer)
+        if not value or not self.trusts(peer):
+            return client
+        for node in _nodes(self.header, value.decode("latin-1")):
+            address = _node_address(node)
+            if address is None:
+                break
+            client = str(address)
+            if not self._has(address):
+                break
+        return client
+
+    def gated(self, peer: str | None) -> str | None:
+        """The address that gates count a connection by; None for loopback, Unix sockets, trusted proxies."""
+        if peer is None or self.trusts(peer):
+            return None
+        address = parse_address(peer)
+        return None if address is None or address.is_loopback else str(address)
+
+    def _has(self, address: IPAddress) -> bool:
+        return any(address in network for network in self.networks)
+
+
+def _network(text: str) -> Network:
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no address or network; give 10.0.0.7, 10.0.0.0/8, fd00::/8 or {UNIX!r}"
+        ) from None
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return network
+
+
+def _text(peer: str) -> str:
+    address = parse_address(peer)
+    return peer if address is None else str(address)
+
+
+def _nodes(header: bytes, value: str) -> list[str]:
+    """The chain from right to left, HOPS_MAX of it; the walk ends at a hop that is no address."""
+    if header == FORWARDED:
+        return _forwarded_nodes(value)
+    return [node.strip() for node in value.rsplit(",", HOPS_MAX)[: -HOPS_MAX - 1 : -1]]
+
+
+def _forwarded_nodes(value: str) -> list[str]:
+    """The `for` of each element, read from the right, so that what a client wrote can't spoil what a proxy appended."""
+    nodes: list[str] = []
+    end = len(value)
+    while end >= 0 and len(nodes) < HOPS_MAX:
+        end, node = _last_element(value, end)
+        nodes.append(node)
+    return nodes
+
+
+def _last_element(value: str, end: int) -> tuple[int, str]:
+    """The place of the comma in front of the element that ends at `end` (-1: none), and its `for` or "".
+
+    A quoted string may hold commas: the element begins behind the first comma from the right that leaves a whole one.
+    """
+    comma = end
+    while comma >= 0 and end - comma <= ELEMENT_CHARS_MAX:
+        comma = value.rfind(",", 0, comma)
+        if _FORWARDED_ELEMENT.fullmatch(value, comma + 1, end):
+            return comma, _for(value[comma + 1 : end])
+    return -1, ""
+
+
+def _for(element: str) -> str:
+    """RFC 7239 4: each parameter at most once; two `for` are none."""
+    found = [quoted for name, quoted in _FORWARDED_PAIR.findall(element) if name.lower() == "for"]
+    return re.sub(r"\\(.)", r"\1", found[0].strip('"')) if len(found) == 1 else ""
+
+
+def _node_address(node: str) -> IPAddress | None:
+    """The address of one hop: 192.0.2.1, 192.0.2.1:80, [2001:db8::1], [2001:db8::1]:80, 2001:db8::1."""
+    shape = _NODE.fullmatch(node)
+    return parse_address(node if shape is None else shape[1] or shape[2])
