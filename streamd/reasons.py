@@ -1,9 +1,9 @@
 """CloseReason: every way in which a request, a reader or a stream can end, once, for logs, metrics and tests alike.
 
-A row says four things: the word (log field and metric label), the HTTP status that a reader gets when it happens before the
-first byte of an answer (0: none is possible any more, or none is owed), whether a client may resume or try again, and who
-ended it. "Who closed decides" (docs/PROTOCOL.md, section 4): a reader that left by itself cancels its generation, one that
-streamd or the network cut leaves it a grace.
+A row says four things: the word (log field and metric label), the HTTP status that a reader gets when it happens
+before the first byte of an answer (0: none is possible any more, or none is owed), whether a client may resume or try
+again, and who ended it. "Who closed decides" (docs/PROTOCOL.md, section 4): a reader that left by itself cancels its
+generation, one that streamd or the network cut leaves it a grace.
 """
 
 from __future__ import annotations
