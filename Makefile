@@ -10,12 +10,12 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama test check format clean
+.PHONY: help venv run run-llama bench bench-slow-readers bench-replay test check format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  LISTEN=HOST:PORT for run and run-llama, ARGS='-k name' for test, PYTHON=python3.12 to build on another Python"
+	@echo "  LISTEN=HOST:PORT for run and run-llama, ARGS='-k name' for test and bench…, PYTHON=python3.12 to build on another Python"
 
 venv: $(VENV)/.dev ## the virtual environment with everything that tests and checks need
 
@@ -44,6 +44,15 @@ run: $(VENV)/.runtime ## streamd in front of the built-in synthetic upstream, wi
 
 run-llama: .venv-llama/.ready ## the same with a real model on the CPU
 	@exec .venv-llama/bin/python loadtest/run_llama.py --listen $(LISTEN)
+
+bench: $(VENV)/.runtime ## the public benchmark against nginx and others, into loadtest/results (cc, ss; ten minutes)
+	@$(BIN)/python loadtest/bench.py $(ARGS)
+
+bench-slow-readers: $(VENV)/.runtime ## do slow readers hurt the others? (cc, ss; five minutes)
+	@$(BIN)/python loadtest/slow_readers.py $(ARGS)
+
+bench-replay: $(VENV)/.runtime ## what a replay log costs: memory and time
+	@$(BIN)/python loadtest/replay_cost.py $(ARGS)
 
 test: $(VENV)/.dev ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
