@@ -1,0 +1,424 @@
+"""streamd under a real systemd: installed, started, activated, reloaded, stuck, killed, restarted, stopped, booted.
+
+`make test-systemd` runs these, as root. The tree is installed into the container with its own `make install`; the mock
+upstream and the readers run outside and meet it on loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import nspawn
+import pytest
+import resuming_reader
+from resuming_reader import Outcome
+
+pytestmark = pytest.mark.systemd
+
+T = TypeVar("T")
+
+PATIENCE_S = 60.0  # for a condition that normally comes within a second or five
+READERS = int(os.environ.get("STREAMD_READERS", "100"))  # of the restart under load; the tests' own part is two cores
+SETTINGS = "/etc/streamd/streamd.toml"
+DROP_IN = "/etc/systemd/system/streamd.service.d/test.conf"
+INSTALL = ("make", "-C", "/src", "install", "PIP_FLAGS=--no-index --find-links=/wheels")
+
+
+class Installed:
+    """A booted machine with streamd installed, and the upstream outside."""
+
+    def __init__(self, machine: nspawn.Machine, port: int, mock_port: int) -> None:
+        self.machine = machine
+        self.port = port
+        self.mock_port = mock_port
+        self.run = machine.run
+        self.ran = machine.ran
+
+    def write(self, path: str, text: str) -> None:
+        there = Path(str(self.machine.root) + path)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text(text)
+
+    def settings(self, more: str = "") -> str:
+        """streamd.toml for these tests, with further lines at its top."""
+        upstream = f'[[upstream]]\nname = "mock"\nurl = "http://127.0.0.1:{self.mock_port}"\n'
+        key = 'key_file = "credential:upstream_mock"\n'
+        return f'{more}\nstate_dir = "/var/lib/streamd"\nworker_stuck = "2s"\n{upstream}{key}'
+
+    def fresh(self, more: str = "") -> None:
+        """Stopped and started again, with these settings and a clean record."""
+        self.run("systemctl", "stop", "streamd.socket", "streamd-admin.socket", "streamd.service")
+        self.write(SETTINGS, self.settings(more))
+        self.ran("systemctl", "reset-failed", "streamd.service")
+        self.run("systemctl", "start", "streamd.service")
+
+    def show(self, name: str) -> str:
+        return self.run("systemctl", "show", "--value", "-p", name, "streamd.service").strip()
+
+    def main_pid(self) -> int:
+        return int(self.show("MainPID"))
+
+    def worker_pids(self) -> list[int]:
+        pid = self.main_pid()
+        return [int(child) for child in self.run("cat", f"/proc/{pid}/task/{pid}/children").split()]
+
+    def journal(self) -> str:
+        return self.run("journalctl", "-o", "cat", "-u", "streamd.service")
+
+    def get(self, path: str) -> int:
+        """The status of a GET, 0 when nobody listens or the connection breaks."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as refusal:
+            return refusal.code
+        except OSError:
+            return 0
+
+    def admin(self, path: str) -> str:
+        return self.run("curl", "-sf", "--unix-socket", "/run/streamd/admin.sock", f"http://admin{path}")
+
+    async def reader(self, seed: int, *, tokens: int = 40, interval_ms: int = 50, resume: bool = True) -> Outcome:
+        return await resuming_reader.read(self.port, seed=seed, tokens=tokens, interval_ms=interval_ms, resume=resume)
+
+    def is_whole(self, outcome: Outcome, seed: int, tokens: int = 40) -> bool:
+        whole = resuming_reader.whole_text(self.mock_port, seed, tokens)
+        return outcome.end == "complete" and outcome.gaps == 0 and outcome.text == whole
+
+
+def until(condition: Callable[[], T], what: str) -> T:
+    """Wait for a condition; what it returned."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {PATIENCE_S:.0f} s for {what}")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def mock_port() -> Iterator[int]:
+    command = [sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0", "--ttft-ms", "20"]
+    mock = subprocess.Popen(command, cwd=nspawn.PROJECT, stdout=subprocess.PIPE, text=True)
+    assert mock.stdout is not None
+    listening = re.search(r":(\d+)\s*$", mock.stdout.readline())
+    assert listening is not None
+    yield int(listening[1])
+    mock.terminate()
+    mock.wait()
+    mock.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def root() -> Iterator[Path]:
+    try:
+        with nspawn.overlay(nspawn.debian_root()) as root:
+            yield root
+    except nspawn.Unavailable as missing:
+        pytest.skip(str(missing))
+
+
+@contextlib.contextmanager
+def booted(root: Path, log: Path) -> Iterator[nspawn.Machine]:
+    try:
+        machine = nspawn.Machine(root, {nspawn.PROJECT: "/src", nspawn.wheels(): "/wheels"}, log)
+    except nspawn.Unavailable as missing:
+        pytest.skip(str(missing))
+    with machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("boot") / "boot.log"
+
+
+@pytest.fixture(scope="module")
+def streamd(root: Path, log: Path, mock_port: int) -> Iterator[Installed]:
+    with booted(root, log) as machine:
+        installed = Installed(machine, free_port(), mock_port)
+        machine.run(*INSTALL, timeout_s=300)
+        installed.write("/etc/streamd/credentials/mock", "sk-upstream\n")
+        socket_unit = "/etc/systemd/system/streamd.socket.d/test.conf"
+        installed.write(socket_unit, f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{installed.port}\n")
+        installed.write(DROP_IN, "[Service]\nWatchdogSec=4\n")
+        installed.write(SETTINGS, installed.settings())
+        machine.run("systemctl", "daemon-reload")
+        yield installed
+
+
+# Installing
+
+
+def test_installed_twice_is_installed_once_and_a_changed_file_stays(streamd: Installed) -> None:
+    streamd.write(SETTINGS, streamd.settings("# mine"))
+    again = streamd.ran(*INSTALL, check=True, timeout_s=300)
+    assert f"{SETTINGS}: kept as you changed it" in again.stderr
+    assert streamd.run("head", "-1", SETTINGS) == "# mine\n"
+    assert streamd.run("streamd", "--version").startswith("streamd ")
+    assert streamd.run("id", "-un", "streamd") == "streamd\n"
+    assert streamd.run("stat", "-c", "%a %U", "/etc/streamd/credentials") == "700 root\n"
+
+
+# Starting
+
+
+def test_enable_now_starts_it_ready_as_its_own_user(streamd: Installed) -> None:
+    streamd.run("systemctl", "enable", "--now", "streamd.service")
+    assert streamd.show("ActiveState") == "active"
+    assert streamd.get("/readyz") == 200
+    until(lambda: streamd.show("StatusText"), "a STATUS=")
+    pid = streamd.main_pid()
+    assert streamd.run("stat", "-c", "%U", f"/proc/{pid}") == "streamd\n"
+    assert re.search(r"NoNewPrivs:\s+1\n", streamd.run("cat", f"/proc/{pid}/status"))
+
+
+def test_a_stream_goes_through_the_sandbox_whole(streamd: Installed) -> None:
+    streamd.fresh()
+    outcome = asyncio.run(streamd.reader(1))
+    assert streamd.is_whole(outcome, 1)
+
+
+def test_the_admin_socket_is_for_the_group(streamd: Installed) -> None:
+    streamd.fresh()
+    assert streamd.run("stat", "-c", "%a %U %G", "/run/streamd/admin.sock") == "660 streamd streamd\n"
+    assert isinstance(json.loads(streamd.admin("/status")), dict)
+    stranger = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+    refused = streamd.ran(*stranger, "curl", "-s", "--unix-socket", "/run/streamd/admin.sock", "http://admin/status")
+    assert refused.returncode == 7  # curl's word for a connection that failed
+
+
+def test_settings_with_a_fault_fail_the_start_once_and_say_why(streamd: Installed) -> None:
+    streamd.fresh()
+    streamd.run("systemctl", "stop", "streamd.socket", "streamd-admin.socket", "streamd.service")
+    streamd.write(SETTINGS, streamd.settings('heartbeet = "15s"'))
+    assert streamd.ran("systemctl", "start", "streamd.service").returncode != 0
+    assert streamd.show("ExecMainStatus") == "2"
+    assert streamd.show("NRestarts") == "0"
+    assert "heartbeet" in streamd.journal()
+
+
+# Socket activation
+
+
+def test_a_connection_starts_it(streamd: Installed) -> None:
+    streamd.fresh()
+    streamd.run("systemctl", "stop", "streamd.service")
+    assert streamd.show("ActiveState") == "inactive"
+    assert streamd.get("/readyz") == 200
+    assert streamd.show("ActiveState") == "active"
+
+
+def test_a_connection_to_the_admin_socket_starts_it(streamd: Installed) -> None:
+    streamd.fresh()
+    streamd.run("systemctl", "stop", "streamd.service")
+    streamd.admin("/status")
+    assert streamd.show("ActiveState") == "active"
+
+
+# Reloading
+
+
+def test_a_reload_changes_settings_and_drops_nobody(streamd: Installed) -> None:
+    streamd.fresh()
+    pid = streamd.main_pid()
+
+    async def reload_in_mid_stream() -> Outcome:
+        reading = asyncio.create_task(streamd.reader(2))
+        await until_streams(streamd, 1)
+        streamd.write(SETTINGS, streamd.settings("heartbeat = '7s'"))
+        await asyncio.to_thread(streamd.run, "systemctl", "reload", "streamd.service")
+        return await reading
+
+    outcome = asyncio.run(reload_in_mid_stream())
+    assert streamd.is_whole(outcome, 2)
+    assert outcome.resumes == 0
+    assert streamd.main_pid() == pid
+    until(lambda: streamd.show("ActiveState") == "active", "READY=1 after RELOADING=1")
+
+
+def test_a_reload_of_a_file_with_a_fault_fails_and_changes_nothing(streamd: Installed) -> None:
+    streamd.fresh()
+    pid = streamd.main_pid()
+    streamd.write(SETTINGS, streamd.settings('heartbeat = "soon"'))
+    assert streamd.ran("systemctl", "reload", "streamd.service").returncode != 0
+    assert re.search(r"streamd\.toml.*1.*heartbeat.*soon", streamd.journal())
+    assert streamd.show("ActiveState") == "active"
+    assert streamd.main_pid() == pid
+    assert streamd.is_whole(asyncio.run(streamd.reader(3)), 3)
+
+
+# Stuck and killed
+
+
+async def until_streams(streamd: Installed, count: int) -> None:
+    """Wait until so many streams are running, as the metrics say."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        metrics = await asyncio.to_thread(streamd.admin, "/metrics")
+        running = re.findall(r'^streamd_streams(?:_running|\{[^}]*state="running"[^}]*\})\s+([\d.e+]+)$', metrics, re.M)
+        if sum(map(float, running)) >= count:
+            return
+    raise AssertionError(f"waited {PATIENCE_S:.0f} s for {count} running streams")
+
+
+def test_a_stuck_worker_takes_only_its_own_streams_along(streamd: Installed) -> None:
+    streamd.fresh("workers = 2")
+    until(lambda: len(streamd.worker_pids()) == 2, "two workers")
+    workers = streamd.worker_pids()
+    main_pid = streamd.main_pid()
+
+    async def stop_one() -> list[Outcome]:
+        reading = [asyncio.create_task(streamd.reader(seed, tokens=160, resume=False)) for seed in range(16)]
+        await until_streams(streamd, len(reading))
+        await asyncio.to_thread(streamd.run, "sh", "-c", f"kill -STOP {workers[0]}")
+        return await asyncio.gather(*reading)
+
+    outcomes = asyncio.run(stop_one())
+    whole = [streamd.is_whole(outcome, seed, 160) for seed, outcome in enumerate(outcomes)]
+    assert 0 < sum(whole) < len(outcomes)
+    until(lambda: workers[0] not in streamd.worker_pids() and len(streamd.worker_pids()) == 2, "another worker")
+    assert streamd.main_pid() == main_pid
+    assert streamd.show("NRestarts") == "0"
+    assert streamd.is_whole(asyncio.run(streamd.reader(4)), 4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stuck_main_process_is_restarted_by_the_watchdog(streamd: Installed, workers: int) -> None:
+    streamd.fresh(f"workers = {workers}")
+    streamd.run("systemctl", "kill", "--kill-who=main", "--signal=STOP", "streamd.service")
+    until(lambda: streamd.show("NRestarts") == "1" and streamd.show("ActiveState") == "active", "the restart")
+    assert "Watchdog timeout" in streamd.journal()
+    assert streamd.is_whole(asyncio.run(streamd.reader(5)), 5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_main_process_is_restarted_and_refuses_nobody(streamd: Installed, workers: int) -> None:
+    streamd.fresh(f"workers = {workers}")
+    streamd.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "streamd.service")
+    assert streamd.get("/healthz") == 200  # it waited in the kernel's queue
+    until(lambda: streamd.show("NRestarts") == "1" and streamd.show("ActiveState") == "active", "the restart")
+    cgroup = streamd.run("cat", f"/proc/{streamd.main_pid()}/cgroup")
+    assert "streamd.service" in cgroup
+    assert len(streamd.worker_pids()) == (0 if workers == 1 else workers)
+
+
+# Stopping and restarting
+
+
+def test_a_stop_lets_a_running_generation_finish_and_exits_with_0(streamd: Installed) -> None:
+    streamd.fresh()
+
+    async def stop_in_mid_stream() -> Outcome:
+        reading = asyncio.create_task(streamd.reader(6, resume=False))
+        await until_streams(streamd, 1)
+        units = ("streamd.socket", "streamd-admin.socket", "streamd.service")
+        await asyncio.to_thread(streamd.run, "systemctl", "stop", *units)
+        return await reading
+
+    assert streamd.is_whole(asyncio.run(stop_in_mid_stream()), 6)
+    assert (streamd.show("ActiveState"), streamd.show("Result")) == ("inactive", "success")
+    assert streamd.show("ExecMainStatus") == "0"
+    assert streamd.get("/healthz") == 0
+
+
+def test_a_longer_drain_gets_more_time_from_systemd(streamd: Installed) -> None:
+    streamd.fresh('drain_timeout = "60s"')
+    streamd.write("/run/systemd/system/streamd.service.d/stop.conf", "[Service]\nTimeoutStopSec=2\n")
+    streamd.run("systemctl", "daemon-reload")
+
+    async def stop_in_mid_stream() -> Outcome:
+        reading = asyncio.create_task(streamd.reader(7, tokens=120, resume=False))  # 6 s
+        await until_streams(streamd, 1)
+        await asyncio.to_thread(streamd.run, "systemctl", "stop", "streamd.service")
+        return await reading
+
+    try:
+        assert streamd.is_whole(asyncio.run(stop_in_mid_stream()), 7, 120)
+        assert streamd.show("Result") == "success"
+    finally:
+        streamd.run("rm", "/run/systemd/system/streamd.service.d/stop.conf")
+        streamd.run("systemctl", "daemon-reload")
+
+
+def test_a_restart_under_readers_refuses_nobody_and_loses_nothing_in_silence(streamd: Installed) -> None:
+    streamd.fresh('drain_timeout = "2s"')
+
+    async def restart_under_readers() -> list[Outcome]:
+        # Half of them end within the drain, half are cut by it.
+        tokens = [30 if seed % 2 else 200 for seed in range(READERS)]
+        reading = [asyncio.create_task(streamd.reader(seed, tokens=count)) for seed, count in enumerate(tokens)]
+        await until_streams(streamd, READERS // 2)
+        await asyncio.to_thread(streamd.run, "systemctl", "restart", "streamd.service")
+        return await asyncio.gather(*reading)
+
+    outcomes = asyncio.run(restart_under_readers())
+    assert sum(outcome.refused for outcome in outcomes) == 0
+    for seed, outcome in enumerate(outcomes):
+        tokens = 30 if seed % 2 else 200
+        whole = resuming_reader.whole_text(streamd.mock_port, seed, tokens)
+        assert outcome.end in ("complete", "error"), (seed, outcome)
+        assert outcome.gaps == 0
+        assert outcome.text == whole if outcome.end == "complete" else whole.startswith(outcome.text), seed
+    assert {outcome.end for seed, outcome in enumerate(outcomes) if seed % 2} == {"complete"}
+
+
+@pytest.mark.parametrize("how", ["restart", "stop and start"])
+def test_a_finished_stream_can_be_read_after_a_restart(streamd: Installed, how: str) -> None:
+    streamd.fresh()
+    before = asyncio.run(streamd.reader(8))
+    if how == "restart":
+        streamd.run("systemctl", "restart", "streamd.service")
+    else:
+        streamd.run("systemctl", "stop", "streamd.service")
+        streamd.run("systemctl", "start", "streamd.service")
+    again = Outcome()
+    stream_id = before.ids[-1].split(":")[0]
+    request = f"GET /v1/streams/{stream_id} HTTP/1.0\r\nHost: x\r\n\r\n"
+    assert asyncio.run(resuming_reader.answer(streamd.port, request, again)) == 200
+    assert streamd.is_whole(again, 8)
+
+
+# The whole of it
+
+
+def test_no_bug_was_met_on_the_way(streamd: Installed) -> None:
+    assert "Traceback" not in streamd.journal()
+
+
+def test_uninstall_leaves_only_what_a_person_made(root: Path, log: Path, mock_port: int, streamd: Installed) -> None:
+    """The last of the module: first a boot of its own, with the service enabled, then the way out."""
+    streamd.fresh()
+    streamd.run("systemctl", "enable", "streamd.service")
+    streamd.machine.poweroff()
+    with booted(root, log) as machine:
+        again = Installed(machine, streamd.port, mock_port)
+        assert again.show("ActiveState") == "active"
+        assert again.is_whole(asyncio.run(again.reader(9)), 9)
+        assert machine.run("systemctl", "is-system-running", "--wait").strip() == "running"
+
+        gone = again.ran("make", "-C", "/src", "uninstall", check=True)
+        assert f"{SETTINGS}: kept, because you changed it" in gone.stderr
+        assert again.get("/healthz") == 0
+        assert machine.ran("test", "-e", "/opt/streamd").returncode == 1
+        assert machine.run("find", "/usr/local", "-name", "*streamd*") == ""
+        assert machine.run("ls", "/etc/streamd").split() == ["credentials", "streamd.toml"]
