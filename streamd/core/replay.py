@@ -9,13 +9,14 @@ The form. The log is a list of sealed *segments* and a tail, all immutable bytes
 
     first seq (5 bytes), then records:
     text [US padding] LF                    an event of the current template
-    SOH k [created] [number]                from here on template k; `created` (10 digits) and the sequence_number
-                                            (5 bytes) of the next text follow if the template has such holes
+    SOH k [number]                          from here on template k; where it has a hole for it, the sequence_number
+                                            (5 bytes) of the next text follows
+    SOH 0xFE created                        from here on this `created` (10 digits), for all templates
     SOH 0xFF length (4 bytes) event         an event kept whole, as it is; the current template stays
 
-and opens with a switch if there is a template, so each segment can be read without those before it. The sequence_number
-grows by one with each text; where it doesn't, a switch says so. What an event brings along can't be taken for a mark:
-texts and padding hold no control bytes, and whole events are skipped by their length.
+and opens with the marks for template and `created` if there are any yet, so each segment can be read without those
+before it. The sequence_number grows by one with each text; where it doesn't, a mark says so. What an event brings along
+can't be taken for a mark: texts and padding hold no control bytes, and whole events are skipped by their length.
 
 Why segments of at most 479 bytes: with the 33 of a bytes object they fill pymalloc's class of 512, so that the tail,
 made anew by each append, never leaves the small-object allocator: no realloc, no fragmentation. Tried and rejected: one
@@ -45,8 +46,10 @@ TEMPLATES_MAX: Final = 64
 # that an append costs it 2 us more on average.
 LEARNT_AT_ONCE_MAX: Final = 24
 LEARN_EVERY_LOG2: Final = 4
-# Whole events that a coalesced read looks into by JSON in one call, 5 us each: about 1 ms of a loop turn.
-PARSED_AT_ONCE_MAX: Final = 192
+# The work of one coalesced read: a run of texts counts 1 (1-2 us), a whole event looked into by JSON 8 (10-15 us). So a
+# call takes at most 1-2 ms of a loop turn, whatever the stream.
+WORK_MAX: Final = 1024
+_WORK_OF_PARSING: Final = 8
 
 # Sizes of CPython 3.11 on 64 bits, for bytes_held (tests compare with sys.getsizeof).
 _BYTES_OBJECT: Final = 33
@@ -58,6 +61,7 @@ _LIST_PLACE: Final = 9  # a pointer, over-allocated by an eighth
 _HEAD: Final = 5
 _MARK: Final = 0x01
 _MARK_BYTE: Final = b"\x01"
+_DATE: Final = 0xFE
 _WHOLE: Final = 0xFF
 _PAD_MARK: Final = b"\x1f"
 _LF: Final = b"\n"
@@ -90,14 +94,14 @@ class ReplayLog:
     """
 
     __slots__ = (
-        "_after",
         "_base",
         "_created",
         "_current",
         "_from",
         "_learnt",
-        "_middle",
         "_number",
+        "_numbering",
+        "_padding",
         "_prefix",
         "_segments",
         "_suffix",
@@ -138,8 +142,10 @@ class ReplayLog:
         # What an event of the current template begins and ends with (padding empty), and where its text is.
         self._prefix = self._suffix = _NEVER
         self._from = self._to = 0
-        # With padding: what stands between text and padding, and after it.
-        self._middle = self._after = b""
+        # With padding: what stands between text and padding, what after it, and the table that a padding passes.
+        self._padding: tuple[bytes, bytes, bytes] | None = None
+        # With a sequence_number in front of the text: what stands before and after it.
+        self._numbering: list[bytes] | None = None
         self.bytes_held = _LOG_OBJECT
 
     # Writing.
@@ -169,29 +175,52 @@ class ReplayLog:
 
     def _append_other(self, event: bytes) -> bool:
         """All that isn't plain text in the current template."""
+        fill = self._fill(event)
+        if fill:
+            self._put(self._record(*fill))
+            self._count(fill[0])
+            return True
         found = self._find(event)
-        joined = found is not None
-        if found is None:
-            found = self._learn(event)
-        if found is None:
-            self._put(_MARK_BYTE + b"\xff" + len(event).to_bytes(4, "big") + event)
-            self.seq_next += 1
-            return False
-        k, fill = found
-        record = fill.text + (_PAD_MARK + fill.pad if fill.pad else b"") + _LF
-        if k == self._current and fill.created == self._created and fill.number == self._number:
-            self._put(record)
+        if found:
+            self._put_switching(*found)
+            self._count(found[1].text)
+            return True
+        found = self._learn(event)
+        if found:
+            self._put_switching(*found)
+            if self._number >= 0:
+                self._renumber()
         else:
-            self._current, self._created, self._number = k, fill.created, fill.number
-            self._aim()
-            self._put(record, switch=True)
+            self._put(b"\x01\xff%b%b" % (len(event).to_bytes(4, "big"), event))
         self.seq_next += 1
-        if fill.number >= 0:
+        return False
+
+    def _count(self, text: bytes) -> None:
+        self.seq_next += 1
+        self.text_events += 1
+        self.text_bytes += len(text)
+        if self._number >= 0:
             self._renumber()
-        if joined:
-            self.text_events += 1
-            self.text_bytes += len(fill.text)
-        return joined
+
+    def _fill(self, event: bytes) -> tuple[bytes, bytes] | None:
+        """Text and padding of an event that differs in nothing else from what append compares with."""
+        if not event.startswith(self._prefix):
+            return None
+        if event.endswith(self._suffix) and len(event) >= self._from - self._to:
+            text = event[self._from : self._to]
+            return (text, b"") if openai.is_string_inside(text) else None
+        if not self._padding:
+            return None
+        middle, after, table = self._padding
+        text, found, pad = event[self._from : -len(after)].partition(middle)
+        # A plain text holds no quote, so what `middle` was found behind is the text.
+        if found and text.translate(PLAIN) is text and pad.translate(table) is pad and event.endswith(after):
+            return text, pad
+        return None
+
+    @staticmethod
+    def _record(text: bytes, pad: bytes) -> bytes:
+        return b"%b\x1f%b\n" % (text, pad) if pad else text + _LF
 
     def _find(self, event: bytes) -> tuple[int, Fill] | None:
         """The template that `event` belongs to. The current one first, then those after it: choices take turns."""
@@ -216,7 +245,9 @@ class ReplayLog:
             return None
         templates.append(template)
         self._templates = templates
-        self.bytes_held += _TEMPLATE_OBJECT + sum(_BYTES_OBJECT + len(piece) for piece in template.fixed) + len(event)
+        # The pieces of the current template are held joined as well: charged with the first one, as one or two copies.
+        copies = 1 if len(templates) > 1 else 2 + (template.numbered or template.padded)
+        self.bytes_held += _TEMPLATE_OBJECT + copies * sum(_BYTES_OBJECT + len(piece) for piece in template.fixed)
         return len(templates) - 1, fill
 
     def _aim(self) -> None:
@@ -229,24 +260,55 @@ class ReplayLog:
             return
         self._prefix, self._suffix = pieces
         self._from, self._to = len(self._prefix), -len(self._suffix)
+        self._padding = self._numbering = None
+        if template.padded:
+            middle, after = template.around(self._created, self._number, _PAD_MARK)[1].split(_PAD_MARK)
+            self._padding = middle, after, template.pad_table
+        if template.numbered:
+            halves = template.pieces(self._created, _MARK_BYTE, b"")[0].split(_MARK_BYTE)
+            self._numbering = halves if len(halves) == 2 else None
 
     def _renumber(self) -> None:
+        """What append compares with gets the next sequence_number."""
         self._number += 1
-        self._aim()
+        if not self._numbering:
+            self._aim()
+            return
+        self._prefix = (b"%d" % self._number).join(self._numbering)
+        self._from = len(self._prefix)
 
-    def _put(self, record: bytes, *, switch: bool = False) -> None:
-        tail = self._tail + (self._switch() + record if switch else record)
+    def _put(self, record: bytes) -> None:
+        """A record that needs no mark before it."""
+        tail = self._tail + record
+        if self._tail and len(tail) <= SEGMENT_BYTES_MAX:
+            self._tail = tail
+        else:
+            self._roll(record)
+
+    def _put_switching(self, k: int, fill: Fill) -> None:
+        """A text of template `k`, with the marks that it needs."""
+        marks = b""
+        if k != self._current or fill.number != self._number:
+            self._current, self._number = k, fill.number
+            marks = self._switch()
+        if fill.created and fill.created != self._created:
+            self._created = fill.created
+            marks += self._date()
+        if marks:
+            self._aim()
+        record = self._record(fill.text, fill.pad)
+        tail = b"%b%b%b" % (self._tail, marks, record)
         if self._tail and len(tail) <= SEGMENT_BYTES_MAX:
             self._tail = tail
         else:
             self._roll(record)
 
     def _switch(self) -> bytes:
-        """The mark that says the state of writing."""
-        if self._current < 0:
-            return b""
         number = self._number.to_bytes(5, "big") if self._number >= 0 else b""
-        return b"\x01%c%b%b" % (self._current, self._created, number)
+        return b"\x01%c%b" % (self._current, number)
+
+    def _date(self) -> bytes:
+        return b"\x01\xfe" + self._created
 
     def _roll(self, record: bytes) -> None:
         """Seals the tail and begins another with `record`, whose event is seq_next."""
@@ -256,7 +318,12 @@ class ReplayLog:
                 self.bytes_held += _LIST
             self._segments.append(self._tail)
             self.bytes_held += _held(self._tail) - _tail_held(self._tail)
-        self._tail = self.seq_next.to_bytes(_HEAD, "big") + self._switch() + record
+        head = self.seq_next.to_bytes(_HEAD, "big")
+        if self._current >= 0:
+            head += self._switch()
+        if self._created:
+            head += self._date()
+        self._tail = head + record
         self.bytes_held += _tail_held(self._tail)
         if self.bytes_held > self.bytes_max or self.seq_next - self.seq_first >= self.events_max:
             self._drop(self.bytes_max * 7 // 8, self.events_max * 7 // 8)
@@ -360,19 +427,19 @@ class ReplayLog:
                 return None
 
     def _follow(self, cursor: Cursor, segment: bytes, at: int) -> None:
-        """Takes over what a switch at `at` says."""
+        """Takes over what the mark at `at` says."""
         assert self._templates
-        template = self._templates[segment[at + 1]]
-        at += 2
-        cursor._created, cursor._number = b"", -1
-        if template.dated:
-            cursor._created = segment[at : at + 10]
-            at += 10
+        kind = segment[at + 1]
+        cursor._offset = at + 2
+        if kind == _DATE:
+            cursor._created = segment[at + 2 : at + 12]
+            cursor._offset = at + 12
+            return
+        cursor._template = template = self._templates[kind]
+        cursor._number = -1
         if template.numbered:
-            cursor._number = int.from_bytes(segment[at : at + 5], "big")
-            at += 5
-        cursor._template = template
-        cursor._offset = at
+            cursor._number = int.from_bytes(segment[at + 2 : at + 7], "big")
+            cursor._offset = at + 7
 
     def read(self, cursor: Cursor, *, bytes_max: int) -> list[Event]:
         """The next events as they came, at most `bytes_max` bytes of them but at least one; [] at the end.
@@ -400,7 +467,14 @@ class ReplayLog:
         assert template
         segment, start, end, _ = run
         pieces = template.around(cursor._created, cursor._number)
-        for line in segment[start : end - 1].split(_LF):
+        lines = segment[start : end - 1].split(_LF)
+        if not template.padded and not template.numbered:
+            length = len(lines) * sum(map(len, pieces)) + (end - start - len(lines)) * (len(pieces) - 1)
+            if length <= left:
+                events += enumerate([text.join(pieces) for text in lines], cursor.seq)
+                self._pass(cursor, len(lines), end - start)
+                return left - length
+        for line in lines:
             text, _, pad = line.partition(_PAD_MARK)
             if template.padded or template.numbered:
                 pieces = template.around(cursor._created, cursor._number, pad)
@@ -440,11 +514,11 @@ class _Coalescing:
         "_log",
         "_number",
         "_pad",
-        "_parsed",
         "_seq",
         "_siblings",
         "_text_bytes",
         "_texts",
+        "_work",
         "events",
     )
 
@@ -453,7 +527,7 @@ class _Coalescing:
         self._log = log
         self._cursor = cursor
         self._left = bytes_max
-        self._parsed = 0
+        self._work = 0
         self._siblings: dict[tuple[Template, Template], bool] = {}
         self.events: list[Event] = []
         # what is gathered
@@ -469,8 +543,9 @@ class _Coalescing:
     def read(self) -> list[Event]:
         """Each step gathers or gives out one run, or gives out what was gathered and leaves the cursor where it is."""
         log, cursor = self._log, self._cursor
-        while self._left > 0 and self._parsed < PARSED_AT_ONCE_MAX and (run := log._next(cursor)):
+        while self._left > 0 and self._work < WORK_MAX and (run := log._next(cursor)):
             segment, start, end, whole = run
+            self._work += 1
             if whole:
                 self._take_whole(segment[start:end], end)
             else:
@@ -526,7 +601,7 @@ class _Coalescing:
         delta = None
         if len(event) <= 2 * COALESCED_TEXT_BYTES_MAX:
             delta = openai.Delta.of(event)
-            self._parsed += 1
+            self._work += _WORK_OF_PARSING
         if self._delta:
             limit = min(COALESCED_TEXT_BYTES_MAX, self._left)
             if not delta or self._delta.text_bytes + delta.text_bytes > limit or not self._delta.absorb(delta):

@@ -36,6 +36,7 @@ _SENTINEL: Final = "streamd"
 # gives the same object back if nothing changed, which is the quickest test that there is (35 ns; a regex 130).
 PLAIN: Final = bytes(c if 0x20 <= c <= 0x7E and c not in b'"\\' else c ^ 0xFF for c in range(256))
 _UNQUOTED: Final = bytes(c if c >= 0x20 and c not in b'"\\' else c ^ 0xFF for c in range(256))
+ONLY_SPACES: Final = bytes(c if c == 0x20 else c ^ 0xFF for c in range(256))
 _ESCAPE: Final = re.compile(rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _TO_QUOTE: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _PAD: Final = re.compile(rb"[ !#-\[\]-~]*")
@@ -140,14 +141,14 @@ class Template:
         return NUMBER in self.holes
 
     @property
-    def dated(self) -> bool:
-        """Whether there is a `created`."""
-        return CREATED in self.holes
-
-    @property
     def padded(self) -> bool:
         """Whether something of random length stands beside the text."""
         return PAD in self.holes or SPACES in self.holes
+
+    @property
+    def pad_table(self) -> bytes:
+        """The `translate` table that leaves a right padding as it is."""
+        return ONLY_SPACES if SPACES in self.holes else PLAIN
 
     def match(self, event: bytes) -> Fill | None:
         """What fills the holes if `event` is one of this template's, else None. One pass forward, no guessing."""
@@ -175,6 +176,10 @@ class Template:
 
     def around(self, created: bytes, number: int, pad: bytes = b"") -> list[bytes]:
         """The pieces around the text, other holes filled: `text.join(pieces)` is the event. Mostly before and after."""
+        return self.pieces(created, b"%d" % number, pad)
+
+    def pieces(self, created: bytes, number: bytes, pad: bytes) -> list[bytes]:
+        """As `around`, with the number as its digits, or as a mark to be found again."""
         pieces = [b""]
         for piece, hole in zip(self.fixed, self.holes, strict=False):
             pieces[-1] += piece
@@ -183,7 +188,7 @@ class Template:
             elif hole == CREATED:
                 pieces[-1] += created
             elif hole == NUMBER:
-                pieces[-1] += b"%d" % number
+                pieces[-1] += number
             else:
                 pieces[-1] += pad
         pieces[-1] += self.fixed[-1]

@@ -1,0 +1,633 @@
+"""The replay log: every event comes back byte for byte; coalesced, an SDK accumulates the same; bounds hold."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamd.core import replay
+from streamd.core.replay import Cursor, ReplayLog
+from streamd.wire import openai
+
+# What tempts a log that keeps texts between templates: structure, escapes, its own marks, halves of characters.
+TEXTS = st.sampled_from(
+    [
+        *(
+            "",
+            " the",
+            "token",
+            "a",
+            ",",
+            "\n",
+            "\n\n",
+            "\t",
+            "é",
+            "中文",
+            "😀",
+            "\x01",
+            "\x01\xff",
+            "\x1f",
+            "\x7f",
+            "\0",
+        ),
+        *(
+            '"',
+            '\\"',
+            "\\",
+            "\\n",
+            '"},"finish_reason":null}]}\n\n',
+            '"content":"',
+            "data: [DONE]\n\n",
+            "streamd",
+            "streamd-0-",
+        ),
+        *("\ud83d", "\ude00", "\ud83d\ude00", "x" * 300, "y" * 600, "z" * 9000, "\u2028", "/", "</script>"),
+    ]
+)
+SMALL = st.integers(0, 2)
+NULLABLE: Any = st.one_of(st.none(), st.just("x"), st.just(1), st.just(1.0), st.just(True))
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "m"} | more
+
+
+def choice(text: str, index: int = 0, **more: Any) -> dict[str, Any]:
+    return {"index": index, "delta": {"content": text}, "finish_reason": None} | more
+
+
+def wire(parsed: Any, *, name: str = "", compact: bool = True, ascii_only: bool = False) -> bytes:
+    """As a server writes it. Lone halves can only be written as escapes."""
+    separators = (",", ":") if compact else (", ", ": ")
+    try:
+        text = json.dumps(parsed, ensure_ascii=ascii_only, separators=separators).encode()
+    except UnicodeEncodeError:
+        text = json.dumps(parsed, separators=separators).encode()
+    return (f"event: {name}\n" if name else "").encode() + b"data: " + text + b"\n\n"
+
+
+@st.composite
+def deltas(draw: st.DrawFn) -> dict[str, Any]:
+    """What a choice may add: mostly text of one kind, sometimes what must not be merged."""
+    kind = draw(st.sampled_from(["content"] * 6 + ["reasoning_content", "twins", "tool", "tool_start", "role", "odd"]))
+    text = draw(TEXTS)
+    if kind == "twins":
+        return {"reasoning": text, "reasoning_content": text}
+    if kind == "tool":
+        return {"tool_calls": [{"index": draw(SMALL), "function": {"arguments": text}}]}
+    if kind == "tool_start":
+        call = {"index": draw(SMALL), "id": "c1", "type": "function", "function": {"name": "f", "arguments": text}}
+        return {"tool_calls": [call]}
+    if kind == "role":
+        return {"role": "assistant", "content": text}
+    if kind == "odd":
+        return {"content": text, "annotations": draw(NULLABLE), "content_extra": draw(NULLABLE)}
+    return {kind: text}
+
+
+@st.composite
+def chat_events(draw: st.DrawFn) -> bytes:
+    """Chat chunks: choices, tool calls, usage, changing dates, padding, unknown fields."""
+    rare = st.sampled_from([False] * 7 + [True])
+    indexes = draw(st.sampled_from([[0], [0], [0], [0], [1], [2], [0, 1], []]))
+    choices = []
+    for index in indexes:
+        made: dict[str, Any] = {"index": index, "delta": draw(deltas()), "finish_reason": None}
+        if draw(rare):
+            made["finish_reason"] = draw(st.sampled_from(["stop", None]))
+        if draw(rare):
+            made["logprobs"] = draw(st.sampled_from([None, {"content": [{"token": "x", "logprob": -1}]}]))
+        if draw(rare):
+            made["unknown"] = draw(NULLABLE)
+        choices.append(made)
+    parsed = chat(choices=choices, created=1_700_000_000 + draw(SMALL))
+    if draw(rare):
+        parsed["usage"] = draw(st.sampled_from([None, {"completion_tokens": 1}, {"completion_tokens": 2}]))
+    if draw(rare):
+        parsed["timings"] = {"predicted_n": draw(SMALL)}
+    if draw(rare):
+        parsed["unknown"] = draw(NULLABLE)
+    if draw(rare):
+        parsed["obfuscation"] = draw(st.sampled_from(["", "a", "Zx91", "\x01", 'q"']))
+    if draw(rare):
+        parsed = dict(reversed(parsed.items()))
+    return wire(parsed, compact=not draw(rare), ascii_only=draw(rare))
+
+
+@st.composite
+def other_dialects(draw: st.DrawFn) -> bytes:
+    text, number, index = draw(TEXTS), draw(st.integers(0, 9)), draw(SMALL)
+    kind = draw(st.sampled_from(["completion", "responses", "responses_first", "messages", "messages_json", "topic"]))
+    if kind == "completion":
+        return wire(chat(choices=[{"index": index, "text": text, "finish_reason": None, "logprobs": None}]))
+    if kind.startswith("responses"):
+        name = "response.output_text.delta"
+        head: dict[str, Any] = {"type": name, "item_id": "i", "output_index": index, "content_index": 0}
+        numbered = (
+            {"sequence_number": number} | head if kind == "responses_first" else head | {"sequence_number": number}
+        )
+        return wire(numbered | {"delta": text, "logprobs": []}, name=name)
+    if kind == "topic":
+        return wire({"delta": text})
+    name = "content_block_delta"
+    delta = (
+        {"type": "text_delta", "text": text}
+        if kind == "messages"
+        else {"type": "input_json_delta", "partial_json": text}
+    )
+    event = wire({"type": name, "index": index, "delta": delta}, name=name)
+    return event.replace(b"}\n\n", b" " * draw(SMALL) + b"}\n\n")
+
+
+@st.composite
+def broken_events(draw: st.DrawFn) -> bytes:
+    """A good event with something put in, cut out or doubled at any place."""
+    event = draw(st.one_of(chat_events(), other_dialects()))[:-2]
+    at, to = sorted((draw(st.integers(0, len(event))), draw(st.integers(0, len(event)))))
+    inserted = draw(
+        st.sampled_from(
+            [
+                b"",
+                b'"',
+                b"\\",
+                b"\\x",
+                b"\\u00",
+                b"\xe4",
+                b"\xff",
+                b"\xed\xa0\x80",
+                b"\x01",
+                b"\x1f",
+                b"\n",
+                b"\r",
+                b"\0",
+            ]
+        )
+    )
+    return event[:at] + inserted + event[draw(st.sampled_from([at, at, to])) :] + b"\n\n"
+
+
+RAW = st.one_of(
+    st.just(b"data: [DONE]\n\n"),
+    st.binary(max_size=40).map(lambda raw: b"data: " + raw + b"\n\n"),
+    st.sampled_from(
+        [
+            b"\n\n",
+            b"\x01\x00\n\n",
+            b"\x01\xff\0\0\0\x01\n\n",
+            b"data: \x01\xfe1234567890\n\n",
+            b"data: " + b"q" * 5000 + b"\n\n",
+        ]
+    ),
+)
+EVENTS = st.one_of(chat_events(), chat_events(), other_dialects(), broken_events(), RAW)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[bytes]:
+    """A stream that stays with one shape for a while, as real ones do, with strange events in between."""
+    events: list[bytes] = []
+    for _ in range(draw(st.integers(1, 4))):
+        some = draw(st.lists(EVENTS, min_size=1, max_size=6))
+        texts = draw(st.lists(TEXTS, max_size=12))
+        take_turns = draw(st.booleans())
+        dated = draw(st.booleans())
+        numbered = draw(st.booleans())
+        padded = draw(st.booleans())
+        for at, text in enumerate(texts):
+            if numbered:
+                name = "response.output_text.delta"
+                fields = {
+                    "type": name,
+                    "sequence_number": at + 8,
+                    "item_id": "i",
+                    "output_index": 0,
+                    "content_index": 0,
+                }
+                events.append(
+                    wire(fields | {"delta": text} | ({"obfuscation": "p" * (at % 3)} if padded else {}), name=name)
+                )
+            else:
+                fields = {"choices": [choice(text, at % 2 if take_turns else 0)]}
+                fields |= {"created": 1_700_000_000 + at // 3} if dated else {}
+                fields |= {"obfuscation": "p" * (at % 3)} if padded else {}
+                events.append(wire(chat(**fields)))
+        events += some
+    return events
+
+
+def filled(events: list[bytes], *, bytes_max: int = 1 << 20, events_max: int = 1 << 20) -> ReplayLog:
+    log = ReplayLog(bytes_max=bytes_max, events_max=events_max)
+    for event in events:
+        log.append(event)
+    return log
+
+
+def read_all(log: ReplayLog, cursor: Cursor, bytes_max: int = 1 << 20) -> list[tuple[int, bytes]]:
+    out: list[tuple[int, bytes]] = []
+    while events := log.read(cursor, bytes_max=bytes_max):
+        out += events
+    assert cursor.seq == log.seq_next
+    return out
+
+
+def coalesce_all(log: ReplayLog, cursor: Cursor, bytes_max: int = 16384) -> list[tuple[int, bytes]]:
+    out: list[tuple[int, bytes]] = []
+    while events := log.read_coalesced(cursor, bytes_max=bytes_max):
+        out += events
+    assert cursor.seq == log.seq_next
+    return out
+
+
+# An accumulator of its own: what SDKs make of a stream. Written after the OpenAI SDK's accumulate_delta, which
+# concatenates strings and adds numbers, whatever they mean.
+
+
+def accumulate(held: Any, delta: Any) -> Any:
+    if held is None:
+        return delta
+    if isinstance(held, str) and isinstance(delta, str):
+        return held + delta
+    if isinstance(held, dict) and isinstance(delta, dict):
+        return held | {k: v if k in ("index", "type") else accumulate(held.get(k), v) for k, v in delta.items()}
+    if isinstance(held, list) and isinstance(delta, list):
+        return held + delta
+    if isinstance(held, int | float) and isinstance(delta, int | float):
+        return held + delta
+    return held if delta is None else delta
+
+
+class Sdk:
+    """The state of a reader. `others`: events that are no deltas, as they are."""
+
+    def __init__(self) -> None:
+        self.choices: dict[int, Any] = {}
+        self.parts: dict[Any, str] = {}
+        self.top: dict[str, Any] = {}
+        self.created: Any = None
+        self.others: list[bytes] = []
+
+    def take(self, event: bytes) -> None:
+        *head, data = event.removesuffix(b"\n\n").split(b"\n")
+        try:
+            parsed = json.loads(data.removeprefix(b"data:").decode())
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict) or not data.startswith(b"data:") or len(head) > 1:
+            self.others.append(event)
+        elif isinstance(parsed.get("choices"), list) and all(isinstance(one, dict) for one in parsed["choices"]):
+            self.take_choices(parsed)
+        elif isinstance(parsed.get("delta"), dict) and "index" in parsed:
+            self.part((parsed.get("type"), parsed["index"], parsed["delta"].get("type")), parsed["delta"])
+        elif isinstance(parsed.get("delta"), str) and "output_index" in parsed:
+            self.part((parsed.get("type"), parsed.get("item_id"), parsed["output_index"]), {"delta": parsed["delta"]})
+            self.top["sequence_number"] = parsed.get("sequence_number")
+        else:
+            self.others.append(event)
+
+    def part(self, key: Any, fields: dict[str, Any]) -> None:
+        for name, text in fields.items():
+            if name != "type":
+                self.parts[repr((key, name))] = accumulate(self.parts.get(repr((key, name))), text)
+
+    def take_choices(self, parsed: dict[str, Any]) -> None:
+        self.created = self.created or parsed.get("created")
+        self.top["usage"], self.top["timings"] = parsed.get("usage"), parsed.get("timings")
+        self.top |= {
+            k: repr(v) for k, v in parsed.items() if k not in ("choices", "created", "usage", "timings", "obfuscation")
+        }
+        for one in parsed["choices"]:
+            mine = self.choices.setdefault(one.get("index"), {"delta": {}, "tools": {}, "text": "", "logprobs": []})
+            delta = dict(one.get("delta") or {})
+            for call in delta.pop("tool_calls", None) or []:
+                mine["tools"][call["index"]] = accumulate(mine["tools"].get(call["index"]), call)
+            mine["delta"] = accumulate(mine["delta"], delta)
+            mine["text"] += one.get("text") or ""
+            mine["logprobs"].append(one["logprobs"]) if one.get("logprobs") else None
+            mine |= {k: repr(v) for k, v in one.items() if k not in ("delta", "text", "logprobs")}
+
+    def state(self) -> str:
+        """Comparable; pairs of halves are one character, however they came."""
+        held = {name: {str(k): v for k, v in getattr(self, name).items()} for name in ("choices", "parts", "top")}
+        text = json.dumps([held, self.created], ensure_ascii=False, sort_keys=True, default=repr)
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text + repr(self.others)
+
+
+def assert_same_for_an_sdk(events: list[bytes], coalesced: list[tuple[int, bytes]], seq: int = 1) -> None:
+    """At each coalesced event a reader holds what the full stream gave up to its id."""
+    full, short = Sdk(), Sdk()
+    for last, event in coalesced:
+        while seq <= last:
+            full.take(events[seq - 1])
+            seq += 1
+        short.take(event)
+        assert short.state() == full.state()
+    assert seq == len(events) + 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(runs(), st.integers(1, 3000))
+def test_every_event_comes_back_byte_for_byte(events: list[bytes], bytes_max: int) -> None:
+    log = filled(events)
+    assert read_all(log, log.seek(1), bytes_max) == list(enumerate(events, 1))
+    assert log.last_event() == events[-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs())
+def test_every_seq_can_be_sought(events: list[bytes]) -> None:
+    log = filled(events)
+    for seq, event in enumerate(events, 1):
+        cursor = log.seek(seq)
+        assert cursor.seq == seq
+        assert log.read(cursor, bytes_max=1) == [(seq, event)]
+    end = log.seek(len(events) + 1)
+    assert log.read(end, bytes_max=1) == log.read_coalesced(end) == []
+    for seq in (0, -1, len(events) + 2):
+        with pytest.raises(LookupError):
+            log.seek(seq)
+
+
+@settings(max_examples=150, deadline=None)
+@given(runs(), st.data())
+def test_an_sdk_accumulates_the_same_from_a_coalesced_stream(events: list[bytes], data: st.DataObject) -> None:
+    log = filled(events)
+    start = data.draw(st.integers(1, len(events)))
+    bytes_max = data.draw(st.sampled_from([1, 300, 4000, 16384]))
+    assert_same_for_an_sdk(events, coalesce_all(log, log.seek(start), bytes_max), start)
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs())
+def test_what_append_calls_a_text_is_one(events: list[bytes]) -> None:
+    log = ReplayLog(bytes_max=1 << 20, events_max=1 << 20)
+    joined = [event for event in events if log.append(event)]
+    assert log.text_events == len(joined)
+    for event in joined:
+        parsed = json.loads(event.split(b"\n")[-3].removeprefix(b"data:"))
+        choices = parsed.get("choices") or []
+        assert len(choices) <= 1
+        assert not parsed.get("usage") and not parsed.get("timings") and "unknown" not in parsed
+        assert not any(one.get("finish_reason") or one.get("logprobs") or one.get("unknown") for one in choices)
+
+
+def test_text_bytes_are_the_texts_as_on_the_wire() -> None:
+    log = filled([wire(chat(choices=[choice("first is not counted")]))])
+    for text, length in (("word", 4), ("\n", 2), ("é", 2), ('"', 2), ("\ud83d", 6), ("", 0)):
+        before = log.text_bytes
+        assert log.append(wire(chat(choices=[choice(text)])))
+        assert log.text_bytes - before == length
+
+
+OPS = st.sampled_from(["append"] * 6 + ["read", "coalesce", "end", "seek", "trim"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(runs(), st.data())
+def test_cursors_live_through_appends_and_trims(events: list[bytes], data: st.DataObject) -> None:
+    """Against a model that is a plain list: nothing is lost but what the log says has fallen off, and nothing twice."""
+    bytes_max = data.draw(st.sampled_from([900, 2500, 1 << 20]))
+    events_max = data.draw(st.sampled_from([3, 1 << 20]))
+    log = ReplayLog(bytes_max=bytes_max, events_max=events_max)
+    model: list[bytes] = []
+    cursors = [log.end()]
+    for op in data.draw(st.lists(OPS, min_size=20, max_size=60)):
+        if op == "append":
+            model.append(events[len(model) % len(events)])
+            log.append(model[-1])
+        elif op == "end":
+            cursors.append(log.end())
+        elif op == "seek":
+            cursors.append(log.seek(data.draw(st.integers(log.seq_first, log.seq_next))))
+        elif op == "trim":
+            log.trim_to(data.draw(st.integers(0, 3000)))
+        else:
+            cursor = cursors[data.draw(st.integers(0, len(cursors) - 1))]
+            read_on(log, model, cursor, coalesced=op == "coalesce")
+        assert 1 <= log.seq_first <= log.seq_next == len(model) + 1
+        assert all(1 <= cursor.seq <= log.seq_next for cursor in cursors)
+    assert read_all(log, log.seek(log.seq_first)) == list(enumerate(model, 1))[log.seq_first - 1 :]
+    assert log.last_event() == (model[-1] if log.seq_first < log.seq_next else None)
+
+
+def read_on(log: ReplayLog, model: list[bytes], cursor: Cursor, *, coalesced: bool) -> None:
+    seq = cursor.seq
+    if seq < log.seq_first:
+        for read in (log.read, log.read_coalesced):
+            with pytest.raises(LookupError):
+                read(cursor, bytes_max=100)
+        return
+    if coalesced:
+        out = log.read_coalesced(cursor, bytes_max=400)
+        assert_same_for_an_sdk(model[: cursor.seq - 1], out, seq)
+    else:
+        assert log.read(cursor, bytes_max=400) == list(enumerate(model, 1))[seq - 1 : cursor.seq - 1]
+    assert cursor.seq > seq or seq == log.seq_next
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs(), st.integers(0, 6000))
+def test_trimming_drops_the_oldest_and_says_exactly_which(events: list[bytes], bytes_max: int) -> None:
+    log = filled(events)
+    log.trim_to(bytes_max)
+    assert log.bytes_held <= max(bytes_max, ReplayLog(bytes_max=1, events_max=1).bytes_held)
+    assert read_all(log, log.seek(log.seq_first)) == list(enumerate(events, 1))[log.seq_first - 1 :]
+    if log.seq_first > 1:
+        with pytest.raises(LookupError):
+            log.seek(log.seq_first - 1)
+    log.append(events[0])
+    assert log.last_event() == events[0]
+
+
+def test_an_overflow_drops_down_to_seven_eighths() -> None:
+    events = [wire(chat(choices=[choice(f" word{n}")])) for n in range(3000)]
+    whole = filled(events)
+    assert whole.seq_first == 1
+    log = ReplayLog(bytes_max=10_000, events_max=1 << 20)
+    firsts = set()
+    for event in events:
+        log.append(event)
+        firsts.add(log.seq_first)
+        assert log.bytes_held <= 10_000 or log.seq_first == 1
+    assert len(firsts) < 60  # in portions, not for each event
+    assert read_all(log, log.seek(log.seq_first)) == list(enumerate(events, 1))[log.seq_first - 1 :]
+    assert log.bytes_held > 10_000 * 3 // 4
+
+
+def test_events_are_bounded_too() -> None:
+    events = [wire(chat(choices=[choice("a")])) for _ in range(3000)]
+    log = filled(events, events_max=1000)
+    in_one_segment = 479 // 2
+    assert 875 - in_one_segment <= log.seq_next - log.seq_first <= 1000 + in_one_segment
+
+
+def test_one_event_above_the_cap_is_held_until_the_next() -> None:
+    big = b"data: " + b"q" * 5000 + b"\n\n"
+    log = filled([b"data: 1\n\n", big], bytes_max=2000)
+    assert read_all(log, log.seek(log.seq_first)) == [(2, big)]
+    log.append(b"data: 2\n\n")
+    assert read_all(log, log.seek(log.seq_first)) == [(3, b"data: 2\n\n")]
+
+
+def reachable_bytes(log: ReplayLog) -> int:
+    seen: dict[int, Any] = {}
+    ahead: list[Any] = [log]
+    while ahead:
+        found = ahead.pop()
+        if id(found) in seen or isinstance(found, type) or (isinstance(found, int) and found <= 256):
+            continue
+        seen[id(found)] = found
+        ahead += gc.get_referents(found)
+    return sum(map(sys.getsizeof, seen.values()))
+
+
+@settings(max_examples=80, deadline=None)
+@given(runs())
+def test_bytes_held_are_what_the_objects_take(events: list[bytes]) -> None:
+    log = filled(events)
+    # The tail is charged as a full segment; that and the log's integers are what may differ.
+    assert 0.9 * reachable_bytes(log) - 300 <= log.bytes_held <= 1.1 * reachable_bytes(log) + 1000
+
+
+def test_an_idle_log_is_small_and_500_tokens_are_as_promised() -> None:
+    log = ReplayLog(bytes_max=1 << 20, events_max=100_000)
+    assert reachable_bytes(log) < 600
+    head = wire(chat(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}]))
+    tail = [wire(chat(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])), b"data: [DONE]\n\n"]
+    for event in [head, *(wire(chat(choices=[choice(" word"[: 2 + n % 4])])) for n in range(500)), *tail]:
+        log.append(event)
+    assert reachable_bytes(log) <= 5500
+
+
+def test_a_run_of_deltas_becomes_one_event_of_the_same_shape_and_the_newest_id() -> None:
+    events = [wire(chat(choices=[choice(text)])) for text in ("Hel", "lo", " wor", "ld\n")]
+    log = filled(events)
+    assert log.read_coalesced(log.seek(1)) == [(4, wire(chat(choices=[choice("Hello world\n")])))]
+    assert log.read_coalesced(log.seek(3)) == [(4, wire(chat(choices=[choice(" world\n")])))]
+
+
+def test_halves_of_a_character_come_out_right() -> None:
+    events = [wire(chat(choices=[choice(text)])) for text in ("a", "\ud83d", "\ude00", "b")]
+    log = filled(events)
+    ((_, event),) = log.read_coalesced(log.seek(1))
+    assert json.loads(event[6:])["choices"][0]["delta"]["content"] == "a😀b"
+
+
+def test_choices_in_turn_become_one_event_with_each_index_once() -> None:
+    events = [wire(chat(choices=[choice(f"{n}\ud83d" if n < 2 else f"\ude00{n}", n % 2)])) for n in range(4)]
+    log = filled(events)
+    ((last, event),) = log.read_coalesced(log.seek(1))
+    assert last == 4
+    choices = json.loads(event[6:])["choices"]
+    assert [(one["index"], one["delta"]["content"]) for one in choices] == [(0, "0😀2"), (1, "1😀3")]
+
+
+def test_a_role_beside_each_text_is_never_merged_but_still_kept_small() -> None:
+    """The OpenAI SDK would concatenate the roles."""
+    one = [{"index": 0, "delta": {"role": "assistant", "content": "x"}, "finish_reason": None}]
+    events = [wire(chat(choices=one)) for _ in range(200)]
+    log = filled(events)
+    assert coalesce_all(log, log.seek(1)) == list(enumerate(events, 1))
+    assert log.text_events == 199
+    assert log.bytes_held < 3000
+
+
+def test_of_usage_the_last_one_wins_and_whole_events_merge_too() -> None:
+    events = [wire(chat(choices=[choice(f" {n}")], usage={"completion_tokens": n})) for n in range(5)]
+    log = filled(events)
+    assert log.text_events == 0
+    ((last, event),) = log.read_coalesced(log.seek(1))
+    parsed = json.loads(event[6:])
+    assert (last, parsed["usage"]) == (5, {"completion_tokens": 4})
+    assert parsed["choices"][0]["delta"]["content"] == " 0 1 2 3 4"
+
+
+def test_sequence_numbers_are_read_back_and_the_last_one_wins() -> None:
+    name = "response.output_text.delta"
+    fields = {"type": name, "item_id": "i", "output_index": 0, "content_index": 0}
+    numbers = [*range(5, 105), *range(107, 200)]
+    events = [wire(fields | {"sequence_number": n, "delta": " x"}, name=name) for n in numbers]
+    log = filled(events)
+    assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
+    assert log.text_events == len(events) - 1
+    coalesced = coalesce_all(log, log.seek(1))
+    assert json.loads(coalesced[-1][1].partition(b"data:")[2])["sequence_number"] == 199
+    assert log.bytes_held < 2700
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_text_in_one_event_is_bounded(templated: bool) -> None:
+    more = {} if templated else {"unknown": 1}
+    events = [wire(chat(choices=[choice("0123456789" * 10)], **more)) for _ in range(1000)]
+    log = filled(events, bytes_max=1 << 24)
+    coalesced = coalesce_all(log, log.seek(1))
+    texts = [len(json.loads(event[6:])["choices"][0]["delta"]["content"]) for _, event in coalesced]
+    assert sum(texts) == 100_000
+    assert max(texts) <= 16384
+    assert len(texts) < 20 if templated else len(texts) < 40
+
+
+def test_a_catch_up_is_about_as_long_as_asked_for() -> None:
+    log = filled([wire(chat(choices=[choice("0123456789", 0)])) for _ in range(2000)])
+    cursor = log.seek(1)
+    for _ in range(3):
+        assert sum(len(event) for _, event in log.read_coalesced(cursor, bytes_max=3000)) <= 3500
+
+
+def test_reads_keep_to_their_bytes_but_give_one_event_at_least() -> None:
+    events = [wire(chat(choices=[choice(" word")])) for _ in range(300)]
+    log = filled(events)
+    cursor = log.seek(1)
+    while out := log.read(cursor, bytes_max=1000):
+        assert sum(len(event) for _, event in out) <= 1000
+        assert len(out) == 1000 // len(events[0]) or cursor.seq == log.seq_next
+    assert [seq for seq, _ in log.read(log.seek(7), bytes_max=0)] == []
+    assert log.read(log.seek(7), bytes_max=1) == [(7, events[6])]
+
+
+def test_a_stream_that_never_repeats_itself_learns_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    learn = openai.learn
+    monkeypatch.setattr(replay.openai, "learn", lambda event: (tried.append(event), learn(event))[1])
+    events = [wire(chat(id=f"chatcmpl-{n}", choices=[choice("x")])) for n in range(2000)]
+    log = filled(events)
+    assert len(tried) <= replay.LEARNT_AT_ONCE_MAX + (2000 >> replay.LEARN_EVERY_LOG2)
+    assert len(log._templates or ()) <= replay.TEMPLATES_MAX
+    assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
+
+
+def test_a_stream_that_changes_its_kind_goes_on_being_small() -> None:
+    kinds = [
+        lambda n: {"reasoning_content": f" {n}"},
+        lambda n: {"content": f" {n}"},
+        lambda n: {"tool_calls": [{"index": 0, "function": {"arguments": f" {n}"}}]},
+        lambda n: {"tool_calls": [{"index": 1, "function": {"arguments": f" {n}"}}]},
+    ]
+    events = [
+        wire(chat(choices=[{"index": 0, "delta": kind(n), "finish_reason": None}]))
+        for kind in kinds
+        for n in range(100)
+    ]
+    log = filled(events)
+    assert log.text_events == len(events) - len(kinds)
+    assert len(coalesce_all(log, log.seek(1))) == len(kinds)
+    assert log.bytes_held < 6500
+
+
+def test_a_log_trimmed_to_nothing_goes_on() -> None:
+    log = filled([wire(chat(choices=[choice("x")])) for _ in range(50)])
+    old, end = log.seek(10), log.end()
+    log.trim_to(0)
+    assert (log.seq_first, log.seq_next, log.last_event()) == (51, 51, None)
+    assert log.read(end, bytes_max=100) == []
+    with pytest.raises(LookupError):
+        log.read(old, bytes_max=100)
+    event = wire(chat(choices=[choice("y")]))
+    assert [log.append(event) for _ in range(3)] == [False, True, True]
+    assert log.read(end, bytes_max=1000) == [(51, event), (52, event), (53, event)]
