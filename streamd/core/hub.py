@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from streamd.core.replay import ReplayLog
-from streamd.core.stream import Stream, Subscriber
+from streamd.core.stream import Fanout, Stream, Subscriber
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 
@@ -64,6 +64,7 @@ class Hub:
         "events_total",
         "log_bytes",
         "log_bytes_max",
+        "new_fanout",
         "on_removed",
         "on_sealed",
         "stream_log_bytes_max",
@@ -101,6 +102,7 @@ class Hub:
         self.detached_max = detached_max
         self.on_removed: Callable[[Stream], None] = lambda stream: None
         self.on_sealed: Callable[[Stream], None] = lambda stream: None
+        self.new_fanout: Callable[[Stream], Fanout] = _no_fanout
 
     # -- opening and finding
 
@@ -126,7 +128,9 @@ class Hub:
             bytes_max=min(log_bytes_max or self.stream_log_bytes_max, self.stream_log_bytes_max),
             events_max=min(log_events_max or self.stream_log_events_max, self.stream_log_events_max),
         )
-        stream = Stream(stream_id, log, dialect, now=now, epoch=epoch, on_sealed=self._sealed)
+        stream = Stream(
+            stream_id, log, dialect, now=now, epoch=epoch, on_sealed=self._sealed, new_fanout=self.new_fanout
+        )
         self._streams[stream_id] = stream
         self.charge(stream)
         return stream
@@ -272,6 +276,10 @@ class Hub:
                 return
             stream.log.trim_to(stream.log.bytes_held // 2)
             self.charge(stream)
+
+
+def _no_fanout(stream: Stream) -> Fanout:
+    raise NotImplementedError("the worker gives the hub its loop")
 
 
 def body_hash(body: bytes) -> bytes:

@@ -138,6 +138,12 @@ class Source(Protocol):
 class Fanout(Protocol):
     """Hands events to very many readers, in slices (core/fanout.py)."""
 
+    running: bool
+
+    @property
+    def batches(self) -> bool:
+        """Whether it has to be used however few the readers are."""
+
     def add(self, seq: int, frame: bytes) -> None:
         """A new event; it reaches every LIVE reader within the next passes."""
 
@@ -322,6 +328,20 @@ class Subscriber:
                 break
         self._lose(first, self._position)
 
+    def miss(self, first: int) -> None:
+        """Fan-out, PAUSED: frames between the ring's end and `first` are no longer at hand. The ring's policy decides."""
+        if self.policy is Policy.COALESCE:
+            self.ring.clear()
+            self._cursor = None
+            self._go(Turn.OVERFLOW)
+        elif self.policy is Policy.DROP_OLDEST:
+            self.ring.clear()
+            self._lose(self._position, first)
+            self._position = first
+        else:
+            self.end()
+            self.sink.slow_consumer()
+
     def _lose(self, first: int, until: int) -> None:
         """The seqs first <= seq < until can't be had any more; the next write says so."""
         self.dropped += until - first
@@ -462,6 +482,7 @@ class Stream:
         "log",
         "model",
         "name_public",
+        "new_fanout",
         "on_sealed",
         "opened_at",
         "owner",
@@ -485,6 +506,7 @@ class Stream:
         *,
         now: float,
         on_sealed: Callable[[Stream], None],
+        new_fanout: Callable[[Stream], Fanout],
         epoch: str = "",
     ) -> None:
         # identity
@@ -516,6 +538,7 @@ class Stream:
         # life
         self.source: Source | None = None
         self.on_sealed = on_sealed
+        self.new_fanout = new_fanout
         self.opened_at = now
         self.grace_until = 0.0  # the hub's: when a generation without a reader ends; 0: it isn't counted as detached
         self.reason: CloseReason | None = None
@@ -621,11 +644,28 @@ class Stream:
         """Take a reader; its start() follows."""
         reader.index = len(self.readers)
         self.readers.append(reader)
-        if self.direct and self.fanout is not None and len(self.readers) > DIRECT_READERS_MAX:
-            for other in self.readers:
-                if other.state is Sub.LIVE:
-                    other.leave_live()
-            self.direct = False
+        if self.direct and len(self.readers) > DIRECT_READERS_MAX:
+            self.use_fanout(self.new_fanout(self))
+
+    def use_fanout(self, fanout: Fanout) -> None:
+        """From here on events go out in passes."""
+        for reader in self.readers:
+            if reader.state is Sub.LIVE:
+                reader.leave_live()
+        self.direct = False
+        self.fanout = fanout
+
+    def _maybe_direct(self) -> None:
+        """Few readers are left and none waits for a pass: write to them at once again."""
+        fanout = self.fanout
+        few = len(self.readers) <= DIRECT_READERS_MAX // 2
+        if self.direct or fanout is None or not few or fanout.running or fanout.batches:
+            return
+        self.direct = True
+        self.fanout = None
+        for reader in self.readers:
+            if reader.state is Sub.LIVE:
+                reader.enter_live()
 
     def leave(self, reader: Subscriber) -> None:
         """Let a reader go (it has ended). O(1): the last one takes its place."""
@@ -636,6 +676,8 @@ class Stream:
             self.readers[reader.index] = last
         reader.index = -1
         self.drops += reader.dropped
+        if not self.direct:
+            self._maybe_direct()
 
     def grace_s(self, left: CloseReason) -> float:
         """How long the generation may go on after its last reader left like this: who closed decides."""

@@ -69,6 +69,7 @@ class Worker:
         runtime.on_request_end = AccessLog(runtime).request_ended
         runtime.on_bug = logs.bug
         runtime.hub.on_sealed = self._count_sealed
+        runtime.hub.new_fanout = runtime.new_fanout
         runtime.sweep.on_tick += [self._tick, upstreams.tick]
 
     def _count_sealed(self, stream: Stream) -> None:

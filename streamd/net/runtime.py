@@ -10,7 +10,9 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from streamd.config import Settings
+from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
+from streamd.core.stream import Stream
 from streamd.counters import Counters
 from streamd.net.sweep import Sweep
 from streamd.wire.http1 import HeadLimits
@@ -54,6 +56,12 @@ class Runtime:
         self.draining = False
         self._date = b""
         self._date_until = 0.0
+
+    def new_fanout(self, stream: Stream, flush_interval_s: float = 0.0) -> SlicedFanout:
+        """A dispatcher for a stream with many readers, or with a flush interval."""
+        return SlicedFanout(
+            stream, soon=self.loop.call_soon, later=self.loop.call_later, flush_interval_s=flush_interval_s
+        )
 
     def reload(self, settings: Settings) -> None:
         self.settings = settings
