@@ -1,0 +1,405 @@
+"""What is known of the JSON: which events are text deltas, where the text is, what may be merged with what."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamd.wire import openai
+from streamd.wire.openai import Delta, Fill, Template, learn
+
+
+def wire(parsed: Any, *, name: str = "", spaced: bool = False, ascii_only: bool = False) -> bytes:
+    text = json.dumps(parsed, ensure_ascii=ascii_only, separators=(", ", ": ") if spaced else (",", ":"))
+    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
+
+
+def chat(delta: dict[str, Any], choice: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    one = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} | (choice or {})
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "m"}
+    return head | {"choices": [one]} | more
+
+
+def tool(arguments: str, **call: Any) -> dict[str, Any]:
+    return {"tool_calls": [{"index": 0, "function": {"arguments": arguments}} | call]}
+
+
+def responses(kind: str, text: str, **more: Any) -> dict[str, Any]:
+    head = {"type": f"response.{kind}.delta", "sequence_number": 7, "item_id": "msg_1", "output_index": 0}
+    return head | {"delta": text} | more
+
+
+def messages(delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "content_block_delta", "index": 0, "delta": delta} | more
+
+
+# One chunk of each kind that servers send in the middle of a text; the text is always the same.
+T = "TEXT"
+DELTAS = {
+    "openai": chat({"content": T}, service_tier="default", system_fingerprint="fp", usage=None, obfuscation="Xy8"),
+    "vllm": chat({"content": T}, {"stop_reason": None, "token_ids": None}),
+    "vllm reasoning": chat({"reasoning": T, "reasoning_content": T}),
+    "sglang": chat({"role": None, "content": T, "reasoning_content": None, "tool_calls": None}, {"matched_stop": None}),
+    "deepseek": chat({"content": None, "reasoning_content": T}),
+    "empty beside": chat({"content": "", "reasoning_content": T}),
+    "azure": chat({"content": T}, {"content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}),
+    "llama.cpp": {
+        "choices": [{"finish_reason": None, "index": 0, "delta": {"content": T}}],
+        "created": 1_700_000_000,
+        "id": "chatcmpl-1",
+        "model": "m",
+        "system_fingerprint": "b1",
+        "object": "chat.completion.chunk",
+    },
+    "tool": chat(tool(T)),
+    "tool with nulls": chat(tool(T, id=None, type="function", function={"name": None, "arguments": T})),
+    "second choice": chat({"content": T}, {"index": 3}),
+    "completions": {"id": "cmpl", "object": "text_completion", "created": 1_700_000_000, "model": "m"}
+    | {"choices": [{"index": 0, "text": T, "logprobs": None, "finish_reason": None}]},
+    "responses": responses("output_text", T, content_index=0, logprobs=[], obfuscation="aB"),
+    "responses arguments": responses("function_call_arguments", T),
+    "responses reasoning": responses("reasoning_text", T, content_index=0),
+    "responses summary": responses("reasoning_summary_text", T, summary_index=0),
+    "messages": messages({"type": "text_delta", "text": T}),
+    "messages thinking": messages({"type": "thinking_delta", "thinking": T}),
+    "messages json": messages({"type": "input_json_delta", "partial_json": T}),
+}
+# Text, but not alone, or in no shape that is known.
+OTHERS = {
+    "first": chat({"role": "assistant", "content": ""}),
+    "finish": chat({"content": T}, {"finish_reason": "stop"}),
+    "empty": chat({"content": ""}),
+    "nothing": chat({}),
+    "logprobs": chat({"content": T}, {"logprobs": {"content": []}}),
+    "tool begins": chat(tool(T, id="call_1")),
+    "tool's name": chat(tool(T, function={"name": "f", "arguments": T})),
+    "two tools": chat({"tool_calls": [{"index": n, "function": {"arguments": T}} for n in (0, 1)]}),
+    "tool and text": chat({"content": T} | tool(T)),
+    "tool without index": chat({"tool_calls": [{"function": {"arguments": T}}]}),
+    "unknown in delta": chat({"content": T, "annotations": []}),
+    "text is no string": chat({"content": ["T"]}),
+    "index is no number": chat({"content": T}, {"index": "0"}),
+    "delta is no object": chat({}) | {"choices": [{"index": 0, "delta": T}]},
+    "choice is no object": chat({}) | {"choices": [T]},
+    "both text and delta": chat({"content": T}, {"text": T}),
+    "no index": chat({}) | {"choices": [{"delta": {"content": T}}]},
+    "audio": responses("audio", T),
+    "responses logprobs": responses("output_text", T, logprobs=[{"token": "x"}]),
+    "done": responses("output_text", T) | {"type": "response.output_text.done"},
+    "signature": messages({"type": "signature_delta", "signature": T}),
+    "message_start": {"type": "message_start", "message": {"content": [T]}},
+    "more in delta": messages({"type": "text_delta", "text": T, "more": 1}),
+    "type is no string": messages({"type": "text_delta", "text": T}) | {"type": 1},
+    "topic": {"delta": T},
+    "error": {"error": {"message": T}},
+    "list": [T],
+    "number": 1,
+}
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+@pytest.mark.parametrize("name", ["", "some"])
+@pytest.mark.parametrize("parsed", DELTAS.values(), ids=DELTAS.keys())
+def test_text_deltas_of_all_servers_are_learnt(parsed: dict[str, Any], name: str, spaced: bool) -> None:
+    event = wire(parsed, name=name, spaced=spaced)
+    template = learn(event)
+    assert template and template.merges
+    fill = template.match(event)
+    assert fill and fill.text == b"TEXT" and template.render(fill) == event
+    for text in ('a"b\\c\n', "é中😀", "", '"},"finish_reason":null'):
+        changed = event.replace(b"TEXT", json.dumps(text, ensure_ascii=False)[1:-1].encode())
+        fill = template.match(changed)
+        assert fill and template.render(fill) == changed
+        assert json.loads(b'"%b"' % fill.text) == text
+    assert Delta.of(event)
+
+
+@pytest.mark.parametrize("parsed", OTHERS.values(), ids=OTHERS.keys())
+def test_what_is_more_or_less_than_a_text_is_not(parsed: dict[str, Any]) -> None:
+    assert learn(wire(parsed)) is None
+    assert Delta.of(wire(parsed)) is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"usage": {"completion_tokens": 1}},
+        {"timings": {"predicted_n": 1}},
+        {"unknown": 1},
+    ],
+)
+def test_fields_that_may_change_from_event_to_event_are_for_merging_by_value_only(more: dict[str, Any]) -> None:
+    assert learn(wire(chat({"content": T}, **more))) is None
+    assert learn(wire(chat({"content": T}, {"unknown": 1}))) is None
+    assert learn(wire(chat({"content": T, "reasoning_content": "other"}))) is None
+    assert Delta.of(wire(chat({"content": T}, **more)))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"data: [DONE]\n\n",
+        b"\n\n",
+        b": comment\n\n",
+        b'data: {"choices":\ndata: []}\n\n',
+        wire(chat({"content": T}))[:-1],
+        b"retry: 1\n" + wire(chat({"content": T})),
+        b": c\n" + wire(chat({"content": T})),
+        wire(chat({"content": T})).replace(b'"m"', b'"m\x01"'),
+        wire(chat({"content": T})).replace(b"TEXT", b"\\x"),
+        wire(chat({"content": T})).replace(b"TEXT", b"\xe4"),
+        wire(chat({"content": T})).replace(b'"m"', b'"\xe4"'),
+        wire(chat({"content": T})).replace(b'"content"', b'"c\\u006fntent"'),
+        wire(chat({"content": T})).replace(b'"m"', b'"m","content":"TEXT"'),
+        wire(chat({"content": T})).replace(b'{"content"', b'{"content":"other","content"'),
+        wire(chat({"content": T})).replace(b'"TEXT"', b'"TEXT","content":null'),
+        wire(chat({"content": T})).replace(b'"choices"', b'"choices":[],"choices"') + b"\n",
+    ],
+)
+def test_what_is_odd_as_bytes_is_not_learnt(event: bytes) -> None:
+    assert learn(event) is None
+
+
+def test_an_event_larger_than_a_template_may_be_is_not_learnt() -> None:
+    assert learn(wire(chat({"content": T}, system_fingerprint="f" * openai.TEMPLATE_BYTES_MAX))) is None
+    assert learn(wire(chat({"content": T * openai.TEMPLATE_BYTES_MAX})))
+
+
+def test_a_text_whose_half_character_orjson_refuses_is_learnt() -> None:
+    template = learn(wire(chat({"content": "\ud83d"}), ascii_only=True))
+    assert template and template.match(wire(chat({"content": "\ude00"}), ascii_only=True))
+
+
+def test_a_role_beside_the_text_is_learnt_but_never_merged() -> None:
+    event = wire(chat({"role": "assistant", "content": T}))
+    template = learn(event)
+    assert template and not template.merges
+    assert Delta.of(event) is None
+    assert openai.combine([(template, fill_of(template, event))]) is None
+
+
+def fill_of(template: Template, event: bytes) -> Fill:
+    fill = template.match(event)
+    assert fill
+    return fill
+
+
+def learnt(parsed: Any, name: str = "") -> Template:
+    template = learn(wire(parsed, name=name))
+    assert template
+    return template
+
+
+def test_what_changes_beside_the_text_is_a_hole() -> None:
+    template = learnt(chat({"content": T}, obfuscation="abc"))
+    other = wire(chat({"content": "b"}, obfuscation="", created=1_800_000_000))
+    assert fill_of(template, other) == Fill(b"1800000000", -1, b"b", b"")
+    template = learnt(responses("output_text", T))
+    assert fill_of(template, wire(responses("output_text", "b", sequence_number=1234))) == Fill(b"", 1234, b"b", b"")
+    template = learnt(messages({"type": "text_delta", "text": T}))
+    spaced = wire(messages({"type": "text_delta", "text": "b"})).replace(b"}\n\n", b"    }\n\n")
+    assert fill_of(template, spaced) == Fill(b"", -1, b"b", b"    ")
+
+
+@pytest.mark.parametrize(
+    "digits", [b"17000000000", b"170000000", b"0700000000", b"1700000000.5", b"-170000000", b"null"]
+)
+def test_a_created_of_another_kind_fits_no_template(digits: bytes) -> None:
+    template, event = learnt(chat({"content": T})), wire(chat({"content": T}))
+    assert template.match(event.replace(b"1700000000", digits)) is None
+
+
+@pytest.mark.parametrize("number", [b"007", b"-1", b"1.0", b"1e3", b"1234567890123", b'"7"', b"null"])
+def test_a_sequence_number_of_another_kind_fits_no_template(number: bytes) -> None:
+    template, event = learnt(responses("refusal", T)), wire(responses("refusal", T))
+    assert template.match(event.replace(b":7,", b":%b," % number)) is None
+
+
+@pytest.mark.parametrize("pad", [b'"', b"\\n", b"\x01", b"\x1f", b"\n", "é".encode()])
+def test_a_padding_of_another_kind_fits_no_template(pad: bytes) -> None:
+    template, event = learnt(chat({"content": T}, obfuscation="zz")), wire(chat({"content": T}, obfuscation="zz"))
+    assert template.match(event.replace(b"zz", b"z" + pad)) is None
+
+
+@pytest.mark.parametrize("parsed", DELTAS.values(), ids=DELTAS.keys())
+def test_an_event_cut_anywhere_or_with_bytes_after_it_fits_no_template(parsed: dict[str, Any]) -> None:
+    event = wire(parsed)
+    template = learnt(parsed)
+    for cut in range(len(event)):
+        assert template.match(event[:cut]) is None
+        learn(event[:cut] + b"\n\n")  # must not raise
+        Delta.of(event[:cut] + b"\n\n")
+    assert template.match(event + b"\n") is None
+    assert template.match(event + event) is None
+
+
+INSIDES = st.lists(
+    st.sampled_from(
+        [
+            *(
+                b"a",
+                b"\\",
+                b'"',
+                b"u",
+                b"00",
+                b"d83d",
+                b"n",
+                b"x",
+                b"\\n",
+                b"\\u00e9",
+                b"\xc3",
+                b"\xa9",
+                b"\xe4\xb8\xad",
+            ),
+            *(
+                b"\xed\xa0\x80",
+                b"\x00",
+                b"\x1f",
+                b"\x7f",
+                b"\n",
+                b"\\/",
+                b"\xf5",
+                b"\xc0\x80",
+                b"\xf0\x9f\x98",
+                b"\x80",
+            ),
+        ]
+    ),
+    max_size=8,
+).map(b"".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(INSIDES)
+def test_the_inside_of_a_string_is_what_a_json_parser_takes(inside: bytes) -> None:
+    try:
+        parsed = json.loads((b'"%b"' % inside).decode())  # json itself lets halves of characters pass as UTF-8
+    except ValueError:
+        parsed = None
+    assert openai.is_string_inside(inside) == isinstance(parsed, str)
+
+
+@settings(max_examples=300, deadline=None)
+@given(INSIDES, st.sampled_from(["openai", "llama.cpp", "vllm reasoning", "responses", "messages", "tool"]))
+def test_what_matches_is_the_same_json_with_another_text(inside: bytes, server: str) -> None:
+    parsed = DELTAS[server]
+    template, event = learnt(parsed), wire(parsed).replace(b"TEXT", inside)
+    fill = template.match(event)
+    try:
+        text = json.loads((b'"%b"' % inside).decode())
+    except ValueError:
+        assert fill is None
+        return
+    assert fill and template.render(fill) == event
+    assert json.loads(event.removeprefix(b"data: ")) == json.loads(
+        json.dumps(parsed).replace('"TEXT"', json.dumps(text))
+    )
+
+
+def merged(*events: dict[str, Any], name: str = "") -> dict[str, Any] | None:
+    first, *others = (Delta.of(wire(event, name=name)) for event in events)
+    assert first and all(others)
+    if not all(first.absorb(other) for other in others if other):
+        return None
+    event = first.event()
+    assert event.startswith(f"event: {name}\ndata: {{".encode() if name else b"data: {") and event.endswith(b"}\n\n")
+    parsed: dict[str, Any] = json.loads(event.partition(b"data: ")[2])
+    return parsed
+
+
+def test_neighbours_are_merged_by_value() -> None:
+    late = {"created": 1_700_000_009, "obfuscation": "z"}
+    assert merged(chat({"content": "a"}), chat({"content": "b"}, **late)) == chat({"content": "ab"}, obfuscation="z")
+    assert merged(chat(tool("{")), chat(tool("}"))) == chat(tool("{}"))
+    twins = merged(*(chat({"reasoning": text, "reasoning_content": text}) for text in "ab"))
+    assert twins == chat({"reasoning": "ab", "reasoning_content": "ab"})
+    kind = "response.output_text.delta"
+    numbered = [responses("output_text", text, sequence_number=number) for number, text in enumerate("abc")]
+    assert merged(*numbered, name=kind) == responses("output_text", "abc", sequence_number=2)
+    blocks = [messages({"type": "thinking_delta", "thinking": text}) for text in "ab"]
+    assert merged(*blocks) == messages({"type": "thinking_delta", "thinking": "ab"})
+
+
+def test_of_usage_and_timings_the_last_one_wins() -> None:
+    first, second = (
+        chat({"content": "a"}, usage={"n": 1}, timings={"n": 1}),
+        chat({"content": "b"}, usage={"n": 2}, timings={}),
+    )
+    assert merged(first, second) == chat({"content": "ab"}, usage={"n": 2}, timings={})
+    assert merged(first, chat({"content": "b"}, usage=None, timings={})) is None
+    assert merged(chat({"content": "a"}), first) is None
+
+
+def test_choices_are_merged_each_index_once_in_the_order_of_their_coming() -> None:
+    parsed = merged(*(chat({"content": text}, {"index": index}) for index, text in [(1, "a"), (0, "b"), (1, "c")]))
+    assert parsed
+    assert [(one["index"], one["delta"]) for one in parsed["choices"]] == [
+        (1, {"content": "ac"}),
+        (0, {"content": "b"}),
+    ]
+    both = chat({}) | {"choices": [chat({"content": "d"}, {"index": index})["choices"][0] for index in (0, 1)]}
+    parsed = merged(chat({"content": "a"}), both, both)
+    assert parsed and [one["delta"]["content"] for one in parsed["choices"]] == ["add", "dd"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        chat({"reasoning_content": "b"}),
+        chat(tool("b")),
+        chat({"content": "b", "role": None}),
+        chat({"content": "b"}, {"unknown": 1}),
+        chat({"content": "b"}, unknown=1),
+        chat({"content": "b"}, model="other"),
+        chat({"content": "b"}, {"logprobs": None, "stop_reason": None}),
+        messages({"type": "text_delta", "text": "b"}),
+    ],
+)
+def test_other_kinds_and_other_fields_do_not_merge(other: dict[str, Any]) -> None:
+    first = Delta.of(wire(chat({"content": "a"})))
+    later = Delta.of(wire(other))
+    assert first and later and not first.absorb(later) and not later.absorb(first)
+    assert json.loads(first.event()[6:]) == chat({"content": "a"})
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, True), (1, 1.0), (0, False), (None, 0), ({"a": 1}, {"a": True})])
+def test_unknown_fields_are_equal_only_as_json(one: Any, other: Any) -> None:
+    for make in (lambda value: chat({"content": "a"}, {"u": value}), lambda value: chat({"content": "a"}, u=value)):
+        assert merged(make(one), make(one))
+        assert merged(make(one), make(other)) is None
+
+
+def test_tool_calls_and_blocks_of_another_index_do_not_merge() -> None:
+    assert merged(chat(tool("a")), chat(tool("b", index=1))) is None
+    delta = {"type": "text_delta", "text": "a"}
+    assert merged(messages(delta), messages(delta, index=1)) is None
+    assert merged(responses("output_text", "a"), responses("output_text", "a", output_index=1)) is None
+    first, later = Delta.of(wire(messages(delta), name="a")), Delta.of(wire(messages(delta), name="b"))
+    assert first and later and not first.absorb(later)
+
+
+def test_numbers_that_would_lose_digits_and_halves_of_characters_are_left_alone() -> None:
+    assert Delta.of(wire(chat({"content": "a"}, unknown=12345678901234567890123))) is None
+    assert Delta.of(wire(chat({"content": "a"}, id="chatcmpl-12345678901234567890123")))
+    assert Delta.of(wire(chat({"content": "\ud83d"}), ascii_only=True)) is None
+
+
+def test_templates_of_several_choices_combine_around_texts_as_they_are_on_the_wire() -> None:
+    runs = []
+    for index, text in enumerate([b"\\ud83d", b'streamd-0-\\"streamd-1-\\"', b"streamd-0-"]):
+        template = learnt(chat({"content": T}, {"index": index}))
+        runs.append((template, Fill(b"1700000000", -1, text, b"")))
+    event = openai.combine(runs)
+    assert event
+    texts = [one["delta"]["content"] for one in json.loads(event[6:])["choices"]]
+    assert texts == ["\ud83d", 'streamd-0-"streamd-1-"', "streamd-0-"]
+    assert openai.combine([runs[0], runs[0]]) is None
+    other = learnt(chat({"reasoning_content": T}))
+    assert openai.combine([runs[0], (other, runs[0][1])]) is None
+    assert openai.combine([]) is None
+    marked = learnt(chat({"content": T}, model="streamd-0-"))
+    assert openai.combine([(marked, runs[0][1])]) is None
