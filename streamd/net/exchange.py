@@ -533,12 +533,14 @@ class Exchange:
             due = min(due, self._started_at + settings.stream_timeout_s)
         if self._phase is Phase.CHOOSING:
             return due
-        if self._before_first():
-            return min(due, self._asked_at + route.ttft_timeout_s) if route.ttft_timeout_s else due
+        before_first = self._before_first()
+        if before_first and route.ttft_timeout_s:
+            due = min(due, self._asked_at + route.ttft_timeout_s)
         if not route.idle_timeout_s:
             return due
-        # A slow reader's idle time begins anew when it reads again; until then there is nothing to wait for.
-        since = self._runtime.time() if self._reader_is_slow() else self._last_sign()
+        # Idle time begins with the first event, which stores nothing here and may come at once; that of a slow reader begins
+        # anew when it reads again. Until then there is nothing to measure, and the earliest it could end is from now.
+        since = self._runtime.time() if before_first or self._reader_is_slow() else self._last_sign()
         return min(due, since + route.idle_timeout_s)
 
     def _go(self, phase: Phase) -> None:
