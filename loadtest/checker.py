@@ -251,6 +251,7 @@ class Response:
             self.head, data = data[: end + 2], data[end + 4 :]
             self.status = int(self.head[9:12])
             self.chunked = b"chunked" in (self.field(b"transfer-encoding") or b"")
+            self.ended = self.status == 204 or self.field(b"content-length") == b"0"
         body = self._body + (self._decode(data) if self.chunked else data)
         *blocks, self._body = body.split(b"\n\n")
         return blocks

@@ -396,12 +396,14 @@ class Holder:
         reader.checker.take_rest(response.rest)
         if reader.checker.whole(self._plan.tokens) and (response.ended or not response.chunked):
             self._over(reader, "complete")
+        elif reader.checker.error:
+            self._over(reader, f"error {reader.checker.error}")
         elif response.status == 204:
             self._over(reader, "incomplete")
         elif response.status == 200 and reader.stream_id and self._comes_back(reader) and not reader.checker.finished:
             self._cut(reader)  # refused politely, or told to reconnect
         elif response.status == 200:
-            self._over(reader, f"error {reader.checker.error}" if reader.checker.error else "incomplete")
+            self._over(reader, "incomplete")
         else:
             self._over(reader, f"refused {response.status}" if response.status else "no answer")
 
