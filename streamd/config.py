@@ -406,6 +406,14 @@ class Settings:
         "24h",
         "a publisher that broke off has so long to come back before its stream is sealed as failed",
     )
+    publisher_idle_timeout_s: float = duration_row(
+        STREAMS,
+        "1h",
+        "1s",
+        "168h",
+        "a published stream to which nobody publishes so long is sealed as failed: its publisher is gone for good",
+        zero="off",
+    )
     flush_interval_s: float = duration_row(
         STREAMS,
         "0s",

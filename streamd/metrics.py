@@ -1,6 +1,7 @@
 """The counters as Prometheus text and as the dict of /status; rendered only when somebody asks.
 
-Names and units follow Prometheus's conventions: base units (seconds, bytes), `_total` on counters, labels from enums only.
+Names and units follow Prometheus's conventions: base units (seconds, bytes), `_total` on counters, labels from enums
+only.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class StreamdCollector(Collector):
         )
         yield _histogram(
             "streamd_added_before_upstream_seconds",
-            "Of a stream's time to first event, what streamd added: from head to request sent upstream, connect included.",
+            "Of that, what streamd added: from the head to the request sent upstream, connecting included.",
             counters.added_s,
         )
 

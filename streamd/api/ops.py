@@ -49,7 +49,7 @@ class Ops:
         connection.answer(200, b'{"status":"ok"}', [JSON, NOT_STORED])
 
     def readiness(self, connection: ClientConnection, request: Request) -> None:
-        """Whether a balancer should send requests here. Upstreams don't matter to it: a 502 says more than no answer."""
+        """Whether a balancer should send requests here. Upstreams don't matter to it: a 502 says more."""
         state = self._ready()
         body = b'{"status":"%b"}' % state.encode()
         connection.answer(200 if state == "ready" else 503, body, [JSON, NOT_STORED])

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from streamd.api.access import Access
 from streamd.api.streams import Streams, last_event_id, policy_of
 from streamd.core.hub import body_hash
 from streamd.core.stream import Policy, Stream
@@ -25,8 +26,8 @@ from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
 
-# What a client's path may not hold, so that it can't leave the upstream's base: dot segments, empty segments, and anything
-# that a server behind could decode into one.
+# What a client's path may not hold, so that it can't leave the upstream's base: dot segments, empty segments, and
+# anything that a server behind could decode into one.
 _climbs = re.compile(r"//|/\.{1,2}(?:/|\Z)|\\|%2e|%2f|%5c|%00", re.IGNORECASE).search
 
 _duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
@@ -59,8 +60,9 @@ _OURS = frozenset(
 class Relay:
     """The proxied part of the API."""
 
-    def __init__(self, runtime: Runtime, upstreams: Upstreams, streams: Streams) -> None:
+    def __init__(self, runtime: Runtime, upstreams: Upstreams, streams: Streams, access: Access) -> None:
         self._runtime = runtime
+        self._access = access
         self._upstreams = upstreams
         self._streams = streams
         self._plan = Plan(answer=self.answer)
@@ -71,6 +73,7 @@ class Relay:
             raise not_found(request.path)
         if request.method in ("TRACE", "CONNECT"):
             raise Problem(501, f"{request.method} is not relayed.", code="not_relayed")
+        self._access.check_relay(request)
         return self._plan
 
     def answer(self, connection: ClientConnection, request: Request) -> None:
@@ -78,6 +81,8 @@ class Relay:
         fields = _json_of(request)
         model = fields.get("model")
         request.model = model[:200] if isinstance(model, str) else ""
+        if request.body:
+            self._access.check_model(request, model if isinstance(model, str) else None)
         wants_stream = fields.get("stream") is True and request.dialect is not Dialect.UNKNOWN
         policy = policy_of(request) or Policy(request.route.policy)
         if request.method == "POST" and self._resumes(connection, request, policy):
@@ -95,6 +100,7 @@ class Relay:
         if last is None:
             return False
         stream = self._streams.get(last.stream)
+        self._access.check_read(request, stream)
         seq = self._streams.position(request, stream, last)
         self._streams.join(connection, request, stream, seq, policy, resumed=True)
         return True
@@ -103,7 +109,7 @@ class Relay:
         self, connection: ClientConnection, request: Request, key: str, wants_stream: bool, policy: Policy
     ) -> bool:
         """The same Idempotency-Key from the same principal: the generation that runs, or ran."""
-        kept = self._runtime.hub.by_key(request.principal, key)
+        kept = self._runtime.hub.by_key(request.principal.id, key)
         if kept is None:
             return False
         if kept.body_hash != body_hash(request.body):
@@ -127,29 +133,58 @@ class Relay:
         key: str,
     ) -> None:
         runtime = self._runtime
+        detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
-        self._upstreams.choose(request.model, runtime.time())  # refuse before anything is opened
+        # Refuse before anything is opened.
+        self._upstreams.choose(request.model, runtime.time())
+        self._access.admit_request(request)
         ask = ask_of(request, fields)
         stream = self._open(request, policy, grace_s) if wants_stream else None
         exchange = Exchange(
-            runtime, self._upstreams, ask, connection=connection, request=request, stream=stream, policy=policy
+            runtime,
+            self._upstreams,
+            ask,
+            connection=None if detached else connection,
+            request=request,
+            stream=stream,
+            policy=policy,
         )
         exchange.on_opened = lambda opened: self._dress(opened, request, policy, grace_s)
         if key:
-            runtime.hub.keep_key(request.principal, key, body_hash(request.body), stream)
+            runtime.hub.keep_key(request.principal.id, key, body_hash(request.body), stream)
             if stream is None:
-                exchange.on_over = lambda: runtime.hub.forget_key(request.principal, key)
+                exchange.on_over = lambda: runtime.hub.forget_key(request.principal.id, key)
         exchange.start()
+        if detached and stream is not None:
+            self._accept(connection, stream, max(grace_s, runtime.settings.detach_grace_max_s))
+
+    def _accept(self, connection: ClientConnection, stream: Stream, grace_s: float) -> None:
+        """Prefer: respond-async. The generation runs on; whoever reads it first has detach_grace_max to come."""
+        if stream.reason is None and not stream.readers:
+            self._runtime.hub.orphan(stream, grace_s, CloseReason.READER_GONE, self._runtime.time())
+        location = f"/v1/streams/{stream.id}".encode()
+        body = orjson.dumps({"id": stream.id, "status": "in_progress"})
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"location", location),
+            (b"x-stream-id", stream.id.encode()),
+            (b"preference-applied", b"respond-async"),
+        ]
+        connection.let_body_go()
+        connection.answer(202, body, headers)
 
     def _open(self, request: Request, policy: Policy, grace_s: float) -> Stream:
+        self._runtime.admit_stream()
+        account = self._access.open_stream(request)
         stream = self._runtime.hub.open(request.dialect, self._runtime.time())
+        stream.account = account
         self._dress(stream, request, policy, grace_s)
         return stream
 
     def _dress(self, stream: Stream, request: Request, policy: Policy, grace_s: float) -> None:
         """The rules that hold for this stream, from its request and the settings of this moment."""
         settings = self._runtime.settings
-        stream.owner = request.principal
+        stream.owner = request.principal.id
         stream.model = request.model
         stream.policy = policy
         stream.detach_grace_s = grace_s
@@ -180,6 +215,12 @@ def _idempotency_key(request: Request) -> str:
         text = "Idempotency-Key takes 1 to 255 printable ASCII characters."
         raise Problem(400, text, code="bad_idempotency_key", param="idempotency-key")
     return given.decode()
+
+
+def _wants_detached(request: Request) -> bool:
+    """Prefer: respond-async (RFC 7240 4.1): start the generation, don't read it here."""
+    preferences = (request.get(b"prefer") or b"").lower().split(b",")
+    return any(preference.split(b";")[0].strip() == b"respond-async" for preference in preferences)
 
 
 def _detach_grace(request: Request, max_s: float) -> float:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from streamd.api.access import Access
 from streamd.api.models import Models
 from streamd.api.ops import Ops
+from streamd.api.publish import Publish
 from streamd.api.relay import Relay
 from streamd.api.streams import Streams
 from streamd.net.client import ClientConnection
@@ -22,7 +24,11 @@ Methods = dict[str, Plan]
 class Router:
     """All routes of a process."""
 
-    def __init__(self, relay: Relay, streams: Streams, models: Models, ops: Ops) -> None:
+    def __init__(
+        self, access: Access, relay: Relay, streams: Streams, publish: Publish, models: Models, ops: Ops
+    ) -> None:
+        self._access = access
+        self._publish = publish
         self._relay = relay
         self._streams = streams
         self._models = models
@@ -33,13 +39,22 @@ class Router:
         head = request.head
         assert head is not None
         if head.upgrade:
-            raise Problem(501, "streamd speaks HTTP/1.1 and Server-Sent Events, no other protocol.", code="no_upgrade")
-        methods = self._ops.routes(connection, request) or self._streams.routes(request) or self._models.routes(request)
+            text = "streamd speaks HTTP/1.1 and Server-Sent Events, no other protocol."
+            raise Problem(501, text, code="no_upgrade", close=True)
+        methods = self._ops.routes(connection, request)
         if methods is not None:
             return _of(methods, request)
-        if request.path.startswith("/v1/"):
-            return self._relay.plan(connection, request)
-        raise not_found(request.path)
+        request.principal = self._access.identify(connection, request)
+        methods = {**(self._streams.routes(request) or {}), **(self._publish.routes(request) or {})}
+        if methods:
+            return _of(methods, request)
+        methods = self._models.routes(request)
+        if methods is not None:
+            self._access.check_relay(request)
+            return _of(methods, request)
+        if request.path.startswith(("/v1/streams", "/v1/stream/")) or not request.path.startswith("/v1/"):
+            raise not_found(request.path)
+        return self._relay.plan(connection, request)
 
 
 def _of(methods: Methods, request: Request) -> Plan:

@@ -1,40 +1,50 @@
-"""/v1/streams: resume, watch and stop a stream by its id."""
+"""/v1/streams: list, read, resume, watch and stop streams by their ids."""
 
 from __future__ import annotations
 
 import re
+import statistics
 import urllib.parse
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
+import orjson
+
+from streamd.api.access import Access
 from streamd.core.hub import Gone
 from streamd.core.stream import Policy, Stream
-from streamd.net.client import ClientConnection
+from streamd.net.client import At, ClientConnection
 from streamd.net.problem import Problem
 from streamd.net.request import Plan, Request
 from streamd.net.runtime import Runtime
+from streamd.net.sweep import NEVER
 from streamd.reasons import CloseReason
-from streamd.wire.event_id import EventId, valid_last_event_id
+from streamd.wire.event_id import EventId, valid_last_event_id, valid_name
 
 PREFIX = "/v1/streams/"
+JSON = (b"content-type", b"application/json")
+
+# A page of the list: 200 B a stream, so 20 KB; a client that wants all asks on with ?after=.
+PAGE_STREAMS = 100
+PAGE_STREAMS_MAX = 1000
 
 _seq = re.compile(r"[1-9][0-9]{0,15}").fullmatch
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a reader wants to begin: the seq of the first event it has not got."""
-
-    seq: int
+_seconds = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?").fullmatch
 
 
 class Streams:
-    """Routes of streams that exist. Their ids say enough: to know one is the right to read it."""
+    """Routes of streams that exist."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, access: Access) -> None:
         self._runtime = runtime
+        self._access = access
+        self._waiting: dict[str, list[WaitForName]] = {}
         self._one = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
+        self._all = {"GET": Plan(answer=self.list)}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
+        if request.path == PREFIX[:-1]:
+            return self._all
         if request.path.startswith(PREFIX) and "/" not in request.path[len(PREFIX) :]:
             return self._one
         return None
@@ -42,36 +52,62 @@ class Streams:
     # -- reading
 
     def read(self, connection: ClientConnection, request: Request) -> None:
-        """The stream from a position on, live if it still runs."""
-        stream = self.find(request)
+        """The stream from a position on, live if it still runs; its state, if JSON is asked for."""
         last = last_event_id(request)
-        seq = self.position(request, stream, last)
+        name = name_of(request)
+        stream = self.known(name)
+        if stream is None:
+            wait_s = self._wait_s(request)
+            if wait_s and valid_name(name.encode("utf-8", "replace")):
+                self._wait(connection, request, name, wait_s)
+                return
+            stream = self.get(name)
+        self.read_from(connection, request, stream, last)
+
+    def read_from(self, connection: ClientConnection, request: Request, stream: Stream, last: EventId | None) -> None:
+        """Answer with the stream, after `last` if given. Raises Problem."""
+        self._access.check_read(request, stream)
+        if _wants_json(request):
+            body = orjson.dumps(state_of(stream, self._runtime.time()))
+            connection.answer(200, body, [JSON, (b"x-stream-id", stream.id.encode())])
+            return
         policy = policy_of(request) or stream.policy
-        self.join(connection, request, stream, seq, policy, resumed=last is not None)
+        reset = last is not None and last.stream == stream.id and (last.epoch or "") != stream.epoch
+        seq = 1 if reset else self.position(request, stream, last)
+        self.join(connection, request, stream, seq, policy, resumed=last is not None, reset=reset)
 
     def join(
-        self, connection: ClientConnection, request: Request, stream: Stream, seq: int, policy: Policy, *, resumed: bool
+        self,
+        connection: ClientConnection,
+        request: Request,
+        stream: Stream,
+        seq: int,
+        policy: Policy,
+        *,
+        resumed: bool,
+        reset: bool = False,
     ) -> None:
         """Subscribe the connection; past the end of a sealed stream 204, the only polite way to stop an EventSource."""
         request.model = request.model or stream.model
         request.upstream = stream.upstream
-        if stream.reason is not None and seq >= stream.log.seq_next:
+        if stream.reason is not None and seq >= stream.log.seq_next and not reset:
             connection.answer(204, headers=[(b"x-stream-id", stream.id.encode())])
             return
         if resumed:
             self._runtime.counters.resumes += 1
-        connection.begin_stream(stream, seq=seq, policy=policy)
+        connection.begin_stream(stream, seq=seq, policy=policy, reset=reset)
 
-    def find(self, request: Request) -> Stream:
-        """The stream that the path names. Raises Problem: 404, or 410 where it was and can't be any more."""
-        return self.get(urllib.parse.unquote(request.path[len(PREFIX) :]))
-
-    def get(self, stream_id: str) -> Stream:
+    def known(self, stream_id: str) -> Stream | None:
+        """The stream, if it is here. Raises Problem 410 where it was and can't be any more."""
         try:
-            stream = self._runtime.hub.get(stream_id)
+            return self._runtime.hub.get(stream_id)
         except Gone:
             text = "The stream ended with the process that carried it; start it again."
             raise Problem(410, text, code="stream_gone", reason=CloseReason.NOT_FOUND) from None
+
+    def get(self, stream_id: str) -> Stream:
+        """The stream. Raises Problem: 404, or 410 where it was and can't be any more."""
+        stream = self.known(stream_id)
         if stream is None:
             seconds = self._runtime.settings.retention_s
             text = f"There is no such stream, or it ended more than {seconds:g} s ago (retention)."
@@ -82,9 +118,8 @@ class Streams:
         """The first seq to send. Raises Problem 400 for another stream's id or a position that was never reached."""
         if last is not None:
             if last.stream != stream.id or (last.epoch or "") != stream.epoch:
-                raise Problem(
-                    400, "Last-Event-ID belongs to another stream.", code="wrong_stream", param="last_event_id"
-                )
+                text = "Last-Event-ID belongs to another stream."
+                raise Problem(400, text, code="wrong_stream", param="last_event_id")
             seq = last.seq + 1
         else:
             seq = _from(request)
@@ -93,17 +128,167 @@ class Streams:
             raise Problem(400, text, code="position_not_reached", param="last_event_id")
         return min(seq, stream.log.seq_next)
 
+    # -- waiting for a name
+
+    def _wait_s(self, request: Request) -> float:
+        given = query_of(request).get("wait")
+        if given is None:
+            return 0.0
+        if not _seconds(given):
+            raise Problem(400, "wait is a number of seconds, at most 60.", code="bad_wait", param="wait")
+        return min(float(given), self._runtime.settings.wait_max_s)
+
+    def _wait(self, connection: ClientConnection, request: Request, name: str, wait_s: float) -> None:
+        waiting = WaitForName(self._runtime, self, connection, request, name, wait_s)
+        self._waiting.setdefault(name, []).append(waiting)
+
+    def wake_waiting(self, stream: Stream) -> None:
+        """A stream was opened: answer those who wait for its name."""
+        for waiting in self._waiting.pop(stream.id, ()):
+            waiting.opened(stream)
+
+    def forget_waiting(self, waiting: WaitForName) -> None:
+        left = [other for other in self._waiting.get(waiting.name, ()) if other is not waiting]
+        if left:
+            self._waiting[waiting.name] = left
+        else:
+            self._waiting.pop(waiting.name, None)
+
     # -- stopping
 
     def stop(self, connection: ClientConnection, request: Request) -> None:
-        """End a generation now: its upstream is aborted, its readers are told. A sealed one is forgotten."""
-        stream = self.find(request)
+        """End a stream now: its upstream is aborted, its readers are told. A sealed one is forgotten."""
+        stream = self.get(name_of(request))
+        self._access.check_write(request, stream)
+        self.stop_stream(stream)
+        connection.answer(204)
+
+    def stop_stream(self, stream: Stream) -> None:
         if stream.reason is None:
             now = self._runtime.time()
             stream.cancel(CloseReason.CANCELLED, now, message="The stream was stopped by request (DELETE).")
         elif not stream.readers:
             self._runtime.hub.remove(stream)
-        connection.answer(204)
+
+    # -- listing
+
+    def list(self, connection: ClientConnection, request: Request) -> None:
+        """The caller's streams, oldest first; all on the admin surface. ?state=live|sealed, ?limit=, ?after=<id>."""
+        query = query_of(request)
+        state, limit = query.get("state"), query.get("limit", str(PAGE_STREAMS))
+        if state not in (None, "live", "sealed"):
+            raise Problem(400, "state is live or sealed.", code="bad_state", param="state")
+        if not _seq(limit) or int(limit) > PAGE_STREAMS_MAX:
+            raise Problem(400, f"limit is from 1 to {PAGE_STREAMS_MAX}.", code="bad_limit", param="limit")
+        shown = [
+            stream
+            for stream in self._runtime.hub
+            if self._access.sees(request.principal, stream) and state in (None, state_word(stream))
+        ]
+        after = query.get("after")
+        if after is not None:
+            start = next((k + 1 for k, stream in enumerate(shown) if stream.id == after), None)
+            if start is None:
+                raise Problem(400, "after is not the id of a stream in this list.", code="bad_after", param="after")
+            shown = shown[start:]
+        now = self._runtime.time()
+        page = [state_of(stream, now) for stream in shown[: int(limit)]]
+        more = len(shown) > len(page)
+        body = orjson.dumps({"data": page, "has_more": more, "last_id": page[-1]["id"] if page else None})
+        connection.answer(200, body, [JSON, (b"cache-control", b"no-store")])
+
+
+class WaitForName:
+    """A reader that came before its stream was opened (?wait=)."""
+
+    __slots__ = ("_connection", "_request", "_runtime", "_streams", "due_at", "name")
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        streams: Streams,
+        connection: ClientConnection,
+        request: Request,
+        name: str,
+        wait_s: float,
+    ) -> None:
+        self._runtime = runtime
+        self._streams = streams
+        self._connection = connection
+        self._request = request
+        self.name = name
+        self.due_at = runtime.time() + wait_s
+        request.waiting = self
+        runtime.sweep.add(self)
+
+    def opened(self, stream: Stream) -> None:
+        """The stream is there: answer as if it had been from the start."""
+        self._end(lambda: self._streams.read_from(self._connection, self._request, stream, None))
+
+    def on_due(self, now: float) -> float:
+        """It did not come."""
+        self._streams.forget_waiting(self)
+
+        def refuse() -> None:
+            self._streams.get(self.name)
+
+        self._end(refuse)
+        return NEVER
+
+    def _end(self, answer: Callable[[], None]) -> None:
+        self._runtime.sweep.discard(self)
+        self._request.waiting = None
+        if self._connection.at is not At.WAITING:
+            return
+        try:
+            answer()
+        except Problem as problem:
+            self._connection.answer_problem(problem)
+
+    # -- Waiting
+
+    def reader_gone(self, reason: CloseReason) -> None:
+        self._runtime.sweep.discard(self)
+        self._streams.forget_waiting(self)
+
+    def reader_paused(self) -> None:
+        """Nothing is written before the answer begins."""
+
+    def reader_resumed(self) -> None:
+        """Nothing is written before the answer begins."""
+
+
+def state_word(stream: Stream) -> str:
+    return "live" if stream.reason is None else "sealed"
+
+
+def state_of(stream: Stream, now: float) -> dict[str, Any]:
+    """What a publisher or an operator wants to know of a stream. Lag is in events, over the readers of this moment."""
+    lags = [stream.log.seq_next - reader.position for reader in stream.readers]
+    return {
+        "id": stream.id,
+        "epoch": stream.epoch or None,
+        "state": state_word(stream),
+        "reason": stream.reason.word if stream.reason is not None else None,
+        "first_seq": stream.log.seq_first,
+        "last_seq": stream.events,
+        "log_bytes": stream.log.bytes_held,
+        "text_events": stream.text_events,
+        "text_bytes": stream.text_bytes,
+        "subscribers": len(stream.readers),
+        "lag_max": max(lags, default=0),
+        "lag_median": statistics.median(lags) if lags else 0,
+        "dropped_events": stream.drops + sum(reader.dropped for reader in stream.readers),
+        "age_s": round(now - stream.opened_at, 3),
+        "policy": stream.policy.value,
+        "model": stream.model or None,
+        "upstream": stream.upstream or None,
+    }
+
+
+def name_of(request: Request) -> str:
+    """The stream that the path names, percent-encoding undone."""
+    return urllib.parse.unquote(request.path[len(PREFIX) :])
 
 
 def last_event_id(request: Request) -> EventId | None:
@@ -139,7 +324,7 @@ def query_of(request: Request) -> dict[str, str]:
     if head is None or not head.query:
         return {}
     fields: dict[str, str] = {}
-    for name, value in urllib.parse.parse_qsl(head.query, keep_blank_values=True, max_num_fields=None):
+    for name, value in urllib.parse.parse_qsl(head.query, keep_blank_values=True):
         fields.setdefault(name, value)
     return fields
 
@@ -151,3 +336,8 @@ def _from(request: Request) -> int:
     if not _seq(given):
         raise Problem(400, "from is the seq of the first event wanted, 1 or more.", code="bad_from", param="from")
     return int(given)
+
+
+def _wants_json(request: Request) -> bool:
+    accept = request.get(b"accept") or b""
+    return b"application/json" in accept and b"text/event-stream" not in accept

@@ -1,17 +1,17 @@
 """SlicedFanout: one event to ten thousand readers, without the loop standing still meanwhile.
 
-A write costs about 10 us, so ten thousand are 0.1 s in which nothing else would be accepted, relayed or answered. With more
-than DIRECT_READERS_MAX readers (or with a flush interval) a stream hands its frames to this dispatcher instead. It goes over
-the readers in passes, `SLICE_MAX` a loop turn, and gives each whatever is new since it was there last, in one write. While a
-pass is under way new events only join the frames at hand: when the machine is busy, passes take in more events each and the
-cost per event falls by itself.
+A write costs about 10 us, so ten thousand are 0.1 s in which nothing else would be accepted, relayed or answered.
+With more than DIRECT_READERS_MAX readers (or with a flush interval) a stream hands its frames to this dispatcher
+instead. It goes over the readers in passes, `SLICE_MAX` a loop turn, and gives each whatever is new since it was
+there last, in one write. While a pass is under way new events only join the frames at hand: when the machine is busy,
+passes take in more events each and the cost per event falls by itself.
 
-Bounds: the frames at hand are at most FRAMES_MAX or FRAMES_BYTES_MAX. A reader whose next frame is no longer among them is
-served from the replay log like any other that lags. Readers that join, leave or end between slices harm nothing: a pass
-goes over a snapshot, each reader knows its own position, and an ended one is skipped.
+Bounds: the frames at hand are at most FRAMES_MAX or FRAMES_BYTES_MAX. A reader whose next frame is no longer among
+them is served from the replay log like any other that lags. Readers that join, leave or end between slices harm
+nothing: a pass goes over a snapshot, each reader knows its own position, and an ended one is skipped.
 
-Rejected: a queue per reader (memory), timestamps to decide who is due (positions say it), a slice measured in time (reading
-the clock for each reader costs more than the unevenness).
+Rejected: a queue per reader (memory), timestamps to decide who is due (positions say it), a slice measured in time
+(reading the clock for each reader costs more than the unevenness).
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 Bounds
     streams live      admission's business (core/admission.py)
-    streams kept      sealed ones stay for their retention, and no longer than the logs' budget allows: when it runs short,
-                      the logs of finished streams go first, oldest first, then the oldest halves of the longest live ones.
-                      Readers who would need what went get a gap (docs/PROTOCOL.md, section 3), never a lie.
+    streams kept      sealed ones stay for their retention, and no longer than the logs' budget allows: when it runs
+                      short,
+                      the logs of finished streams go first, oldest first, then the oldest halves of the longest live
+                      ones. Readers who would need what went get a gap (docs/PROTOCOL.md, section 3), never a lie.
     detached          generations that run without a reader: detached_max; over it a generation is cancelled at once
 
-Invariants: log_bytes is the sum of charged_bytes over all streams, and each charge follows its log at every sweep; a stream
-with a reader is never removed; a name, a key or a response id always points to a stream that is registered.
+Invariants: log_bytes is the sum of charged_bytes over all streams, and each charge follows its log at every sweep; a
+stream with a reader is never removed; a name, a key or a response id always points to a stream that is registered.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Gone(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class KeptRequest:
-    """What an Idempotency-Key stands for: the stream it opened (None: an answer that is no stream), and for which body."""
+    """What an Idempotency-Key stands for: the stream it opened (None: the answer is none), and for which body."""
 
     stream: Stream | None
     body_hash: bytes
@@ -202,6 +203,10 @@ class Hub:
     def _sealed(self, stream: Stream) -> None:
         self.settle(stream)
         self.charge(stream)
+        if stream.account is not None:
+            stream.account.close_stream()
+            if stream.progress.usage is not None:
+                stream.account.correct(stream.text_events, stream.progress.usage[1])
         self.on_sealed(stream)
 
     # -- sweeping
@@ -260,6 +265,8 @@ class Hub:
         self.events_total += events - stream.counted_events
         self.event_bytes_total += stream.frame_bytes - stream.counted_bytes
         self.text_events_total += text_events - stream.counted_text_events
+        if stream.account is not None:
+            stream.account.tokens_total += text_events - stream.counted_text_events
         stream.counted_events, stream.counted_bytes = events, stream.frame_bytes
         stream.counted_text_events = text_events
 

@@ -1,11 +1,11 @@
 """Ring: the fixed-size buffer of frame references between one stream and one reader that can't take them just now.
 
-Bounds: `slots` references (32 to 128, 64 unless set: at 50 tokens a second more than a second of stall, and 8 B a slot) and
-`bytes_max` of frames (32 KiB: 64 frames of 250 B are 16 KB, doubled), whichever is reached first. A ring always takes one
-frame, however large, so that an event over `bytes_max` can pass at all.
+Bounds: `slots` references (32 to 128, 64 unless set: at 50 tokens a second more than a second of stall, and 8 B a
+slot) and `bytes_max` of frames (32 KiB: 64 frames of 250 B are 16 KB, doubled), whichever is reached first. A ring
+always takes one frame, however large, so that an event over `bytes_max` can pass at all.
 
-The slots are allocated once. The frames are shared with every other reader of the stream, so what a ring costs for itself is
-its slots; `bytes_held` is the most that it can keep alive alone.
+The slots are allocated once. The frames are shared with every other reader of the stream, so what a ring costs for
+itself is its slots; `bytes_held` is the most that it can keep alive alone.
 """
 
 from __future__ import annotations

@@ -1,40 +1,41 @@
 """Stream and Subscriber: one generation, many readers, and what happens to those who can't keep up.
 
-THE PROBLEM. A model makes a token every 20 to 80 ms and never waits. Readers do: a phone in a tunnel, a laptop with its lid
-closed, a debugger at a breakpoint. Whoever stands between the two either buffers without bound (and is killed with everybody on
-board), blocks the source (and one reader stops all others), or decides. This module decides.
+THE PROBLEM. A model makes a token every 20 to 80 ms and never waits. Readers do: a phone in a tunnel, a laptop with
+its lid closed, a debugger at a breakpoint. Whoever stands between the two either buffers without bound (and is killed
+with everybody on board), blocks the source (and one reader stops all others), or decides. This module decides.
 
-THE MECHANISM. A stream has one replay log and any number of subscribers. An event goes into the log first and then, as one
-frame (id line and HTTP chunk around it, made once, the same bytes object for everybody), to each subscriber's `push`:
+THE MECHANISM. A stream has one replay log and any number of subscribers. An event goes into the log first and then,
+as one frame (id line and HTTP chunk around it, made once, the same bytes object for everybody), to each subscriber's
+`push`:
 
     LIVE       push is the transport's own write: nothing stands between the token and the kernel
-    PAUSED     the kernel took less than all: frames wait in the subscriber's ring; nothing else is remembered but a cursor,
-               taken when the pause began, to where the reader stands in the log
-    BEHIND     the ring was full under policy `coalesce`: the ring was let go, the cursor is all that is left. Lag costs a
-               position instead of a buffer
-    CATCHING   writable again and behind: each loop turn writes one piece read from the log, at most `catchup_bytes_max`, the
-               texts of neighbouring deltas concatenated; at the log's end it goes LIVE
-    FOLLOWING  at the log's end, for a reader whose wire form isn't the shared one (HTTP/1.0): each event is read from the log
-               with its own framing. The same cursor as CATCHING; no second mechanism
+    PAUSED     the kernel took less than all: frames wait in the subscriber's ring; nothing else is remembered but
+               a cursor, taken when the pause began, to where the reader stands in the log
+    BEHIND     the ring was full under policy `coalesce`: the ring was let go, the cursor is all that is left. Lag
+               costs a position instead of a buffer
+    CATCHING   writable again and behind: each loop turn writes one piece read from the log, at most
+               `catchup_bytes_max`, the texts of neighbouring deltas concatenated; at the log's end it goes LIVE
+    FOLLOWING  at the log's end, for a reader whose wire form isn't the shared one (HTTP/1.0): each event is read
+               from the log with its own framing. The same cursor as CATCHING; no second mechanism
     ENDED      nothing is written any more
 
     A late joiner and a resuming reader are subscribers that begin in CATCHING with a cursor of their choice.
 
 INVARIANTS
-    1. append() puts an event into the log before any subscriber sees it. So the log's end, taken when pause_writing() fires
-       inside a write, is exactly the first position that the reader has not got.
-    2. No subscriber joins or leaves inside append(): sinks end a subscription at once (push becomes a no-op) but leave the
-       stream from their own callback (connection_lost, or the end of the answer).
+    1. append() puts an event into the log before any subscriber sees it. So the log's end, taken when pause_writing()
+       fires inside a write, is exactly the first position that the reader has not got.
+    2. No subscriber joins or leaves inside append(): sinks end a subscription at once (push becomes a no-op) but
+       leave the stream from their own callback (connection_lost, or the end of the answer).
     3. For each subscriber, frames in the ring are the seqs position … position + ring.held - 1, without a hole;
        what drop_oldest gave up lies directly in front of them: gap_from <= seq < position.
     4. position <= log.seq_next; a position < log.seq_first is a gap, announced before anything else is written.
     5. The source is never paused for a subscriber.
     6. A subscriber that gets an error event gets it from the log, with its own seq, like any other event.
 
-REJECTED. A queue and a task per reader (30 times the memory, and a wake-up per token). Pausing the source for the slowest
-(one reader stops all). A ring per stream with a read index per reader: the slowest decides how long frames live, and
-catching up writes hundreds of small events where one large one will do. Coalescing inside the ring: it costs JSON for every
-reader on the hot path, where the log can do it once, late, and without parsing.
+REJECTED. A queue and a task per reader (30 times the memory, and a wake-up per token). Pausing the source for the
+slowest (one reader stops all). A ring per stream with a read index per reader: the slowest decides how long frames
+live, and catching up writes hundreds of small events where one large one will do. Coalescing inside the ring: it
+costs JSON for every reader on the hot path, where the log can do it once, late, and without parsing.
 
 TIME comes in as `now`, monotonic seconds.
 """
@@ -45,6 +46,7 @@ import enum
 from collections.abc import Callable
 from typing import Protocol
 
+from streamd.core.limits import Account
 from streamd.core.replay import Cursor, ReplayLog
 from streamd.core.ring import Ring
 from streamd.reasons import By, CloseReason
@@ -52,8 +54,8 @@ from streamd.wire import sse
 from streamd.wire.chunked import encode_chunk
 from streamd.wire.dialect import Dialect, Progress, error_event, gap_event, reconnect_event, sequence_number_of
 
-# With more subscribers than this an event is handed out in slices over several loop turns (core/fanout.py); up to it, at
-# once: 64 writes of 10 us are 0.6 ms, about what one TLS handshake or request head takes as well.
+# With more subscribers than this an event is handed out in slices over several loop turns (core/fanout.py); up to it,
+# at once: 64 writes of 10 us are 0.6 ms, about what one TLS handshake or request head takes as well.
 DIRECT_READERS_MAX = 64
 
 
@@ -234,6 +236,13 @@ class Subscriber:
         self._cursor = None
         self._go(Turn.END)
 
+    def announce_reset(self) -> None:
+        """The reader's position was in an earlier life of this name: what it had is void, all of this one follows."""
+        event = gap_event(self.stream.dialect, self.stream.progress, 0, 0, reset=True)
+        frame = self._encode(0, event)
+        self._bytes_written += len(frame)
+        self.write(frame)
+
     # -- catching up
 
     def start(self, seq: int, *, writable: bool = True) -> None:
@@ -329,7 +338,7 @@ class Subscriber:
         self._lose(first, self._position)
 
     def miss(self, first: int) -> None:
-        """Fan-out, PAUSED: frames between the ring's end and `first` are no longer at hand. The ring's policy decides."""
+        """Fan-out, PAUSED: frames between the ring's end and `first` are gone. The policy decides."""
         if self.policy is Policy.COALESCE:
             self.ring.clear()
             self._cursor = None
@@ -380,7 +389,7 @@ class Subscriber:
             self.write(frame)
 
     def farewell(self, *, message: str, retry_ms: int) -> None:
-        """Tell the reader where it stands, with an event that is not in the log, and end. The answer must then look cut."""
+        """Tell the reader where it stands, with an event that is not logged, and end. The answer has to look cut."""
         if self.state is Sub.ENDED:
             return
         last_id = self.stream.event_id(self.position - 1)
@@ -458,10 +467,12 @@ class Subscriber:
 class Stream:
     """One generation or one published topic: an id, a replay log, readers, a source, an end.
 
-    Invariants: seqs run from 1 without holes; reason is None while events may come; after the seal the log is not appended to.
+    Invariants: seqs run from 1 without holes; reason is None while events may come; after the seal the log is not
+    appended to.
     """
 
     __slots__ = (
+        "account",
         "catchup_bytes_max",
         "charged_bytes",
         "counted_bytes",
@@ -515,6 +526,7 @@ class Stream:
         self.id_prefix = b"id: " + (f"{stream_id}:{epoch}:" if epoch else f"{stream_id}:").encode()
         self.dialect = dialect
         self.owner = ""  # the principal that opened it
+        self.account: Account | None = None  # of its key, which pays for its tokens
         self.name_public = False
         self.model = ""
         self.upstream = ""
@@ -616,7 +628,7 @@ class Stream:
             reader.finish_if_done()
 
     def fail(self, reason: CloseReason, now: float, *, message: str, code: str = "") -> None:
-        """Seal after an error event in the stream's dialect: the log's last entry, so that resuming readers get it too."""
+        """Seal after an error event in the stream's dialect: the log's last entry, for resuming readers too."""
         last = self.log.last_event() if self.dialect is Dialect.RESPONSES else None
         number = sequence_number_of(last) if last is not None else None
         event = error_event(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamd.core.auth import ANONYMOUS
 from streamd.daemon import logs
 from streamd.net.client import ClientConnection
 from streamd.net.request import Request
@@ -50,6 +51,6 @@ class AccessLog:
             stream=stream.id if stream is not None else None,
             upstream=request.upstream or None,
             model=request.model or None,
-            principal=request.principal if request.principal != "anonymous" else None,
+            principal=request.principal.id if request.principal is not ANONYMOUS else None,
             traceparent=request.traceparent or None,
         )

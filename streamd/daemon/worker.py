@@ -15,8 +15,10 @@ import uvloop
 
 from streamd import __version__, metrics
 from streamd.addresses import parse_address
+from streamd.api.access import Access
 from streamd.api.models import Models
 from streamd.api.ops import Ops
+from streamd.api.publish import Publish
 from streamd.api.relay import Relay, ask_of
 from streamd.api.router import Router
 from streamd.api.streams import Streams
@@ -56,7 +58,10 @@ class Worker:
 
     def _wire(self) -> None:
         runtime, upstreams = self.runtime, self.upstreams
-        streams = Streams(runtime)
+        self.access = access = Access(runtime)
+        streams = Streams(runtime, access)
+        publish = Publish(runtime, streams, access)
+        relay = Relay(runtime, upstreams, streams, access)
         rendered = metrics.Metrics(metrics.StreamdCollector(runtime, upstreams))
         ops = Ops(
             runtime,
@@ -64,7 +69,7 @@ class Worker:
             status=lambda: metrics.status(runtime, upstreams, state=self.state, started_at=self.started_at),
             ready=lambda: "ready" if self.state == "serving" else self.state,
         )
-        router = Router(Relay(runtime, upstreams, streams), streams, Models(runtime, upstreams, ask_of), ops)
+        router = Router(access, relay, streams, publish, Models(runtime, upstreams, ask_of), ops)
         runtime.plan = router.plan
         runtime.on_request_end = AccessLog(runtime).request_ended
         runtime.on_bug = logs.bug

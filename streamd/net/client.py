@@ -11,8 +11,8 @@ A connection is in one place of the table below at any time, and `_go` is the on
     CLOSING    the last bytes are on their way
     LOST       gone
 
-While an answer runs, reading goes on: that is how a FIN is seen, and a FIN means that the reader is gone. What comes behind the
-request is kept up to `pipeline_bytes_max`; more closes the connection.
+While an answer runs, reading goes on: that is how a FIN is seen, and a FIN means that the reader is gone. What comes
+behind the request is kept up to `pipeline_bytes_max`; more closes the connection.
 
 Writing: the transport's high-water mark is 0, so pause_writing() comes, inside write(), as soon as the kernel took less
 than all. It is the only sign of a slow reader. Every close arms an abort: a stalled peer keeps no socket.
@@ -219,7 +219,8 @@ class ClientConnection(asyncio.Protocol):
         self.due_at = min(self.due_at, now + self._stall_sample_s())
         self._runtime.counters.paused += 1
         if self.reader is not None:
-            self.reader.pause()
+            if self.live:  # else the answer's last bytes were what filled it
+                self.reader.pause()
         elif self.at is At.PASSING and self.request is not None and self.request.waiting is not None:
             self.request.waiting.reader_paused()
 
@@ -228,21 +229,26 @@ class ClientConnection(asyncio.Protocol):
         self.paused = False
         self.wrote_at = self._runtime.time()
         if self.reader is not None:
-            self.reader.resume()
+            if self.live:
+                self.reader.resume()
         elif self.at is At.PASSING and self.request is not None and self.request.waiting is not None:
             self.request.waiting.reader_resumed()
+        elif self.at is At.HEAD:
+            self._go_on()
 
     # -- requests in
 
     def _take(self, data: bytes) -> None:
-        if self.at is At.HEAD:
-            self._take_head(data)
-        elif self.at is At.BODY:
+        if self.at is At.BODY:
             self._take_body(data)
-        elif self.at in ANSWERING:
+        elif self.at in ANSWERING or (self.at is At.HEAD and self.paused):
+            # No request is begun while its client doesn't take the answers to those before it.
             self._behind += data
             if len(self._behind) > self._runtime.settings.pipeline_bytes_max:
                 self.abort(CloseReason.PIPELINE_FULL)
+        elif self.at is At.HEAD:
+            behind, self._behind = self._behind, b""  # _go_on() may not have had its turn yet
+            self._take_head(behind + data)
 
     def _take_head(self, data: bytes) -> None:
         reader = self._reader_of_heads
@@ -396,10 +402,12 @@ class ClientConnection(asyncio.Protocol):
             param=problem.param,
             dialect=request.dialect,
         )
+        if problem.last_seq is not None:
+            body = body[:-1] + b',"last_seq":%d}' % problem.last_seq
         self.answer(problem.status, body, [(b"content-type", b"application/json"), *problem.response_headers()])
 
     def _refuse_event_source(self, request: Request, problem: Problem) -> None:
-        """An EventSource gives up for good at any status but 200: let it come back by itself, and say why in a comment."""
+        """An EventSource gives up for good at any status but 200: let it come back, and say why in a comment."""
         self._keep_alive = False
         request.status = 200
         fields = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache, no-transform")]
@@ -416,7 +424,7 @@ class ClientConnection(asyncio.Protocol):
         self.write(head + (encode_chunk(lines) if self._chunked else lines))
         self.close(problem.reason)
 
-    def begin_stream(self, stream: Stream, *, seq: int, policy: Policy, raw: bool = False) -> None:
+    def begin_stream(self, stream: Stream, *, seq: int, policy: Policy, raw: bool = False, reset: bool = False) -> None:
         """The answer is a stream, from `seq` on. Writes the head and `retry:`, then subscribes."""
         request, runtime = self.request, self._runtime
         assert request is not None and self.at is At.WAITING
@@ -451,8 +459,10 @@ class ClientConnection(asyncio.Protocol):
         self.reader = reader
         runtime.counters.subscriptions += 1
         self.wrote_at = runtime.time()
-        self.due_at = self.wrote_at + (request.route.heartbeat_s or STALL_SAMPLES)
+        self.due_at = min(self.wrote_at + (request.route.heartbeat_s or NEVER), request.expires_at or NEVER)
         runtime.hub.rejoin(stream, reader)
+        if reset:
+            reader.announce_reset()
         reader.start(seq, writable=not self.paused)
 
     def pass_head(self, head: ResponseHead, headers: list[tuple[bytes, bytes]]) -> None:
@@ -508,7 +518,10 @@ class ClientConnection(asyncio.Protocol):
             self.close(reader.stream.reason)
 
     def slow_consumer(self) -> None:
-        self.abort(CloseReason.SLOW_CONSUMER)
+        """Called inside Stream.append(), where no reader may leave: that is done in connection_lost()."""
+        self._close_reason = CloseReason.SLOW_CONSUMER
+        self.due_at = NEVER
+        self.transport.abort()
 
     # -- ends
 
@@ -545,14 +558,17 @@ class ClientConnection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """The request wasn't read to its end: FIN, then throw away what comes, for a while."""
-        self._end_answer(self.request.reason or CloseReason.COMPLETE if self.request else CloseReason.BAD_REQUEST)
+        assert self.request is not None
+        reason = self.request.reason or CloseReason.COMPLETE
+        self._close_reason = self._close_reason or reason
+        self._end_answer(reason)
         self._go(Step.REFUSE)
         self._arm_abort()
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
     def _refuse_broken(self, broken: RemoteProtocolError) -> None:
-        """A request that isn't HTTP as the RFCs have it. Its bytes can't be told apart from the next request's: close."""
+        """A request that isn't HTTP as the RFCs have it. Nobody knows where the next one begins: close."""
         if self.request is None:
             self._go(Step.BEGIN)
             self.request = _unparsed(self._runtime)
@@ -572,12 +588,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """The next request came behind the one that was just answered."""
-        if self.at is At.HEAD and self._behind:
+        if self.at is At.HEAD and self._behind and not self.paused:
             data, self._behind = self._behind, b""
             self.data_received(data)
 
     def _end_answer(self, reason: CloseReason) -> None:
-        """Release all that belongs to the request, in one place, and say how it ended. Does nothing between requests."""
+        """Release all that belongs to the request, in one place, and say how it ended. Nothing between requests."""
         request, reader, sink = self.request, self.reader, self._sink
         if request is None:
             return
@@ -644,13 +660,25 @@ class ClientConnection(asyncio.Protocol):
 
     def _due_heartbeat(self, now: float) -> float:
         reader, request = self.reader, self.request
-        if reader is None or request is None or not request.route.heartbeat_s:
+        if reader is None or request is None:
             return NEVER
+        expires_at = request.expires_at or NEVER
+        if now >= expires_at:
+            self._expire(reader)
+            return self.due_at
+        if not request.route.heartbeat_s:
+            return expires_at
         last = max(self.wrote_at, reader.stream.touched_at)
         if now - last >= request.route.heartbeat_s:
             reader.heartbeat()
             self.wrote_at = last = now
-        return last + request.route.heartbeat_s
+        return min(last + request.route.heartbeat_s, expires_at)
+
+    def _expire(self, reader: Subscriber) -> None:
+        """The token that let this reader in has expired: it is told where it stands, and the stream goes on."""
+        text = "The access token expired; get a new one and resume."
+        reader.farewell(message=text, retry_ms=self._runtime.retry_ms())
+        self.close(CloseReason.TOKEN_EXPIRED)
 
     def _due_stall(self, now: float) -> float:
         """Paused: it is stalled if its kernel took nothing of what is outstanding for stall_timeout."""
@@ -692,7 +720,7 @@ class ClientConnection(asyncio.Protocol):
         return self.due_at
 
     def _due_body(self, now: float) -> float:
-        """After body_grace a body has to come at body_bytes_per_s_min, counted from there; published ones at any rate."""
+        """After body_grace a body has to come at body_bytes_per_s_min, counted from there; what is published at any."""
         settings = self._runtime.settings
         if self._body is None:
             return NEVER

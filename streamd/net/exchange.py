@@ -4,21 +4,22 @@
     ASKED       the request is out, the answer's head is awaited
     STREAMING   the answer feeds a stream
     PASSING     the answer goes through as bytes
-    COLLECTING  the reader has its 200 already (commit_after), but the answer is no stream: it is read for its error text
-    OVER
+    COLLECTING  the reader has its 200 already (commit_after), but the answer is no stream: it is read for its error
+                text OVER
 
-Who tries again, and when, is decided once (docs/PROTOCOL.md, section 4): only if the connection was never established, or a
-*reused* connection ended without a byte (once), or the upstream answered 503, or 429 with another one free. Never after a
-time-out: no byte back isn't nothing done, and a generation costs money.
+Who tries again, and when, is decided once (docs/PROTOCOL.md, section 4): only if the connection was never
+established, or a *reused* connection ended without a byte (once), or the upstream answered 503, or 429 with another
+one free. Never after a time-out: no byte back isn't nothing done, and a generation costs money.
 
-A request that asks for a stream has its Stream from the start: a retry of the same request can join it, and a reader who
-leaves before the first token can leave it a grace.
+A request that asks for a stream has its Stream from the start: a retry of the same request can join it, and a reader
+who leaves before the first token can leave it a grace.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,8 +80,8 @@ class Exchange:
     __slots__ = (
         "__weakref__",
         "_answers_before",
-        "_asked_at",
         "_ask",
+        "_asked_at",
         "_collected",
         "_connecting",
         "_link",
@@ -162,7 +163,7 @@ class Exchange:
         self._request.upstream = upstream.settings.name
         if self.stream is not None:
             self.stream.upstream = upstream.settings.name
-        link = upstream.take_idle(now)
+        link = None if self._reused_once else upstream.take_idle(now)
         if link is not None:
             self._send(link)
             return
@@ -188,8 +189,10 @@ class Exchange:
         counters.upstream_connect_s.observe(self._runtime.time() - began_at)
         if self._phase is Phase.OVER:
             link.close()
-            return
-        self._send(link)
+        elif link.at is Up.CLOSED:  # accepted and closed at once: nothing of ours was read there
+            self._not_connected(upstream, ConnectionResetError(errno.ECONNRESET, "closed as soon as it was accepted"))
+        else:
+            self._send(link)
 
     def _send(self, link: UpstreamConnection) -> None:
         ask, upstream = self._ask, self._upstream
@@ -314,11 +317,13 @@ class Exchange:
         if self.stream is not None:
             self._drop_stream(self.stream)
         link.take_body(head)
+        if to.paused:
+            link.pause()
         self.due_at = self._next_due()
         to.pass_head(head, headers)
 
     def _drop_stream(self, stream: Stream) -> None:
-        """The answer is no stream. Those who joined it meanwhile are told, and if there are none nothing is left of it."""
+        """The answer is no stream. Those who joined it meanwhile are told, else nothing is left of it."""
         stream.source = None
         self.stream = None
         now = self._runtime.time()
@@ -538,8 +543,9 @@ class Exchange:
             due = min(due, self._asked_at + route.ttft_timeout_s)
         if not route.idle_timeout_s:
             return due
-        # Idle time begins with the first event, which stores nothing here and may come at once; that of a slow reader begins
-        # anew when it reads again. Until then there is nothing to measure, and the earliest it could end is from now.
+        # Idle time begins with the first event, which stores nothing here and may come at once; that of a slow reader
+        # begins anew when it reads again. Until then there is nothing to measure, and the earliest it could end is
+        # from now.
         since = self._runtime.time() if before_first or self._reader_is_slow() else self._last_sign()
         return min(due, since + route.idle_timeout_s)
 
@@ -569,7 +575,7 @@ def _is_event_stream(head: ResponseHead) -> bool:
 
 
 def _error_fields(fields: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
-    """The request had reached the upstream: a client that retries by itself would pay twice. Unless the upstream says."""
+    """The request had reached the upstream: who retries by itself may pay twice. Unless the upstream says."""
     if any(name == b"x-should-retry" for name, _ in fields):
         return []
     return [(b"x-should-retry", b"false")]

@@ -10,8 +10,8 @@ import stat
 from streamd.addresses import Address
 from streamd.config import Settings
 
-# uvloop 0.23 accepts one connection per listener and loop turn, which beside 5 ms of work a turn is 197 a second; the same
-# socket listened on through 16 dups takes 2,906 (docs/PROTOCOL.md, section 8).
+# uvloop 0.23 accepts one connection per listener and loop turn, which beside 5 ms of work a turn is 197 a second; the
+# same socket listened on through 16 dups takes 2,906 (docs/PROTOCOL.md, section 8).
 DUPS = 16
 
 # Connections that wait in the kernel while a worker restarts or is late: a second at 4,096/s. The kernel's own limit
@@ -79,9 +79,9 @@ def _answers(path: str) -> bool:
 def set_options(sock: socket.socket, settings: Settings) -> None:
     """Options that accepted TCP sockets inherit.
 
-    TCP_NOTSENT_LOWAT is what makes a slow reader known: with the defaults the kernel swallowed 2.6 to 3.7 MB for one stalled
-    reader before the first EAGAIN. TCP_USER_TIMEOUT also ends a reader with a zero window, so it has to be longer than
-    stall_timeout, and is off where that is off.
+    TCP_NOTSENT_LOWAT is what makes a slow reader known: with the defaults the kernel swallowed 2.6 to 3.7 MB for one
+    stalled reader before the first EAGAIN. TCP_USER_TIMEOUT also ends a reader with a zero window, so it has to be
+    longer than stall_timeout, and is off where that is off.
     """
     if sock.family == socket.AF_UNIX:
         return

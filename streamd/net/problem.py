@@ -1,7 +1,8 @@
 """Problem: a request that streamd itself answers with an error.
 
-Raised anywhere between a request's head and its answer's first byte; the connection turns it into the error object of the
-route's dialect, with status, Retry-After and x-should-retry. After the first byte an error is an event in the stream instead.
+Raised anywhere between a request's head and its answer's first byte; the connection turns it into the error object of
+the route's dialect, with status, Retry-After and x-should-retry. After the first byte an error is an event in the
+stream instead.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Problem(Exception):
         should_retry: bool | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
         close: bool = False,
+        last_seq: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -46,6 +48,7 @@ class Problem(Exception):
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry  # the SDKs obey x-should-retry and retry by themselves without it
         self.headers = headers
+        self.last_seq = last_seq  # where the stream stands, for a publisher's exact retry
         self.close = close  # what follows on the connection can't be understood, or isn't wanted
 
     def response_headers(self) -> list[tuple[bytes, bytes]]:

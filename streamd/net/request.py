@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from streamd.config import RouteSettings
+from streamd.core.auth import ANONYMOUS, Principal
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.http1 import Framing, RequestHead
@@ -48,12 +49,13 @@ class BodySink(Protocol):
 
 
 class Request:
-    """What a connection keeps of a request while it is answered. The head and the body are let go as soon as they can be."""
+    """What a connection keeps of a request while it is answered; head and body go as soon as they can."""
 
     __slots__ = (
         "answered_at",
         "body",
         "dialect",
+        "expires_at",
         "extra_headers",
         "head",
         "id",
@@ -84,7 +86,8 @@ class Request:
         self.traceparent = traceparent.decode() if _sane_traceparent(traceparent) else ""
         self.route = route
         self.dialect = dialect
-        self.principal = "anonymous"
+        self.principal: Principal = ANONYMOUS
+        self.expires_at = 0.0  # monotonic seconds at which the right to read ends; 0: never
         self.started_at = now
         self.idempotency_key = ""
         # answer
@@ -130,8 +133,8 @@ def request_id(given: bytes | None) -> str:
 class Plan:
     """What is to be done with a request, decided from its head alone.
 
-    Exactly one of: `answer` once the whole body is there; `take_body`, which may raise Problem and returns a sink for a body
-    that is worked on as it arrives.
+    Exactly one of: `answer` once the whole body is there; `take_body`, which may raise Problem and returns a sink for
+    a body that is worked on as it arrives.
     """
 
     answer: Callable[[ClientConnection, Request], None] | None = None

@@ -48,6 +48,7 @@ class Runtime:
         self.limits = HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
         # wiring, set once by the worker
         self.plan: Callable[[ClientConnection, Request], Plan] = _nothing_here
+        self.admit_stream: Callable[[], None] = lambda: None  # raises Problem 503 where another stream has no room
         self.on_request_end: Callable[[ClientConnection, Request], None] = lambda connection, request: None
         self.on_bug: Callable[[str, BaseException], None] = lambda where, error: None
         # state

@@ -1,12 +1,12 @@
 """Sweep: one timer for all deadlines of a process.
 
-A connection has no timer of its own: arming and cancelling one for each token would cost more than the token. Instead it
-keeps `due_at`, the earliest time at which anything could be due, and may let it lie in the past of the truth: `on_due(now)`
-looks at the real timestamps and says when to look again. So a token stores nothing here; a due that came too early costs one
-call.
+A connection has no timer of its own: arming and cancelling one for each token would cost more than the token. Instead
+it keeps `due_at`, the earliest time at which anything could be due, and may let it lie in the past of the truth:
+`on_due(now)` looks at the real timestamps and says when to look again. So a token stores nothing here; a due that
+came too early costs one call.
 
-Every interval (250 ms, the resolution of all time limits) one pass goes over the members, in slices of 1,000 (about 50 us)
-with the loop in between, so that no pass is felt however many there are.
+Every interval (250 ms, the resolution of all time limits) one pass goes over the members, in slices of 1,000 (about
+50 us) with the loop in between, so that no pass is felt however many there are.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ A connection carries one request at a time:
     EVENTS   the answer's body is a stream: events go straight into it
     CLOSED
 
-EVENTS is the hot path: data_received, the chunked decoder, the splitter, Stream.append, one write. No object is made that isn't
-the event, its frame or their list.
+EVENTS is the hot path: data_received, the chunked decoder, the splitter, Stream.append, one write. No object is made
+that isn't the event, its frame or their list.
 """
 
 from __future__ import annotations
@@ -288,6 +288,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._asker = self._stream = self._splitter = self._decoder = None
         self.answers += 1
         if reusable:
+            self.transport.resume_reading()  # the reader may have been slow to the last byte
             self._go(Up.IDLE)
             self.upstream.keep(self, self._time())
         else:

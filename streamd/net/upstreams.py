@@ -48,7 +48,7 @@ class Upstreams:
             upstream.close_idle()
 
     def choose(self, model: str, now: float, *, without: tuple[Upstream, ...] = ()) -> Upstream:
-        """The upstream for a request. Raises Problem: 404 for a model that nobody serves, 503 if none can take it now."""
+        """The upstream for a request. Raises Problem: 404 for an unknown model, 503 if none can take it now."""
         candidates = self._candidates(model)
         if not candidates:
             raise self._nobody(model)

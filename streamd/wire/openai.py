@@ -41,8 +41,8 @@ _ESCAPE: Final = re.compile(rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _TO_QUOTE: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _PAD: Final = re.compile(rb"[ !#-\[\]-~]*")
 _SPACES: Final = re.compile(rb" *")
-_NUMBER: Final = re.compile(rb"(?:0|[1-9][0-9]{0,11})(?![0-9])")
-_CREATED: Final = re.compile(rb"[1-9][0-9]{9}(?![0-9])")
+_NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,11}")
+_CREATED: Final = re.compile(rb"[1-9][0-9]{9}")
 
 # One event of one data line, with or without an `event:` line before it. Control bytes fit nowhere.
 _EVENT: Final = re.compile(rb"((?:event:[^\x00-\x1f]*\n)?data:)([^\x00-\x08\x0a-\x1f]*)\n\n")

@@ -1,0 +1,183 @@
+"""Access: who is asking, and what they may do with a stream (docs/PROTOCOL.md, section 2; docs/ACCESS.md).
+
+    an id that streamd made    to know it is the right to read it, unless `[streams] auth = "token"`
+    a chosen name              reading takes a key or a token, unless it was opened as public or there is no key file
+    writing and stopping       the principal that opened it, a publish token, the admin surface; without a key file
+                               everybody
+
+Keys and tokens are replaced as a whole when their files change; who is being served goes on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamd.core.auth import ADMIN, ANONYMOUS, Principal, Refusal, presented_key, principal_without_keys
+from streamd.core.keys import REQUIRED, Keys
+from streamd.core.limits import Account, Accounts
+from streamd.core.stream import Stream
+from streamd.net.client import ClientConnection
+from streamd.net.problem import Problem
+from streamd.net.request import Request
+from streamd.net.runtime import Runtime
+from streamd.reasons import CloseReason
+
+if TYPE_CHECKING:
+    from streamd.core.tokens import Grant, Verifier
+
+
+class Access:
+    """The one place where rights are decided."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._accounts = Accounts()
+        self.keys: Keys | None = None  # None: no key file
+        self.verifier: Verifier | None = None  # None: no tokens
+
+    def take_keys(self, keys: Keys | None) -> None:
+        """A key file was read, for the first time or anew."""
+        self.keys = keys
+        if keys is not None:
+            self._accounts.retain(keys)
+
+    # -- who
+
+    def identify(self, connection: ClientConnection, request: Request) -> Principal:
+        """Whose request it is; ANONYMOUS for one that brings nothing. Raises Problem 401 for a key that is no good."""
+        if connection.listener == "admin":
+            return ADMIN
+        if self.keys is None:
+            return principal_without_keys(request.get)
+        presented = presented_key(request.get)
+        if presented is None or not presented.startswith(b"sk-"):
+            return ANONYMOUS  # a token, if anything: the stream's own check looks at it
+        found = self.keys.authenticate(presented, self._runtime.unix_time())
+        if isinstance(found, Refusal):
+            raise problem_of(found)
+        return found
+
+    def check_relay(self, request: Request) -> None:
+        """A request for an upstream takes a key, where there are keys. Raises Problem."""
+        principal = request.principal
+        if self.keys is None or principal.admin:
+            return
+        if principal.key is None:
+            raise problem_of(REQUIRED)
+        refusal = principal.key.refuse_route(request.path)
+        if refusal is not None:
+            raise problem_of(refusal)
+
+    def check_model(self, request: Request, model: str | None) -> None:
+        """None: a body that names none, or that isn't parsed. Raises Problem."""
+        key = request.principal.key
+        refusal = key.refuse_model(model) if key is not None else None
+        if refusal is not None:
+            raise problem_of(refusal)
+
+    # -- how much
+
+    def admit_request(self, request: Request) -> None:
+        """Count a request against its key's limits. Raises Problem 429."""
+        key = request.principal.key
+        refusal = self._accounts.of(key).admit_request(key, self._runtime.time()) if key is not None else None
+        if refusal is not None:
+            raise problem_of(refusal)
+
+    def open_stream(self, request: Request) -> Account | None:
+        """Reserve one of the key's streams at once; its account's close_stream() gives it back. Raises Problem 429."""
+        key = request.principal.key
+        if key is None:
+            return None
+        account = self._accounts.of(key)
+        refusal = account.open_stream(key)
+        if refusal is not None:
+            raise problem_of(refusal)
+        return account
+
+    # -- streams
+
+    def check_read(self, request: Request, stream: Stream) -> None:
+        """May this request read the stream? Sets the time at which it may no longer. Raises Problem."""
+        principal = request.principal
+        if principal.admin:
+            return
+        if self._runtime.settings.streams_auth == "token":
+            if not self._owns(principal, stream):
+                self._check_token(request, stream.id)
+            return
+        if self.keys is None or stream.id.startswith("s_") or stream.name_public or principal.key is not None:
+            return
+        self._check_token(request, stream.id)
+
+    def check_publish(self, request: Request, name: str) -> None:
+        """May this request open a stream of that name ("": one of ours)? Raises Problem."""
+        principal = request.principal
+        if principal.admin or self.keys is None:
+            return
+        if principal.key is not None:
+            refusal = principal.key.refuse_route(request.path)
+            if refusal is not None:
+                raise problem_of(refusal)
+            return
+        self._check_publish_token(request, name)
+
+    def check_write(self, request: Request, stream: Stream) -> None:
+        """May this request publish to the stream, or stop it? Raises Problem."""
+        principal = request.principal
+        if principal.admin or self.keys is None or self._owns(principal, stream):
+            return
+        if principal.key is not None:
+            text = "This stream belongs to another key."
+            raise Problem(403, text, code="not_the_owner", reason=CloseReason.FORBIDDEN)
+        self._check_publish_token(request, stream.id)
+
+    def sees(self, principal: Principal, stream: Stream) -> bool:
+        """Whether a list of streams shows this one: ids are rights, so everybody sees only their own."""
+        return principal.admin or self._owns(principal, stream)
+
+    def _owns(self, principal: Principal, stream: Stream) -> bool:
+        if self.keys is not None and principal.key is None:
+            return False
+        return principal.id == stream.owner
+
+    def _check_token(self, request: Request, stream_id: str) -> None:
+        grant = self._grant(request, publish=False)
+        if not grant.may_read(stream_id):
+            raise Problem(403, "This token is not for this stream.", code="wrong_token", reason=CloseReason.FORBIDDEN)
+        request.expires_at = self._runtime.time() + grant.expires_unix - self._runtime.unix_time()
+
+    def _check_publish_token(self, request: Request, name: str) -> None:
+        grant = self._grant(request, publish=True)
+        if not grant.may_publish(name):
+            text = "This token may not publish to this stream."
+            raise Problem(403, text, code="wrong_token", reason=CloseReason.FORBIDDEN)
+
+    def _grant(self, request: Request, *, publish: bool) -> Grant:
+        """The rights of the token that the request brings. Raises Problem 401."""
+        if self.verifier is None:
+            raise problem_of(REQUIRED)
+        from streamd.core import tokens  # Why here: it needs the cryptography package, which only tokens do
+
+        query = request.head.query if request.head is not None else ""
+        find = tokens.token_to_publish if publish else tokens.token_to_read
+        token = find(request.get, query)
+        if token is None:
+            raise problem_of(tokens.REQUIRED)
+        found = self.verifier.verify(token, self._runtime.unix_time())
+        if isinstance(found, Refusal):
+            raise problem_of(found)
+        return found
+
+
+def problem_of(refusal: Refusal) -> Problem:
+    """A core refusal as an answer."""
+    headers = ((b"www-authenticate", refusal.challenge),) if refusal.challenge is not None else ()
+    return Problem(
+        refusal.status,
+        refusal.message,
+        code=refusal.code,
+        reason=refusal.reason,
+        retry_after_s=refusal.retry_after_s or None,
+        headers=headers,
+    )

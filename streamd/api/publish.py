@@ -1,0 +1,347 @@
+"""Publishing: applications that make tokens themselves hand them over here and are done with slow readers.
+
+A published stream is a Stream with another source: a Publisher. Its request bodies become events (wire/publish.py),
+at once where the body is chunked (what came stays, whatever comes of the rest), as a whole where it has a length (all
+or nothing). `Expected-Seq` makes a retry exact: nothing twice, nothing missing.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import urllib.parse
+from typing import Any
+
+import orjson
+
+from streamd.api.access import Access
+from streamd.api.streams import PREFIX, Streams, name_of, query_of
+from streamd.core.stream import Policy, Stream
+from streamd.net.client import ClientConnection
+from streamd.net.problem import Problem
+from streamd.net.request import BodySink, Plan, Request
+from streamd.net.runtime import Runtime, head_of
+from streamd.net.sweep import NEVER
+from streamd.reasons import CloseReason
+from streamd.rows import Refused, parse_bytes, parse_duration
+from streamd.wire.dialect import Dialect
+from streamd.wire.event_id import valid_name
+from streamd.wire.http1 import Framing
+from streamd.wire.publish import PUBLICATIONS, Publication, PublishError
+
+EVENTS = "/events"
+
+# What may be said of a new stream; more is a 400 with this list in it.
+OPTIONS = ("retention", "policy", "log_bytes_max", "log_events_max", "flush_interval", "public")
+OPTIONS_BYTES_MAX = 16 * 1024
+RETENTION_S_MAX = 24 * 3600.0
+FLUSH_INTERVAL_S_MAX = 1.0
+
+_seq = re.compile(rb"0|[1-9][0-9]{0,15}").fullmatch
+
+
+class Publisher:
+    """The source of a published stream: how many requests publish to it now, and how long it waits for the next."""
+
+    __slots__ = ("_runtime", "due_at", "stream", "under_way")
+
+    def __init__(self, runtime: Runtime, stream: Stream) -> None:
+        self._runtime = runtime
+        self.stream = stream
+        self.under_way = 0
+        self.due_at = runtime.time() + runtime.settings.publisher_idle_timeout_s or NEVER
+        runtime.sweep.add(self)
+
+    def begin(self) -> None:
+        """A publishing request has begun."""
+        self.under_way += 1
+        self.due_at = NEVER
+
+    def end(self, *, broken: bool) -> None:
+        """It has ended; broken: in the middle, so that the stream waits for publisher_grace and no longer."""
+        self.under_way -= 1
+        if self.under_way or self.stream.reason is not None:
+            return
+        settings = self._runtime.settings
+        wait_s = settings.publisher_grace_s if broken else settings.publisher_idle_timeout_s or NEVER
+        self.due_at = self._runtime.time() + wait_s
+
+    def cancel(self, reason: CloseReason) -> None:
+        """The stream was stopped: requests under way find it sealed."""
+        self._runtime.sweep.discard(self)
+
+    def on_due(self, now: float) -> float:
+        """Nobody came to publish the rest."""
+        self._runtime.sweep.discard(self)
+        stream = self.stream
+        if stream.reason is None:
+            stream.source = None
+            text = "The publisher broke off and did not come back in time."
+            stream.fail(CloseReason.PUBLISHER_GONE, now, message=text)
+        return NEVER
+
+    def seal(self, *, failed: bool) -> None:
+        """The publisher says that it is done."""
+        self._runtime.sweep.discard(self)
+        now = self._runtime.time()
+        self.stream.source = None
+        if failed:
+            self.stream.fail(CloseReason.FAILED, now, message="The publisher reported that the stream failed.")
+        else:
+            self.stream.seal(CloseReason.SEALED, now, clean=True)
+
+
+class Publish:
+    """PUT /v1/streams/{name}, POST /v1/streams, PUT and POST /v1/streams/{id}/events."""
+
+    def __init__(self, runtime: Runtime, streams: Streams, access: Access) -> None:
+        self._runtime = runtime
+        self._streams = streams
+        self._access = access
+        take = Plan(take_body=self.take_events)
+        self._events = {"POST": take, "PUT": take}  # curl -T sends PUT
+        self._open_named = {"PUT": Plan(answer=self.open_named, body_bytes_max=OPTIONS_BYTES_MAX)}
+        self._open_any = {"POST": Plan(answer=self.open_any, body_bytes_max=OPTIONS_BYTES_MAX)}
+
+    def routes(self, request: Request) -> dict[str, Plan] | None:
+        """Methods in addition to those of api/streams.py for the same path."""
+        if request.path == PREFIX[:-1]:
+            return self._open_any
+        if not request.path.startswith(PREFIX):
+            return None
+        if request.path.endswith(EVENTS):
+            return self._events
+        return self._open_named if "/" not in request.path[len(PREFIX) :] else None
+
+    # -- opening
+
+    def open_named(self, connection: ClientConnection, request: Request) -> None:
+        """Open a stream under a name of the publisher's choice."""
+        name = name_of(request)
+        if not valid_name(name.encode("utf-8", "replace")):
+            text = "A stream's name is 1 to 128 of A-Z a-z 0-9 . _ ~ -, not beginning with s_, and not . or .."
+            raise Problem(400, text, code="bad_name", param="name")
+        self._access.check_publish(request, name)
+        known = self._runtime.hub.get(name)
+        if known is not None:
+            self._access.check_write(request, known)
+            if known.reason is None or known.readers:
+                state = "is live" if known.reason is None else "still has readers"
+                raise Problem(409, f"The stream {name} {state}.", code="stream_exists", param="name")
+            self._runtime.hub.remove(known)
+        self._answer_opened(connection, request, self._open(request, name))
+
+    def open_any(self, connection: ClientConnection, request: Request) -> None:
+        """Open a stream under an id of ours."""
+        self._access.check_publish(request, "")
+        self._answer_opened(connection, request, self._open(request, ""))
+
+    def _open(self, request: Request, name: str) -> Stream:
+        runtime, settings = self._runtime, self._runtime.settings
+        options = _options(request.body)
+        runtime.admit_stream()
+        stream = runtime.hub.open(
+            Dialect.UNKNOWN,
+            runtime.time(),
+            name=name,
+            epoch=secrets.token_urlsafe(5)[:6] if name else "",
+            log_bytes_max=_option(options, "log_bytes_max", 16 * 1024, settings.log_bytes_max),
+            log_events_max=_option(options, "log_events_max", 1, settings.log_events_max),
+        )
+        stream.owner = request.principal.id
+        stream.name_public = bool(options.get("public", False))
+        stream.policy = Policy(options.get("policy", request.route.policy))
+        stream.retention_s = options.get("retention", settings.retention_s)
+        stream.catchup_bytes_max = settings.catchup_bytes_max
+        stream.source = Publisher(runtime, stream)
+        flush_interval_s = options.get("flush_interval", settings.flush_interval_s)
+        if flush_interval_s:
+            stream.use_fanout(runtime.new_fanout(stream, flush_interval_s))
+        runtime.counters.streams_opened += 1
+        self._streams.wake_waiting(stream)
+        return stream
+
+    def _answer_opened(self, connection: ClientConnection, request: Request, stream: Stream) -> None:
+        location = f"{PREFIX}{stream.id}".encode()
+        body = orjson.dumps({"id": stream.id, "epoch": stream.epoch or None, "last_seq": 0})
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"location", location),
+            (b"x-stream-id", stream.id.encode()),
+        ]
+        connection.answer(201, body, headers)
+
+    # -- events
+
+    def take_events(self, connection: ClientConnection, request: Request) -> BodySink:
+        """Between head and body: is this a stream that the sender may write to, and does it stand where they think?"""
+        head = head_of(request)
+        stream = self._streams.get(urllib.parse.unquote(request.path[len(PREFIX) : -len(EVENTS)]))
+        self._access.check_write(request, stream)
+        publisher = stream.source
+        if stream.reason is not None:
+            raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
+        if not isinstance(publisher, Publisher):
+            raise Problem(409, "This stream is a relayed generation; it takes no events.", code="not_published")
+        media_type = (request.get(b"content-type") or b"text/plain").split(b";")[0].strip().lower().decode("latin-1")
+        make = PUBLICATIONS.get(media_type)
+        if make is None:
+            text = f"Publish {', '.join(PUBLICATIONS)}, not {media_type[:100]}."
+            raise Problem(415, text, code="bad_content_type", param="content-type")
+        seal = query_of(request).get("seal")
+        if seal not in (None, "finished", "failed"):
+            raise Problem(400, "seal is finished or failed.", code="bad_seal", param="seal")
+        _check_expected(request, stream)
+        publication = make(self._runtime.settings.event_bytes_max)
+        whole = head.framing is not Framing.CHUNKED
+        if whole and head.content_length > self._runtime.settings.body_bytes_max:
+            text = f"The body is larger than {self._runtime.settings.body_bytes_max} bytes; send it chunked."
+            raise Problem(413, text, code="body_too_large", reason=CloseReason.BODY_TOO_LARGE)
+        return Publishing(self._runtime, connection, publisher, publication, whole=whole, seal=seal)
+
+
+class Publishing:
+    """One publishing request: a BodySink. Chunked bodies go out as they come, others as a whole at their end."""
+
+    __slots__ = ("_connection", "_held", "_over", "_publication", "_publisher", "_runtime", "_seal", "_whole")
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        connection: ClientConnection,
+        publisher: Publisher,
+        publication: Publication,
+        *,
+        whole: bool,
+        seal: str | None,
+    ) -> None:
+        self._runtime = runtime
+        self._connection = connection
+        self._publisher = publisher
+        self._publication = publication
+        self._whole = whole
+        self._seal = seal
+        self._held: list[bytes] = []  # whole: bounded by body_bytes_max, which its length was checked against
+        self._over = False
+        publisher.begin()
+
+    def body_piece(self, piece: bytes) -> None:
+        """The next bytes of the body. Raises Problem for what can't be published."""
+        self._take(self._read(piece))
+
+    def body_end(self) -> None:
+        """The body is complete: publish what is left, seal if asked, answer with the last seq."""
+        self._take(self._read(None))
+        stream = self._publisher.stream
+        if self._held:
+            self._append(self._held)
+        if (self._publication.done or self._seal is not None) and stream.reason is None:
+            self._publisher.seal(failed=self._seal == "failed")
+        self._end(broken=False)
+        body = orjson.dumps({"last_seq": stream.events})
+        self._connection.answer(200, body, [(b"content-type", b"application/json")])
+
+    def body_lost(self, reason: CloseReason) -> None:
+        """The publisher broke off, or was refused in the middle."""
+        self._end(broken=True)
+
+    def _read(self, piece: bytes | None) -> list[bytes]:
+        publication, stream = self._publication, self._publisher.stream
+        if stream.reason is not None and not publication.done:
+            raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
+        try:
+            return publication.finish() if piece is None else publication.feed(piece)
+        except PublishError as error:
+            raise _with_last_seq(error.status, str(error), error.code, stream) from None
+
+    def _take(self, pieces: list[bytes]) -> None:
+        if self._whole:
+            self._held += pieces
+        elif pieces:
+            self._append(pieces)
+            if self._publication.done and self._publisher.stream.reason is None:
+                self._publisher.seal(failed=False)
+
+    def _append(self, pieces: list[bytes]) -> None:
+        stream, now = self._publisher.stream, self._runtime.time()
+        events = [piece for piece in pieces if piece[-2:] == b"\n\n"]
+        if len(events) == len(pieces):
+            stream.append_all(events, now)
+            return
+        for piece in pieces:
+            if piece[-2:] == b"\n\n":
+                stream.append(piece, now)
+            else:
+                stream.loose(piece, now)
+
+    def _end(self, *, broken: bool) -> None:
+        if not self._over:
+            self._over = True
+            self._publisher.end(broken=broken)
+
+
+def _check_expected(request: Request, stream: Stream) -> None:
+    """Expected-Seq: the last seq that the publisher knows of; anything else in the stream and it has to look first."""
+    given = request.get(b"expected-seq")
+    if given is None:
+        return
+    if not _seq(given):
+        raise Problem(400, "Expected-Seq is the last seq that you know of, 0 if none.", code="bad_expected_seq")
+    if int(given) != stream.events:
+        text = f"The stream's last seq is {stream.events}, not {int(given)}: send what comes after it."
+        raise _with_last_seq(409, text, "unexpected_seq", stream)
+
+
+def _with_last_seq(status: int, text: str, code: str, stream: Stream) -> Problem:
+    """A refusal that says where the stream stands, so that a retry can be exact."""
+    return Problem(status, text, code=code, param="events", last_seq=stream.events)
+
+
+def _options(body: bytes) -> dict[str, Any]:
+    """The JSON body of an opening request. Raises Problem 400 with the key and what it takes."""
+    if not body.strip():
+        return {}
+    try:
+        options = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
+    if not isinstance(options, dict):
+        raise Problem(400, "The body is a JSON object.", code="bad_json")
+    for key, value in options.items():
+        options[key] = _checked(key, value)
+    return options
+
+
+def _checked(key: str, value: object) -> object:
+    try:
+        if key == "retention":
+            return _within(parse_duration(value), RETENTION_S_MAX)
+        if key == "flush_interval":
+            return _within(parse_duration(value), FLUSH_INTERVAL_S_MAX)
+        if key == "log_bytes_max":
+            return parse_bytes(value)
+        if key == "log_events_max" and type(value) is int and value > 0:
+            return value
+        if key == "policy" and value in [policy.value for policy in Policy]:
+            return value
+        if key == "public" and isinstance(value, bool):
+            return value
+    except Refused as refused:
+        raise Problem(400, f"{key}: {refused}.", code="bad_option", param=key) from None
+    if key in OPTIONS:
+        raise Problem(400, f"{key} does not take {str(value)[:50]!r}.", code="bad_option", param=key)
+    text = f"There is no option {key[:50]!r}; there are {', '.join(OPTIONS)}."
+    raise Problem(400, text, code="bad_option", param=key[:50])
+
+
+def _within(seconds: float, most: float) -> float:
+    if not 0 <= seconds <= most:
+        raise Refused(f"a duration up to {most:g}s")
+    return seconds
+
+
+def _option(options: dict[str, Any], key: str, least: int, most: int) -> int:
+    value = int(options.get(key, 0))
+    if value and not least <= value <= most:
+        raise Problem(400, f"{key} is from {least} to {most} here.", code="bad_option", param=key)
+    return value

@@ -1,0 +1,183 @@
+"""What publishers send, as events: bytes of a request's body in, events out. Any cut gives the same events but for
+plain text.
+
+    text/event-stream      events as they are (wire/sse.py), ids removed
+    application/x-ndjson   each line is the data of one event
+    text/plain             what one read held is the text of one event: {"delta": "…"}; never cut inside a character
+
+`[DONE]` as an event's data, or as a line, is passed on and ends the stream. Refused, with the place: bytes that are
+no UTF-8, NUL, a CR inside a line, a line that is no JSON, an event over its size.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from typing import Protocol
+
+import orjson
+
+from streamd.wire.sse import EventSplitter, EventTooLarge
+
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+class PublishError(Exception):
+    """A body that can't be published; the text says what is wrong and where. `status`: 400 or 413."""
+
+    def __init__(self, text: str, code: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.code = code
+        self.status = status
+
+
+class Publication(Protocol):
+    """One request's body on its way to events."""
+
+    done: bool  # [DONE] was seen: nothing may follow
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The next bytes in; whole events (ending in a blank line) and loose comment lines out. Raises PublishError."""
+
+    def finish(self) -> list[bytes]:
+        """The body is complete: what is left. Raises PublishError."""
+
+
+class TextPublication:
+    """text/plain: the reads of a body, each as far as its characters are complete, are its events."""
+
+    __slots__ = ("_decoder", "_event_bytes_max", "_offset", "done")
+
+    def __init__(self, event_bytes_max: int) -> None:
+        self.done = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._event_bytes_max = event_bytes_max
+        self._offset = 0
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        return self._decode(piece, final=False)
+
+    def finish(self) -> list[bytes]:
+        return self._decode(b"", final=True)
+
+    def _decode(self, piece: bytes, *, final: bool) -> list[bytes]:
+        try:
+            text = self._decoder.decode(piece, final)
+        except UnicodeDecodeError as error:
+            raise PublishError(f"The text is not UTF-8 near byte {self._offset + error.start}.", "bad_utf8") from None
+        self._offset += len(piece)
+        if not text:
+            return []
+        # Why a quarter: a character takes at most 6 bytes as JSON (\u0000), 4 in UTF-8; so no event is over its bound.
+        step = max(1, self._event_bytes_max // 6 - 8)
+        return [
+            b"data: " + orjson.dumps({"delta": text[start : start + step]}) + b"\n\n"
+            for start in range(0, len(text), step)
+        ]
+
+
+class LinesPublication:
+    """application/x-ndjson: JSON values, one a line; empty lines are skipped."""
+
+    __slots__ = ("_event_bytes_max", "_held", "_lines", "done")
+
+    def __init__(self, event_bytes_max: int) -> None:
+        self.done = False
+        self._event_bytes_max = event_bytes_max
+        self._held = bytearray()  # bounded by event_bytes_max
+        self._lines = 0
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        if b"\n" not in piece:
+            self._hold(piece)
+            return []
+        self._held += piece
+        *lines, rest = bytes(self._held).split(b"\n")
+        self._held = bytearray()
+        events = [event for line in lines if (event := self._event(line))]
+        self._hold(rest)
+        return events
+
+    def finish(self) -> list[bytes]:
+        line, self._held = bytes(self._held), bytearray()
+        event = self._event(line)
+        return [event] if event else []
+
+    def _hold(self, rest: bytes) -> None:
+        self._held += rest
+        if len(self._held) > self._event_bytes_max:
+            raise _too_large(self._lines + 1, "line", self._event_bytes_max)
+
+    def _event(self, line: bytes) -> bytes:
+        self._lines += 1
+        line = line.removesuffix(b"\r")
+        if not line.strip(b" \t"):
+            return b""
+        if self.done:
+            raise PublishError(f"Line {self._lines} comes after [DONE].", "after_done")
+        if line == b"[DONE]":
+            self.done = True
+            return DONE_EVENT
+        if len(line) + 8 > self._event_bytes_max:
+            raise _too_large(self._lines, "line", self._event_bytes_max)
+        if b"\r" in line:
+            raise PublishError(f"Line {self._lines} has a CR inside; an event has no room for it.", "bad_line")
+        try:
+            orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            text = f"Line {self._lines} is not JSON: {error.msg} at column {error.colno}."
+            raise PublishError(text, "bad_json") from None
+        return b"data: " + line + b"\n\n"
+
+
+class EventsPublication:
+    """text/event-stream."""
+
+    __slots__ = ("_event_bytes_max", "_events", "_splitter", "done")
+
+    def __init__(self, event_bytes_max: int) -> None:
+        self.done = False
+        self._event_bytes_max = event_bytes_max
+        self._splitter = EventSplitter(event_bytes_max=event_bytes_max)
+        self._events = 0
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        try:
+            return self._checked(self._splitter.feed(piece))
+        except EventTooLarge as large:
+            self._checked(large.before)
+            raise _too_large(self._events + 1, "event", self._event_bytes_max) from None
+
+    def finish(self) -> list[bytes]:
+        try:
+            return self._checked(self._splitter.finish())
+        except EventTooLarge:
+            raise _too_large(self._events + 1, "event", self._event_bytes_max) from None
+
+    def _checked(self, pieces: list[bytes]) -> list[bytes]:
+        for piece in pieces:
+            if self.done:
+                raise PublishError(f"Event {self._events + 1} comes after [DONE].", "after_done")
+            if not piece.endswith(b"\n\n"):
+                continue
+            self._events += 1
+            if b"\0" in piece:
+                raise PublishError(f"Event {self._events} has a NUL byte.", "bad_event")
+            try:
+                piece.decode()
+            except UnicodeDecodeError as error:
+                text = f"Event {self._events} is not UTF-8 near its byte {error.start}."
+                raise PublishError(text, "bad_utf8") from None
+            self.done = piece in (DONE_EVENT, b"data:[DONE]\n\n")
+        return pieces
+
+
+PUBLICATIONS: dict[str, Callable[[int], Publication]] = {
+    "text/plain": TextPublication,
+    "application/x-ndjson": LinesPublication,
+    "text/event-stream": EventsPublication,
+}
+
+
+def _too_large(number: int, what: str, bytes_max: int) -> PublishError:
+    return PublishError(f"{what.capitalize()} {number} is larger than {bytes_max} bytes.", "event_too_large", 413)
