@@ -74,4 +74,5 @@ uninstall: ## take away what install brought, but for what a person changed
 
 # A Debian with its own systemd in a container (as root; the root is built once and kept in ~/.cache/streamd).
 test-systemd: venv ## the tests in a container with a systemd of its own (as root)
-	.venv/bin/python -m pytest -m systemd -rs tests/systemd $(ARGS)
+	@# The first time the root is made, which may take longer than a test should.
+	.venv/bin/python -m pytest -m systemd -rs -o faulthandler_timeout=600 tests/systemd $(ARGS)
