@@ -377,6 +377,128 @@ def test_what_append_calls_a_text_is_one(events: list[bytes]) -> None:
         assert not any(one.get("finish_reason") or one.get("logprobs") or one.get("unknown") for one in choices)
 
 
+def padded(text: str) -> bytes:
+    return wire(chat(choices=[choice(text)], obfuscation="Xy8"))
+
+
+def numbered(text: str) -> bytes:
+    name = "response.refusal.delta"
+    return wire({"type": name, "sequence_number": 9, "item_id": "i", "output_index": 0, "delta": text}, name=name)
+
+
+def spaced(text: str) -> bytes:
+    name = "content_block_delta"
+    event = wire({"type": name, "index": 0, "delta": {"type": "text_delta", "text": text}}, name=name)
+    return event.replace(b"}\n\n", b"   }\n\n")
+
+
+SHAPES = st.sampled_from([lambda text: wire(chat(choices=[choice(text)])), padded, numbered, spaced])
+INSIDES = st.lists(
+    st.sampled_from(
+        [
+            *(
+                b"a",
+                b"\\",
+                b'"',
+                b"u",
+                b"00",
+                b"\\n",
+                b"\\u00e9",
+                b"\\ud83d",
+                b"\\x",
+                b"\\u00",
+                b"\xe4\xb8\xad",
+                b"\xe4",
+            ),
+            *(
+                b"\xb8\xad",
+                b"\xed\xa0\x80",
+                b"\x00",
+                b"\x01",
+                b"\x1f",
+                b"\n",
+                b"\n\n",
+                b"\x01\xff",
+                b"\xff",
+                b"\x7f",
+                b" }",
+            ),
+            *(b'"}', b'"},"finish_reason":null}],"obfuscation":"', b'","x":"', b"\\/"),
+        ]
+    ),
+    max_size=4,
+).map(b"".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(SHAPES, INSIDES, st.booleans())
+def test_only_the_inside_of_one_whole_string_joins(shape: Any, inside: bytes, in_padding: bool) -> None:
+    """Between the beginning and the end of a known template, whatever stands where the text or the padding was."""
+    place = b"Xy8" if in_padding and shape is padded else b"TEXT"
+    event = shape("TEXT").replace(place, inside)
+    log = filled([shape("first"), shape("second")])
+    if log.append(event):
+        lines = event.removesuffix(b"\n\n").split(b"\n")
+        parsed = json.loads(lines[-1].removeprefix(b"data:").decode())  # json would let halves pass as UTF-8
+        assert parsed.keys() == json.loads(shape("TEXT").partition(b"data:")[2]).keys()
+    log.append(shape("third"))
+    events = [shape("first"), shape("second"), event, shape("third")]
+    assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
+    assert_same_for_an_sdk(events, coalesce_all(log, log.seek(1)))
+
+
+def test_a_character_cut_by_an_escape_does_not_join() -> None:
+    log = filled([wire(chat(choices=[choice("TEXT")]))])
+    assert not log.append(wire(chat(choices=[choice("TEXT")])).replace(b"TEXT", b"\xe4\\n\xb8\xad"))
+    assert not log.append(wire(chat(choices=[choice("TEXT")])).replace(b"TEXT", b"\xe4"))
+
+
+@pytest.mark.parametrize("overlap", range(1, 40))
+def test_a_beginning_and_an_end_that_overlap_do_not_join(overlap: int) -> None:
+    text = wire(chat(choices=[choice("TEXT")]))
+    before, after = text.split(b"TEXT")
+    log = filled([text, text])
+    event = before + after[overlap:]
+    assert log.append(event) is False
+    # As it would be if the end of what comes before were the beginning of what comes after.
+    doubled = wire(chat(choices=[choice('"},"finish_reason":null}]}')]))
+    log.append(doubled)
+    assert [event for _, event in read_all(log, log.seek(1))] == [text, text, event, doubled]
+
+
+def test_an_end_that_is_in_the_beginning_does_not_join() -> None:
+    """The shortest event that begins and ends like the template: both share the quote."""
+    first = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
+    log = filled([first, first])
+    assert log._prefix.endswith(b'"') and log._suffix.startswith(b'"')
+    event = log._prefix + log._suffix[1:]
+    assert log.append(event) is False
+    assert read_all(log, log.seek(3)) == [(3, event)]
+
+
+def test_templates_that_differ_in_padding_alone_take_turns() -> None:
+    plain = wire(chat(choices=[choice("x")]))
+    events = [padded("a"), plain, padded("b"), plain, padded("c"), numbered("d"), padded("e"), spaced("f"), plain] * 3
+    log = filled(events)
+    assert log.text_events == len(events) - 4
+    assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
+    assert_same_for_an_sdk(events, coalesce_all(log, log.seek(1)))
+
+
+def test_trimming_at_every_size() -> None:
+    events = [wire(chat(choices=[choice(f" word{n}")])) for n in range(300)]
+    held = filled(events).bytes_held
+    firsts = []
+    for bytes_max in range(held, 0, -64):
+        log = filled(events)
+        log.trim_to(bytes_max)
+        firsts.append(log.seq_first)
+        assert (log.seq_first == 301) == (log.bytes_held == ReplayLog(bytes_max=1, events_max=1).bytes_held)
+        assert read_all(log, log.seek(log.seq_first)) == list(enumerate(events, 1))[log.seq_first - 1 :]
+    assert firsts == sorted(firsts)
+    assert (firsts[0], firsts[-1]) == (1, 301)
+
+
 def test_text_bytes_are_the_texts_as_on_the_wire() -> None:
     log = filled([wire(chat(choices=[choice("first is not counted")]))])
     for text, length in (("word", 4), ("\n", 2), ("é", 2), ('"', 2), ("\ud83d", 6), ("", 0)):
