@@ -49,7 +49,7 @@ class Publisher:
         self._runtime = runtime
         self.stream = stream
         self.under_way = 0
-        self.due_at = runtime.time() + runtime.settings.publisher_idle_timeout_s or NEVER
+        self.due_at = runtime.time() + (runtime.settings.publisher_idle_timeout_s or NEVER)
         runtime.sweep.add(self)
 
     def begin(self) -> None:

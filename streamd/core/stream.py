@@ -248,6 +248,8 @@ class Subscriber:
     def start(self, seq: int, *, writable: bool = True) -> None:
         """Begin at `seq` (1 <= seq <= log.seq_next; below the log's first it is a gap)."""
         self.seq_start = self._position = seq
+        if self.state is not Sub.CATCHING:
+            return  # announce_reset() filled the transport: resume() goes on from here
         if writable:
             self.catch_up()
         else:

@@ -272,8 +272,10 @@ class ClientConnection(asyncio.Protocol):
         request = Request(head, now=now, route=runtime.settings.route(head.path), dialect=dialect_of(head.path))
         self.request = request
         self._go(Step.BEGIN)
-        self._plan = runtime.plan(self, request)
         self._decoder = decoder_for(head.framing, head.content_length)
+        if self._decoder.done:
+            self._behind = rest  # also where the plan refuses: the connection goes on with it
+        self._plan = runtime.plan(self, request)
         self._expect_body(request, rest)
         if self._decoder is not None:
             self._take_body(rest)
@@ -366,9 +368,11 @@ class ClientConnection(asyncio.Protocol):
         """A whole answer. Then the next request, or the end of the connection."""
         request = self.request
         assert request is not None
-        unread = self.at is At.BODY
+        unread = self.at is At.BODY and not (self._keep_alive and self._decoder is not None and self._decoder.done)
         if unread:
             self._keep_alive = False
+        elif self.at is At.BODY:
+            self._go(Step.WHOLE)  # refused from its head, and there is no body
         request.status = status
         request.answered_at = self._runtime.time()
         fields = headers or []

@@ -5,7 +5,8 @@
     STREAMING   the answer feeds a stream
     PASSING     the answer goes through as bytes
     COLLECTING  the reader has its 200 already (commit_after), but the answer is no stream: it is read for its error
-                text OVER
+                text
+    OVER
 
 Who tries again, and when, is decided once (docs/PROTOCOL.md, section 4): only if the connection was never
 established, or a *reused* connection ended without a byte (once), or the upstream answered 503, or 429 with another

@@ -41,7 +41,7 @@ class Runtime:
         self.unix_time = unix_time
         self.rng = rng or random.Random()
         self.counters = Counters()
-        self.sweep = Sweep(loop)
+        self.sweep = Sweep(loop, self.bug)
         self.hub = hub
         # replaced on reload
         self.settings = settings
@@ -63,6 +63,11 @@ class Runtime:
         return SlicedFanout(
             stream, soon=self.loop.call_soon, later=self.loop.call_later, flush_interval_s=flush_interval_s
         )
+
+    def bug(self, where: str, error: Exception) -> None:
+        """A mistake of ours: counted and told."""
+        self.counters.bugs += 1
+        self.on_bug(where, error)
 
     def reload(self, settings: Settings) -> None:
         self.settings = settings

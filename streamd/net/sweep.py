@@ -32,8 +32,9 @@ class Due(Protocol):
 class Sweep:
     """Members and the pass over them. `on_tick(now, lag_s)` runs once at the start of each pass."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_bug: Callable[[str, Exception], None]) -> None:
         self._loop = loop
+        self._on_bug = on_bug  # one member's mistake must not take everybody's deadlines along
         self._members: set[Due] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._pass: tuple[Due, ...] = ()
@@ -66,7 +67,10 @@ class Sweep:
     def _tick(self) -> None:
         now = self._loop.time()
         for tick in self.on_tick:
-            tick(now, max(0.0, now - self._planned))
+            try:
+                tick(now, max(0.0, now - self._planned))
+            except Exception as error:
+                self._on_bug("sweep.on_tick", error)
         self._pass = tuple(self._members)
         self._slice(0)
 
@@ -74,9 +78,16 @@ class Sweep:
         now = self._loop.time()
         for member in self._pass[start : start + SLICE_MAX]:
             if member.due_at <= now:
-                member.due_at = member.on_due(now)
+                member.due_at = self._ask(member, now)
         if start + SLICE_MAX < len(self._pass):
             self._loop.call_soon(self._slice, start + SLICE_MAX)
         else:
             self._pass = ()
             self._plan()
+
+    def _ask(self, member: Due, now: float) -> float:
+        try:
+            return member.on_due(now)
+        except Exception as error:
+            self._on_bug("sweep.on_due", error)
+            return NEVER
