@@ -1,4 +1,4 @@
-"""ReplayLog: the history of one stream in about nine bytes an event, read back byte for byte, or coalesced.
+"""ReplayLog: the history of one stream in about ten bytes an event, read back byte for byte, or coalesced.
 
 Neighbouring chunks of a generation differ only in the delta's text. So the log keeps what stands around the text once,
 as a *template* (wire/openai.py), and then only texts. What is kept of a text is the JSON-escaped inside of its string,
