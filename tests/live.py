@@ -1,0 +1,237 @@
+"""streamd as it runs: a Worker on loopback in a thread of its own, the mock or a scripted server behind it, and a
+TCP relay that may stand in front of it, keep what passes, and cut connections where a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, BinaryIO, TypeVar
+
+import uvloop
+
+from streamd.addresses import parse_address
+from streamd.config import Settings, UpstreamSettings
+from streamd.daemon import logs
+from streamd.daemon.worker import Worker
+from streamd.mockllm import Faults, MockOptions, MockServer, parse_faults, start_mock
+from streamd.net import listen
+from streamd.reasons import CloseReason
+
+T = TypeVar("T")
+
+WAIT_S = 20.0  # a test that waits longer for a condition has failed
+FAST = MockOptions(interval_s=0, ttft_s=0, tokens=20)
+
+
+def url_of(name: tuple[str, int]) -> str:
+    """Where a bound socket listens."""
+    return f"http://{name[0]}:{name[1]}"
+
+
+class Watched:
+    """State that one thread's loop changes and others wait for."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+
+    def changed(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Wait until it holds. Raises TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(reached, WAIT_S):
+                raise TimeoutError(f"still waiting after {WAIT_S:g} s")
+
+
+class Live:
+    """A worker and its upstream, on one loop in one thread. Everything here may be called from the test's thread."""
+
+    def __init__(self, settings: Settings, options: MockOptions) -> None:
+        self.loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._options = options
+        self._settings = settings
+        self._closing: list[Callable[[], None]] = []
+        self.mock: MockServer
+        self.worker: Worker
+        self.url = ""
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it in the worker's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT_S + 5)
+
+    def start(self) -> None:
+        self._thread.start()
+        self.call(self._start())
+
+    async def _start(self) -> None:
+        settings = self._settings
+        self.mock = await start_mock(self.loop, options=self._options)
+        if not settings.upstreams:
+            settings = dataclasses.replace(settings, upstreams=(UpstreamSettings(name="mock", url=self.mock.url),))
+        self.worker = Worker(self.loop, settings)
+        sock = listen.bind(parse_address("127.0.0.1:0"))
+        self.url = url_of(sock.getsockname())
+        await self.worker.listen([sock], "")
+        sock.close()  # the worker listens on its duplicates
+        self.worker.runtime.sweep.start()
+        self.worker.state = "serving"
+
+    def stop(self) -> None:
+        self.call(self._stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(WAIT_S)
+        self.loop.close()
+
+    async def _stop(self) -> None:
+        self.worker.runtime.sweep.stop()
+        for server in self.worker._servers:
+            server.close()
+        for client in tuple(self.worker.runtime.clients):
+            client.abort(CloseReason.DRAINING)
+        for close in self._closing:
+            close()
+        self.mock.close()
+        await asyncio.sleep(0)  # one turn for the callbacks of what was closed
+
+    def fault(self, words: str, **options: Any) -> None:
+        """What the mock does wrong from here on: `break-fin=3; crlf`; and other options of it."""
+        self.mock.options = dataclasses.replace(self._options, faults=parse_faults(words, Faults()), **options)
+
+    def until(self, **counters: int) -> None:
+        """Wait until the mock's counters have these values: `until(aborted=1)`."""
+        self.call(
+            self.mock.stats.until(
+                lambda stats: all(getattr(stats, name) == value for name, value in counters.items()), WAIT_S
+            )
+        )
+
+    def streams(self) -> int:
+        """How many streams the hub knows."""
+
+        async def count() -> int:
+            return len(tuple(self.worker.runtime.hub))
+
+        return self.call(count())
+
+    def relay(self, cut_after: Callable[[int], int | None] = lambda number: None) -> TcpRelay:
+        """A TCP relay in front of streamd, in the same thread."""
+        relay = TcpRelay(self.url, cut_after)
+        self._closing.append(relay.close)
+        self.call(relay.start())
+        return relay
+
+
+@contextlib.contextmanager
+def live(options: MockOptions = FAST, **settings: Any) -> Iterator[Live]:
+    """A running streamd. Settings are the attributes of `Settings`, unchecked: a heartbeat may take 10 ms."""
+    served = Live(Settings(**settings), options)
+    logs.set_level("warning")
+    served.start()
+    try:
+        yield served
+    finally:
+        served.stop()
+        logs.set_level("info")
+
+
+class TcpRelay(Watched):
+    """Copies bytes both ways. `down[i]` went to connection i, which is reset after `cut_after(i)` bytes of it."""
+
+    def __init__(self, target: str, cut_after: Callable[[int], int | None]) -> None:
+        super().__init__()
+        self.cut_after = cut_after
+        self.down: list[bytearray] = []
+        self.up: list[bytearray] = []
+        self.url = ""
+        self._host, _, port = target.removeprefix("http://").rpartition(":")
+        self._port = int(port)
+        self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
+        self._server: asyncio.Server
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = url_of(self._server.sockets[0].getsockname())
+
+    def close(self) -> None:
+        """Stop accepting, and reset every connection. In the loop's thread."""
+        self._server.close()
+        for pair in tuple(self._pairs):
+            _reset(pair)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(self.down)
+        self.down.append(bytearray())
+        self.up.append(bytearray())
+        limit = self.cut_after(number)
+        back_reader, back_writer = await asyncio.open_connection(self._host, self._port)
+        pair = (writer, back_writer)
+        self._pairs.add(pair)
+        upwards = asyncio.ensure_future(self._copy(reader, back_writer, self.up[number], None))
+        if await self._copy(back_reader, writer, self.down[number], limit):
+            _reset(pair)
+        await upwards
+        self._pairs.discard(pair)
+
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray, limit: int | None
+    ) -> bool:
+        """Until the end of `reader`, or until `limit` bytes were passed: True then."""
+        cut = False
+        with contextlib.suppress(ConnectionError):
+            while not cut and (piece := await reader.read(65536)):
+                cut = limit is not None and len(kept) + len(piece) >= limit
+                piece = piece[: limit - len(kept)] if cut and limit is not None else piece
+                kept += piece
+                writer.write(piece)
+                self.changed()
+                await writer.drain()
+        if not cut:
+            writer.close()
+        self.changed()
+        return cut
+
+
+def _reset(pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
+    """End a connection with an RST on both sides (SO_LINGER of 0 s, socket(7))."""
+    for writer in pair:
+        sock = writer.get_extra_info("socket")
+        if sock is not None and not writer.transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+
+@contextlib.contextmanager
+def scripted(pieces: Callable[[], Iterator[bytes]]) -> Iterator[str]:
+    """A server for one request; yields its address. The generator gives the answer's bytes, and may wait in between."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # closed before anybody came
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as request:
+                _read_request(request)
+                for piece in pieces():
+                    connection.sendall(piece)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield url_of(listener.getsockname())
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(WAIT_S)
+        assert not thread.is_alive(), "the scripted server still waits"
+
+
+def _read_request(request: BinaryIO) -> None:
+    length = 0
+    while (line := request.readline()) not in (b"\r\n", b""):
+        if line.lower().startswith(b"content-length:"):
+            length = int(line.partition(b":")[2])
+    request.read(length)
