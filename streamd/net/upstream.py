@@ -241,8 +241,10 @@ class UpstreamConnection(asyncio.Protocol):
     def _take_events(self, data: bytes) -> None:
         decoder, splitter, stream = self._decoder, self._splitter, self._stream
         assert decoder is not None and splitter is not None and stream is not None
-        for payload in decoder.feed(data):
-            pieces = splitter.feed(payload)
+        payloads = decoder.feed(data)
+        if payloads:
+            # All events of one read in one write, also where each came in a chunk of its own.
+            pieces = splitter.feed(payloads[0] if len(payloads) == 1 else b"".join(payloads))
             if len(pieces) == 1 and pieces[0][-2:] == b"\n\n":
                 stream.append(pieces[0], self._time())
             elif pieces:
