@@ -620,7 +620,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _reason_of_reader(self, reader: Subscriber, reason: CloseReason) -> CloseReason:
         """A reader that closes after the terminal event has completed (the OpenAI SDK always does)."""
-        if reason.by is By.READER and reader.stream.progress.terminal and reader.at_end:
+        if reason.by is By.READER and reader.stream.progress.terminal and reader.at_end and not self.paused:
             return CloseReason.COMPLETE
         return reason
 
