@@ -1,0 +1,863 @@
+"""ClientConnection over a transport whose capacity the test decides: requests in, answers out, and every way to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+
+import pytest
+from fakes import (
+    CHAT,
+    DONE,
+    LAST,
+    SSE_HEAD,
+    WHOLE,
+    Client,
+    FakeTransport,
+    Rig,
+    chunk,
+    event,
+    events_in,
+    get,
+    post,
+    rig,
+    text_of,
+    whole_answer,
+)
+
+from streamd.net.client import TRANSITIONS, At, ClientConnection
+from streamd.net.listen import KEEPALIVE_IDLE_S
+from streamd.reasons import CloseReason
+
+
+def reading(r: Rig, *fields: str, capacity: int = 1 << 60, version: str = "1.1") -> Client:
+    """A reader whose stream has begun."""
+    client = r.client(post(CHAT, *fields, version=version), capacity=capacity)
+    r.reply(SSE_HEAD)
+    return client
+
+
+# -- heads
+
+
+def test_the_table_has_a_way_out_of_every_place() -> None:
+    assert set(TRANSITIONS) == set(At)
+    for at, steps in TRANSITIONS.items():
+        assert at is At.LOST or At.LOST in steps.values()
+
+
+def test_a_head_in_any_cut() -> None:
+    wire = get("/healthz", "X-Request-Id: one")
+    for size in (1, 7, len(wire)):
+        with rig() as r:
+            client = r.client()
+            for start in range(0, len(wire), size):
+                client.send(wire[start : start + size])
+            assert client.answer.status == 200
+            assert client.answer.get("x-request-id") == "one"
+            assert not client.gone
+
+
+def test_an_id_that_isnt_sane_is_replaced() -> None:
+    with rig() as r:
+        assert (r.client(get("/healthz", "X-Request-Id: a b")).answer.get("x-request-id") or "").startswith("req_")
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    with rig() as r:
+        client = r.client(
+            post(WHOLE, "X-Request-Id: a") + get("/nothing", "X-Request-Id: b") + get("/healthz", "X-Request-Id: c")
+        )
+        assert client.answers == []
+        r.reply(whole_answer(b"slow"))
+        assert [(each.get("x-request-id"), each.status) for each in client.answers] == [
+            ("a", 200),
+            ("b", 404),
+            ("c", 200),
+        ]
+        assert not client.gone
+
+
+def test_later_bytes_dont_overtake_what_waits_behind_an_answer() -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE, "X-Request-Id: a") + get("/healthz", "X-Request-Id: b"))
+        r.link.feed(whole_answer(b"slow"))  # and in the same turn of the loop:
+        client.transport.feed(get("/healthz", "X-Request-Id: c"))
+        r.turn()
+        assert [each.get("x-request-id") for each in client.answers] == ["a", "b", "c"]
+
+
+def test_a_request_in_two_halves_around_an_answers_end() -> None:
+    with rig() as r:
+        second = get("/healthz", "X-Request-Id: b")
+        client = r.client(post(WHOLE) + second[:20])
+        r.reply(whole_answer(b"slow"))
+        client.send(second[20:])
+        assert client.statuses == [200, 200]
+
+
+def test_too_much_behind_a_running_answer() -> None:
+    with rig(pipeline_bytes_max=1024) as r:
+        client = r.client(post(WHOLE))
+        client.send(b"GET /" + b"a" * 1000)
+        assert not client.gone
+        client.send(b"a" * 100)
+        assert client.gone and client.transport.aborted
+        assert r.closed == {CloseReason.PIPELINE_FULL: 1}
+        assert r.link.closed  # nobody waits for that answer any more
+
+
+def test_no_request_is_begun_for_a_client_that_doesnt_take_its_answers() -> None:
+    with rig() as r:
+        client = r.client(capacity=100)
+        for _ in range(40):
+            client.send(get())
+        held = len(client.transport.held)
+        assert held < 1000  # one answer, not forty
+        client.take()
+        assert client.statuses == [200] * 40
+        assert not client.gone
+
+
+def test_a_client_that_only_sends_is_cut_off() -> None:
+    with rig(pipeline_bytes_max=1024) as r:
+        client = r.client(capacity=100)
+        for _ in range(40):
+            client.send(get())
+        assert client.gone and r.closed == {CloseReason.PIPELINE_FULL: 1}
+
+
+def test_connection_close_is_obeyed() -> None:
+    with rig() as r:
+        client = r.client(get("/healthz", "Connection: close"))
+        assert client.answer.get("connection") == "close"
+        assert client.gone and r.closed == {CloseReason.COMPLETE: 1}
+
+
+def test_http_10_gets_a_close() -> None:
+    with rig() as r:
+        client = r.client(get("/healthz", version="1.0"))
+        assert client.answer.status == 200 and client.answer.get("content-length") == "15"
+        assert client.gone
+
+
+def test_draining_closes_after_the_answer() -> None:
+    with rig() as r:
+        r.runtime.draining = True
+        client = r.client(get())
+        assert client.answer.get("connection") == "close" and client.gone
+
+
+def test_head_has_the_length_and_no_body() -> None:
+    with rig() as r:
+        client = r.client(get(method="HEAD") + get())
+        client.methods = ("HEAD", "GET")
+        first, second = client.answers
+        assert first.get("content-length") == second.get("content-length") == "15"
+        assert first.body == b"" and second.body != b""
+
+
+@pytest.mark.parametrize(
+    ("wire", "status", "allow"),
+    [
+        (get("/nothing"), 404, None),
+        (get("/"), 404, None),
+        (get("/v1/../status"), 404, None),
+        (get("/v1/%2e%2e/status"), 404, None),
+        (get(method="POST"), 405, "GET, HEAD"),
+        (get("/v1/streams/x", method="PATCH"), 405, "GET, DELETE, PUT, HEAD"),
+        (get("/v1/chat/completions", method="TRACE"), 501, None),
+    ],
+)
+def test_what_is_refused_from_its_head_keeps_the_connection(wire: bytes, status: int, allow: str | None) -> None:
+    with rig() as r:
+        client = r.client(wire + get())
+        refused, health = client.answers
+        assert (refused.status, health.status) == (status, 200)
+        assert sorted((refused.get("allow") or "").split(", ")) == sorted((allow or "").split(", "))
+        assert set(refused.error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "fields", [("Connection: upgrade", "Upgrade: websocket"), ("Connection: upgrade", "Upgrade: h2c, websocket")]
+)
+def test_another_protocol_is_refused_and_nothing_behind_it_is_read(fields: tuple[str, ...]) -> None:
+    with rig() as r:
+        client = r.client(get("/v1/realtime", *fields) + b"\x81\x05hello" + get())
+        assert client.answer.status == 501 and client.answer.get("connection") == "close"
+        client.fin()
+        assert client.gone
+
+
+@pytest.mark.parametrize(
+    ("wire", "status", "code"),
+    [
+        (b"GET /\n\n", 400, "bare_lf"),
+        (b"GET / HTTP/9.9\r\nHost: a\r\n\r\n", 505, "bad_version"),
+        (b"GET /" + b"a" * 20_000, 414, "target_too_long"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000, 431, "head_too_large"),
+        (get("/", *[f"X-{n}: a" for n in range(101)]), 431, "too_many_headers"),
+        (b"\x16\x03\x01\x02\x00", 400, "bad_request_line"),
+        (post(b"", "Transfer-Encoding: gzip"), 400, None),
+    ],
+)
+def test_a_malformed_request_is_refused_and_lingered_over(wire: bytes, status: int, code: str | None) -> None:
+    with rig() as r:
+        client = r.client(wire)
+        assert client.answer.status == status
+        if code is not None:
+            assert client.answer.error["code"] == code
+        assert client.transport.eof_sent and not client.gone
+        client.send(get() * 3)  # thrown away
+        assert len(client.answers) == 1
+        client.fin()
+        assert client.gone and r.closed == {CloseReason.BAD_REQUEST: 1}
+
+
+def test_a_peer_that_never_closes_is_aborted() -> None:
+    with rig(close_timeout_s=2.0) as r:
+        client = r.client(b"GET /\n\n")
+        r.pass_time(1.5)
+        assert not client.gone
+        r.pass_time(1.0)
+        assert client.gone and client.transport.aborted
+        assert r.closed == {CloseReason.BAD_REQUEST: 1}
+
+
+# -- slow heads
+
+
+def test_a_head_that_never_comes() -> None:
+    with rig(head_timeout_s=10.0) as r:
+        client = r.client()
+        r.pass_time(9.5)
+        assert client.raw == b""
+        r.pass_time(1.0)
+        assert client.answer.status == 408 and client.answer.error["code"] == "head_timeout"
+        assert client.transport.eof_sent
+
+
+def test_a_head_byte_by_byte_has_an_absolute_deadline() -> None:
+    with rig(head_timeout_s=10.0) as r:
+        client = r.client()
+        for byte in get("/healthz", "X: " + "a" * 100)[:100]:
+            if client.raw:
+                break
+            client.send(bytes([byte]))
+            r.pass_time(0.3)
+        assert client.answer.status == 408
+        assert 10 <= r.loop.time() - 1000 < 11
+        client.fin()
+        assert r.closed == {CloseReason.HEAD_TIMEOUT: 1}
+
+
+def test_a_later_head_has_its_time_from_its_first_byte() -> None:
+    with rig(head_timeout_s=10.0, keepalive_timeout_s=60.0) as r:
+        client = r.client(get())
+        r.pass_time(50)
+        for _ in range(11):
+            client.send(b"G" if client.connection._reader_of_heads is None else b"E")
+            r.pass_time(1.0)
+        assert client.statuses == [200, 408]
+
+
+def test_a_kept_alive_connection_that_is_idle_is_closed_silently() -> None:
+    with rig(keepalive_timeout_s=60.0) as r:
+        client = r.client(get())
+        r.pass_time(59)
+        assert not client.gone
+        r.pass_time(2)
+        assert client.gone and client.statuses == [200]
+        assert r.closed == {CloseReason.IDLE: 1}
+
+
+# -- bodies
+
+
+def test_a_body_in_any_cut() -> None:
+    for size in (1, 11, 10_000):
+        for fields, body in (
+            (("Content-Length: 5",), b"hello"),
+            (("Transfer-Encoding: chunked",), b"2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nTrailer: x\r\n\r\n"),
+        ):
+            with rig() as r:
+                wire = get("/v1/embeddings", *fields, method="POST") + body + get()
+                client = r.client()
+                for start in range(0, len(wire), size):
+                    client.send(wire[start : start + size])
+                assert bytes(r.link.sent).endswith(b"content-length: 5\r\n\r\nhello")
+                r.reply(whole_answer(b"{}"))
+                assert client.statuses == [200, 200]
+
+
+def test_expect_100() -> None:
+    with rig() as r:
+        head = get("/v1/embeddings", "Expect: 100-continue", "Content-Length: 5", method="POST")
+        client = r.client(head)
+        assert client.raw == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send(b"hello")
+        r.reply(whole_answer(b"{}"))
+        assert client.statuses == [200]
+
+
+def test_expect_100_is_not_answered_where_the_body_is_there_or_refused() -> None:
+    with rig(body_bytes_max=10) as r:
+        here = r.client(get("/v1/embeddings", "Expect: 100-continue", "Content-Length: 2", method="POST") + b"hi")
+        assert here.raw == b""
+        large = r.client(get("/v1/embeddings", "Expect: 100-continue", "Content-Length: 11", method="POST"))
+        assert large.answer.status == 413
+        none = r.client(get("/v1/embeddings", "Expect: 100-continue", method="POST"))
+        assert none.raw == b""
+        other = r.client(get("/v1/embeddings", "Expect: 200-ok", method="POST"))
+        assert other.answer.status == 417
+
+
+def test_a_length_over_the_limit_is_refused_before_the_body_is_read() -> None:
+    with rig(body_bytes_max=1000) as r:
+        client = r.client(get("/v1/embeddings", "Content-Length: 1001", method="POST"))
+        assert client.answer.status == 413 and client.answer.error["code"] == "body_too_large"
+        client.send(b"a" * 1001)
+        client.fin()
+        assert client.gone and len(client.answers) == 1
+        assert r.closed == {CloseReason.BODY_TOO_LARGE: 1}
+
+
+def test_a_chunked_body_over_the_limit() -> None:
+    with rig(body_bytes_max=1000) as r:
+        client = r.client(get("/v1/embeddings", "Transfer-Encoding: chunked", method="POST"))
+        client.send(chunk(b"a" * 600))
+        assert r.runtime.bodies_bytes == 600 and client.raw == b""
+        client.send(chunk(b"a" * 600))
+        assert client.answer.status == 413
+        assert r.runtime.bodies_bytes == 0
+
+
+def test_a_bad_chunk_in_a_body() -> None:
+    with rig() as r:
+        client = r.client(get("/v1/embeddings", "Transfer-Encoding: chunked", method="POST") + b"zz\r\n")
+        assert client.answer.status == 400 and client.transport.eof_sent
+
+
+def test_all_bodies_together_are_bounded_and_accounted() -> None:
+    with rig(bodies_bytes_max=1500, body_bytes_max=1000) as r:
+        one = r.client(get("/v1/embeddings", "Content-Length: 1000", method="POST") + b"a" * 900)
+        two = r.client(get("/v1/embeddings", "Content-Length: 1000", method="POST") + b"a" * 900)
+        assert two.answer.status == 503 and two.answer.error["code"] == "bodies_over_budget"
+        assert int(two.answer.get("retry-after") or 0) >= 1
+        assert r.runtime.bodies_bytes == 900
+        one.send(b"a" * 100)
+        assert r.runtime.bodies_bytes == 1000  # held for a second try until the answer begins
+        r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+        assert r.runtime.bodies_bytes == 0
+
+
+@pytest.mark.parametrize("leave", ["fin", "reset"])
+@pytest.mark.parametrize("body_bytes", [400, 1000])
+def test_a_client_that_leaves_gives_its_body_back(leave: str, body_bytes: int) -> None:
+    with rig() as r:
+        client = r.client(get("/v1/embeddings", "Content-Length: 1000", method="POST") + b"a" * body_bytes)
+        assert r.runtime.bodies_bytes == body_bytes
+        getattr(client, leave)()
+        assert client.gone and r.runtime.bodies_bytes == 0
+        assert r.closed == {CloseReason.READER_GONE: 1}
+
+
+def test_a_streams_body_is_let_go_with_its_first_byte() -> None:
+    with rig() as r:
+        r.client(post(CHAT))
+        assert r.runtime.bodies_bytes > 0
+        r.reply(SSE_HEAD)
+        assert r.runtime.bodies_bytes == 0
+
+
+def test_a_body_has_to_come_at_a_least_rate() -> None:
+    with rig(body_grace_s=10.0, body_bytes_per_s_min=1000) as r:
+        good = r.client(get("/v1/embeddings", "Content-Length: 30000", method="POST"))
+        slow = r.client(get("/v1/embeddings", "Content-Length: 30000", method="POST"))
+        for _ in range(20):
+            good.send(b"a" * 1200)
+            if not slow.raw:
+                slow.send(b"a" * 100)
+            r.pass_time(1.0)
+        assert slow.answer.status == 408 and slow.answer.error["code"] == "body_timeout"
+        assert good.raw == b"" and r.runtime.bodies_bytes == 24_000
+        good.send(b"a" * 6000)
+        r.reply(whole_answer(b"{}"))
+        assert good.statuses == [200]
+
+
+# -- ends
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [(b"", CloseReason.IDLE), (b"GET /hea", CloseReason.READER_GONE), (get(), CloseReason.IDLE)],
+)
+def test_a_fin_between_and_inside_of_heads(sent: bytes, reason: CloseReason) -> None:
+    with rig() as r:
+        client = r.client(sent)
+        client.fin()
+        assert client.gone and r.closed == {reason: 1}
+
+
+def test_a_fin_while_an_answer_is_awaited_means_that_the_reader_is_gone() -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE))
+        client.fin()
+        assert client.gone and r.link.closed
+        assert r.ended == [("POST /v1/chat/completions", CloseReason.READER_GONE, 0)]
+
+
+def test_a_fin_in_mid_stream_cancels() -> None:
+    with rig() as r:
+        client = reading(r)
+        r.reply(chunk(event("a")))
+        client.fin()
+        assert client.gone and r.link.closed
+        (stream,) = r.runtime.hub
+        assert stream.reason is CloseReason.READER_GONE
+
+
+def test_a_fin_behind_the_end_still_gets_the_rest() -> None:
+    with rig() as r:
+        client = reading(r)
+        client.transport.capacity = 50
+        r.reply(chunk(event("a"), DONE) + LAST)
+        client.fin()
+        assert not client.gone
+        client.take()
+        assert client.answer.whole and client.gone
+        assert r.ended[-1][1] is CloseReason.COMPLETE
+
+
+def test_a_fin_behind_the_end_and_then_a_stall() -> None:
+    with rig(stall_timeout_s=60.0) as r:
+        client = reading(r)
+        client.transport.capacity = 50
+        r.reply(chunk(event("a"), DONE) + LAST)
+        client.fin()
+        r.pass_time(61)
+        assert client.gone and r.ended[-1][1] is CloseReason.STALLED
+
+
+def test_a_reader_that_closes_after_done_has_completed() -> None:
+    with rig() as r:
+        client = reading(r)
+        r.reply(chunk(event("a"), DONE))  # the last chunk has not come yet
+        client.reset()
+        assert r.ended[-1][1] is CloseReason.COMPLETE
+        (stream,) = r.runtime.hub
+        assert stream.reason is None
+        r.reply(LAST)
+        assert stream.reason is CloseReason.COMPLETE and r.runtime.hub.detached == 0
+
+
+def test_a_reader_that_closes_before_it_has_done_hasnt() -> None:
+    with rig() as r:
+        client = reading(r)
+        client.transport.capacity = 50
+        r.reply(chunk(event("a"), DONE))
+        client.reset()
+        assert r.ended[-1][1] is CloseReason.READER_GONE
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, ""), CloseReason.READER_GONE),
+        (BrokenPipeError(errno.EPIPE, ""), CloseReason.READER_GONE),
+        (TimeoutError(errno.ETIMEDOUT, ""), CloseReason.NETWORK_LOST),
+        (OSError(errno.EHOSTUNREACH, ""), CloseReason.NETWORK_LOST),
+    ],
+)
+def test_who_closed_decides_what_becomes_of_the_stream(error: OSError, reason: CloseReason) -> None:
+    with rig(resume_grace_s=30.0) as r:
+        client = reading(r)
+        client.reset(error)
+        assert r.closed == {reason: 1}
+        (stream,) = r.runtime.hub
+        assert (stream.reason is None) is (reason is CloseReason.NETWORK_LOST)
+        r.pass_time(31)
+        assert stream.reason is not None
+
+
+def test_a_close_with_a_peer_that_takes_nothing_is_aborted() -> None:
+    with rig(close_timeout_s=2.0) as r:
+        client = r.client(get("/healthz", "Connection: close"), capacity=10)
+        assert not client.gone
+        r.pass_time(4.5)
+        assert client.gone and client.transport.aborted
+
+
+def test_a_close_waits_for_a_peer_that_goes_on_taking() -> None:
+    with rig(close_timeout_s=2.0, stall_timeout_s=60.0) as r:
+        client = r.client(get("/healthz", "Connection: close"), capacity=10)
+        for _ in range(10):
+            r.pass_time(1.5)
+            client.take(5)
+        assert not client.gone
+        client.take()
+        assert client.gone and not client.transport.aborted and client.answer.status == 200
+
+
+def test_close_and_abort_do_nothing_twice() -> None:
+    with rig() as r:
+        client = r.client(get(), capacity=10)
+        client.connection.close(CloseReason.DRAINING)
+        client.connection.close(CloseReason.STALLED)
+        client.connection.abort(CloseReason.STALLED)
+        r.turn()
+        client.connection.abort(CloseReason.STALLED)
+        client.connection.connection_lost(None)
+        assert r.closed == {CloseReason.DRAINING: 1}
+
+
+# -- streams
+
+
+def test_a_stream_as_it_is_written() -> None:
+    with rig() as r:
+        client = reading(r)
+        r.reply(chunk(event("a")) + chunk(event("b")))
+        writes = client.transport.writes
+        r.reply(chunk(event("c")) + chunk(event("d")) + chunk(DONE))
+        assert client.transport.writes == writes + 1  # several events of one read are one write
+        r.reply(LAST)
+        answer = client.answer
+        assert answer.get("content-type") == "text/event-stream; charset=utf-8"
+        assert answer.get("cache-control") == "no-cache, no-transform"
+        assert answer.get("x-accel-buffering") == "no"
+        assert answer.get("x-upstream") == "up"
+        stream_id = answer.get("x-stream-id")
+        events = events_in(answer.body)
+        assert [each.id for each in events] == [f"{stream_id}:{seq}" for seq in range(1, 6)]
+        assert text_of(events) == "abcd"
+        assert answer.body.startswith(b"retry: ")
+        assert answer.whole and not client.gone
+        client.send(get())
+        assert client.statuses == [200, 200]
+
+
+def test_a_stream_for_http_10() -> None:
+    with rig() as r:
+        client = reading(r, version="1.0")
+        r.reply(chunk(event("a")) + chunk(event("b")) + chunk(DONE) + LAST)
+        answer = client.answer
+        assert answer.get("transfer-encoding") is None and client.gone
+        assert text_of(events_in(answer.body)) == "ab"
+
+
+def test_the_last_chunk_may_fill_the_transport() -> None:
+    with rig() as r:
+        client = reading(r)
+        r.reply(chunk(event("a")))
+        client.transport.capacity = len(chunk(b"id: s_" + b"x" * 27 + b":2\n" + DONE))
+        r.reply(chunk(DONE) + LAST)
+        assert bytes(client.transport.held) == LAST
+        client.take()
+        assert client.answer.whole
+        client.send(get())
+        assert client.statuses == [200, 200]
+
+
+def test_retry_is_spread() -> None:
+    with rig(retry_min_s=1.0, retry_max_s=5.0) as r:
+        seen = set()
+        for _ in range(10):
+            client = reading(r)
+            line = client.answer.body.split(b"\n")[0]
+            seen.add(line)
+            assert 1000 <= int(line.removeprefix(b"retry: ")) <= 5000
+            client.fin()
+        assert len(seen) > 1
+
+
+def test_heartbeats_come_in_silence_only() -> None:
+    with rig(heartbeat_s=15.0) as r:
+        client = reading(r)
+        r.pass_time(14)
+        assert b": hb" not in client.raw
+        r.pass_time(1.5)
+        assert client.raw.endswith(chunk(b": hb\n"))
+        r.reply(chunk(event("a")))
+        r.pass_time(14)
+        assert client.raw.count(b": hb\n") == 1
+        r.pass_time(1.5)
+        assert client.raw.count(b": hb\n") == 2
+        r.pass_time(30)
+        assert client.raw.count(b": hb\n") == 4
+        r.reply(chunk(DONE) + LAST)
+        assert [each.data for each in events_in(client.answer.body)][1:] == [b"[DONE]"]
+
+
+def test_no_heartbeats_where_they_are_off() -> None:
+    with rig(heartbeat_s=0.0) as r:
+        client = reading(r)
+        r.pass_time(100)
+        assert b": hb" not in client.raw and not client.gone
+
+
+def test_an_upstreams_comments_pass_and_are_a_sign_of_life() -> None:
+    with rig(heartbeat_s=15.0) as r:
+        client = reading(r)
+        r.pass_time(10)
+        r.reply(chunk(b": still thinking\n\n"))
+        assert client.raw.endswith(chunk(b": still thinking\n"))
+        r.pass_time(10)
+        assert b": hb" not in client.raw
+
+
+def test_a_stalled_reader_is_closed_and_one_that_takes_a_little_is_not() -> None:
+    with rig(stall_timeout_s=60.0, resume_grace_s=30.0) as r:
+        stalled, slow = reading(r, capacity=600), None
+        links = [r.link]
+        slow = reading(r, capacity=600)
+        links.append(r.link)
+        for link in links:
+            link.feed(chunk(event("a" * 1000)))
+        for _ in range(59):
+            slow.take(1)
+            r.pass_time(1.0)
+        assert not stalled.gone and not slow.gone
+        for _ in range(20):
+            slow.take(1)
+            r.pass_time(1.0)
+        assert stalled.gone and not slow.gone
+        assert r.closed == {CloseReason.STALLED: 1}
+        assert r.runtime.hub.detached == 1  # streamd closed it: the stream has its grace
+        slow.take()
+        assert text_of(events_in(slow.answer.body)) == "a" * 1000
+
+
+def test_no_stall_limit() -> None:
+    with rig(stall_timeout_s=0.0) as r:
+        client = reading(r, capacity=600)
+        r.reply(chunk(event("a" * 1000)))
+        r.pass_time(500 - KEEPALIVE_IDLE_S)
+        assert client.connection.paused and not client.gone
+
+
+def test_policy_close_ends_the_slow_reader_and_nobody_else_misses_an_event() -> None:
+    with rig(ring_slots=32) as r:
+        slow = reading(r, "X-Stream-Policy: close")
+        stream_id = slow.answer.get("x-stream-id")
+        others = [r.client(get(f"/v1/streams/{stream_id}")) for _ in range(3)]
+        slow.transport.capacity = 0
+        for n in range(100):
+            r.reply(chunk(event(f"{n} ")))
+        assert slow.gone and r.closed == {CloseReason.SLOW_CONSUMER: 1}
+        r.reply(chunk(DONE) + LAST)
+        for other in others:
+            assert [each.seq for each in events_in(other.answer.body)] == list(range(1, 102))
+            assert text_of(events_in(other.answer.body)) == "".join(f"{n} " for n in range(100))
+
+
+def test_policy_close_and_a_lone_reader() -> None:
+    with rig(ring_slots=32, resume_grace_s=30.0) as r:
+        slow = reading(r, "X-Stream-Policy: close")
+        slow.transport.capacity = 0
+        for n in range(40):
+            r.reply(chunk(event(f"{n} ")))
+        assert slow.gone and r.runtime.hub.detached == 1 and not r.link.closed
+        (stream,) = r.runtime.hub
+        back = r.client(get(f"/v1/streams/{stream.id}", f"Last-Event-ID: {stream.id}:0"))
+        r.reply(chunk(DONE) + LAST)
+        assert text_of(events_in(back.answer.body)) == "".join(f"{n} " for n in range(40))
+
+
+def test_head_of_a_stream_is_its_head() -> None:
+    with rig() as r:
+        client = reading(r)
+        stream_id = client.answer.get("x-stream-id")
+        other = r.client(get(f"/v1/streams/{stream_id}", method="HEAD") + get())
+        other.methods = ("HEAD",)
+        assert other.statuses == [200, 200]
+        assert other.answers[0].get("x-stream-id") == stream_id
+        (stream,) = r.runtime.hub
+        assert len(stream.readers) == 1
+
+
+@pytest.mark.parametrize(("status", "limit"), [(503, "no_upstream_available"), (429, "rate_limited")])
+def test_an_event_source_that_is_refused_for_now_is_told_to_come_back(status: int, limit: str) -> None:
+    from streamd.net.problem import Problem
+
+    with rig() as r:
+        reason = CloseReason.OVER_BUDGET if status == 503 else CloseReason.RATE_LIMITED
+
+        def refuse(connection: ClientConnection, request: object) -> None:
+            raise Problem(status, "Not now.", code=limit, reason=reason, retry_after_s=3)
+
+        r.runtime.plan = refuse  # type: ignore[assignment]
+        source = r.client(get("/v1/streams/x", "Accept: text/event-stream"))
+        answer = source.answer
+        assert answer.status == 200 and answer.get("content-type") == "text/event-stream; charset=utf-8"
+        assert not answer.whole and events_in(answer.body) == []
+        retry, comment, _ = answer.body.split(b"\n", 2)
+        assert int(retry.removeprefix(b"retry: ")) >= 3000
+        assert comment.startswith(b": %b %d" % (limit.encode(), status))
+        assert source.gone and r.runtime.counters.refused[reason] == 1
+        old = r.client(get("/v1/streams/x", "Accept: text/event-stream", version="1.0"))
+        assert old.answer.body.startswith(b"retry: ")
+        other = r.client(get("/v1/streams/x"))
+        assert other.answer.status == status and other.answer.get("retry-after") == "3"
+
+
+# -- bodies that pass
+
+
+def test_a_body_passes_with_its_status_and_headers() -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE))
+        r.reply(
+            b"HTTP/1.1 201 Made\r\ncontent-length: 5\r\nx-a: b\r\nconnection: x-hop\r\nx-hop: c\r\nkeep-alive: 1\r\n"
+            b"x-request-id: theirs\r\n\r\nhello"
+        )
+        answer = client.answer
+        assert (answer.status, answer.head.reason, answer.body) == (201, b"Made", b"hello")
+        assert answer.get("x-a") == "b" and answer.get("x-upstream") == "up"
+        assert answer.get("x-hop") is answer.get("keep-alive") is answer.get("connection") is None
+        assert (answer.get("x-request-id") or "").startswith("req_")
+        assert not client.gone and not r.link.closed
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        whole_answer(b"hello"),
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"he", b"llo") + LAST,
+        b"HTTP/1.0 200 OK\r\n\r\nhello",
+    ],
+)
+def test_every_framing_to_every_version(wire: bytes, version: str) -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE, version=version))
+        r.reply(wire)
+        r.link.fin()
+        r.turn()
+        assert client.answer.body == b"hello" and client.answer.whole
+        assert client.gone is (version == "1.0")
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_answers_without_a_body(status: str) -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE))
+        r.reply(f"HTTP/1.1 {status}\r\nx-a: b\r\n\r\n".encode())
+        assert client.answer.body == b"" and client.answer.get("transfer-encoding") is None
+        client.send(get())
+        assert client.statuses == [int(status[:3]), 200]
+
+
+def test_head_passes_with_its_length() -> None:
+    with rig() as r:
+        client = r.client(get("/v1/files/x", method="HEAD"))
+        client.methods = ("HEAD",)
+        r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+        assert client.answer.get("content-length") == "5"
+        client.send(get())
+        assert client.statuses == [200, 200]
+
+
+def test_a_slow_reader_of_a_passed_body_pauses_the_upstream() -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE), capacity=1000)
+        r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n" + b"a" * 1000)
+        assert not r.link.reading
+        client.take(2000)
+        assert r.link.reading
+        r.reply(b"a" * 2500)
+        assert not r.link.reading and len(client.transport.held) <= 2500
+        client.take(2500)
+        client.transport.capacity = 100
+        r.reply(b"a" * 500)  # paused by the last bytes
+        client.take()
+        assert client.answer.body == b"a" * 4000
+        assert r.link.reading and not r.link.closed  # pooled, and able to read
+        again = r.client(post(WHOLE))
+        assert len(r.links) == 1
+        r.reply(whole_answer(b"ok"))
+        assert again.answer.body == b"ok"
+
+
+def test_a_reader_that_is_paused_before_its_answer_begins() -> None:
+    with rig() as r:
+        client = r.client(get("/v1/files/x", "Expect: 100-continue", "Content-Length: 2", method="POST"), capacity=3)
+        assert client.connection.paused  # by the interim answer
+        client.send(b"hi")
+        r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n" + b"a" * 1000)
+        assert not r.link.reading
+        client.take()
+        assert r.link.reading
+        r.reply(b"a" * 3000)
+        assert client.answer.body == b"a" * 4000
+
+
+def test_a_stalled_reader_of_a_passed_body() -> None:
+    with rig(stall_timeout_s=60.0, idle_timeout_s=20.0) as r:
+        client = r.client(post(WHOLE), capacity=100)
+        r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n" + b"a" * 1000)
+        r.pass_time(59)
+        assert not client.gone
+        r.pass_time(2)
+        assert client.gone and r.link.closed and r.ended[-1][1] is CloseReason.STALLED
+
+
+# -- bugs
+
+
+def test_a_bug_is_told_and_only_this_connections() -> None:
+    with rig() as r:
+        bugs: list[str] = []
+        r.runtime.on_bug = lambda where, error: bugs.append(where)
+
+        def broken(connection: ClientConnection, request: object) -> None:
+            raise ZeroDivisionError
+
+        plan = r.runtime.plan
+        r.runtime.plan = broken  # type: ignore[assignment]
+        client = r.client(get())
+        assert client.answer.status == 500 and client.answer.error["code"] == "internal"
+        assert bugs == ["client.data_received"] and r.runtime.counters.bugs == 1
+        r.runtime.plan = plan
+        assert r.client(get()).statuses == [200]
+        r.runtime.counters.bugs = 0
+
+
+def test_a_bug_in_mid_stream_ends_the_connection() -> None:
+    with rig() as r:
+        client = reading(r)
+        client.connection.crash("test", ZeroDivisionError())
+        r.turn()
+        assert client.gone and r.closed == {CloseReason.INTERNAL: 1}
+        assert len(r.bugs) == r.runtime.counters.bugs == 1
+        r.bugs.clear()
+        r.runtime.counters.bugs = 0
+
+
+def test_a_problem_between_requests_can_only_end_the_connection() -> None:
+    from streamd.net.problem import not_found
+
+    with rig() as r:
+        client = r.client()
+        client.connection.answer_problem(not_found("/"))
+        r.turn()
+        assert client.gone and r.closed == {CloseReason.NOT_FOUND: 1}
+
+
+def test_the_peer_for_the_log() -> None:
+    with rig() as r:
+        client = r.client()
+        assert client.connection.peer == "192.0.2.1:40000"
+
+        class Unix(FakeTransport):
+            def get_extra_info(self, name: str, default: object = None) -> object:
+                return "" if name == "peername" else default
+
+        client.connection.transport = Unix(r.loop, client.connection)
+        assert client.connection.peer == "unix"
+
+
+def test_each_connection_costs_its_slots_and_no_dict() -> None:
+    assert not hasattr(ClientConnection, "__dict__") or "__dict__" not in dir(ClientConnection(None))  # type: ignore[arg-type]
+    assert dataclasses.is_dataclass(ClientConnection) is False
