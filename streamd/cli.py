@@ -6,6 +6,7 @@ The flags of `serve` are the rows of the settings; there is none beside `--confi
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -121,9 +122,9 @@ def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting
 
 def _serve(args: argparse.Namespace) -> int:
     settings = settings_of(args, os.environ)
-    from streamd.daemon import worker  # Why here: the other commands need neither the loop nor its start-up time
+    from streamd.daemon import single  # Why here: the other commands need neither the loop nor its start-up time
 
-    return worker.run(settings)
+    return single.run(settings, functools.partial(settings_of, args, os.environ))
 
 
 def _check_config(args: argparse.Namespace) -> int:

@@ -466,6 +466,14 @@ class Settings:
         "for a client's address (IPv6: /64); a browser takes 6, an office behind NAT hundreds",
         zero="off",
     )
+    conns_opening_per_address_max: int = count_row(
+        ADMISSION,
+        0,
+        1,
+        1_000_000,
+        "of those, without a complete request yet: a browser opens 6 at once; holds one address's slow heads down",
+        zero="off",
+    )
     loop_lag_max_s: float = duration_row(
         ADMISSION,
         "1s",
@@ -484,7 +492,17 @@ class Settings:
     )
     cors_credentials: bool = flag_row(ACCESS, "pages may send cookies along")
     trusted_proxies: tuple[str, ...] = list_row(
-        ACCESS, (), "addresses or networks", check_network, "whose Forwarded and X-Forwarded-For are believed"
+        ACCESS,
+        (),
+        "addresses, networks, or unix",
+        check_network,
+        "who is believed about clients' addresses; `unix` is whoever comes in through a Unix socket",
+    )
+    forwarded_header: str = word_row(
+        ACCESS,
+        "x-forwarded-for",
+        ("x-forwarded-for", "forwarded"),
+        "the one header that is believed: a proxy that writes one passes the other through as a client sent it",
     )
     proxy_protocol: bool = flag_row(ACCESS, "expect the PROXY protocol, version 2, from the trusted proxies")
     tls_cert: str = path_row(ACCESS, "the certificate chain (PEM); with it the TCP listeners speak TLS", exists=True)
@@ -498,7 +516,12 @@ class Settings:
     )
     token_secret_file: str = path_row(ACCESS, "the secret of HS256 tokens", exists=True)
     token_jwks_file: str = path_row(ACCESS, "the public keys of RS256 and EdDSA tokens", exists=True)
-    token_audience: str = text_row(ACCESS, "", "the `aud` that a token must have; empty: none is asked for")
+    token_audience: str = text_row(
+        ACCESS, "", "the `aud` that a token must have: one that was made for another service opens nothing here"
+    )
+    token_leeway_s: float = duration_row(
+        ACCESS, "30s", "0s", "5m", "how far the issuer's clock may be off; NTP keeps machines within a second"
+    )
 
     upstreams: tuple[UpstreamSettings, ...] = ()
     routes: tuple[RouteOverride, ...] = ()
@@ -706,5 +729,9 @@ def _relations_of_access(s: Settings) -> Iterator[tuple[str, str]]:
         yield "proxy_protocol", "needs trusted_proxies: anybody else could choose an address"
     if s.streams_auth == "token" and not (s.token_secret_file or s.token_jwks_file):
         yield "streams_auth", "needs token_secret_file or token_jwks_file"
+    if (s.token_secret_file or s.token_jwks_file) and not s.token_audience:
+        yield "token_audience", "must be set for tokens: without it any service's token from the same issuer fits"
+    if s.conns_opening_per_address_max > s.conns_per_address_max > 0:
+        yield "conns_opening_per_address_max", "must be at most conns_per_address_max, of which it is a part"
     if s.cors_credentials and not s.cors_origins:
         yield "cors_credentials", "needs cors_origins"

@@ -127,6 +127,13 @@ class StreamdCollector(Collector):
     def _process(self) -> Iterator[Metric]:
         counters = self._runtime.counters
         yield _histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.", counters.loop_lag_s)
+        saturation = GaugeMetricFamily(
+            "streamd_saturation", "How full, 0 to 1, by part; the highest is the autoscaler's.", labels=["part"]
+        )
+        parts = self._runtime.admission.saturation()
+        for part, value in {**parts, "highest": max(parts.values())}.items():
+            saturation.add_metric([part], value)
+        yield saturation
         yield _counter("streamd_bugs", "Mistakes of streamd itself; the log has each one's traceback.", counters.bugs)
         info = GaugeMetricFamily("streamd_build_info", "Always 1.", labels=["version"])
         info.add_metric([__version__], 1)
@@ -156,6 +163,7 @@ def status(runtime: Runtime, upstreams: Upstreams, *, state: str, started_at: fl
         "connections": len(runtime.clients),
         "streams": {"live": live, "detached": hub.detached, "sealed": len(hub) - live},
         "subscribers": sum(len(stream.readers) for stream in hub),
+        "admission": runtime.admission.status(),
         "log_bytes": hub.log_bytes,
         "log_bytes_max": hub.log_bytes_max,
         "loop_lag_s": round(runtime.counters.loop_lag_last_s, 4),

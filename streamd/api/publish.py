@@ -68,11 +68,11 @@ class Publisher:
 
     def cancel(self, reason: CloseReason) -> None:
         """The stream was stopped: requests under way find it sealed."""
-        self._runtime.sweep.discard(self)
+        self._leave()
 
     def on_due(self, now: float) -> float:
         """Nobody came to publish the rest."""
-        self._runtime.sweep.discard(self)
+        self._leave()
         stream = self.stream
         if stream.reason is None:
             stream.source = None
@@ -80,9 +80,13 @@ class Publisher:
             stream.fail(CloseReason.PUBLISHER_GONE, now, message=text)
         return NEVER
 
+    def _leave(self) -> None:
+        self._runtime.sweep.discard(self)
+        self._runtime.admission.release_stream()
+
     def seal(self, *, failed: bool) -> None:
         """The publisher says that it is done."""
-        self._runtime.sweep.discard(self)
+        self._leave()
         now = self._runtime.time()
         self.stream.source = None
         if failed:
@@ -153,6 +157,7 @@ class Publish:
         stream.policy = Policy(options.get("policy", request.route.policy))
         stream.retention_s = options.get("retention", settings.retention_s)
         stream.catchup_bytes_max = settings.catchup_bytes_max
+        stream.published = True
         stream.source = Publisher(runtime, stream)
         flush_interval_s = options.get("flush_interval", settings.flush_interval_s)
         if flush_interval_s:

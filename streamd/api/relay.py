@@ -138,28 +138,59 @@ class Relay:
         # Refuse before anything is opened.
         self._upstreams.choose(request.model, runtime.time())
         self._access.admit_request(request)
+        runtime.admit_relay()
+        try:
+            exchange = self._exchange(connection, request, fields, wants_stream, policy, grace_s)
+        except Problem:
+            runtime.admission.release_relay()
+            raise
+        self._keep_key(request, key, exchange)
+        exchange.start()
+        if detached and exchange.stream is not None:
+            self._accept(connection, request, exchange.stream, max(grace_s, runtime.settings.detach_grace_max_s))
+
+    def _exchange(
+        self,
+        connection: ClientConnection,
+        request: Request,
+        fields: dict[str, Any],
+        wants_stream: bool,
+        policy: Policy,
+        grace_s: float,
+    ) -> Exchange:
+        runtime = self._runtime
         ask = ask_of(request, fields)
         stream = self._open(request, policy, grace_s) if wants_stream else None
         exchange = Exchange(
             runtime,
             self._upstreams,
             ask,
-            connection=None if detached else connection,
+            connection=connection,
             request=request,
             stream=stream,
             policy=policy,
         )
         exchange.on_opened = lambda opened: self._dress(opened, request, policy, grace_s)
-        if key:
-            runtime.hub.keep_key(request.principal.id, key, body_hash(request.body), stream)
-            if stream is None:
-                exchange.on_over = lambda: runtime.hub.forget_key(request.principal.id, key)
-        exchange.start()
-        if detached and stream is not None:
-            self._accept(connection, stream, max(grace_s, runtime.settings.detach_grace_max_s))
+        return exchange
 
-    def _accept(self, connection: ClientConnection, stream: Stream, grace_s: float) -> None:
+    def _keep_key(self, request: Request, key: str, exchange: Exchange) -> None:
+        """Under its Idempotency-Key the request is known until its stream is removed, or its answer is over."""
+        hub, admission, principal_id = self._runtime.hub, self._runtime.admission, request.principal.id
+        if key:
+            hub.keep_key(principal_id, key, body_hash(request.body), exchange.stream)
+        forget = bool(key) and exchange.stream is None
+
+        def over() -> None:
+            admission.release_relay()
+            if forget:
+                hub.forget_key(principal_id, key)
+
+        exchange.on_over = over
+
+    def _accept(self, connection: ClientConnection, request: Request, stream: Stream, grace_s: float) -> None:
         """Prefer: respond-async. The generation runs on; whoever reads it first has detach_grace_max to come."""
+        if request.waiting is None:
+            return  # it failed at once and was answered
         if stream.reason is None and not stream.readers:
             self._runtime.hub.orphan(stream, grace_s, CloseReason.READER_GONE, self._runtime.time())
         location = f"/v1/streams/{stream.id}".encode()
@@ -170,11 +201,12 @@ class Relay:
             (b"x-stream-id", stream.id.encode()),
             (b"preference-applied", b"respond-async"),
         ]
-        connection.let_body_go()
+        exchange, request.waiting = request.waiting, None
+        assert isinstance(exchange, Exchange)
+        exchange.connection = None
         connection.answer(202, body, headers)
 
     def _open(self, request: Request, policy: Policy, grace_s: float) -> Stream:
-        self._runtime.admit_stream()
         account = self._access.open_stream(request)
         stream = self._runtime.hub.open(request.dialect, self._runtime.time())
         stream.account = account

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streamd.api.access import Access
+from streamd.api.admin import Admin
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
@@ -16,6 +17,7 @@ from streamd.api.streams import Streams
 from streamd.net.client import ClientConnection
 from streamd.net.problem import Problem, method_not_allowed, not_found
 from streamd.net.request import Plan, Request
+from streamd.net.runtime import refused
 
 Answer = Callable[[ClientConnection, Request], None]
 Methods = dict[str, Plan]
@@ -25,7 +27,14 @@ class Router:
     """All routes of a process."""
 
     def __init__(
-        self, access: Access, relay: Relay, streams: Streams, publish: Publish, models: Models, ops: Ops
+        self,
+        access: Access,
+        relay: Relay,
+        streams: Streams,
+        publish: Publish,
+        models: Models,
+        ops: Ops,
+        admin: Admin,
     ) -> None:
         self._access = access
         self._publish = publish
@@ -33,6 +42,7 @@ class Router:
         self._streams = streams
         self._models = models
         self._ops = ops
+        self._admin = admin
 
     def plan(self, connection: ClientConnection, request: Request) -> Plan:
         """What to do with the request. Raises Problem: 404, 405, 501 and what a route refuses from the head alone."""
@@ -41,9 +51,11 @@ class Router:
         if head.upgrade:
             text = "streamd speaks HTTP/1.1 and Server-Sent Events, no other protocol."
             raise Problem(501, text, code="no_upgrade", close=True)
-        methods = self._ops.routes(connection, request)
+        methods = self._ops.routes(connection, request) or self._admin.routes(connection, request)
         if methods is not None:
             return _of(methods, request)
+        if connection.refusal is not None and request.method != "DELETE":
+            raise refused(connection.refusal, close=True)
         request.principal = self._access.identify(connection, request)
         methods = {**(self._streams.routes(request) or {}), **(self._publish.routes(request) or {})}
         if methods:

@@ -66,18 +66,18 @@ class Prices:
     # 4.1 KB of slab seen per socket over 10,000 idle ones.
     socket_bytes: int = 4_300
 
-    # Kernel, what a stalled reader leaves in the send queue: TCP_NOTSENT_LOWAT of unsent bytes, plus what was sent and
-    # not acknowledged when the peer's window closed (5-36 KB seen at frames of 60 B to 16 KB; `ss -m` w and f
-    # together).
+    # Kernel, what a stalled reader leaves in the send queue (`ss -m`, w and f together): TCP_NOTSENT_LOWAT of unsent
+    # bytes, plus what was sent and not acknowledged when the peer's window closed. 24 KB of 290 B frames against a small
+    # receive buffer; 4 to 40 KB over frames of 60 B to 32 KB and receive buffers of 4 KB to the default.
     notsent_lowat_bytes: int = 16 * KIB
-    in_flight_bytes: int = 24 * KIB
+    in_flight_bytes: int = 12 * KIB
     # A set SO_SNDBUF bounds the queue's true size at twice its value; 0: not set.
     sndbuf_bytes: int = 0
     # Unix-domain listeners have SO_SNDBUF 16 KiB in place of all that: 32 KiB of true size, small frames count double.
     unix_queue_bytes: int = 32 * KIB
 
-    # User space, per connection: protocol, uvloop's transport and handle, request state, subscriber, an empty ring.
-    conn_user_bytes: int = 3_600
+    # User space, per connection: protocol, uvloop's transport and handle, an idle request's state (5,000 of them).
+    conn_user_bytes: int = 1_600
     # A full ring: its slots' frames, never more than ring_bytes_max. A coalescing reader lets it go; until then it is
     # held.
     ring_slots: int = 64
@@ -87,8 +87,9 @@ class Prices:
     # state.
     tls_bytes: int = 48 * KIB
 
-    # User space, per relayed stream: upstream protocol and transport, stream, the hub's entry, an empty log.
-    stream_user_bytes: int = 3_900
+    # User space, per relayed stream: upstream protocol and transport, exchange, stream, subscriber, an empty ring, the
+    # hub's entry, a log's template; with its connection 5.8 KB of PSS over 1,000 streams, 7.0 KB over 5,000.
+    stream_user_bytes: int = 5_200
     # Kernel: the upstream's receive queue; read at once, so two frames' skbs at most times.
     upstream_queue_bytes: int = 2_000
 

@@ -501,6 +501,7 @@ class Stream:
         "owner",
         "policy",
         "progress",
+        "published",
         "readers",
         "reason",
         "resume_grace_s",
@@ -530,6 +531,7 @@ class Stream:
         self.owner = ""  # the principal that opened it
         self.account: Account | None = None  # of its key, which pays for its tokens
         self.name_public = False
+        self.published = False  # by an application: its source isn't an upstream, and it holds no drain open
         self.model = ""
         self.upstream = ""
         # rules

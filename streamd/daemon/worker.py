@@ -1,21 +1,20 @@
-"""Worker: one process's loop, wiring, signals and listeners."""
+"""Worker: everything that serves in one process, wired together, with its clock work.
+
+It knows no signals and no systemd: daemon/single.py runs one worker as the whole daemon, daemon/supervisor.py several.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
+import random
 import socket
-import sys
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
-import uvloop
-
-from streamd import __version__, metrics
-from streamd.addresses import parse_address
+from streamd import metrics
 from streamd.api.access import Access
+from streamd.api.admin import Admin
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
@@ -23,10 +22,13 @@ from streamd.api.relay import Relay, ask_of
 from streamd.api.router import Router
 from streamd.api.streams import Streams
 from streamd.config import Settings
+from streamd.core.admission import Admission, Budget
 from streamd.core.hub import Hub
 from streamd.core.stream import Stream
 from streamd.daemon import logs
 from streamd.daemon.access import AccessLog
+from streamd.daemon.budget import admission_of, budget_of, prices_of
+from streamd.daemon.drain import Drain, Report, State
 from streamd.net import listen
 from streamd.net.client import ClientConnection
 from streamd.net.runtime import Runtime
@@ -35,49 +37,89 @@ from streamd.net.upstreams import Upstreams
 # A pass over the streams goes in slices of so many, about half a millisecond each.
 STREAMS_SLICE_MAX = 1000
 
+# The accept queue of a listener that closes is emptied first; a flood must not hold the drain.
+ACCEPT_EMPTY_S_MAX = 1.0
+
 
 class Worker:
-    """Everything that serves, wired together; `serve()` runs it until it is told to stop."""
+    """One process's share of the daemon. Raises BudgetError where the machine is too small for the settings."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        *,
+        slot: int = 0,
+        budget: Budget | None = None,
+        admission: Admission | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
         self.loop = loop
         self.settings = settings
+        self.rng = rng or random.Random()
+        self.budget = budget or budget_of(settings)
+        admission = admission or admission_of(settings, self.budget, self.rng)
         hub = Hub(
-            log_bytes_max=settings.logs_bytes_max or 1 << 40,
+            log_bytes_max=admission.logs_bytes_max,
             stream_log_bytes_max=settings.log_bytes_max,
             stream_log_events_max=settings.log_events_max,
             detached_max=settings.detached_max,
+            slot=slot,
         )
-        self.runtime = runtime = Runtime(loop, settings, hub)
-        self.upstreams = Upstreams(runtime, settings)
-        self.state = "starting"
+        self.runtime = Runtime(loop, settings, hub, admission=admission, rng=self.rng)
+        self.upstreams = Upstreams(self.runtime, settings)
+        self.access = Access(self.runtime)
+        self.state = State.STARTING
         self.started_at = loop.time()
+        self.draining: Drain | None = None
+        self.drained: asyncio.Future[Report] = loop.create_future()
+        self._charged_logs = 0
         self._servers: list[asyncio.AbstractServer] = []
-        self._stopped = asyncio.Event()
+        self._sockets: list[socket.socket] = []
+        self._kept_open: set[int] = set()  # descriptors of sockets that outlive us: systemd's
+        self._drain_task: asyncio.Task[None] | None = None
         self._wire()
 
     def _wire(self) -> None:
-        runtime, upstreams = self.runtime, self.upstreams
-        self.access = access = Access(runtime)
-        streams = Streams(runtime, access)
-        publish = Publish(runtime, streams, access)
-        relay = Relay(runtime, upstreams, streams, access)
-        rendered = metrics.Metrics(metrics.StreamdCollector(runtime, upstreams))
-        ops = Ops(
-            runtime,
-            metrics=rendered.render,
-            status=lambda: metrics.status(runtime, upstreams, state=self.state, started_at=self.started_at),
-            ready=lambda: "ready" if self.state == "serving" else self.state,
+        runtime, upstreams, access = self.runtime, self.upstreams, self.access
+        self.streams = streams = Streams(runtime, access)
+        self.router = Router(
+            access,
+            Relay(runtime, upstreams, streams, access),
+            streams,
+            Publish(runtime, streams, access),
+            Models(runtime, upstreams, ask_of),
+            Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
+            Admin(runtime, drain=self.drain, set_level=logs.set_level),
         )
-        router = Router(access, relay, streams, publish, Models(runtime, upstreams, ask_of), ops)
-        runtime.plan = router.plan
+        runtime.plan = self.router.plan
         runtime.on_request_end = AccessLog(runtime).request_ended
         runtime.on_bug = logs.bug
-        runtime.hub.on_sealed = self._count_sealed
+        runtime.hub.on_sealed = self._stream_sealed
         runtime.hub.new_fanout = runtime.new_fanout
         runtime.sweep.on_tick += [self._tick, upstreams.tick]
 
-    def _count_sealed(self, stream: Stream) -> None:
+    # -- what it says of itself
+
+    def _rendered(self) -> Any:
+        return metrics.Metrics(metrics.StreamdCollector(self.runtime, self.upstreams)).render
+
+    def _readiness(self) -> str:
+        return "ready" if self.state is State.SERVING else self.state.value
+
+    def status(self) -> dict[str, Any]:
+        return metrics.status(self.runtime, self.upstreams, state=self.state.value, started_at=self.started_at)
+
+    def status_line(self, tokens_per_s: float) -> str:
+        """What `systemctl status` shows."""
+        live = sum(stream.reason is None for stream in self.runtime.hub)
+        saturation = self.runtime.admission.saturation_highest()
+        return (
+            f"{self.state.value}: {len(self.runtime.clients)} connections, {live} streams,"
+            f" {tokens_per_s:.0f} tokens/s, saturation {saturation:.2f}"
+        )
+
+    def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
         self.runtime.counters.streams_sealed[stream.reason] += 1
         usage = stream.progress.usage
@@ -96,11 +138,18 @@ class Worker:
             model=stream.model or None,
         )
 
+    # -- clock work
+
     def _tick(self, now: float, lag_s: float) -> None:
-        counters = self.runtime.counters
-        counters.loop_lag_s.observe(lag_s)
-        counters.loop_lag_last_s = lag_s
-        self._sweep_streams(tuple(self.runtime.hub), 0)
+        runtime = self.runtime
+        runtime.counters.loop_lag_s.observe(lag_s)
+        runtime.counters.loop_lag_last_s = lag_s
+        admission, log_bytes = runtime.admission, runtime.hub.log_bytes
+        admission.note_lag(lag_s)
+        admission.note_idle_upstreams(sum(upstream.idle for upstream in self.upstreams))
+        admission.charge_logs(log_bytes - self._charged_logs)
+        self._charged_logs = log_bytes
+        self._sweep_streams(tuple(runtime.hub), 0)
 
     def _sweep_streams(self, streams: tuple[Stream, ...], start: int) -> None:
         self.runtime.hub.sweep(streams[start : start + STREAMS_SLICE_MAX], self.loop.time())
@@ -109,47 +158,84 @@ class Worker:
 
     # -- life
 
-    async def listen(self, sockets: Iterable[socket.socket], kind: str) -> None:
-        """Accept on each socket through several dups of it."""
+    async def listen(self, sockets: Iterable[socket.socket], kind: str = "", *, keep_open: bool = False) -> None:
+        """Accept on each socket, through several dups of it.
+
+        `kind` is "admin" or "" (public or loopback, as the address says). keep_open: somebody else holds the socket
+        too, so that what waits in its accept queue when we stop is not lost.
+        """
         for sock in sockets:
             listen.set_options(sock, self.settings)
+            self._sockets.append(sock)
+            if keep_open:
+                self._kept_open.add(sock.fileno())
             name = kind or ("loopback" if listen.is_loopback(sock) else "public")
-            make = partial(ClientConnection, self.runtime, name)
-            for _ in range(listen.DUPS):
-                dup = sock.dup()
+            make = partial(ClientConnection, self.runtime, name, self._price(sock))
+            for _ in range(1 if kind == "admin" else listen.DUPS):
                 if sock.family == socket.AF_UNIX:
-                    server = await self.loop.create_unix_server(make, sock=dup, backlog=listen.BACKLOG)
+                    server = await self.loop.create_unix_server(make, sock=sock.dup(), backlog=listen.BACKLOG)
                 else:
-                    server = await self.loop.create_server(make, sock=dup, backlog=listen.BACKLOG)
+                    server = await self.loop.create_server(make, sock=sock.dup(), backlog=listen.BACKLOG)
                 self._servers.append(server)
 
-    async def serve(self) -> int:
-        sockets = [listen.bind(parse_address(address)) for address in self.settings.listen]
-        await self.listen(sockets, "")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self._stopped.set)
+    def _price(self, sock: socket.socket) -> int:
+        prices = prices_of(self.settings)
+        if sock.family == socket.AF_UNIX:
+            return prices.unix_bytes
+        return prices.tls_tcp_bytes if self.settings.tls_cert else prices.tcp_bytes
+
+    def start(self) -> None:
+        """Serve: deadlines run, readiness is 200."""
         self.runtime.sweep.start()
-        self.state = "serving"
-        addresses = tuple(listen.shown(sock) for sock in sockets)
-        logs.event(logs.INFO, "serving", version=__version__, listen=addresses, pid=os.getpid())
-        await self._stopped.wait()
+        self.state = State.SERVING
+
+    def reload(self, settings: Settings) -> None:
+        """Take up new settings for whatever begins from now on. Nobody is dropped."""
+        self.settings = settings
+        self.runtime.reload(settings)
+        self.upstreams.reload(settings)
+        hub = self.runtime.hub
+        hub.stream_log_bytes_max = settings.log_bytes_max
+        hub.stream_log_events_max = settings.log_events_max
+        hub.detached_max = settings.detached_max
+        logs.set_level(settings.log_level)
+
+    def drain(self, *, quick: bool = False) -> None:
+        """Begin to stop; told again, go to the end at once. `drained` has the report."""
+        if self.draining is not None:
+            self.draining.hurry()
+            return
+        settings = self.settings
+        self.state = State.DRAINING
+        self.draining = Drain(
+            self.runtime,
+            delay_s=0.0 if quick else settings.drain_delay_s,
+            timeout_s=min(settings.drain_timeout_s, QUICK_DRAIN_S) if quick else settings.drain_timeout_s,
+            close_listeners=self._close_listeners,
+        )
+        self._drain_task = self.loop.create_task(self._drain(self.draining))
+
+    async def _drain(self, drain: Drain) -> None:
+        report = await drain.run()
+        self.state = State.STOPPED
+        self.runtime.sweep.stop()
+        self.upstreams.close()
+        self.drained.set_result(report)
+
+    async def _close_listeners(self) -> None:
+        """Take everybody who waits in an accept queue of ours, then close; others' queues stay."""
+        deadline = self.loop.time() + ACCEPT_EMPTY_S_MAX
+        own = [sock for sock in self._sockets if sock.fileno() not in self._kept_open]
+        while self.loop.time() < deadline and any(map(listen.somebody_waits, own)):  # noqa: ASYNC110 (the kernel's queue)
+            await asyncio.sleep(0)
         for server in self._servers:
             server.close()
-        return 0
+        for sock in self._sockets:
+            listen.close(sock, remove=sock in own)
+        self._servers.clear()
+        self._sockets.clear()
+        await asyncio.sleep(0)  # those accepted last get to say their first words
 
 
-def run(settings: Settings) -> int:
-    """`streamd serve`: the exit status."""
-    logs.setup(settings.log_level, settings.log_format, journal_stream=os.environ.get("JOURNAL_STREAM"))
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings))
-    except OSError as error:
-        print(f"streamd: {error}", file=sys.stderr)
-        return 1
-
-
-async def _serve(settings: Settings) -> int:
-    worker = Worker(asyncio.get_running_loop(), settings)
-    with contextlib.ExitStack():
-        return await worker.serve()
+# Ctrl-C at a terminal: a person waits.
+QUICK_DRAIN_S = 2.0

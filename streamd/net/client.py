@@ -29,6 +29,7 @@ import termios
 from collections.abc import Callable
 from typing import cast
 
+from streamd.core.admission import Refusal
 from streamd.core.ring import Ring
 from streamd.core.stream import Form, Policy, Stream, Sub, Subscriber
 from streamd.counters import bump
@@ -116,32 +117,38 @@ class ClientConnection(asyncio.Protocol):
         "_opened",
         "_outstanding",
         "_plan",
+        "_price_bytes",
         "_progress_at",
         "_reader_of_heads",
         "_runtime",
         "_sink",
+        "_turned_away",
         "at",
         "bytes_passed",
         "due_at",
         "listener",
         "paused",
         "reader",
+        "refusal",
         "request",
         "transport",
         "write",
         "wrote_at",
     )
 
-    def __init__(self, runtime: Runtime, listener: str = "") -> None:
+    def __init__(self, runtime: Runtime, listener: str = "public", price_bytes: int = 0) -> None:
         # process
         self._runtime = runtime
         # connection
-        self.listener = listener  # "" public, "admin"
+        self.listener = listener  # "public", "loopback" or "admin"
+        self._price_bytes = price_bytes
+        self.refusal: Refusal | None = None  # not admitted: may ask for health, metrics and DELETE, and no more
         self.at = At.HEAD
         self.transport: asyncio.Transport
         self.write: Callable[[bytes], None]
         self.due_at = NEVER
         self.paused = False
+        self._turned_away = False
         self._opened = False  # a first request came: idle time counts as kept alive
         self._lines_since = 0.0  # when the connection began to allow a head, or its first byte came
         self._outstanding = 0  # bytes that the peer had not taken when it was last looked at
@@ -177,6 +184,9 @@ class ClientConnection(asyncio.Protocol):
         runtime.clients.add(self)
         runtime.sweep.add(self)
         self._allow_head()
+        self.refusal = runtime.admission.admit_connection(self._price_bytes)
+        if self.refusal is not None and not runtime.admission.take_reserved():
+            self._turn_away(self.refusal)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -208,6 +218,10 @@ class ClientConnection(asyncio.Protocol):
         runtime = self._runtime
         runtime.clients.discard(self)
         runtime.sweep.discard(self)
+        if self.refusal is None:
+            runtime.admission.release_connection(self._price_bytes)
+        elif not self._turned_away:
+            runtime.admission.release_reserved()
         runtime.counters.connections_closed[reason] += 1
 
     def pause_writing(self) -> None:
@@ -385,6 +399,26 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
         else:
             self._next(request.reason or CloseReason.COMPLETE)
+
+    def _turn_away(self, refusal: Refusal) -> None:
+        """Not even the reserve has a place: answer without reading the request."""
+        self._turned_away = True
+        runtime = self._runtime
+        runtime.counters.refused[refusal.reason] += 1
+        bump(runtime.counters.responses, refusal.status)
+        body = error_body(message=refusal.message, type="overloaded_error", code=refusal.code)
+        fields = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"retry-after", b"%d" % refusal.retry_after_s),
+            (b"connection", b"close"),
+        ]
+        self.write(encode_response_head(refusal.status, fields) + body)
+        self._close_reason = refusal.reason
+        self._go(Step.REFUSE)
+        self._arm_abort()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def answer_problem(self, problem: Problem) -> None:
         """An error of streamd's own, in the shape that the route's clients know."""

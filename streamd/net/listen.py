@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import stat
 
@@ -110,3 +111,18 @@ def is_loopback(sock: socket.socket) -> bool:
         return True
     host = sock.getsockname()[0]
     return bool(host == "::1" or host.startswith("127."))
+
+
+def somebody_waits(sock: socket.socket) -> bool:
+    """Whether a connection is in the accept queue."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def close(sock: socket.socket, *, remove: bool) -> None:
+    """Close a listening socket; `remove` its file as well, if it has one."""
+    if remove and sock.family == socket.AF_UNIX:
+        with contextlib.suppress(OSError):
+            os.unlink(sock.getsockname())
+    sock.close()

@@ -10,11 +10,14 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from streamd.config import Settings
+from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Refusal, Resources
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
 from streamd.core.stream import Stream
 from streamd.counters import Counters
+from streamd.net.problem import Problem
 from streamd.net.sweep import Sweep
+from streamd.reasons import CloseReason
 from streamd.wire.http1 import HeadLimits
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class Runtime:
         settings: Settings,
         hub: Hub,
         *,
+        admission: Admission | None = None,
         rng: random.Random | None = None,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
@@ -40,6 +44,7 @@ class Runtime:
         self.time = loop.time
         self.unix_time = unix_time
         self.rng = rng or random.Random()
+        self.admission = admission or unlimited(self.rng)
         self.counters = Counters()
         self.sweep = Sweep(loop, self.bug)
         self.hub = hub
@@ -48,7 +53,6 @@ class Runtime:
         self.limits = HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
         # wiring, set once by the worker
         self.plan: Callable[[ClientConnection, Request], Plan] = _nothing_here
-        self.admit_stream: Callable[[], None] = lambda: None  # raises Problem 503 where another stream has no room
         self.on_request_end: Callable[[ClientConnection, Request], None] = lambda connection, request: None
         self.on_bug: Callable[[str, BaseException], None] = lambda where, error: None
         # state
@@ -68,6 +72,32 @@ class Runtime:
         """A mistake of ours: counted and told."""
         self.counters.bugs += 1
         self.on_bug(where, error)
+
+    def admit_stream(self) -> None:
+        """Take a published stream. Raises Problem 503 where it has no room, or while draining."""
+        self.check_not_draining()
+        refusal = self.admission.admit_stream()
+        if refusal is not None:
+            raise refused(refusal)
+
+    def admit_relay(self) -> None:
+        """Take a request for an upstream. Raises Problem as above."""
+        self.check_not_draining()
+        refusal = self.admission.admit_relay()
+        if refusal is not None:
+            raise refused(refusal)
+
+    def check_not_draining(self) -> None:
+        """Raises Problem 503 once the drain has closed the listeners."""
+        if self.draining:
+            raise Problem(
+                503,
+                "streamd is restarting; try again shortly.",
+                code="draining",
+                reason=CloseReason.DRAINING,
+                retry_after_s=self.retry_after_s(),
+                should_retry=True,
+            )
 
     def reload(self, settings: Settings) -> None:
         self.settings = settings
@@ -92,6 +122,25 @@ class Runtime:
 
 def _nothing_here(connection: ClientConnection, request: Request) -> Plan:
     raise NotImplementedError("the worker wires the routes")
+
+
+def refused(refusal: Refusal, *, close: bool = False) -> Problem:
+    """What admission refused, as an answer."""
+    return Problem(
+        refusal.status,
+        refusal.message,
+        code=refusal.code,
+        reason=refusal.reason,
+        retry_after_s=refusal.retry_after_s,
+        should_retry=True,
+        close=close,
+    )
+
+
+def unlimited(rng: random.Random) -> Admission:
+    """Gates that are never shut, for a runtime whose machine nobody measured."""
+    resources = Resources(memory_bytes=1 << 50, memory_source="none", descriptors_per_worker=1 << 30)
+    return Admission(Budget.compute(resources, Demands(), Prices()), Limits(loop_lag_max_s=0), rng)
 
 
 def head_of(request: Request) -> RequestHead:

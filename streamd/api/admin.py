@@ -1,0 +1,55 @@
+"""What only the admin surface answers: drain, log level, streams by lag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+
+from streamd.api.streams import JSON, state_of
+from streamd.net.client import ClientConnection
+from streamd.net.problem import Problem
+from streamd.net.request import Plan, Request
+from streamd.net.runtime import Runtime
+
+LEVELS = ("debug", "info", "warning", "error")
+
+# The worst of them are what an operator looks for; /v1/streams pages through all.
+STREAMS_SHOWN_MAX = 100
+
+
+class Admin:
+    """Routes of the admin socket, in addition to everything else."""
+
+    def __init__(self, runtime: Runtime, *, drain: Callable[[], None], set_level: Callable[[str], None]) -> None:
+        self._runtime = runtime
+        self._drain = drain
+        self._set_level = set_level
+        self._routes = {
+            "/drain": {"POST": Plan(answer=self.drain)},
+            "/streams": {"GET": Plan(answer=self.streams)},
+            "/log-level": {"PUT": Plan(answer=self.log_level, body_bytes_max=64)},
+        }
+
+    def routes(self, connection: ClientConnection, request: Request) -> dict[str, Plan] | None:
+        return self._routes.get(request.path) if connection.listener == "admin" else None
+
+    def drain(self, connection: ClientConnection, request: Request) -> None:
+        """As SIGTERM; a second one goes to the end at once."""
+        self._drain()
+        connection.answer(202, b'{"state":"draining"}\n', [JSON])
+
+    def streams(self, connection: ClientConnection, request: Request) -> None:
+        """The streams whose readers lag most, worst first."""
+        now = self._runtime.time()
+        states = sorted((state_of(s, now) for s in self._runtime.hub), key=lambda state: -state["lag_max"])
+        body = orjson.dumps({"data": states[:STREAMS_SHOWN_MAX]}, option=orjson.OPT_INDENT_2)
+        connection.answer(200, body + b"\n", [JSON])
+
+    def log_level(self, connection: ClientConnection, request: Request) -> None:
+        """PUT /log-level with the word as body; until the next reload or restart."""
+        word = request.body.decode("ascii", "replace").strip()
+        if word not in LEVELS:
+            raise Problem(400, f"The log level is one of {', '.join(LEVELS)}.", code="bad_log_level")
+        self._set_level(word)
+        connection.answer(204)

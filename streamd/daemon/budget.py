@@ -1,0 +1,60 @@
+"""From settings and machine to the gates: the arithmetic of core/admission.py fed with what is true here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import MutableSequence, Sequence
+
+from streamd.addresses import parse_address
+from streamd.config import Settings
+from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
+from streamd.daemon import machine
+
+
+def prices_of(settings: Settings) -> Prices:
+    """The price table with this configuration's bounds in it."""
+    return Prices(
+        notsent_lowat_bytes=settings.notsent_lowat_bytes,
+        ring_slots=settings.ring_slots,
+        ring_bytes_max=settings.ring_bytes_max,
+    )
+
+
+def budget_of(settings: Settings) -> Budget:
+    """The budget of the whole daemon. Raises BudgetError where the limits are too small for the settings."""
+    memory_bytes, source = machine.memory_limit(settings.memory_limit_bytes)
+    resources = Resources(
+        memory_bytes=memory_bytes,
+        memory_source=source,
+        descriptors_per_worker=machine.raise_descriptors(),
+        workers=settings.workers,
+        tcp_memory_bytes=machine.tcp_memory(),
+    )
+    demands = Demands(
+        bodies_bytes_max=settings.bodies_bytes_max,
+        logs_bytes_max=settings.logs_bytes_max,
+        conns_max=settings.conns_max,
+        streams_max=settings.streams_max,
+    )
+    prices = prices_of(settings)
+    return Budget.compute(resources, demands, prices, max(price_of(settings, each) for each in settings.listen))
+
+
+def price_of(settings: Settings, address: str) -> int:
+    """What one connection of this listener costs."""
+    prices = prices_of(settings)
+    if parse_address(address).is_unix:
+        return prices.unix_bytes
+    return prices.tls_tcp_bytes if settings.tls_cert else prices.tcp_bytes
+
+
+def admission_of(
+    settings: Settings,
+    budget: Budget,
+    rng: random.Random,
+    row: MutableSequence[int] | None = None,
+    peer_rows: Sequence[Sequence[int]] = (),
+) -> Admission:
+    """One worker's gates."""
+    limits = Limits(conns_per_address_max=settings.conns_per_address_max, loop_lag_max_s=settings.loop_lag_max_s)
+    return Admission(budget, limits, rng, row, peer_rows)

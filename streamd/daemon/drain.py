@@ -1,0 +1,164 @@
+"""Drain: SERVING, DRAINING, STOPPED. No deploy cuts a stream that can end by itself, and every reader is told.
+
+    1. readiness is 503 and systemd knows; for drain_delay everything goes on, so that balancers see it
+       then the listeners close (their accept queues emptied first, unless systemd keeps them), idle connections close,
+       answers carry Connection: close, new streams get 503
+    2. for drain_timeout running generations go on. Only they hold the drain open, and only with a reader or within a
+       grace. Readers of published streams are moved on (`reconnect`), spread evenly over the window
+    3. at the deadline, or when told again: each remaining reader gets `reconnect` with its position, upstreams are cut
+
+A person at a terminal (SIGINT) gets the same with short times. An idle daemon passes through all of it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from streamd.core.stream import Stream
+from streamd.net.client import ANSWERING, At, ClientConnection
+from streamd.net.runtime import Runtime
+from streamd.reasons import CloseReason
+
+# How often the window is looked at: ten thousand moved readers over 30 s are 17 a step.
+STEP_S = 0.05
+
+# From the last word to a reader until its connection is cut if the bytes don't leave: within the second after the
+# deadline that the operator was promised.
+LAST_WORDS_S = 0.8
+
+# At most so many readers are told in one step when there is no window left: 10 us each.
+TOLD_PER_STEP_MAX = 1000
+
+
+class State(enum.Enum):
+    """Of a daemon."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Report:
+    """What the last log line says."""
+
+    finished: int = 0  # generations that ended by themselves during the drain
+    moved: int = 0  # readers of published streams, told to come back
+    cut: int = 0  # readers told at the deadline, before their stream's end
+
+
+class Drain:
+    """One drain, once. `close_listeners` returns when nobody waits in the accept queues any more."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        delay_s: float,
+        timeout_s: float,
+        close_listeners: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._runtime = runtime
+        self._delay_s = delay_s
+        self._timeout_s = timeout_s
+        self._close_listeners = close_listeners
+        self._hurried = asyncio.Event()
+        self.report = Report()
+
+    def hurry(self) -> None:
+        """Told again: go to the end now."""
+        self._hurried.set()
+
+    async def run(self) -> Report:
+        runtime = self._runtime
+        await self._sleep(self._delay_s)
+        await self._close_listeners()
+        runtime.draining = True
+        running = [stream for stream in runtime.hub if _is_generation(stream) and stream.reason is None]
+        await self._window()
+        self.report.finished = sum(stream.reason is CloseReason.COMPLETE for stream in running)
+        await self._last_words()
+        return self.report
+
+    async def _window(self) -> None:
+        """Until the deadline, as long as something holds it open."""
+        began_at = self._runtime.time()
+        deadline = began_at + self._timeout_s
+        published = [client for client in self._runtime.clients if _reads_published(client)]
+        told = 0
+        while True:
+            self._close_idle()
+            now = self._runtime.time()
+            if self._hurried.is_set() or now >= deadline or not self._held_open():
+                break
+            due = math.ceil(len(published) * (now - began_at) / self._timeout_s)
+            for client in published[told:due]:
+                self.report.moved += self._tell(client, "streamd is restarting; reconnect to go on reading.")
+            told = max(told, due)
+            await self._sleep(STEP_S)
+        for client in published[told:]:
+            self.report.moved += self._tell(client, "streamd is restarting; reconnect to go on reading.")
+
+    def _held_open(self) -> bool:
+        """A generation that is read or may be resumed, or an answer that is still being written."""
+        if any(_is_generation(s) and (s.readers or s.grace_until) for s in self._runtime.hub):
+            return True
+        return any(client.at in ANSWERING and not _reads_published(client) for client in self._runtime.clients)
+
+    def _close_idle(self) -> None:
+        for client in tuple(self._runtime.clients):
+            if client.at is At.HEAD:
+                client.close(CloseReason.IDLE)
+
+    async def _last_words(self) -> None:
+        """Tell whoever still reads, cut the upstreams, and give the bytes a moment to leave."""
+        runtime = self._runtime
+        for k, client in enumerate(tuple(runtime.clients)):
+            if client.reader is not None:
+                self.report.cut += self._tell(client, "streamd stopped before this answer was complete; reconnect.")
+            elif client.at in ANSWERING:
+                client.close(CloseReason.DRAINING)
+            if k % TOLD_PER_STEP_MAX == TOLD_PER_STEP_MAX - 1:
+                await asyncio.sleep(0)
+        now = runtime.time()
+        for stream in runtime.hub:
+            if _is_generation(stream) and stream.reason is None:
+                stream.cancel(CloseReason.RESTARTED, now, message="The generation was cut by a restart of streamd.")
+        deadline = now + LAST_WORDS_S
+        while runtime.clients and runtime.time() < deadline:  # noqa: ASYNC110 (an event per lost connection costs more)
+            await asyncio.sleep(0.01)
+        for client in tuple(runtime.clients):
+            client.abort(CloseReason.DRAINING)
+
+    def _tell(self, client: ClientConnection, message: str) -> int:
+        """Send a reader away with its position; 1 if it was still there to be told."""
+        reader = client.reader
+        if reader is None or client.at is not At.STREAMING:
+            return 0
+        reader.farewell(message=message, retry_ms=self._runtime.retry_ms())
+        client.close(CloseReason.DRAINING)
+        return 1
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, unless told to hurry."""
+        if seconds <= 0 or self._hurried.is_set():
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
+        except TimeoutError:
+            return
+
+
+def _is_generation(stream: Stream) -> bool:
+    """Not published: its events come from an upstream."""
+    return not stream.published
+
+
+def _reads_published(client: ClientConnection) -> bool:
+    return client.reader is not None and client.reader.stream.published

@@ -1,0 +1,203 @@
+"""TLS in process: one layer between the socket's transport and a ClientConnection, a protocol to the one and a
+transport to the other.
+
+Why not the loop's own: uvloop's TLS transport keeps the socket's default 64 KiB in front of pause_writing(), with no
+way to lower it; it flaps with a high-water mark of 0; it has no half-close, and a read buffer of 256 KiB for every
+connection. Here pause_writing() and resume_writing() are the socket's own, so a slow reader is noticed at the byte at
+which the kernel took less than all, with or without TLS; write_eof() sends close_notify and a FIN, so lingering works;
+and the PROXY header can come first.
+
+Bounds: OpenSSL's memory BIOs grow to the largest piece that passes through them and never shrink, so nothing larger
+than PIECE_BYTES_MAX does. A handshake has no deadline of its own: the connection exists from accept on, and its
+head_timeout is absolute. Renegotiation and compression are off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from streamd.reasons import CloseReason
+
+if TYPE_CHECKING:
+    from streamd.net.client import ClientConnection
+
+PIECE_BYTES_MAX: Final = 16 * 1024  # a TLS record's plaintext (RFC 8446 5.1)
+
+_GONE: Final = asyncio.Protocol()  # stands for a protocol that was told of the loss: no cycle is left for the collector
+
+
+class TlsFilesError(ValueError):
+    """A certificate and a key that can't be used; the text says which and why."""
+
+
+def load_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """A server's context of two PEM files. Raises TlsFilesError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(cert, key, password=_no_password)
+    except ssl.SSLError as error:
+        raise TlsFilesError(f"{cert} and {key}: {error.reason or error}") from None
+    except OSError as error:
+        raise TlsFilesError(f"{error.filename or cert}: {error.strerror}") from None
+    return context
+
+
+def _no_password() -> NoReturn:
+    raise TlsFilesError("the key is encrypted; a daemon has nobody to ask for its password")
+
+
+class TlsLayer(asyncio.Transport, asyncio.Protocol):
+    """One connection's TLS."""
+
+    __slots__ = ("_connection", "_ended", "_incoming", "_open", "_outgoing", "_protocol", "_raw", "_tls")
+
+    def __init__(self, context: ssl.SSLContext, connection: ClientConnection) -> None:
+        super().__init__()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._protocol: asyncio.Protocol = connection
+        self._connection: ClientConnection | None = connection
+        self._raw: asyncio.Transport
+        self._open = False  # the handshake is done
+        self._ended = False  # close_notify is out: nothing more is read or written
+
+    # -- protocol of the socket's transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._raw = transport  # type: ignore[assignment]  # uvloop's has another base
+        self._protocol.connection_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        pieces: list[bytes] = []
+        open_ = True
+        try:
+            for start in range(0, len(data), PIECE_BYTES_MAX):
+                self._incoming.write(data[start : start + PIECE_BYTES_MAX])
+                open_ = self._shake() and self._read(pieces)
+        except ssl.SSLError:
+            self._flush()  # the alert
+            if self._connection is not None:
+                self._connection.abort(CloseReason.TLS_FAILED)
+            return
+        self._flush()  # handshake, key updates
+        if pieces:
+            self._protocol.data_received(b"".join(pieces))
+        if self._open and not open_ and not self._raw.is_closing():
+            self._protocol.eof_received()
+
+    def eof_received(self) -> bool:
+        self._protocol.eof_received()
+        return True
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+        self._protocol = _GONE
+        self._connection = None
+
+    def _shake(self) -> bool:
+        """Whether the handshake is done. Raises ssl.SSLError where it fails."""
+        if not self._open:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                return False
+            self._open = True
+        return True
+
+    def _read(self, pieces: list[bytes]) -> bool:
+        """Take what is there; False after close_notify. Raises ssl.SSLError for a record that isn't right."""
+        try:
+            while piece := self._tls.read(PIECE_BYTES_MAX):
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            return True
+        return False
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and not self._raw.is_closing():
+            self._raw.write(self._outgoing.read())
+
+    # -- transport of the connection
+
+    def write(self, data: Any) -> None:
+        """Encrypt and send. Before the handshake is done there is nothing that could be said."""
+        if not self._open or self._ended:
+            return
+        if len(data) <= PIECE_BYTES_MAX:
+            self._tls.write(data)
+            self._raw.write(self._outgoing.read())
+            return
+        records = []
+        for start in range(0, len(data), PIECE_BYTES_MAX):
+            self._tls.write(data[start : start + PIECE_BYTES_MAX])
+            records.append(self._outgoing.read())
+        self._raw.write(b"".join(records))
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self._notify_close()
+        self._raw.write_eof()
+
+    def close(self) -> None:
+        self._notify_close()
+        self._raw.close()
+
+    def _notify_close(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._open:
+            try:
+                self._tls.unwrap()
+            except ssl.SSLError:  # the peer's own close_notify isn't there yet, and isn't waited for
+                pass
+            self._flush()
+
+    def abort(self) -> None:
+        self._raw.abort()
+
+    def is_closing(self) -> bool:
+        return self._raw.is_closing()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._raw.set_write_buffer_limits(high=high, low=low)
+
+    def get_write_buffer_size(self) -> int:
+        return self._raw.get_write_buffer_size()
+
+    def is_reading(self) -> bool:
+        return self._raw.is_reading()
+
+    def pause_reading(self) -> None:
+        self._raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._raw.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol  # type: ignore[assignment]
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "ssl_object":
+            return self._tls
+        return self._raw.get_extra_info(name, default)
