@@ -67,8 +67,8 @@ class Prices:
     socket_bytes: int = 4_300
 
     # Kernel, what a stalled reader leaves in the send queue (`ss -m`, w and f together): TCP_NOTSENT_LOWAT of unsent
-    # bytes, plus what was sent and not acknowledged when the peer's window closed. 24 KB of 290 B frames against a small
-    # receive buffer; 4 to 40 KB over frames of 60 B to 32 KB and receive buffers of 4 KB to the default.
+    # bytes, plus what was sent and not acknowledged when the peer's window closed. 24 KB of 290 B frames against a
+    # small receive buffer; 4 to 40 KB over frames of 60 B to 32 KB and receive buffers of 4 KB to the default.
     notsent_lowat_bytes: int = 16 * KIB
     in_flight_bytes: int = 12 * KIB
     # A set SO_SNDBUF bounds the queue's true size at twice its value; 0: not set.

@@ -1,0 +1,144 @@
+"""Measure what admission charges: do the constants of streamd.core.admission.Prices still hold?
+
+streamd is started before its own mock upstream, and then looked at from outside: user-space memory (PSS) per idle
+connection, per relayed stream, and the kernel's send queue of readers that stopped (`ss -m`). One process, loopback.
+
+    prices.py [--connections 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import socket
+import sys
+import time
+from dataclasses import dataclass
+
+import contenders
+import rig
+
+sys.path.insert(0, str(rig.HERE.parent))
+from streamd.core.admission import Prices
+
+STALL_RCVBUF_BYTES = 4096
+WARM_CONNECTIONS = 50  # free lists, caches and arenas that the first ones fill for all
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes, to be compared with what Prices says."""
+
+    conn_user_bytes: float
+    relay_user_bytes: float  # a connection, its stream, and the beginning of its log
+    send_queue_bytes: float | None  # None without ss
+
+
+def measure(connections: int = 1000) -> Measured:
+    """Start streamd and its mock, and look."""
+    with rig.rig() as running:
+        upstream, port = rig.free_port(), rig.free_port()
+        mock = [sys.executable, "-m", "streamd", "mock-llm", "--listen", f"127.0.0.1:{upstream}", "--ttft-ms", "0"]
+        running.start("mock", mock, upstream, contenders.environment())
+        argv = contenders.streamd(running.folder, port, upstream)
+        pid = running.start("streamd", argv, port, contenders.environment())
+        close(relays(port, WARM_CONNECTIONS))
+        empty = rig.pss_bytes(pid)
+        idle = [ask(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(connections)]
+        conn = (rig.pss_bytes(pid) - empty) / connections
+        close(idle)
+        streams = relays(port, connections)
+        relay = (rig.pss_bytes(pid) - empty) / connections
+        close(streams)
+        return Measured(conn, relay, send_queue(port))
+
+
+def relays(port: int, count: int) -> list[socket.socket]:
+    """So many streams that have begun: one token has come and no other will for a while."""
+    return [ask(port, post(interval_ms=600_000), until=b"data: ") for _ in range(count)]
+
+
+def send_queue(port: int, count: int = 20) -> float | None:
+    """The kernel's send-side memory of a reader that stopped, once it doesn't grow any more."""
+    stopped = [
+        ask(port, post(interval_ms=1), rcvbuf=STALL_RCVBUF_BYTES, source=rig.STALLED_ADDRESS) for _ in range(count)
+    ]
+    try:
+        before = 0.0
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            sizes = rig.queue_bytes(f"sport = :{port} and dst {rig.STALLED_ADDRESS}")
+            mean = float(sum(sizes)) / max(1, len(sizes))
+            if mean and mean == before:
+                break
+            before = mean
+            time.sleep(0.3)
+        return before
+    except rig.Missing:
+        return None
+    finally:
+        close(stopped)
+
+
+def post(interval_ms: int) -> bytes:
+    """A request for a long stream of the mock."""
+    body = json.dumps({"model": "mock-llm", "stream": True, "messages": [{"role": "user", "content": "x"}]}).encode()
+    fields = f"X-Mock-Interval-Ms: {interval_ms}\r\nX-Mock-Tokens: 100000\r\nContent-Length: {len(body)}"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{fields}\r\n\r\n"
+    return head.encode() + body
+
+
+def ask(
+    port: int, request: bytes, until: bytes = b"\r\n\r\n", rcvbuf: int = 0, source: str = "127.0.0.1"
+) -> socket.socket:
+    """A connection on which `request` was answered as far as `until`."""
+    connection = socket.socket()
+    if rcvbuf:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+    connection.settimeout(30)
+    connection.bind((source, 0))
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(request)
+    answer = b""
+    while until not in answer:
+        part = connection.recv(2048)
+        if not part:
+            raise RuntimeError(f"closed after {answer!r}")
+        answer += part
+    if not re.match(rb"HTTP/1\.1 200 ", answer):
+        raise RuntimeError(f"refused: {answer[:200]!r}")
+    return connection
+
+
+def close(connections: list[socket.socket]) -> None:
+    """Close them, and give the server a moment to notice."""
+    for connection in connections:
+        connection.close()
+    time.sleep(0.5)
+
+
+def expected(prices: Prices) -> Measured:
+    """The same from the price table."""
+    return Measured(
+        conn_user_bytes=prices.conn_user_bytes,
+        relay_user_bytes=prices.conn_user_bytes + prices.stream_user_bytes,
+        send_queue_bytes=prices.send_queue_bytes,
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Print measured beside charged."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connections", type=int, default=1000)
+    measured = measure(parser.parse_args(argv).connections)
+    charged = expected(Prices())
+    for name in charged.__dataclass_fields__:
+        size = getattr(measured, name)
+        shown = "not measured (no ss)" if size is None else f"{size:8.0f}"
+        print(f"{name:20} measured {shown}  charged {getattr(charged, name):8.0f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
