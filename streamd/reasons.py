@@ -36,6 +36,8 @@ class CloseReason(enum.Enum):
     SLOW_CONSUMER = ("slow_consumer", 0, True, By.STREAMD)  # policy `close`
     STALLED = ("stalled", 0, True, By.STREAMD)  # took nothing for stall_timeout
     PIPELINE_FULL = ("pipeline_full", 0, True, By.STREAMD)  # sent too much behind a running answer
+    TLS_FAILED = ("tls_failed", 0, False, By.READER)  # no handshake, or a record that isn't right
+    PROXY_HEADER = ("proxy_header", 0, False, By.READER)  # a trusted proxy that sent no PROXY v2 header
 
     # The request's.
     BAD_REQUEST = ("bad_request", 400, False, By.READER)

@@ -247,6 +247,13 @@ RELATIONS = [
     (Settings(tls_key="k"), "tls_cert", "together"),
     (Settings(proxy_protocol=True), "proxy_protocol", "trusted_proxies"),
     (Settings(streams_auth="token"), "streams_auth", "token_secret_file"),
+    (Settings(streams_auth="token", token_secret_file="s"), "token_audience", "must be set for tokens"),
+    (Settings(token_jwks_file="j"), "token_audience", "must be set for tokens"),
+    (
+        Settings(conns_per_address_max=8, conns_opening_per_address_max=9),
+        "conns_opening_per_address_max",
+        "at most conns_per_address_max",
+    ),
     (Settings(cors_credentials=True), "cors_credentials", "cors_origins"),
 ]
 

@@ -475,6 +475,10 @@ class Admission:
         self._row[_CONNECTIONS] += 1
         self._row[_MEMORY] += price_bytes
 
+    def refuse_address(self) -> Refusal:
+        """Count and return the refusal of somebody whose address has no room in `addresses`, or in a gate like it."""
+        return self._refuse(Gate.ADDRESS)
+
     def take_reserved(self) -> bool:
         """A place of the reserve for a connection that was refused.
 

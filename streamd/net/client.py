@@ -33,12 +33,13 @@ from streamd.core.admission import Refusal
 from streamd.core.ring import Ring
 from streamd.core.stream import Form, Policy, Stream, Sub, Subscriber
 from streamd.counters import bump
-from streamd.net.problem import Problem
+from streamd.net.problem import TYPES, Problem
 from streamd.net.request import BodySink, Plan, Request
-from streamd.net.runtime import Runtime
+from streamd.net.runtime import Runtime, refused
 from streamd.net.sweep import NEVER
 from streamd.reasons import By, CloseReason
 from streamd.wire.chunked import LAST_CHUNK, BodyDecoder, decoder_for, encode_chunk
+from streamd.wire.cors import REPLACED
 from streamd.wire.dialect import dialect_of, error_body
 from streamd.wire.http1 import (
     Framing,
@@ -112,6 +113,7 @@ class ClientConnection(asyncio.Protocol):
         "_chunked",
         "_close_reason",
         "_decoder",
+        "_gate_keys",
         "_keep_alive",
         "_lines_since",
         "_opened",
@@ -120,6 +122,8 @@ class ClientConnection(asyncio.Protocol):
         "_price_bytes",
         "_progress_at",
         "_reader_of_heads",
+        "_remote",
+        "_remote_awaited",
         "_runtime",
         "_sink",
         "_turned_away",
@@ -149,6 +153,9 @@ class ClientConnection(asyncio.Protocol):
         self.due_at = NEVER
         self.paused = False
         self._turned_away = False
+        self._remote: tuple[str, int] | None = None  # as a PROXY header says; None: as the socket says
+        self._remote_awaited = False  # such a header is to come
+        self._gate_keys = ("", "")  # what net/gates.py counts it by
         self._opened = False  # a first request came: idle time counts as kept alive
         self._lines_since = 0.0  # when the connection began to allow a head, or its first byte came
         self._outstanding = 0  # bytes that the peer had not taken when it was last looked at
@@ -187,6 +194,27 @@ class ClientConnection(asyncio.Protocol):
         self.refusal = runtime.admission.admit_connection(self._price_bytes)
         if self.refusal is not None and not runtime.admission.take_reserved():
             self._turn_away(self.refusal)
+        if self.refusal is None and not self._remote_awaited:
+            self._enter_gates()
+
+    def await_remote(self) -> None:
+        """Before connection_made(): a PROXY header will say where the connection comes from, then comes arrived()."""
+        self._remote_awaited = True
+
+    def arrived(self, remote: tuple[str, int] | None) -> None:
+        """The header has come; None: it is the proxy's own connection."""
+        self._remote_awaited = False
+        self._remote = remote
+        if self.at is At.HEAD and self.refusal is None:
+            self._enter_gates()
+
+    def _enter_gates(self) -> None:
+        """Count the connection by its client's address, where that is limited; over the limit it is turned away."""
+        entered = self._runtime.gates.enter(self.address)
+        if isinstance(entered, Refusal):
+            self._turn_away(entered)
+        else:
+            self._gate_keys = entered
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -222,6 +250,7 @@ class ClientConnection(asyncio.Protocol):
             runtime.admission.release_connection(self._price_bytes)
         elif not self._turned_away:
             runtime.admission.release_reserved()
+        runtime.gates.leave(self._gate_keys)
         runtime.counters.connections_closed[reason] += 1
 
     def pause_writing(self) -> None:
@@ -242,6 +271,8 @@ class ClientConnection(asyncio.Protocol):
         assert self.paused
         self.paused = False
         self.wrote_at = self._runtime.time()
+        if self.due_at == NEVER and self.at is At.STREAMING:
+            self.due_at = self.wrote_at  # without a stall_timeout nothing was due while it was paused
         if self.reader is not None:
             if self.live:
                 self.reader.resume()
@@ -289,10 +320,22 @@ class ClientConnection(asyncio.Protocol):
         self._decoder = decoder_for(head.framing, head.content_length)
         if self._decoder.done:
             self._behind = rest  # also where the plan refuses: the connection goes on with it
+        request.extra_headers = runtime.cors.response_headers(head.get(b"origin"))
+        self._find_client(request)
         self._plan = runtime.plan(self, request)
         self._expect_body(request, rest)
         if self._decoder is not None:
             self._take_body(rest)
+
+    def _find_client(self, request: Request) -> None:
+        """Behind a trusted proxy the client's address is the request's. Raises Problem 429 where it has no room."""
+        gates = self._runtime.gates
+        if gates.behind_proxies and gates.proxies.trusts(peer := self.address):
+            request.client = gates.proxies.client_address(peer, request.get(gates.proxies.header)) or ""
+            entered = gates.enter_request(request.client or None)
+            if isinstance(entered, Refusal):
+                raise refused(entered)
+            request.gate_key = entered
 
     def _expect_body(self, request: Request, rest: bytes) -> None:
         """Between head and body: refuse what is too large before it is read, or ask for it."""
@@ -350,6 +393,7 @@ class ClientConnection(asyncio.Protocol):
         assert request is not None and plan is not None
         self._decoder = self._plan = self._body = self._sink = None
         self.due_at = NEVER
+        self._gate_keys = self._runtime.gates.opened(self._gate_keys)
         self._go(Step.WHOLE)
         if sink is not None:
             sink.body_end()
@@ -406,7 +450,7 @@ class ClientConnection(asyncio.Protocol):
         runtime = self._runtime
         runtime.counters.refused[refusal.reason] += 1
         bump(runtime.counters.responses, refusal.status)
-        body = error_body(message=refusal.message, type="overloaded_error", code=refusal.code)
+        body = error_body(message=refusal.message, type=TYPES[refusal.status], code=refusal.code)
         fields = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -510,7 +554,7 @@ class ClientConnection(asyncio.Protocol):
         request.status = head.status
         request.answered_at = self._runtime.time()
         self.let_body_go()
-        fields = [field for field in end_to_end(head.headers) if field[0] not in (b"content-length", b"x-request-id")]
+        fields = [field for field in end_to_end(head.headers) if field[0] not in _OURS]
         fields += headers
         bodiless = request.method == "HEAD" or head.framing is Framing.NONE
         if bodiless:
@@ -647,6 +691,7 @@ class ClientConnection(asyncio.Protocol):
             waiting.reader_gone(reason)
         if sink is not None:
             sink.body_lost(reason)
+        self._runtime.gates.leave((request.gate_key, ""))
         self._runtime.on_request_end(self, request)
         self.reader = None
         self.request = None
@@ -797,13 +842,25 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def peer(self) -> str:
-        """The address of the other side, for the log."""
-        name = self.transport.get_extra_info("peername")
+        """The address of the other side, for the log: the client's as far as trusted proxies tell it."""
+        if self.request is not None and self.request.client:
+            return self.request.client
+        name = self._remote or self.transport.get_extra_info("peername")
         return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unix"
+
+    @property
+    def address(self) -> str | None:
+        """Where the connection comes from, a PROXY header believed; None: a Unix socket."""
+        name = self._remote or self.transport.get_extra_info("peername")
+        return name[0] or None if isinstance(name, tuple) else None
 
     @property
     def live(self) -> bool:
         return self.reader is not None and self.reader.state is not Sub.ENDED
+
+
+# Not passed on from an upstream: what streamd writes itself, and what it says of pages, which are not its own.
+_OURS = frozenset({b"content-length", b"x-request-id", b"x-stream-id", b"x-upstream"}) | REPLACED
 
 
 def _form(*, chunked: bool, raw: bool) -> Form:

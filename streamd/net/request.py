@@ -54,9 +54,11 @@ class Request:
     __slots__ = (
         "answered_at",
         "body",
+        "client",
         "dialect",
         "expires_at",
         "extra_headers",
+        "gate_key",
         "head",
         "id",
         "idempotency_key",
@@ -86,6 +88,8 @@ class Request:
         self.traceparent = traceparent.decode() if _sane_traceparent(traceparent) else ""
         self.route = route
         self.dialect = dialect
+        self.client = ""  # its address as a trusted proxy tells it; "": the connection's own
+        self.gate_key = ""  # what that address is counted by while this is answered
         self.principal: Principal = ANONYMOUS
         self.expires_at = 0.0  # monotonic seconds at which the right to read ends; 0: never
         self.started_at = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -15,9 +16,11 @@ from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
 from streamd.core.stream import Stream
 from streamd.counters import Counters
+from streamd.net.gates import AddressGates
 from streamd.net.problem import Problem
 from streamd.net.sweep import Sweep
 from streamd.reasons import CloseReason
+from streamd.wire.cors import Cors
 from streamd.wire.http1 import HeadLimits
 
 if TYPE_CHECKING:
@@ -48,9 +51,12 @@ class Runtime:
         self.counters = Counters()
         self.sweep = Sweep(loop, self.bug)
         self.hub = hub
+        self.gates = AddressGates(self.admission, settings)
         # replaced on reload
         self.settings = settings
         self.limits = HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
+        self.cors = Cors.of(settings.cors_origins, credentials=settings.cors_credentials)
+        self.tls: ssl.SSLContext | None = None  # the TCP listeners'
         # wiring, set once by the worker
         self.plan: Callable[[ClientConnection, Request], Plan] = _nothing_here
         self.on_request_end: Callable[[ClientConnection, Request], None] = lambda connection, request: None
@@ -102,6 +108,8 @@ class Runtime:
     def reload(self, settings: Settings) -> None:
         self.settings = settings
         self.limits = HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
+        self.cors = Cors.of(settings.cors_origins, credentials=settings.cors_credentials)
+        self.gates.reload(settings)
 
     def retry_ms(self) -> int:
         """When to come back, spread so that ten thousand readers don't come in one second."""

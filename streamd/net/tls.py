@@ -15,6 +15,7 @@ head_timeout is absolute. Renegotiation and compression are off.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -164,10 +165,8 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
             return
         self._ended = True
         if self._open:
-            try:
+            with contextlib.suppress(ssl.SSLError):  # the peer's own close_notify isn't there yet, nor waited for
                 self._tls.unwrap()
-            except ssl.SSLError:  # the peer's own close_notify isn't there yet, and isn't waited for
-                pass
             self._flush()
 
     def abort(self) -> None:
