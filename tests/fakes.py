@@ -61,7 +61,11 @@ class FakeLoop(asyncio.SelectorEventLoop):
         if transport.never:
             await asyncio.get_running_loop().create_future()
         protocol.connection_made(transport)
-        await asyncio.sleep(0)  # as in a real loop, other callbacks run before the one who asked
+        try:
+            await asyncio.sleep(0)  # as in a real loop, other callbacks run before the one who asked
+        except asyncio.CancelledError:
+            transport.abort()  # as uvloop does
+            raise
         return transport, protocol
 
 

@@ -1,0 +1,81 @@
+"""Listening sockets: bound, with the options that accepted ones inherit."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from streamd.addresses import parse_address
+from streamd.config import Settings
+from streamd.net import listen
+
+
+def test_tcp_and_what_it_is_called() -> None:
+    with listen.bind(parse_address("127.0.0.1:0")) as sock:
+        assert listen.shown(sock) == f"127.0.0.1:{sock.getsockname()[1]}"
+        assert listen.is_loopback(sock) and not sock.getblocking()
+
+
+def test_ipv6() -> None:
+    try:
+        sock = listen.bind(parse_address("[::1]:0"))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with sock:
+        assert listen.shown(sock).startswith("[::1]:") and listen.is_loopback(sock)
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
+def test_a_public_address_is_not_loopback() -> None:
+    with listen.bind(parse_address("0.0.0.0:0")) as sock:
+        assert not listen.is_loopback(sock)
+
+
+def test_an_address_that_is_taken_says_which() -> None:
+    with listen.bind(parse_address("127.0.0.1:0")) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(OSError, match=rf"127\.0\.0\.1:{port}: "):
+            listen.bind(parse_address(f"127.0.0.1:{port}"))
+
+
+def test_accepted_sockets_inherit_the_options() -> None:
+    settings = Settings(notsent_lowat_bytes=12_345, stall_timeout_s=60.0)
+    with listen.bind(parse_address("127.0.0.1:0")) as sock:
+        listen.set_options(sock, settings)
+        sock.setblocking(True)
+        with socket.create_connection(sock.getsockname()), sock.accept()[0] as accepted:
+            tcp = socket.IPPROTO_TCP
+            assert accepted.getsockopt(tcp, socket.TCP_NODELAY) == 1
+            assert accepted.getsockopt(tcp, socket.TCP_NOTSENT_LOWAT) == 12_345
+            assert accepted.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 90_000
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(tcp, socket.TCP_KEEPIDLE) == listen.KEEPALIVE_IDLE_S
+
+
+def test_no_user_timeout_without_a_stall_limit() -> None:
+    with listen.bind(parse_address("127.0.0.1:0")) as sock:
+        listen.set_options(sock, Settings(stall_timeout_s=0.0))
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+
+
+def test_a_unix_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    listen.bind(parse_address(f"unix:{path}")).close()
+    assert stat.S_ISSOCK(os.stat(path).st_mode)
+    with listen.bind(parse_address(f"unix:{path}")) as sock:
+        assert listen.shown(sock) == f"unix:{path}" and listen.is_loopback(sock)
+        listen.set_options(sock, Settings())
+        with pytest.raises(OSError, match=str(path)):
+            listen.bind(parse_address(f"unix:{path}"))
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(OSError, match="precious"):
+        listen.bind(parse_address(f"unix:{path}"))
+    assert path.read_text() == "data"

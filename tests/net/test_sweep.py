@@ -1,0 +1,132 @@
+"""Sweep: one pass every 250 ms over all that has deadlines, in slices."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fakes import FakeLoop
+
+from streamd.net.sweep import INTERVAL_S, NEVER, SLICE_MAX, Sweep
+
+
+class Member:
+    """Notes when it was asked, and asks to be asked `again` seconds later."""
+
+    def __init__(self, due_at: float, again: float = NEVER) -> None:
+        self.due_at = due_at
+        self.again = again
+        self.asked: list[float] = []
+
+    def on_due(self, now: float) -> float:
+        self.asked.append(now)
+        return now + self.again
+
+
+class Broken(Member):
+    def on_due(self, now: float) -> float:
+        super().on_due(now)
+        raise ZeroDivisionError
+
+
+class Swept:
+    def __init__(self) -> None:
+        self.loop = FakeLoop()
+        self.bugs: list[str] = []
+        self.sweep = Sweep(self.loop, lambda where, error: self.bugs.append(where))
+        self.sweep.start()
+
+    def run(self, seconds: float) -> None:
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+
+    def close(self) -> None:
+        self.sweep.stop()
+        self.loop.close()
+
+
+@pytest.fixture
+def swept() -> object:
+    made = Swept()
+    yield made
+    made.close()
+
+
+def test_a_member_is_asked_when_it_is_due_and_not_before(swept: Swept) -> None:
+    start = swept.loop.time()
+    member, never = Member(start + 1.1, again=2.0), Member(NEVER)
+    swept.sweep.add(member)
+    swept.sweep.add(never)
+    swept.run(1.0)
+    assert member.asked == []
+    swept.run(9.0)
+    assert never.asked == []
+    assert [round(at - start, 2) for at in member.asked] == [1.25, 3.25, 5.25, 7.25, 9.25]
+
+
+def test_nobody_is_asked_after_it_was_discarded_also_in_the_same_pass(swept: Swept) -> None:
+    one = Member(swept.loop.time())
+    two = Member(swept.loop.time())
+    one.on_due = two.on_due = lambda now: (
+        swept.sweep.discard(one),
+        swept.sweep.discard(two),
+        asked.append(now),
+        NEVER,
+    )[-1]  # type: ignore[method-assign, func-returns-value]
+    asked: list[float] = []
+    swept.sweep.add(one)
+    swept.sweep.add(two)
+    swept.run(1.0)
+    assert len(asked) == 1 and len(swept.sweep) == 0
+
+
+def test_a_pass_goes_in_slices_with_the_loop_in_between(swept: Swept) -> None:
+    members = [Member(0.0) for _ in range(2 * SLICE_MAX + 1)]
+    for member in members:
+        swept.sweep.add(member)
+    counts: list[int] = []
+
+    def count() -> None:
+        counts.append(sum(len(member.asked) for member in members))
+        if counts[-1] < len(members):
+            swept.loop.call_soon(count)
+
+    swept.loop.call_later(INTERVAL_S, count)
+    swept.run(2 * INTERVAL_S)
+    assert {SLICE_MAX, 2 * SLICE_MAX, 2 * SLICE_MAX + 1} >= set(counts) - {0} and len(set(counts)) >= 2
+    assert all(len(member.asked) == 1 for member in members)
+
+
+def test_a_tick_comes_once_a_pass_with_its_lag(swept: Swept) -> None:
+    ticks: list[tuple[float, float]] = []
+    swept.sweep.on_tick.append(lambda now, lag_s: ticks.append((now, lag_s)))
+    swept.run(1.1)
+    assert len(ticks) == 4 and all(lag_s == 0 for _, lag_s in ticks)
+    swept.loop._jumping.now += 3.0
+    swept.run(0.01)
+    assert ticks[-1][1] == pytest.approx(3.0, abs=INTERVAL_S)
+
+
+def test_one_mistake_doesnt_end_everybodys_deadlines(swept: Swept) -> None:
+    def broken_tick(now: float, lag_s: float) -> None:
+        if not swept.bugs:
+            raise ZeroDivisionError
+
+    swept.sweep.on_tick.append(broken_tick)
+    broken, good = Broken(0.0), Member(0.0, again=0.5)
+    swept.sweep.add(broken)
+    swept.sweep.add(good)
+    swept.run(3.0)
+    assert len(broken.asked) == 1 and len(good.asked) >= 5
+    assert swept.bugs == ["sweep.on_tick", "sweep.on_due"]
+
+
+def test_stopping_and_starting(swept: Swept) -> None:
+    member = Member(0.0, again=0.0)
+    swept.sweep.add(member)
+    swept.sweep.stop()
+    swept.sweep.stop()
+    swept.run(2.0)
+    assert member.asked == []
+    swept.sweep.start()
+    swept.run(1.0)
+    assert len(member.asked) >= 3

@@ -1,0 +1,259 @@
+"""UpstreamConnection: one answer after another off one connection, and how each way to break off is told."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import (
+    CHAT,
+    DONE,
+    LAST,
+    SSE_HEAD,
+    WHOLE,
+    FakeLoop,
+    FakeTransport,
+    Rig,
+    chunk,
+    event,
+    events_in,
+    post,
+    rig,
+    text_of,
+    whole_answer,
+)
+
+from streamd.config import UpstreamSettings
+from streamd.net.upstream import TRANSITIONS, Up, Upstream, UpstreamConnection
+from streamd.reasons import CloseReason
+from streamd.wire.http1 import ResponseHead
+
+
+class Asker:
+    """Notes what it is told; takes every body as bytes."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.body = b""
+        self.closes_at_head = False
+
+    def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:
+        self.told.append(f"head {head.status}")
+        if self.closes_at_head:
+            link.close()
+        else:
+            link.take_body(head)
+
+    def on_piece(self, piece: bytes) -> None:
+        self.body += piece
+
+    def on_end(self, link: UpstreamConnection) -> None:
+        self.told.append("end")
+
+    def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
+        self.told.append(reason.word)
+
+    def on_bug(self, error: Exception) -> None:
+        self.told.append(type(error).__name__)
+
+
+def asked(r: Rig, method: str = "GET") -> tuple[UpstreamConnection, FakeTransport, Asker]:
+    """A connection on which a request was sent."""
+    upstream = next(iter(r.worker.upstreams))
+    link = UpstreamConnection(r.runtime, upstream)
+    transport = FakeTransport(r.loop, link)
+    link.connection_made(transport)
+    asker = Asker()
+    link.send(b"GET / HTTP/1.1\r\n\r\n", asker, method=method)
+    return link, transport, asker
+
+
+def test_the_table_has_an_end() -> None:
+    assert set(TRANSITIONS) == set(Up) and not TRANSITIONS[Up.CLOSED]
+    assert all(Up.CLOSED in steps for at, steps in TRANSITIONS.items() if at is not Up.CLOSED)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        whole_answer(b"hello"),
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"he", b"llo") + LAST,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + whole_answer(b"hello"),
+    ],
+)
+def test_an_answer_in_any_cut_and_the_connection_is_pooled(wire: bytes, size: int) -> None:
+    with rig() as r:
+        link, transport, asker = asked(r)
+        for start in range(0, len(wire), size):
+            transport.feed(wire[start : start + size])
+        assert asker.told == ["head 200", "end"] and asker.body == b"hello"
+        assert link.at is Up.IDLE and link.answers == 1 and next(iter(r.worker.upstreams)).idle == 1
+
+
+@pytest.mark.parametrize(
+    ("wire", "told"),
+    [
+        (b"", ["upstream_reset"]),
+        (b"HTTP/1.1 20", ["upstream_reset"]),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhell", ["head 200", "upstream_truncated"]),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel", ["head 200", "upstream_truncated"]),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", ["head 200", "end"]),
+    ],
+)
+def test_a_fin(wire: bytes, told: list[str]) -> None:
+    with rig() as r:
+        link, transport, asker = asked(r)
+        if wire:
+            transport.feed(wire)
+        transport.fin()
+        r.turn()
+        assert asker.told == told and link.at is Up.CLOSED and transport.closed
+
+
+def test_a_reset_never_ends_a_body_properly() -> None:
+    with rig() as r:
+        _, transport, asker = asked(r)
+        transport.feed(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        transport.reset()
+        r.turn()
+        assert asker.told == ["head 200", "upstream_truncated"]
+
+
+@pytest.mark.parametrize(
+    ("wire", "told"),
+    [
+        (b"HTTP/1.1 banana\r\n\r\n", ["upstream_protocol"]),
+        (b"SSH-2.0-OpenSSH\r\n", ["upstream_protocol"]),
+        (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n", ["upstream_protocol"]),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", ["head 200", "upstream_protocol"]),
+    ],
+)
+def test_what_isnt_http(wire: bytes, told: list[str]) -> None:
+    with rig() as r:
+        link, transport, asker = asked(r)
+        transport.feed(wire)
+        assert asker.told == told and link.at is Up.CLOSED and transport.aborted
+
+
+def test_an_asker_that_wants_no_more_may_close_at_the_head() -> None:
+    with rig() as r:
+        link, transport, asker = asked(r)
+        asker.closes_at_head = True
+        transport.feed(whole_answer(b"hello"))
+        assert asker.told == ["head 200"] and link.at is Up.CLOSED
+
+
+def test_an_asker_that_closes_in_the_middle_of_a_read_gets_no_more() -> None:
+    with rig() as r:
+        link, transport, asker = asked(r)
+        asker.on_piece = lambda piece: link.close()  # type: ignore[method-assign]
+        transport.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"a", b"b") + LAST)
+        assert asker.told == ["head 200"] and link.at is Up.CLOSED
+
+
+def test_a_bug_of_the_asker_closes_the_connection() -> None:
+    with rig() as r:
+        link, transport, asker = asked(r)
+
+        def broken(piece: bytes) -> None:
+            raise ZeroDivisionError
+
+        asker.on_piece = broken  # type: ignore[method-assign]
+        transport.feed(whole_answer(b"hello"))
+        assert asker.told == ["head 200", "ZeroDivisionError"] and link.at is Up.CLOSED
+
+
+def test_an_answer_without_a_body_ends_with_its_head() -> None:
+    with rig() as r:
+        for method, wire in (
+            ("HEAD", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"),
+            ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+            ("GET", b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
+        ):
+            link, transport, asker = asked(r, method)
+            transport.feed(wire)
+            assert asker.told[-1] == "end" and link.at is Up.IDLE
+
+
+def test_an_answer_that_comes_before_the_request_has_left_ends_its_connection() -> None:
+    with rig() as r:
+        link, transport, _ = asked(r)
+        transport.held += b"the rest of a large request"
+        transport.feed(whole_answer(b"no"))
+        assert link.at is Up.CLOSED
+
+
+def test_connection_close_is_obeyed() -> None:
+    with rig() as r:
+        link, transport, asker = asked(r)
+        transport.feed(whole_answer(b"hello", "200 OK", "connection: close"))
+        assert asker.told[-1] == "end" and link.at is Up.CLOSED
+
+
+def test_pause_and_resume_hold_for_bodies_only() -> None:
+    with rig() as r:
+        link, transport, _ = asked(r)
+        link.pause()
+        assert transport.reading
+        transport.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+        link.pause()
+        assert not transport.reading
+        link.resume()
+        assert transport.reading
+        link.close()
+        link.resume()
+        link.close()
+
+
+def test_a_stream_is_never_paused() -> None:
+    with rig() as r:
+        client = r.client(post(CHAT), capacity=0)
+        r.reply(SSE_HEAD)
+        for n in range(200):
+            r.reply(chunk(event(str(n))))
+        assert r.link.reading and client.connection.paused
+
+
+def test_events_and_loose_lines_keep_their_order() -> None:
+    with rig() as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD)
+        r.reply(chunk(b": one\n\n" + event("a") + event("b") + b": two\n\n" + event("c") + DONE))
+        r.reply(LAST)
+        body = client.answer.body
+        assert text_of(events_in(body)) == "abc"
+        assert (
+            body.index(b": one") < body.index(b'"a"') < body.index(b'"b"') < body.index(b": two") < body.index(b'"c"')
+        )
+
+
+def test_tls_is_verified(tmp_path: object) -> None:
+    """The context that a connection is made with: certificates and host names are checked."""
+    import ssl
+
+    with rig() as r:
+        upstream = Upstream(r.runtime, UpstreamSettings(name="s", url="https://s.test/base"))
+        assert upstream._tls is not None
+        assert upstream._tls.verify_mode is ssl.CERT_REQUIRED and upstream._tls.check_hostname
+        seen: dict[str, object] = {}
+
+        class Loop(FakeLoop):
+            async def create_connection(
+                self, make: object, host: object = None, port: object = None, **options: object
+            ) -> object:  # type: ignore[override]
+                seen.update(options, host=host, port=port)
+                return None
+
+        r.runtime.loop, loop = Loop(), r.runtime.loop
+        coroutine = upstream.connect()
+        loop.run_until_complete(coroutine)  # type: ignore[arg-type]
+        r.runtime.loop.close()
+        r.runtime.loop = loop
+        assert seen == {"ssl": upstream._tls, "server_hostname": "s.test", "host": "s.test", "port": 443}
+
+
+def test_a_removed_upstream_pools_nothing() -> None:
+    with rig() as r:
+        r.client(post(WHOLE))
+        next(iter(r.worker.upstreams)).removed = True
+        r.reply(whole_answer(b"ok"))
+        assert r.link.closed

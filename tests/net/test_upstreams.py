@@ -1,0 +1,96 @@
+"""Upstreams: which inference server takes a request, and what a reload changes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from fakes import WHOLE, post, rig, whole_answer
+
+from streamd.config import Settings, UpstreamSettings
+from streamd.net.problem import Problem
+from streamd.net.upstream import LEFT_OUT_S_MAX
+from streamd.net.upstreams import Upstreams
+
+NAMED = UpstreamSettings(name="named", url="http://a.test:1", models=("big", "small"))
+ANY = UpstreamSettings(name="any", url="http://b.test:2")
+OTHER = UpstreamSettings(name="other", url="http://c.test:3", aliases={"fast": "small-7b"}, inflight_max=2)
+
+
+def name_of(upstreams: Upstreams, model: str, now: float = 0.0) -> str:
+    return upstreams.choose(model, now).settings.name
+
+
+def test_by_model_then_by_what_is_in_flight() -> None:
+    with rig(upstreams=(ANY, NAMED, OTHER)) as r:
+        upstreams = r.worker.upstreams
+        any_, _, other = upstreams
+        assert name_of(upstreams, "big") == "named"
+        assert name_of(upstreams, "fast") == "other"
+        assert name_of(upstreams, "unheard-of") == "any"
+        any_.in_flight = 1
+        assert name_of(upstreams, "unheard-of") == "other"
+        other.in_flight = 2  # full
+        assert name_of(upstreams, "unheard-of") == "any"
+        assert name_of(upstreams, "") == "any"
+        any_.in_flight = other.in_flight = 0
+        assert len(upstreams) == 3 and [each.name for each in upstreams.settings_of()] == ["any", "named", "other"]
+
+
+def test_who_is_full_takes_nothing_also_if_it_is_the_only_one() -> None:
+    with rig(upstreams=(OTHER,)) as r:
+        (other,) = r.worker.upstreams
+        other.in_flight = 2
+        with pytest.raises(Problem) as refused:
+            r.worker.upstreams.choose("m", 0.0)
+        assert refused.value.status == 503 and refused.value.retry_after_s and refused.value.should_retry
+        other.in_flight = 0
+
+
+def test_a_model_that_nobody_serves() -> None:
+    with rig(upstreams=(NAMED,)) as r:
+        answer = r.client(post({**WHOLE, "model": "huge"})).answer
+        assert answer.status == 404 and answer.error["code"] == "model_not_found" and answer.error["param"] == "model"
+        assert "huge" in answer.error["message"]
+
+
+def test_no_upstream_at_all() -> None:
+    with rig(upstreams=()) as r:
+        answer = r.client(post(WHOLE)).answer
+        assert answer.status == 503 and answer.get("x-should-retry") == "false"
+
+
+def test_back_off_grows_to_its_bound_with_jitter() -> None:
+    with rig(upstreams=(ANY,)) as r:
+        (upstream,) = r.worker.upstreams
+        rng = random.Random(1)
+        waits = []
+        for _ in range(40):
+            upstream.failed(100.0, rng)
+            waits.append(upstream.out_until - 100.0)
+        for k, wait in enumerate(waits):
+            nominal = min(0.5 * 2**k, LEFT_OUT_S_MAX)
+            assert 0.75 * nominal <= wait <= 1.25 * nominal
+        assert upstream.left_out(100.0) and not upstream.left_out(100.0 + waits[-1])
+        upstream.worked()
+        assert not upstream.left_out(100.0)
+
+
+def test_a_reload_keeps_what_is_unchanged_and_lets_the_rest_finish() -> None:
+    with rig(upstreams=(ANY, OTHER)) as r:
+        one, two = r.client(post(WHOLE)), r.client(post(WHOLE))
+        for link in r.links:
+            link.feed(whole_answer(b"ok"))
+        running = r.client(post({**WHOLE, "model": "fast"}))
+        any_, other = r.worker.upstreams
+        assert (any_.idle, other.idle) == (1, 0)
+        r.worker.upstreams.reload(Settings(upstreams=(ANY, NAMED)))
+        assert [each.settings.name for each in r.worker.upstreams] == ["any", "named"]
+        assert next(iter(r.worker.upstreams)) is any_ and any_.idle == 1
+        r.reply(whole_answer(b"ok"))
+        assert running.statuses == one.statuses == two.statuses == [200]
+        assert other.idle == 0 and other.in_flight == 0 and r.link.closed
+        r.worker.upstreams.reload(Settings(upstreams=(replace(ANY, inflight_max=3), NAMED)))
+        assert next(iter(r.worker.upstreams)) is not any_ and any_.idle == 0
+        r.worker.upstreams.close()
