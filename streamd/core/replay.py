@@ -156,6 +156,14 @@ class ReplayLog:
         True if it joined a known template: then it is a pure text delta without finish_reason and usage, known without
         parsing. False if it was kept whole, or a template was learnt from it: the caller has to look at it.
         """
+        return self.join(event) or self._append_other(event)
+
+    def join(self, event: bytes) -> bool:
+        """Keep `event` as number seq_next if it fits the template in use; else False, and nothing was done.
+
+        It may be asked of bytes that nobody has looked at: what fits begins and ends as an event did that was learnt
+        from, and has one JSON string's inside, thus no line end, between. So it is exactly one event.
+        """
         if event.startswith(self._prefix) and event.endswith(self._suffix):
             # If beginning and end overlap, this slice is empty.
             text = event[self._from : self._to]
@@ -171,7 +179,7 @@ class ReplayLog:
                 if self._number >= 0:
                     self._renumber()
                 return True
-        return self._append_other(event)
+        return False
 
     def _append_other(self, event: bytes) -> bool:
         """All that isn't plain text in the current template."""

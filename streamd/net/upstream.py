@@ -26,7 +26,7 @@ from streamd.config import UpstreamSettings
 from streamd.core.stream import Stream
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
-from streamd.wire.chunked import BodyDecoder, decoder_for
+from streamd.wire.chunked import BodyDecoder, ChunkedDecoder, decoder_for
 from streamd.wire.http1 import (
     RESPONSE_OPENING,
     Framing,
@@ -35,6 +35,7 @@ from streamd.wire.http1 import (
     ResponseHead,
     parse_response,
 )
+from streamd.wire.quick import one_chunk
 from streamd.wire.sse import EventSplitter, EventTooLarge
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_decoder",
         "_heads",
         "_keep_alive",
+        "_quick",
         "_runtime",
         "_splitter",
         "_stream",
@@ -124,6 +126,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._decoder: BodyDecoder | None = None
         self._splitter: EventSplitter | None = None
         self._stream: Stream | None = None
+        self._quick = False  # EVENTS, and both decoders stand between two pieces: a stream is there
         self.touched_at = 0.0  # last bytes, in BODY; a stream has its own
 
     # -- transport callbacks
@@ -137,6 +140,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
+            if self._quick:
+                event = one_chunk(data)
+                if event is not None and self._stream.append_known(event, self._time()):  # type: ignore[union-attr]
+                    return
             if self.at is Up.EVENTS:
                 self._take_events(data)
             elif self.at is Up.BODY:
@@ -190,6 +197,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self.upstream.forget(self)
         self._go(Up.CLOSED)
+        self._quick = False
         self._asker = self._stream = self._splitter = self._decoder = None
         self.transport.abort()
 
@@ -249,6 +257,7 @@ class UpstreamConnection(asyncio.Protocol):
                 stream.append(pieces[0], self._time())
             elif pieces:
                 self._append(pieces)
+        self._quick = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
         if decoder.done:
             self._append(splitter.finish())
             self._finish()
@@ -287,6 +296,7 @@ class UpstreamConnection(asyncio.Protocol):
         asker, decoder = self._asker, self._decoder
         assert asker is not None and decoder is not None
         reusable = self._keep_alive and not decoder.rest and not self.transport.get_write_buffer_size()
+        self._quick = False
         self._asker = self._stream = self._splitter = self._decoder = None
         self.answers += 1
         if reusable:

@@ -40,7 +40,7 @@ _SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[^\r\n]*+)?+\r?")
 _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+")
 
 # Sizes of one SSE event as servers write them, in either case. A line that isn't in here is parsed with care.
-_USUAL_SIZES = {line: size for size in range(1, 1024) for line in (b"%x" % size, b"%X" % size)}
+USUAL_SIZES = {line: size for size in range(1, 1024) for line in (b"%x" % size, b"%X" % size)}
 
 
 class BodyDecoder(Protocol):
@@ -85,7 +85,7 @@ class ChunkedDecoder:
         """The connection's next bytes in, the payload in them out. Raises RemoteProtocolError, which is the end."""
         if self.at_boundary:
             line_end = chunk.find(b"\r\n", 0, 8)
-            size = _USUAL_SIZES.get(chunk[:line_end])
+            size = USUAL_SIZES.get(chunk[:line_end])
             if size is not None and len(chunk) == line_end + size + 4 and chunk.endswith(b"\r\n"):
                 return [chunk[line_end + 2 : -2]]
         return self._decode(chunk)
@@ -181,7 +181,7 @@ def _take_whole_chunks(chunk: bytes, start: int, pieces: list[bytes]) -> int:
     taken = 0
     while True:
         line_end = chunk.find(b"\r\n", start, start + 5)
-        size = _USUAL_SIZES.get(chunk[start:line_end]) if line_end > 0 else None
+        size = USUAL_SIZES.get(chunk[start:line_end]) if line_end > 0 else None
         if size is None:
             return taken
         data_end = line_end + 2 + size

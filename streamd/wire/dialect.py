@@ -90,7 +90,7 @@ class Progress:
         self.usage: tuple[int, int] | None = None  # (input, output) tokens by the upstream's own count
         self.text_events = 0  # events with text, of those seen
         self.text_bytes = 0  # UTF-8 bytes of that text
-        self.response_id: str | None = None  # of response.created
+        self.response_id: str | None = None  # of the first response.created; it doesn't change any more
         self.sequence_number: int | None = None  # the last one seen (Responses)
         self.chunk_head = (
             b""  # what a gap event repeats of the first chunk: its id, object, created, model, as JSON members
@@ -145,7 +145,7 @@ class Progress:
             self.sequence_number = number
         if kind in _RESPONSES_END:
             self.complete = self.terminal = True
-        elif kind == "response.created" and isinstance(body.get("response"), dict):
+        elif kind == "response.created" and self.response_id is None and isinstance(body.get("response"), dict):
             self.response_id = _str(body["response"], "id")
 
 

@@ -79,6 +79,11 @@ class EventSplitter:
         self._edge = _PLAIN
         return self._blocks(rest)
 
+    @property
+    def at_rest(self) -> bool:
+        """Between two events, and the next byte means what it says: no BOM, no half of a CRLF to swallow."""
+        return not self.pending and self._edge == _PLAIN
+
     def _with_lf(self, chunk: bytes) -> bytes:
         """The chunk without a BOM and with LF line ends, as far as it can be known yet."""
         if not chunk:

@@ -1,0 +1,39 @@
+"""The common case of a relayed token: one read that is one HTTP chunk, which will turn out to be one event.
+
+Inference servers write each token so, and on a network that keeps up it arrives so. one_chunk() decodes it with half a
+dozen C-level operations and no object but the payload; it decides nothing by itself: whatever it doesn't know goes
+through wire/chunked.py, which gives the same payload for the same bytes (a property test holds it).
+"""
+
+from __future__ import annotations
+
+_CRLF = b"\r\n"
+
+
+def _totals() -> dict[bytes, int]:
+    """The first five bytes of a read to the length that it has if it is one chunk of two or three size digits.
+
+    Five bytes are the whole size line of three digits, or that of two and the first byte of a payload that begins as
+    events do: a field, or a comment.
+    """
+    totals = {b"%b\r\n%c" % (size, first): n + 6 for n in range(16, 256) for size in _hex(n) for first in b"dei:r"}
+    return totals | {size + _CRLF: n + 7 for n in range(256, 4096) for size in _hex(n)}
+
+
+def _hex(n: int) -> set[bytes]:
+    return {b"%x" % n, b"%X" % n}
+
+
+TOTALS = _totals()
+_TWO_DIGITS_MAX = 255 + 6
+
+
+def one_chunk(read: bytes) -> bytes | None:
+    """The payload, if `read` is exactly one chunk of 16 to 4,095 bytes; None says: take the long way.
+
+    To be asked only when the chunked decoder stands between chunks.
+    """
+    total = len(read)
+    if TOTALS.get(read[:5]) != total or read[-2:] != _CRLF:
+        return None
+    return read[4:-2] if total <= _TWO_DIGITS_MAX else read[5:-2]

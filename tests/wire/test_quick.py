@@ -1,0 +1,64 @@
+"""one_chunk(): the same payload as the chunked decoder's, or nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamd.wire.chunked import ChunkedDecoder, encode_chunk
+from streamd.wire.http1 import RemoteProtocolError
+from streamd.wire.quick import one_chunk
+
+EVENT = b'data: {"choices":[{"delta":{"content":"hello"}}]}\n\n'
+
+
+def long_way(read: bytes) -> list[bytes] | None:
+    """What ChunkedDecoder makes of one read from a boundary; None if it isn't at one again afterwards."""
+    decoder = ChunkedDecoder()
+    try:
+        payloads = decoder.feed(read)
+    except RemoteProtocolError:
+        return None
+    return payloads if decoder.at_boundary and not decoder.done else None
+
+
+@pytest.mark.parametrize("size", [16, 17, 254, 255, 256, 257, 1023, 4095])
+def test_takes_one_chunk_of_an_event(size: int) -> None:
+    payload = b"data: " + b"x" * (size - 8) + b"\n\n"
+    assert one_chunk(encode_chunk(payload)) == payload
+    assert one_chunk(b"%X\r\n%b\r\n" % (size, payload)) == payload
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        b"",
+        encode_chunk(EVENT)[:-1],
+        encode_chunk(EVENT) + b"0",
+        encode_chunk(EVENT) * 2,
+        encode_chunk(b"data: x\n\n"),
+        encode_chunk(b"data: " + b"x" * 4096 + b"\n\n"),
+        b"0" + encode_chunk(EVENT),
+        b"+" + encode_chunk(EVENT),
+        encode_chunk(EVENT)[:-2] + b"xx",
+        encode_chunk(b"\n" + EVENT),
+        b"0\r\n\r\n",
+    ],
+)
+def test_leaves_the_rest_to_the_long_way(read: bytes) -> None:
+    assert one_chunk(read) is None
+
+
+@given(
+    payload=st.binary(min_size=1, max_size=600).map(lambda tail: b"data: " + tail),
+    before=st.sampled_from([b"", b"0", b"+", b" ", b"0x"]),
+    after=st.sampled_from([b"", b"\r", b"\r\n", b"0\r\n\r\n", b"5"]),
+)
+def test_agrees_with_the_decoder(payload: bytes, before: bytes, after: bytes) -> None:
+    read = before + encode_chunk(payload) + after
+    quick = one_chunk(read)
+    if quick is not None:
+        assert long_way(read) == [quick]
+    elif not before and not after and 16 <= len(payload) <= 4095:
+        raise AssertionError("an ordinary chunk took the long way")
