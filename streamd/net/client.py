@@ -541,7 +541,8 @@ class ClientConnection(asyncio.Protocol):
         self.reader = reader
         runtime.counters.subscriptions += 1
         self.wrote_at = runtime.time()
-        self.due_at = min(self.wrote_at + (request.route.heartbeat_s or NEVER), request.expires_at or NEVER)
+        heartbeat_at = self.wrote_at + (request.route.heartbeat_s or NEVER)
+        self.due_at = min(self.due_at, heartbeat_at, request.expires_at or NEVER)  # a pause may have set it already
         runtime.hub.rejoin(stream, reader)
         if reset:
             reader.announce_reset()
