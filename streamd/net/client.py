@@ -756,6 +756,8 @@ class ClientConnection(asyncio.Protocol):
         if now - last >= request.route.heartbeat_s:
             reader.heartbeat()
             self.wrote_at = last = now
+            if self.paused:
+                return self._due_stall(now)
         return min(last + request.route.heartbeat_s, expires_at)
 
     def _expire(self, reader: Subscriber) -> None:
