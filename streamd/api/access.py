@@ -41,6 +41,10 @@ class Access:
         if keys is not None:
             self._accounts.retain(keys)
 
+    def take_verifier(self, verifier: Verifier | None) -> None:
+        """The files of the tokens' keys were read; None: there are none, and no token opens anything."""
+        self.verifier = verifier
+
     # -- who
 
     def identify(self, connection: ClientConnection, request: Request) -> Principal:
@@ -95,6 +99,15 @@ class Access:
             raise problem_of(refusal)
         return account
 
+    def note_stream(self, request: Request) -> Account | None:
+        """The same for an answer that turned out to be a stream: it runs already, so it counts and isn't refused."""
+        key = request.principal.key
+        if key is None:
+            return None
+        account = self._accounts.of(key)
+        account.streams_now += 1
+        return account
+
     # -- streams
 
     def check_read(self, request: Request, stream: Stream) -> None:
@@ -106,9 +119,12 @@ class Access:
             if not self._owns(principal, stream):
                 self._check_token(request, stream.id)
             return
-        if self.keys is None or stream.id.startswith("s_") or stream.name_public or principal.key is not None:
+        if self.keys is None or stream.id.startswith("s_") or stream.name_public:
             return
-        self._check_token(request, stream.id)
+        if principal.key is None:
+            self._check_token(request, stream.id)
+        elif (refusal := principal.key.refuse_route(request.path)) is not None:
+            raise problem_of(refusal)
 
     def check_publish(self, request: Request, name: str) -> None:
         """May this request open a stream of that name ("": one of ours)? Raises Problem."""
@@ -134,10 +150,13 @@ class Access:
 
     def sees(self, principal: Principal, stream: Stream) -> bool:
         """Whether a list of streams shows this one: ids are rights, so everybody sees only their own."""
-        return principal.admin or self._owns(principal, stream)
+        if principal.admin or (self.keys is None and principal.id == stream.owner):
+            return True
+        return self._owns(principal, stream)
 
     def _owns(self, principal: Principal, stream: Stream) -> bool:
-        if self.keys is not None and principal.key is None:
+        """Whether the stream is its. With keys only a key owns; nobody in particular never does."""
+        if principal is ANONYMOUS or (self.keys is not None and principal.key is None):
             return False
         return principal.id == stream.owner
 

@@ -16,6 +16,7 @@ import orjson
 
 from streamd.api.access import Access
 from streamd.api.streams import PREFIX, Streams, name_of, query_of
+from streamd.core.limits import Account
 from streamd.core.stream import Policy, Stream
 from streamd.net.client import ClientConnection
 from streamd.net.problem import Problem
@@ -143,15 +144,18 @@ class Publish:
     def _open(self, request: Request, name: str) -> Stream:
         runtime, settings = self._runtime, self._runtime.settings
         options = _options(request.body)
-        runtime.admit_stream()
+        log_bytes_max = _option(options, "log_bytes_max", 16 * 1024, settings.log_bytes_max)
+        log_events_max = _option(options, "log_events_max", 1, settings.log_events_max)
+        account = self._admit(request)
         stream = runtime.hub.open(
             Dialect.UNKNOWN,
             runtime.time(),
             name=name,
             epoch=secrets.token_urlsafe(5)[:6] if name else "",
-            log_bytes_max=_option(options, "log_bytes_max", 16 * 1024, settings.log_bytes_max),
-            log_events_max=_option(options, "log_events_max", 1, settings.log_events_max),
+            log_bytes_max=log_bytes_max,
+            log_events_max=log_events_max,
         )
+        stream.account = account
         stream.owner = request.principal.id
         stream.name_public = bool(options.get("public", False))
         stream.policy = Policy(options.get("policy", request.route.policy))
@@ -165,6 +169,17 @@ class Publish:
         runtime.counters.streams_opened += 1
         self._streams.wake_waiting(stream)
         return stream
+
+    def _admit(self, request: Request) -> Account | None:
+        """Room for one more stream: the key's, then everybody's. Raises Problem, and then nothing is taken."""
+        account = self._access.open_stream(request)
+        try:
+            self._runtime.admit_stream()
+        except Problem:
+            if account is not None:
+                account.close_stream()
+            raise
+        return account
 
     def _answer_opened(self, connection: ClientConnection, request: Request, stream: Stream) -> None:
         location = f"{PREFIX}{stream.id}".encode()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote_plus
 
 import orjson
 
+from streamd.api import llama
 from streamd.api.access import Access
 from streamd.api.streams import Streams, last_event_id, policy_of
 from streamd.core.hub import body_hash
@@ -47,6 +49,7 @@ _OURS = frozenset(
         b"last-event-id",
         b"prefer",
         b"x-api-key",
+        b"x-conversation-id",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
@@ -83,7 +86,9 @@ class Relay:
         request.model = model[:200] if isinstance(model, str) else ""
         if request.body:
             self._access.check_model(request, model if isinstance(model, str) else None)
+            self._say_once(request, fields)
         wants_stream = fields.get("stream") is True and request.dialect is not Dialect.UNKNOWN
+        request.conversation = llama.conversation_of(request) if wants_stream else ""
         policy = policy_of(request) or Policy(request.route.policy)
         if request.method == "POST" and self._resumes(connection, request, policy):
             return
@@ -91,6 +96,17 @@ class Relay:
         if key and self._joins(connection, request, key, wants_stream, policy):
             return
         self._ask(connection, request, fields, wants_stream, policy, key)
+
+    def _say_once(self, request: Request, fields: dict[str, Any]) -> None:
+        """For a key that is limited to some models: write the body anew, so that it names one model to every parser.
+
+        Of two `"model"` members orjson takes the last, and some servers the first.
+        """
+        key = request.principal.key
+        if key is not None and "*" not in key.models:
+            body = orjson.dumps(fields)
+            self._runtime.bodies_bytes += len(body) - len(request.body)
+            request.body = body
 
     # -- requests that were made before
 
@@ -138,6 +154,7 @@ class Relay:
         # Refuse before anything is opened.
         self._upstreams.choose(request.model, runtime.time())
         self._access.admit_request(request)
+        self._supersede(request)
         runtime.admit_relay()
         try:
             exchange = self._exchange(connection, request, fields, wants_stream, policy, grace_s)
@@ -148,6 +165,14 @@ class Relay:
         exchange.start()
         if detached and exchange.stream is not None:
             self._accept(connection, request, exchange.stream, max(grace_s, runtime.settings.detach_grace_max_s))
+
+    def _supersede(self, request: Request) -> None:
+        """A conversation has one generation: the next request cancels the one before, and takes its place."""
+        if request.conversation:
+            old = self._runtime.hub.by_conversation(request.principal.id, request.conversation)
+            if old is not None:
+                text = "The conversation went on with another request."
+                old.cancel(CloseReason.CANCELLED, self._runtime.time(), message=text)
 
     def _exchange(
         self,
@@ -170,8 +195,13 @@ class Relay:
             stream=stream,
             policy=policy,
         )
-        exchange.on_opened = lambda opened: self._dress(opened, request, policy, grace_s)
+        exchange.on_opened = lambda opened: self._became_stream(opened, request, policy, grace_s)
         return exchange
+
+    def _became_stream(self, stream: Stream, request: Request, policy: Policy, grace_s: float) -> None:
+        """Not asked for by a `"stream": true` that is known here, and a stream all the same."""
+        stream.account = self._access.note_stream(request)
+        self._dress(stream, request, policy, grace_s)
 
     def _keep_key(self, request: Request, key: str, exchange: Exchange) -> None:
         """Under its Idempotency-Key the request is known until its stream is removed, or its answer is over."""
@@ -208,7 +238,14 @@ class Relay:
 
     def _open(self, request: Request, policy: Policy, grace_s: float) -> Stream:
         account = self._access.open_stream(request)
-        stream = self._runtime.hub.open(request.dialect, self._runtime.time())
+        hub, now, principal_id = self._runtime.hub, self._runtime.time(), request.principal.id
+        stream: Stream
+        if request.conversation:
+            stream = hub.open_conversation(
+                request.dialect, now, principal=principal_id, conversation=request.conversation
+            )
+        else:
+            stream = hub.open(request.dialect, now)
         stream.account = account
         self._dress(stream, request, policy, grace_s)
         return stream
@@ -256,10 +293,13 @@ def _wants_detached(request: Request) -> bool:
 
 
 def _detach_grace(request: Request, max_s: float) -> float:
-    """How long the generation may go on without a reader: the request's own wish, bounded, or the route's."""
+    """How long the generation may go on without a reader: the request's own wish, bounded, or the route's.
+
+    That of a conversation goes on as long as any may: its clients leave and come back as they like.
+    """
     given = request.get(b"x-stream-detach-grace")
     if given is None:
-        return request.route.detach_grace_s
+        return max_s if request.conversation else request.route.detach_grace_s
     if not _duration(given):
         text = "X-Stream-Detach-Grace is a number of seconds."
         raise Problem(400, text, code="bad_detach_grace", param="x-stream-detach-grace")
@@ -298,9 +338,15 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
     return Ask(head.method, _target(head), request.model, fields_for, body_for)
 
 
+def _is_ours(parameter: str) -> bool:
+    return unquote_plus(parameter.partition("=")[0]) in ("access_token", "last_event_id")
+
+
 def _target(head: RequestHead) -> bytes:
-    """Path and query for the upstream, without what only streamd is told in a query."""
-    query = "&".join(
-        part for part in head.query.split("&") if part.split("=")[0] not in ("access_token", "last_event_id")
-    )
+    """Path and query for the upstream, without what only streamd is told in a query.
+
+    Names are decoded as wire/query.py does it, or `access%5Ftoken=` would be read here and leak there; `;` separates
+    too, as some servers have it.
+    """
+    query = "&".join(part for part in head.query.split("&") if not any(map(_is_ours, part.split(";"))))
     return (head.path + (f"?{query}" if query else "")).encode("ascii")
