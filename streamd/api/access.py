@@ -79,6 +79,11 @@ class Access:
         if refusal is not None:
             raise problem_of(refusal)
 
+    def answer_preflight(self, connection: ClientConnection, request: Request) -> None:
+        """OPTIONS of a browser, before any key is asked for: it sends none along (WHATWG Fetch 3.2.2)."""
+        request.extra_headers = self._runtime.cors.preflight_headers(request.get)
+        connection.answer(204)
+
     # -- how much
 
     def admit_request(self, request: Request) -> None:

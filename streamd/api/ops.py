@@ -40,7 +40,7 @@ class Ops:
     def routes(self, connection: ClientConnection, request: Request) -> dict[str, Plan] | None:
         """The methods of an operator's path; private ones only where the listener is (docs/PROTOCOL.md, section 1)."""
         found = self._public.get(request.path)
-        if found is None and (connection.listener != "public" or self._runtime.settings.ops_public):
+        if found is None and (self._runtime.settings.ops_public or not connection.is_from_outside(request)):
             found = self._private.get(request.path)
         return found
 

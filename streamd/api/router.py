@@ -18,6 +18,7 @@ from streamd.net.client import ClientConnection
 from streamd.net.problem import Problem, method_not_allowed, not_found
 from streamd.net.request import Plan, Request
 from streamd.net.runtime import refused
+from streamd.wire.cors import is_preflight
 
 Answer = Callable[[ClientConnection, Request], None]
 Methods = dict[str, Plan]
@@ -43,6 +44,7 @@ class Router:
         self._models = models
         self._ops = ops
         self._admin = admin
+        self._preflight = Plan(answer=access.answer_preflight)
 
     def plan(self, connection: ClientConnection, request: Request) -> Plan:
         """What to do with the request. Raises Problem: 404, 405, 501 and what a route refuses from the head alone."""
@@ -51,6 +53,8 @@ class Router:
         if head.upgrade:
             text = "streamd speaks HTTP/1.1 and Server-Sent Events, no other protocol."
             raise Problem(501, text, code="no_upgrade", close=True)
+        if head.method == "OPTIONS" and is_preflight(head.get):
+            return self._preflight
         methods = self._ops.routes(connection, request) or self._admin.routes(connection, request)
         if methods is not None:
             return _of(methods, request)

@@ -115,10 +115,10 @@ class Single:
         self._notifier.reloading(time.monotonic_ns() // 1000)
         try:
             settings = self._load()
+            self._worker.reload(settings)
         except (ConfigError, OSError) as error:
             logs.event(logs.ERROR, "reload refused; the old settings hold", error=str(error))
         else:
-            self._worker.reload(settings)
             logs.event(logs.INFO, "reloaded", upstreams=tuple(each.name for each in settings.upstreams))
         self._notifier.ready()
 

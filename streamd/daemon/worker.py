@@ -9,7 +9,6 @@ import asyncio
 import random
 import socket
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 from streamd import metrics
@@ -27,10 +26,11 @@ from streamd.core.hub import Hub
 from streamd.core.stream import Stream
 from streamd.daemon import logs
 from streamd.daemon.access import AccessLog
+from streamd.daemon.access_files import AccessFiles
 from streamd.daemon.budget import admission_of, budget_of, prices_of
 from streamd.daemon.drain import Drain, Report, State
 from streamd.net import listen
-from streamd.net.client import ClientConnection
+from streamd.net.layers import protocol_factory
 from streamd.net.runtime import Runtime
 from streamd.net.upstreams import Upstreams
 
@@ -42,7 +42,10 @@ ACCEPT_EMPTY_S_MAX = 1.0
 
 
 class Worker:
-    """One process's share of the daemon. Raises BudgetError where the machine is too small for the settings."""
+    """One process's share of the daemon.
+
+    Raises BudgetError where the machine is too small for the settings, ConfigError for files that can't be used.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,8 @@ class Worker:
         self.runtime = Runtime(loop, settings, hub, admission=admission, rng=self.rng)
         self.upstreams = Upstreams(self.runtime, settings)
         self.access = Access(self.runtime)
+        self.access_files = AccessFiles(self.runtime, self.access)
+        self.access_files.load(settings)
         self.state = State.STARTING
         self.started_at = loop.time()
         self.draining: Drain | None = None
@@ -97,7 +102,7 @@ class Worker:
         runtime.on_bug = logs.bug
         runtime.hub.on_sealed = self._stream_sealed
         runtime.hub.new_fanout = runtime.new_fanout
-        runtime.sweep.on_tick += [self._tick, upstreams.tick]
+        runtime.sweep.on_tick += [self._tick, upstreams.tick, self.access_files.watch]
 
     # -- what it says of itself
 
@@ -170,7 +175,7 @@ class Worker:
             if keep_open:
                 self._kept_open.add(sock.fileno())
             name = kind or ("loopback" if listen.is_loopback(sock) else "public")
-            make = partial(ClientConnection, self.runtime, name, self._price(sock))
+            make = protocol_factory(self.runtime, name, sock, self._price(sock))
             for _ in range(1 if kind == "admin" else listen.DUPS):
                 if sock.family == socket.AF_UNIX:
                     server = await self.loop.create_unix_server(make, sock=sock.dup(), backlog=listen.BACKLOG)
@@ -190,7 +195,11 @@ class Worker:
         self.state = State.SERVING
 
     def reload(self, settings: Settings) -> None:
-        """Take up new settings for whatever begins from now on. Nobody is dropped."""
+        """Take up new settings for whatever begins from now on. Nobody is dropped.
+
+        Raises ConfigError for files that can't be used, and then nothing has changed.
+        """
+        self.access_files.load(settings)
         self.settings = settings
         self.runtime.reload(settings)
         self.upstreams.reload(settings)

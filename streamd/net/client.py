@@ -857,6 +857,12 @@ class ClientConnection(asyncio.Protocol):
         name = self._remote or self.transport.get_extra_info("peername")
         return name[0] or None if isinstance(name, tuple) else None
 
+    def is_from_outside(self, request: Request) -> bool:
+        """Whether somebody else than this machine asks: a public listener, or a trusted proxy says so."""
+        if self.listener != "loopback":
+            return self.listener == "public"
+        return self._runtime.gates.proxies.gated(request.client or self.address) is not None
+
     @property
     def live(self) -> bool:
         return self.reader is not None and self.reader.state is not Sub.ENDED
