@@ -640,7 +640,7 @@ class Stream:
             message=message,
             type="upstream_error" if reason.by is By.UPSTREAM else "stream_error",
             code=code or reason.word,
-            sequence_number=number + 1 if number is not None else None,
+            sequence_number=number + 1 if number is not None else 0,
         )
         self.append(event, now)
         self.seal(reason, now, clean=False)
