@@ -59,6 +59,13 @@ def begin(running: rig.Rig, name: str, per_second: float) -> tuple[int | None, i
     return running.start(name, argv, port, contenders.environment()), port, upstream
 
 
+def idle_bytes(running: rig.Rig, pid: int, port: int) -> int:
+    """User space before the readers come: after a few others, since the first ones fill caches and arenas for all."""
+    rig.result(running.sink(port=port, readers=50, ramp=500, warm=0, seconds=1), 60)
+    time.sleep(0.5)
+    return rig.pss_bytes(pid)
+
+
 def kernel_bytes(port: int, upstream: int) -> int:
     """The queues of all of a proxy's connections, on both of its sides."""
     return sum(rig.queue_bytes(f"sport = :{port} or dport = :{upstream}"))
@@ -68,7 +75,7 @@ def healthy(name: str, options: argparse.Namespace) -> Figures:
     """All read: what a token and a connection cost, and what a token waits."""
     with rig.rig() as running:
         pid, port, upstream = begin(running, name, options.per_second)
-        idle = rig.pss_bytes(pid) if pid else 0
+        idle = idle_bytes(running, pid, port) if pid else 0
         sink = running.sink(port=port, readers=options.streams, ramp=options.ramp, warm=2, seconds=options.seconds)
         time.sleep(options.streams / options.ramp + 2)
         before = rig.look(pid) if pid else None
@@ -103,7 +110,7 @@ def stalled(name: str, share: float, options: argparse.Namespace) -> Figures:
     with rig.rig() as running:
         pid, port, upstream = begin(running, name, options.per_second)
         assert pid is not None
-        idle = rig.pss_bytes(pid)
+        idle = idle_bytes(running, pid, port)
         sink = running.sink(
             port=port, readers=options.stalled_streams - count, stalled=count, ramp=options.ramp, warm=1,
             seconds=options.stalled_seconds, stalled_body=json.dumps(fast),
@@ -235,7 +242,7 @@ def options_of(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--stalled-per-second", type=float, default=50, help="tokens that a stalled reader misses a second"
     )
-    parser.add_argument("--stalled-seconds", type=float, default=20)
+    parser.add_argument("--stalled-seconds", type=float, default=30)
     parser.add_argument("--stalled-rounds", type=int, default=1)
     parser.add_argument("--results", type=Path, default=rig.HERE / "results")
     return parser.parse_args(argv)
