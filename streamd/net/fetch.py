@@ -57,8 +57,10 @@ class Fetch:
             return
         if self._done is None:
             link.close()
-            return
-        self._send(link)
+        elif link.at is Up.CLOSED:  # accepted and closed at once
+            self._finish(0)
+        else:
+            self._send(link)
 
     def _send(self, link: UpstreamConnection) -> None:
         ask, upstream = self._ask, self._upstream
