@@ -61,6 +61,12 @@ UNIX_SNDBUF_BYTES = 16 * 1024
 STALL_SAMPLES = 4
 
 
+# From the error event of a stream that failed to the close that follows it. A browser's fetch throws away what its page
+# has not read when a body breaks off: in Chromium 156 a close at once lost the error event in four of five tries, one
+# after 50 ms in none.
+BROKEN_END_S = 0.25
+
+
 class At(enum.Enum):
     HEAD = "head"
     BODY = "body"
@@ -598,7 +604,7 @@ class ClientConnection(asyncio.Protocol):
         if clean:
             self._next(CloseReason.COMPLETE)
         else:
-            self.close(reader.stream.reason)
+            self.close(reader.stream.reason, after_s=BROKEN_END_S)
 
     def slow_consumer(self) -> None:
         """Called inside Stream.append(), where no reader may leave: that is done in connection_lost()."""
@@ -608,15 +614,18 @@ class ClientConnection(asyncio.Protocol):
 
     # -- ends
 
-    def close(self, reason: CloseReason) -> None:
-        """Write what is written and close; abort if the peer doesn't take it."""
+    def close(self, reason: CloseReason, *, after_s: float = 0.0) -> None:
+        """Write what is written and close, a while later if so asked; abort if the peer doesn't take it."""
         if self.at in (At.CLOSING, At.LOST):
             return
         self._close_reason = self._close_reason or reason
         self._end_answer(reason)
         self._go(Step.CLOSE)
         self._arm_abort()
-        self.transport.close()
+        if after_s:
+            self._runtime.loop.call_later(after_s, self.transport.close)
+        else:
+            self.transport.close()
 
     def abort(self, reason: CloseReason) -> None:
         """Close now; what wasn't sent is thrown away."""
