@@ -46,6 +46,8 @@ class Publisher:
 
     __slots__ = ("_runtime", "due_at", "stream", "under_way")
 
+    needs_reader = False  # readers come and go; the publisher goes on
+
     def __init__(self, runtime: Runtime, stream: Stream) -> None:
         self._runtime = runtime
         self.stream = stream

@@ -9,10 +9,12 @@ from collections.abc import Callable
 
 from streamd.api.access import Access
 from streamd.api.admin import Admin
+from streamd.api.llama import Llama
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
 from streamd.api.relay import Relay
+from streamd.api.responses import Responses
 from streamd.api.streams import Streams
 from streamd.net.client import ClientConnection
 from streamd.net.problem import Problem, method_not_allowed, not_found
@@ -36,6 +38,8 @@ class Router:
         models: Models,
         ops: Ops,
         admin: Admin,
+        llama: Llama,
+        responses: Responses,
     ) -> None:
         self._access = access
         self._publish = publish
@@ -45,6 +49,8 @@ class Router:
         self._ops = ops
         self._admin = admin
         self._preflight = Plan(answer=access.answer_preflight)
+        self._llama = llama
+        self._responses = responses
 
     def plan(self, connection: ClientConnection, request: Request) -> Plan:
         """What to do with the request. Raises Problem: 404, 405, 501 and what a route refuses from the head alone."""
@@ -61,9 +67,13 @@ class Router:
         if connection.refusal is not None and request.method != "DELETE":
             raise refused(connection.refusal, close=True)
         request.principal = self._access.identify(connection, request)
-        methods = {**(self._streams.routes(request) or {}), **(self._publish.routes(request) or {})}
+        families = (self._streams, self._publish, self._llama)
+        methods = {method: plan for each in families for method, plan in (each.routes(request) or {}).items()}
         if methods:
             return _of(methods, request)
+        known = self._responses.plan(request)
+        if known is not None:
+            return known
         methods = self._models.routes(request)
         if methods is not None:
             self._access.check_relay(request)

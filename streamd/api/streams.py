@@ -223,7 +223,8 @@ class WaitForName:
 
     def opened(self, stream: Stream) -> None:
         """The stream is there: answer as if it had been from the start."""
-        self._end(lambda: self._streams.read_from(self._connection, self._request, stream, None))
+        last = last_event_id(self._request)  # of an earlier life of the name, if the reader had one
+        self._end(lambda: self._streams.read_from(self._connection, self._request, stream, last))
 
     def on_due(self, now: float) -> float:
         """It did not come."""

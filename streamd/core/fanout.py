@@ -6,9 +6,13 @@ instead. It goes over the readers in passes, `SLICE_MAX` a loop turn, and gives 
 there last, in one write. While a pass is under way new events only join the frames at hand: when the machine is busy,
 passes take in more events each and the cost per event falls by itself.
 
-Bounds: the frames at hand are at most FRAMES_MAX or FRAMES_BYTES_MAX. A reader whose next frame is no longer among
-them is served from the replay log like any other that lags. Readers that join, leave or end between slices harm
+Bounds: the frames at hand are at most FRAMES_MAX or FRAMES_BYTES_MAX, or one. A reader whose next frame is no longer
+among them is served from the replay log like any other that lags. Readers that join, leave or end between slices harm
 nothing: a pass goes over a snapshot, each reader knows its own position, and an ended one is skipped.
+
+When a pass is over, everybody has what there was when it began: those of the snapshot by the pass, those who came
+meanwhile because they went LIVE at the log's end. So those frames go, and another pass is needed only for what came
+since: events, comments, or the seal, which readers in front of the slice have not been told of.
 
 Rejected: a queue per reader (memory), timestamps to decide who is due (positions say it), a slice measured in time
 (reading the clock for each reader costs more than the unevenness).
@@ -24,9 +28,10 @@ from streamd.core.stream import Stream, Sub, Subscriber
 # 256 writes of 10 us are 2.6 ms, well under the 20 ms between two tokens of the fastest readers beside them.
 SLICE_MAX = 256
 
-# A pass over 10,000 readers takes 0.1 to 0.2 s; at 50 events a second that is 10 events, at 500 it is 100.
+# A pass over 10,000 readers takes 0.1 to 0.2 s; at 50 events a second that is 10 events, at 500 it is 100: 25 KB. All
+# that is new goes out in one write, which may stay whole in the buffer of a reader that stalls at it, so not more.
 FRAMES_MAX = 256
-FRAMES_BYTES_MAX = 1024 * 1024
+FRAMES_BYTES_MAX = 64 * 1024
 
 Soon = Callable[[Callable[[], None]], object]
 Later = Callable[[float, Callable[[], None]], object]
@@ -43,7 +48,10 @@ class SlicedFanout:
         "_flush_interval_s",
         "_frames",
         "_later",
+        "_loose",
+        "_loose_of_pass",
         "_readers",
+        "_sealed_at_start",
         "_soon",
         "_stream",
         "running",
@@ -57,11 +65,14 @@ class SlicedFanout:
         self._frames: deque[bytes] = deque()  # bounded in add()
         self._bytes = 0
         self._first = stream.log.seq_next
+        self._loose = b""  # comments that came last
         # pass
         self.running = False
         self._readers: tuple[Subscriber, ...] = ()
         self._at = 0
         self._end_at_start = 0
+        self._sealed_at_start = False
+        self._loose_of_pass = b""
 
     def add(self, seq: int, frame: bytes) -> None:
         """A new event, in the log already."""
@@ -69,8 +80,16 @@ class SlicedFanout:
         self._frames.append(frame)
         self._bytes += len(frame)
         while len(self._frames) > FRAMES_MAX or (self._bytes > FRAMES_BYTES_MAX and len(self._frames) > 1):
-            self._bytes -= len(self._frames.popleft())
-            self._first += 1
+            self._drop_first()
+        self._wake()
+
+    def _drop_first(self) -> None:
+        self._bytes -= len(self._frames.popleft())
+        self._first += 1
+
+    def loose(self, lines: bytes) -> None:
+        """Comments: those that come last, to whoever is at the live end when the next pass comes by."""
+        self._loose = lines
         self._wake()
 
     def flush(self) -> None:
@@ -96,13 +115,15 @@ class SlicedFanout:
         self._readers = tuple(self._stream.readers)
         self._at = 0
         self._end_at_start = self._stream.log.seq_next
+        self._sealed_at_start = self._stream.reason is not None
+        self._loose_of_pass, self._loose = self._loose, b""
         self._turn()
 
     def _turn(self) -> None:
         """One slice."""
         end = self._stream.log.seq_next
         pieces: dict[int, bytes] = {}  # position to all frames from there, made once a slice and shared
-        sealed = self._stream.reason is not None
+        sealed, loose = self._stream.reason is not None, self._loose_of_pass
         for reader in self._readers[self._at : self._at + SLICE_MAX]:
             if reader.state is Sub.LIVE:
                 self._serve_live(reader, end, pieces)
@@ -110,6 +131,8 @@ class SlicedFanout:
                 self._serve_paused(reader, end)
             elif reader.state is Sub.FOLLOWING:
                 reader.push(b"")
+            if loose:
+                reader.loose(loose)
             if sealed:
                 reader.finish_if_done()
         self._at += SLICE_MAX
@@ -148,12 +171,13 @@ class SlicedFanout:
         return b"".join(list(self._frames)[skip:])
 
     def _end_pass(self) -> None:
-        """Everybody has what there was when the pass began; go again if more came, else let the frames go."""
+        """Let go of what everybody has; go again if more came meanwhile."""
+        stream = self._stream
         self._readers = ()
         self.running = False
-        if self._stream.log.seq_next > self._end_at_start:
+        while self._frames and self._first < self._end_at_start:
+            self._drop_first()
+        if self._frames or self._loose or (stream.reason is not None and not self._sealed_at_start):
             self._wake()
-            return
-        self._frames.clear()
-        self._bytes = 0
-        self._first = self._stream.log.seq_next
+        else:
+            stream.maybe_direct()

@@ -3,13 +3,13 @@
 Bounds
     streams live      admission's business (core/admission.py)
     streams kept      sealed ones stay for their retention, and no longer than the logs' budget allows: when it runs
-                      short,
-                      the logs of finished streams go first, oldest first, then the oldest halves of the longest live
-                      ones. Readers who would need what went get a gap (docs/PROTOCOL.md, section 3), never a lie.
+                      short, the logs of finished streams go first, oldest first, then the oldest halves of the longest
+                      live ones. Readers who would need what went get a gap (docs/PROTOCOL.md, section 3), never a lie.
     detached          generations that run without a reader: detached_max; over it a generation is cancelled at once
 
 Invariants: log_bytes is the sum of charged_bytes over all streams, and each charge follows its log at every sweep; a
-stream with a reader is never removed; a name, a key or a response id always points to a stream that is registered.
+stream with a reader is never removed; a name, a key, a response id or a conversation always points to a stream that is
+registered; detached is the number of streams with a grace.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from streamd.core.replay import ReplayLog
-from streamd.core.stream import Fanout, Stream, Subscriber
+from streamd.core.stream import CountedStream, Fanout, Stream, Subscriber
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 
@@ -29,6 +30,9 @@ from streamd.wire.dialect import Dialect
 SLOT_CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 INCARNATION_LEN = 4
 ID_LEN = 2 + 1 + INCARNATION_LEN + 22
+
+
+S = TypeVar("S", bound=Stream)
 
 
 def new_incarnation() -> str:
@@ -52,8 +56,10 @@ class Hub:
     """All streams of one worker. One thread, no locks; `now` in monotonic seconds."""
 
     __slots__ = (
+        "_by_conversation",
         "_by_key",
         "_by_response",
+        "_conversation_of",
         "_forget_on_remove",
         "_incarnation",
         "_random",
@@ -89,7 +95,9 @@ class Hub:
         self._random = random_bytes
         self._streams: dict[str, Stream] = {}
         self._by_key: dict[tuple[str, str], KeptRequest] = {}
-        self._by_response: dict[str, Stream] = {}
+        self._by_response: dict[tuple[str, str], Stream] = {}  # principal and id
+        self._by_conversation: dict[str, dict[str, CountedStream]] = {}  # principal -> id -> stream
+        self._conversation_of: dict[str, str] = {}  # stream id -> its conversation
         self._forget_on_remove: dict[str, tuple[str, str]] = {}  # stream id -> its idempotency key
         self.log_bytes = 0
         self.log_bytes_max = log_bytes_max
@@ -122,15 +130,36 @@ class Hub:
         log_events_max: int = 0,
     ) -> Stream:
         """Register a new stream, under `name` if the publisher chose one (which must not be live: KeyError)."""
-        stream_id = name or self.new_id()
-        if stream_id in self._streams:
-            raise KeyError(stream_id)
         log = ReplayLog(
             bytes_max=min(log_bytes_max or self.stream_log_bytes_max, self.stream_log_bytes_max),
             events_max=min(log_events_max or self.stream_log_events_max, self.stream_log_events_max),
         )
-        stream = Stream(
-            stream_id, log, dialect, now=now, epoch=epoch, on_sealed=self._sealed, new_fanout=self.new_fanout
+        return self._register(Stream, name or self.new_id(), log, dialect, now, epoch)
+
+    def open_conversation(self, dialect: Dialect, now: float, *, principal: str, conversation: str) -> CountedStream:
+        """Register a new stream as the one of a conversation from here on (llama.cpp's dialect)."""
+        log = ReplayLog(bytes_max=self.stream_log_bytes_max, events_max=self.stream_log_events_max)
+        stream = self._register(CountedStream, self.new_id(), log, dialect, now)
+        stream.owner = principal
+        self.forget_conversation(principal, conversation)
+        self._by_conversation.setdefault(principal, {})[conversation] = stream
+        self._conversation_of[stream.id] = conversation
+        return stream
+
+    def _register(
+        self, kind: type[S], stream_id: str, log: ReplayLog, dialect: Dialect, now: float, epoch: str = ""
+    ) -> S:
+        if stream_id in self._streams:
+            raise KeyError(stream_id)
+        stream = kind(
+            stream_id,
+            log,
+            dialect,
+            now=now,
+            epoch=epoch,
+            on_sealed=self._sealed,
+            on_response_id=self._keep_response_id,
+            new_fanout=self.new_fanout,
         )
         self._streams[stream_id] = stream
         self.charge(stream)
@@ -170,12 +199,31 @@ class Hub:
         if kept is not None and kept.stream is not None:
             self._forget_on_remove.pop(kept.stream.id, None)
 
-    def keep_response_id(self, response_id: str, stream: Stream) -> None:
-        """OpenAI Responses names its own streams: GET /v1/responses/{id} finds them by that name."""
-        self._by_response[response_id] = stream
+    # -- names that other APIs give to streams: each principal's own, since nobody promises that they can't be guessed
 
-    def by_response_id(self, response_id: str) -> Stream | None:
-        return self._by_response.get(response_id)
+    def _keep_response_id(self, stream: Stream) -> None:
+        """OpenAI Responses names its own streams, in their first event."""
+        if stream.progress.response_id is not None:
+            self._by_response[stream.owner, stream.progress.response_id] = stream
+
+    def by_response_id(self, principal: str, response_id: str) -> Stream | None:
+        return self._by_response.get((principal, response_id))
+
+    def by_conversation(self, principal: str, conversation: str) -> CountedStream | None:
+        return self._by_conversation.get(principal, {}).get(conversation)
+
+    def conversations(self, principal: str) -> Mapping[str, CountedStream]:
+        """Those of one principal, by their ids."""
+        return self._by_conversation.get(principal, {})
+
+    def forget_conversation(self, principal: str, conversation: str) -> None:
+        """The conversation has no stream any more; the stream stays. Nothing if it had none."""
+        streams = self._by_conversation.get(principal, {})
+        stream = streams.pop(conversation, None)
+        if stream is not None:
+            del self._conversation_of[stream.id]
+            if not streams:
+                del self._by_conversation[principal]
 
     # -- readers leave
 
@@ -183,12 +231,14 @@ class Hub:
         """An ended reader leaves its stream; the last one leaves it a grace, or ends it."""
         stream = reader.stream
         stream.leave(reader)
-        if stream.readers or stream.reason is not None or stream.source is None:
+        source = stream.source
+        if stream.readers or stream.reason is not None or source is None or not source.needs_reader:
             return
         self.orphan(stream, stream.grace_s(reason), reason, now)
 
     def orphan(self, stream: Stream, grace_s: float, reason: CloseReason, now: float) -> None:
         """A generation without a reader: it may go on for grace_s, if there is room among the detached."""
+        self.settle(stream)
         if grace_s <= 0 or self.detached >= self.detached_max:
             stream.cancel(reason, now, message="The generation was stopped because its reader left.")
             return
@@ -249,9 +299,12 @@ class Hub:
         key = self._forget_on_remove.pop(stream.id, None)
         if key is not None:
             self._by_key.pop(key, None)
-        response_id = stream.progress.response_id
-        if response_id is not None and self._by_response.get(response_id) is stream:
-            del self._by_response[response_id]
+        named = (stream.owner, stream.progress.response_id or "")
+        if self._by_response.get(named) is stream:
+            del self._by_response[named]
+        conversation = self._conversation_of.get(stream.id)
+        if conversation is not None:
+            self.forget_conversation(stream.owner, conversation)
         self.on_removed(stream)
 
     # -- memory

@@ -14,10 +14,12 @@ from typing import Any
 from streamd import metrics
 from streamd.api.access import Access
 from streamd.api.admin import Admin
+from streamd.api.llama import Llama
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
 from streamd.api.relay import Relay, ask_of
+from streamd.api.responses import Responses
 from streamd.api.router import Router
 from streamd.api.streams import Streams
 from streamd.config import Settings
@@ -96,6 +98,8 @@ class Worker:
             Models(runtime, upstreams, ask_of),
             Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
             Admin(runtime, drain=self.drain, set_level=logs.set_level),
+            Llama(runtime, streams, access),
+            Responses(runtime, access),
         )
         runtime.plan = self.router.plan
         runtime.on_request_end = AccessLog(runtime).request_ended

@@ -457,6 +457,11 @@ class Exchange:
 
     # -- Source: what the stream says
 
+    @property
+    def needs_reader(self) -> bool:
+        """Unless the one who asked still waits for the first byte: others may come and go meanwhile."""
+        return self.connection is None or self.connection.at is not At.WAITING
+
     def cancel(self, reason: CloseReason) -> None:
         """Nobody wants the answer: end it upstream now."""
         if self._upstream is not None:

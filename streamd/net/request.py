@@ -55,6 +55,7 @@ class Request:
         "answered_at",
         "body",
         "client",
+        "conversation",
         "dialect",
         "expires_at",
         "extra_headers",
@@ -94,6 +95,7 @@ class Request:
         self.expires_at = 0.0  # monotonic seconds at which the right to read ends; 0: never
         self.started_at = now
         self.idempotency_key = ""
+        self.conversation = ""  # llama.cpp's dialect
         # answer
         self.extra_headers: list[tuple[bytes, bytes]] = []
         self.model = ""
@@ -120,6 +122,11 @@ class Request:
             upgrade=False,
         )
         return cls(head, now=now, route=route, dialect=Dialect.UNKNOWN)
+
+    @property
+    def raw(self) -> bool:
+        """Whether a stream goes out as its events' bytes and nothing else: the client counts them."""
+        return self.conversation != ""
 
     def get(self, name: bytes) -> bytes | None:
         """A header of the request, while the head is there."""

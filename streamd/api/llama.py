@@ -1,0 +1,152 @@
+"""llama.cpp's resumable streams, over the same log: what its web UI and other clients of its server speak.
+
+    POST with X-Conversation-Id      a stream that belongs to a conversation; said again it starts anew, and the old
+                                     generation is cancelled (api/relay.py)
+    GET /v1/stream?conv_id=…&from=N  the stream from its byte N on, live if it still runs
+    DELETE /v1/stream?conv_id=…      stop it and forget it; 204 also if there is none
+    POST /v1/streams/lookup          {"conversation_ids": […]}: what is known of them and of their variants `<id>::…`
+
+Clients count the bytes of the body, so such streams go out raw: the events as they are in the log, no ids, nothing of
+ours in between. Two things differ from llama.cpp on purpose. Conversations are each principal's own. And a generation
+that nobody reads ends after detach_grace_max: no abandoned stream burns a GPU. For the same reason the header doesn't
+go upstream: a llama.cpp behind us would go on generating after we have left.
+"""
+
+from __future__ import annotations
+
+import re
+
+import orjson
+
+from streamd.api.access import Access
+from streamd.api.streams import JSON, Streams, query_of
+from streamd.core.stream import CountedStream
+from streamd.net.client import ClientConnection
+from streamd.net.problem import Problem
+from streamd.net.request import Plan, Request
+from streamd.net.runtime import Runtime
+from streamd.reasons import CloseReason
+
+HEADER = b"x-conversation-id"
+
+# A UUID and a model's path behind `::`; Linux's PATH_MAX is 4,096, but names of models are not that long.
+CONVERSATION_BYTES_MAX = 512
+# The web UI asks for all conversations that it keeps: 1,000 of them, 200 B each.
+LOOKUP_BYTES_MAX = 256 * 1024
+
+_offset = re.compile(r"[0-9]{1,15}").fullmatch
+
+
+class Llama:
+    """Routes of conversations. Their POST is an ordinary relay's."""
+
+    def __init__(self, runtime: Runtime, streams: Streams, access: Access) -> None:
+        self._runtime = runtime
+        self._streams = streams
+        self._access = access
+        self._one = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
+        self._lookup = {"POST": Plan(answer=self.lookup, body_bytes_max=LOOKUP_BYTES_MAX)}
+
+    def routes(self, request: Request) -> dict[str, Plan] | None:
+        if request.path == "/v1/stream":
+            return self._one
+        return self._lookup if request.path == "/v1/streams/lookup" else None
+
+    def read(self, connection: ClientConnection, request: Request) -> None:
+        """The stream from a byte on. Raises Problem: 404, or 400 for a byte that is gone or was never sent."""
+        conversation = _conversation_asked(request)
+        stream = self._runtime.hub.by_conversation(request.principal.id, conversation)
+        if stream is None:
+            text = "There is no stream of this conversation, or it ended too long ago."
+            raise Problem(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)
+        self._access.check_read(request, stream)
+        offset = _from(request)
+        if offset > stream.event_bytes:
+            text = f"The stream has not got as far as byte {offset}: there are {stream.event_bytes}."
+            raise Problem(400, text, code="position_not_reached", param="from")
+        place = stream.place(offset)
+        if place is None:
+            raise Problem(400, f"Byte {offset} is no longer held; start again.", code="position_lost", param="from")
+        request.conversation = conversation
+        request.model, request.upstream = stream.model, stream.upstream
+        self._runtime.counters.resumes += 1
+        connection.begin_stream(stream, seq=place.seq, rest=place.rest, policy=stream.policy)
+
+    def stop(self, connection: ClientConnection, request: Request) -> None:
+        """The user's Stop: cancel and forget. Said twice it is no error."""
+        hub = self._runtime.hub
+        conversation = _conversation_asked(request)
+        stream = hub.by_conversation(request.principal.id, conversation)
+        if stream is not None:
+            self._access.check_write(request, stream)
+            hub.forget_conversation(request.principal.id, conversation)
+            self._streams.stop_stream(stream)
+        connection.answer(204)
+
+    def lookup(self, connection: ClientConnection, request: Request) -> None:
+        """What is known of the conversations that the client names, and of nobody else's. Raises Problem 400."""
+        asked = dict.fromkeys(_ids_asked(request.body))
+        found: dict[str, list[dict[str, object]]] = {conversation: [] for conversation in asked}
+        for conversation, stream in self._runtime.hub.conversations(request.principal.id).items():
+            for name in _names_of(conversation):
+                if name in found:
+                    found[name].append(self._state_of(conversation, stream))
+        states = [state for conversation in asked for state in found[conversation]]
+        connection.answer(200, orjson.dumps(states), [JSON, (b"cache-control", b"no-store")])
+
+    def _state_of(self, conversation: str, stream: CountedStream) -> dict[str, object]:
+        began_unix = self._runtime.unix_time() - self._runtime.time()
+        return {
+            "conversation_id": conversation,
+            "is_done": stream.reason is not None,
+            "total_bytes": stream.event_bytes,
+            "started_at": int(began_unix + stream.opened_at),
+            "completed_at": int(began_unix + stream.sealed_at) if stream.reason is not None else 0,
+        }
+
+
+def conversation_of(request: Request) -> str:
+    """The conversation that a POST belongs to, "" for none. Raises Problem 400."""
+    given = request.get(HEADER)
+    return _valid(given, "x-conversation-id") if given else ""
+
+
+def _conversation_asked(request: Request) -> str:
+    given = query_of(request).get("conv_id", "")
+    if not given:
+        raise Problem(400, "Say which conversation: ?conv_id=…", code="no_conversation", param="conv_id")
+    return _valid(given.encode("utf-8", "surrogateescape"), "conv_id")
+
+
+def _valid(given: bytes, param: str) -> str:
+    try:
+        conversation = given.decode()
+    except UnicodeDecodeError:
+        conversation = ""
+    if not conversation or len(given) > CONVERSATION_BYTES_MAX:
+        text = f"A conversation's id is UTF-8 of at most {CONVERSATION_BYTES_MAX} bytes."
+        raise Problem(400, text, code="bad_conversation", param=param)
+    return conversation
+
+
+def _from(request: Request) -> int:
+    given = query_of(request).get("from") or "0"
+    if not _offset(given):
+        text = "from is the number of bytes that you have of the stream."
+        raise Problem(400, text, code="bad_from", param="from")
+    return int(given)
+
+
+def _ids_asked(body: bytes) -> list[str]:
+    try:
+        asked = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
+    ids = asked.get("conversation_ids") if isinstance(asked, dict) else None
+    return [each for each in ids if isinstance(each, str)] if isinstance(ids, list) else []
+
+
+def _names_of(conversation: str) -> list[str]:
+    """Whoever asks for `a` wants `a::some-model` too."""
+    parts = conversation.split("::")
+    return ["::".join(parts[: k + 1]) for k in range(len(parts))]
