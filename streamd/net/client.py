@@ -512,8 +512,11 @@ class ClientConnection(asyncio.Protocol):
         self.write(head + (encode_chunk(lines) if self._chunked else lines))
         self.close(problem.reason)
 
-    def begin_stream(self, stream: Stream, *, seq: int, policy: Policy, raw: bool = False, reset: bool = False) -> None:
-        """The answer is a stream, from `seq` on. Writes the head and `retry:`, then subscribes."""
+    def begin_stream(self, stream: Stream, *, seq: int, policy: Policy, reset: bool = False, rest: bytes = b"") -> None:
+        """The answer is a stream, from `seq` on. Writes the head and `retry:`, then subscribes.
+
+        rest (raw only): what a reader that counts bytes hasn't got of the event in front of `seq`.
+        """
         request, runtime = self.request, self._runtime
         assert request is not None and self.at is At.WAITING
         request.status = 200
@@ -539,9 +542,9 @@ class ClientConnection(asyncio.Protocol):
         request.head = None
         self._go(Step.STREAM)
         # A line, not a block (docs/PROTOCOL.md, section 3): it stands in front of the first event's lines.
-        retry = b"" if raw else b"retry: %d\n" % runtime.retry_ms()
-        self.write(head + (encode_chunk(retry) if self._chunked and retry else retry))
-        form = _form(chunked=self._chunked, raw=raw)
+        opening = rest if request.raw else b"retry: %d\n" % runtime.retry_ms()
+        self.write(head + (encode_chunk(opening) if self._chunked and opening else opening))
+        form = _form(chunked=self._chunked, raw=request.raw)
         ring = Ring(runtime.settings.ring_slots, runtime.settings.ring_bytes_max)
         reader = Subscriber(stream, self, policy=policy, ring=ring, form=form)
         self.reader = reader
