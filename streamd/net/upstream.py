@@ -153,12 +153,24 @@ class UpstreamConnection(asyncio.Protocol):
             else:
                 self.close()  # nobody asked: what comes now can't belong to a request of ours
         except RemoteProtocolError as broken:
+            self._take_before(broken.before)
             self._break(CloseReason.UPSTREAM_PROTOCOL, f"The upstream's answer is malformed: {broken}.")
         except EventTooLarge as large:
             self._append(large.before)
             self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
         except Exception as error:
             self._crash(error)
+
+    def _take_before(self, payloads: list[bytes]) -> None:
+        """What was whole in front of a break, in the same read: readers get what came."""
+        if self._splitter is not None:
+            try:
+                self._append(self._splitter.feed(b"".join(payloads)))
+            except EventTooLarge as large:
+                self._append(large.before)
+        elif self._asker is not None:
+            for payload in payloads:
+                self._asker.on_piece(payload)
 
     def eof_received(self) -> bool:
         self._ended(None)

@@ -101,11 +101,15 @@ class ChunkedDecoder:
             self._line = b""
         pieces: list[bytes] = []
         start, end = 0, len(chunk)
-        while start < end and self._at is not _At.END:
-            next_start = self._take(chunk, start, pieces)
-            if next_start == start:
-                break
-            start = next_start
+        try:
+            while start < end and self._at is not _At.END:
+                next_start = self._take(chunk, start, pieces)
+                if next_start == start:
+                    break
+                start = next_start
+        except RemoteProtocolError as broken:
+            broken.before = pieces
+            raise
         self._settle(chunk, start)
         return pieces
 

@@ -47,13 +47,15 @@ class RemoteProtocolError(Exception):
     """The peer broke the rules.
 
     `status` is what to answer a client, `code` a short snake_case word for logs and the error object, and the text says
-    what to change. In a response's head the status is always 502; in a body it is 400, whoever sent it.
+    what to change. In a response's head the status is always 502; in a body it is 400, whoever sent it. `before`: the
+    payload of a body that was whole in the same read, in front of what is broken.
     """
 
     def __init__(self, text: str, code: str, status: int = 400) -> None:
         super().__init__(text)
         self.code = code
         self.status = status
+        self.before: list[bytes] = []
 
 
 class LocalProtocolError(Exception):
