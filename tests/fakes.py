@@ -232,7 +232,7 @@ def _body_of(head: ResponseHead, wire: bytes, at_end: bool) -> tuple[bytes, bool
 class Client:
     """A connection from outside."""
 
-    def __init__(self, rig: Rig, capacity: int = PLENTY, listener: str = "") -> None:
+    def __init__(self, rig: Rig, capacity: int = PLENTY, listener: str = "loopback") -> None:
         self.rig = rig
         self.connection = ClientConnection(rig.worker.runtime, listener)
         self.transport = FakeTransport(rig.loop, self.connection, capacity)
@@ -291,8 +291,7 @@ class Rig:
         self.runtime.on_bug = lambda where, error: self.bugs.append(error)
         self._ended = self.runtime.on_request_end
         self.runtime.on_request_end = self._request_ended
-        self.runtime.sweep.start()
-        self.worker.state = "serving"
+        self.worker.start()
         self.bugs: list[BaseException] = []
         self.refusing: set[int] = set()  # ports
         self.mute: set[int] = set()  # ports that never answer a SYN
@@ -337,7 +336,7 @@ class Rig:
 
     # -- both sides
 
-    def client(self, data: bytes = b"", *, capacity: int = PLENTY, listener: str = "") -> Client:
+    def client(self, data: bytes = b"", *, capacity: int = PLENTY, listener: str = "loopback") -> Client:
         client = Client(self, capacity, listener)
         if data:
             client.send(data)

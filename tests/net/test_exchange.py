@@ -27,6 +27,7 @@ from fakes import (
 )
 
 from streamd.config import UpstreamSettings
+from streamd.net.client import BROKEN_END_S
 from streamd.net.exchange import TRANSITIONS, Phase
 from streamd.reasons import CloseReason
 
@@ -38,6 +39,7 @@ OVERLOADED = whole_answer(b'{"error": {"message": "full"}}', "503 Service Unavai
 
 def error_event(client: Client) -> dict[str, object]:
     """The error event that a chat stream ends with; the ending must not look clean."""
+    client.rig.pass_time(BROKEN_END_S)
     events = events_in(client.answer.body)
     assert not client.answer.whole and client.gone
     assert b"[DONE]" not in client.answer.body

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from fakes import (
     CHAT,
@@ -132,6 +134,22 @@ def test_what_isnt_http(wire: bytes, told: list[str]) -> None:
         link, transport, asker = asked(r)
         transport.feed(wire)
         assert asker.told == told and link.at is Up.CLOSED and transport.aborted
+
+
+def test_what_came_in_front_of_a_break_is_passed_on() -> None:
+    with rig() as r:
+        _, transport, asker = asked(r)
+        transport.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"he", b"llo") + b"zz\r\n")
+        assert asker.told == ["head 200", "upstream_protocol"] and asker.body == b"hello"
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD)
+        r.reply(chunk(event("a") + event("b")) + b"zz\r\n")
+        assert text_of(events_in(client.answer.body)[:-1]) == "ab"
+        large = r.client(post(CHAT))
+        r.runtime.settings = dataclasses.replace(r.runtime.settings, event_bytes_max=1000)
+        r.reply(SSE_HEAD)
+        r.reply(chunk(event("a") + b"data: " + b"b" * 1000) + b"zz\r\n")
+        assert text_of(events_in(large.answer.body)[:-1]) == "a"
 
 
 def test_an_asker_that_wants_no_more_may_close_at_the_head() -> None:
