@@ -83,9 +83,9 @@ class Prices:
     ring_slots: int = 64
     ring_bytes_max: int = 32 * KIB
     frame_bytes: int = 300  # a chat chunk of 200-250 B with its id line and chunk framing, and 33 B of a bytes object
-    # TLS in process: SSLProtocol with its two 256 KiB-bounded buffers as they stand after a handshake, and OpenSSL's
-    # state.
-    tls_bytes: int = 48 * KIB
+    # TLS in process: OpenSSL's state and buffers, 17.7 KB after a handshake, 19.5 after large bodies, 22.3 with half a
+    # record of a hostile client (loadtest/tls_price.py).
+    tls_bytes: int = 24 * KIB
 
     # User space, per relayed stream: upstream protocol and transport, exchange, stream, subscriber, an empty ring, the
     # hub's entry, a log's template; with its connection 5.8 KB of PSS over 1,000 streams, 7.0 KB over 5,000.
