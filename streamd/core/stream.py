@@ -9,8 +9,8 @@ as one frame (id line and HTTP chunk around it, made once, the same bytes object
 `push`:
 
     LIVE       push is the transport's own write: nothing stands between the token and the kernel
-    PAUSED     the kernel took less than all: frames wait in the subscriber's ring; nothing else is remembered but
-               a cursor, taken when the pause began, to where the reader stands in the log
+    PAUSED     the kernel took less than all: references to frames wait in the subscriber's ring; nothing else is
+               remembered but a cursor, taken when the pause began, to where the reader stands in the log
     BEHIND     the ring was full under policy `coalesce`: the ring was let go, the cursor is all that is left. Lag
                costs a position instead of a buffer
     CATCHING   writable again and behind: each loop turn writes one piece read from the log, at most
@@ -221,25 +221,37 @@ class Subscriber:
         """The transport is full (pause_writing)."""
         if self.state is Sub.LIVE:
             self.leave_live()
-            if self.policy is Policy.COALESCE and self._position == self.stream.log.seq_next:
+            if self._position == self.stream.log.seq_next:
                 self._cursor = self.stream.log.end()  # free here, a search later
         self._go(Turn.PAUSE)
 
     def resume(self) -> None:
         """The transport is empty again (resume_writing): write out the ring, or begin to catch up."""
         if self.state is Sub.PAUSED:
-            gap = self._gap_frame()
-            self._position += self.ring.held
-            held = gap + self.ring.take_all()
-            self._cursor = None
+            held = self._take_ring()
             self._go(Turn.RESUME)
             if held:
                 self._bytes_written += len(held)
                 self.write(held)
+            if self.state is Sub.LIVE and not self.stream.direct and self._position < self.stream.log.seq_next:
+                self.lag()
             self.finish_if_done()
         else:
             self._go(Turn.RESUME)
             self.catch_up()
+
+    def _take_ring(self) -> bytes:
+        """The frames held, as they were, a gap in front where some are lost; the reader's position is behind them."""
+        end = self._position + self.ring.held
+        self.ring.clear()
+        out = self._begin_reading()
+        assert self._cursor is not None
+        while self._cursor.seq < end:
+            for seq, event in self.stream.log.read(self._cursor, bytes_max=self.stream.catchup_bytes_max):
+                out.append(self._encode(seq, event))
+        self._position = self._cursor.seq
+        self._cursor = None
+        return b"".join(out)
 
     def end(self) -> None:
         """Write nothing any more. The connection leaves the stream afterwards, from its own callback."""
@@ -297,21 +309,13 @@ class Subscriber:
         """
         stream, log = self.stream, self.stream.log
         raw = self.form in RAW
-        out: list[bytes] = []
         if self._position < log.seq_first and raw:
             self.dropped += log.seq_first - self._position
             self.end()
             self.sink.slow_consumer()
             return b""
-        if self._position < log.seq_first:
-            self._lose(self._position, log.seq_first)
-            self._position = log.seq_first
-            self._cursor = None
-        gap = self._gap_frame()
-        if gap:
-            out.append(gap)
-        if self._cursor is None:
-            self._cursor = log.seek(self._position)
+        out = self._begin_reading()
+        assert self._cursor is not None
         if raw:
             events = log.read(self._cursor, bytes_max=stream.catchup_bytes_max)
         else:
@@ -319,6 +323,18 @@ class Subscriber:
         out += [self._encode(seq, event) for seq, event in events]
         self._position = self._cursor.seq
         return b"".join(out)
+
+    def _begin_reading(self) -> list[bytes]:
+        """Put the cursor where the reader is; what the log no longer has is announced as a gap."""
+        log = self.stream.log
+        if self._position < log.seq_first:
+            self._lose(self._position, log.seq_first)
+            self._position = log.seq_first
+            self._cursor = None
+        gap = self._gap_frame()
+        if self._cursor is None:
+            self._cursor = log.seek(self._position)
+        return [gap] if gap else []
 
     def _encode(self, seq: int, event: bytes) -> bytes:
         if self.form is Form.RAW_CHUNKED:
@@ -344,23 +360,25 @@ class Subscriber:
 
     def _hold(self, frame: bytes) -> None:
         """push of a PAUSED subscriber."""
-        if self.ring.push(frame):
+        size = len(frame)
+        if self.ring.push(size):
             return
         if self.policy is Policy.COALESCE:
             self.ring.clear()
             self._go(Turn.OVERFLOW)
         elif self.policy is Policy.DROP_OLDEST:
-            self._drop_for(frame)
+            self._drop_for(size)
         else:
             self.end()
             self.sink.slow_consumer()
 
-    def _drop_for(self, frame: bytes) -> None:
+    def _drop_for(self, size: int) -> None:
         first = self._position
+        self._cursor = None
         while True:
             self.ring.drop_oldest()
             self._position += 1
-            if self.ring.push(frame):
+            if self.ring.push(size):
                 break
         self._lose(first, self._position)
 
@@ -372,6 +390,7 @@ class Subscriber:
             self._go(Turn.OVERFLOW)
         elif self.policy is Policy.DROP_OLDEST:
             self.ring.clear()
+            self._cursor = None
             self._lose(self._position, first)
             self._position = first
         else:
