@@ -101,6 +101,11 @@ class SlicedFanout:
         """Whether events wait for each other, so that a few readers too are served in passes."""
         return self._flush_interval_s > 0
 
+    @property
+    def flush_interval_s(self) -> float:
+        """For how long; 0: not at all."""
+        return self._flush_interval_s
+
     def _wake(self) -> None:
         if self.running:
             return

@@ -19,7 +19,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import CountedStream, Fanout, Stream, Subscriber
@@ -50,6 +50,15 @@ class KeptRequest:
 
     stream: Stream | None
     body_hash: bytes
+
+
+class KeptName(NamedTuple):
+    """What a stream is found by beside its id; empty where there is nothing."""
+
+    principal: str
+    key: str  # Idempotency-Key of that principal
+    body_hash: bytes
+    conversation: str
 
 
 class Hub:
@@ -162,8 +171,14 @@ class Hub:
             new_fanout=self.new_fanout,
         )
         self._streams[stream_id] = stream
+        self._count_from_here(stream)
         self.charge(stream)
         return stream
+
+    @staticmethod
+    def _count_from_here(stream: Stream) -> None:
+        """What a restored stream brings along was counted by the process that it came to."""
+        stream.counted_events, stream.counted_text_events = stream.events, stream.text_events
 
     def get(self, stream_id: str) -> Stream | None:
         """The stream, or None. Raises Gone for an id made by a worker that has ended."""
@@ -224,6 +239,32 @@ class Hub:
             del self._conversation_of[stream.id]
             if not streams:
                 del self._by_conversation[principal]
+
+    # -- streams that outlive their process (core/kept.py)
+
+    def restore(
+        self, stream_id: str, log: ReplayLog, dialect: Dialect, opened_at: float, *, kind: type[S], epoch: str = ""
+    ) -> S | None:
+        """Register a stream of an earlier process, whose id goes on to hold; None if there is one of that id."""
+        if stream_id in self._streams:
+            return None
+        return self._register(kind, stream_id, log, dialect, opened_at, epoch)
+
+    def name_of(self, stream: Stream) -> KeptName:
+        """What restore_names() takes."""
+        principal, key = self._forget_on_remove.get(stream.id, ("", ""))
+        kept = self._by_key.get((principal, key))
+        return KeptName(principal, key, kept.body_hash if kept else b"", self._conversation_of.get(stream.id, ""))
+
+    def restore_names(self, stream: Stream, name: KeptName) -> None:
+        """The stream, dressed again, is found by its names as before."""
+        if name.key:
+            self.keep_key(name.principal, name.key, name.body_hash, stream)
+        if name.conversation and isinstance(stream, CountedStream):
+            self._by_conversation.setdefault(stream.owner, {})[name.conversation] = stream
+            self._conversation_of[stream.id] = name.conversation
+        self._keep_response_id(stream)
+        self._count_from_here(stream)
 
     # -- readers leave
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from typing import Final
+from typing import Final, NamedTuple
 
 from streamd.wire import openai
 from streamd.wire.openai import PLAIN, Fill, Template
@@ -66,11 +66,25 @@ _WHOLE: Final = 0xFF
 _PAD_MARK: Final = b"\x1f"
 _LF: Final = b"\n"
 _PADDING: Final = re.compile(rb"\x1f[^\n]*")
+# What texts may consist of, between their line ends and padding marks, and what a template's pieces may.
+_IN_TEXTS: Final = bytes((*range(0x20, 256), 0x0A, 0x1F))
+_IN_PIECES: Final = bytes((*range(0x20, 256), 0x09, 0x0A))
 _NEVER: Final = b"\0"  # every event ends in LF: none ends like this, so the short path of append is shut
 
 Event = tuple[int, bytes]  # its seq (of a coalesced one the last), and its bytes
 # What stands next in a segment, from start to end: one event kept whole, or texts with their line ends.
 Run = tuple[bytes, int, int, bool]
+
+
+class LogParts(NamedTuple):
+    """All of a log as values: what outlives a process (core/kept.py). The segments are of the form above."""
+
+    seq_first: int
+    seq_next: int
+    text_events: int
+    text_bytes: int
+    templates: tuple[tuple[tuple[bytes, ...], bytes, bool], ...]  # fixed pieces, holes, merges
+    segments: tuple[bytes, ...]
 
 
 class Cursor:
@@ -235,7 +249,7 @@ class ReplayLog:
         templates = self._templates
         if not templates:
             return None
-        current, count = self._current, len(templates)
+        current, count = max(0, self._current), len(templates)
         for k in (*range(current, count), *range(current)):
             fill = templates[k].match(event)
             if fill:
@@ -243,20 +257,25 @@ class ReplayLog:
         return None
 
     def _learn(self, event: bytes) -> tuple[int, Fill] | None:
-        templates = self._templates or []
-        if len(templates) == TEMPLATES_MAX or self._learnt >= LEARNT_AT_ONCE_MAX + (self.seq_next >> LEARN_EVERY_LOG2):
+        count = len(self._templates or ())
+        if count == TEMPLATES_MAX or self._learnt >= LEARNT_AT_ONCE_MAX + (self.seq_next >> LEARN_EVERY_LOG2):
             return None
         self._learnt += 1
         template = openai.learn(event)
         fill = template and template.match(event)
         if not template or not fill:
             return None
+        self._add_template(template)
+        return count, fill
+
+    def _add_template(self, template: Template) -> None:
+        if self._templates is None:
+            self._templates = []
+        templates = self._templates
         templates.append(template)
-        self._templates = templates
         # The pieces of the current template are held joined as well: charged with the first one, as one or two copies.
         copies = 1 if len(templates) > 1 else 2 + (template.numbered or template.padded)
         self.bytes_held += _TEMPLATE_OBJECT + copies * sum(_BYTES_OBJECT + len(piece) for piece in template.fixed)
-        return len(templates) - 1, fill
 
     def _aim(self) -> None:
         """Sets what append compares with, for the current template and what its holes are to hold."""
@@ -358,6 +377,38 @@ class ReplayLog:
             self._base += 1
             self.seq_first = self.seq_next
             self._forget()
+
+    # Outliving the process.
+
+    def parts(self) -> LogParts:
+        """What of_parts() makes the same log of. No copies: segments are immutable."""
+        templates = tuple((each.fixed, each.holes, each.merges) for each in self._templates or ())
+        segments = (*(self._segments or ()), *((self._tail,) if self._tail else ()))
+        return LogParts(self.seq_first, self.seq_next, self.text_events, self.text_bytes, templates, segments)
+
+    @classmethod
+    def of_parts(cls, parts: LogParts, *, bytes_max: int, events_max: int) -> ReplayLog:
+        """A log with this content, trimmed to its caps. Raises ValueError for what no log can have written.
+
+        Every mark, length and seq is checked, because reading trusts them. The state of writing starts anew: the next
+        event finds its template and brings its marks along.
+        """
+        check_parts(parts)
+        log = cls(bytes_max=bytes_max, events_max=events_max)
+        log.seq_first, log.seq_next = parts.seq_first, parts.seq_next
+        log.text_events, log.text_bytes = parts.text_events, parts.text_bytes
+        for fixed, holes, merges in parts.templates:
+            log._add_template(Template(fixed, holes, merges))
+        log._learnt = len(parts.templates)
+        if len(parts.segments) > 1:
+            log._segments = list(parts.segments[:-1])
+            log.bytes_held += _LIST + sum(map(_held, log._segments))
+        if parts.segments:
+            log._tail = parts.segments[-1]
+            log.bytes_held += _tail_held(log._tail)
+        if log.bytes_held > bytes_max or log.seq_next - log.seq_first >= events_max:
+            log._drop(bytes_max * 7 // 8, events_max * 7 // 8)
+        return log
 
     # Reading.
 
@@ -508,6 +559,91 @@ class ReplayLog:
         if self.seq_first == self.seq_next:
             return None
         return self.read(self.seek(self.seq_next - 1), bytes_max=1)[0][1]
+
+
+def check_parts(parts: LogParts) -> None:
+    """Raises ValueError unless a log can consist of these parts. One pass, a step per mark and per run of texts."""
+    if len(parts.templates) > TEMPLATES_MAX:
+        raise ValueError("too many templates")
+    for fixed, holes, _ in parts.templates:
+        _check_template(fixed, holes)
+    seq = parts.seq_first
+    if not (seq >= 1 and 0 <= parts.text_events < parts.seq_next and parts.text_bytes >= 0):
+        raise ValueError("impossible counts")
+    for segment in parts.segments:
+        if len(segment) <= _HEAD or _first(segment) != seq:
+            raise ValueError("a segment out of its place")
+        events = _Check(segment, parts.templates).events()
+        if not events:
+            raise ValueError("a segment without events")
+        seq += events
+    if seq != parts.seq_next:
+        raise ValueError("events are missing")
+
+
+def _check_template(fixed: tuple[bytes, ...], holes: bytes) -> None:
+    known = (openai.TEXT, openai.AGAIN, openai.CREATED, openai.NUMBER, openai.PAD, openai.SPACES)
+    once = len(set(holes)) == len(holes) and set(holes) <= set(known)
+    text = holes.find(openai.TEXT)
+    after = [holes.find(hole) for hole in (openai.AGAIN, openai.PAD, openai.SPACES) if hole in holes]
+    padded_once = not (openai.PAD in holes and openai.SPACES in holes)
+    if len(fixed) != len(holes) + 1 or not once or text < 0 or not padded_once or any(at < text for at in after):
+        raise ValueError("a template with other holes")
+    if any(piece.translate(None, _IN_PIECES) for piece in fixed) or fixed[-1][-2:] != b"\n\n":
+        raise ValueError("a template that is no event")
+
+
+class _Check:
+    """One segment, looked through as reading it would."""
+
+    def __init__(self, segment: bytes, templates: tuple[tuple[tuple[bytes, ...], bytes, bool], ...]) -> None:
+        self._segment = segment
+        self._templates = templates
+        self._holes: bytes | None = None  # of the current template
+        self._dated = False
+        self._at = _HEAD
+
+    def events(self) -> int:
+        """How many events it holds. Raises ValueError for anything that isn't as it has to be."""
+        segment, events = self._segment, 0
+        while self._at < len(segment):
+            if segment[self._at] != _MARK:
+                events += self._texts()
+            elif (kind := self._take(2)[1]) == _WHOLE:
+                event = self._take(int.from_bytes(self._take(4), "big"))
+                if event[-2:] != b"\n\n":
+                    raise ValueError("an event without its end")
+                events += 1
+            elif kind == _DATE:
+                self._dated = True
+                if not self._take(10).isdigit():
+                    raise ValueError("a date that is none")
+            else:
+                self._switch(kind)
+        return events
+
+    def _take(self, count: int) -> bytes:
+        taken = self._segment[self._at : self._at + count]
+        if len(taken) < count:
+            raise ValueError("a segment cut short")
+        self._at += count
+        return taken
+
+    def _switch(self, kind: int) -> None:
+        if kind >= len(self._templates):
+            raise ValueError("a template that isn't there")
+        self._holes = self._templates[kind][1]
+        if openai.NUMBER in self._holes:
+            self._take(5)
+
+    def _texts(self) -> int:
+        end = self._segment.find(_MARK_BYTE, self._at)
+        run = self._take((end if end >= 0 else len(self._segment)) - self._at)
+        if self._holes is None or (openai.CREATED in self._holes and not self._dated):
+            raise ValueError("texts without a template")
+        if run[-1:] != _LF or run.translate(None, _IN_TEXTS):
+            raise ValueError("texts that are none")
+        return run.count(_LF)
 
 
 class _Coalescing:

@@ -1,0 +1,445 @@
+"""Streams that outlive their process: what is kept of one, the bytes that it is kept in, and the way back.
+
+The form, all numbers big-endian. Whoever writes it is streamd, whoever reads it trusts nothing:
+
+    header     "streamd-state" NUL, version (1 byte), save id (8 bytes, random), saved at (8 bytes, unix time, double)
+    record     kind (1 byte: S a stream, E the end), length of the body (4 bytes), BLAKE2b-64 of kind and body
+               (8 bytes), body
+    body of S  facts, a JSON object: length (4 bytes), bytes
+               templates: count (1 byte), each: merges (1 byte), count of holes (1 byte), holes, pieces (length 2 bytes)
+               segments of the log (core/replay.py): count (4 bytes), each: length (2 bytes; 4 with the first bit set)
+    body of E  how many streams there are (4 bytes)
+
+Each record has a checksum of its own, so whatever stands in front of a damage can be taken up; a file that ends without
+its E is truncated. The save id says which copies are of one save. All that a process can have written passes; for
+anything else StateError, after work and memory bounded by the bytes that are there.
+
+Wall-clock time is what two processes share: retention goes on while nobody runs. If the clock was set back meanwhile,
+a stream counts as sealed now.
+
+What is not kept: readers and graces (all ended in the drain), what the source was (a generation's upstream is cut, a
+publisher has to come back), and how far the answer of a cut generation had come by its dialect's rules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from streamd.core.fanout import SlicedFanout
+from streamd.core.hub import Hub, KeptName
+from streamd.core.replay import LogParts, ReplayLog, check_parts
+from streamd.core.stream import CountedStream, Policy, Stream
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
+from streamd.wire.event_id import SEQ_MAX, valid_name, valid_stream_id
+
+MAGIC: Final = b"streamd-state\0"
+VERSION: Final = 1
+_HEADER: Final = struct.Struct(">14sB8sd")
+_RECORD: Final = struct.Struct(">cI8s")
+_STREAM, _END = b"S", b"E"
+
+# Records are read in pieces: a length that lies costs no more than what is there.
+READ_BYTES: Final = 1024 * 1024
+# A segment is 479 bytes at most but for one event kept whole; 15 bits do for nearly all.
+_LONG: Final = 0x8000
+
+# Facts of a stream beside its log: about 600 B of JSON.
+FACTS_BYTES: Final = 1024
+
+_REASONS: Final = {reason.word: reason for reason in CloseReason}
+_epoch = re.compile(r"(?:[A-Za-z0-9_-]{6})?").fullmatch
+_field_value = re.compile(r"[ -~]*").fullmatch  # it becomes a header: X-Upstream
+_hex = re.compile(r"(?:[0-9a-f]{2})*").fullmatch
+
+
+class StateError(ValueError):
+    """These bytes are no state that this version can read, or only in part. The text says what is wrong."""
+
+
+class Header(NamedTuple):
+    """Which save it is, and when it was made."""
+
+    save_id: bytes
+    saved_unix: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All of a stream but its log. Times are unix times, durations seconds."""
+
+    id: str
+    epoch: str
+    dialect: str
+    owner: str
+    public: bool
+    published: bool
+    model: str
+    upstream: str
+    # rules
+    policy: str
+    retention_s: float
+    flush_interval_s: float
+    catchup_bytes_max: int
+    log_bytes_max: int
+    log_events_max: int
+    # life
+    opened_unix: float
+    sealed_unix: float
+    reason: str  # "": events may still come
+    ended_clean: bool
+    # names beside the id
+    key_principal: str
+    key: str  # Idempotency-Key; "": none
+    key_body_hash: str  # hexadecimal
+    conversation: str
+    counted: bool  # its readers count bytes
+    event_bytes: int
+    # progress
+    terminal: bool
+    complete: bool
+    input_tokens: int  # -1: unknown
+    output_tokens: int
+    text_events: int
+    text_bytes: int
+    sequence_number: int  # -1: none
+    response_id: str
+    chunk_head: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptStream:
+    """A stream as values. `facts.id` says which worker's it is (docs/PROTOCOL.md, sections 2 and 8)."""
+
+    facts: Facts
+    log: LogParts
+
+    @property
+    def live(self) -> bool:
+        """Whether more events may come: it is published, and its publisher comes back or doesn't."""
+        return not self.facts.reason
+
+
+# From a hub
+
+
+def choose(streams: Iterable[Stream], bytes_max: int) -> list[Stream]:
+    """The streams to keep within bytes_max: live ones first, then what ended last.
+
+    Those that are left are as gone as if their retention were over.
+    """
+    ordered = sorted(streams, key=lambda stream: (stream.reason is not None, -stream.sealed_at))
+    chosen = []
+    for stream in ordered:
+        held = stream.log.bytes_held + FACTS_BYTES
+        if held <= bytes_max:
+            bytes_max -= held
+            chosen.append(stream)
+    return chosen
+
+
+def keep(hub: Hub, stream: Stream, now: float, now_unix: float) -> KeptStream:
+    """A stream of this hub as values. `now` in monotonic seconds, `now_unix` the same instant's wall-clock time."""
+    progress, name = stream.progress, hub.name_of(stream)
+    input_tokens, output_tokens = progress.usage or (-1, -1)
+    retention_s = stream.retention_s
+    if stream.reason is CloseReason.RESTARTED:
+        # Its readers were told to come back; without a retention they would find nothing.
+        retention_s = max(retention_s, stream.resume_grace_s)
+    facts = Facts(
+        id=stream.id,
+        epoch=stream.epoch,
+        dialect=stream.dialect.value,
+        owner=stream.owner,
+        public=stream.name_public,
+        published=stream.published,
+        model=stream.model,
+        upstream=stream.upstream,
+        policy=stream.policy.value,
+        retention_s=retention_s,
+        flush_interval_s=stream.fanout.flush_interval_s if isinstance(stream.fanout, SlicedFanout) else 0.0,
+        catchup_bytes_max=stream.catchup_bytes_max,
+        log_bytes_max=stream.log.bytes_max,
+        log_events_max=stream.log.events_max,
+        opened_unix=now_unix - (now - stream.opened_at),
+        sealed_unix=now_unix - (now - stream.sealed_at) if stream.reason is not None else 0.0,
+        reason=stream.reason.word if stream.reason is not None else "",
+        ended_clean=stream.ended_clean,
+        key_principal=name.principal,
+        key=name.key,
+        key_body_hash=name.body_hash.hex(),
+        conversation=name.conversation,
+        counted=isinstance(stream, CountedStream),
+        event_bytes=stream.event_bytes if isinstance(stream, CountedStream) else 0,
+        terminal=progress.terminal,
+        complete=progress.complete,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        text_events=progress.text_events,
+        text_bytes=progress.text_bytes,
+        sequence_number=-1 if progress.sequence_number is None else progress.sequence_number,
+        response_id=progress.response_id or "",
+        chunk_head=progress.chunk_head.decode(),
+    )
+    return KeptStream(facts, stream.log.parts())
+
+
+# To a hub
+
+
+def restore(hub: Hub, kept: KeptStream, now: float, now_unix: float) -> Stream | None:
+    """Register the stream with this hub, under its id; None if its retention is over or there is one of that id.
+
+    A live one comes back without source and fan-out: those are for the caller, who knows publishers and loops.
+    """
+    facts = kept.facts
+    sealed_at = now - max(0.0, now_unix - facts.sealed_unix)
+    if not kept.live and sealed_at + facts.retention_s <= now:
+        return None
+    log = ReplayLog.of_parts(
+        kept.log,
+        bytes_max=min(facts.log_bytes_max, hub.stream_log_bytes_max),
+        events_max=min(facts.log_events_max, hub.stream_log_events_max),
+    )
+    name = KeptName(facts.key_principal, facts.key, bytes.fromhex(facts.key_body_hash), facts.conversation)
+    opened_at = now - max(0.0, now_unix - facts.opened_unix)
+    stream = hub.restore(
+        facts.id,
+        log,
+        Dialect(facts.dialect),
+        opened_at,
+        kind=CountedStream if facts.counted else Stream,
+        epoch=facts.epoch,
+    )
+    if stream is None:
+        return None
+    _dress(stream, facts)
+    stream.touched_at = now
+    if not kept.live:
+        stream.reason = _REASONS[facts.reason]
+        stream.sealed_at = sealed_at
+        stream.ended_clean = facts.ended_clean
+    hub.restore_names(stream, name)
+    return stream
+
+
+def _dress(stream: Stream, facts: Facts) -> None:
+    stream.owner = facts.owner
+    stream.name_public = facts.public
+    stream.published = facts.published
+    stream.model = facts.model
+    stream.upstream = facts.upstream
+    stream.policy = Policy(facts.policy)
+    stream.retention_s = facts.retention_s
+    stream.catchup_bytes_max = facts.catchup_bytes_max
+    if isinstance(stream, CountedStream):
+        stream.event_bytes = facts.event_bytes
+    progress = stream.progress
+    progress.terminal, progress.complete = facts.terminal, facts.complete
+    progress.usage = (facts.input_tokens, facts.output_tokens) if facts.input_tokens >= 0 else None
+    progress.text_events, progress.text_bytes = facts.text_events, facts.text_bytes
+    progress.sequence_number = facts.sequence_number if facts.sequence_number >= 0 else None
+    progress.response_id = facts.response_id or None
+    progress.chunk_head = facts.chunk_head.encode()
+
+
+# Writing
+
+
+def save(streams: Iterable[KeptStream], save_id: bytes, saved_unix: float) -> Iterator[bytes]:
+    """The bytes, a record at a time: nothing but one stream is held twice."""
+    yield _HEADER.pack(MAGIC, VERSION, save_id, saved_unix)
+    count = 0
+    for kept in streams:
+        yield _record(_STREAM, _body(kept))
+        count += 1
+    yield _record(_END, count.to_bytes(4, "big"))
+
+
+def _record(kind: bytes, body: bytes) -> bytes:
+    return _RECORD.pack(kind, len(body), _digest(kind, body)) + body
+
+
+def _digest(kind: bytes, body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=8, person=kind).digest()
+
+
+def _body(kept: KeptStream) -> bytes:
+    log = kept.log
+    counts = (log.seq_first, log.seq_next, log.text_events, log.text_bytes)
+    facts = orjson.dumps({**asdict(kept.facts), "log": counts})
+    out = [len(facts).to_bytes(4, "big"), facts, bytes((len(log.templates),))]
+    for pieces, holes, merges in log.templates:
+        out.append(bytes((merges, len(holes))) + holes)
+        out += [len(piece).to_bytes(2, "big") + piece for piece in pieces]
+    out.append(len(log.segments).to_bytes(4, "big"))
+    for segment in log.segments:
+        size = len(segment)
+        out.append(size.to_bytes(2, "big") if size < _LONG else (_LONG << 16 | size).to_bytes(4, "big"))
+        out.append(segment)
+    return b"".join(out)
+
+
+# Reading
+
+Read = Callable[[int], bytes]  # the next bytes, at most so many; b"" at the end
+
+
+def read_header(read: Read) -> Header:
+    """The first bytes of a state. Raises StateError for what is none, or of another version."""
+    header = _exactly(read, _HEADER.size)
+    magic, version, save_id, saved_unix = _HEADER.unpack(header)
+    if magic != MAGIC:
+        raise StateError("this is no state of streamd's")
+    if version != VERSION:
+        raise StateError(f"its version is {version}, this streamd reads {VERSION}")
+    if not math.isfinite(saved_unix):
+        raise StateError("its time is none")
+    return Header(save_id, saved_unix)
+
+
+def load(read: Read) -> Iterator[KeptStream]:
+    """The streams after the header, one at a time. Raises StateError at the first damage: what came before is good."""
+    count = 0
+    while True:
+        kind, length, digest = _RECORD.unpack(_exactly(read, _RECORD.size))
+        body = _exactly(read, length)
+        if _digest(kind, body) != digest:
+            raise StateError(f"record {count + 1} is damaged")
+        if kind == _STREAM:
+            yield _stream_of(body)
+            count += 1
+            continue
+        if kind != _END or body != count.to_bytes(4, "big"):
+            raise StateError(f"record {count + 1} is none, or streams are missing")
+        if read(1):
+            raise StateError("something follows its end")
+        return
+
+
+def _exactly(read: Read, count: int) -> bytes:
+    pieces = []
+    while count:
+        piece = read(min(count, READ_BYTES))
+        if not piece:
+            raise StateError("it is cut short")
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
+
+
+class _Body:
+    """The body of a record, taken from the front."""
+
+    __slots__ = ("_at", "_body")
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        end = self._at + count
+        if end > len(self._body):
+            raise StateError("a record ends too early")
+        taken = self._body[self._at : end]
+        self._at = end
+        return taken
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def segment(self) -> bytes:
+        size = self.number(2)
+        if size & _LONG:
+            size = (size & ~_LONG) << 16 | self.number(2)
+        return self.take(size)
+
+    @property
+    def over(self) -> bool:
+        return self._at == len(self._body)
+
+
+def _stream_of(body: bytes) -> KeptStream:
+    rest = _Body(body)
+    facts, counts = _facts_of(rest.take(rest.number(4)))
+    templates = []
+    for _ in range(rest.number(1)):
+        merges, holes = bool(rest.number(1)), rest.take(rest.number(1))
+        pieces = tuple(rest.take(rest.number(2)) for _ in range(len(holes) + 1))
+        templates.append((pieces, holes, merges))
+    segments = tuple(rest.segment() for _ in range(rest.number(4)))
+    if not rest.over:
+        raise StateError("a record has something behind it")
+    log = LogParts(*counts, tuple(templates), segments)
+    try:
+        check_parts(log)
+    except ValueError as error:
+        raise StateError(f"the log of {facts.id}: {error}") from None
+    return KeptStream(facts, log)
+
+
+_KINDS: Final[dict[str, type]] = {"str": str, "bool": bool, "int": int, "float": float}
+_FACTS: Final = {field.name: _KINDS[str(field.type)] for field in fields(Facts)}
+
+
+def _facts_of(json: bytes) -> tuple[Facts, tuple[int, int, int, int]]:
+    try:
+        given = orjson.loads(json)
+    except orjson.JSONDecodeError:
+        raise StateError("facts that are no JSON") from None
+    if not isinstance(given, dict) or given.keys() != {*_FACTS, "log"}:
+        raise StateError("other facts than this version writes")
+    counts = given.pop("log")
+    if not isinstance(counts, list) or len(counts) != 4 or not all(map(_is_count, counts)):
+        raise StateError("counts that are none")
+    for name, kind in _FACTS.items():
+        value = given[name]
+        if kind is float and type(value) is int:
+            given[name] = value = float(value)
+        if type(value) is not kind or (kind is int and not -1 <= value <= SEQ_MAX):
+            raise StateError(f"{name} is not what it should be")
+    facts = Facts(**given)
+    _check_facts(facts)
+    return facts, (counts[0], counts[1], counts[2], counts[3])
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= SEQ_MAX
+
+
+def _check_facts(facts: Facts) -> None:
+    """Raises StateError for values that no stream has. What goes out to readers is checked to the letter."""
+    name = facts.id.encode("utf-8", "replace")
+    right = (
+        (valid_name(name) and len(facts.epoch) == 6) or (valid_stream_id(name) and not facts.epoch),
+        _epoch(facts.epoch),
+        facts.dialect in [dialect.value for dialect in Dialect],
+        facts.policy in [policy.value for policy in Policy],
+        facts.reason in _REASONS or (not facts.reason and facts.published),
+        _field_value(facts.upstream),
+        _hex(facts.key_body_hash),
+        min(facts.retention_s, facts.flush_interval_s, facts.event_bytes, facts.text_events, facts.text_bytes) >= 0,
+        min(facts.log_bytes_max, facts.log_events_max, facts.catchup_bytes_max) > 0,
+        (facts.input_tokens < 0) == (facts.output_tokens < 0),
+        not facts.chunk_head or _is_members(facts.chunk_head),
+        facts.counted or not facts.conversation,
+    )
+    if not all(right):
+        raise StateError(f"no stream can be like {facts.id[:100]!r}")
+
+
+def _is_members(text: str) -> bool:
+    """Whether it is the inside of a JSON object that isn't empty, on one line."""
+    try:
+        found = orjson.loads(f"{{{text}}}")
+    except orjson.JSONDecodeError:
+        return False
+    return bool(found) and "\n" not in text and "\r" not in text

@@ -1,0 +1,450 @@
+"""Streams as bytes and back: all that readers get is the same, and no bytes at all do harm."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_replay import chat, choice, coalesce_all, filled, read_all, runs, wire
+
+from streamd.core import kept as kept_module
+from streamd.core.fanout import SlicedFanout
+from streamd.core.hub import Hub, body_hash
+from streamd.core.kept import KeptStream, StateError, choose, keep, load, read_header, restore, save
+from streamd.core.replay import ReplayLog, check_parts
+from streamd.core.stream import CountedStream, Stream
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect, sequence_number_of
+
+SAVE_ID = b"save-one"
+NOW, UNIX = 5000.0, 1_700_000_000.0
+LATER, LATER_UNIX = 40.0, UNIX + 20  # a process later: its clock began anew, the wall's went on by 20 s
+PLENTY = 1 << 30
+
+
+def new_hub(incarnation: str = "AAAA", **limits: int) -> Hub:
+    bounds = {"log_bytes_max": PLENTY, "stream_log_bytes_max": 1 << 20, "stream_log_events_max": 100_000}
+    return Hub(**(bounds | limits), detached_max=10, incarnation=incarnation)  # type: ignore[arg-type]
+
+
+def opened(hub: Hub, events: Iterable[bytes], dialect: Dialect = Dialect.CHAT, **options: Any) -> Stream:
+    stream = hub.open(dialect, NOW - 10, **options)
+    stream.retention_s = 60.0
+    for event in events:
+        stream.append(event, NOW - 5)
+    return stream
+
+
+def saved(*streams: KeptStream) -> bytes:
+    return b"".join(save(streams, SAVE_ID, UNIX))
+
+
+def loaded(raw: bytes) -> list[KeptStream]:
+    source = io.BytesIO(raw)
+    header = read_header(source.read)
+    assert header.save_id == SAVE_ID
+    return list(load(source.read))
+
+
+def again(hub: Hub, stream: Stream) -> tuple[Hub, Stream]:
+    """The stream after a restart, and its hub."""
+    (kept,) = loaded(saved(keep(hub, stream, NOW, UNIX)))
+    there = new_hub("BBBB")
+    back = restore(there, kept, LATER, LATER_UNIX)
+    assert back is not None
+    return there, back
+
+
+HELLO = [wire(chat(choices=[choice(text)])) for text in ("Hel", "lo", ",", " you")]
+DONE = b"data: [DONE]\n\n"
+
+
+# Logs
+
+
+@given(runs(), st.integers(1, 3000))
+def test_a_log_made_of_its_parts_reads_the_same(events: list[bytes], bytes_max: int) -> None:
+    log = filled(events, bytes_max=bytes_max)
+    back = ReplayLog.of_parts(log.parts(), bytes_max=bytes_max, events_max=1 << 20)
+    assert (back.seq_first, back.seq_next) == (log.seq_first, log.seq_next)
+    assert (back.text_events, back.text_bytes) == (log.text_events, log.text_bytes)
+    assert read_all(back, back.seek(back.seq_first)) == read_all(log, log.seek(log.seq_first))
+    assert coalesce_all(back, back.seek(back.seq_first)) == coalesce_all(log, log.seek(log.seq_first))
+    assert abs(back.bytes_held - log.bytes_held) <= replay_list_bytes()
+
+
+def replay_list_bytes() -> int:
+    """A log that has dropped all but its tail keeps an empty list; one made of its parts has none."""
+    return 56
+
+
+@given(runs(), runs(), st.data())
+def test_a_log_made_of_its_parts_goes_on(before: list[bytes], after: list[bytes], data: st.DataObject) -> None:
+    log = filled(before)
+    back = ReplayLog.of_parts(log.parts(), bytes_max=1 << 20, events_max=1 << 20)
+    cursor = back.end()
+    for event in after:
+        back.append(event)
+    assert [event for _, event in read_all(back, back.seek(1))] == before + after
+    assert [event for _, event in read_all(back, cursor)] == after
+    seq = data.draw(st.integers(1, back.seq_next))
+    assert [event for _, event in read_all(back, back.seek(seq))] == (before + after)[seq - 1 :]
+
+
+def test_a_log_is_trimmed_to_smaller_caps() -> None:
+    log = filled([wire(chat(choices=[choice(f"token {k}")])) for k in range(2000)])
+    back = ReplayLog.of_parts(log.parts(), bytes_max=4096, events_max=1 << 20)
+    assert back.bytes_held <= 4096
+    assert 1 < back.seq_first < back.seq_next == 2001
+    few = ReplayLog.of_parts(log.parts(), bytes_max=1 << 20, events_max=500)
+    assert few.seq_next - few.seq_first <= 500
+
+
+# Facts
+
+
+def test_a_cut_generation_comes_back_whole_with_its_error_for_last() -> None:
+    hub = new_hub()
+    stream = opened(hub, HELLO)
+    stream.owner, stream.model, stream.upstream = "key:one", "m", "gpu-1"
+    stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
+    there, back = again(hub, stream)
+    assert there.get(stream.id) is back
+    assert (back.owner, back.model, back.upstream, back.dialect) == ("key:one", "m", "gpu-1", Dialect.CHAT)
+    assert (back.reason, back.ended_clean) == (CloseReason.RESTARTED, False)
+    events = read_all(back.log, back.log.seek(1))
+    assert [event for _, event in events[:-1]] == HELLO
+    assert orjson.loads(events[-1][1][5:])["error"]["code"] == "restarted"
+    assert back.id_prefix == stream.id_prefix
+
+
+def test_what_a_gap_a_usage_and_the_counts_need_comes_back() -> None:
+    hub = new_hub()
+    usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+    stream = opened(hub, [*HELLO, wire(chat(choices=[], usage=usage)), DONE])
+    stream.seal(CloseReason.COMPLETE, NOW, clean=True)
+    there, back = again(hub, stream)
+    assert back.progress.usage == (7, 4)
+    assert back.progress.terminal and back.ended_clean
+    assert back.progress.chunk_head == stream.progress.chunk_head != b""
+    assert (back.text_events, back.text_bytes) == (stream.text_events, stream.text_bytes)
+    there.charge(back)
+    assert (there.events_total, there.text_events_total, there.event_bytes_total) == (0, 0, 0)
+    assert there.log_bytes == back.log.bytes_held
+
+
+def test_a_stream_is_found_by_its_other_names_too() -> None:
+    hub = new_hub()
+    stream = opened(hub, [wire({"type": "response.created", "response": {"id": "resp_1"}})], Dialect.RESPONSES)
+    stream.owner = "key:one"
+    hub._keep_response_id(stream)
+    hub.keep_key("key:one", "again", body_hash(b"{}"), stream)
+    stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
+    there, back = again(hub, stream)
+    assert there.by_response_id("key:one", "resp_1") is back
+    found = there.by_key("key:one", "again")
+    assert found is not None and found.stream is back and found.body_hash == body_hash(b"{}")
+    there.remove(back)
+    assert there.by_key("key:one", "again") is None
+    assert there.by_response_id("key:one", "resp_1") is None
+
+
+def test_a_conversation_goes_on_counting_bytes() -> None:
+    hub = new_hub()
+    stream = hub.open_conversation(Dialect.CHAT, NOW, principal="key:one", conversation="c 1/é")
+    stream.retention_s = 60.0
+    for event in HELLO:
+        stream.append(event, NOW)
+    stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
+    there, back = again(hub, stream)
+    assert there.by_conversation("key:one", "c 1/é") is back
+    assert isinstance(back, CountedStream) and back.event_bytes == stream.event_bytes
+    for offset in (0, 10, len(HELLO[0]), stream.event_bytes - 3, stream.event_bytes):
+        assert back.place(offset) == stream.place(offset)
+
+
+def test_a_published_stream_comes_back_live_and_goes_on() -> None:
+    hub = new_hub()
+    stream = opened(hub, [wire({"delta": "a"})], Dialect.UNKNOWN, name="news", epoch="abc_-1")
+    stream.published = stream.name_public = True
+    fanout = SlicedFanout(stream, soon=lambda turn: None, later=lambda s, turn: None, flush_interval_s=0.05)
+    stream.use_fanout(fanout)
+    (kept,) = loaded(saved(keep(hub, stream, NOW, UNIX)))
+    assert kept.live and kept.facts.flush_interval_s == 0.05
+    there = new_hub("BBBB")
+    back = restore(there, kept, LATER, LATER_UNIX)
+    assert back is not None and back.reason is None and back.source is None
+    assert back.published and back.name_public
+    assert back.event_id(1) == "news:abc_-1:1"
+    back.append(wire({"delta": "b"}), LATER)
+    assert [event for _, event in read_all(back.log, back.log.seek(1))] == [wire({"delta": text}) for text in "ab"]
+
+
+def test_responses_go_on_with_their_own_numbers() -> None:
+    hub = new_hub()
+    stream = opened(hub, [wire({"type": "response.in_progress", "sequence_number": 4})], Dialect.RESPONSES)
+    stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
+    _, back = again(hub, stream)
+    assert back.progress.sequence_number == 5
+    last = back.log.last_event()
+    assert last is not None and sequence_number_of(last) == 5
+
+
+# Time
+
+
+def kept_for(retention_s: float, sealed_s_ago: float) -> KeptStream:
+    hub = new_hub()
+    stream = opened(hub, HELLO)
+    stream.retention_s = retention_s
+    stream.seal(CloseReason.COMPLETE, NOW - sealed_s_ago, clean=True)
+    return keep(hub, stream, NOW, UNIX)
+
+
+def test_retention_goes_on_by_the_wall_clock() -> None:
+    there = new_hub()
+    back = restore(there, kept_for(60.0, 10.0), LATER, LATER_UNIX)
+    assert back is not None
+    assert back.sealed_at == pytest.approx(LATER - 30)
+    there.sweep([back], LATER + 29)
+    assert there.get(back.id) is back
+    there.sweep([back], LATER + 30.1)
+    assert not tuple(there)
+
+
+def test_what_has_been_kept_long_enough_does_not_come_back() -> None:
+    assert restore(new_hub(), kept_for(29.0, 10.0), LATER, LATER_UNIX) is None
+
+
+def test_a_clock_that_was_set_back_counts_as_sealed_now() -> None:
+    back = restore(new_hub(), kept_for(60.0, 10.0), LATER, UNIX - 3600)
+    assert back is not None and back.sealed_at == LATER
+
+
+def test_a_cut_generation_is_kept_for_its_readers_to_come_back() -> None:
+    hub = new_hub()
+    stream = opened(hub, HELLO)
+    stream.retention_s, stream.resume_grace_s = 0.0, 30.0
+    stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
+    assert restore(new_hub(), keep(hub, stream, NOW, UNIX), LATER, LATER_UNIX) is not None
+
+
+def test_an_id_that_is_there_already_is_not_taken_twice() -> None:
+    there, kept = new_hub(), kept_for(60.0, 0.0)
+    assert restore(there, kept, LATER, LATER_UNIX) is not None
+    assert restore(there, kept, LATER, LATER_UNIX) is None
+    assert len(there) == 1
+
+
+# Choosing
+
+
+def test_live_streams_first_and_then_what_ended_last() -> None:
+    hub = new_hub()
+    early, late, live = (opened(hub, HELLO) for _ in range(3))
+    early.seal(CloseReason.COMPLETE, NOW - 5, clean=True)
+    late.seal(CloseReason.COMPLETE, NOW - 1, clean=True)
+    one = live.log.bytes_held + kept_module.FACTS_BYTES
+    assert choose(hub, 3 * one) == [live, late, early]
+    assert choose(hub, 3 * one - 1) == [live, late]
+    assert choose(hub, 1) == []
+
+
+# Damage
+
+
+def sample(count: int = 3) -> bytes:
+    hub = new_hub()
+    streams = [opened(hub, [*HELLO, wire({"padding": "p" * 40_000}), DONE]) for _ in range(count)]
+    for stream in streams:
+        stream.seal(CloseReason.COMPLETE, NOW, clean=True)
+    return saved(*(keep(hub, stream, NOW, UNIX) for stream in streams))
+
+
+SAMPLE = sample()
+
+
+def taken(raw: bytes) -> int:
+    """How many streams are read before a StateError, or before the end."""
+    count = 0
+    source = io.BytesIO(raw)
+    try:
+        read_header(source.read)
+        for _ in load(source.read):
+            count += 1
+    except StateError:
+        return count
+    return count
+
+
+def test_nothing_saved_is_a_state_too() -> None:
+    assert loaded(saved()) == []
+
+
+def test_every_cut_is_noticed_and_what_came_before_is_good() -> None:
+    cuts = [*range(120), *range(120, len(SAMPLE), 997), *range(len(SAMPLE) - 30, len(SAMPLE))]
+    counts = []
+    for cut in cuts:
+        with pytest.raises(StateError):
+            loaded(SAMPLE[:cut])
+        counts.append(taken(SAMPLE[:cut]))
+    assert counts == sorted(counts) and set(counts) == {0, 1, 2, 3}
+
+
+@given(st.integers(0, len(SAMPLE) - 1), st.integers(1, 255))
+def test_every_changed_byte_is_noticed(at: int, change: int) -> None:
+    damaged = bytearray(SAMPLE)
+    damaged[at] ^= change
+    header_end = kept_module._HEADER.size
+    if header_end - 16 <= at < header_end:
+        return  # save id and time: any are right
+    with pytest.raises(StateError):
+        loaded(bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "cut short"),
+        (b"\0" * 1000, "no state of streamd's"),
+        (SAMPLE[:14] + b"\x02" + SAMPLE[15:], "version is 2, this streamd reads 1"),
+        (SAMPLE + b"x", "follows its end"),
+        (SAMPLE[:23] + b"\x7f\xf0\0\0\0\0\0\0" + SAMPLE[31:], "time is none"),
+    ],
+)
+def test_a_refusal_says_why(raw: bytes, words: str) -> None:
+    with pytest.raises(StateError, match=words):
+        loaded(raw)
+
+
+def test_streams_in_another_order_or_too_few_are_noticed() -> None:
+    parts = list(save(loaded(SAMPLE), SAVE_ID, UNIX))
+    with pytest.raises(StateError, match="missing"):
+        loaded(b"".join(parts[:2] + parts[-1:]))
+
+
+def test_a_length_that_lies_costs_what_is_there() -> None:
+    asked: list[int] = []
+
+    def read(count: int) -> bytes:
+        asked.append(count)
+        return source.read(count)
+
+    record = kept_module._RECORD.pack(b"S", 0xFFFF_FFFF, b"\0" * 8)
+    source = io.BytesIO(SAMPLE[: kept_module._HEADER.size] + record + b"few")
+    read_header(read)
+    with pytest.raises(StateError, match="cut short"):
+        next(load(read))
+    assert max(asked) <= kept_module.READ_BYTES and len(asked) < 10
+
+
+# Bytes with right checksums: what a mistake, not an accident, would write.
+
+
+def as_record(body: bytes) -> bytes:
+    end = kept_module._record(b"E", (1).to_bytes(4, "big"))
+    return SAMPLE[: kept_module._HEADER.size] + kept_module._record(b"S", body) + end
+
+
+def survives(body: bytes) -> None:
+    """A StateError, or a stream whose every use is sound."""
+    try:
+        (kept,) = loaded(as_record(body))
+    except StateError:
+        return
+    hub = new_hub()
+    stream = restore(hub, kept, LATER, LATER_UNIX)
+    if stream is None:
+        return
+    read_all(stream.log, stream.log.seek(stream.log.seq_first))
+    stream.log.seek((stream.log.seq_first + stream.log.seq_next) // 2)
+    if stream.reason is None:
+        for event in HELLO:
+            stream.append(event, LATER)
+    assert keep(hub, stream, LATER, LATER_UNIX).log.seq_next == stream.log.seq_next
+    hub.remove(stream)
+
+
+BODY = kept_module._body(loaded(sample(1))[0])
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=300))
+@example(b"")
+def test_any_record_at_all(body: bytes) -> None:
+    survives(body)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=6), st.integers(0, 4)), min_size=1, max_size=4))
+def test_a_good_record_with_anything_put_in_cut_out_or_changed(changes: list[tuple[int, bytes, int]]) -> None:
+    body = BODY
+    for at, inserted, cut in changes:
+        body = body[:at] + inserted + body[at + cut :]
+    survives(body)
+
+
+WORDS = ("", "x", "s_short", "../x", "a b", "a\nb", "é", "news", "abc-_1", "chat", "coalesce", "complete", '"id":1')
+NUMBERS = (-1, 0, 1, 2**53, 2**60, 0.5, -0.5, 1e308)
+OTHERS: tuple[Any, ...] = (True, False, None, [], {}, [1, 2, 0, 0], [2, 2, 0, 0], [1, 1, 1, 0])
+FACT = st.sampled_from((*WORDS, *NUMBERS, *OTHERS))
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(st.sampled_from([*kept_module._FACTS, "log"]), FACT), min_size=1, max_size=3))
+def test_other_facts(changes: list[tuple[str, Any]]) -> None:
+    length = int.from_bytes(BODY[:4], "big")
+    facts = orjson.dumps({**orjson.loads(BODY[4 : 4 + length]), **dict(changes)})
+    survives(len(facts).to_bytes(4, "big") + facts + BODY[4 + length :])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("id", "a b"),
+        ("id", "s_short"),
+        ("id", "ü"),
+        ("epoch", "abc"),
+        ("upstream", "a\r\nSet-Cookie: b"),
+        ("reason", ""),
+    ],
+)
+def test_nothing_gets_into_ids_and_headers(name: str, value: str) -> None:
+    (kept,) = loaded(sample(1))
+    with pytest.raises(StateError, match="no stream can be like"):
+        loaded(saved(replace(kept, facts=replace(kept.facts, **{name: value}))))
+
+
+def test_facts_of_another_version_are_not_guessed() -> None:
+    (kept,) = loaded(sample(1))
+    facts = asdict(kept.facts) | {"log": [1, 1, 0, 0], "more": 1}
+    body = orjson.dumps(facts)
+    with pytest.raises(StateError, match="other facts"):
+        loaded(as_record(len(body).to_bytes(4, "big") + body))
+
+
+@settings(max_examples=200)
+@given(runs(), st.data())
+def test_parts_that_no_log_wrote_are_refused_or_read(events: list[bytes], data: st.DataObject) -> None:
+    """Changed bytes in segments: refused, or every way to read them is sound."""
+    parts = filled(events).parts()
+    segments = list(parts.segments)
+    which = data.draw(st.integers(0, len(segments) - 1))
+    at = data.draw(st.integers(0, len(segments[which]) - 1))
+    put = data.draw(st.sampled_from([b"", b"\x01", b"\x01\xff", b"\x01\x00", b"\n", b"\x1f", b"\0", b"\x01\xfe", b"x"]))
+    segments[which] = segments[which][:at] + put + segments[which][at + data.draw(st.integers(0, 2)) :]
+    changed = parts._replace(segments=tuple(segments))
+    try:
+        check_parts(changed)
+    except ValueError:
+        return
+    log = ReplayLog.of_parts(changed, bytes_max=1 << 20, events_max=1 << 20)
+    assert len(read_all(log, log.seek(log.seq_first))) == log.seq_next - log.seq_first
+    for seq in range(log.seq_first, log.seq_next + 1):
+        log.seek(seq)
