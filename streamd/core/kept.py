@@ -18,7 +18,8 @@ Wall-clock time is what two processes share: retention goes on while nobody runs
 a stream counts as sealed now.
 
 What is not kept: readers and graces (all ended in the drain), what the source was (a generation's upstream is cut, a
-publisher has to come back), and how far the answer of a cut generation had come by its dialect's rules.
+publisher has to come back), the account of its key (limits count anew), and how far the answer of a cut generation had
+come by its dialect's rules.
 """
 
 from __future__ import annotations
@@ -401,10 +402,9 @@ def _facts_of(json: bytes) -> tuple[Facts, tuple[int, int, int, int]]:
     if not isinstance(counts, list) or len(counts) != 4 or not all(map(_is_count, counts)):
         raise StateError("counts that are none")
     for name, kind in _FACTS.items():
-        value = given[name]
-        if kind is float and type(value) is int:
-            given[name] = value = float(value)
-        if type(value) is not kind or (kind is int and not -1 <= value <= SEQ_MAX):
+        if kind is float and type(given[name]) is int:
+            given[name] = float(given[name])
+        if type(given[name]) is not kind or (kind is int and not -1 <= given[name] <= SEQ_MAX):
             raise StateError(f"{name} is not what it should be")
     facts = Facts(**given)
     _check_facts(facts)
