@@ -1,0 +1,788 @@
+"""Who may do what, through the whole of streamd but its sockets: keys, limits, tokens, pages, proxies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from fakes import (
+    CHAT,
+    DONE,
+    LAST,
+    SSE_HEAD,
+    Answer,
+    Client,
+    Rig,
+    chunk,
+    event,
+    events_in,
+    get,
+    post,
+    rig,
+    whole_answer,
+)
+
+from streamd.config import ConfigError, UpstreamSettings
+from streamd.core.keys import SALT_BYTES, Key, digest, encode, format_expiry
+from streamd.daemon import access_files, logs
+from streamd.reasons import CloseReason
+
+SECRET = "0123456789abcdef0123456789abcdef"
+TIMEOUT_SALT = bytes(SALT_BYTES)
+
+
+def key(name: str) -> str:
+    """The API key of that name."""
+    return f"sk-{name}-{name * 8:0<20.20}"
+
+
+def line(name: str, **rights: Any) -> bytes:
+    """Its line in the key file."""
+    presented = key(name).encode()
+    return encode(Key(name, name, TIMEOUT_SALT, digest(TIMEOUT_SALT, presented), **rights)) + b"\n"
+
+
+def bearer(name: str) -> str:
+    return f"Authorization: Bearer {key(name)}"
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    write(path, line("alice"), line("bob"))
+    return path
+
+
+def write(path: Path, *lines: bytes) -> None:
+    """Replace a file as programs do: another one under its name."""
+    beside = path.with_name("beside")
+    beside.write_bytes(b"".join(lines))
+    beside.chmod(0o600)
+    beside.rename(path)
+
+
+def finish(r: Rig) -> None:
+    """The upstream ends its stream."""
+    r.reply(chunk(event("a"), DONE) + LAST)
+
+
+def streaming(r: Rig, *fields: str, answer: bytes = SSE_HEAD) -> Client:
+    client = r.client(post(CHAT, *fields))
+    if client.raw == b"" and answer:
+        r.reply(answer)
+    return client
+
+
+def token(**claims: Any) -> str:
+    claims = {"aud": "rooms", "exp": int(time.time()) + 60, **claims}
+    return jwt.encode(claims, SECRET, "HS256")
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, Any]:
+    """Settings under which streams are read with tokens."""
+    path = tmp_path / "secret"
+    write(path, SECRET.encode())
+    return {"streams_auth": "token", "token_secret_file": str(path), "token_audience": "rooms", "token_leeway_s": 0.0}
+
+
+@contextlib.contextmanager
+def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """The fields of every line that is logged."""
+    lines: list[dict[str, Any]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(logs, "event", lambda level, name, **fields: lines.append({"name": name, **fields}))
+        yield lines
+
+
+# -- keys
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ((), 401, "api_key_required"),
+        ((f"Authorization: Bearer {key('mallory')}",), 401, "invalid_api_key"),
+        ((f"Authorization: Bearer {key('alice')}x",), 401, "invalid_api_key"),
+        (("Authorization: Basic c2stYWxpY2U=",), 401, "api_key_required"),
+        (("Authorization: Bearer eyJhbGciOiJub25lIn0.e30.",), 401, "api_key_required"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/v1/models"])
+def test_what_goes_upstream_takes_a_key(
+    keys_file: Path, path: str, fields: tuple[str, ...], status: int, code: str
+) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        wire = get(path, *fields) if path == "/v1/models" else post(CHAT, *fields, path=path)
+        answer = r.client(wire).answer
+        assert (answer.status, answer.error["code"]) == (status, code)
+        assert (answer.get("www-authenticate") or "").startswith('Bearer realm="streamd"')
+        assert r.dialled == []
+
+
+@pytest.mark.parametrize(
+    "field", [bearer("alice"), f"x-api-key: {key('alice')}", f"authorization: bEARER {key('alice')}"]
+)
+def test_a_key_opens_and_never_goes_upstream(keys_file: Path, field: str) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        client = streaming(r, field, "Cookie: streamd_token=sk-cookie")
+        assert client.answer.status == 200
+        assert b"sk-" not in r.link.sent
+        finish(r)
+
+
+def test_a_key_goes_upstream_where_that_is_configured(keys_file: Path) -> None:
+    upstream = UpstreamSettings(name="up", url="http://up.test:1", pass_client_key=True)
+    with rig(keys_file=str(keys_file), upstreams=(upstream,)) as r:
+        streaming(r, bearer("alice"))
+        assert f"authorization: Bearer {key('alice')}".encode() in bytes(r.link.sent)
+        finish(r)
+
+
+def test_routes_and_models_of_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    write(path, line("alice", routes=("/v1/chat/*", "/v1/streams/*"), models=("m", "llama-*")))
+    with rig(keys_file=str(path)) as r:
+
+        def refused(wire: bytes) -> tuple[int, str]:
+            answer = r.client(wire).answer
+            return answer.status, answer.error["code"]
+
+        assert refused(post(CHAT, bearer("alice"), path="/v1/completions")) == (403, "route_not_allowed")
+        assert refused(post(CHAT | {"model": "gpt"}, bearer("alice"))) == (403, "model_not_allowed")
+        assert refused(post(b"model=m", bearer("alice"))) == (403, "model_not_allowed")
+        assert refused(get("/v1/models", bearer("alice"))) == (403, "route_not_allowed")
+        assert refused(post(b"", bearer("alice"), path="/v1/chat%2Fx")) == (404, "not_found")
+        assert r.dialled == []
+        streaming(r, bearer("alice"))
+        finish(r)
+
+
+def test_a_limited_key_names_one_model_to_every_parser(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    write(path, line("alice", models=("m",)))
+    with rig(keys_file=str(path)) as r:
+        doubled = b'{"model": "forbidden", "stream": true, "model": "m"}'
+        r.client(post(doubled, bearer("alice"), "Content-Type: application/json"))
+        body = bytes(r.link.sent).partition(b"\r\n\r\n")[2]
+        assert json.loads(body) == {"model": "m", "stream": True}
+        assert b"forbidden" not in body
+        r.reply(SSE_HEAD)
+        finish(r)
+
+
+def test_an_expired_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    write(path, line("alice", expires_unix=1_000_000_000.0))
+    assert format_expiry(1_000_000_000.0).startswith("2001")
+    with rig(keys_file=str(path)) as r:
+        assert r.client(post(CHAT, bearer("alice"))).answer.error["code"] == "expired_api_key"
+
+
+# -- the key file
+
+
+def test_a_revoked_key_is_out_within_a_second(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        reader = streaming(r, bearer("alice"))
+        write(keys_file, line("bob"))
+        r.pass_time(access_files.LOOK_EVERY_S + 0.5)
+        assert r.client(post(CHAT, bearer("alice"))).answer.status == 401
+        r.reply(chunk(event("a")))
+        assert events_in(reader.answer.body)[0].seq == 1, "who is being served goes on"
+        finish(r)
+        streaming(r, bearer("bob"))
+        finish(r)
+
+
+def test_a_bad_key_file_changes_nothing_and_is_told_of_once(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with rig(keys_file=str(keys_file)) as r, logged(monkeypatch) as lines:
+        write(keys_file, line("bob"), b"{oops\n")
+        r.pass_time(5)
+        told = [each for each in lines if "refused" in each["name"]]
+        assert [each["error"].partition(": ")[2][:6] for each in told] == ["line 2"]
+        assert r.client(post(CHAT, bearer("mallory"))).answer.status == 401
+        streaming(r, bearer("alice"))
+        finish(r)
+        keys_file.unlink()
+        r.pass_time(5)
+        assert len([each for each in lines if "refused" in each["name"]]) == 2
+        streaming(r, bearer("alice"))
+        finish(r)
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o602])
+def test_a_key_file_that_others_may_touch_is_refused_at_start(keys_file: Path, mode: int) -> None:
+    keys_file.chmod(mode)
+    with pytest.raises(ConfigError, match="keys_file: .* has mode 06"), rig(keys_file=str(keys_file)):
+        pass
+
+
+def test_a_reload_takes_all_files_or_none(keys_file: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    with rig(keys_file=str(keys_file)) as r:
+        worker, settings = r.worker, r.worker.settings
+        secret = tmp_path / "short"
+        write(secret, b"short")
+        other = tmp_path / "other"
+        write(other, line("carol"))
+        wrong = dataclasses.replace(
+            settings, keys_file=str(other), token_secret_file=str(secret), token_audience="a", head_timeout_s=1.0
+        )
+        with pytest.raises(ConfigError, match="the secret has 5 bytes"):
+            worker.reload(wrong)
+        assert worker.settings is settings
+        assert r.client(post(CHAT, bearer("carol"))).answer.status == 401
+        worker.reload(dataclasses.replace(settings, keys_file=str(other)))
+        streaming(r, bearer("carol"))
+        finish(r)
+        assert r.client(post(CHAT, bearer("alice"))).answer.status == 401
+        worker.reload(dataclasses.replace(settings, keys_file=""))
+        streaming(r)
+        finish(r)
+
+
+# -- limits
+
+
+def limited(path: Path, **limits: int) -> dict[str, Any]:
+    write(path, line("alice", **limits), line("bob"))
+    return {"keys_file": str(path)}
+
+
+def check_told_to_wait(answer: Answer) -> int:
+    assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
+    assert answer.error["type"] == "rate_limit_error"
+    return int(answer.get("retry-after") or 0)
+
+
+def test_requests_per_minute(tmp_path: Path) -> None:
+    with rig(**limited(tmp_path / "keys", requests_per_minute=2)) as r:
+        for _ in range(2):
+            streaming(r, bearer("alice"))
+            finish(r)
+        wait_s = check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
+        assert wait_s == 30
+        streaming(r, bearer("bob"))
+        finish(r)
+        r.pass_time(wait_s)
+        streaming(r, bearer("alice"))
+        finish(r)
+
+
+def test_tokens_per_minute_with_the_upstreams_own_count(tmp_path: Path) -> None:
+    usage = b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":240,"total_tokens":241}}'
+    with rig(**limited(tmp_path / "keys", tokens_per_minute=120)) as r:
+        streaming(r, bearer("alice"))
+        r.reply(chunk(event("a"), b"data: " + usage + b"\n\n", DONE) + LAST)
+        r.pass_time(0.5)
+        assert check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer) == 60
+        r.pass_time(61)
+        streaming(r, bearer("alice"))
+        finish(r)
+
+
+def ends_well(r: Rig, client: Client) -> None:
+    r.reply(SSE_HEAD)
+    finish(r)
+
+
+def reader_leaves(r: Rig, client: Client) -> None:
+    r.reply(SSE_HEAD)
+    client.fin()
+
+
+def reader_leaves_before(r: Rig, client: Client) -> None:
+    client.reset()
+
+
+def upstream_refuses(r: Rig, client: Client) -> None:
+    r.reply(whole_answer(b"{}", "400 Bad Request"))
+
+
+def upstream_is_no_stream(r: Rig, client: Client) -> None:
+    r.reply(whole_answer(b"{}"))
+
+
+def upstream_breaks_off(r: Rig, client: Client) -> None:
+    r.reply(SSE_HEAD + chunk(event("a")))
+    r.link.fin()
+    r.turn()
+
+
+def upstream_says_nothing(r: Rig, client: Client) -> None:
+    r.link.fin()
+    r.turn()
+
+
+def times_out(r: Rig, client: Client) -> None:
+    r.pass_time(r.runtime.settings.ttft_timeout_s + 1)
+
+
+def is_deleted(r: Rig, client: Client) -> None:
+    (stream,) = r.runtime.hub
+    assert r.client(get(f"/v1/streams/{stream.id}", bearer("alice"), method="DELETE")).answer.status == 204
+
+
+ENDS = [
+    ends_well,
+    reader_leaves,
+    reader_leaves_before,
+    upstream_refuses,
+    upstream_is_no_stream,
+    upstream_breaks_off,
+    upstream_says_nothing,
+    times_out,
+    is_deleted,
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_stream_at_once_is_given_back_whatever_ends_it(tmp_path: Path, end: Any) -> None:
+    with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
+        client = r.client(post(CHAT, bearer("alice")))
+        check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
+        end(r, client)
+        assert r.worker.access._accounts.of(r.worker.access.keys._by_id["alice"]).streams_now == 0
+        again = r.client(post(CHAT, bearer("alice")))
+        assert again.raw == b"", "it was asked"
+        ends_well(r, again)
+
+
+def test_a_stream_at_once_is_given_back_where_no_upstream_was_reached(tmp_path: Path) -> None:
+    with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
+        r.refusing.add(1)
+        for _ in range(3):
+            assert r.client(post(CHAT, bearer("alice"))).answer.status == 502
+
+
+def test_published_streams_count_too(tmp_path: Path) -> None:
+    with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
+        assert r.client(get("/v1/streams/one", bearer("alice"), method="PUT")).answer.status == 201
+        check_told_to_wait(r.client(get("/v1/streams/two", bearer("alice"), method="PUT")).answer)
+        check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
+        bad = r.client(post(b'{"log_bytes_max": 1}', bearer("bob"), path="/v1/streams"))
+        assert bad.answer.status == 400
+        end = post(b"", bearer("alice"), path="/v1/streams/one/events?seal=finished")
+        assert r.client(end).answer.status == 200
+        assert r.client(get("/v1/streams/two", bearer("alice"), method="PUT")).answer.status == 201
+        r.client(get("/v1/streams/two", bearer("alice"), method="DELETE"))
+        assert r.runtime.admission.status()["in_use"]["streams"] == 0
+
+
+def test_an_answer_that_turns_out_to_be_a_stream_counts(tmp_path: Path) -> None:
+    speech = post({"model": "m"}, bearer("alice"), path="/v1/audio/speech")
+    with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
+        r.client(speech)
+        r.reply(SSE_HEAD)
+        first = r.link
+        check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
+        first.feed(chunk(event("a"), DONE) + LAST)
+        r.turn()
+        streaming(r, bearer("alice"))
+        finish(r)
+
+
+# -- what belongs to a key
+
+
+def test_lists_show_only_ones_own(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        for name in ("alice", "bob"):
+            r.client(get(f"/v1/streams/of-{name}", bearer(name), method="PUT"))
+
+        def shown(*fields: str, listener: str = "loopback") -> list[str]:
+            answer = r.client(get("/v1/streams", *fields), listener=listener).answer
+            return [stream["id"] for stream in json.loads(answer.body)["data"]]
+
+        assert shown(bearer("alice")) == ["of-alice"]
+        assert shown(bearer("bob")) == ["of-bob"]
+        assert shown() == []
+        assert shown(listener="admin") == ["of-alice", "of-bob"]
+        for name in ("alice", "bob"):
+            r.client(get(f"/v1/streams/of-{name}", bearer(name), method="DELETE"))
+
+
+def test_idempotency_keys_are_each_principals_own(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        streaming(r, bearer("alice"), "Idempotency-Key: 1")
+        alices = r.link
+        other = r.client(post(CHAT | {"model": "other"}, bearer("bob"), "Idempotency-Key: 1"))
+        assert other.raw == b"" and r.link is not alices, "neither joined nor told of another body"
+        r.reply(SSE_HEAD)
+        finish(r)
+        alices.feed(chunk(DONE) + LAST)
+        r.turn()
+
+
+@pytest.mark.parametrize(
+    ("fields", "listener", "status"),
+    [
+        ((), "loopback", 401),
+        ((bearer("bob"),), "loopback", 403),
+        ((bearer("alice"),), "loopback", 204),
+        ((), "admin", 204),
+    ],
+)
+def test_only_the_opener_and_the_admin_surface_may_stop(
+    keys_file: Path, fields: tuple[str, ...], listener: str, status: int
+) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        streaming(r, bearer("alice"))
+        (stream,) = r.runtime.hub
+        found = r.client(get(f"/v1/streams/{stream.id}", *fields, method="DELETE"), listener=listener)
+        assert found.answer.status == status
+        assert (stream.reason is CloseReason.CANCELLED) is (status == 204)
+        if status != 204:
+            finish(r)
+
+
+def test_who_may_read(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        r.client(get("/v1/streams/secret", bearer("alice"), method="PUT"))
+        r.client(post({"public": True}, bearer("alice"), path="/v1/streams/open").replace(b"POST", b"PUT", 1))
+        streaming(r, bearer("alice"))
+        ours = next(stream.id for stream in r.runtime.hub if stream.id.startswith("s_"))
+
+        def status(name: str, *fields: str) -> int:
+            client = r.client(get(f"/v1/streams/{name}", "Accept: application/json", *fields))
+            return client.answer.status
+
+        assert [status("secret"), status("secret", bearer("bob"))] == [401, 200]
+        assert [status("open"), status(ours)] == [200, 200], "public, and known by an id that nobody can guess"
+        for name in ("secret", "open", ours):
+            r.client(get(f"/v1/streams/{name}", bearer("alice"), method="DELETE"))
+
+
+def test_a_key_reads_names_only_on_its_routes(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    write(path, line("alice"), line("bob", routes=("/v1/chat/*",)))
+    with rig(keys_file=str(path)) as r:
+        r.client(get("/v1/streams/room", bearer("alice"), method="PUT"))
+        assert r.client(get("/v1/streams/room", bearer("bob"))).answer.error["code"] == "route_not_allowed"
+        assert r.client(get("/v1/streams/other", bearer("bob"), method="PUT")).answer.status == 403
+        r.client(get("/v1/streams/room", bearer("alice"), method="DELETE"))
+
+
+# -- tokens
+
+
+def reading(r: Rig, path: str, *fields: str) -> Client:
+    return r.client(get(path, *fields))
+
+
+def opened(r: Rig, name: str) -> None:
+    assert r.client(get(f"/v1/streams/{name}", method="PUT"), listener="admin").answer.status == 201
+    assert r.client(post(b"hello", path=f"/v1/streams/{name}/events"), listener="admin").answer.status == 200
+
+
+def stopped(r: Rig, name: str) -> None:
+    for _ in range(2):
+        r.client(get(f"/v1/streams/{name}", method="DELETE"), listener="admin")
+
+
+@pytest.mark.parametrize("where", ["header", "cookie", "query"])
+def test_a_token_reads_what_it_covers(tokens: dict[str, Any], where: str) -> None:
+    with rig(**tokens) as r:
+        opened(r, "room-1")
+
+        def read(given: str) -> Client:
+            if where == "query":
+                return reading(r, f"/v1/streams/room-1?access_token={given}")
+            field = f"Authorization: Bearer {given}" if where == "header" else f"Cookie: a=b; streamd_token={given}"
+            return reading(r, "/v1/streams/room-1", field)
+
+        reader = read(token(streams=["room-*"]))
+        assert reader.answer.status == 200
+        assert events_in(reader.answer.body)[0].data == b'{"delta": "hello"}' or b"hello" in reader.answer.body
+        other = read(token(streams=["hall-*"])).answer
+        assert (other.status, other.error["code"]) == (403, "wrong_token")
+        assert read(token(publish=["room-*"])).answer.status == 403
+        assert read(token(streams=["room-*"], aud="other")).answer.status == 401
+        assert read(token(streams=["room-*"], exp=1)).answer.status == 401
+        assert read(token(streams=["room-*"])[:-4] + "AAAA").answer.status == 401
+        stopped(r, "room-1")
+
+
+def test_without_a_token_nobody_reads_but_the_owner(tokens: dict[str, Any], keys_file: Path) -> None:
+    with rig(**tokens, keys_file=str(keys_file)) as r:
+        streaming(r, bearer("alice"))
+        (stream,) = r.runtime.hub
+        path = f"/v1/streams/{stream.id}"
+        assert reading(r, path).answer.error["code"] == "token_required"
+        assert reading(r, path, bearer("bob")).answer.status == 401
+        assert reading(r, path, bearer("alice")).answer.status == 200
+        finish(r)
+
+
+def test_nobody_in_particular_owns_nothing(tokens: dict[str, Any]) -> None:
+    """Without a key file all who bring no credential are `anonymous`, and must not pass as each other's owner."""
+    with rig(**tokens) as r:
+        streaming(r)
+        (stream,) = r.runtime.hub
+        assert reading(r, f"/v1/streams/{stream.id}").answer.status == 401
+        assert r.client(post(CHAT, f"Last-Event-ID: {stream.id}:0")).answer.status == 401
+        finish(r)
+
+
+def test_expiry_ends_the_reader_and_not_the_stream(tokens: dict[str, Any]) -> None:
+    with rig(**tokens) as r:
+        r.runtime.unix_time = lambda: 1_700_000_000.0 + r.loop.time()
+        opened(r, "room")
+        stays = token(streams=["room"], exp=int(r.runtime.unix_time()) + 100)
+        goes = token(streams=["room"], exp=int(r.runtime.unix_time()) + 5)
+        reader = reading(r, f"/v1/streams/room?access_token={goes}")
+        other = reading(r, f"/v1/streams/room?access_token={stays}")
+        r.pass_time(4)
+        assert not reader.gone
+        r.pass_time(2)
+        assert reader.gone and not other.gone
+        last = events_in(reader.answer.body)[-1]
+        assert last.name == "reconnect" and "expired" in last.json["error"]["message"]
+        assert last.json["last_id"].endswith(":1")
+        assert r.closed[CloseReason.TOKEN_EXPIRED] == 1
+        assert r.client(post(b"more", path="/v1/streams/room/events"), listener="admin").answer.status == 200
+        assert b"more" in other.answer.body
+        stopped(r, "room")
+        refused = reading(r, f"/v1/streams/room?access_token={goes}").answer
+        assert refused.status in (401, 404)
+
+
+def test_expiry_ends_a_reader_that_was_stuck_when_it_came(tokens: dict[str, Any]) -> None:
+    with rig(**tokens, stall_timeout_s=0.0) as r:
+        r.runtime.unix_time = lambda: 1_700_000_000.0 + r.loop.time()
+        opened(r, "room")
+        given = token(streams=["room"], exp=int(r.runtime.unix_time()) + 30)
+        reader = r.client(get(f"/v1/streams/room?access_token={given}"), capacity=300)
+        r.client(post(b"x" * 2000, path="/v1/streams/room/events"), listener="admin")
+        r.pass_time(60)
+        reader.take()
+        r.pass_time(1)
+        assert r.closed[CloseReason.TOKEN_EXPIRED] == 1
+        stopped(r, "room")
+
+
+def test_publish_tokens(tokens: dict[str, Any], keys_file: Path) -> None:
+    with rig(**tokens, keys_file=str(keys_file)) as r:
+        given = token(publish=["room-*"], streams=["room-*"])
+        as_bearer = f"Authorization: Bearer {given}"
+        assert r.client(get("/v1/streams/hall", as_bearer, method="PUT")).answer.status == 403
+        assert r.client(get("/v1/streams/room-1", method="PUT")).answer.status == 401
+        cookie = f"Cookie: streamd_token={given}"
+        assert r.client(get("/v1/streams/room-1", cookie, method="PUT")).answer.status == 401, "any page can send one"
+        assert r.client(get("/v1/streams/room-1", as_bearer, method="PUT")).answer.status == 201
+        events = "/v1/streams/room-1/events"
+        only_reads = f"Authorization: Bearer {token(streams=['room-*'])}"
+        assert r.client(post(b"a", only_reads, path=events)).answer.status == 403
+        assert r.client(post(b"a", bearer("alice"), path=events)).answer.status == 403, "another key's"
+        assert r.client(post(b"a", as_bearer, path=events)).answer.status == 200
+        assert r.client(get("/v1/streams/room-1", only_reads, method="DELETE")).answer.status == 403
+        assert r.client(get("/v1/streams/room-1", as_bearer, method="DELETE")).answer.status == 204
+
+
+def test_a_query_token_is_in_no_log_and_goes_nowhere(tokens: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = token(streams=["*"])
+    with rig(**tokens) as r, logged(monkeypatch) as lines:
+        opened(r, "room")
+        reading(r, f"/v1/streams/room?access_token={given}").fin()
+        for name in ("access_token", "access%5Ftoken", "a=b&access_token", "a;access_token"):
+            r.client(get(f"/v1/embeddings?{name}={given}&c=d"))
+            r.reply(whole_answer(b"{}"))
+        assert all(given.encode() not in link.sent for link in r.links)
+        assert any(b"c=d" in link.sent for link in r.links)
+        assert (
+            len(lines) >= 6
+            and given not in repr(lines)
+            and "access" not in repr([each["path"] for each in lines if "path" in each])
+        )
+        stopped(r, "room")
+
+
+def test_a_token_key_file_is_read_again(tokens: dict[str, Any]) -> None:
+    with rig(**tokens) as r:
+        opened(r, "room")
+        given = token(streams=["room"])
+        path = Path(tokens["token_secret_file"])
+        write(path, b"another secret of thirty-two bytes!")
+        r.pass_time(2)
+        assert reading(r, f"/v1/streams/room?access_token={given}").answer.status == 401
+        write(path, b"short")
+        r.pass_time(2)
+        write(path, SECRET.encode())
+        r.pass_time(2)
+        assert reading(r, f"/v1/streams/room?access_token={given}").answer.status == 200
+        stopped(r, "room")
+
+
+# -- pages of other origins
+
+PAGE = "https://chat.example"
+ORIGIN = f"Origin: {PAGE}"
+CORS = {"cors_origins": (PAGE,)}
+ASKS = (ORIGIN, "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: last-event-id, x-stainless-os")
+
+
+def allowed(answer: Answer) -> str | None:
+    return answer.get("access-control-allow-origin")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/streams/x", "/nothing/here", "/healthz"])
+def test_a_preflight_is_answered_before_any_key_is_asked_for(keys_file: Path, path: str) -> None:
+    with rig(**CORS, keys_file=str(keys_file)) as r:
+        answer = r.client(get(path, *ASKS, method="OPTIONS")).answer
+        assert (answer.status, allowed(answer)) == (204, PAGE)
+        assert answer.get("access-control-allow-headers") == "last-event-id, x-stainless-os"
+        assert answer.get("access-control-allow-methods") == "GET, POST, PUT, DELETE, HEAD"
+        assert answer.get("access-control-max-age") == "7200"
+        assert answer.get("access-control-allow-credentials") is None
+        other = r.client(get(path, "Origin: https://evil.example", *ASKS[1:], method="OPTIONS")).answer
+        assert (other.status, allowed(other)) == (204, None)
+        assert r.dialled == []
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "https://chat.example.evil", "http://chat.example", "https://chat.example:444"]
+)
+def test_other_origins_get_nothing(origin: str) -> None:
+    with rig(**CORS, cors_credentials=True) as r:
+        answer = r.client(get("/healthz", f"Origin: {origin}")).answer
+        assert (allowed(answer), answer.get("vary")) == (None, "Origin")
+        assert answer.get("access-control-allow-credentials") is None
+
+
+def test_every_answer_carries_the_headers_an_error_too(keys_file: Path) -> None:
+    with rig(**CORS, cors_credentials=True, keys_file=str(keys_file)) as r:
+        reader = streaming(r, bearer("alice"), ORIGIN)
+        refused = [
+            r.client(post(CHAT, ORIGIN)),
+            r.client(get("/nothing", ORIGIN)),
+            r.client(get("/healthz", ORIGIN, method="BREW")),
+            r.client(get("/v1/streams/none", ORIGIN)),
+            r.client(get("/v1/x", ORIGIN, "Connection: Upgrade", "Upgrade: websocket")),
+        ]
+        assert [each.answer.status for each in refused] == [401, 404, 405, 404, 501]
+        for client in (reader, *refused):
+            answer = client.answer
+            assert (allowed(answer), answer.get("access-control-allow-credentials")) == (PAGE, "true")
+            assert answer.get("vary") == "Origin"
+            assert answer.get("access-control-expose-headers") == "X-Stream-Id, X-Request-Id, X-Upstream, Retry-After"
+        finish(r)
+
+
+@pytest.mark.parametrize("settings", [CORS, {}])
+def test_what_an_upstream_says_of_pages_is_not_passed_on(settings: dict[str, Any]) -> None:
+    with rig(**settings) as r:
+        client = r.client(get("/v1/embeddings", ORIGIN))
+        theirs = ("Access-Control-Allow-Origin: *", "Access-Control-Expose-Headers: x-secret", "X-Other: kept")
+        r.reply(whole_answer(b"{}", "200 OK", *theirs))
+        answer = client.answer
+        assert allowed(answer) == (PAGE if settings else None)
+        assert "x-secret" not in (answer.get("access-control-expose-headers") or "")
+        assert answer.get("x-other") == "kept"
+
+
+def test_without_origins_nothing_is_said() -> None:
+    with rig() as r:
+        for wire in (get("/healthz", ORIGIN), get("/v1/x", *ASKS, method="OPTIONS")):
+            answer = r.client(wire).answer
+            assert (allowed(answer), answer.get("vary")) == (None, None)
+
+
+# -- proxies and addresses; the transports' peer is 192.0.2.1
+
+BEHIND = {"trusted_proxies": ("192.0.2.0/24", "10.0.0.0/8")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "peer"),
+    [
+        ({}, ("X-Forwarded-For: 198.51.100.7",), "192.0.2.1:40000"),
+        (BEHIND, (), "192.0.2.1"),
+        (BEHIND, ("X-Forwarded-For: 198.51.100.7",), "198.51.100.7"),
+        (BEHIND, ("X-Forwarded-For: 6.6.6.6, 198.51.100.7, 10.1.1.1",), "198.51.100.7"),
+        (BEHIND, ("X-Forwarded-For: 6.6.6.6", "X-Forwarded-For: 198.51.100.7"), "198.51.100.7"),
+        (BEHIND, ("Forwarded: for=198.51.100.7",), "192.0.2.1"),
+        (BEHIND | {"forwarded_header": "forwarded"}, ('Forwarded: for="[2001:db8::7]:1"',), "2001:db8::7"),
+        (BEHIND | {"forwarded_header": "forwarded"}, ("X-Forwarded-For: 6.6.6.6",), "192.0.2.1"),
+    ],
+)
+def test_whose_request_it_is(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], fields: tuple[str, ...], peer: str
+) -> None:
+    with rig(**settings) as r, logged(monkeypatch) as lines:
+        r.client(get("/healthz", *fields))
+        assert [each["peer"] for each in lines] == [peer]
+
+
+def test_a_proxy_on_this_machine_doesnt_make_the_world_local() -> None:
+    with rig(**BEHIND) as r:
+        assert r.client(get("/status")).answer.status == 200
+        assert r.client(get("/status", "X-Forwarded-For: 198.51.100.7")).answer.status == 404
+
+
+def test_connections_of_an_address() -> None:
+    with rig(conns_per_address_max=2) as r:
+        first, second = r.client(), r.client()
+        third = r.client()
+        answer = third.answer
+        assert (answer.status, answer.error["code"]) == (429, "too_many_connections")
+        assert 2 <= int(answer.get("retry-after") or 0) <= 12
+        second.reset()
+        fourth = r.client(get())
+        assert fourth.answer.status == 200 and first.raw == b""
+        for client in (first, third, fourth):
+            client.reset()
+        assert len(r.runtime.admission.addresses) == 0
+        assert r.runtime.admission.refused()["address"] == 1
+
+
+def test_connections_that_have_asked_for_nothing_yet() -> None:
+    with rig(conns_opening_per_address_max=2) as r:
+        slow = r.client(b"GET / HT")
+        quick = [r.client(get()) for _ in range(5)]
+        assert [client.answer.status for client in quick] == [200] * 5
+        body = r.client(post(b"x" * 10)[:-1])
+        assert r.client(get()).answer.status == 429, "a head alone is no request"
+        body.send(b"x")
+        r.reply(whole_answer(b"{}"))
+        assert r.client(get()).answer.status == 200
+        slow.reset()
+        for client in quick:
+            client.reset()
+        r.turn()
+        assert len(r.runtime.gates._opening) == 0
+
+
+def test_behind_a_proxy_its_requests_that_count() -> None:
+    with rig(**BEHIND, conns_per_address_max=1) as r:
+        field = "X-Forwarded-For: 198.51.100.7"
+        reader = streaming(r, field)
+        assert r.client(get("/healthz", field)).answer.status == 429
+        assert r.client(get("/healthz", "X-Forwarded-For: 198.51.100.8")).answer.status == 200
+        assert r.client(get()).answer.status == 200, "the proxy itself"
+        finish(r)
+        assert r.client(get("/healthz", field)).answer.status == 200
+        assert not reader.gone
+        assert len(r.runtime.admission.addresses) == 0
+
+
+def test_limits_may_change_while_connections_are_open() -> None:
+    import dataclasses
+
+    with rig() as r:
+        uncounted = r.client()
+        r.runtime.reload(dataclasses.replace(r.runtime.settings, conns_per_address_max=1))
+        counted = r.client()
+        assert r.client().answer.status == 429
+        r.runtime.reload(dataclasses.replace(r.runtime.settings, conns_per_address_max=0))
+        assert r.client(get()).answer.status == 200
+        for client in (uncounted, counted):
+            client.reset()
+        assert len(r.runtime.admission.addresses) == 0
