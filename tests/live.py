@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import socket
 import struct
 import threading
+import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, BinaryIO, TypeVar
 
@@ -23,6 +25,7 @@ from streamd.net import listen
 from streamd.reasons import CloseReason
 
 T = TypeVar("T")
+Relay = TypeVar("Relay", bound="TcpRelay")
 
 WAIT_S = 20.0  # a test that waits longer for a condition has failed
 FAST = MockOptions(interval_s=0, ttft_s=0, tokens=20)
@@ -113,17 +116,24 @@ class Live:
             )
         )
 
-    def streams(self) -> int:
-        """How many streams the hub knows."""
+    def said(self, prompt: str) -> str:
+        """The whole text that the mock gives to a prompt, asked for without streamd."""
+        body = json.dumps({"model": "mock-llm", "messages": [{"role": "user", "content": prompt}]}).encode()
+        request = urllib.request.Request(f"{self.mock.url}/v1/chat/completions", body)
+        with urllib.request.urlopen(request) as response:
+            return str(json.load(response)["choices"][0]["message"]["content"])
 
-        async def count() -> int:
-            return len(tuple(self.worker.runtime.hub))
-
-        return self.call(count())
+    def generations(self) -> int:
+        """How many streams the mock was asked for."""
+        bodies = [seen.body for seen in self.mock.stats.seen if seen.body]
+        return sum(json.loads(body).get("stream") is True for body in bodies)
 
     def relay(self, cut_after: Callable[[int], int | None] = lambda number: None) -> TcpRelay:
-        """A TCP relay in front of streamd, in the same thread."""
-        relay = TcpRelay(self.url, cut_after)
+        """A TCP relay in front of streamd."""
+        return self.in_front(TcpRelay(self.url, cut_after))
+
+    def in_front(self, relay: Relay) -> Relay:
+        """Start any kind of relay, in the worker's thread; it ends with the worker."""
         self._closing.append(relay.close)
         self.call(relay.start())
         return relay
@@ -167,13 +177,18 @@ class TcpRelay(Watched):
             _reset(pair)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._pass(reader, writer)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = b"") -> None:
+        """One connection; `first` was read from it already."""
         number = len(self.down)
         self.down.append(bytearray())
-        self.up.append(bytearray())
+        self.up.append(bytearray(first))
         limit = self.cut_after(number)
         back_reader, back_writer = await asyncio.open_connection(self._host, self._port)
         pair = (writer, back_writer)
         self._pairs.add(pair)
+        back_writer.write(first)
         upwards = asyncio.ensure_future(self._copy(reader, back_writer, self.up[number], None))
         if await self._copy(back_reader, writer, self.down[number], limit):
             _reset(pair)

@@ -1,0 +1,74 @@
+"""The examples that need no browser, as their readers run them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from live import Live, live
+
+from streamd.mockllm import MockOptions
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SLOW = MockOptions(interval_s=0.01, ttft_s=0, tokens=80)
+
+
+def client(served: Live, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / "python_client.py"), "--server", served.url, *options, "Hello."]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_python_client_loses_nothing() -> None:
+    with live(SLOW, retry_min_s=0.01, retry_max_s=0.05) as served:
+        whole = client(served)
+        cut = client(served, "--lose-after", "5")
+        assert (whole.returncode, cut.returncode) == (0, 0), cut.stderr
+        assert cut.stdout == whole.stdout and cut.stdout.startswith("This is mock-llm speaking")
+        assert "was dropped, as asked" in cut.stderr and whole.stderr == ""
+        assert served.mock.stats.requests_total == 2
+
+
+def test_python_client_survives_a_reset_anywhere() -> None:
+    cuts = {0: 100, 1: 500, 2: 700, 3: 650, 4: 640}  # before an event came, in the first event, and later
+    with live(SLOW, retry_min_s=0.01, retry_max_s=0.05) as served:
+        whole = client(served)
+        front = served.relay(cuts.get)
+        command = [sys.executable, str(EXAMPLES / "python_client.py"), "--server", front.url, "Hello."]
+        cut = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert cut.stdout == whole.stdout, cut.stderr
+        assert len(front.down) > len(cuts)
+        assert served.mock.stats.requests_total == 2
+
+
+def test_python_client_tells_failures() -> None:
+    with live() as served:
+        served.fault("status=400")
+        refused = client(served)
+        served.fault("break-fin=3")
+        truncated = client(served)
+    assert refused.returncode == 1 and "HTTP 400: mock-llm was told to answer 400." in refused.stderr
+    assert truncated.returncode == 1 and truncated.stdout == "This is mock" and "ended before" in truncated.stderr
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_curl_by_hand() -> None:
+    with live(MockOptions(interval_s=0.01, ttft_s=0, tokens=80)) as served:
+        ran = subprocess.run(
+            ["sh", str(EXAMPLES / "curl.sh"), served.url],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "LEAVE_AFTER": "0.4"},
+        )
+        first, rest, nothing, stopped = (part.splitlines() for part in ran.stdout.split("== ")[1:])
+        whole = served.said("Tell me about streams.")
+        assert served.generations() == 2
+    assert ran.stderr == ""
+    assert first[1] and rest[1] and json.loads(f'"{first[1]}{rest[1]}"') == whole
+    assert nothing[1] == "204" and stopped[1] == "204"
+    assert '"code":"cancelled"' in stopped[3] and stopped[4] == "18"  # CURLE_PARTIAL_FILE
