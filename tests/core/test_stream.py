@@ -1,0 +1,661 @@
+"""One stream and its readers: what each state, each policy and each form promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+from fakes import DONE, event
+from hypothesis import given
+from hypothesis import strategies as st
+from sinks import RING_SLOTS, Loop, Reader, Source, feed, new_hub, new_stream, said
+
+from streamd.core import stream as core_stream
+from streamd.core.stream import MARK_EVENTS, CountedStream, Form, Policy, Stream, Sub, Turn
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
+from streamd.wire.sse import HEARTBEAT
+
+
+def check_counters(reader: Reader) -> None:
+    """What the log line will say of it is what was written."""
+    subscriber = reader.subscriber
+    assert subscriber.bytes_delivered == sum(map(len, reader.frames))
+    if reader.subscriber.form not in (Form.RAW_CHUNKED, Form.RAW_BARE):
+        last = max([each.seq for each in reader.events], default=subscriber.seq_start - 1)
+        assert subscriber.position == last + 1
+
+
+# -- live
+
+
+def test_a_live_reader_gets_each_event_in_one_write() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    feed(stream, 5)
+    assert len(reader.frames) == 5
+    assert reader.seqs == [1, 2, 3, 4, 5]
+    assert reader.text == said(stream)
+    assert reader.events[0].id == f"{stream.id}:1"
+    check_counters(reader)
+
+
+def test_events_of_one_read_go_in_one_write() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    stream.append_all([event("a"), event("b"), event("c")], 1.0)
+    stream.append_all([event("d")], 1.0)
+    assert len(reader.frames) == 2
+    assert reader.seqs == [1, 2, 3, 4]
+
+
+def test_the_same_bytes_object_goes_to_everybody() -> None:
+    stream, loop = new_stream(), Loop()
+    readers = [Reader(stream, loop) for _ in range(3)]
+    feed(stream, 2)
+    for k in range(2):
+        assert len({id(reader.frames[k]) for reader in readers}) == 1
+
+
+def test_a_known_event_takes_the_short_way_to_the_same_end() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    assert not stream.append_known(event("a"), 1.0)
+    feed(stream, 1)
+    assert stream.append_known(event("2 "), 2.0)
+    assert reader.seqs == [1, 2]
+    assert stream.touched_at == 2.0
+    check_counters(reader)
+
+
+# -- a pause, and what the ring holds
+
+
+def test_a_short_pause_is_bridged_by_the_ring_in_one_write() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    feed(stream, 2)
+    reader.stall()
+    feed(stream, 10)
+    assert reader.state is Sub.PAUSED
+    assert reader.subscriber.ring.held == 9  # the first of them stays with the transport
+    reader.take()
+    assert reader.state is Sub.LIVE
+    assert len(reader.frames) == 4
+    assert reader.seqs == list(range(1, 13))
+    feed(stream, 1)
+    assert reader.seqs == list(range(1, 14))
+    check_counters(reader)
+
+
+def test_a_pause_in_which_nothing_came_writes_nothing() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    reader.stall()
+    feed(stream, 1)
+    reader.take()
+    assert (reader.state, len(reader.frames)) == (Sub.LIVE, 1)
+
+
+def test_events_of_one_read_find_the_ring_one_by_one() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
+    reader.stall()
+    feed(stream, 1)
+    stream.append_all([event("x")] * (RING_SLOTS + 5), 1.0)
+    reader.take()
+    assert reader.gaps == [(2, 6)]
+    assert reader.seqs == [1, *range(7, RING_SLOTS + 7)]
+
+
+def test_a_pause_in_the_middle_of_a_read_misses_nothing() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, capacity=100)
+    stream.append_all([event("a"), event("b")], 1.0)
+    assert reader.state is Sub.PAUSED
+    stream.append_all([event("c"), event("d")], 1.0)
+    reader.take()
+    assert reader.text == "abcd"
+    assert reader.seqs == [1, 2, 3, 4]
+
+
+# -- coalesce
+
+
+def overflow(reader: Reader, stream: Stream, count: int = RING_SLOTS + 20) -> None:
+    feed(stream, 3)
+    reader.stall()
+    feed(stream, count)
+
+
+def test_coalesce_lets_the_ring_go_and_catches_up_from_the_log() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    overflow(reader, stream)
+    assert reader.state is Sub.BEHIND
+    assert reader.subscriber.ring.held == reader.subscriber.ring.bytes_held == 0
+    reader.take()
+    assert reader.state is Sub.LIVE
+    assert reader.text == said(stream)
+    assert reader.gaps == []
+    assert len(reader.events) == 5  # three live, the one that filled the transport, one with all the rest
+    assert reader.events[-1].seq == stream.events
+    feed(stream, 1)
+    assert reader.text == said(stream)
+    check_counters(reader)
+
+
+def test_a_catch_up_writes_one_piece_a_turn() -> None:
+    stream, loop = new_stream(), Loop()
+    stream.catchup_bytes_max = 2000
+    reader = Reader(stream, loop)
+    overflow(reader, stream, 3000)
+    writes = len(reader.frames)
+    reader.take()
+    assert (reader.state, len(reader.frames)) == (Sub.CATCHING, writes + 1)
+    while reader.state is Sub.CATCHING:
+        before = len(reader.frames)
+        loop.turn()
+        assert len(reader.frames) - before == 1
+        assert len(reader.frames[-1]) < 2 * stream.catchup_bytes_max + 500
+    assert reader.text == said(stream)
+    check_counters(reader)
+
+
+def test_stalled_again_in_the_middle_of_a_catch_up() -> None:
+    stream, loop = new_stream(), Loop()
+    stream.catchup_bytes_max = 1000
+    reader = Reader(stream, loop)
+    overflow(reader, stream, 1000)
+    seen = set()
+    for _ in range(50):
+        reader.take(300)
+        loop.turn()
+        feed(stream, 10)
+        seen.add(reader.state)
+    assert {Sub.BEHIND, Sub.PAUSED} <= seen
+    reader.take()
+    loop.rest()
+    assert reader.state is Sub.LIVE
+    assert reader.text == said(stream)
+
+
+def test_what_does_not_merge_comes_as_it_was() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    overflow(reader, stream)
+    finish = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    stream.append(finish, 1.0)
+    stream.append(DONE, 1.0)
+    reader.take()
+    assert [each.data for each in reader.events[-2:]] == [finish[6:-2], b"[DONE]"]
+    assert reader.text == said(stream).replace(f"{stream.events - 1} {stream.events} ", "")
+
+
+def test_the_log_has_moved_on() -> None:
+    stream, loop = new_stream(stream_log_events_max=100), Loop()
+    reader = Reader(stream, loop)
+    overflow(reader, stream, 5000)
+    first = stream.log.seq_first
+    assert first > 5
+    reader.take()
+    loop.rest()
+    assert reader.gaps == [(5, first - 1)]
+    assert reader.subscriber.dropped == first - 5
+    assert reader.text == "".join(f"{seq} " for seq in (1, 2, 3, 4, *range(first, stream.events + 1)))
+    assert reader.subscriber.events_delivered == 4 + stream.events + 1 - first
+    gap = next(each for each in reader.events if each.name == "gap")
+    assert gap.seq == first - 1
+    check_counters(reader)
+
+
+def test_the_log_has_moved_on_below_a_pause() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    feed(stream, 3)
+    reader.stall()
+    feed(stream, 10)
+    stream.log.trim_to(0)
+    assert reader.state is Sub.PAUSED
+    reader.take()
+    loop.rest()
+    assert reader.gaps == [(5, 13)]
+    feed(stream, 2)
+    assert reader.seqs == [1, 2, 3, 4, 14, 15]
+    check_counters(reader)
+
+
+# -- drop_oldest
+
+
+def test_drop_oldest_keeps_the_newest_and_says_what_is_missing() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
+    overflow(reader, stream, 100)
+    assert reader.state is Sub.PAUSED
+    reader.take()
+    assert reader.state is Sub.LIVE
+    last = stream.events
+    assert reader.gaps == [(5, last - RING_SLOTS)]
+    assert reader.seqs == [1, 2, 3, 4, *range(last - RING_SLOTS + 1, last + 1)]
+    assert [each.name for each in reader.events][4] == "gap"
+    assert reader.subscriber.dropped == last - RING_SLOTS - 4
+    check_counters(reader)
+
+
+def test_a_second_stall_is_a_second_gap() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
+    for _ in range(2):
+        reader.stall()
+        feed(stream, RING_SLOTS + 3)
+        reader.take()
+    assert reader.gaps == [(2, 3), (RING_SLOTS + 5, RING_SLOTS + 6)]
+    check_counters(reader)
+
+
+def test_a_large_event_drops_all_that_it_needs() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
+    reader.stall()
+    feed(stream, 20)
+    stream.append(event("x" * 40_000), 1.0)
+    assert reader.subscriber.ring.held == 1
+    reader.take()
+    assert reader.gaps == [(2, 20)]
+    assert reader.seqs == [1, 21]
+
+
+# -- close
+
+
+def test_close_ends_the_reader_and_nobody_else() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, policy=Policy.CLOSE)
+    other = Reader(stream, loop)
+    overflow(reader, stream)
+    other_got = other.seqs
+    assert (reader.state, reader.cut) == (Sub.ENDED, 1)
+    assert reader.subscriber in stream.readers  # it leaves from its own callback, not inside append()
+    loop.rest()
+    assert stream.readers == [other.subscriber]
+    assert reader.seqs == [1, 2, 3, 4]
+    assert other_got == list(range(1, stream.events + 1))
+
+
+def test_close_bridges_what_fits() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, policy=Policy.CLOSE)
+    reader.stall()
+    feed(stream, RING_SLOTS + 1)
+    assert (reader.state, reader.cut) == (Sub.PAUSED, 0)
+    reader.take()
+    assert reader.seqs == list(range(1, RING_SLOTS + 2))
+
+
+# -- where a reader begins
+
+
+@pytest.mark.parametrize("seq", [1, 5, 50, 101])
+def test_late_joiners_and_resumes_begin_where_they_say(seq: int) -> None:
+    stream, loop = new_stream(), Loop()
+    feed(stream, 100)
+    reader = Reader(stream, loop, seq=seq)
+    loop.rest()
+    assert reader.state is Sub.LIVE
+    assert reader.text == "".join(f"{k} " for k in range(seq, 101))
+    assert len(reader.events) <= 1
+    feed(stream, 2)
+    assert reader.text == "".join(f"{k} " for k in range(seq, 103))
+    assert reader.subscriber.events_delivered == 103 - seq
+    check_counters(reader)
+
+
+def test_a_resume_below_the_log_begins_with_a_gap() -> None:
+    stream, loop = new_stream(stream_log_events_max=100), Loop()
+    feed(stream, 3000)
+    first = stream.log.seq_first
+    reader = Reader(stream, loop, seq=2)
+    loop.rest()
+    assert reader.gaps == [(2, first - 1)]
+    assert reader.events[0].name == "gap"
+    assert reader.text == "".join(f"{k} " for k in range(first, 3001))
+
+
+def test_who_begins_with_a_full_transport_waits() -> None:
+    stream, loop = new_stream(), Loop()
+    feed(stream, 5)
+    reader = Reader(stream, loop, capacity=0)
+    assert reader.state is Sub.BEHIND
+    feed(stream, 5)
+    reader.take()
+    loop.rest()
+    assert reader.text == said(stream)
+
+
+def test_a_reset_is_announced_before_everything_else() -> None:
+    stream, loop = new_hub().open(Dialect.UNKNOWN, 0.0, name="n", epoch="e00000"), Loop()
+    feed(stream, 3)
+    reader = Reader(stream, loop, seq=4)  # joins first, as a connection's subscriber does
+    reader.subscriber.announce_reset()
+    gap = reader.events[0]
+    assert (gap.name, gap.json["gap"]) == ("gap", {"from": 0, "to": 0, "reset": True})
+    assert gap.id == "n:e00000:0"
+
+
+# -- forms
+
+
+def test_http10_reads_the_log_with_its_own_framing() -> None:
+    stream, loop = new_stream(), Loop()
+    feed(stream, 3)
+    reader = Reader(stream, loop, form=Form.BARE)
+    assert reader.state is Sub.FOLLOWING
+    feed(stream, 3)
+    assert reader.text == said(stream)
+    assert reader.seqs == [3, 4, 5, 6]
+    reader.stall()
+    feed(stream, 500)
+    assert reader.state is Sub.BEHIND
+    reader.take()
+    loop.rest()
+    assert reader.state is Sub.FOLLOWING
+    assert reader.text == said(stream)
+    check_counters(reader)
+
+
+@pytest.mark.parametrize("form", [Form.RAW_CHUNKED, Form.RAW_BARE])
+def test_a_raw_reader_gets_the_events_bytes_and_nothing_else(form: Form) -> None:
+    stream, loop = new_stream(), Loop()
+    events = [event(f"{k}") for k in range(200)]
+    for each in events[:100]:
+        stream.append(each, 1.0)
+    reader = Reader(stream, loop, form=form)
+    stream.loose(b": upstream\n", 1.0)
+    assert not reader.subscriber.heartbeat()
+    reader.stall()
+    for each in events[100:]:
+        stream.append(each, 1.0)
+    reader.take()
+    loop.rest()
+    reader.subscriber.farewell(message="go", retry_ms=1)
+    assert reader.body == b"".join(events)
+    assert reader.state is Sub.ENDED
+
+
+def test_a_raw_reader_that_lost_bytes_is_cut_off() -> None:
+    stream, loop = new_stream(stream_log_events_max=100), Loop()
+    feed(stream, 1)
+    reader = Reader(stream, loop, form=Form.RAW_CHUNKED)
+    got = reader.body
+    reader.stall()
+    feed(stream, 3000)
+    reader.take()
+    loop.rest()
+    assert (reader.cut, reader.ended, reader.left) == (1, None, True)
+    assert reader.body.startswith(got)
+    assert b"gap" not in reader.body
+    assert reader.subscriber.dropped > 0
+
+
+# -- ends
+
+
+def test_a_clean_end_reaches_each_reader_when_it_has_everything() -> None:
+    stream, loop = new_stream(), Loop()
+    live, paused, behind, http10 = (
+        Reader(stream, loop, form=form) for form in (Form.CHUNKED, Form.CHUNKED, Form.CHUNKED, Form.BARE)
+    )
+    behind.stall()
+    feed(stream, 60)
+    paused.stall()
+    feed(stream, 5)
+    stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
+    assert [reader.ended for reader in (live, paused, behind, http10)] == [True, None, None, True]
+    paused.take()
+    behind.take()
+    loop.rest()
+    assert [reader.ended for reader in (paused, behind)] == [True, True]
+    assert not stream.readers
+    for reader in (live, paused, behind, http10):
+        assert reader.text == said(stream)
+
+
+def test_a_failure_is_the_logs_last_entry() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    feed(stream, 2)
+    stream.fail(CloseReason.UPSTREAM_TRUNCATED, 2.0, message="The upstream broke off.")
+    assert reader.ended is False
+    late = Reader(stream, loop, seq=2)
+    for each in (reader, late):
+        assert each.events[-1].seq == 3
+        assert each.events[-1].json["error"]["code"] == "upstream_truncated"
+    assert late.ended is False
+
+
+def test_the_error_event_of_responses_is_numbered_on() -> None:
+    stream = new_stream(dialect=Dialect.RESPONSES)
+    stream.append(b'event: x\ndata: {"type":"x","sequence_number":41}\n\n', 1.0)
+    stream.fail(CloseReason.UPSTREAM_RESET, 2.0, message="gone")
+    last = stream.log.last_event()
+    assert last is not None
+    assert json.loads(last.partition(b"data: ")[2])["sequence_number"] == 42
+
+
+def test_cancelling_ends_the_source_once() -> None:
+    stream, loop = new_stream(), Loop()
+    source = stream.source = Source()
+    reader = Reader(stream, loop)
+    stream.cancel(CloseReason.CANCELLED, 1.0, message="stopped")
+    stream.cancel(CloseReason.CANCELLED, 2.0, message="stopped again")
+    assert source.cancelled == [CloseReason.CANCELLED]
+    assert (stream.source, stream.sealed_at, stream.events) == (None, 1.0, 1)
+    assert reader.ended is False
+
+
+def test_a_stream_is_sealed_once() -> None:
+    stream = new_stream()
+    stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    with pytest.raises(AssertionError, match="sealed as"):
+        stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+
+
+def test_an_ended_reader_hears_nothing_any_more() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    feed(stream, 1)
+    reader.subscriber.end()
+    reader.subscriber.end()
+    feed(stream, 3)
+    stream.loose(b": c\n", 1.0)
+    reader.subscriber.farewell(message="go", retry_ms=1)
+    assert len(reader.frames) == 1
+    reader.leave()
+    assert not stream.readers
+
+
+def test_the_place_of_one_who_leaves_goes_to_the_last() -> None:
+    stream, loop = new_stream(), Loop()
+    readers = [Reader(stream, loop) for _ in range(4)]
+    readers[1].leave()
+    readers[3].leave()
+    assert [reader.index for reader in stream.readers] == [0, 1]
+    assert {id(reader) for reader in stream.readers} == {id(readers[0].subscriber), id(readers[2].subscriber)}
+    with pytest.raises(AssertionError):
+        stream.leave(readers[0].subscriber)  # it has not ended
+
+
+def test_what_is_no_turn_is_a_bug() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    with pytest.raises(AssertionError, match="RESUME"):
+        reader.subscriber._go(Turn.RESUME)
+
+
+# -- beside the events
+
+
+def test_heartbeats_and_comments_only_at_the_live_end() -> None:
+    stream, loop = new_stream(), Loop()
+    live, paused = Reader(stream, loop), Reader(stream, loop)
+    paused.stall()
+    feed(stream, 2)
+    stream.loose(b": processing\n", 3.0)
+    assert stream.touched_at == 3.0
+    assert live.subscriber.heartbeat()
+    assert not paused.subscriber.heartbeat()
+    assert live.body.endswith(b": processing\n" + HEARTBEAT)
+    paused.take()
+    assert b": " not in paused.body.replace(b"data: ", b"").replace(b"id: ", b"")
+    assert live.subscriber.bytes_delivered == sum(map(len, live.frames))
+
+
+def test_a_farewell_says_where_the_reader_stands() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    feed(stream, 7)
+    reader.subscriber.farewell(message="Come back.", retry_ms=1500)
+    last = reader.events[-1]
+    assert last.json["last_id"] == f"{stream.id}:7"
+    assert b"retry: 1500\n" in reader.body
+    assert stream.events == 7
+    assert reader.state is Sub.ENDED
+
+
+def test_the_upstreams_own_name_of_a_response_is_told_once() -> None:
+    hub = new_hub()
+    stream = hub.open(Dialect.RESPONSES, 0.0)
+    stream.owner = "p"
+    for name in ("resp_1", "resp_2"):
+        data = {"type": "response.created", "sequence_number": 0, "response": {"id": name}}
+        stream.append(b"data: " + json.dumps(data).encode() + b"\n\n", 1.0)
+    assert hub.by_response_id("p", "resp_1") is stream
+    assert hub.by_response_id("p", "resp_2") is None
+
+
+# -- all of it at once
+
+LOSSLESS = st.lists(
+    st.one_of(
+        st.integers(1, 50).map(lambda count: ("feed", count)),
+        st.integers(1, 3000).map(lambda count: ("take", count)),
+        st.sampled_from([("stall", 0), ("turn", 0), ("whole", 0), ("loose", 0)]),
+    ),
+    max_size=60,
+)
+
+
+def play(steps: list[tuple[str, int]], policy: Policy, form: Form = Form.CHUNKED, **bounds: int) -> Reader:
+    """A reader's life with a stream, up to its end with everything read."""
+    stream, loop = new_stream(**bounds), Loop()
+    stream.catchup_bytes_max = 700
+    reader = Reader(stream, loop, policy=policy, form=form, capacity=0, slots=32)
+    for step, count in steps:
+        if step == "feed":
+            feed(stream, count)
+        elif step == "take":
+            reader.take(count)
+        elif step == "stall":
+            reader.stall()
+        elif step == "loose":
+            stream.loose(b": c\n", 1.0)
+        elif step == "turn":
+            loop.turn()
+        else:
+            stream.append_all([event(f"{stream.log.seq_next + k} ") for k in range(3)], 1.0)
+    stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
+    reader.take()
+    loop.rest()
+    return reader
+
+
+@given(LOSSLESS, st.sampled_from([Form.CHUNKED, Form.BARE]))
+def test_coalesce_loses_nothing(steps: list[tuple[str, int]], form: Form) -> None:
+    reader = play(steps, Policy.COALESCE, form)
+    assert reader.ended is True
+    assert reader.text == said(reader.stream)
+    assert reader.gaps == []
+    assert reader.seqs == sorted(set(reader.seqs))
+    check_counters(reader)
+
+
+@given(LOSSLESS)
+def test_raw_loses_nothing(steps: list[tuple[str, int]]) -> None:
+    reader = play(steps, Policy.COALESCE, Form.RAW_CHUNKED)
+    log = reader.stream.log
+    assert reader.body == b"".join(each for _, each in log.read(log.seek(1), bytes_max=1 << 30))
+
+
+@given(LOSSLESS, st.sampled_from([Policy.COALESCE, Policy.DROP_OLDEST]))
+def test_every_token_is_there_or_announced(steps: list[tuple[str, int]], policy: Policy) -> None:
+    reader = play(steps, policy, stream_log_events_max=100)
+    assert reader.ended is True
+    covered = [seq for first, last in reader.gaps for seq in range(first, last + 1)]
+    covered += [int(word) for word in reader.text.split()]
+    assert sorted(covered) == list(range(1, reader.stream.events + 1))
+    assert reader.subscriber.dropped == sum(last + 1 - first for first, last in reader.gaps)
+    check_counters(reader)
+
+
+@given(LOSSLESS)
+def test_close_gives_a_beginning_without_a_hole(steps: list[tuple[str, int]]) -> None:
+    reader = play(steps, Policy.CLOSE)
+    words = reader.text.split()
+    assert words == [str(seq) for seq in range(1, len(words) + 1)]
+    assert (reader.ended is True) is not bool(reader.cut)
+    if reader.ended:
+        assert len(words) == reader.stream.events
+
+
+# -- streams whose readers count bytes
+
+
+def counted(**bounds: int) -> CountedStream:
+    return new_hub(**bounds).open_conversation(Dialect.CHAT, 0.0, principal="p", conversation="c")
+
+
+PIECES = st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=5), min_size=1, max_size=30)
+
+
+@given(PIECES, st.integers(1, 9), st.data())
+def test_every_byte_has_its_place(reads: list[list[str]], mark_events: int, data: st.DataObject) -> None:
+    stream = counted(stream_log_events_max=data.draw(st.sampled_from([4, 20, 1000])))
+    whole = b""
+    with mock.patch.object(core_stream, "MARK_EVENTS", mark_events):
+        for texts in reads:
+            events = [event(text) for text in texts]
+            if len(events) > 1 or not stream.append_known(events[0], 1.0):
+                stream.append_all(events, 1.0)
+            whole += b"".join(events)
+    assert stream.event_bytes == len(whole)
+    log = stream.log
+    held = b"".join(each for _, each in log.read(log.seek(log.seq_first), bytes_max=1 << 30))
+    for offset in {0, len(whole) - len(held), len(whole), *data.draw(st.lists(st.integers(0, len(whole)), max_size=9))}:
+        place = stream.place(offset)
+        if offset < len(whole) - len(held):
+            assert place is None
+            continue
+        assert place is not None
+        rest = log.read(log.seek(place.seq), bytes_max=1 << 30)
+        assert place.rest + b"".join(each for _, each in rest) == whole[offset:]
+
+
+def test_marks_keep_the_search_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = counted()
+    for k in range(5 * MARK_EVENTS):
+        stream.append(event(str(k)), 1.0)
+    read: list[int] = []
+    whole = stream._walk
+
+    def walk(self: CountedStream, seq: int, end: int) -> Iterator[tuple[int, bytes]]:
+        for number, each in whole(seq, end):
+            read.append(number)
+            yield number, each
+
+    monkeypatch.setattr(CountedStream, "_walk", walk)
+    place = stream.place(stream.event_bytes - 1)
+    assert place == (5 * MARK_EVENTS + 1, b"\n")
+    assert len(read) <= MARK_EVENTS

@@ -1,0 +1,209 @@
+"""Readers of streams without connections: sinks whose peer takes as many bytes as the test says, on a loop of the
+test's own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from fakes import PLENTY, Read, event, events_in, text_of
+
+from streamd.core.fanout import SlicedFanout
+from streamd.core.hub import Hub
+from streamd.core.ring import Ring
+from streamd.core.stream import Form, Policy, Stream, Sub, Subscriber
+from streamd.reasons import CloseReason
+from streamd.wire.chunked import ChunkedDecoder
+from streamd.wire.dialect import Dialect
+
+RING_SLOTS = 32
+RING_BYTES_MAX = 32 * 1024
+
+
+class Loop:
+    """What a core module asks of a loop: turns, and timers that ring when the test says so."""
+
+    def __init__(self) -> None:
+        self.turns: deque[Callable[[], None]] = deque()
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def soon(self, turn: Callable[[], None]) -> None:
+        self.turns.append(turn)
+
+    def later(self, seconds: float, turn: Callable[[], None]) -> None:
+        self.timers.append((seconds, turn))
+
+    def turn(self) -> None:
+        """What was set off until now, not what it sets off."""
+        for _ in range(len(self.turns)):
+            self.turns.popleft()()
+
+    def rest(self) -> None:
+        """Until nothing is left to do."""
+        while self.turns:
+            self.turn()
+
+    def ring(self) -> None:
+        """All timers are due."""
+        timers, self.timers = self.timers, []
+        for _, turn in timers:
+            turn()
+        self.rest()
+
+    def fanout(self, stream: Stream, flush_interval_s: float = 0.0) -> SlicedFanout:
+        return SlicedFanout(stream, soon=self.soon, later=self.later, flush_interval_s=flush_interval_s)
+
+
+class Source:
+    """Where a test's events come from."""
+
+    def __init__(self, *, needs_reader: bool = True) -> None:
+        self.needs_reader = needs_reader
+        self.cancelled: list[CloseReason] = []
+
+    def cancel(self, reason: CloseReason) -> None:
+        self.cancelled.append(reason)
+
+
+class Reader:
+    """A subscriber with its sink. The peer takes `capacity` bytes and then no more until take()."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        loop: Loop,
+        *,
+        policy: Policy = Policy.COALESCE,
+        form: Form = Form.CHUNKED,
+        capacity: int = PLENTY,
+        seq: int = 1,
+        leave: Callable[[Subscriber], None] | None = None,
+        slots: int = RING_SLOTS,
+    ) -> None:
+        self.stream = stream
+        self.loop = loop
+        self.capacity = capacity
+        self.sent = bytearray()
+        self.held = bytearray()
+        self.frames: list[bytes] = []  # the objects of all writes
+        self.paused = False
+        self.ended: bool | None = None  # as stream_ended() said: clean or not
+        self.cut = 0  # slow_consumer()
+        self._leave = leave or stream.leave
+        self.left = False
+        self.subscriber = Subscriber(stream, self, policy=policy, ring=Ring(slots, RING_BYTES_MAX), form=form)
+        stream.join(self.subscriber)
+        self.subscriber.start(seq)
+
+    # -- Sink
+
+    def write(self, frame: bytes) -> None:
+        assert frame, "an empty write"
+        assert not self.paused, "a write to a paused transport"
+        self.frames.append(frame)
+        self.held += frame
+        self._flush()
+        if self.held:
+            self.paused = True
+            self.subscriber.pause()
+
+    def soon(self, turn: Callable[[], None]) -> None:
+        self.loop.soon(turn)
+
+    def stream_ended(self, clean: bool) -> None:
+        assert self.ended is None and not self.cut
+        self.ended = clean
+        self.leave()  # as a connection does, before this returns
+
+    def slow_consumer(self) -> None:
+        assert self.ended is None
+        self.cut += 1
+        self.loop.soon(self.leave)  # as a connection does, from connection_lost()
+
+    # -- the peer
+
+    def take(self, count: int = PLENTY) -> None:
+        self.capacity += count
+        self._flush()
+        if self.paused and not self.held:
+            self.paused = False
+            if self.state is not Sub.ENDED:
+                self.subscriber.resume()
+
+    def stall(self) -> None:
+        self.capacity = 0
+
+    def leave(self) -> None:
+        if not self.left:
+            self.left = True
+            self.subscriber.end()
+            self._leave(self.subscriber)
+
+    def _flush(self) -> None:
+        taken = min(self.capacity, len(self.held))
+        self.sent += self.held[:taken]
+        del self.held[:taken]
+        self.capacity -= taken
+
+    # -- what it got
+
+    @property
+    def state(self) -> Sub:
+        return self.subscriber.state
+
+    @property
+    def body(self) -> bytes:
+        """All that was written, without HTTP's framing."""
+        written = bytes(self.sent + self.held)
+        if self.subscriber.form in (Form.BARE, Form.RAW_BARE):
+            return written
+        return b"".join(ChunkedDecoder().feed(written))
+
+    @property
+    def events(self) -> list[Read]:
+        return events_in(self.body)
+
+    @property
+    def seqs(self) -> list[int]:
+        return [each.seq for each in self.events if each.name != "gap"]
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        return [(each.json["gap"]["from"], each.json["gap"]["to"]) for each in self.events if each.name == "gap"]
+
+    @property
+    def text(self) -> str:
+        return text_of(self.events)
+
+
+def new_hub(loop: Loop | None = None, **bounds: int) -> Hub:
+    given: dict[str, Any] = {
+        "log_bytes_max": 1 << 30,
+        "stream_log_bytes_max": 1 << 20,
+        "stream_log_events_max": 100_000,
+        "detached_max": 100,
+    }
+    hub = Hub(**{**given, **bounds})
+    hub.new_fanout = (loop or Loop()).fanout
+    return hub
+
+
+def new_stream(loop: Loop | None = None, dialect: Dialect = Dialect.CHAT, **bounds: int) -> Stream:
+    """A stream of a hub of its own."""
+    return new_hub(loop, **bounds).open(dialect, 0.0)
+
+
+def feed(stream: Stream, count: int, *, now: float = 1.0) -> str:
+    """Append so many deltas, one by one; their texts, each of which says its seq."""
+    said = ""
+    for _ in range(count):
+        text = f"{stream.log.seq_next} "
+        stream.append(event(text), now)
+        said += text
+    return said
+
+
+def said(stream: Stream) -> str:
+    """What feed() has said in all, if it fed all."""
+    return "".join(f"{seq} " for seq in range(1, stream.log.seq_next))
