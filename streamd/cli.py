@@ -41,7 +41,9 @@ Flags win over variables, variables over the file. `streamd config-reference` ha
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit status."""
-    args = build_parser().parse_args(argv)
+    command_line = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(command_line)
+    args.command_line = command_line
     try:
         status = args.run(args)
     except ConfigError as error:
@@ -121,10 +123,17 @@ def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting
 
 
 def _serve(args: argparse.Namespace) -> int:
-    settings = settings_of(args, os.environ)
-    from streamd.daemon import single  # Why here: the other commands need neither the loop nor its start-up time
+    # Why here: the other commands need neither the loop nor its start-up time.
+    from streamd.daemon import member, single, supervisor
+    from streamd.daemon.orders import WORKER_VARIABLE
 
-    return single.run(settings, functools.partial(settings_of, args, os.environ))
+    if WORKER_VARIABLE in os.environ:
+        return member.run()
+    settings = settings_of(args, os.environ)
+    load = functools.partial(settings_of, args, os.environ)
+    if settings.workers > 1:
+        return supervisor.run(settings, load, args.command_line)
+    return single.run(settings, load)
 
 
 def _check_config(args: argparse.Namespace) -> int:

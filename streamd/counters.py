@@ -58,6 +58,7 @@ class Counters:
     def __init__(self) -> None:
         # connections
         self.connections_accepted = 0
+        self.moved = 0  # handed to another worker, requests and fresh connections
         self.connections_closed: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         # requests
         self.requests = 0
@@ -66,6 +67,9 @@ class Counters:
         self.refused: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         # streams
         self.streams_opened = 0
+        self.events = 0  # these three are the hub's; copied here when somebody asks
+        self.event_bytes = 0
+        self.text_events = 0
         self.streams_sealed: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         # readers
         self.subscriptions = 0
@@ -73,8 +77,6 @@ class Counters:
         self.delivered_events = 0
         self.delivered_bytes = 0
         self.paused = 0
-        self.overflows = 0
-        self.gaps = 0
         self.dropped_events = 0
         # upstream
         self.upstream_requests: dict[str, int] = {}

@@ -6,7 +6,7 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, exposition
@@ -16,34 +16,32 @@ from prometheus_client.registry import Collector
 
 from streamd import __version__
 from streamd.counters import Histogram
-from streamd.net.runtime import Runtime
-from streamd.net.upstreams import Upstreams
+from streamd.net.totals import Totals
 
 
 class StreamdCollector(Collector):
-    """Turns one worker's state into metric families."""
+    """Turns the daemon's totals into metric families. `saturation` is by part, 0 to 1."""
 
-    def __init__(self, runtime: Runtime, upstreams: Upstreams) -> None:
-        self._runtime = runtime
-        self._upstreams = upstreams
+    def __init__(self, totals: Callable[[], Totals], saturation: Callable[[], dict[str, float]]) -> None:
+        self._totals = totals
+        self._saturation = saturation
 
     def collect(self) -> Iterable[Metric]:
-        runtime = self._runtime
-        for stream in runtime.hub:
-            runtime.hub.charge(stream)
-        yield from self._connections()
-        yield from self._streams()
-        yield from self._readers()
-        yield from self._upstream()
-        yield from self._process()
+        totals = self._totals()
+        yield from self._connections(totals)
+        yield from self._streams(totals)
+        yield from self._readers(totals)
+        yield from self._upstream(totals)
+        yield from self._process(totals)
 
-    def _connections(self) -> Iterator[Metric]:
-        counters = self._runtime.counters
-        yield _gauge("streamd_connections", "Downstream connections open now.", len(self._runtime.clients))
+    def _connections(self, totals: Totals) -> Iterator[Metric]:
+        counters, gauges = totals.counters, totals.gauges
+        yield _gauge("streamd_connections", "Downstream connections open now.", gauges["connections"])
         yield _counter(
             "streamd_connections_accepted", "Downstream connections accepted.", counters.connections_accepted
         )
         yield _by_reason("streamd_connections_closed", "Downstream connections ended.", counters.connections_closed)
+        yield _counter("streamd_passed_on", "Connections handed to the worker that owns their stream.", counters.moved)
         yield _counter("streamd_requests", "Requests whose head was read.", counters.requests)
         yield _by_reason("streamd_requests_ended", "Requests ended.", counters.requests_ended)
         yield _by_reason("streamd_requests_refused", "Requests that streamd answered with an error.", counters.refused)
@@ -52,33 +50,29 @@ class StreamdCollector(Collector):
             responses.add_metric([str(status)], count)
         yield responses
         yield _histogram("streamd_request_duration_seconds", "From a request's head to its end.", counters.request_s)
-        yield _gauge("streamd_request_bodies_bytes", "Request bodies held now.", self._runtime.bodies_bytes)
+        yield _gauge("streamd_request_bodies_bytes", "Request bodies held now.", gauges["bodies_bytes"])
 
-    def _streams(self) -> Iterator[Metric]:
-        hub, counters = self._runtime.hub, self._runtime.counters
+    def _streams(self, totals: Totals) -> Iterator[Metric]:
+        counters, gauges = totals.counters, totals.gauges
         streams = GaugeMetricFamily("streamd_streams", "Streams held now, by state.", labels=["state"])
-        live = sum(1 for stream in hub if stream.reason is None)
-        streams.add_metric(["live"], live - hub.detached)
-        streams.add_metric(["detached"], hub.detached)
-        streams.add_metric(["sealed"], len(hub) - live)
+        streams.add_metric(["live"], gauges["streams_live"] - gauges["streams_detached"])
+        streams.add_metric(["detached"], gauges["streams_detached"])
+        streams.add_metric(["sealed"], gauges["streams_sealed"])
         yield streams
         yield _counter("streamd_streams_opened", "Streams opened.", counters.streams_opened)
         yield _by_reason("streamd_streams_sealed", "Streams ended.", counters.streams_sealed)
-        yield _counter("streamd_events", "Events that came from upstreams and publishers.", hub.events_total)
+        yield _counter("streamd_events", "Events that came from upstreams and publishers.", counters.events)
         yield _counter(
-            "streamd_text_events", "Of these, events with text: tokens, for most servers.", hub.text_events_total
+            "streamd_text_events", "Of these, events with text: tokens, for most servers.", counters.text_events
         )
-        yield _counter("streamd_event_bytes", "Their bytes, framed, each counted once.", hub.event_bytes_total)
-        yield _gauge("streamd_replay_log_bytes", "Memory of all replay logs.", hub.log_bytes)
+        yield _counter("streamd_event_bytes", "Their bytes, framed, each counted once.", counters.event_bytes)
+        yield _gauge("streamd_replay_log_bytes", "Memory of all replay logs.", gauges["log_bytes"])
 
-    def _readers(self) -> Iterator[Metric]:
-        counters = self._runtime.counters
-        readers = sum(len(stream.readers) for stream in self._runtime.hub)
-        yield _gauge("streamd_subscribers", "Readers of streams now.", readers)
+    def _readers(self, totals: Totals) -> Iterator[Metric]:
+        counters, gauges = totals.counters, totals.gauges
+        yield _gauge("streamd_subscribers", "Readers of streams now.", gauges["subscribers"])
         yield _gauge(
-            "streamd_subscribers_paused",
-            "Readers whose connection takes nothing now.",
-            sum(1 for client in self._runtime.clients if client.paused and client.reader is not None),
+            "streamd_subscribers_paused", "Readers whose connection takes nothing now.", gauges["subscribers_paused"]
         )
         yield _counter("streamd_subscriptions", "Subscriptions begun.", counters.subscriptions)
         yield _counter("streamd_resumes", "Of these, with a position.", counters.resumes)
@@ -97,16 +91,15 @@ class StreamdCollector(Collector):
             counters.added_s,
         )
 
-    def _upstream(self) -> Iterator[Metric]:
-        counters = self._runtime.counters
+    def _upstream(self, totals: Totals) -> Iterator[Metric]:
+        counters = totals.counters
         in_flight = GaugeMetricFamily("streamd_upstream_in_flight", "Requests under way.", labels=["upstream"])
         idle = GaugeMetricFamily("streamd_upstream_idle_connections", "Pooled connections.", labels=["upstream"])
         left_out = GaugeMetricFamily("streamd_upstream_left_out", "1 while left out for failing.", labels=["upstream"])
-        now = self._runtime.time()
-        for upstream in self._upstreams:
-            in_flight.add_metric([upstream.settings.name], upstream.in_flight)
-            idle.add_metric([upstream.settings.name], upstream.idle)
-            left_out.add_metric([upstream.settings.name], int(upstream.left_out(now)))
+        for name, values in totals.upstreams.items():
+            in_flight.add_metric([name], values["in_flight"])
+            idle.add_metric([name], values["idle"])
+            left_out.add_metric([name], values["left_out"])
         yield from (in_flight, idle, left_out)
         yield _by_upstream("streamd_upstream_requests", "Requests sent.", counters.upstream_requests)
         yield _by_upstream("streamd_upstream_connects", "Connections established.", counters.upstream_connects)
@@ -124,13 +117,13 @@ class StreamdCollector(Collector):
             counters.upstream_first_byte_s,
         )
 
-    def _process(self) -> Iterator[Metric]:
-        counters = self._runtime.counters
+    def _process(self, totals: Totals) -> Iterator[Metric]:
+        counters = totals.counters
         yield _histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.", counters.loop_lag_s)
         saturation = GaugeMetricFamily(
             "streamd_saturation", "How full, 0 to 1, by part; the highest is the autoscaler's.", labels=["part"]
         )
-        parts = self._runtime.admission.saturation()
+        parts = self._saturation()
         for part, value in {**parts, "highest": max(parts.values())}.items():
             saturation.add_metric([part], value)
         yield saturation
@@ -152,32 +145,23 @@ class Metrics:
         return exposition.CONTENT_TYPE_LATEST.encode(), exposition.generate_latest(self._registry)
 
 
-def status(runtime: Runtime, upstreams: Upstreams, *, state: str, started_at: float) -> dict[str, Any]:
+def status(totals: Totals, *, state: str, uptime_s: float, admission: dict[str, object]) -> dict[str, Any]:
     """The state in a person's words, for /status."""
-    hub, now = runtime.hub, runtime.time()
-    live = sum(1 for stream in hub if stream.reason is None)
+    gauges = totals.gauges
     return {
         "version": __version__,
         "state": state,
-        "uptime_s": round(now - started_at, 1),
-        "connections": len(runtime.clients),
-        "streams": {"live": live, "detached": hub.detached, "sealed": len(hub) - live},
-        "subscribers": sum(len(stream.readers) for stream in hub),
-        "admission": runtime.admission.status(),
-        "log_bytes": hub.log_bytes,
-        "log_bytes_max": hub.log_bytes_max,
-        "loop_lag_s": round(runtime.counters.loop_lag_last_s, 4),
-        "upstreams": [
-            {
-                "name": upstream.settings.name,
-                "url": upstream.settings.url,
-                "models": list(upstream.settings.models),
-                "in_flight": upstream.in_flight,
-                "idle_connections": upstream.idle,
-                "left_out": upstream.left_out(now),
-            }
-            for upstream in upstreams
-        ],
+        "uptime_s": round(uptime_s, 1),
+        "connections": gauges["connections"],
+        "streams": {
+            "live": gauges["streams_live"],
+            "detached": gauges["streams_detached"],
+            "sealed": gauges["streams_sealed"],
+        },
+        "subscribers": gauges["subscribers"],
+        "log_bytes": gauges["log_bytes"],
+        "admission": admission,
+        "upstreams": totals.upstreams,
     }
 
 

@@ -2,7 +2,12 @@
 
 A published stream is a Stream with another source: a Publisher. Its request bodies become events (wire/publish.py),
 at once where the body is chunked (what came stays, whatever comes of the rest), as a whole where it has a length (all
-or nothing). `Expected-Seq` makes a retry exact: nothing twice, nothing missing.
+or nothing).
+
+`Expected-Seq` makes a retry exact: nothing twice, nothing missing. It is compared when the request comes and again when
+its first event is appended, because a whole body may take long to come. And it is a fence: who knows where the stream
+stands and goes on from there takes over from every request that began before. Else the bytes of a connection that its
+publisher has given up for lost could still arrive behind those of its retry.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import orjson
 
 from streamd.api.access import Access
 from streamd.api.streams import PREFIX, Streams, name_of, query_of
+from streamd.config import Settings
 from streamd.core.limits import Account
 from streamd.core.stream import Policy, Stream
 from streamd.net.client import ClientConnection
@@ -30,7 +36,7 @@ from streamd.wire.event_id import valid_name
 from streamd.wire.http1 import Framing
 from streamd.wire.publish import PUBLICATIONS, Publication, PublishError
 
-EVENTS = "/events"
+EVENTS = "events"
 
 # What may be said of a new stream; more is a 400 with this list in it.
 OPTIONS = ("retention", "policy", "log_bytes_max", "log_events_max", "flush_interval", "public")
@@ -38,13 +44,17 @@ OPTIONS_BYTES_MAX = 16 * 1024
 RETENTION_S_MAX = 24 * 3600.0
 FLUSH_INTERVAL_S_MAX = 1.0
 
+# So much is appended at once, like one read of an upstream: a write of it may stay whole in the buffer of a reader that
+# stalls at it; the next one finds its ring.
+APPEND_BYTES_MAX = 64 * 1024
+
 _seq = re.compile(rb"0|[1-9][0-9]{0,15}").fullmatch
 
 
 class Publisher:
     """The source of a published stream: how many requests publish to it now, and how long it waits for the next."""
 
-    __slots__ = ("_runtime", "due_at", "stream", "under_way")
+    __slots__ = ("_runtime", "due_at", "fence", "stream", "under_way")
 
     needs_reader = False  # readers come and go; the publisher goes on
 
@@ -52,6 +62,7 @@ class Publisher:
         self._runtime = runtime
         self.stream = stream
         self.under_way = 0
+        self.fence = 0  # requests with another one may publish no more
         self.due_at = runtime.time() + (runtime.settings.publisher_idle_timeout_s or NEVER)
         runtime.sweep.add(self)
 
@@ -116,9 +127,10 @@ class Publish:
             return self._open_any
         if not request.path.startswith(PREFIX):
             return None
-        if request.path.endswith(EVENTS):
-            return self._events
-        return self._open_named if "/" not in request.path[len(PREFIX) :] else None
+        name, slash, below = request.path[len(PREFIX) :].partition("/")
+        if not slash:
+            return self._open_named
+        return self._events if name and below == EVENTS else None
 
     # -- opening
 
@@ -129,6 +141,7 @@ class Publish:
             text = "A stream's name is 1 to 128 of A-Z a-z 0-9 . _ ~ -, not beginning with s_, and not . or .."
             raise Problem(400, text, code="bad_name", param="name")
         self._access.check_publish(request, name)
+        options = _options(request.body, self._runtime.settings)
         known = self._runtime.hub.get(name)
         if known is not None:
             self._access.check_write(request, known)
@@ -136,26 +149,24 @@ class Publish:
                 state = "is live" if known.reason is None else "still has readers"
                 raise Problem(409, f"The stream {name} {state}.", code="stream_exists", param="name")
             self._runtime.hub.remove(known)
-        self._answer_opened(connection, request, self._open(request, name))
+        self._answer_opened(connection, request, self._open(request, name, options))
 
     def open_any(self, connection: ClientConnection, request: Request) -> None:
         """Open a stream under an id of ours."""
         self._access.check_publish(request, "")
-        self._answer_opened(connection, request, self._open(request, ""))
+        options = _options(request.body, self._runtime.settings)
+        self._answer_opened(connection, request, self._open(request, "", options))
 
-    def _open(self, request: Request, name: str) -> Stream:
+    def _open(self, request: Request, name: str, options: dict[str, Any]) -> Stream:
         runtime, settings = self._runtime, self._runtime.settings
-        options = _options(request.body)
-        log_bytes_max = _option(options, "log_bytes_max", 16 * 1024, settings.log_bytes_max)
-        log_events_max = _option(options, "log_events_max", 1, settings.log_events_max)
         account = self._admit(request)
         stream = runtime.hub.open(
             Dialect.UNKNOWN,
             runtime.time(),
             name=name,
             epoch=secrets.token_urlsafe(5)[:6] if name else "",
-            log_bytes_max=log_bytes_max,
-            log_events_max=log_events_max,
+            log_bytes_max=options.get("log_bytes_max", 0),
+            log_events_max=options.get("log_events_max", 0),
         )
         stream.account = account
         stream.owner = request.principal.id
@@ -198,7 +209,7 @@ class Publish:
     def take_events(self, connection: ClientConnection, request: Request) -> BodySink:
         """Between head and body: is this a stream that the sender may write to, and does it stand where they think?"""
         head = head_of(request)
-        stream = self._streams.get(urllib.parse.unquote(request.path[len(PREFIX) : -len(EVENTS)]))
+        stream = self._streams.get(urllib.parse.unquote(request.path[len(PREFIX) : -len(EVENTS) - 1]))
         self._access.check_write(request, stream)
         publisher = stream.source
         if stream.reason is not None:
@@ -213,19 +224,32 @@ class Publish:
         seal = query_of(request).get("seal")
         if seal not in (None, "finished", "failed"):
             raise Problem(400, "seal is finished or failed.", code="bad_seal", param="seal")
-        _check_expected(request, stream)
+        expected = _expected(request)
+        _check_expected(expected, stream)
         publication = make(self._runtime.settings.event_bytes_max)
         whole = head.framing is not Framing.CHUNKED
         if whole and head.content_length > self._runtime.settings.body_bytes_max:
             text = f"The body is larger than {self._runtime.settings.body_bytes_max} bytes; send it chunked."
             raise Problem(413, text, code="body_too_large", reason=CloseReason.BODY_TOO_LARGE)
-        return Publishing(self._runtime, connection, publisher, publication, whole=whole, seal=seal)
+        return Publishing(self._runtime, connection, publisher, publication, whole=whole, seal=seal, expected=expected)
 
 
 class Publishing:
     """One publishing request: a BodySink. Chunked bodies go out as they come, others as a whole at their end."""
 
-    __slots__ = ("_connection", "_held", "_over", "_publication", "_publisher", "_runtime", "_seal", "_whole")
+    __slots__ = (
+        "_connection",
+        "_expected",
+        "_fence",
+        "_held",
+        "_held_bytes",
+        "_over",
+        "_publication",
+        "_publisher",
+        "_runtime",
+        "_seal",
+        "_whole",
+    )
 
     def __init__(
         self,
@@ -236,6 +260,7 @@ class Publishing:
         *,
         whole: bool,
         seal: str | None,
+        expected: int | None,
     ) -> None:
         self._runtime = runtime
         self._connection = connection
@@ -243,20 +268,31 @@ class Publishing:
         self._publication = publication
         self._whole = whole
         self._seal = seal
+        self._expected = expected  # until the first event is appended
         self._held: list[bytes] = []  # whole: bounded by body_bytes_max, which its length was checked against
+        self._held_bytes = 0
         self._over = False
         publisher.begin()
+        if expected is not None:
+            publisher.fence += 1
+        self._fence = publisher.fence
 
     def body_piece(self, piece: bytes) -> None:
         """The next bytes of the body. Raises Problem for what can't be published."""
-        self._take(self._read(piece))
+        if self._whole:
+            self._held_bytes += len(piece)
+            self._runtime.hold_body(len(piece))
+        self._read(piece)
 
     def body_end(self) -> None:
-        """The body is complete: publish what is left, seal if asked, answer with the last seq."""
-        self._take(self._read(None))
-        stream = self._publisher.stream
-        if self._held:
+        """The body is complete: publish what is left, seal if asked, answer with the last seq. Raises Problem."""
+        try:
+            self._read(None)
             self._append(self._held)
+        except Problem:
+            self._end(broken=True)
+            raise
+        stream = self._publisher.stream
         if (self._publication.done or self._seal is not None) and stream.reason is None:
             self._publisher.seal(failed=self._seal == "failed")
         self._end(broken=False)
@@ -267,50 +303,74 @@ class Publishing:
         """The publisher broke off, or was refused in the middle."""
         self._end(broken=True)
 
-    def _read(self, piece: bytes | None) -> list[bytes]:
+    def _read(self, piece: bytes | None) -> None:
+        """The body's next bytes, or its end. Of a chunked body what is good in front of a mistake stays."""
         publication, stream = self._publication, self._publisher.stream
         if stream.reason is not None and not publication.done:
             raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
+        if self._fence != self._publisher.fence:
+            text = "Another request knew where the stream stands and took over."
+            raise _with_last_seq(409, text, "superseded", stream)
         try:
-            return publication.finish() if piece is None else publication.feed(piece)
+            self._take(publication.finish() if piece is None else publication.feed(piece))
         except PublishError as error:
+            self._take(error.before)
             raise _with_last_seq(error.status, str(error), error.code, stream) from None
 
     def _take(self, pieces: list[bytes]) -> None:
         if self._whole:
             self._held += pieces
-        elif pieces:
-            self._append(pieces)
-            if self._publication.done and self._publisher.stream.reason is None:
-                self._publisher.seal(failed=False)
+            return
+        self._append(pieces)
+        if self._publication.done and self._publisher.stream.reason is None:
+            self._publisher.seal(failed=False)
 
     def _append(self, pieces: list[bytes]) -> None:
+        """Events and comments, in order; neighbouring events together, so that a reader gets them in one write."""
         stream, now = self._publisher.stream, self._runtime.time()
-        events = [piece for piece in pieces if piece[-2:] == b"\n\n"]
-        if len(events) == len(pieces):
-            stream.append_all(events, now)
-            return
+        if pieces:
+            _check_expected(self._expected, stream)
+            self._expected = None
+        events: list[bytes] = []
+        events_bytes = 0
         for piece in pieces:
+            if piece[-2:] == b"\n\n" and (not events or events_bytes + len(piece) <= APPEND_BYTES_MAX):
+                events.append(piece)
+                events_bytes += len(piece)
+                continue
+            if events:
+                stream.append_all(events, now)
+            events, events_bytes = [], 0
             if piece[-2:] == b"\n\n":
-                stream.append(piece, now)
+                events, events_bytes = [piece], len(piece)
             else:
                 stream.loose(piece, now)
+        if events:
+            stream.append_all(events, now)
 
     def _end(self, *, broken: bool) -> None:
         if not self._over:
             self._over = True
+            self._held.clear()
+            self._runtime.bodies_bytes -= self._held_bytes
             self._publisher.end(broken=broken)
 
 
-def _check_expected(request: Request, stream: Stream) -> None:
-    """Expected-Seq: the last seq that the publisher knows of; anything else in the stream and it has to look first."""
+def _expected(request: Request) -> int | None:
+    """Expected-Seq: the last seq that the publisher knows of. Raises Problem 400."""
     given = request.get(b"expected-seq")
     if given is None:
-        return
+        return None
     if not _seq(given):
-        raise Problem(400, "Expected-Seq is the last seq that you know of, 0 if none.", code="bad_expected_seq")
-    if int(given) != stream.events:
-        text = f"The stream's last seq is {stream.events}, not {int(given)}: send what comes after it."
+        text = "Expected-Seq is the last seq that you know of, 0 if none."
+        raise Problem(400, text, code="bad_expected_seq", param="expected-seq")
+    return int(given)
+
+
+def _check_expected(expected: int | None, stream: Stream) -> None:
+    """Anything else in the stream than the publisher knows, and it has to look first. Raises Problem 409."""
+    if expected is not None and expected != stream.events:
+        text = f"The stream's last seq is {stream.events}, not {expected}: send what comes after it."
         raise _with_last_seq(409, text, "unexpected_seq", stream)
 
 
@@ -319,7 +379,7 @@ def _with_last_seq(status: int, text: str, code: str, stream: Stream) -> Problem
     return Problem(status, text, code=code, param="events", last_seq=stream.events)
 
 
-def _options(body: bytes) -> dict[str, Any]:
+def _options(body: bytes, settings: Settings) -> dict[str, Any]:
     """The JSON body of an opening request. Raises Problem 400 with the key and what it takes."""
     if not body.strip():
         return {}
@@ -329,8 +389,9 @@ def _options(body: bytes) -> dict[str, Any]:
         raise Problem(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
     if not isinstance(options, dict):
         raise Problem(400, "The body is a JSON object.", code="bad_json")
-    for key, value in options.items():
-        options[key] = _checked(key, value)
+    options = {key: _checked(key, value) for key, value in options.items()}
+    _check_within(options, "log_bytes_max", 16 * 1024, settings.log_bytes_max)
+    _check_within(options, "log_events_max", 1, settings.log_events_max)
     return options
 
 
@@ -342,7 +403,7 @@ def _checked(key: str, value: object) -> object:
             return _within(parse_duration(value), FLUSH_INTERVAL_S_MAX)
         if key == "log_bytes_max":
             return parse_bytes(value)
-        if key == "log_events_max" and type(value) is int and value > 0:
+        if key == "log_events_max" and type(value) is int:
             return value
         if key == "policy" and value in [policy.value for policy in Policy]:
             return value
@@ -362,8 +423,6 @@ def _within(seconds: float, most: float) -> float:
     return seconds
 
 
-def _option(options: dict[str, Any], key: str, least: int, most: int) -> int:
-    value = int(options.get(key, 0))
-    if value and not least <= value <= most:
+def _check_within(options: dict[str, Any], key: str, least: int, most: int) -> None:
+    if key in options and not least <= options[key] <= most:
         raise Problem(400, f"{key} is from {least} to {most} here.", code="bad_option", param=key)
-    return value

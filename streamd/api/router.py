@@ -5,6 +5,7 @@ Precedence as in docs/PROTOCOL.md, section 1: streamd's own paths first, then ev
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Callable
 
 from streamd.api.access import Access
@@ -15,11 +16,12 @@ from streamd.api.ops import Ops
 from streamd.api.publish import Publish
 from streamd.api.relay import Relay
 from streamd.api.responses import Responses
-from streamd.api.streams import Streams
+from streamd.api.streams import PREFIX, Streams, last_event_id
 from streamd.net.client import ClientConnection
+from streamd.net.peers import Elsewhere, Peers
 from streamd.net.problem import Problem, method_not_allowed, not_found
 from streamd.net.request import Plan, Request
-from streamd.net.runtime import refused
+from streamd.net.runtime import Runtime, refused
 from streamd.wire.cors import is_preflight
 
 Answer = Callable[[ClientConnection, Request], None]
@@ -31,6 +33,7 @@ class Router:
 
     def __init__(
         self,
+        runtime: Runtime,
         access: Access,
         relay: Relay,
         streams: Streams,
@@ -41,6 +44,7 @@ class Router:
         llama: Llama,
         responses: Responses,
     ) -> None:
+        self._runtime = runtime
         self._access = access
         self._publish = publish
         self._relay = relay
@@ -67,6 +71,7 @@ class Router:
         if connection.refusal is not None and request.method != "DELETE":
             raise refused(connection.refusal, close=True)
         request.principal = self._access.identify(connection, request)
+        self._check_owner(connection, request)
         families = (self._streams, self._publish, self._llama)
         methods = {method: plan for each in families for method, plan in (each.routes(request) or {}).items()}
         if methods:
@@ -81,6 +86,30 @@ class Router:
         if request.path.startswith(("/v1/streams", "/v1/stream/")) or not request.path.startswith("/v1/"):
             raise not_found(request.path)
         return self._relay.plan(connection, request)
+
+    def _check_owner(self, connection: ClientConnection, request: Request) -> None:
+        """With several workers: raise Elsewhere for what lives in another one, and for fresh connections in excess."""
+        peers = self._runtime.peers
+        if peers is None or connection.passed is not None:
+            return
+        slot = self._owner(peers, request)
+        if slot is None and not connection.seasoned:
+            slot = peers.lighter()
+        if slot is not None and slot != peers.slot:
+            raise Elsewhere(slot)
+
+    def _owner(self, peers: Peers, request: Request) -> int | None:
+        """The slot that this request belongs to; None: any worker may answer it."""
+        if request.path.startswith(PREFIX):
+            return peers.owner_of_stream(urllib.parse.unquote(request.path[len(PREFIX) :].split("/")[0]))
+        if request.method == "POST" and request.path.startswith("/v1/"):
+            last = last_event_id(request)
+            if last is not None:
+                return peers.owner_of_stream(last.stream)
+            key = request.get(b"idempotency-key")
+            if key is not None:
+                return peers.owner_of_name(request.principal.id, key.decode("latin-1"))
+        return None
 
 
 def _of(methods: Methods, request: Request) -> Plan:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from streamd import metrics
@@ -31,13 +31,20 @@ from streamd.daemon.access import AccessLog
 from streamd.daemon.access_files import AccessFiles
 from streamd.daemon.budget import admission_of, budget_of, prices_of
 from streamd.daemon.drain import Drain, Report, State
-from streamd.net import listen
+from streamd.daemon.shared import Shared
+from streamd.net import listen, totals
+from streamd.net.client import ClientConnection
 from streamd.net.layers import protocol_factory
+from streamd.net.peers import Passed, Peers
 from streamd.net.runtime import Runtime
+from streamd.net.totals import Totals
 from streamd.net.upstreams import Upstreams
 
 # A pass over the streams goes in slices of so many, about half a millisecond each.
 STREAMS_SLICE_MAX = 1000
+
+# Adding up 10,000 streams and clients takes 4 ms; who asks another worker gets numbers that are at most so old.
+PUBLISH_EVERY_S = 1.0
 
 # The accept queue of a listener that closes is emptied first; a flood must not hold the drain.
 ACCEPT_EMPTY_S_MAX = 1.0
@@ -58,6 +65,8 @@ class Worker:
         budget: Budget | None = None,
         admission: Admission | None = None,
         rng: random.Random | None = None,
+        on_drain: Callable[[], None] | None = None,
+        on_level: Callable[[str], None] = logs.set_level,
     ) -> None:
         self.loop = loop
         self.settings = settings
@@ -76,6 +85,8 @@ class Worker:
         self.access = Access(self.runtime)
         self.access_files = AccessFiles(self.runtime, self.access)
         self.access_files.load(settings)
+        self.shared: Shared | None = None  # the mapping of all workers' rows, where there are several
+        self._publish_at = 0.0
         self.state = State.STARTING
         self.started_at = loop.time()
         self.draining: Drain | None = None
@@ -85,19 +96,23 @@ class Worker:
         self._sockets: list[socket.socket] = []
         self._kept_open: set[int] = set()  # descriptors of sockets that outlive us: systemd's
         self._drain_task: asyncio.Task[None] | None = None
+        self._on_drain = on_drain or self.drain  # what the admin surface asks for: of the whole daemon
+        self._on_level = on_level
+        self._adopting: set[asyncio.Task[None]] = set()  # bounded by what peers receive in a turn
         self._wire()
 
     def _wire(self) -> None:
         runtime, upstreams, access = self.runtime, self.upstreams, self.access
         self.streams = streams = Streams(runtime, access)
         self.router = Router(
+            runtime,
             access,
             Relay(runtime, upstreams, streams, access),
             streams,
             Publish(runtime, streams, access),
             Models(runtime, upstreams, ask_of),
             Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
-            Admin(runtime, drain=self.drain, set_level=logs.set_level),
+            Admin(runtime, drain=self._on_drain, set_level=self._on_level),
             Llama(runtime, streams, access),
             Responses(runtime, access),
         )
@@ -110,23 +125,36 @@ class Worker:
 
     # -- what it says of itself
 
-    def _rendered(self) -> Any:
-        return metrics.Metrics(metrics.StreamdCollector(self.runtime, self.upstreams)).render
+    def _rendered(self) -> Callable[[], tuple[bytes, bytes]]:
+        return metrics.Metrics(metrics.StreamdCollector(self.totals, self.runtime.admission.saturation)).render
+
+    def totals(self) -> Totals:
+        """The daemon's: all workers' rows where there are several."""
+        own = totals.of_worker(self.runtime, self.upstreams)
+        if self.shared is None:
+            return own
+        self.shared.publish(own)
+        return self.shared.add_up()
 
     def _readiness(self) -> str:
         return "ready" if self.state is State.SERVING else self.state.value
 
     def status(self) -> dict[str, Any]:
-        return metrics.status(self.runtime, self.upstreams, state=self.state.value, started_at=self.started_at)
+        runtime = self.runtime
+        status = metrics.status(
+            self.totals(),
+            state=self.state.value,
+            uptime_s=runtime.time() - self.started_at,
+            admission=runtime.admission.status(),
+        )
+        if self.shared is not None:
+            status["workers"] = self.shared.each()
+        return status
 
     def status_line(self, tokens_per_s: float) -> str:
         """What `systemctl status` shows."""
-        live = sum(stream.reason is None for stream in self.runtime.hub)
         saturation = self.runtime.admission.saturation_highest()
-        return (
-            f"{self.state.value}: {len(self.runtime.clients)} connections, {live} streams,"
-            f" {tokens_per_s:.0f} tokens/s, saturation {saturation:.2f}"
-        )
+        return f"{status_line(self.state.value, self.totals().gauges, tokens_per_s)}, saturation {saturation:.2f}"
 
     def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
@@ -158,6 +186,9 @@ class Worker:
         admission.note_idle_upstreams(sum(upstream.idle for upstream in self.upstreams))
         admission.charge_logs(log_bytes - self._charged_logs)
         self._charged_logs = log_bytes
+        if self.shared is not None and now >= self._publish_at:
+            self._publish_at = now + PUBLISH_EVERY_S
+            self.shared.publish(totals.of_worker(runtime, self.upstreams))
         self._sweep_streams(tuple(runtime.hub), 0)
 
     def _sweep_streams(self, streams: tuple[Stream, ...], start: int) -> None:
@@ -192,6 +223,26 @@ class Worker:
         if sock.family == socket.AF_UNIX:
             return prices.unix_bytes
         return prices.tls_tcp_bytes if self.settings.tls_cert else prices.tcp_bytes
+
+    def join(self, peers: Peers, shared: Shared) -> None:
+        """Be one of several: take connections that others pass on, and count in the shared mapping."""
+        self.shared = shared
+        self.runtime.peers = peers
+        peers.on_passed = self._take_passed
+        peers.start()
+
+    def _take_passed(self, passed: Passed) -> None:
+        connection = ClientConnection(self.runtime, passed.listener, passed.price_bytes)
+        connection.passed = passed
+        task = self.loop.create_task(self._adopt(connection, passed))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    async def _adopt(self, connection: ClientConnection, passed: Passed) -> None:
+        try:
+            await self.loop.connect_accepted_socket(lambda: connection, passed.sock)
+        except OSError:
+            passed.sock.close()  # it was lost on the way: nobody is there to be told
 
     def start(self) -> None:
         """Serve: deadlines run, readiness is 200."""
@@ -248,6 +299,13 @@ class Worker:
         self._servers.clear()
         self._sockets.clear()
         await asyncio.sleep(0)  # those accepted last get to say their first words
+
+
+def status_line(state: str, gauges: Mapping[str, int], tokens_per_s: float) -> str:
+    """What `systemctl status` shows."""
+    return (
+        f"{state}: {gauges['connections']} connections, {gauges['streams_live']} streams, {tokens_per_s:.0f} tokens/s"
+    )
 
 
 # Ctrl-C at a terminal: a person waits.

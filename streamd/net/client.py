@@ -33,9 +33,11 @@ from streamd.core.admission import Refusal
 from streamd.core.ring import Ring
 from streamd.core.stream import Form, Policy, Stream, Sub, Subscriber
 from streamd.counters import bump
+from streamd.net.peers import Elsewhere, Passed
 from streamd.net.problem import TYPES, Problem
 from streamd.net.request import BodySink, Plan, Request
 from streamd.net.runtime import Runtime, refused
+from streamd.net.splice import splice_off
 from streamd.net.sweep import NEVER
 from streamd.reasons import By, CloseReason
 from streamd.wire.chunked import LAST_CHUNK, BodyDecoder, decoder_for, encode_chunk
@@ -131,12 +133,14 @@ class ClientConnection(asyncio.Protocol):
         "_remote",
         "_remote_awaited",
         "_runtime",
+        "_seasoned",
         "_sink",
         "_turned_away",
         "at",
         "bytes_passed",
         "due_at",
         "listener",
+        "passed",
         "paused",
         "reader",
         "refusal",
@@ -159,6 +163,7 @@ class ClientConnection(asyncio.Protocol):
         self.due_at = NEVER
         self.paused = False
         self._turned_away = False
+        self.passed: Passed | None = None  # by another worker, and its request not yet taken
         self._remote: tuple[str, int] | None = None  # as a PROXY header says; None: as the socket says
         self._remote_awaited = False  # such a header is to come
         self._gate_keys = ("", "")  # what net/gates.py counts it by
@@ -178,6 +183,7 @@ class ClientConnection(asyncio.Protocol):
         # answer
         self._keep_alive = True
         self._chunked = True
+        self._seasoned = False
         self.reader: Subscriber | None = None
         self.wrote_at = 0.0  # heartbeats and heads; events are in the stream's touched_at
         self.bytes_passed = 0
@@ -197,11 +203,51 @@ class ClientConnection(asyncio.Protocol):
         runtime.clients.add(self)
         runtime.sweep.add(self)
         self._allow_head()
+        if self.passed is not None:
+            self._adopt(self.passed)
+            return
         self.refusal = runtime.admission.admit_connection(self._price_bytes)
         if self.refusal is not None and not runtime.admission.take_reserved():
             self._turn_away(self.refusal)
         if self.refusal is None and not self._remote_awaited:
             self._enter_gates()
+
+    def _adopt(self, passed: Passed) -> None:
+        """Another worker admitted this connection and read the beginning of its request."""
+        self._runtime.admission.adopt_connection(self._price_bytes)
+        self._remote = passed.remote
+        self._opened = True
+        self._enter_gates()
+        if self.at is At.HEAD:
+            self.data_received(passed.data)
+
+    def _pass_on(self, slot: int, data: bytes) -> None:
+        """The request is another worker's: give it the connection. Only once all earlier answers have left."""
+        self.request = None
+        if self.paused:
+            self._behind = data
+            self._go(Step.WHOLE)
+            self._go(Step.NEXT)
+            return
+        peers = self._runtime.peers
+        assert peers is not None
+        sock, transport = self.transport.get_extra_info("socket"), self.transport
+        splice_end = splice_off(self._runtime.loop, transport) if transport.get_extra_info("ssl_object") else None
+        passed = Passed(splice_end or sock, self.listener, self._price_bytes, self._remote_of(), data)
+        if not peers.pass_on(slot, passed):
+            self.abort(CloseReason.OVER_BUDGET)
+            return
+        self._close_reason = CloseReason.MOVED
+        if splice_end is None:
+            self._go(Step.CLOSE)
+            transport.abort()
+        else:
+            splice_end.close()
+            self.connection_lost(None)
+
+    def _remote_of(self) -> tuple[str, int] | None:
+        name = self.transport.get_extra_info("peername")
+        return self._remote or ((name[0], name[1]) if isinstance(name, tuple) else None)
 
     def await_remote(self) -> None:
         """Before connection_made(): a PROXY header will say where the connection comes from, then comes arrived()."""
@@ -319,7 +365,6 @@ class ClientConnection(asyncio.Protocol):
         self._opened = True
         self._keep_alive = head.keep_alive
         self._chunked = not head.http10
-        runtime.counters.requests += 1
         request = Request(head, now=now, route=runtime.settings.route(head.path), dialect=dialect_of(head.path))
         self.request = request
         self._go(Step.BEGIN)
@@ -328,7 +373,14 @@ class ClientConnection(asyncio.Protocol):
             self._behind = rest  # also where the plan refuses: the connection goes on with it
         request.extra_headers = runtime.cors.response_headers(head.get(b"origin"))
         self._find_client(request)
-        self._plan = runtime.plan(self, request)
+        try:
+            self._plan = runtime.plan(self, request)
+        except Elsewhere as elsewhere:
+            self._pass_on(elsewhere.slot, head_bytes + rest)
+            return
+        self.passed = None
+        self._seasoned = True
+        runtime.counters.requests += 1
         self._expect_body(request, rest)
         if self._decoder is not None:
             self._take_body(rest)
@@ -380,18 +432,9 @@ class ClientConnection(asyncio.Protocol):
         body, runtime = self._body, self._runtime
         assert body is not None
         body += piece
-        runtime.bodies_bytes += len(piece)
+        runtime.hold_body(len(piece))
         if len(body) > self._body_bytes_max():
             raise self._too_large()
-        if runtime.bodies_bytes > runtime.settings.bodies_bytes_max:
-            raise Problem(
-                503,
-                "Too many request bodies are being read at this moment; try again shortly.",
-                code="bodies_over_budget",
-                reason=CloseReason.OVER_BUDGET,
-                retry_after_s=runtime.retry_after_s(),
-                should_retry=True,
-            )
 
     def _dispatch(self) -> None:
         """The request is whole: let somebody answer it."""
@@ -854,6 +897,11 @@ class ClientConnection(asyncio.Protocol):
             fields.append((b"connection", b"close"))
         bump(self._runtime.counters.responses, request.status)
         return fields
+
+    @property
+    def seasoned(self) -> bool:
+        """It has had a request answered here; a fresh one may still go to a worker with less to do."""
+        return self._seasoned
 
     @property
     def peer(self) -> str:

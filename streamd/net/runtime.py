@@ -17,6 +17,7 @@ from streamd.core.hub import Hub
 from streamd.core.stream import Stream
 from streamd.counters import Counters
 from streamd.net.gates import AddressGates
+from streamd.net.peers import Peers
 from streamd.net.problem import Problem
 from streamd.net.sweep import Sweep
 from streamd.reasons import CloseReason
@@ -52,6 +53,7 @@ class Runtime:
         self.sweep = Sweep(loop, self.bug)
         self.hub = hub
         self.gates = AddressGates(self.admission, settings)
+        self.peers: Peers | None = None  # the other workers, where there are any
         # replaced on reload
         self.settings = settings
         self.limits = HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
@@ -92,6 +94,19 @@ class Runtime:
         refusal = self.admission.admit_relay()
         if refusal is not None:
             raise refused(refusal)
+
+    def hold_body(self, count: int) -> None:
+        """So many bytes of a request's body are kept; who lets them go subtracts them. Raises Problem 503."""
+        self.bodies_bytes += count
+        if self.bodies_bytes > self.settings.bodies_bytes_max:
+            raise Problem(
+                503,
+                "Too many request bodies are being read at this moment; try again shortly.",
+                code="bodies_over_budget",
+                reason=CloseReason.OVER_BUDGET,
+                retry_after_s=self.retry_after_s(),
+                should_retry=True,
+            )
 
     def check_not_draining(self) -> None:
         """Raises Problem 503 once the drain has closed the listeners."""

@@ -25,7 +25,8 @@ from streamd.reasons import CloseReason
 if TYPE_CHECKING:
     from streamd.net.client import ClientConnection
 
-# A quarter of a TLS record (RFC 8446 5.1): twenty tokens in one piece, and 12 KB less for each BIO that ever saw a body.
+# A quarter of a TLS record (RFC 8446 5.1): twenty tokens in one piece, and 12 KB less for each BIO that ever saw a
+# body.
 PIECE_BYTES_MAX: Final = 4 * 1024
 
 _GONE: Final = asyncio.Protocol()  # stands for a protocol that was told of the loss: no cycle is left for the collector

@@ -358,10 +358,20 @@ class UpstreamConnection(asyncio.Protocol):
         self.at = at
 
 
+class Board(Protocol):
+    """Where the workers tell each other what they have under way."""
+
+    def set_in_flight(self, upstream: str, count: int) -> None:
+        """This worker's."""
+
+    def in_flight_elsewhere(self, upstream: str) -> int:
+        """All others', added up."""
+
+
 class Upstream:
     """One inference server: what is in flight, what is pooled, how it fares."""
 
-    __slots__ = ("_failures", "_idle", "_runtime", "_tls", "in_flight", "out_until", "removed", "settings")
+    __slots__ = ("_failures", "_idle", "_in_flight", "_runtime", "_tls", "board", "out_until", "removed", "settings")
 
     def __init__(self, runtime: Runtime, settings: UpstreamSettings) -> None:
         self._runtime = runtime
@@ -370,7 +380,8 @@ class Upstream:
         if settings.origin.tls:
             self._tls = ssl.create_default_context(cafile=settings.ca_file or None)
         self._idle: list[UpstreamConnection] = []
-        self.in_flight = 0
+        self._in_flight = 0
+        self.board: Board | None = None  # where other workers see it
         self._failures = 0  # in a row
         self.out_until = 0.0
         self.removed = False  # by a reload: what runs goes on, nothing new comes
@@ -384,8 +395,24 @@ class Upstream:
     def names(self, model: str) -> bool:
         return model in self.settings.models or model in self.settings.aliases
 
+    @property
+    def in_flight(self) -> int:
+        """Requests under way from this worker."""
+        return self._in_flight
+
+    @in_flight.setter
+    def in_flight(self, count: int) -> None:
+        self._in_flight = count
+        if self.board is not None:
+            self.board.set_in_flight(self.settings.name, count)
+
     def full(self) -> bool:
-        return bool(self.settings.inflight_max) and self.in_flight >= self.settings.inflight_max
+        """Whether all workers together have as many requests there as the configuration allows."""
+        most = self.settings.inflight_max
+        if not most:
+            return False
+        elsewhere = self.board.in_flight_elsewhere(self.settings.name) if self.board is not None else 0
+        return self._in_flight + elsewhere >= most
 
     def left_out(self, now: float) -> bool:
         return now < self.out_until

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from streamd.config import Settings, UpstreamSettings
 from streamd.net.problem import Problem
 from streamd.net.runtime import Runtime
-from streamd.net.upstream import Upstream
+from streamd.net.upstream import Board, Upstream
 from streamd.reasons import CloseReason
 
 
@@ -17,7 +17,7 @@ class Upstreams:
     def __init__(self, runtime: Runtime, settings: Settings) -> None:
         self._runtime = runtime
         self._all = [Upstream(runtime, each) for each in settings.upstreams]
-        self._retired: list[Upstream] = []  # removed by a reload, with answers still under way
+        self._board: Board | None = None
 
     def __iter__(self) -> Iterator[Upstream]:
         return iter(self._all)
@@ -37,6 +37,14 @@ class Upstreams:
                 upstream.removed = True
                 upstream.close_idle()
         self._all = fresh
+        if self._board is not None:
+            self.share(self._board)
+
+    def share(self, board: Board) -> None:
+        """Count requests under way where the other workers see them."""
+        self._board = board
+        for upstream in self._all:
+            upstream.board = board
 
     def tick(self, now: float, lag_s: float) -> None:
         """Every sweep: let go of connections that have been idle too long."""

@@ -5,8 +5,8 @@ plain text.
     application/x-ndjson   each line is the data of one event
     text/plain             what one read held is the text of one event: {"delta": "…"}; never cut inside a character
 
-`[DONE]` as an event's data, or as a line, is passed on and ends the stream. Refused, with the place: bytes that are
-no UTF-8, NUL, a CR inside a line, a line that is no JSON, an event over its size.
+`[DONE]` as an event's data, or as a line, is passed on and ends the stream; plain text has no such word. Refused, with
+the place: bytes that are no UTF-8, NUL, a CR inside a line, a line that is no JSON, an event over its size.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from typing import Protocol
 
 import orjson
 
-from streamd.wire.sse import EventSplitter, EventTooLarge
+from streamd.wire.sse import EventSplitter, EventTooLarge, parse_event
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class PublishError(Exception):
-    """A body that can't be published; the text says what is wrong and where. `status`: 400 or 413."""
+    """A body that can't be published; the text says what is wrong and where. `status`: 400 or 413.
+
+    before: what was whole and good in the same piece, in front of it; so where a body is cut decides nothing.
+    """
 
     def __init__(self, text: str, code: str, status: int = 400) -> None:
         super().__init__(text)
         self.code = code
         self.status = status
+        self.before: list[bytes] = []
 
 
 class Publication(Protocol):
@@ -40,7 +44,7 @@ class Publication(Protocol):
         """The next bytes in; whole events (ending in a blank line) and loose comment lines out. Raises PublishError."""
 
     def finish(self) -> list[bytes]:
-        """The body is complete: what is left. Raises PublishError."""
+        """The body is complete: what is left. Raises PublishError. Not twice."""
 
 
 class TextPublication:
@@ -61,14 +65,15 @@ class TextPublication:
         return self._decode(b"", final=True)
 
     def _decode(self, piece: bytes, *, final: bool) -> list[bytes]:
+        offset = self._offset - len(self._decoder.getstate()[0])  # a part of a character may be held
         try:
             text = self._decoder.decode(piece, final)
         except UnicodeDecodeError as error:
-            raise PublishError(f"The text is not UTF-8 near byte {self._offset + error.start}.", "bad_utf8") from None
+            raise PublishError(f"The text is not UTF-8 at byte {offset + error.start}.", "bad_utf8") from None
         self._offset += len(piece)
         if not text:
             return []
-        # Why a quarter: a character takes at most 6 bytes as JSON (\u0000), 4 in UTF-8; so no event is over its bound.
+        # A character takes at most 6 bytes as JSON (\u0000), and what stands around the text 21: no event is too large.
         step = max(1, self._event_bytes_max // 6 - 8)
         return [
             b"data: " + orjson.dumps({"delta": text[start : start + step]}) + b"\n\n"
@@ -94,30 +99,35 @@ class LinesPublication:
         self._held += piece
         *lines, rest = bytes(self._held).split(b"\n")
         self._held = bytearray()
-        events = [event for line in lines if (event := self._event(line))]
-        self._hold(rest)
+        events: list[bytes] = []
+        try:
+            for line in lines:
+                events += self._events(line)
+            self._hold(rest)
+        except PublishError as error:
+            error.before = events
+            raise
         return events
 
     def finish(self) -> list[bytes]:
-        line, self._held = bytes(self._held), bytearray()
-        event = self._event(line)
-        return [event] if event else []
+        return self._events(bytes(self._held))
 
     def _hold(self, rest: bytes) -> None:
         self._held += rest
         if len(self._held) > self._event_bytes_max:
             raise _too_large(self._lines + 1, "line", self._event_bytes_max)
 
-    def _event(self, line: bytes) -> bytes:
+    def _events(self, line: bytes) -> list[bytes]:
+        """The event of a line; none of an empty one."""
         self._lines += 1
-        line = line.removesuffix(b"\r")
-        if not line.strip(b" \t"):
-            return b""
+        line = line.removesuffix(b"\r").strip(b" \t")
+        if not line:
+            return []
         if self.done:
             raise PublishError(f"Line {self._lines} comes after [DONE].", "after_done")
         if line == b"[DONE]":
             self.done = True
-            return DONE_EVENT
+            return [DONE_EVENT]
         if len(line) + 8 > self._event_bytes_max:
             raise _too_large(self._lines, "line", self._event_bytes_max)
         if b"\r" in line:
@@ -127,7 +137,7 @@ class LinesPublication:
         except orjson.JSONDecodeError as error:
             text = f"Line {self._lines} is not JSON: {error.msg} at column {error.colno}."
             raise PublishError(text, "bad_json") from None
-        return b"data: " + line + b"\n\n"
+        return [b"data: " + line + b"\n\n"]
 
 
 class EventsPublication:
@@ -145,31 +155,44 @@ class EventsPublication:
         try:
             return self._checked(self._splitter.feed(piece))
         except EventTooLarge as large:
-            self._checked(large.before)
-            raise _too_large(self._events + 1, "event", self._event_bytes_max) from None
+            raise self._too_large(large) from None
 
     def finish(self) -> list[bytes]:
         try:
             return self._checked(self._splitter.finish())
-        except EventTooLarge:
-            raise _too_large(self._events + 1, "event", self._event_bytes_max) from None
+        except EventTooLarge as large:
+            raise self._too_large(large) from None
+
+    def _too_large(self, large: EventTooLarge) -> PublishError:
+        good = self._checked(large.before)
+        error = _too_large(self._events + 1, "event", self._event_bytes_max)
+        error.before = good
+        return error
 
     def _checked(self, pieces: list[bytes]) -> list[bytes]:
-        for piece in pieces:
-            if self.done:
-                raise PublishError(f"Event {self._events + 1} comes after [DONE].", "after_done")
-            if not piece.endswith(b"\n\n"):
-                continue
-            self._events += 1
-            if b"\0" in piece:
-                raise PublishError(f"Event {self._events} has a NUL byte.", "bad_event")
+        for k, piece in enumerate(pieces):
             try:
-                piece.decode()
-            except UnicodeDecodeError as error:
-                text = f"Event {self._events} is not UTF-8 near its byte {error.start}."
-                raise PublishError(text, "bad_utf8") from None
-            self.done = piece in (DONE_EVENT, b"data:[DONE]\n\n")
+                self._check(piece)
+            except PublishError as error:
+                error.before = pieces[:k]
+                raise
         return pieces
+
+    def _check(self, piece: bytes) -> None:
+        """Whether an event, or loose lines, may go out."""
+        is_event = piece.endswith(b"\n\n")
+        self._events += is_event
+        if self.done and is_event:
+            raise PublishError(f"Event {self._events} comes after [DONE].", "after_done")
+        where = f"Event {self._events}" if is_event else f"What follows event {self._events}"
+        if b"\0" in piece:
+            raise PublishError(f"{where} has a NUL byte.", "bad_event")
+        try:
+            piece.decode()
+        except UnicodeDecodeError as error:
+            raise PublishError(f"{where} is not UTF-8 at its byte {error.start}.", "bad_utf8") from None
+        if b"[DONE]" in piece and is_event:
+            self.done = parse_event(piece)[1] == b"[DONE]"
 
 
 PUBLICATIONS: dict[str, Callable[[int], Publication]] = {
