@@ -472,9 +472,9 @@ def events_in(body: bytes) -> list[Read]:
             if field == b"data":
                 data.append(value)
             elif field == b"id":
-                found.id = value.decode()
+                found.id = value.decode("utf-8", "replace")
             elif field == b"event":
-                found.name = value.decode()
+                found.name = value.decode("utf-8", "replace")
         assert data, f"a blank line without data before it: {block!r}"
         found.data = b"\n".join(data)
         events.append(found)
