@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import client_context, make_certificate
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from fakes import CHAT, Answer, answers_in, events_in, get, post
-from loopback import FAST, PATIENCE_S, Daemon, run, serving
+from fakes import CHAT, answers_in, events_in, get, post
+from loopback import FAST, Daemon, run, serving
+from tlspeer import TlsClient, client_context, make_certificate
 
 from streamd.api.publish import Publisher
 from streamd.config import ConfigError
@@ -36,83 +36,6 @@ LARGE = b"x" * 100_000
 def files(tmp_path: Path) -> dict[str, str]:
     cert, key = make_certificate(tmp_path)
     return {"tls_cert": str(cert), "tls_key": str(key)}
-
-
-class TlsClient:
-    """A TLS client over a plain socket, with each byte in the test's hands."""
-
-    def __init__(self, daemon: Daemon, context: ssl.SSLContext, receive_bytes: int = 0) -> None:
-        self._daemon = daemon
-        self._loop = daemon.loop
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._in, self._out, server_hostname="streamd.test")
-        self.sock = socket.socket()
-        self.sock.setblocking(False)
-        if receive_bytes:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.received = b""
-        self.notified = False  # the server's close_notify came
-        self.closed = False
-
-    async def connect(self, *, piece: int = 0) -> TlsClient:
-        """Connect and shake hands; `piece` bytes at a time if given."""
-        await self._loop.sock_connect(self.sock, ("127.0.0.1", self._daemon.port))
-        while True:
-            try:
-                self.tls.do_handshake()
-                await self.flush(piece)
-                return self
-            except ssl.SSLWantReadError:
-                await self.flush(piece)
-                await self._receive()
-
-    async def flush(self, piece: int = 0) -> None:
-        wire = self._out.read()
-        step = piece or len(wire) or 1
-        for start in range(0, len(wire), step):
-            await self.send_raw(wire[start : start + step])
-
-    async def send_raw(self, wire: bytes) -> None:
-        await self._loop.sock_sendall(self.sock, wire)
-
-    async def send(self, data: bytes, *, piece: int = 0) -> None:
-        self.tls.write(data)
-        await self.flush(piece)
-
-    async def _receive(self) -> None:
-        wire = await asyncio.wait_for(self._loop.sock_recv(self.sock, 65536), PATIENCE_S)
-        if not wire:
-            self.closed = True
-            raise EOFError(self.received[-300:])
-        self._in.write(wire)
-
-    async def read(self) -> bytes:
-        """What comes next; empty after close_notify. Raises EOFError for a FIN without one."""
-        while True:
-            try:
-                piece = self.tls.read(65536)
-            except ssl.SSLWantReadError:
-                await self._receive()
-                continue
-            except ssl.SSLZeroReturnError:
-                piece = b""
-            self.notified = self.notified or not piece
-            self.received += piece
-            return piece
-
-    async def to_the_end(self) -> bytes:
-        with contextlib.suppress(EOFError, ConnectionError, ssl.SSLError):
-            while await self.read():
-                pass
-        return self.received
-
-    async def answer(self) -> Answer:
-        while True:
-            if b"\r\n\r\n" in self.received:
-                (answer, *_) = answers_in(self.received, at_end=self.closed)
-                if answer.whole:
-                    return answer
-            await self.read()
 
 
 @contextlib.asynccontextmanager
