@@ -39,10 +39,10 @@ class Ops:
 
     def routes(self, connection: ClientConnection, request: Request) -> dict[str, Plan] | None:
         """The methods of an operator's path; private ones only where the listener is (docs/PROTOCOL.md, section 1)."""
-        found = self._public.get(request.path)
-        if found is None and (self._runtime.settings.ops_public or not connection.is_from_outside(request)):
-            found = self._private.get(request.path)
-        return found
+        private = self._private.get(request.path)
+        if private is not None and (self._runtime.settings.ops_public or not connection.is_from_outside(request)):
+            return private
+        return self._public.get(request.path)
 
     def health(self, connection: ClientConnection, request: Request) -> None:
         """The process lives and its loop turns."""

@@ -439,6 +439,13 @@ class Admission:
         self.addresses = AddressGate(limits.conns_per_address_max)
         assert len(self._row) == len(Slot)
 
+    def reload(self, budget: Budget, limits: Limits) -> None:
+        """Decide by these from now on. What was admitted stays, also where it is more than now fits."""
+        self._budget = budget
+        self._limits = limits
+        self._upstream_max = limits.upstream_in_flight_max or budget.streams_max
+        self.addresses.count_max = limits.conns_per_address_max
+
     # Connections
 
     def admit_connection(self, price_bytes: int, address: str | None = None) -> Refusal | None:

@@ -450,7 +450,8 @@ class Subscriber:
         if self.form in RAW:
             self.end()
             return
-        last_id = self.stream.event_id(self.position - 1)
+        # What drop_oldest gave up and nobody was told of yet may still be in the log: resume in front of it.
+        last_id = self.stream.event_id((self._gap_from or self.position) - 1)
         event = reconnect_event(self.stream.dialect, message=message, last_id=last_id, retry_ms=retry_ms)
         frame = encode_chunk(event) if self.form is Form.CHUNKED else event
         self.end()

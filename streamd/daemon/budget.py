@@ -56,5 +56,9 @@ def admission_of(
     peer_rows: Sequence[Sequence[int]] = (),
 ) -> Admission:
     """One worker's gates."""
-    limits = Limits(conns_per_address_max=settings.conns_per_address_max, loop_lag_max_s=settings.loop_lag_max_s)
-    return Admission(budget, limits, rng, row, peer_rows)
+    return Admission(budget, limits_of(settings), rng, row, peer_rows)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The gates that aren't computed."""
+    return Limits(conns_per_address_max=settings.conns_per_address_max, loop_lag_max_s=settings.loop_lag_max_s)

@@ -4,8 +4,11 @@
        then the listeners close (their accept queues emptied first, unless systemd keeps them), idle connections close,
        answers carry Connection: close, new streams get 503
     2. for drain_timeout running generations go on. Only they hold the drain open, and only with a reader or within a
-       grace. Readers of published streams are moved on (`reconnect`), spread evenly over the window
-    3. at the deadline, or when told again: each remaining reader gets `reconnect` with its position, upstreams are cut
+       grace; connections just accepted do for a moment, until their request is there and refused. Readers of published
+       streams are moved on (`reconnect`), spread evenly over the window
+    3. at the deadline, or when told again: each remaining reader gets `reconnect` with its position, who still waits
+       for an answer or sends a body gets 503, upstreams are cut. A cut generation's log ends with an error event for
+       those who resume
 
 A person at a terminal (SIGINT) gets the same with short times. An idle daemon passes through all of it at once.
 """
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 
 from streamd.core.stream import Stream
 from streamd.net.client import ANSWERING, At, ClientConnection
+from streamd.net.problem import Problem
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 
@@ -29,6 +33,10 @@ STEP_S = 0.05
 # From the last word to a reader until its connection is cut if the bytes don't leave: within the second after the
 # deadline that the operator was promised.
 LAST_WORDS_S = 0.8
+
+# A connection that was accepted just before has so long to say what it wants: two round trips over half the world.
+# Without it those who came a moment before the stop would see a close without an answer.
+FIRST_WORDS_S = 1.0
 
 # At most so many readers are told in one step when there is no window left: 10 us each.
 TOLD_PER_STEP_MAX = 1000
@@ -92,8 +100,8 @@ class Drain:
         published = [client for client in self._runtime.clients if _reads_published(client)]
         told = 0
         while True:
-            self._close_idle()
             now = self._runtime.time()
+            self._close_idle(all_of_them=now >= began_at + FIRST_WORDS_S)
             if self._hurried.is_set() or now >= deadline or not self._held_open():
                 break
             due = math.ceil(len(published) * (now - began_at) / self._timeout_s)
@@ -101,27 +109,36 @@ class Drain:
                 self.report.moved += self._tell(client, "streamd is restarting; reconnect to go on reading.")
             told = max(told, due)
             await self._sleep(STEP_S)
-        for client in published[told:]:
+        for k, client in enumerate(published[told:], 1):
             self.report.moved += self._tell(client, "streamd is restarting; reconnect to go on reading.")
+            if k % TOLD_PER_STEP_MAX == 0:
+                await asyncio.sleep(0)
 
     def _held_open(self) -> bool:
-        """A generation that is read or may be resumed, or an answer that is still being written."""
+        """A generation that is read or may be resumed, an answer that is still being written, a first request."""
         if any(_is_generation(s) and (s.readers or s.grace_until) for s in self._runtime.hub):
             return True
-        return any(client.at in ANSWERING and not _reads_published(client) for client in self._runtime.clients)
+        holding = (At.HEAD, *ANSWERING)
+        return any(client.at in holding and not _reads_published(client) for client in self._runtime.clients)
 
-    def _close_idle(self) -> None:
+    def _close_idle(self, *, all_of_them: bool) -> None:
+        """Connections between two requests; those before their first only if all_of_them."""
         for client in tuple(self._runtime.clients):
-            if client.at is At.HEAD:
+            if client.at is At.HEAD and (client.seasoned or all_of_them):
                 client.close(CloseReason.IDLE)
 
     async def _last_words(self) -> None:
-        """Tell whoever still reads, cut the upstreams, and give the bytes a moment to leave."""
+        """Tell whoever still reads or waits, cut the upstreams, and give the bytes a moment to leave."""
         runtime = self._runtime
+        # A told reader leaves its generation within a grace. However many they are, none of them is stopped for that:
+        # all are cut below, for what it is.
+        runtime.hub.detached_max = len(runtime.hub)
         for k, client in enumerate(tuple(runtime.clients)):
             if client.reader is not None:
                 self.report.cut += self._tell(client, "streamd stopped before this answer was complete; reconnect.")
-            elif client.at in ANSWERING:
+            elif client.at in (At.BODY, At.WAITING):
+                client.answer_problem(self._too_late())
+            elif client.at in (At.HEAD, At.PASSING):
                 client.close(CloseReason.DRAINING)
             if k % TOLD_PER_STEP_MAX == TOLD_PER_STEP_MAX - 1:
                 await asyncio.sleep(0)
@@ -134,6 +151,14 @@ class Drain:
             await asyncio.sleep(0.01)
         for client in tuple(runtime.clients):
             client.abort(CloseReason.DRAINING)
+
+    def _too_late(self) -> Problem:
+        text = "streamd stopped before it could answer; try again shortly."
+        reason, retry_after_s = CloseReason.DRAINING, self._runtime.retry_after_s()
+        # The upstream may have begun: to retry is for the client to decide, not for its SDK (docs/PROTOCOL.md, 4).
+        return Problem(
+            503, text, code="draining", reason=reason, retry_after_s=retry_after_s, should_retry=False, close=True
+        )
 
     def _tell(self, client: ClientConnection, message: str) -> int:
         """Send a reader away with its position; 1 if it was still there to be told."""

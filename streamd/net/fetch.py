@@ -51,7 +51,7 @@ class Fetch:
 
     async def _connect(self) -> None:
         try:
-            _, link = await self._upstream.connect()
+            link = await self._upstream.connect()
         except OSError:
             self._finish(0)
             return

@@ -19,8 +19,7 @@ import enum
 import random
 import socket
 import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 from streamd.config import UpstreamSettings
 from streamd.core.stream import Stream
@@ -37,9 +36,6 @@ from streamd.wire.http1 import (
 )
 from streamd.wire.quick import one_chunk
 from streamd.wire.sse import EventSplitter, EventTooLarge
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
 
 # How long a failing upstream is left out: doubling from half a second to half a minute, with jitter.
 LEFT_OUT_S_MIN = 0.5
@@ -134,6 +130,9 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's has another base
         self.transport = transport
+        if self.at is Up.CLOSED:  # given up while it was being established
+            transport.abort()
+            return
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -212,6 +211,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._quick = False
         self._asker = self._stream = self._splitter = self._decoder = None
         self.transport.abort()
+
+    def give_up(self) -> None:
+        """close(), also for a connection that may not be established yet."""
+        if hasattr(self, "transport"):
+            self.close()
+        else:
+            self._go(Up.CLOSED)
 
     def pause(self) -> None:
         """The reader takes nothing: stop reading (BODY only; the source of a stream is never paused)."""
@@ -466,12 +472,18 @@ class Upstream:
     def idle(self) -> int:
         return len(self._idle)
 
-    def connect(self) -> Awaitable[tuple[asyncio.BaseTransport, UpstreamConnection]]:
-        """A new connection. Raises OSError (ssl.SSLError is one)."""
-        origin = self.settings.origin
-        make: Callable[[], UpstreamConnection] = lambda: UpstreamConnection(self._runtime, self)  # noqa: E731
-        if self._tls is None:
-            return self._runtime.loop.create_connection(make, origin.host, origin.port)
-        return self._runtime.loop.create_connection(
-            make, origin.host, origin.port, ssl=self._tls, server_hostname=origin.host
-        )
+    async def connect(self) -> UpstreamConnection:
+        """A new connection. Raises OSError (ssl.SSLError is one). Cancelled, it leaves no connection behind."""
+        origin, loop = self.settings.origin, self._runtime.loop
+        link = UpstreamConnection(self._runtime, self)
+        try:
+            if self._tls is None:
+                await loop.create_connection(lambda: link, origin.host, origin.port)
+            else:
+                await loop.create_connection(
+                    lambda: link, origin.host, origin.port, ssl=self._tls, server_hostname=origin.host
+                )
+        except asyncio.CancelledError:
+            link.give_up()
+            raise
+        return link

@@ -33,7 +33,7 @@ ODDITIES = ("comments", "ids", "retry", "comments;ids;retry;bom;crlf;cuts=5", "c
 
 @pytest.fixture
 def served() -> Iterator[Live]:
-    with live() as running:
+    with live(retry_min_s=1, retry_max_s=1) as running:  # streamd's own `retry:` lines are told from the upstream's
         yield running
 
 
