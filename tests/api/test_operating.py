@@ -1,0 +1,165 @@
+"""Health, readiness, metrics and status, and the list of models: what operators, balancers and SDKs ask first."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fakes import CHAT, SSE_HEAD, WHOLE, Rig, chunk, event, get, post, rig, whole_answer
+
+from streamd.config import UpstreamSettings
+from streamd.daemon.drain import State
+
+TWO = (
+    UpstreamSettings(name="a", url="http://a.test:1", models=("big", "small"), aliases={"fast": "small"}),
+    UpstreamSettings(name="b", url="http://b.test:2"),
+)
+
+
+def models(*names: str) -> bytes:
+    listed = [{"id": name, "object": "model", "created": 1, "owned_by": "x"} for name in names]
+    return whole_answer(json.dumps({"object": "list", "data": listed}).encode())
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/health"])
+def test_health(path: str) -> None:
+    with rig() as r:
+        answer = r.client(get(path)).answer
+        assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
+        assert answer.get("cache-control") == "no-store"
+
+
+def test_readiness_follows_the_workers_state_and_not_the_upstreams() -> None:
+    with rig() as r:
+        r.refusing.add(1)
+        r.client(post(WHOLE))
+        assert r.client(get("/readyz")).answer.status == 200
+        for state in (State.STARTING, State.DRAINING):
+            r.worker.state = state
+            answer = r.client(get("/readyz")).answer
+            assert answer.status == 503 and json.loads(answer.body) == {"status": state.value}
+        r.worker.state = State.SERVING
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/status"])
+def test_numbers_are_for_those_inside_unless_they_are_made_public(path: str) -> None:
+    with rig() as r:
+        assert r.client(get(path), listener="admin").answer.status == 200
+        assert r.client(get(path), listener="loopback").answer.status == 404  # its peer is a proxy on this machine
+        assert r.client(get(path), listener="public").answer.status in (401, 404)
+    with rig(ops_public=True) as r:
+        assert r.client(get(path), listener="public").answer.status == 200
+
+
+def test_metrics_in_the_middle_of_things() -> None:
+    with rig() as r:
+        reader = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("a"), event("b")))
+        answer = r.client(get("/metrics"), listener="admin").answer
+        assert (answer.get("content-type") or "").startswith("text/plain")
+        lines = answer.body.decode().splitlines()
+        for line in (
+            'streamd_streams{state="live"} 1.0',
+            "streamd_subscribers 1.0",
+            "streamd_events_total 2.0",
+            'streamd_upstream_in_flight{upstream="up"} 1.0',
+            "streamd_bugs_total 0.0",
+        ):
+            assert line in lines, line
+        assert all(line.startswith(("#", "streamd_")) for line in lines)
+        reader.fin()
+        lines = r.client(get("/metrics"), listener="admin").answer.body.decode().splitlines()
+        assert 'streamd_streams_sealed_total{reason="reader_gone"} 1.0' in lines
+        assert 'streamd_upstream_cancels_total{upstream="up"} 1.0' in lines
+
+
+def test_status_is_for_people() -> None:
+    with rig() as r:
+        status = json.loads(r.client(get("/status"), listener="admin").answer.body)
+        assert status["state"] == "serving" and "up" in status["upstreams"]
+        assert status["streams"] == {"live": 0, "detached": 0, "sealed": 0}
+
+
+# -- models
+
+
+def answered(r: Rig, *wires: bytes) -> list[str]:
+    """The ids of the list when the upstreams answer this, in their order."""
+    client = r.client(get("/v1/models"))
+    for link, wire in zip(r.links[-len(wires) :], wires, strict=True):
+        link.feed(wire)
+    r.turn()
+    assert client.answer.status == 200
+    return [model["id"] for model in json.loads(client.answer.body)["data"]]
+
+
+def test_models_of_all_upstreams_with_aliases_and_only_those_that_are_served() -> None:
+    with rig(upstreams=TWO) as r:
+        assert answered(r, models("big", "small", "hidden"), models("other", "big")) == [
+            "big",
+            "small",
+            "fast",
+            "other",
+        ]
+        head = r.client(get("/v1/models", method="HEAD"))
+        head.methods = ("HEAD",)
+        for link in r.links[-2:]:
+            link.feed(models("big"))
+        r.turn()
+        assert head.answer.status == 200 and head.answer.body == b""
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        whole_answer(b"{}", "500 Oops"),
+        whole_answer(b"nonsense"),
+        whole_answer(b'{"data": 1}'),
+        whole_answer(b"[]"),
+        whole_answer(b'{"data": [1, {"id": 2}]}'),
+        b"HTTP/1.1 banana\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n" + b"x" * 2_200_000,
+    ],
+    ids=["500", "no json", "no list", "another shape", "no ids", "garbage", "too large"],
+)
+def test_a_failing_upstream_is_left_out(wire: bytes) -> None:
+    with rig(upstreams=TWO) as r:
+        assert answered(r, wire, models("other")) in (["other"], ["fast", "other"])
+
+
+def test_a_silent_upstream_is_left_out() -> None:
+    with rig(upstreams=TWO) as r:
+        client = r.client(get("/v1/models"))
+        r.links[1].feed(models("other"))
+        r.pass_time(4)
+        assert client.raw == b""
+        r.pass_time(2)
+        assert [model["id"] for model in json.loads(client.answer.body)["data"]] == ["other"]
+
+
+def test_no_upstream_answers() -> None:
+    with rig(upstreams=TWO) as r:
+        r.refusing |= {1, 2}
+        answer = r.client(get("/v1/models")).answer
+        assert answer.status == 502 and answer.error["code"] == "no_models" and answer.get("x-should-retry") == "true"
+
+
+def test_no_upstream_is_configured() -> None:
+    with rig(upstreams=()) as r:
+        assert r.client(get("/v1/models")).answer.status == 503
+
+
+@pytest.mark.parametrize("mute", [False, True])
+def test_who_asked_for_the_models_leaves(mute: bool) -> None:
+    with rig(upstreams=TWO) as r:
+        if mute:
+            r.mute |= {1, 2}
+        r.client(get("/v1/models")).fin()
+        assert all(link.closed for link in r.links)
+
+
+def test_other_methods_of_models_go_upstream() -> None:
+    with rig() as r:
+        client = r.client(get("/v1/models/m", method="DELETE"))
+        r.reply(whole_answer(b"{}"))
+        assert client.statuses == [200] and bytes(r.link.sent).startswith(b"DELETE /v1/models/m HTTP/1.1")

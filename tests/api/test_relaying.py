@@ -1,0 +1,191 @@
+"""What is read of a request before it goes upstream, and what is never asked of an upstream at all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, chunk, event, events_in, get, post, rig, text_of, whole_answer
+
+from streamd.config import RouteOverride
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/..",
+        "/v1/../metrics",
+        "/v1/./x",
+        "/v1//x",
+        "/v1/a/..",
+        "/v1/%2e%2e/x",
+        "/v1/%2E./x",
+        "/v1/a%2fb",
+        "/v1/a%5cb",
+        "/v2/chat",
+        "/v1",
+        "/admin",
+    ],
+)
+def test_no_path_climbs_out_of_the_upstreams_base(path: str) -> None:
+    with rig() as r:
+        assert r.client(get(path)).answer.status == 404
+        assert r.links == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "BREW"])
+def test_every_other_path_and_method_goes_upstream(method: str) -> None:
+    with rig() as r:
+        client = r.client(get("/v1/files/f1?purpose=x&y", method=method))
+        assert bytes(r.link.sent).startswith(f"{method} /v1/files/f1?purpose=x&y HTTP/1.1\r\n".encode())
+        r.reply(whole_answer(b"ok"))
+        assert client.answer.body == b"ok"
+
+
+def test_json_that_is_none_is_refused_with_the_place() -> None:
+    with rig() as r:
+        answer = r.client(post(b'{"model": m}', "Content-Type: application/json")).answer
+        assert answer.status == 400 and answer.error["code"] == "bad_json"
+        assert "line 1, column" in answer.error["message"] and r.links == []
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [(b"[1, 2]", "application/json"), (b"", "application/json"), (b"\x00\xff", "application/octet-stream")],
+)
+def test_bodies_without_a_model_pass(body: bytes, content_type: str) -> None:
+    with rig() as r:
+        r.client(post(body, f"Content-Type: {content_type}", path="/v1/audio/transcriptions"))
+        assert bytes(r.link.sent).endswith(b"\r\n\r\n" + body)
+
+
+@pytest.mark.parametrize("stream", [True, False, 1, "true", None])
+def test_a_stream_is_asked_for_by_true_alone(stream: object) -> None:
+    with rig(commit_after_s=1.0) as r:
+        client = r.client(post({**CHAT, "stream": stream}))
+        r.pass_time(1.5)
+        assert bool(client.raw) is (stream is True)
+
+
+def test_a_route_of_its_own() -> None:
+    override = RouteOverride(path="/v1/completions", policy="drop_oldest", detach_grace_s=20.0, heartbeat_s=5.0)
+    with rig(routes=(override,)) as r:
+        client = r.client(post({"model": "m", "stream": True, "prompt": "x"}, path="/v1/completions"))
+        r.reply(SSE_HEAD)
+        (stream,) = r.runtime.hub
+        assert stream.policy.value == "drop_oldest" and stream.detach_grace_s == 20.0
+        r.pass_time(6)
+        assert client.raw.endswith(b": hb\n\r\n")
+        client.fin()
+        assert r.runtime.hub.detached == 1
+
+
+def test_respond_async_starts_without_reading() -> None:
+    with rig() as r:
+        client = r.client(post(CHAT, "Prefer: respond-async") + get())
+        started, health = client.answers
+        assert (started.status, health.status) == (202, 200)
+        assert started.get("preference-applied") == "respond-async"
+        stream_id = json.loads(started.body)["id"]
+        assert started.get("location") == f"/v1/streams/{stream_id}"
+        r.reply(SSE_HEAD + chunk(event("a")))
+        client.fin()
+        reader = r.client(get(started.get("location") or ""))
+        r.reply(chunk(DONE) + LAST)
+        assert text_of(events_in(reader.answer.body)) == "a" and reader.answer.whole
+
+
+def test_respond_async_is_for_streams() -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE, "Prefer: respond-async"))
+        r.reply(whole_answer(b"ok"))
+        assert client.answer.body == b"ok"
+
+
+def test_respond_async_and_nobody_comes() -> None:
+    with rig(detach_grace_max_s=20.0) as r:
+        r.client(post(CHAT, "Prefer: respond-async"))
+        r.reply(SSE_HEAD)
+        r.pass_time(21)
+        assert r.link.aborted and r.runtime.hub.detached == 0
+
+
+def test_respond_async_and_the_upstream_fails() -> None:
+    with rig() as r:
+        r.refusing.add(1)
+        client = r.client(post(CHAT, "Prefer: respond-async"))
+        reader = r.client(get(client.answer.get("location") or ""))
+        assert events_in(reader.answer.body)[-1].json["error"]["code"] == "upstream_unreachable"
+
+
+# -- the state of streams
+
+
+def test_a_streams_state_as_json() -> None:
+    with rig() as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("a"), event("b")))
+        stream_id = client.answer.get("x-stream-id")
+        slow = r.client(get(f"/v1/streams/{stream_id}"))
+        slow.transport.capacity = 0
+        r.reply(chunk(event("c")))
+        r.reply(chunk(event("d")))
+        state = json.loads(r.client(get(f"/v1/streams/{stream_id}", "Accept: application/json")).answer.body)
+        assert state["id"] == stream_id and state["state"] == "live" and state["reason"] is None
+        assert (state["first_seq"], state["last_seq"], state["subscribers"]) == (1, 4, 2)
+        assert state["lag_max"] == 1 and state["text_events"] == 4 and state["upstream"] == "up"
+        r.reply(chunk(DONE) + LAST)
+        slow.take()
+        state = json.loads(r.client(get(f"/v1/streams/{stream_id}", "Accept: application/json")).answer.body)
+        assert (state["state"], state["reason"], state["subscribers"]) == ("sealed", "complete", 0)
+
+
+def test_the_list_on_the_admin_surface_is_paged() -> None:
+    with rig() as r:
+        for n in range(5):
+            client = r.client(post(CHAT))
+            r.reply(SSE_HEAD)
+            if n % 2:
+                r.reply(chunk(event("a"), DONE) + LAST)
+            client.send(b"")  # still there
+
+        def listed(query: str) -> tuple[list[str], bool]:
+            answer = r.client(get(f"/v1/streams{query}"), listener="admin").answer
+            assert answer.status == 200
+            body = json.loads(answer.body)
+            return [stream["id"] for stream in body["data"]], body["has_more"]
+
+        everything, more = listed("")
+        assert len(everything) == 5 and not more
+        first, more = listed("?limit=2")
+        assert first == everything[:2] and more
+        rest, more = listed(f"?limit=3&after={first[-1]}")
+        assert rest == everything[2:] and not more
+        assert len(listed("?state=live")[0]) == 3 and len(listed("?state=sealed")[0]) == 2
+        for query in ("?state=x", "?limit=0", "?limit=x", "?limit=1001", "?after=nothing"):
+            assert r.client(get(f"/v1/streams{query}"), listener="admin").answer.status == 400
+
+
+# -- waiting for a name
+
+
+def test_waiting_for_a_name_that_comes() -> None:
+    with rig() as r:
+        waiting = [r.client(get("/v1/streams/talk?wait=30")) for _ in range(2)]
+        r.pass_time(10)
+        assert all(client.raw == b"" for client in waiting)
+        opened = r.client(get("/v1/streams/talk", method="PUT"))
+        assert opened.answer.status in (200, 201)
+        for client in waiting:
+            assert client.answer.status == 200 and client.answer.get("x-stream-id") == "talk"
+        r.client(get("/v1/streams/talk", method="DELETE"))
+
+
+def test_waiting_for_a_name_that_doesnt_come() -> None:
+    with rig() as r:
+        client, gone = r.client(get("/v1/streams/talk?wait=30")), r.client(get("/v1/streams/talk?wait=30"))
+        gone.fin()
+        r.pass_time(31)
+        assert client.answer.status == 404
+        assert r.client(get("/v1/streams/talk")).answer.status == 404
+        assert r.client(get("/v1/streams/talk?wait=x")).answer.error["code"] == "bad_wait"
