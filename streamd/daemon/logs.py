@@ -40,14 +40,14 @@ class _Sink:
     def __init__(self, level: int, as_json: bool, fd: int, journal: bool) -> None:
         self.level = level
         self.lines_lost = 0
-        self._as_json = as_json
+        self.as_json = as_json
         self._fd = fd
         self._journal = journal
 
     def write(self, level: int, name: str, fields: Mapping[str, Value]) -> None:
         level = min(max(level // 10 * 10, DEBUG), ERROR)  # CRITICAL counts as an error, odd numbers as the level below
         try:
-            line = self._json(level, name, fields) if self._as_json else self._text(level, name, fields)
+            line = self._json(level, name, fields) if self.as_json else self._text(level, name, fields)
             os.write(self._fd, line)
         except (OSError, ValueError, TypeError):
             # Why: standard error is gone, or a field is of no known type; there is nobody left to tell but the counter.
@@ -142,6 +142,11 @@ def _is_journal(fd: int, journal_stream: str | None) -> bool:
 def set_level(level: str) -> None:
     """Change the least level of a running daemon. Raises KeyError for a word that is none."""
     _sink.level = LEVELS[level]
+
+
+def set_format(format: str) -> None:
+    """Change the format of a running daemon's lines."""
+    _sink.as_json = format == "json"
 
 
 def event(level: int, name: str, /, **fields: Value) -> None:

@@ -275,6 +275,7 @@ class Worker:
         hub.stream_log_events_max = settings.log_events_max
         hub.detached_max = settings.detached_max
         logs.set_level(settings.log_level)
+        logs.set_format(settings.log_format)
 
     def drain(self, *, quick: bool = False) -> None:
         """Begin to stop; told again, go to the end at once. `drained` has the report."""
