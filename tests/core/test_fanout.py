@@ -1,0 +1,533 @@
+"""Very many readers of one stream: slices, passes, and what happens in the middle of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+from fakes import event
+from hypothesis import given
+from hypothesis import strategies as st
+from sinks import RING_BYTES_MAX, RING_SLOTS, Loop, Reader, Source, feed, new_hub, new_stream, said
+
+from streamd.core import fanout as core_fanout
+from streamd.core import stream as core_stream
+from streamd.core.fanout import FRAMES_BYTES_MAX, FRAMES_MAX, SLICE_MAX, SlicedFanout
+from streamd.core.stream import DIRECT_READERS_MAX, Form, Policy, Stream, Sub
+from streamd.reasons import CloseReason
+
+MANY = 2 * SLICE_MAX + 88  # three slices
+
+
+def crowd(count: int = MANY, *, policy: Policy = Policy.COALESCE, **bounds: int) -> tuple[Stream, Loop, list[Reader]]:
+    loop = Loop()
+    stream = new_stream(loop, **bounds)
+    readers = [Reader(stream, loop, policy=policy) for _ in range(count)]
+    return stream, loop, readers
+
+
+def fanout_of(stream: Stream) -> SlicedFanout:
+    assert isinstance(stream.fanout, SlicedFanout)
+    return stream.fanout
+
+
+def alike(readers: list[Reader]) -> Reader:
+    """All got the same bytes: one of them stands for all."""
+    assert len({bytes(reader.sent) for reader in readers}) == 1
+    return readers[0]
+
+
+def written(readers: list[Reader]) -> int:
+    return sum(len(reader.frames) for reader in readers)
+
+
+# -- slices
+
+
+def test_up_to_so_many_an_event_goes_out_at_once() -> None:
+    stream, loop, readers = crowd(DIRECT_READERS_MAX)
+    feed(stream, 1)
+    assert written(readers) == DIRECT_READERS_MAX
+    assert not loop.turns
+
+
+def test_a_turn_serves_one_slice() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    assert written(readers) == 0
+    for turn in range(1, 4):
+        assert len(loop.turns) == 1
+        loop.turn()
+        assert written(readers) == min(turn * SLICE_MAX, MANY)
+    assert not loop.turns
+    assert all(reader.seqs == [1] for reader in readers)
+
+
+def test_an_event_is_encoded_once() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    loop.rest()
+    assert len({id(reader.frames[0]) for reader in readers}) == 1
+
+
+def test_what_comes_during_a_pass_goes_out_with_it() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    loop.turn()
+    feed(stream, 2)
+    loop.rest()
+    assert all(reader.text == said(stream) for reader in readers)
+    early, late = readers[0], readers[-1]
+    assert [len(early.frames), len(late.frames)] == [2, 1]
+    assert len({id(reader.frames[0]) for reader in readers[SLICE_MAX : 2 * SLICE_MAX]}) == 1
+    assert not fanout_of(stream)._frames
+
+
+def test_a_large_read_is_one_write_each() -> None:
+    stream, loop, readers = crowd(100)
+    stream.append_all([event(str(k)) for k in range(20)], 1.0)
+    loop.rest()
+    assert {len(reader.frames) for reader in readers} == {1}
+    assert readers[0].seqs == list(range(1, 21))
+
+
+# -- who comes and goes in the middle of a pass
+
+
+def test_a_joiner_in_the_middle_of_a_pass() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 3)
+    loop.turn()
+    late = Reader(stream, loop)
+    assert late.state is Sub.LIVE
+    feed(stream, 2)
+    loop.rest()
+    assert late.text == said(stream)
+    assert all(reader.text == said(stream) for reader in readers)
+
+
+def test_leavers_in_the_middle_of_a_pass() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    loop.turn()
+    gone = readers[10], readers[SLICE_MAX + 10], readers[-1]
+    for reader in gone:
+        reader.leave()
+    feed(stream, 1)
+    loop.rest()
+    assert [reader.seqs for reader in gone] == [[1], [], []]
+    assert all(reader.text == said(stream) for reader in readers if reader not in gone)
+    assert len(stream.readers) == MANY - 3
+
+
+def test_all_leave_in_the_middle_of_a_pass() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    loop.turn()
+    for reader in readers:
+        reader.leave()
+    feed(stream, 1)
+    loop.rest()
+    assert stream.direct
+    assert stream.fanout is None
+
+
+# -- the end
+
+
+def test_a_seal_before_a_pass() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
+    loop.rest()
+    assert all(reader.ended is True and reader.seqs == [1] for reader in readers)
+    assert not stream.readers
+
+
+def test_a_seal_in_the_middle_of_a_pass_reaches_those_served_before() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    loop.turn()
+    stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
+    loop.rest()
+    assert all(reader.ended is True and reader.seqs == [1] for reader in readers)
+
+
+def test_a_failure_in_the_middle_of_a_pass() -> None:
+    stream, loop, readers = crowd()
+    stream.source = Source()
+    feed(stream, 1)
+    loop.turn()
+    stream.cancel(CloseReason.CANCELLED, 2.0, message="stopped")
+    loop.rest()
+    assert all(reader.ended is False and reader.seqs == [1, 2] for reader in readers)
+
+
+def test_a_seal_when_nothing_is_pending() -> None:
+    stream, loop, readers = crowd()
+    stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
+    loop.rest()
+    assert all(reader.ended is True for reader in readers)
+
+
+def test_the_stalled_end_when_they_have_read() -> None:
+    stream, loop, readers = crowd()
+    paused, behind = readers[0], readers[1]
+    behind.stall()
+    feed(stream, 50)
+    loop.rest()
+    feed(stream, 50)
+    loop.rest()
+    paused.stall()
+    feed(stream, 1)
+    loop.rest()
+    stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
+    loop.rest()
+    assert [paused.ended, behind.ended] == [None, None]
+    paused.take()
+    behind.take()
+    loop.rest()
+    assert [paused.ended, behind.ended] == [True, True]
+    assert paused.text == behind.text == said(stream)
+
+
+# -- policies in passes
+
+
+def stall_one(policy: Policy, rounds: int) -> tuple[Stream, Loop, Reader, list[Reader]]:
+    stream, loop, readers = crowd(100, policy=policy)
+    stalled = readers[50]
+    stalled.stall()
+    for _ in range(rounds):
+        feed(stream, 2)
+        loop.rest()
+    return stream, loop, stalled, [reader for reader in readers if reader is not stalled]
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_short_stall_is_bridged_by_the_ring(policy: Policy) -> None:
+    stream, loop, stalled, others = stall_one(policy, RING_SLOTS // 2)
+    assert stalled.state is Sub.PAUSED
+    stalled.take()
+    feed(stream, 1)
+    loop.rest()
+    assert (stalled.text, stalled.state) == (said(stream), Sub.LIVE)
+    assert alike(others).text == said(stream)
+
+
+def test_coalesce_in_passes() -> None:
+    stream, loop, stalled, others = stall_one(Policy.COALESCE, 100)
+    assert (stalled.state, stalled.subscriber.ring.bytes_held) == (Sub.BEHIND, 0)
+    stalled.take()
+    loop.rest()
+    assert stalled.text == said(stream)
+    assert len(stalled.events) == 3
+    assert alike(others).text == said(stream)
+
+
+def test_drop_oldest_in_passes() -> None:
+    stream, loop, stalled, others = stall_one(Policy.DROP_OLDEST, 100)
+    assert stalled.state is Sub.PAUSED
+    stalled.take()
+    loop.rest()
+    assert stalled.gaps == [(3, 200 - RING_SLOTS)]
+    assert stalled.seqs == [1, 2, *range(201 - RING_SLOTS, 201)]
+    assert alike(others).text == said(stream)
+
+
+def test_close_in_passes() -> None:
+    stream, _, stalled, others = stall_one(Policy.CLOSE, 100)
+    assert (stalled.cut, stalled.state) == (1, Sub.ENDED)
+    assert alike(others).text == said(stream)
+    assert len(stream.readers) == 99
+
+
+# -- frames that are no longer at hand
+
+
+def test_a_live_reader_that_a_slow_pass_has_not_reached_reads_the_log() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    loop.turn()
+    feed(stream, FRAMES_MAX + 50)
+    loop.rest()
+    assert all(reader.text == said(stream) for reader in readers)
+    assert all(reader.state is Sub.LIVE for reader in readers)
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_paused_reader_that_a_slow_pass_has_not_reached(policy: Policy) -> None:
+    stream, loop, readers = crowd(policy=policy)
+    stalled = readers[-1]
+    stalled.stall()
+    feed(stream, 1)
+    loop.rest()
+    feed(stream, 1)
+    loop.turn()
+    feed(stream, FRAMES_MAX + 50)
+    loop.rest()
+    expected = {Policy.COALESCE: Sub.BEHIND, Policy.DROP_OLDEST: Sub.PAUSED, Policy.CLOSE: Sub.ENDED}[policy]
+    assert stalled.state is expected
+    stalled.take()
+    loop.rest()
+    if policy is Policy.COALESCE:
+        assert stalled.text == said(stream)
+    elif policy is Policy.DROP_OLDEST:
+        last = stream.events
+        assert stalled.gaps == [(2, last - RING_SLOTS)]
+        assert stalled.seqs == [1, *range(last - RING_SLOTS + 1, last + 1)]
+    else:
+        assert (stalled.cut, stalled.seqs) == (1, [1])
+
+
+def test_frames_at_hand_are_bounded() -> None:
+    stream, loop, readers = crowd()
+    fanout = fanout_of(stream)
+    feed(stream, 1)
+    loop.turn()
+    feed(stream, 3 * FRAMES_MAX)
+    assert len(fanout._frames) == FRAMES_MAX
+    for _ in range(20):
+        stream.append(event("x" * 10_000), 1.0)
+        assert fanout._bytes == sum(map(len, fanout._frames)) <= FRAMES_BYTES_MAX
+    stream.append(event("x" * 2 * FRAMES_BYTES_MAX), 1.0)
+    assert len(fanout._frames) == 1
+    loop.rest()
+    assert not fanout._frames
+    assert fanout._bytes == 0
+    assert {reader.subscriber.position for reader in readers} == {stream.log.seq_next}
+
+
+def test_what_everybody_has_is_not_kept_while_events_go_on() -> None:
+    stream, loop, _ = crowd()
+    for _ in range(200):
+        feed(stream, 1)
+        loop.turn()
+        assert len(fanout_of(stream)._frames) <= 6  # of this pass and the next, a few turns each
+
+
+# -- other forms, comments
+
+
+def test_http10_readers_are_served_in_passes_too() -> None:
+    stream, loop, readers = crowd(100)
+    old = Reader(stream, loop, form=Form.BARE)
+    feed(stream, 3)
+    assert old.text == ""
+    loop.rest()
+    assert old.text == said(stream)
+    assert all(reader.text == said(stream) for reader in readers)
+
+
+def test_comments_go_out_in_slices() -> None:
+    stream, loop, readers = crowd()
+    stream.loose(b": early\n", 1.0)
+    stream.loose(b": one\n", 1.0)
+    assert written(readers) == 0
+    loop.turn()
+    assert written(readers) == SLICE_MAX
+    stream.loose(b": two\n", 1.0)
+    feed(stream, 1)
+    loop.rest()
+    for reader in readers:
+        assert reader.body.count(b": one\n") == reader.body.count(b": two\n") == 1
+        assert b": early" not in reader.body
+        assert reader.seqs == [1]
+
+
+# -- a flush interval
+
+
+def test_a_flush_interval_makes_one_write_of_several_events() -> None:
+    loop = Loop()
+    stream = new_stream(loop)
+    stream.use_fanout(loop.fanout(stream, 0.05))
+    readers = [Reader(stream, loop) for _ in range(3)]
+    feed(stream, 4)
+    assert (written(readers), [seconds for seconds, _ in loop.timers]) == (0, [0.05])
+    loop.ring()
+    assert written(readers) == 3
+    feed(stream, 1)
+    loop.ring()
+    assert written(readers) == 6
+    assert all(reader.text == said(stream) for reader in readers)
+    readers[0].leave()
+    assert not stream.direct  # few readers, and yet in passes
+
+
+def test_a_flush_interval_and_the_end() -> None:
+    loop = Loop()
+    stream = new_stream(loop)
+    stream.use_fanout(loop.fanout(stream, 0.05))
+    reader = Reader(stream, loop)
+    feed(stream, 1)
+    stream.seal(CloseReason.SEALED, 1.0, clean=True)
+    loop.ring()
+    assert (reader.ended, reader.seqs) == (True, [1])
+
+
+# -- at once and in passes
+
+
+def test_more_readers_than_go_at_once_are_served_in_passes_and_few_at_once_again() -> None:
+    stream, loop, readers = crowd(DIRECT_READERS_MAX)
+    feed(stream, 2)
+    stalled = readers[7]
+    stalled.stall()
+    feed(stream, 3)
+    readers.append(Reader(stream, loop))
+    assert not stream.direct
+    feed(stream, 3)
+    loop.rest()
+    while len(readers) > DIRECT_READERS_MAX // 2:
+        assert not stream.direct
+        reader = next(reader for reader in readers if reader is not stalled)
+        readers.remove(reader)
+        reader.leave()
+    assert stream.direct
+    feed(stream, 2)
+    assert not loop.turns
+    stalled.take()
+    for reader in readers:
+        assert reader.text == said(stream)
+        assert reader.subscriber.bytes_delivered == sum(map(len, reader.frames))
+        assert reader.subscriber.position == stream.log.seq_next
+
+
+def test_few_are_left_in_the_middle_of_a_pass() -> None:
+    stream, loop, readers = crowd()
+    feed(stream, 1)
+    loop.turn()
+    for reader in readers[5:]:
+        reader.leave()
+    assert not stream.direct
+    loop.rest()
+    assert stream.direct
+    feed(stream, 1)
+    assert all(reader.text == said(stream) for reader in readers[:5])
+
+
+# -- a tenth stalls
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_tenth_of_the_readers_stalls(policy: Policy) -> None:
+    loop = Loop()
+    hub = new_hub(loop)
+    stream = hub.open(core_stream.Dialect.CHAT, 0.0)
+    readers = [Reader(stream, loop, policy=policy) for _ in range(1000)]
+    stalled, others = readers[::10], [reader for k, reader in enumerate(readers) if k % 10]
+    feed(stream, 3)
+    loop.rest()
+    for reader in stalled:
+        reader.stall()
+    for _ in range(60):
+        feed(stream, 4)
+        loop.turn()
+        feed(stream, 1)
+        loop.rest()
+        hub.charge(stream)
+        rings = sum(reader.subscriber.ring.bytes_held for reader in stalled)
+        assert rings <= len(stalled) * RING_BYTES_MAX
+        assert sum(len(reader.held) for reader in stalled) <= len(stalled) * 3 * 300  # a write that the kernel refused
+        assert len({len(reader.sent) for reader in others}) == 1  # nobody is behind, whoever stalls
+    assert hub.log_bytes == stream.log.bytes_held < 16 * 1024
+    assert len({bytes(reader.sent) for reader in others}) == 1
+    assert others[0].text == said(stream)
+    assert max(len(reader.frames) for reader in others) <= 1 + 2 * 60
+    for reader in stalled:
+        reader.take()
+    loop.rest()
+    last = stream.events
+    for reader in stalled[::10]:
+        if policy is Policy.COALESCE:
+            assert reader.text == said(stream)
+        elif policy is Policy.DROP_OLDEST:
+            ((first, until),) = reader.gaps
+            assert until == last - RING_SLOTS
+            assert reader.seqs == [*range(1, first), *range(until + 1, last + 1)]
+        else:
+            assert (reader.cut, reader.left) == (1, True)
+            assert reader.seqs == list(range(1, len(reader.seqs) + 1))
+
+
+# -- all of it at once
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["feed", "read", "turn", "join", "leave", "stall", "take", "loose", "old"]), st.integers(0, 7)
+    ),
+    max_size=80,
+)
+
+
+class Crowd:
+    """A few readers under bounds so small that everything happens."""
+
+    def __init__(self, policy: Policy, flush_interval_s: float) -> None:
+        self.policy = policy
+        self.loop = Loop()
+        self.stream = new_stream(self.loop)
+        self.stream.catchup_bytes_max = 600
+        if flush_interval_s:
+            self.stream.use_fanout(self.loop.fanout(self.stream, flush_interval_s))
+        self.readers: list[Reader] = []
+
+    def do(self, step: str, number: int) -> None:
+        chosen = self.readers[number % len(self.readers)] if self.readers else None
+        acts: dict[str, Callable[[], object]] = {
+            "feed": lambda: feed(self.stream, 1 + number),
+            "read": lambda: self.stream.append_all(
+                [event(f"{self.stream.log.seq_next + k} ") for k in range(number + 1)], 1.0
+            ),
+            "turn": self.turn,
+            "join": lambda: self.readers.append(Reader(self.stream, self.loop, policy=self.policy)),
+            "old": lambda: self.readers.append(Reader(self.stream, self.loop, form=Form.BARE)),
+            "loose": lambda: self.stream.loose(b": c\n", 1.0),
+        }
+        if step in acts:
+            acts[step]()
+        elif chosen is not None:
+            {"leave": chosen.leave, "stall": chosen.stall, "take": lambda: chosen.take(50 * number)}[step]()
+        self.readers = [reader for reader in self.readers if not reader.left]
+
+    def turn(self) -> None:
+        self.loop.turn()
+        timers, self.loop.timers = self.loop.timers, []
+        for _, timer in timers:
+            timer()
+
+    def finish(self) -> None:
+        self.stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
+        for reader in self.readers:
+            reader.take()
+        for _ in range(5):
+            self.loop.rest()
+            self.loop.ring()
+
+
+@given(STEPS, st.sampled_from(list(Policy)), st.sampled_from([0.0, 0.05]), st.integers(1, 3), st.integers(1, 5))
+def test_whatever_happens_every_token_is_there_or_announced(
+    steps: list[tuple[str, int]], policy: Policy, flush_interval_s: float, slice_max: int, frames_max: int
+) -> None:
+    with (
+        mock.patch.object(core_fanout, "SLICE_MAX", slice_max),
+        mock.patch.object(core_fanout, "FRAMES_MAX", frames_max),
+        mock.patch.object(core_stream, "DIRECT_READERS_MAX", 2),
+    ):
+        crowd = Crowd(policy, flush_interval_s)
+        for step, number in steps:
+            crowd.do(step, number)
+        crowd.finish()
+    for reader in crowd.readers:
+        assert (reader.ended is True) is not bool(reader.cut)
+        words = [int(word) for word in reader.text.split()]
+        covered = words + [seq for first, last in reader.gaps for seq in range(first, last + 1)]
+        assert sorted(covered) == list(range(1, len(covered) + 1))
+        assert words == sorted(words)
+        assert reader.cut or len(covered) == crowd.stream.events
+        assert reader.gaps == [] or policy is Policy.DROP_OLDEST
+        assert reader.subscriber.bytes_delivered == sum(map(len, reader.frames))
+    assert not crowd.stream.readers
