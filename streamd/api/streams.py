@@ -260,6 +260,7 @@ class WaitForName:
 
 
 def state_word(stream: Stream) -> str:
+    """`live` or `sealed`."""
     return "live" if stream.reason is None else "sealed"
 
 

@@ -70,6 +70,8 @@ BROKEN_END_S = 0.25
 
 
 class At(enum.Enum):
+    """Where a connection is; the module says what each means."""
+
     HEAD = "head"
     BODY = "body"
     WAITING = "waiting"
@@ -81,6 +83,8 @@ class At(enum.Enum):
 
 
 class Step(enum.Enum):
+    """What moves it on."""
+
     BEGIN = "begin"  # a head is there
     WHOLE = "whole"  # and the body
     STREAM = "stream"  # the answer is a stream

@@ -43,6 +43,8 @@ COLLECTED_BYTES_MAX = 16 * 1024
 
 
 class Phase(enum.Enum):
+    """How far an exchange has come; the module says what each means."""
+
     CHOOSING = "choosing"
     ASKED = "asked"
     STREAMING = "streaming"

@@ -62,6 +62,7 @@ class Problem(Exception):
 
 
 def not_found(path: str) -> Problem:
+    """404 for a path that nobody answers."""
     return Problem(
         404,
         f"There is nothing at {path}. The API is under /v1/; /healthz, /readyz and /metrics are here too.",
@@ -71,6 +72,7 @@ def not_found(path: str) -> Problem:
 
 
 def method_not_allowed(path: str, allowed: tuple[str, ...]) -> Problem:
+    """405 with Allow (RFC 9110 15.5.6)."""
     return Problem(
         405,
         f"{path} takes {', '.join(allowed)}.",

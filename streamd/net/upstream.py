@@ -43,6 +43,8 @@ LEFT_OUT_S_MAX = 30.0
 
 
 class Up(enum.Enum):
+    """Where a connection to an upstream is; the module says what each means."""
+
     IDLE = "idle"
     HEAD = "head"
     BODY = "body"
