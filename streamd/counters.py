@@ -96,4 +96,5 @@ class Counters:
 
 
 def bump(table: dict[K, int], key: K) -> None:
+    """Count one more of that key."""
     table[key] = table.get(key, 0) + 1
