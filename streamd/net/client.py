@@ -345,11 +345,12 @@ class ClientConnection(asyncio.Protocol):
         elif self.at in ANSWERING or (self.at is At.HEAD and self.paused):
             # No request is begun while its client doesn't take the answers to those before it.
             self._behind += data
-            if len(self._behind) > self._runtime.settings.pipeline_bytes_max:
-                self.abort(CloseReason.PIPELINE_FULL)
         elif self.at is At.HEAD:
             behind, self._behind = self._behind, b""  # _go_on() may not have had its turn yet
             self._take_head(behind + data)
+        # Here, so that it holds as well for what came in one read with the request.
+        if len(self._behind) > self._runtime.settings.pipeline_bytes_max and (self.at in ANSWERING or self.paused):
+            self.abort(CloseReason.PIPELINE_FULL)
 
     def _take_head(self, data: bytes) -> None:
         reader = self._reader_of_heads
