@@ -1,0 +1,347 @@
+"""Drain: every phase on a clock that jumps, and what each kind of reader is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Client, Rig, chunk, event, events_in, get, post, rig, text_of
+
+from streamd.core.stream import Stream
+from streamd.daemon.drain import FIRST_WORDS_S, LAST_WORDS_S, STEP_S, Drain, Report, State
+from streamd.daemon.worker import QUICK_DRAIN_S
+from streamd.reasons import CloseReason
+
+TIMEOUT_S = 30.0
+
+
+@contextlib.contextmanager
+def serving(**settings: Any) -> Iterator[Rig]:
+    """A rig whose worker may drain; its sweep goes on for the rig's own checks at the end."""
+    settings.setdefault("drain_timeout_s", TIMEOUT_S)
+    with rig(**settings) as r:
+        yield r
+        r.runtime.sweep.start()
+
+
+def begin(r: Rig, **how: Any) -> None:
+    r.worker.drain(**how)
+    r.turn()
+
+
+# The end is looked for so often, by a poll.
+LOOK_S = 0.02
+
+
+def report(r: Rig) -> Report:
+    """What the drain came to; it must be over, but for one look."""
+    r.pass_time(LOOK_S)
+    assert r.worker.drained.done(), "still draining"
+    assert r.worker.state is State.STOPPED
+    return r.worker.drained.result()
+
+
+def reading(r: Rig, *events: bytes, body: dict[str, Any] = CHAT, fields: tuple[str, ...] = (), **how: Any) -> Client:
+    """A reader of a generation that runs."""
+    client = r.client(post(body, *fields), **how)
+    r.reply(SSE_HEAD + chunk(*events))
+    return client
+
+
+def published(r: Rig, name: str, *deltas: str) -> Stream:
+    client = r.client(get(f"/v1/streams/{name}", "Content-Length: 0", method="PUT"))
+    assert client.answer.status == 201
+    for delta in deltas:
+        client.send(post(delta.encode(), "Content-Type: text/plain", path=f"/v1/streams/{name}/events"))
+    client.fin()
+    stream = r.runtime.hub.get(name)
+    assert stream is not None
+    return stream
+
+
+def the_reconnect(client: Client) -> Any:
+    """The last event of an answer that was cut: a farewell, with the reader's position."""
+    assert client.gone and not client.answer.whole
+    last = events_in(client.answer.body)[-1]
+    assert last.name == "reconnect"
+    return last.json
+
+
+def test_an_idle_daemon_stops_at_once() -> None:
+    with serving() as r:
+        idle = r.client(get("/healthz"))
+        before = r.loop.time()
+        begin(r)
+        assert report(r) == Report()
+        assert r.loop.time() - before < 0.1
+        assert idle.gone
+
+
+def test_for_drain_delay_everything_goes_on_but_readiness() -> None:
+    with serving(drain_delay_s=5.0) as r:
+        client = r.client()
+        begin(r)
+        r.pass_time(4.9)
+        client.send(get("/readyz"))
+        assert client.answers[-1].status == 503
+        assert client.answers[-1].body == b'{"status":"draining"}'
+        assert client.answers[-1].get("connection") is None
+        reader = reading(r, event("a"), DONE)
+        r.reply(LAST)
+        assert reader.answer.whole
+        r.pass_time(0.2)
+        assert client.gone and report(r).cut == 0
+
+
+def test_a_generation_that_ends_in_the_window_ends_as_ever() -> None:
+    with serving() as r:
+        reader = reading(r, event("Hel"))
+        begin(r)
+        r.pass_time(10)
+        r.reply(chunk(event("lo"), DONE) + LAST)
+        assert text_of(events_in(reader.answer.body)) == "Hello"
+        assert reader.answer.whole and reader.gone
+        r.pass_time(STEP_S)
+        assert report(r) == Report(finished=1)
+
+
+def test_during_it_answers_carry_close_and_new_streams_are_refused() -> None:
+    with serving() as r:
+        holding = reading(r, event("a"))
+        new, asking = r.client(), r.client()
+        begin(r)
+        new.send(post(CHAT))
+        assert new.answer.status == 503 and new.answer.error["code"] == "draining"
+        assert 1 <= int(new.answer.get("retry-after") or 0) <= 60
+        assert new.answer.get("x-should-retry") == "true"
+        assert new.answer.get("connection") == "close" and new.gone
+        asking.send(get("/readyz"))
+        assert (asking.answer.status, asking.answer.get("connection")) == (503, "close")
+        assert asking.gone and not holding.gone
+        publisher = r.client(get("/v1/streams/news", "Content-Length: 0", method="PUT"))
+        assert publisher.answer.error["code"] == "draining"
+
+
+def test_a_reader_may_resume_what_still_runs() -> None:
+    with serving(resume_grace_s=20.0) as r:
+        reader = reading(r, event("a"))
+        stream_id = reader.answer.get("x-stream-id")
+        back = r.client()
+        begin(r)
+        back.send(get(f"/v1/streams/{stream_id}", f"Last-Event-ID: {stream_id}:1"))
+        r.reply(chunk(event("b"), DONE) + LAST)
+        assert text_of(events_in(back.answer.body)) == "b"
+        assert back.answer.whole and reader.answer.whole
+        r.pass_time(STEP_S)
+        assert report(r).finished == 1
+
+
+def test_a_connection_that_was_just_accepted_is_heard_first() -> None:
+    with serving() as r:
+        silent, late = r.client(), r.client(b"POST /v1/chat")
+        begin(r)
+        assert not r.worker.drained.done()
+        r.pass_time(FIRST_WORDS_S / 2)
+        late.send(post(CHAT)[len("POST /v1/chat") :])
+        assert late.answer.error["code"] == "draining"
+        assert not silent.gone
+        r.pass_time(FIRST_WORDS_S)
+        assert silent.gone and silent.raw == b""
+        assert report(r) == Report()
+
+
+def test_a_generation_within_its_grace_holds_it_open_and_one_whose_grace_is_over_does_not() -> None:
+    with serving(resume_grace_s=8.0, stall_timeout_s=2.0) as r:
+        reader = reading(r, event("x" * 100_000), capacity=1000)
+        r.pass_time(3)
+        assert reader.gone
+        (stream,) = r.runtime.hub
+        assert stream.grace_until
+        begin(r)
+        r.pass_time(5)
+        assert not r.worker.drained.done()
+        r.pass_time(4)
+        assert stream.reason is CloseReason.ABANDONED
+        assert report(r) == Report()
+
+
+def test_a_detached_generation_may_finish() -> None:
+    with serving(detach_grace_s=20.0) as r:
+        reader = reading(r, event("a"))
+        reader.fin()
+        begin(r)
+        r.pass_time(2)
+        assert not r.worker.drained.done()
+        r.reply(chunk(event("b"), DONE) + LAST)
+        r.pass_time(STEP_S)
+        assert report(r).finished == 1
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_at_the_deadline_each_reader_is_told_where_it_stands(quick: bool) -> None:
+    with serving() as r:
+        readers = [reading(r, *[event(str(k))] * (k + 1)) for k in range(3)]
+        streams = tuple(r.runtime.hub)
+        begin(r, quick=quick)
+        r.pass_time((QUICK_DRAIN_S if quick else TIMEOUT_S) - STEP_S)
+        assert not any(reader.gone for reader in readers)
+        r.pass_time(2 * STEP_S)
+        assert report(r) == Report(cut=3)
+        for k, reader in enumerate(readers):
+            told = the_reconnect(reader)
+            assert told["last_id"] == f"{reader.answer.get('x-stream-id')}:{k + 1}"
+            assert 1000 <= told["retry_ms"] <= 5000
+        assert [stream.reason for stream in streams] == [CloseReason.RESTARTED] * 3
+        assert all(link.closed for link in r.links)
+
+
+def test_a_cut_generations_log_ends_with_the_error_that_says_so() -> None:
+    with serving() as r:
+        reader = reading(r, event("a"), event("b"))
+        (stream,) = r.runtime.hub
+        begin(r)
+        r.pass_time(TIMEOUT_S + STEP_S)
+        assert reader.gone
+        assert stream.log.seq_next == 4
+        (_, last), *_ = stream.log.read(stream.log.seek(3), bytes_max=1)
+        error = events_in(last)[0].json["error"]
+        assert error["code"] == "restarted" and "restart" in error["message"]
+        assert not stream.ended_clean
+
+
+def test_however_many_leave_at_once_none_is_stopped_for_its_reader() -> None:
+    with serving(detached_max=2) as r:
+        readers = [reading(r, event("a")) for _ in range(6)]
+        streams = tuple(r.runtime.hub)
+        begin(r)
+        r.pass_time(TIMEOUT_S + STEP_S)
+        assert {stream.reason for stream in streams} == {CloseReason.RESTARTED}
+        assert all(the_reconnect(reader)["error"]["code"] == "reconnect" for reader in readers)
+
+
+def test_told_again_it_goes_to_the_end_at_once() -> None:
+    with serving(drain_delay_s=100.0) as r:
+        reader = reading(r, event("a"))
+        began_at = r.loop.time()
+        begin(r)
+        r.pass_time(1)
+        begin(r)
+        assert report(r).cut == 1
+        assert r.loop.time() - began_at == pytest.approx(1 + LOOK_S)
+        assert reader.gone
+
+
+def test_a_stalled_reader_does_not_hold_up_the_end() -> None:
+    with serving(stall_timeout_s=0.0) as r:
+        stalled = reading(r, event("x" * 50_000), capacity=1000)
+        begin(r)
+        r.pass_time(TIMEOUT_S + STEP_S)
+        assert not r.worker.drained.done() and not stalled.gone
+        r.pass_time(LAST_WORDS_S)
+        assert report(r).cut == 1
+        assert stalled.transport.aborted
+
+
+# Published streams
+
+
+def test_published_readers_are_moved_evenly_and_keep_their_position() -> None:
+    with serving(drain_timeout_s=10.0) as r:
+        reading(r, event("a"))  # holds it open
+        stream = published(r, "news", "one", "two")
+        readers = [r.client(get("/v1/streams/news")) for _ in range(40)]
+        begin(r)
+        gone = []
+        for _ in range(10):
+            r.pass_time(1)
+            gone.append(sum(reader.gone for reader in readers))
+        assert all(abs(count - 4 * (k + 1)) <= 1 for k, count in enumerate(gone))
+        for reader in readers:
+            told = the_reconnect(reader)
+            assert told["last_id"] == f"news:{stream.epoch}:2"
+            assert text_of(events_in(reader.answer.body)[:-1]) == ""
+            assert [read.json["delta"] for read in events_in(reader.answer.body)[:-1]] in (["one", "two"], ["onetwo"])
+        r.pass_time(1)
+        assert (report(r).moved, report(r).cut) == (40, 1)
+        assert stream.reason is None
+        r.worker.streams.stop_stream(stream)
+
+
+def test_published_streams_never_hold_it_open() -> None:
+    with serving() as r:
+        stream = published(r, "news", "one")
+        reader = r.client(get("/v1/streams/news"))
+        before = r.loop.time()
+        begin(r)
+        assert report(r) == Report(moved=1)
+        assert r.loop.time() - before < STEP_S
+        assert the_reconnect(reader)["last_id"] == f"news:{stream.epoch}:1"
+        r.worker.streams.stop_stream(stream)
+
+
+def test_a_publisher_in_the_middle_of_a_body_is_told_to_try_again_and_its_stream_waits() -> None:
+    with serving() as r:
+        stream = published(r, "news")
+        head = get("/v1/streams/news/events", "Transfer-Encoding: chunked", "Content-Type: text/plain", method="POST")
+        publisher = r.client(head + b"3\r\none\r\n")
+        assert stream.events == 1
+        begin(r)
+        r.pass_time(LAST_WORDS_S + STEP_S)
+        assert publisher.answer.status == 503 and publisher.answer.error["code"] == "draining"
+        assert publisher.answer.get("retry-after")
+        assert stream.reason is None and stream.events == 1
+        assert report(r) == Report()
+        r.worker.streams.stop_stream(stream)
+
+
+# Others
+
+
+def test_who_still_waits_for_an_answer_gets_one() -> None:
+    with serving() as r:
+        waiting = r.client(post(WHOLE))
+        begin(r)
+        r.pass_time(TIMEOUT_S - STEP_S)
+        assert waiting.raw == b""
+        r.pass_time(2 * STEP_S)
+        assert (waiting.answer.status, waiting.answer.error["code"]) == (503, "draining")
+        assert waiting.answer.get("x-should-retry") == "false"
+        assert r.link.closed
+
+
+def test_a_reader_with_an_unannounced_gap_is_sent_back_in_front_of_it() -> None:
+    with serving(policy="drop_oldest", ring_slots=32) as r:
+        reader = reading(r, event("x" * 2000), capacity=600)
+        for k in range(40):
+            r.reply(chunk(event(str(k))))
+        begin(r)
+        begin(r)
+        reader.take()
+        assert report(r).cut == 1
+        assert the_reconnect(reader)["last_id"].endswith(":1")
+
+
+def test_a_connection_whose_answer_is_cut_off_counts_as_drained() -> None:
+    with serving() as r:
+        reading(r, event("a"))
+        begin(r)
+        r.pass_time(TIMEOUT_S + STEP_S)
+        assert r.closed[CloseReason.DRAINING] == 1
+        assert ("POST /v1/chat/completions", CloseReason.DRAINING, 200) in r.ended
+
+
+def test_the_accept_queue_is_emptied_before_anything_is_closed() -> None:
+    """The order: listeners first (whatever that takes), then 503 for what is new."""
+    with serving() as r:
+        asked: list[bool] = []
+
+        async def close_listeners() -> None:
+            asked.append(r.runtime.draining)
+            await asyncio.sleep(1)
+
+        drain = Drain(r.runtime, delay_s=0.0, timeout_s=1.0, close_listeners=close_listeners)
+        assert r.loop.run_until_complete(drain.run()) == Report()
+        assert asked == [False] and r.runtime.draining
