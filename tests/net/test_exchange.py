@@ -447,6 +447,7 @@ def test_a_whole_stream_may_have_a_limit() -> None:
             r.reply(chunk(event(str(n))))
             r.pass_time(1.0)
         assert error_event(client)["code"] == "upstream_stream_timeout"
+        assert r.runtime.counters.upstream_failures == {}  # it is no fault of the upstream's
 
 
 def test_the_commit() -> None:
