@@ -529,7 +529,7 @@ class Exchange:
         return self._phase is Phase.PASSING and self.connection is not None and self.connection.paused
 
     def _timed_out(self, reason: CloseReason) -> None:
-        if self._upstream is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # that one is our own limit
+        if self._upstream is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # our own limit
             self._count_failure(self._upstream, reason)
         text = _TIME_OUT_TEXTS[reason]
         if self._phase in (Phase.STREAMING, Phase.PASSING):
