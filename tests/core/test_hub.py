@@ -1,0 +1,342 @@
+"""The registry of streams: names, graces, retention, and what all logs together weigh."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fakes import event
+from sinks import Loop, Reader, Source, feed, new_hub
+
+from streamd.core.hub import ID_LEN, Gone, Hub, body_hash
+from streamd.core.limits import Account
+from streamd.core.stream import CountedStream, Stream, Subscriber
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
+from streamd.wire.event_id import valid_stream_id
+
+
+def opened(hub: Hub, now: float = 0.0, *, retention_s: float = 60.0, **given: object) -> Stream:
+    stream = hub.open(Dialect.CHAT, now, **given)  # type: ignore[arg-type]
+    stream.retention_s = retention_s
+    stream.source = Source()
+    return stream
+
+
+def reading(hub: Hub, stream: Stream, reason: CloseReason = CloseReason.READER_GONE, now: float = 5.0) -> Reader:
+    """A reader that leaves by way of the hub, as connections do."""
+
+    def leave(subscriber: Subscriber) -> None:
+        hub.leave(subscriber, reason, now)
+
+    hub.settle(stream)
+    return Reader(stream, Loop(), leave=leave)
+
+
+# -- ids and names
+
+
+def test_ids_have_their_form_and_nobody_guesses_them() -> None:
+    hub = new_hub()
+    ids = {opened(hub).id for _ in range(100)}
+    assert len(ids) == 100
+    assert all(valid_stream_id(each.encode()) and len(each) == ID_LEN for each in ids)
+    assert all(hub.get(each) is not None for each in ids)
+
+
+def test_an_id_of_a_process_that_has_ended_is_gone() -> None:
+    before, after = new_hub(), new_hub()
+    with pytest.raises(Gone):
+        after.get(opened(before).id)
+    assert after.get("s_" + "x" * (ID_LEN - 2)) is None  # of another slot
+    assert after.get("anything") is None
+
+
+def test_a_name_is_taken_until_its_stream_is_removed() -> None:
+    hub = new_hub()
+    stream = opened(hub, name="n", epoch="abcdef")
+    with pytest.raises(KeyError):
+        opened(hub, name="n")
+    assert stream.event_id(7) == "n:abcdef:7"
+    stream.seal(CloseReason.SEALED, 1.0, clean=True)
+    hub.remove(stream)
+    assert hub.get("n") is None
+    assert opened(hub, name="n") is not stream
+
+
+def test_a_streams_own_bounds_are_at_most_everybodys() -> None:
+    hub = new_hub(stream_log_bytes_max=1000, stream_log_events_max=50)
+    own = opened(hub, log_bytes_max=500, log_events_max=10).log
+    most = opened(hub, log_bytes_max=5000, log_events_max=500).log
+    assert (own.bytes_max, own.events_max) == (500, 10)
+    assert (most.bytes_max, most.events_max) == (1000, 50)
+
+
+def test_idempotency_keys_are_each_principals_own_and_go_with_their_stream() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    hub.keep_key("a", "k", body_hash(b"x"), stream)
+    hub.keep_key("b", "k", body_hash(b"x"), None)
+    kept = hub.by_key("a", "k")
+    assert kept is not None
+    assert (kept.stream, kept.body_hash) == (stream, body_hash(b"x"))
+    assert hub.by_key("c", "k") is None
+    hub.forget_key("b", "k")
+    hub.forget_key("b", "k")
+    assert hub.by_key("b", "k") is None
+    stream.seal(CloseReason.COMPLETE, 0.0, clean=True)
+    hub.remove(stream)
+    assert hub.by_key("a", "k") is None
+
+
+def created(name: str) -> bytes:
+    body = {"type": "response.created", "sequence_number": 0, "response": {"id": name}}
+    return b"event: response.created\ndata: " + json.dumps(body).encode() + b"\n\n"
+
+
+def test_responses_are_found_by_the_id_that_the_upstream_gave_them() -> None:
+    hub = new_hub()
+    streams = [hub.open(Dialect.RESPONSES, 0.0) for _ in range(2)]
+    for stream, owner in zip(streams, "ab", strict=True):
+        stream.owner = owner
+        stream.append(created("resp_1"), 1.0)
+    assert [hub.by_response_id(owner, "resp_1") for owner in "abc"] == [*streams, None]
+    streams[0].seal(CloseReason.COMPLETE, 1.0, clean=True)
+    hub.remove(streams[0])
+    assert [hub.by_response_id(owner, "resp_1") for owner in "ab"] == [None, streams[1]]
+
+
+def test_an_id_said_again_is_the_newest_streams() -> None:
+    hub = new_hub()
+    old, new = (hub.open(Dialect.RESPONSES, 0.0) for _ in range(2))
+    for stream in (old, new):
+        stream.append(created("resp_1"), 1.0)
+        stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    hub.remove(old)
+    assert hub.by_response_id("", "resp_1") is new
+    hub.remove(new)
+    assert not hub._by_response
+
+
+def conversation(hub: Hub, principal: str, name: str) -> CountedStream:
+    return hub.open_conversation(Dialect.CHAT, 0.0, principal=principal, conversation=name)
+
+
+def test_a_conversation_is_its_newest_stream() -> None:
+    hub = new_hub()
+    old, new, other = (conversation(hub, *given) for given in (("a", "c"), ("a", "c"), ("b", "c")))
+    assert (hub.by_conversation("a", "c"), hub.by_conversation("b", "c")) == (new, other)
+    assert dict(hub.conversations("a")) == {"c": new}
+    hub.remove(old)
+    assert hub.by_conversation("a", "c") is new
+    hub.remove(new)
+    assert hub.by_conversation("a", "c") is None
+    hub.forget_conversation("b", "c")
+    hub.forget_conversation("b", "c")
+    assert hub.get(other.id) is other
+    hub.remove(other)
+    assert not hub._by_conversation
+    assert not hub._conversation_of
+
+
+# -- graces
+
+
+def test_the_last_reader_of_a_generation_ends_it() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    first, second = reading(hub, stream), reading(hub, stream)
+    first.leave()
+    assert stream.reason is None
+    second.leave()
+    assert stream.reason is CloseReason.READER_GONE
+    assert hub.detached == 0
+
+
+def test_a_published_stream_outlives_its_readers() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    stream.source = Source(needs_reader=False)
+    reading(hub, stream).leave()
+    hub.sweep(hub, 1000.0)
+    assert (stream.reason, hub.detached) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("left", "grace_s"),
+    [
+        (CloseReason.READER_GONE, 10),
+        (CloseReason.NETWORK_LOST, 30),
+        (CloseReason.STALLED, 30),
+        (CloseReason.SLOW_CONSUMER, 30),
+        (CloseReason.DRAINING, 30),
+    ],
+)
+def test_who_closed_decides_how_long_it_goes_on(left: CloseReason, grace_s: int) -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    stream.detach_grace_s, stream.resume_grace_s = 10.0, 30.0
+    reading(hub, stream, left, now=5.0).leave()
+    assert (hub.detached, stream.grace_until) == (1, 5.0 + grace_s)
+    hub.sweep(hub, 5.0 + grace_s - 0.1)
+    assert stream.reason is None
+    hub.sweep(hub, 5.0 + grace_s)
+    assert (stream.reason, hub.detached) == (CloseReason.ABANDONED, 0)
+
+
+def test_a_reader_that_comes_back_settles_it_and_the_next_grace_is_whole() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    stream.detach_grace_s = 10.0
+    reading(hub, stream, now=0.0).leave()
+    back = reading(hub, stream, now=8.0)
+    assert (hub.detached, stream.grace_until) == (0, 0.0)
+    hub.sweep(hub, 20.0)
+    assert stream.reason is None
+    back.leave()
+    assert (hub.detached, stream.grace_until) == (1, 18.0)
+
+
+def test_an_orphan_twice_over_is_counted_once() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    hub.orphan(stream, 5.0, CloseReason.READER_GONE, 0.0)
+    hub.orphan(stream, 9.0, CloseReason.READER_GONE, 0.0)
+    assert (hub.detached, stream.grace_until) == (1, 9.0)
+    hub.orphan(stream, 0.0, CloseReason.READER_GONE, 1.0)
+    assert (hub.detached, stream.reason) == (0, CloseReason.READER_GONE)
+
+
+def test_the_detached_are_bounded() -> None:
+    hub = new_hub(detached_max=2)
+    streams = [opened(hub) for _ in range(3)]
+    for stream in streams:
+        stream.detach_grace_s = 10.0
+        reading(hub, stream).leave()
+    assert [stream.reason for stream in streams] == [None, None, CloseReason.READER_GONE]
+    assert hub.detached == 2
+
+
+# -- the end, and afterwards
+
+
+def test_a_sealed_stream_stays_for_its_retention_and_for_its_readers() -> None:
+    hub = new_hub()
+    stream = opened(hub, retention_s=60.0)
+    feed(stream, 50)
+    reader = Reader(stream, Loop(), capacity=0, leave=lambda subscriber: hub.leave(subscriber, CloseReason.COMPLETE, 0))
+    stream.seal(CloseReason.COMPLETE, 10.0, clean=True)
+    hub.sweep(hub, 1000.0)
+    assert hub.get(stream.id) is stream
+    reader.take()
+    assert reader.left
+    gone: list[Stream] = []
+    hub.on_removed = gone.append
+    hub.sweep(hub, 69.9)
+    assert len(hub) == 1
+    hub.sweep(hub, 70.0)
+    assert (len(hub), hub.log_bytes, gone) == (0, 0, [stream])
+    hub.remove(stream)
+    assert gone == [stream]
+
+
+def test_a_stream_with_a_reader_is_never_removed() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    reading(hub, stream)
+    with pytest.raises(AssertionError):
+        hub.remove(stream)
+
+
+def test_what_is_sealed_is_told_and_settled() -> None:
+    hub = new_hub()
+    sealed: list[Stream] = []
+    hub.on_sealed = sealed.append
+    stream = opened(hub)
+    hub.orphan(stream, 5.0, CloseReason.READER_GONE, 0.0)
+    stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    assert (sealed, hub.detached) == ([stream], 0)
+
+
+def test_a_keys_account_pays_for_the_tokens() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    account = stream.account = Account()
+    account.streams_now = 1
+    feed(stream, 10)
+    hub.sweep(hub, 1.0)
+    assert account.tokens_total == 10
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":12}}\n\n'
+    stream.append(usage, 1.0)
+    stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    assert (account.tokens_total, account.streams_now) == (12, 0)
+
+
+# -- memory
+
+
+def total(hub: Hub) -> int:
+    return sum(stream.log.bytes_held for stream in hub)
+
+
+def test_the_sum_follows_the_logs() -> None:
+    hub = new_hub()
+    streams = [opened(hub) for _ in range(3)]
+    for k, stream in enumerate(streams):
+        feed(stream, 500 * k)
+    hub.sweep(hub, 1.0)
+    assert hub.log_bytes == total(hub)
+    assert (hub.events_total, hub.text_events_total) == (1500, 1500)
+    assert hub.event_bytes_total == sum(stream.frame_bytes for stream in streams)
+    streams[2].seal(CloseReason.COMPLETE, 1.0, clean=True)
+    hub.remove(streams[2])
+    assert hub.log_bytes == total(hub)
+    assert hub.events_total == 1500
+
+
+def test_over_the_budget_the_finished_go_first_and_the_oldest_of_them() -> None:
+    hub = new_hub()
+    streams = [opened(hub, retention_s=1000.0) for _ in range(4)]
+    for k, stream in enumerate(streams):
+        feed(stream, 2000)
+        if k:
+            stream.seal(CloseReason.COMPLETE, 10.0 - k, clean=True)
+    hub.sweep(hub, 11.0)
+    hub.log_bytes_max = hub.log_bytes * 3 // 4 - 1
+    hub.sweep(hub, 12.0)
+    assert [hub.get(stream.id) is not None for stream in streams] == [True, True, False, False]
+    assert streams[0].log.seq_first == 1
+
+
+def test_then_the_oldest_halves_of_the_longest() -> None:
+    hub = new_hub()
+    short, long = opened(hub), opened(hub)
+    feed(short, 100)
+    for _ in range(200):
+        long.append(event("x" * 400), 1.0)
+    hub.sweep(hub, 1.0)
+    before = long.log.bytes_held
+    hub.log_bytes_max = hub.log_bytes - 1
+    hub.sweep(hub, 2.0)
+    assert short.log.seq_first == 1
+    assert long.log.seq_first > 50
+    assert long.log.bytes_held <= before // 2
+    assert hub.log_bytes == total(hub) <= hub.log_bytes_max
+
+
+def test_a_read_stream_is_halved_and_not_removed() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    stream.catchup_bytes_max = 800
+    feed(stream, 2000)
+    loop = Loop()
+    reader = Reader(stream, loop, capacity=0)
+    stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    hub.log_bytes_max = 2000
+    hub.sweep(hub, 2.0)
+    assert hub.get(stream.id) is stream
+    written = reader.subscriber.position - 1
+    reader.take()
+    loop.rest()
+    assert reader.gaps == [(written + 1, stream.log.seq_first - 1)]
+    assert reader.ended is True
