@@ -1,7 +1,8 @@
 """The little that is known of the JSON: is an event a text delta, which part of it is the text, how do neighbours join.
 
-Four dialects are known: chat completions, completions, Responses, and Anthropic's messages. An event is a *text delta*
-if text is all that it adds: one text in the delta, no finish_reason, no logprobs, no usage. Two uses:
+Four dialects are known: chat completions, completions, Responses, and Anthropic's messages; and streamd's own form of
+published text, `{"delta": "…"}`. An event is a *text delta* if text is all that it adds: one text in the delta, no
+finish_reason, no logprobs, no usage. Two uses:
 
 - A `Template` is learnt from one event and cuts it into fixed pieces and *holes*: the text, and what changes beside it
   from event to event: `created`, `sequence_number`, padding. The replay log keeps the pieces once. A later event
@@ -337,6 +338,8 @@ def _parts(parsed: Json) -> list[_Part]:
         known = [part for part in parts if part]
         return known if len({part.index for part in known}) == len(parts) else []
     kind, delta = parsed.get("type"), parsed.get("delta")
+    if len(parsed) == 1 and _is_text(delta):  # what streamd makes of published text (wire/publish.py)
+        return [_Part({}, 0, parsed, ("delta",))]
     if not isinstance(kind, str):
         return []
     if kind in _RESPONSES_DELTAS and _is_text(delta) and not parsed.get("logprobs"):

@@ -67,6 +67,7 @@ DELTAS = {
     "messages": messages({"type": "text_delta", "text": T}),
     "messages thinking": messages({"type": "thinking_delta", "thinking": T}),
     "messages json": messages({"type": "input_json_delta", "partial_json": T}),
+    "published text": {"delta": T},
 }
 # Text, but not alone, or in no shape that is known.
 OTHERS = {
@@ -94,7 +95,7 @@ OTHERS = {
     "message_start": {"type": "message_start", "message": {"content": [T]}},
     "more in delta": messages({"type": "text_delta", "text": T, "more": 1}),
     "type is no string": messages({"type": "text_delta", "text": T}) | {"type": 1},
-    "topic": {"delta": T},
+    "published text and more": {"delta": T, "n": 1},
     "error": {"error": {"message": T}},
     "list": [T],
     "number": 1,
