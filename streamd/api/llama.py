@@ -28,6 +28,9 @@ from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 
 HEADER = b"x-conversation-id"
+STREAM = "/v1/stream"
+LOOKUP = "/v1/streams/lookup"
+PATHS = (STREAM, LOOKUP)
 
 # A UUID and a model's path behind `::`; Linux's PATH_MAX is 4,096, but names of models are not that long.
 CONVERSATION_BYTES_MAX = 512
@@ -48,9 +51,9 @@ class Llama:
         self._lookup = {"POST": Plan(answer=self.lookup, body_bytes_max=LOOKUP_BYTES_MAX)}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
-        if request.path == "/v1/stream":
+        if request.path == STREAM:
             return self._one
-        return self._lookup if request.path == "/v1/streams/lookup" else None
+        return self._lookup if request.path == LOOKUP else None
 
     def read(self, connection: ClientConnection, request: Request) -> None:
         """The stream from a byte on. Raises Problem: 404, or 400 for a byte that is gone or was never sent."""

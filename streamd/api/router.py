@@ -8,6 +8,7 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Callable
 
+from streamd.api import llama
 from streamd.api.access import Access
 from streamd.api.admin import Admin
 from streamd.api.llama import Llama
@@ -100,12 +101,16 @@ class Router:
 
     def _owner(self, peers: Peers, request: Request) -> int | None:
         """The slot that this request belongs to; None: any worker may answer it."""
+        if request.path in llama.PATHS:  # one worker for all conversations of a principal: they are looked up together
+            return peers.owner_of_name(request.principal.id)
         if request.path.startswith(PREFIX):
             return peers.owner_of_stream(urllib.parse.unquote(request.path[len(PREFIX) :].split("/")[0]))
         if request.method == "POST" and request.path.startswith("/v1/"):
             last = last_event_id(request)
             if last is not None:
                 return peers.owner_of_stream(last.stream)
+            if request.get(llama.HEADER):
+                return peers.owner_of_name(request.principal.id)
             key = request.get(b"idempotency-key")
             if key is not None:
                 return peers.owner_of_name(request.principal.id, key.decode("latin-1"))

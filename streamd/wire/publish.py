@@ -68,11 +68,14 @@ class TextPublication:
         offset = self._offset - len(self._decoder.getstate()[0])  # a part of a character may be held
         try:
             text = self._decoder.decode(piece, final)
-        except UnicodeDecodeError as error:
-            raise PublishError(f"The text is not UTF-8 at byte {offset + error.start}.", "bad_utf8") from None
+        except UnicodeDecodeError as broken:
+            error = PublishError(f"The text is not UTF-8 at byte {offset + broken.start}.", "bad_utf8")
+            error.before = self._events(bytes(broken.object[: broken.start]).decode())
+            raise error from None
         self._offset += len(piece)
-        if not text:
-            return []
+        return self._events(text)
+
+    def _events(self, text: str) -> list[bytes]:
         # A character takes at most 6 bytes as JSON (\u0000), and what stands around the text 21: no event is too large.
         step = max(1, self._event_bytes_max // 6 - 8)
         return [
