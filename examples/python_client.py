@@ -66,7 +66,10 @@ class Generation:
             before = self.last_event_id
             try:
                 with contextlib.closing(self._connect()) as connection:
-                    yield from texts_of(self._events(self._ask(connection)))
+                    response = self._ask(connection)
+                    if response.status == 204:  # all had come
+                        return
+                    yield from texts_of(self._events(response))
                     return
             except (Lost, OSError, http.client.HTTPException) as lost:
                 tries = tries if self.last_event_id == before else 0
@@ -99,7 +102,7 @@ class Generation:
         return response
 
     def _events(self, response: http.client.HTTPResponse) -> Iterator[Event]:
-        """The events of a body (WHATWG HTML 9.2.6; the lines that streamd writes end in LF). None for a 204."""
+        """The events of a body (WHATWG HTML 9.2.6; the lines that streamd writes end in LF)."""
         event_id, name, data, count = "", "", [], 0
         for raw in response:
             line = raw.decode().rstrip("\n")
@@ -136,6 +139,9 @@ def texts_of(events: Iterator[Event]) -> Iterator[str]:
             yield f"[{body['gap']['to'] - body['gap']['from'] + 1} events missing]"
         for choice in body.get("choices", ()):
             yield choice.get("delta", {}).get("content") or ""
+    # Some proxies end an answer properly whose server broke off, and some models never send [DONE]. Asking for the rest
+    # tells which: 204 means that this was all.
+    raise Lost("the answer ended without a terminal event")
 
 
 def refusal_of(response: http.client.HTTPResponse) -> str:

@@ -5,8 +5,8 @@
 //   stop(…)      ends a generation for everybody
 //
 // What streamd promises and this relies on: every event has an id, `Last-Event-ID` gets everything after it, the same
-// request sent again with the same Idempotency-Key never starts a second generation, an answer that did not come to its
-// end never looks as if it had, and 204 means that there is nothing more.
+// request sent again with the same Idempotency-Key never starts a second generation, and 204 means that there is nothing
+// more.
 
 // Cuts text into server-sent events (WHATWG HTML 9.2.6). Any split of the input gives the same events.
 export class EventParser {
@@ -51,6 +51,8 @@ export function textOf(body) {
   return (body.choices ?? []).map((choice) => choice.delta?.content ?? choice.text ?? "").join("");
 }
 
+const TERMINAL = new Set(["response.completed", "response.failed", "response.incomplete", "message_stop"]);
+
 // What one event means: {text}, {gap}, {done}, {failed} or {reconnect}.
 export function meaningOf({ event, data }) {
   if (data.startsWith("[DONE]")) return { done: true };
@@ -63,6 +65,7 @@ export function meaningOf({ event, data }) {
   const error = body.error ?? (body.type === "error" ? body : null);
   if (error?.code === "reconnect" || body.retry_ms !== undefined) return { reconnect: body.retry_ms ?? 1000 };
   if (error) return { failed: error.message ?? "the stream failed" };
+  if (TERMINAL.has(body.type)) return { done: true };
   if (body.gap) return { gap: body.gap };
   return { text: textOf(body) };
 }
@@ -93,8 +96,7 @@ export async function* generate(server, path, body, { headers = {}, graceS = 60,
       if (response.status === 204) return; // the end was reached before the connection was lost
       streamId = response.headers.get("X-Stream-Id") ?? streamId;
       yield { state: "streaming", streamId };
-      const ended = yield* readAnswer(response, parser);
-      if (ended) return;
+      if (yield* readAnswer(response, parser)) return;
     } catch (error) {
       if (signal?.aborted || error instanceof Refused) throw error;
       // Everything else is a lost connection: come back.
@@ -147,7 +149,7 @@ async function refusalOf(response) {
   }
 }
 
-// Yields what the answer says. Returns true at its end; throws when the connection broke.
+// Yields what the answer says. Returns true when it came to its end, false when that isn't sure, throws when it broke off.
 async function* readAnswer(response, parser) {
   const fresh = new EventParser();
   const reader = response.body.getReader();
@@ -155,7 +157,9 @@ async function* readAnswer(response, parser) {
   const decoder = new TextDecoder();
   for (;;) {
     const { done, value } = await reader.read();
-    if (done) return true; // streamd ends only complete answers properly
+    // Why not true: some proxies end an answer properly whose server broke off, and some models never send a terminal
+    // event. Asking for the rest tells which: 204 means that this was all.
+    if (done) return false;
     for (const event of fresh.feed(decoder.decode(value, { stream: true }))) {
       const meaning = meaningOf(event);
       parser.lastEventId = event.id || parser.lastEventId;

@@ -7,7 +7,7 @@ import contextlib
 import mimetypes
 from pathlib import Path
 
-from live import TcpRelay
+from inprocess import TcpRelay
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

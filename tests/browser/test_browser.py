@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from live import Live, live
+from inprocess import Live, live
 from page_server import PageServer
 
 from streamd.mockllm import MockOptions
@@ -135,6 +135,16 @@ def test_a_connection_dropped_by_hand_comes_back(tab: Any) -> None:
         assert "1 lost connection made good" in text_in(tab, "status")
 
 
+def test_a_stream_without_done_is_finished_by_204(tab: Any) -> None:
+    with live(**SOON) as served:
+        served.fault("no-done")
+        front = page_of(served)
+        tab.goto(front.url)
+        tab.get_by_role("button", name="Send").click()
+        wait_for_state(tab, "finished")
+        assert text_in(tab) == served.said(PROMPT) and last_status(front) == 204
+
+
 def test_an_error_is_shown(tab: Any) -> None:
     with live() as served:
         served.fault("status=400")
@@ -218,7 +228,7 @@ def test_an_event_source_that_is_cut_off_has_no_hole_and_stops_at_the_end(tab: A
         assert read["opened"] >= 8
         assert front.asked(f"GET /v1/streams/{stream_id}") == read["opened"] + 1
         assert last_status(front) == 204
-        assert resumed_from(front, stream_id) == sorted(set(resumed_from(front, stream_id)))
+        assert resumed_from(front, stream_id) == sorted(resumed_from(front, stream_id))
         assert served.generations() == 1
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from live import Live, live
+from inprocess import Live, live
 
 from streamd.mockllm import MockOptions
 
@@ -42,6 +42,15 @@ def test_python_client_survives_a_reset_anywhere() -> None:
         assert cut.stdout == whole.stdout, cut.stderr
         assert len(front.down) > len(cuts)
         assert served.mock.stats.requests_total == 2
+
+
+def test_python_client_on_a_stream_without_done() -> None:
+    """An end that may be one: the next request says that it is."""
+    with live(retry_min_s=0.01, retry_max_s=0.05) as served:
+        served.fault("no-done")
+        ran = client(served)
+        assert (ran.returncode, ran.stdout) == (0, served.said("Hello.") + "\n")
+        assert served.generations() == 1
 
 
 def test_python_client_tells_failures() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from live import Live, live, scripted
+from inprocess import Live, live, scripted
 
 from streamd.config import UpstreamSettings
 from streamd.mockllm import MockOptions

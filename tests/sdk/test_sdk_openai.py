@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from live import Live, live, scripted
+from inprocess import Live, live, scripted
 
 from streamd.config import UpstreamSettings
 from streamd.mockllm import MockOptions

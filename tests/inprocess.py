@@ -119,7 +119,8 @@ class Live:
     def said(self, prompt: str) -> str:
         """The whole text that the mock gives to a prompt, asked for without streamd."""
         body = json.dumps({"model": "mock-llm", "messages": [{"role": "user", "content": prompt}]}).encode()
-        request = urllib.request.Request(f"{self.mock.url}/v1/chat/completions", body)
+        at_once = {"X-Mock-Fault": "", "X-Mock-Interval-Ms": "0", "X-Mock-Ttft-Ms": "0"}
+        request = urllib.request.Request(f"{self.mock.url}/v1/chat/completions", body, at_once)
         with urllib.request.urlopen(request) as response:
             return str(json.load(response)["choices"][0]["message"]["content"])
 
