@@ -1,0 +1,247 @@
+"""Invariants of the code under test: of one connection or stream, cheap; and of all there is, against each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from sim_loop import Violation
+from sim_reader import Reader
+
+from streamd.core.admission import Slot
+from streamd.core.stream import Stream, Sub
+from streamd.net.client import At, ClientConnection
+from streamd.net.exchange import Exchange, Phase
+from streamd.net.fetch import Fetch
+from streamd.net.sweep import NEVER
+from streamd.net.upstream import Up, UpstreamConnection
+
+if TYPE_CHECKING:
+    from sim_transport import Transport
+    from sim_world import World
+
+WRITABLE = (Sub.LIVE, Sub.CATCHING, Sub.FOLLOWING)
+
+
+def must(true: object, what: str, *shown: object) -> None:
+    """Raise a Violation unless it is true."""
+    if not true:
+        raise Violation(what + "".join(f", {value}" for value in shown))
+
+
+def check_touched(world: World, transport: Transport) -> None:
+    """What has to hold whenever the code under test has returned."""
+    protocol = transport.protocol
+    if isinstance(protocol, ClientConnection):
+        check_client(world, protocol, transport)
+    elif isinstance(protocol, UpstreamConnection):
+        check_link(protocol, transport)
+
+
+def check_client(world: World, client: ClientConnection, transport: Transport) -> None:
+    at = client.at
+    must(client.paused == transport.told_paused, "paused", client.paused, transport.told_paused)
+    buffered = len(transport.buffer)
+    must(transport.aborted or bool(buffered) == client.paused, "a buffer and not paused, or reverse", buffered, at)
+    must(buffered <= world.buffer_bytes_max, "more is buffered than a reader may cost", buffered, at)
+    if at is At.CLOSING:
+        must(transport.aborted or client.due_at < NEVER, "closing without a deadline")
+    reader = client.reader
+    must((reader is not None) == (at is At.STREAMING), "a subscriber exactly while STREAMING", at, reader)
+    if reader is None or (transport.aborted and reader.state is Sub.ENDED):
+        return
+    must(reader.sink is client and reader.state is not Sub.ENDED, "the subscriber's state", reader.state)
+    must((reader.state in WRITABLE) == (not client.paused), "paused, and the subscriber writes", reader.state)
+    check_subscriber(world, reader)
+
+
+def check_subscriber(world: World, reader: Any) -> None:
+    stream, ring, state = reader.stream, reader.ring, reader.state
+    must(0 <= reader.index < len(stream.readers), "index", reader.index)
+    must(stream.readers[reader.index] is reader, "the reader isn't at its index", reader.index)
+    must(reader.position <= stream.log.seq_next, "a position beyond the end", reader.position)
+    if state is Sub.PAUSED:
+        must(ring.held <= ring.slots, "ring slots", ring.held)
+        must(ring.bytes_held <= ring.bytes_max or ring.held == 1, "ring bytes", ring.bytes_held)
+        if stream.direct:
+            must(reader.position + ring.held == stream.log.seq_next, "frames missing in the ring", ring.held)
+    else:
+        must(not ring.held and not ring.bytes_held, "a ring that holds on to frames", state, ring.held)
+
+
+def check_stream(world: World, stream: Stream, waited_for: Counter[int]) -> None:
+    """waited_for: id(stream) of streams whose first reader still waits for them."""
+    log = stream.log
+    must(1 <= log.seq_first <= log.seq_next, "seqs of the log", log.seq_first, log.seq_next)
+    # Both caps are looked at when a segment is sealed: one segment and one event more, templates aside.
+    must(log.bytes_held <= log.bytes_max + 8192 + world.event_bytes_max, "log bytes", log.bytes_held, log.bytes_max)
+    for k, reader in enumerate(stream.readers):
+        must(reader.index == k and reader.stream is stream, "a reader's index", k, reader.index)
+    if stream.reason is not None:
+        must(stream.source is None, "sealed, with a source", stream.id)
+        must(not stream.grace_until, "sealed and detached")
+        for reader in stream.readers:
+            must(
+                reader.state not in (Sub.LIVE, Sub.FOLLOWING) or not stream.direct,
+                "sealed with a live reader",
+                reader.state,
+            )
+        return
+    must(stream.source is not None, "neither sealed nor has it a source", stream.id)
+    if stream.grace_until:
+        must(not stream.readers, "detached with a reader")
+        must(world.loop.time() <= stream.grace_until + world.slack_s, "a grace that doesn't end")
+    elif not stream.readers and not getattr(stream, "published", False):
+        must(waited_for[id(stream)], "a generation that nobody reads, waits for or counts as detached", stream.id)
+
+
+def check_link(link: UpstreamConnection, transport: Transport) -> None:
+    if transport.closing:
+        # IDLE: its connecting was cancelled, so nobody ever had it.
+        must(link.at in (Up.CLOSED, Up.IDLE) or not transport.aborted, "aborted but not closed", link.at)
+        return
+    if link.at is Up.IDLE:
+        must(link._asker is None and link._stream is None, "idle with a request")
+    elif link.at in (Up.HEAD, Up.BODY, Up.EVENTS):
+        must(link._asker is not None, "nobody asked", link.at)
+
+
+def check_all(world: World) -> None:
+    """Everything, against everything else."""
+    runtime, hub = world.worker.runtime, world.worker.runtime.hub
+    streams = list(hub)
+    members = list(runtime.sweep._members)
+    for reader in list(world.readers):
+        transport = reader.transport
+        if transport is not None and isinstance(transport.protocol, ClientConnection):
+            check_client(world, transport.protocol, transport)
+            check_position(reader, transport.protocol)
+    clients = [transport.protocol for transport in world.open_clients()]
+    must(set(runtime.clients) == set(clients), "clients", len(runtime.clients), len(clients))
+    exchanges = [member for member in members if isinstance(member, Exchange)]
+    check_members(clients, exchanges, members)
+    waited_for: Counter[int] = Counter(
+        id(exchange.stream) for exchange in exchanges if exchange.connection is not None and exchange.stream is not None
+    )
+    for stream in streams:
+        check_stream(world, stream, waited_for)
+    check_hub(hub, streams)
+    check_upstreams(world, clients, exchanges)
+    bodies = sum(len(client._body or b"") + len(client.request.body if client.request else b"") for client in clients)
+    must(runtime.bodies_bytes == bodies, "bodies_bytes", runtime.bodies_bytes, bodies)
+    readers = sum(len(stream.readers) for stream in streams)
+    must(readers == sum(1 for client in clients if client.reader is not None), "readers", readers)
+    check_deadlines(world, clients)
+
+
+def check_position(reader: Reader, client: ClientConnection) -> None:
+    """A reader that has all that was written stands where the code under test thinks it stands."""
+    answer = reader.catch_up()
+    subscriber = client.reader
+    transport = reader.transport
+    if subscriber is None or answer is None or transport is None or transport.buffer or not answer.streaming:
+        return
+    if subscriber.stream is not answer.stream or reader.waits:
+        return
+    must(answer.position == subscriber.position, "position", answer.position, subscriber.position, subscriber.state)
+
+
+def check_members(clients: list[ClientConnection], exchanges: list[Exchange], members: list[Any]) -> None:
+    must(set(clients) <= set(members), "a connection that no deadline will ever find")
+    for exchange in exchanges:
+        must(exchange.phase is not Phase.OVER, "an exchange that is over is still swept")
+    for member in members:
+        must(not isinstance(member, ClientConnection) or member.at is not At.LOST, "a lost connection is swept")
+
+
+def check_hub(hub: Any, streams: list[Stream]) -> None:
+    for stream in streams:
+        must(stream.charged_bytes <= stream.log.bytes_held + (1 << 30), "charge")
+    charged = sum(stream.charged_bytes for stream in streams)
+    must(hub.log_bytes == charged, "log_bytes", hub.log_bytes, charged)
+    detached = sum(1 for stream in streams if stream.grace_until)
+    must(hub.detached == detached <= max(hub.detached_max, 0), "detached", hub.detached, detached)
+    known = {id(stream) for stream in streams}
+    for kept in hub._by_key.values():
+        must(kept.stream is None or id(kept.stream) in known, "a key of a stream that is gone")
+    for stream in hub._by_response.values():
+        must(id(stream) in known, "a response id of a stream that is gone")
+
+
+def check_upstreams(world: World, clients: list[ClientConnection], exchanges: list[Exchange]) -> None:
+    """Requests in flight and connections, from both sides."""
+    fetches: list[Fetch] = []
+    for client in clients:
+        waiting = client.request.waiting if client.request is not None else None
+        fetches += [fetch for fetch in getattr(waiting, "_fetches", ()) if fetch._done is not None]
+    askers = {id(asker) for asker in (*exchanges, *fetches)}
+    for upstream in world.worker.upstreams:
+        name = upstream.settings.name
+        expected = sum(1 for asker in (*exchanges, *fetches) if asker._upstream is upstream)
+        must(upstream.in_flight == expected, "in_flight", name, upstream.in_flight, expected)
+        must(len(upstream._idle) <= world.settings.pool_idle_max, "pooled connections", len(upstream._idle))
+        pooled = {id(link) for link in upstream._idle}
+        must(len(pooled) == len(upstream._idle), "pooled twice", name)
+        for link in upstream._idle:
+            idle_s = world.loop.time() - link.idle_since
+            must(idle_s <= world.settings.pool_idle_timeout_s + world.slack_s, "pooled for too long", idle_s)
+        for server_link in world.servers[name].links:
+            transport = server_link.transport
+            if transport is None or transport.closing or transport.gone or server_link.connecting:
+                continue
+            link = transport.protocol
+            if link.at is Up.IDLE:
+                must(id(link) in pooled or server_link.fresh, "an idle connection that is in no pool", name)
+            else:
+                must(id(link._asker) in askers, "a connection whose asker is over", link.at)
+
+
+def check_deadlines(world: World, clients: list[ClientConnection]) -> None:
+    """Nobody is kept for ever: what isn't running has a time at which it is looked at, and that isn't long past."""
+    now = world.loop.time()
+    for client in clients:
+        if client.transport.closing and client.transport.aborted:
+            continue
+        if client.at in (At.HEAD, At.LINGER, At.CLOSING) or (client.at is At.BODY and client._sink is None):
+            must(client.due_at < NEVER, "no deadline", client.at)
+        if client.paused and client.at in (At.STREAMING, At.PASSING) and world.settings.stall_timeout_s:
+            latest = max(client._progress_at, now) + world.settings.stall_timeout_s + world.slack_s
+            must(client.due_at <= latest, "paused, and not looked at in time", client.due_at - now)
+        if client.due_at < NEVER:
+            must(now - client.due_at <= world.slack_s, "overdue", client.at, now - client.due_at)
+
+
+def check_stopped(world: World) -> None:
+    """A drain has ended: nobody is connected, on either side, and every stream has its end."""
+    runtime, hub = world.worker.runtime, world.worker.runtime.hub
+    must(world.worker.drained.done(), "the drain doesn't end")
+    must(not runtime.clients, "clients left", len(runtime.clients))
+    must(all(stream.reason is not None for stream in hub), "streams without an end")
+    must(not hub.detached and not runtime.bodies_bytes, "accounts", hub.detached, runtime.bodies_bytes)
+    must(not any(upstream.in_flight or upstream._idle for upstream in world.worker.upstreams), "upstreams in use")
+    must(not any(server.links for server in world.servers.values()), "connections left")
+    must(runtime.counters.bugs == 0, "bugs", runtime.counters.bugs)
+
+
+def check_nothing_left(world: World) -> None:
+    """After everything has ended, nothing of it is left."""
+    runtime, hub = world.worker.runtime, world.worker.runtime.hub
+    counters = runtime.counters
+    must(not runtime.clients, "clients left", len(runtime.clients))
+    must(not len(hub), "streams left", [(stream.id, stream.reason) for stream in hub])
+    must(not hub.log_bytes and not hub.detached, "accounts", hub.log_bytes, hub.detached)
+    must(not hub._by_key and not hub._by_response and not hub._forget_on_remove, "names left")
+    must(not list(runtime.sweep._members), "swept for ever", list(runtime.sweep._members))
+    must(not runtime.bodies_bytes, "bodies", runtime.bodies_bytes)
+    for upstream in world.worker.upstreams:
+        must(not upstream.in_flight, "in flight", upstream.settings.name, upstream.in_flight)
+        must(not upstream._idle, "pooled", upstream.settings.name)
+    for server in world.servers.values():
+        must(not server.links, "connections left", server.name, len(server.links))
+    must(counters.bugs == 0, "bugs", counters.bugs)
+    gates = {slot.name: runtime.admission._row[slot.value] for slot in Slot}
+    must(not any(gates.values()) and not runtime.admission._own.reserved, "admission", gates)
+    closed = sum(counters.connections_closed.values())
+    must(counters.connections_accepted == closed, "connections", counters.connections_accepted, closed)
+    sealed = sum(counters.streams_sealed.values())
+    must(counters.streams_opened == sealed, "streams", counters.streams_opened, sealed)

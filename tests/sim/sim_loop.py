@@ -1,0 +1,153 @@
+"""A loop with a clock of its own: time passes only when nothing is left to do now, and everything happens in one order.
+
+Three queues, as in a real loop: callbacks that are ready, timers, and what the network brings (`io`). One turn runs the
+callbacks that were ready when it began; what they add belongs to the next turn. A real loop looks at its sockets
+between two turns, so now and then an event of the network is drawn forward to such a place: that is where a reset meets
+a callback that is still waiting.
+
+asyncio's own Task, Future and timeout() run on it unchanged. A *step* is one callback into the code under test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine
+from heapq import heappop, heappush
+from typing import Any
+
+DRAWN_FORWARD = 0.2  # how often, of the turns that leave callbacks ready
+
+
+class Violation(AssertionError):
+    """What must never happen has happened."""
+
+
+class Timer:
+    """A callback, ready or for later."""
+
+    __slots__ = ("args", "callback", "cancelled", "when")
+
+    def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.when = when
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.callback = None
+        self.args = ()
+
+
+class VirtualLoop(asyncio.AbstractEventLoop):
+    """Deterministic: what happens depends on the seed of `rng` and nothing else."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._now = 1000.0
+        self._order = 0  # ties are broken by who came first
+        self._ready: deque[Timer] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._io: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self.steps = 0
+        self.after: Callable[[], None] = lambda: None  # after each callback and each event of the network
+        self.connect: Callable[..., Coroutine[Any, Any, Any]]
+        self.failed: list[BaseException] = []
+
+    # -- the loop as the code under test sees it
+
+    def time(self) -> float:
+        return self._now
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> Timer:  # type: ignore[override]
+        timer = Timer(self._now, callback, args)
+        self._ready.append(timer)
+        return timer
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Timer:  # type: ignore[override]
+        return self.call_at(self._now + delay, callback, *args)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Timer:  # type: ignore[override]
+        timer = Timer(when, callback, args)
+        self._order += 1
+        heappush(self._timers, (when, self._order, timer))
+        return timer
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> asyncio.Task[Any]:
+        task = asyncio.Task(coro, loop=self)
+        task.add_done_callback(self._task_done)
+        return task
+
+    async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        return await self.connect(factory, host, port)
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.failed.append(error if error is not None else RuntimeError(str(context.get("message"))))
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed.append(error)
+
+    # -- the world's side
+
+    def io(self, delay: float, action: Callable[..., object], *args: Any) -> None:
+        """The network does something after `delay` seconds, or a little earlier."""
+        self._order += 1
+        heappush(self._io, (self._now + delay, self._order, action, args))
+
+    def jump(self, seconds: float) -> None:
+        """The process stood still for so long."""
+        self._now += seconds
+
+    def run(self, go_on: Callable[[], bool]) -> None:
+        """Turn until `go_on` says no, or nothing is left to happen."""
+        asyncio._set_running_loop(self)
+        try:
+            while go_on() and self._turn():
+                pass
+        finally:
+            asyncio._set_running_loop(None)
+
+    def _turn(self) -> bool:
+        ready, timers, io = self._ready, self._timers, self._io
+        if not ready:
+            if not timers and not io:
+                return False
+            next_timer = timers[0][0] if timers else float("inf")
+            next_io = io[0][0] if io else float("inf")
+            self._now = max(self._now, min(next_timer, next_io))
+            if next_io <= next_timer:
+                self._do_io()
+        elif io and self._rng.random() < DRAWN_FORWARD:
+            self._do_io()
+        while timers and timers[0][0] <= self._now:
+            timer = heappop(timers)[2]
+            if not timer.cancelled:
+                ready.append(timer)
+        for _ in range(len(ready)):
+            timer = ready.popleft()
+            if timer.callback is not None:
+                self.steps += 1
+                timer.callback(*timer.args)
+                self.after()
+        return True
+
+    def _do_io(self) -> None:
+        _, _, action, args = heappop(self._io)
+        action(*args)
+        self.after()

@@ -1,0 +1,594 @@
+"""The readers of the simulation: connections that ask, read slowly, stop, break off, come back, and verify each byte.
+
+The parsers here are written anew and share nothing with the code under test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from sim_loop import Violation
+from sim_script import Script, effects
+from sim_transport import Transport
+from sim_upstream import weighted
+
+if TYPE_CHECKING:
+    from sim_world import World
+
+# A reader that takes everything at once is looked at when so much has come, or at an answer's end.
+BATCH_BYTES = 2048
+
+TEMPERS = (("calm", 60), ("stutters", 12), ("trickles", 8), ("stalls", 8), ("breaks", 8), ("vanishes", 4))
+
+
+class Errand:
+    """One thing that somebody wants, over as many connections as it takes."""
+
+    __slots__ = (
+        "body",
+        "deletes",
+        "http10",
+        "kind",
+        "last",
+        "method",
+        "path",
+        "rid",
+        "start",
+        "stream_id",
+        "tries",
+        "wishes",
+    )
+
+    def __init__(self, kind: str, method: str, path: str, rid: str, body: bytes = b"") -> None:
+        self.kind = kind  # generate, follow, plain, small, broken
+        self.method = method
+        self.path = path
+        self.rid = rid
+        self.body = body
+        self.wishes: list[bytes] = []  # header lines
+        self.http10 = False
+        self.stream_id = ""  # once it is known
+        self.start = 1  # the seq that the next answer has to begin with
+        self.last: int | None = None  # sent as Last-Event-ID
+        self.tries = 0
+        self.deletes = False
+
+    def request(self) -> bytes:
+        """The request as it goes out."""
+        lines = [b"%b %b HTTP/1.%d" % (self.method.encode(), self.path.encode(), 0 if self.http10 else 1)]
+        lines += [b"Host: x", b"X-Request-Id: " + self.rid.encode(), *self.wishes]
+        if self.body:
+            lines += [b"Content-Type: application/json", b"Content-Length: %d" % len(self.body)]
+        if self.last is not None:
+            lines.append(b"Last-Event-ID: %b:%d" % (self.stream_id.encode(), self.last))
+        return b"\r\n".join(lines) + b"\r\n\r\n" + self.body
+
+
+class Answer:
+    """An incremental parser of one answer, and the judge of a stream in it."""
+
+    __slots__ = (
+        "_head",
+        "_left",
+        "_mode",
+        "_prefix",
+        "_raw",
+        "_text",
+        "body",
+        "done",
+        "errand",
+        "error_seen",
+        "gaps",
+        "headers",
+        "ids",
+        "policy",
+        "position",
+        "rest",
+        "script",
+        "status",
+        "stream",
+        "world",
+    )
+
+    def __init__(self, world: World, errand: Errand) -> None:
+        self.world = world
+        self.errand = errand
+        self._mode = "head"
+        self._head = self._raw = self._text = b""
+        self._left = 0
+        self._prefix = b""
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.done = False  # the framing says so
+        self.rest = b""
+        # of a stream
+        self.stream: Any = None
+        self.script: Script | None = None
+        self.position = 0
+        self.policy = "coalesce"
+        self.error_seen = False
+        self.gaps: list[tuple[int, int]] = []
+        self.ids: deque[int] = deque(maxlen=64)  # the last that were seen
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.status or self._head)
+
+    @property
+    def streaming(self) -> bool:
+        return self._prefix != b"" and not self.done
+
+    def feed(self, data: bytes) -> None:
+        if self._mode == "head":
+            data = self._take_head(data)
+        if self._mode == "head" or self.done:
+            return
+        if self._mode == "chunked":
+            self._take_chunks(data)
+        elif self._mode == "length":
+            self._take_length(data)
+        elif data:
+            self._payload(data)
+
+    def close(self) -> None:
+        """The connection ended."""
+        if self._mode == "close" and not self.done:
+            self.done = True
+
+    def _take_head(self, data: bytes) -> bytes:
+        self._head += data
+        while True:
+            head, found, rest = self._head.partition(b"\r\n\r\n")
+            if not found:
+                return b""
+            lines = head.split(b"\r\n")
+            self.status = int(lines[0].split(b" ")[1])
+            if not lines[0].startswith(b"HTTP/1.1 ") or b"\n" in head.replace(b"\r\n", b""):
+                raise Violation(f"a malformed head: {head!r}")
+            if self.status >= 200:
+                break
+            self._head = rest
+        for line in lines[1:]:
+            name, _, value = line.partition(b": ")
+            if name.lower() in self.headers and name.lower() in (b"content-length", b"transfer-encoding"):
+                raise Violation(f"two framings: {head!r}")
+            self.headers[name.lower()] = value
+        self._choose_framing(rest)
+        self._begin_stream()
+        return b"" if self.done else rest
+
+    def _choose_framing(self, rest: bytes) -> None:
+        unread = (
+            self.status in (408, 503) and self.headers.get(b"connection") == b"close"
+        )  # perhaps not even the method
+        if self.errand.method == "HEAD" and unread:
+            self._mode = "close"
+        elif self.errand.method == "HEAD" or self.status in (204, 304):
+            self._mode, self.done, self.rest = "none", True, rest
+        elif self.headers.get(b"transfer-encoding") == b"chunked":
+            if b"content-length" in self.headers or self.errand.http10:
+                raise Violation("chunked with a length, or to HTTP/1.0")
+            self._mode = "chunked"
+        elif b"content-length" in self.headers:
+            self._mode, self._left = "length", int(self.headers[b"content-length"])
+            if not self._left:
+                self.done, self.rest = True, rest
+        else:
+            self._mode = "close"
+            if self.headers.get(b"connection") != b"close":
+                raise Violation("a body until close without Connection: close")
+
+    def _begin_stream(self) -> None:
+        stream_id = self.headers.get(b"x-stream-id", b"").decode()
+        if self.status != 200 or not stream_id:
+            return
+        errand, world = self.errand, self.world
+        if errand.stream_id and errand.stream_id != stream_id and errand.last is not None:
+            raise Violation(f"resumed {errand.stream_id}, got {stream_id}")
+        errand.stream_id = stream_id
+        if errand.method == "HEAD":
+            return
+        self.stream, self.script = world.find(stream_id)
+        self._prefix = b"id: %b:" % stream_id.encode()
+        self.position = min(errand.start, self.stream.log.seq_next)
+        wishes = [wish[17:].decode() for wish in errand.wishes if wish.startswith(b"X-Stream-Policy: ")]
+        if wishes or errand.method == "GET":
+            self.policy = wishes[0] if wishes else self.stream.policy.value
+        world.known(stream_id)
+
+    # -- framings
+
+    def _take_length(self, data: bytes) -> None:
+        self._payload(data[: self._left])
+        rest = data[self._left :]
+        self._left -= min(self._left, len(data))
+        if not self._left:
+            self.done, self.rest = True, rest
+
+    def _take_chunks(self, data: bytes) -> None:
+        raw = self._raw + data
+        at = 0
+        pieces = []
+        while True:
+            line_end = raw.find(b"\r\n", at)
+            if line_end < 0:
+                break
+            size = int(raw[at:line_end], 16)
+            end = line_end + 2 + size
+            if len(raw) < end + 2:
+                break
+            if raw[end : end + 2] != b"\r\n":
+                raise Violation(f"a chunk without its end: {raw[at : end + 2]!r}")
+            at = end + 2
+            if not size:
+                self.done, self.rest = True, raw[at:]
+                break
+            pieces.append(raw[line_end + 2 : end])
+        self._raw = b"" if self.done else raw[at:]
+        if pieces:
+            self._payload(b"".join(pieces))
+
+    def _payload(self, data: bytes) -> None:
+        if not self._prefix:
+            self.body += data
+            return
+        text = self._text + data
+        at = 0
+        while True:
+            end = text.find(b"\n\n", at)
+            if end < 0:
+                break
+            self._block(text[at : end + 2])
+            at = end + 2
+        self._text = text[at:]
+
+    # -- events
+
+    def _block(self, block: bytes) -> None:
+        while block[:1] == b":" or block[:6] == b"retry:":
+            block = block[block.find(b"\n") + 1 :]
+        prefix = self._prefix
+        if not block.startswith(prefix):
+            self._loose_block(block)
+            return
+        line_end = block.find(b"\n")
+        seq = int(block[len(prefix) : line_end])
+        event = block[line_end + 1 :]
+        script = self.script
+        if (
+            script is not None
+            and seq == self.position
+            and seq <= len(script.events)
+            and script.events[seq - 1] == event
+        ):
+            self.position = seq + 1
+            self.ids.append(seq)
+            return
+        self._unusual(seq, event)
+
+    def _loose_block(self, block: bytes) -> None:
+        if b'"last_id"' in block and self.world.stopping:
+            last_id = json.loads(block.partition(b"data: ")[2])["error"]["last_id"]
+            if last_id != f"{self.errand.stream_id}:{self.position - 1}":
+                raise Violation(f"sent away with {last_id} at position {self.position}")
+            self.error_seen = True
+            return
+        raise Violation(f"no id of {self._prefix!r} on {block[:200]!r}")
+
+    def _unusual(self, seq: int, event: bytes) -> None:
+        if self.script is None:
+            self.script = self.world.scripts.get(self.errand.stream_id)
+        if self.error_seen:
+            raise Violation(f"an event behind the error: {event[:200]!r}")
+        if seq < self.position:
+            raise Violation(f"seq {seq} at position {self.position}: {event[:200]!r}")
+        if b'"gap"' in event and self._is_gap(seq, event):
+            return
+        events = self.script.events if self.script is not None else []
+        if seq > len(events) or (seq == self.position and events[seq - 1] != event):
+            self._last(seq, event, events)
+        elif seq == self.position or effects([event]) == (wanted := effects(events[self.position - 1 : seq])):
+            pass
+        else:
+            raise Violation(f"{self.position}..{seq} coalesced to {event!r}, {effects([event])}, not {wanted}")
+        self.position = seq + 1
+        self.ids.append(seq)
+
+    def _is_gap(self, seq: int, event: bytes) -> bool:
+        name = event.split(b"\n", 1)[0]
+        if name not in (b"event: gap", b"event: ping"):
+            return False
+        gap = json.loads(event.partition(b"data: ")[2])["gap"]
+        first, last = gap["from"], gap["to"]
+        if first != self.position or last < first or last != seq:
+            raise Violation(f"gap {first}..{last} with id {seq} at position {self.position}")
+        if self.policy != "drop_oldest" and last >= self.stream.log.seq_first:
+            raise Violation(
+                f"gap {first}..{last}, policy {self.policy}, but the log begins at {self.stream.log.seq_first}"
+            )
+        if last >= self.stream.log.seq_next:
+            raise Violation(f"gap {first}..{last} beyond the stream's end")
+        self.gaps.append((first, last))
+        self.position = last + 1
+        self.ids.append(last)
+        return True
+
+    def _last(self, seq: int, event: bytes, events: list[bytes]) -> None:
+        """An event that no upstream sent: only the error that ends a stream may be one."""
+        stream = self.stream
+        is_last = seq == stream.log.seq_next - 1
+        if not (is_last and b'"error"' in event and seq == self.position):
+            wanted = events[seq - 1] if 0 < seq <= len(events) else None
+            raise Violation(f"seq {seq} at {self.position} of {self.errand.stream_id}: {event[:300]!r}, not {wanted!r}")
+        first = self.world.finals.setdefault(stream.id, event)
+        if first != event:
+            raise Violation(f"two ends of one stream: {event!r} and {first!r}")
+        self.error_seen = True
+        self.world.ends_badly.append(stream)  # the seal comes behind its last event
+
+    # -- the end
+
+    def check_end(self) -> None:
+        """The framing said that this is all."""
+        if not self._prefix:
+            return
+        stream = self.stream
+        if self._mode == "chunked":
+            if stream.reason is None or not stream.ended_clean:
+                raise Violation(f"a clean end of {stream.id}, which is {stream.reason}")
+            if self.position != stream.log.seq_next:
+                raise Violation(f"a clean end at {self.position} of {stream.log.seq_next} of {stream.id}")
+        if self._text.strip() and not self._text.startswith((b":", b"retry:")) and self._mode == "chunked":
+            raise Violation(f"half an event at a clean end: {self._text!r}")
+
+
+class Reader:
+    """One connection: the peer of a ClientConnection."""
+
+    __slots__ = (
+        "_expected",
+        "_inbox",
+        "_inbox_bytes",
+        "_scolded",
+        "_serial",
+        "answer",
+        "errand",
+        "healed",
+        "over",
+        "sure",
+        "temper",
+        "transport",
+        "world",
+    )
+
+    def __init__(self, world: World, errand: Errand) -> None:
+        self.world = world
+        self.errand = errand
+        self.temper = weighted(world.rng, TEMPERS)
+        self.transport: Transport | None = None
+        self.over = False
+        self.healed = False
+        self.answer: Answer | None = None
+        self._expected: deque[Errand] = deque()
+        self._inbox: list[bytes] = []
+        self._inbox_bytes = 0
+        self.sure = 0  # the position when it last read everything
+        self._serial = 0
+        self._scolded = False
+
+    # -- going out
+
+    def begin(self) -> None:
+        world = self.world
+        if world.closed:
+            self._finish("never")
+            return
+        self.transport = transport = Transport(world.loop, self, ("10.0.0.1", 1024), world.touched)
+        transport.protocol = world.client_connection()
+        world.readers[self] = None
+        world.keep(transport)
+        world.loop.steps += 1
+        transport.protocol.connection_made(transport)
+        self.ask(self.errand)
+
+    def ask(self, errand: Errand) -> None:
+        """Send a request, in pieces now and then, and do what this reader's temper is."""
+        rng, world = self.world.rng, self.world
+        self.errand = errand
+        self._expected.append(errand)
+        self._serial += 1
+        data = errand.request()
+        if errand.kind == "broken":
+            data = rng.choice(
+                (b"GET\r\n\r\n", b"GET /x HTTP/1.1\nHost: x\n\n", data[: len(data) // 2], b"\x16\x03\x01\x02")
+            )
+        pieces = [data]
+        if rng.random() < 0.15:
+            cut = rng.randrange(len(data) + 1)
+            pieces = [data[:cut], data[cut:]]
+        delay = 0.0
+        for piece in pieces:
+            delay += rng.random() * 0.01 if rng.random() < 0.98 else rng.uniform(0, 4)
+            if piece:
+                world.loop.io(delay, self._send, piece)
+        if errand.kind in ("small", "plain", "generate") and not errand.http10 and rng.random() < 0.04:
+            self._pipeline(delay)
+        if self.temper != "calm":
+            world.loop.io(rng.expovariate(1 / world.patience_s), self._act, self._serial)
+
+    def _pipeline(self, delay: float) -> None:
+        """Further requests right behind: a few, or more than anybody may send."""
+        rng, world = self.world.rng, self.world
+        if rng.random() < 0.04:
+            world.loop.io(
+                delay + rng.random(), self._send, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * rng.randrange(300, 900)
+            )
+            self._scolded = self.healed = True  # what comes of it is counted against nobody
+            return
+        for _ in range(rng.randrange(1, 4)):
+            errand = Errand("small", "GET", rng.choice(("/healthz", "/nowhere")), "p")
+            self._expected.append(errand)
+            world.loop.io(delay + 0.001, self._send, errand.request())
+
+    def _send(self, data: bytes) -> None:
+        if self.transport is not None and not self.over:
+            self.transport.receive(data)
+
+    def _act(self, serial: int) -> None:
+        """What a reader of this temper does next."""
+        transport, rng, world = self.transport, self.world.rng, self.world
+        if self.over or transport is None or serial != self._serial:
+            return
+        temper = self.temper
+        again = rng.expovariate(1 / world.patience_s)
+        if temper == "stutters":
+            transport.room = rng.randrange(4000) if transport.room > 1 << 30 else 0
+            world.loop.io(again, self._take_more, serial, 1 << 50)
+        elif temper == "trickles":
+            if transport.room > 1 << 30:
+                transport.room = rng.randrange(200)
+            world.loop.io(again / 4, self._take_more, serial, rng.randrange(1, 600))
+        elif temper == "stalls":
+            transport.room = rng.randrange(2000) if transport.room > 1 << 30 else 0
+            world.loop.io(again * 10, self._take_more, serial, 1 << 50)
+        elif temper == "breaks":
+            self.break_off()
+        elif temper == "vanishes":
+            transport.room = min(transport.room, rng.randrange(3000))
+            world.loop.io(rng.uniform(5, 40), self.break_off)
+
+    def _take_more(self, serial: int, length: int) -> None:
+        if self.over or self.transport is None or serial != self._serial:
+            return
+        self.transport.grant(length)
+        self._read()
+        if self.over or self.transport is None:
+            return
+        if self.temper == "trickles" and self.world.rng.random() < 0.05:
+            self.transport.grant(1 << 50)
+        self.world.loop.io(self.world.rng.expovariate(1 / self.world.patience_s), self._act, serial)
+
+    def heal(self) -> None:
+        """From now on it takes everything."""
+        self._serial += 1
+        self.healed = True
+        if self.transport is not None:
+            self.transport.grant(1 << 50)
+
+    def break_off(self) -> None:
+        """FIN, RST, or the network is lost."""
+        transport, rng = self.transport, self.world.rng
+        if self.over or transport is None:
+            return
+        self._serial += 1
+        roll = rng.random()
+        if roll < 0.5:
+            transport.receive_eof()
+            if rng.random() < 0.5:  # a half-close, and it goes on reading for a while
+                self.world.loop.io(rng.uniform(0, 8), self.break_off)
+                return
+            self.world.loop.io(0.01, self._reset, ConnectionResetError(104, "Connection reset by peer"))
+        elif roll < 0.8:
+            self._reset(ConnectionResetError(104, "Connection reset by peer"))
+        else:
+            self._reset(TimeoutError(110, "Connection timed out"))
+
+    def _reset(self, exc: OSError) -> None:
+        if self.over or self.transport is None:
+            return
+        self.transport.receive_reset(exc)
+        if self.transport.gone:
+            self._read()
+            self._finish("reset")
+
+    # -- coming in
+
+    def took(self, data: bytes) -> None:
+        if self.over:
+            return
+        self._inbox.append(data)
+        self._inbox_bytes += len(data)
+        batched = self._inbox_bytes < BATCH_BYTES and self.answer is not None and self.answer.streaming
+        if not batched or data[-5:] == b"0\r\n\r\n" or b'"gap"' in data or b'"error"' in data:
+            self._read()
+
+    def delivers(self, length: int) -> None:
+        """Nothing to record: what a reader sends is of one kind."""
+
+    def _read(self) -> None:
+        if not self._inbox:
+            return
+        data = b"".join(self._inbox)
+        self._inbox.clear()
+        self._inbox_bytes = 0
+        while data:
+            answer = self.answer
+            if answer is None:
+                if not self._expected:
+                    if self._scolded or data.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 503 ")):
+                        self._scolded = True  # for not saying a whole head
+                        return
+                    raise Violation(f"bytes that nobody asked for: {data[:200]!r}")
+                answer = self.answer = Answer(self.world, self._expected.popleft())
+            answer.feed(data)
+            if not answer.done:
+                if self.transport is not None and self.transport.room > 1 << 30:
+                    self.sure = answer.position
+                return
+            data = answer.rest
+            self.answer = None
+            self._judge(answer, "done")
+
+    @property
+    def waits(self) -> bool:
+        """Another answer than the one that is written comes first."""
+        return bool(self._expected)
+
+    def ask_more(self, errand: Errand) -> None:
+        """Another request on the same connection."""
+        if not self.over and self.transport is not None:
+            self.ask(errand)
+
+    def keeps_alive(self, answer: Answer) -> bool:
+        return (
+            not self.over
+            and not self._expected
+            and not self._scolded
+            and not answer.errand.http10
+            and answer.headers.get(b"connection") != b"close"
+        )
+
+    def catch_up(self) -> Answer | None:
+        """Look at everything that has come."""
+        self._read()
+        return self.answer
+
+    def ended(self, how: str) -> None:
+        """The relay closed; what it wrote before has arrived."""
+        if self.over:
+            return
+        self._read()
+        self._finish(how)
+
+    def _finish(self, how: str) -> None:
+        self.over = True
+        self._serial += 1
+        answer, self.answer = self.answer, None
+        transport, self.transport = self.transport, None
+        if answer is not None:
+            if how == "fin":
+                answer.close()
+            self._judge(answer, "done" if answer.done else how, transport)
+        else:
+            self.world.unanswered(self, self.errand, how)
+        self.world.readers.pop(self, None)
+        self.world.reader_over(self)
+
+    def _judge(self, answer: Answer, how: str, transport: Transport | None = None) -> None:
+        """An answer is over: is that what had to come, and what does its reader do now?"""
+        if how == "done":
+            answer.check_end()
+        self.world.judge(self, answer, how)

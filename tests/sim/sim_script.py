@@ -1,0 +1,339 @@
+"""What upstreams say in the simulation: events of all dialects, and how they look on the wire.
+
+Written without the code under test. A Script is one answer. `events` is the second model of a stream: the plain list of
+the events that the relay was given whole, as a reader has to get them (LF line ends, no id lines, no comment-only
+blocks).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+from typing import Any
+
+# Insides of JSON strings, many of which look like something else. The halves of a surrogate pair come one by one.
+TEXTS = (
+    *(
+        b" the",
+        b" of",
+        b" a",
+        b"token",
+        b" stream",
+        b",",
+        b".",
+        b"s",
+        b"ing",
+        b" 42",
+        b" and",
+        b" \xe4\xb8\xad\xe6\x96\x87",
+    ),
+    *(
+        b"\xc3\xa9",
+        b"\\n",
+        b"\\n\\n",
+        b'\\"',
+        b"\\\\",
+        b"\\u00e9",
+        b"\\t",
+        b"data: ",
+        b"[DONE]",
+        b"id: 7",
+        b"{}",
+        b": hb",
+    ),
+    *(b"\xf0\x9f\x98\x80", b"0", b"event: gap", b" x" * 40, b"\\u0001", b"\\/"),
+)
+HALVES = (b"\\ud83d", b"\\ude00")
+
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "unknown": "/v1/other",
+}
+DIALECTS = ("chat", "chat", "chat", "completions", "responses", "messages", "unknown")
+
+
+def _line(body: bytes, name: bytes = b"") -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name, body) if name else b"data: %b\n\n" % body
+
+
+class Script:
+    """One answer: made event by event, recorded as it is read by the relay."""
+
+    __slots__ = (
+        "_half",
+        "_number",
+        "_padded",
+        "_parts",
+        "_rng",
+        "_shape",
+        "closing_from",
+        "dialect",
+        "ended",
+        "events",
+        "final",
+        "name",
+        "pending",
+        "said",
+        "total",
+    )
+
+    def __init__(self, rng: random.Random, dialect: str, name: str, total: int) -> None:
+        self._rng = rng
+        self.dialect = dialect
+        self.name = name.encode()
+        self.total = total
+        self.said = 0
+        self.events: list[bytes] = []  # the second model
+        self.pending: list[tuple[int, bytes]] = []  # (offset on the wire at which the event is whole, the event)
+        self.closing_from = 1 << 60  # how many events stand in front of those that complete the answer
+        self.ended = False  # its framing ended properly
+        self.final: bytes | None = None  # the error event that ended it, as its first reader got it
+        self._parts = rng.choice((1, 1, 1, 1, 2, 3))  # choices, or outputs
+        self._shape = rng.randrange(4)
+        self._padded = rng.random() < 0.1
+        self._number = 0
+        self._half = 0
+
+    # -- events
+
+    def opening(self) -> list[bytes]:
+        if self.dialect == "chat":
+            return [self._chat(k, b'{"role":"assistant","content":""}') for k in range(self._parts)]
+        if self.dialect == "responses":
+            return [self._response(b"response.created", b'"response":{"id":"resp_%b","output":[]}' % self.name)]
+        if self.dialect == "messages":
+            start = b'{"type":"message_start","message":{"id":"m_%b","usage":{"input_tokens":5,"output_tokens":1}}}'
+            block = b'{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}'
+            return [_line(start % self.name, b"message_start"), _line(block, b"content_block_start")]
+        return []
+
+    def token(self) -> bytes:
+        """The next event in the middle."""
+        self.said += 1
+        roll = self._rng.random()
+        if roll < 0.02:
+            return self._odd()
+        text = self._text()
+        part = self._rng.randrange(self._parts) if self._parts > 1 else 0
+        if self.dialect == "chat":
+            return self._chat(part, self._delta(text))
+        if self.dialect == "completions":
+            row = (
+                b'{"id":"cmpl-%b","object":"text_completion","choices":[{"index":%d,"text":"%b","finish_reason":null}]}'
+            )
+            return _line(row % (self.name, part, text))
+        if self.dialect == "responses":
+            fields = b'"item_id":"i%d","output_index":%d,"content_index":0,"delta":"%b"' % (part, part, text)
+            return self._response(b"response.output_text.delta", fields)
+        if self.dialect == "messages":
+            kind = (b"text_delta", b"text") if self._shape < 3 else (b"thinking_delta", b"thinking")
+            row = b'{"type":"content_block_delta","index":0,"delta":{"type":"%b","%b":"%b"}}'
+            return _line(row % (*kind, text), b"content_block_delta")
+        return _line(b'{"delta":"%b"}' % text)
+
+    def closing(self) -> list[bytes]:
+        """What makes it complete."""
+        self.closing_from = len(self.events) + len(self.pending)
+        if self.dialect == "chat":
+            ends = [self._chat(k, b"{}", b'"stop"') for k in range(self._parts)]
+            if self._rng.random() < 0.5:
+                ends.append(
+                    _line(b'{"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":%d}}' % self.said)
+                )
+            return [*ends, _line(b"[DONE]")] if self._rng.random() < 0.8 else ends
+        if self.dialect == "completions":
+            return [_line(b"[DONE]")]
+        if self.dialect == "responses":
+            return [self._response(b"response.completed", b'"response":{"id":"resp_%b"}' % self.name)]
+        if self.dialect == "messages":
+            return [_line(b'{"type":"message_stop"}', b"message_stop")]
+        return []
+
+    def _text(self) -> bytes:
+        if self._half:
+            self._half = 0
+            return HALVES[1]
+        roll = self._rng.random()
+        if roll < 0.01:
+            self._half = 1
+            return HALVES[0]
+        return TEXTS[int(roll * len(TEXTS))]
+
+    def _delta(self, text: bytes) -> bytes:
+        third = self.total // 3
+        if self._shape == 1 and self.said < third:
+            return b'{"reasoning_content":"%b"}' % text
+        if self._shape == 2 and self.said >= third:
+            if self.said % 40 == 0:
+                return b'{"tool_calls":[{"index":%d,"id":"t%d","function":{"name":"f","arguments":""}}]}' % (
+                    self.said // 40 % 3,
+                    self.said,
+                )
+            return b'{"tool_calls":[{"index":%d,"function":{"arguments":"%b"}}]}' % (self.said // 40 % 3, text)
+        return b'{"content":"%b"}' % text
+
+    def _chat(self, choice: int, delta: bytes, finish: bytes = b"null") -> bytes:
+        created = 1_700_000_000 + (self.said // 20 if self._shape == 3 else 0)
+        pad = b',"obfuscation":"%b"' % (b"Ab9x" * self._rng.randrange(1, 5)) if self._padded else b""
+        row = (
+            b'{"id":"c-%b","object":"chat.completion.chunk","created":%d,"model":"m","choices":[{"index":%d,"delta":%b,'
+        )
+        return _line(row % (self.name, created, choice, delta) + b'"finish_reason":%b}]%b}' % (finish, pad))
+
+    def _response(self, kind: bytes, fields: bytes) -> bytes:
+        number, self._number = self._number, self._number + 1
+        return _line(b'{"type":"%b","sequence_number":%d,%b}' % (kind, number, fields), kind)
+
+    def _odd(self) -> bytes:
+        """Something that nobody expects but everybody has to pass on."""
+        return self._rng.choice(
+            (
+                _line(b'{"choices":[{"index":0,"delta":{"content":"x"},"logprobs":{"content":[]}}]}'),
+                _line(b"not json at all"),
+                _line(b'{"error":false,"x":[1,2,{"y":null}]}'),
+                b": inside\nevent: odd\ndata: 1\ndata: 2\n\n",
+                b"data\n\n",
+                _line(b'{"choices":[{"index":0,"delta":{"content":""}}]}'),
+                _line(b'{"choices":[{"index":0,"delta":{"content":"\\udc00"}}]}'),
+                b"data:{}\nother: field\n\n",
+            )
+        )
+
+    # -- the record
+
+    @property
+    def complete(self) -> bool:
+        """Whether the relay was given what makes an answer of this dialect complete."""
+        if self.dialect == "unknown":
+            return True
+        return len(self.events) >= self.closing_from + (self._parts if self.dialect == "chat" else 1)
+
+    def given(self, offset: int) -> None:
+        """The relay is about to read up to this offset of the wire."""
+        pending = self.pending
+        count = 0
+        while count < len(pending) and pending[count][0] <= offset:
+            self.events.append(pending[count][1])
+            count += 1
+        del pending[:count]
+
+
+class Wire:
+    """Events to bytes: line ends, ids and comments of the upstream's taste, its framing; where each event is whole."""
+
+    __slots__ = ("_chunked", "_ends", "_first", "_frills", "_rng", "offset")
+
+    def __init__(self, rng: random.Random, *, chunked: bool, offset: int) -> None:
+        self._rng = rng
+        self._chunked = chunked
+        self._ends = rng.choice((b"\n", b"\n", b"\n", b"\n", b"\r\n", b"\r"))
+        self._frills = rng.random() < 0.15
+        self._first = True
+        self.offset = offset  # on the connection, of what was made so far
+
+    def encode(self, events: list[bytes], script: Script) -> bytes:
+        """The bytes of some events; tells the script where each is whole."""
+        raw = b""
+        wholes: list[int] = []
+        for event in events:
+            raw += self._raw(event)
+            wholes.append(len(raw) - (1 if self._ends == b"\r\n" else 0))
+        if not self._chunked:
+            script.pending += [(self.offset + whole, event) for whole, event in zip(wholes, events, strict=True)]
+            self.offset += len(raw)
+            return raw
+        return self._chunks(raw, wholes, events, script)
+
+    def comment(self) -> bytes:
+        """A sign of life, no event."""
+        raw = b": life" + self._ends + self._ends
+        wire = b"%x\r\n%b\r\n" % (len(raw), raw) if self._chunked else raw
+        self.offset += len(wire)
+        return wire
+
+    def _raw(self, event: bytes) -> bytes:
+        if self._frills and self._rng.random() < 0.3:
+            event = b"id: %d\n" % self._rng.randrange(9999) + event
+        if self._frills and self._rng.random() < 0.1:
+            event = b"id\n" + event
+        if self._first and self._frills:
+            event = b"\xef\xbb\xbf" + event
+        self._first = False
+        return event if self._ends == b"\n" else event.replace(b"\n", self._ends)
+
+    def _chunks(self, raw: bytes, wholes: list[int], events: list[bytes], script: Script) -> bytes:
+        cuts = [0, len(raw)]
+        if self._rng.random() < 0.05 and len(raw) > 1:
+            cuts = [0, *sorted({self._rng.randrange(1, len(raw)) for _ in range(2)}), len(raw)]
+        wire = b""
+        at = 0
+        for begin, end in pairwise(cuts):
+            size = b"%x\r\n" % (end - begin)
+            while at < len(wholes) and wholes[at] <= end:
+                script.pending.append((self.offset + len(wire) + len(size) + wholes[at] - begin, events[at]))
+                at += 1
+            wire += size + raw[begin:end] + b"\r\n"
+        self.offset += len(wire)
+        return wire
+
+
+# What an SDK accumulates
+
+_TEXT_KEYS = {
+    "content",
+    "reasoning_content",
+    "reasoning",
+    "refusal",
+    "arguments",
+    "text",
+    "delta",
+    "partial_json",
+    "thinking",
+}
+_MARKS = ("type", "output_index", "content_index", "item_id", "index")
+_IGNORED = {"created", "obfuscation"}  # the first one stands, and padding
+
+
+def effects(events: list[bytes]) -> dict[Any, Any] | None:
+    """What the events come to together: texts added up by place, of anything else the last. None: not all are JSON."""
+    found: dict[Any, Any] = {}
+    for event in events:
+        name, data = "", []
+        for line in event.split(b"\n"):
+            field, _, value = line.partition(b":")
+            if field == b"data":
+                data.append(value.removeprefix(b" "))
+            elif field == b"event":
+                name = value.decode()
+        try:
+            body = json.loads(b"\n".join(data))
+        except ValueError:
+            return None
+        found["event"] = name
+        _walk(body, (), found)
+    for place, value in found.items():
+        if isinstance(value, str):
+            found[place] = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    return found
+
+
+def _walk(value: Any, place: tuple[Any, ...], found: dict[Any, Any]) -> None:
+    if isinstance(value, dict):
+        marks = tuple(value.get(mark) for mark in _MARKS if not isinstance(value.get(mark), (dict, list)))
+        for key, inner in value.items():
+            if key in _IGNORED or inner is None:
+                continue
+            if key in _TEXT_KEYS and isinstance(inner, str):
+                where = (*place, marks, key)
+                found[where] = found.get(where, "") + inner
+            else:
+                _walk(inner, (*place, key) if key != "delta" else (*place, marks, key), found)
+    elif isinstance(value, list):
+        for k, inner in enumerate(value):
+            _walk(inner, (*place, inner.get("index", k) if isinstance(inner, dict) else k), found)
+    else:
+        found[place] = value

@@ -1,0 +1,249 @@
+"""A connection between the code under test and a peer of the simulation, as uvloop has it.
+
+write() hands over what the peer's side has room for; the rest stays here, and pause_writing() is called at once, inside
+write(), when more stays than the high-water mark. Resuming, losing and closing happen where uvloop has them happen:
+abort() and an error call connection_lost() in the next turn, close() only when everything was taken, so with a stalled
+peer never.
+
+Stricter than uvloop in one thing: writing after one's own close(), abort() or write_eof() is always an error. After the
+*peer's* reset it is silent until connection_lost(), as one can't know yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from sim_loop import Violation, VirtualLoop
+
+
+class Peer(Protocol):
+    """The other side of a connection."""
+
+    def took(self, data: bytes) -> None:
+        """Bytes arrived."""
+
+    def ended(self, how: str) -> None:
+        """Nothing more will arrive: "fin" after everything written, "abort" when the rest was thrown away."""
+
+    def delivers(self, length: int) -> None:
+        """So many bytes of what was sent are about to be read."""
+
+
+class Transport(asyncio.Transport):
+    """One side of a connection: the one that the code under test holds."""
+
+    __slots__ = (
+        "_high",
+        "_incoming",
+        "_incoming_eof",
+        "_loop",
+        "_reading",
+        "_told_paused",
+        "_touched",
+        "aborted",
+        "buffer",
+        "closing",
+        "eof_written",
+        "gone",
+        "lost",
+        "name",
+        "peer",
+        "protocol",
+        "room",
+    )
+
+    def __init__(self, loop: VirtualLoop, peer: Peer, name: tuple[str, int], touched: list[Transport]) -> None:
+        self._loop = loop
+        self._touched = touched
+        self.peer: Peer | None = peer
+        self.name = name
+        self.protocol: Any = None
+        self.room = 1 << 60  # what the peer's side still takes
+        self.buffer = bytearray()
+        self._high = 64 * 1024
+        self._told_paused = False
+        self._reading = True
+        self._incoming: list[bytes] = []  # arrived while reading was paused
+        self._incoming_eof = False
+        self.eof_written = False
+        self.closing = False  # close() or abort() was called
+        self.aborted = False
+        self.gone = False  # the peer reset it: connection_lost() is on its way
+        self.lost = False  # connection_lost() was called
+
+    # -- what the code under test calls
+
+    def write(self, data: Any) -> None:
+        self._touched.append(self)
+        if self.closing or self.lost or self.eof_written:
+            raise RuntimeError("write() after the end")
+        if self.gone or not data:
+            return
+        if self.buffer:
+            self.buffer += data
+            return
+        length = len(data)
+        if length <= self.room:
+            self.room -= length
+            self._hand_over(bytes(data))
+            return
+        taken = self.room
+        self.room = 0
+        if taken:
+            self._hand_over(bytes(data[:taken]))
+        self.buffer += data[taken:]
+        if len(self.buffer) > self._high:
+            assert not self._told_paused
+            self._told_paused = True
+            self._loop.steps += 1
+            self.protocol.pause_writing()
+
+    def _hand_over(self, data: bytes) -> None:
+        """To the peer. What it finds wrong is not for the code under test to catch."""
+        assert self.peer is not None
+        try:
+            self.peer.took(data)
+        except Violation as violation:
+            self._loop.failed.append(violation)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = 64 * 1024 if high is None else high
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.buffer)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.name if name == "peername" else default
+
+    def is_closing(self) -> bool:
+        return self.closing or self.gone
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        assert not self.closing and not self.eof_written
+        self.eof_written = True
+        if not self.buffer and not self.gone and self.peer is not None:
+            self.peer.ended("fin")
+
+    def pause_reading(self) -> None:
+        if self.closing or self.gone or not self._reading:
+            return
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        if self.closing or self.gone or self._reading:
+            return
+        self._reading = True
+        if self._incoming or self._incoming_eof:
+            self._loop.io(0.0, self._deliver)
+
+    def close(self) -> None:
+        if self.closing or self.lost:
+            return
+        self._touched.append(self)
+        self.closing = True
+        if not self.buffer and not self.gone:
+            self._lose_soon(None)
+
+    def abort(self) -> None:
+        if self.aborted or self.lost or self.gone:
+            self.closing = True
+            return
+        self._touched.append(self)
+        flushed = self.closing and not self.buffer
+        self.closing = self.aborted = True
+        self.buffer.clear()
+        if not flushed:
+            self._lose_soon(None)
+
+    def _lose_soon(self, exc: Exception | None) -> None:
+        self._loop.call_soon(self._lose, exc)
+
+    def _lose(self, exc: Exception | None) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        self._touched.append(self)
+        self.buffer.clear()
+        self._incoming.clear()
+        protocol, self.protocol = self.protocol, None
+        protocol.connection_lost(exc)
+        if protocol.at.value not in ("lost", "closed"):
+            self._loop.failed.append(Violation(f"lost, but {protocol.at}"))
+        peer, self.peer = self.peer, None
+        if peer is not None and not self.gone:
+            peer.ended("abort" if self.aborted else "fin")
+
+    # -- what the network does
+
+    @property
+    def told_paused(self) -> bool:
+        return self._told_paused
+
+    def grant(self, length: int) -> None:
+        """The peer reads: so many more bytes have room."""
+        if self.lost or self.aborted or self.gone:
+            return
+        self.room += length
+        if not self.buffer:
+            return
+        taken = min(self.room, len(self.buffer))
+        piece = bytes(self.buffer[:taken])
+        del self.buffer[:taken]
+        self.room -= taken
+        self._touched.append(self)
+        if piece:
+            self._hand_over(piece)
+        if self.buffer:
+            return
+        if self._told_paused:
+            self._told_paused = False
+            self._loop.steps += 1
+            self.protocol.resume_writing()
+        if self.buffer:
+            return
+        if self.closing:
+            self._lose_soon(None)
+        elif self.eof_written and self.peer is not None:
+            self.peer.ended("fin")
+
+    def receive(self, data: bytes) -> None:
+        """The peer's bytes arrive."""
+        if self.closing or self.lost or self.gone:
+            return
+        self._incoming.append(data)
+        self._deliver()
+
+    def receive_eof(self) -> None:
+        """The peer's FIN arrives."""
+        self._incoming_eof = True
+        self._deliver()
+
+    def _deliver(self) -> None:
+        while self._incoming and self._reading and not self.closing and not self.lost and not self.gone:
+            data = self._incoming.pop(0)
+            self._touched.append(self)
+            if self.peer is not None:
+                self.peer.delivers(len(data))
+            self._loop.steps += 1
+            self.protocol.data_received(data)
+        if self._incoming_eof and self._reading and not (self._incoming or self.closing or self.lost or self.gone):
+            self._incoming_eof = False
+            self._reading = False  # nothing can come any more
+            self._touched.append(self)
+            self._loop.steps += 1
+            if not self.protocol.eof_received():
+                self.close()
+
+    def receive_reset(self, exc: Exception) -> None:
+        """The peer's RST arrives, or the network gives up. Without reading or pending writes nobody would notice."""
+        if self.lost or self.gone or self.aborted:
+            return
+        if self.closing and not self.buffer:
+            return
+        self.gone = True
+        self.buffer.clear()
+        self._lose_soon(exc)

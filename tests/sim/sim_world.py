@@ -1,0 +1,511 @@
+"""The world of one run: the worker as wired in production, upstreams, readers, faults, and the judge of it all."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any
+from zlib import crc32
+
+import sim_checks
+from sim_loop import Violation, VirtualLoop
+from sim_reader import Answer, Errand, Reader
+from sim_script import DIALECTS, PATHS, Script
+from sim_transport import Transport
+from sim_upstream import EVENT_BYTES_MAX, Link, Server, weighted
+
+from streamd.config import Settings, UpstreamSettings
+from streamd.core import fanout
+from streamd.core import stream as core_stream
+from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
+from streamd.core.stream import Stream, Subscriber
+from streamd.daemon import logs
+from streamd.daemon.worker import Worker
+from streamd.net.client import ClientConnection
+from streamd.net.exchange import Exchange
+from streamd.net.upstream import UpstreamConnection
+
+CHECK_ALL_EVERY = 1000  # steps
+GONE_MAX = 1000  # streams remembered after their removal
+KINDS = (("generate", 56), ("follow", 24), ("plain", 6), ("small", 6), ("delete", 3), ("models", 2), ("broken", 3))
+
+# What has to be gone when everything has ended.
+KINDS_LEFT = (ClientConnection, UpstreamConnection, Exchange, Stream, Subscriber)
+
+
+class OrderedMembers(dict[Any, None]):
+    """A set whose order is that of joining: sets go by addresses, and a seed has to play the same way twice."""
+
+    def add(self, member: Any) -> None:
+        self[member] = None
+
+    def discard(self, member: Any) -> None:
+        self.pop(member, None)
+
+
+def settings_for(rng: random.Random) -> Settings:
+    """Everything short and small, so that all limits are met in a minute of virtual time."""
+    pick = rng.choice
+    upstreams = tuple(
+        UpstreamSettings(name=name, url=f"http://{name}:8000", inflight_max=pick((0, 0, 20))) for name in ("one", "two")
+    )
+    log_bytes = pick((16 * 1024, 64 * 1024, 1 << 20))
+    return Settings(
+        upstreams=upstreams,
+        head_timeout_s=2.0,
+        body_grace_s=2.0,
+        keepalive_timeout_s=3.0,
+        close_timeout_s=0.5,
+        commit_after_s=pick((0.0, 0.2, 1.0, 3.0)),
+        heartbeat_s=pick((0.0, 1.0, 2.0)),
+        connect_timeout_s=1.0,
+        ttft_timeout_s=4.0,
+        idle_timeout_s=4.0,
+        stream_timeout_s=pick((0.0, 0.0, 15.0)),
+        event_bytes_max=EVENT_BYTES_MAX,
+        pool_idle_timeout_s=pick((0.0, 1.0, 4.0)),
+        pool_idle_max=pick((0, 4, 64)),
+        ring_slots=pick((32, 64)),
+        ring_bytes_max=pick((1024, 4096, 32 * 1024)),
+        stall_timeout_s=pick((0.0, 2.0, 4.0)),
+        catchup_bytes_max=pick((1024, 4096, 16 * 1024)),
+        log_bytes_max=log_bytes,
+        drain_timeout_s=pick((0.0, 2.0, 20.0)),
+        log_events_max=pick((128, 1000, 100_000)),
+        logs_bytes_max=pick((0, 0, 1 << 20)),
+        retention_s=pick((0.0, 2.0, 5.0)),
+        resume_grace_s=pick((0.0, 1.0, 3.0)),
+        detach_grace_s=pick((0.0, 0.0, 1.0)),
+        detach_grace_max_s=3.0,
+        detached_max=pick((0, 3, 1000)),
+    )
+
+
+class World:
+    """One run. `play()` raises Violation, or whatever the code under test raised where nobody may."""
+
+    def __init__(self, seed: int, *, population: int = 300, tokens_mean: int = 60) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(seed)
+        self.loop = VirtualLoop(rng)
+        self.loop.after = self._after
+        self.loop.connect = self._connect
+        self.settings = settings_for(rng)
+        self.population = rng.randrange(population // 4, population + 1)
+        self.tokens_mean = tokens_mean
+        self.pace_s = rng.choice((0.005, 0.03, 0.1))
+        self.patience_s = rng.choice((0.05, 0.3, 1.0))
+        self.event_bytes_max = EVENT_BYTES_MAX
+        self.buffer_bytes_max = 3 * 64 * 1024
+        self.slack_s = 1.0 + 6.0  # a sweep, a slice, and the jumps of the clock
+        self.worker = self._hire()
+        self.servers = {each.name: Server(self, each.name) for each in self.settings.upstreams}
+        # what goes on
+        self.touched: list[Transport] = []
+        self.readers: dict[Reader, None] = {}
+        self.scripts: dict[str, Script] = {}
+        self.finals: dict[str, bytes] = {}
+        self.ends_badly: list[Stream] = []  # their readers were told so in this step
+        self.winding_down = False
+        self.stopping = False  # a drain closes readers
+        self.closed = False  # nobody listens any more
+        self._recent: deque[str] = deque(maxlen=50)
+        self._hot = ""
+        self._names = 0
+        self._asks: Counter[str] = Counter()
+        self._errands: dict[str, Errand] = {}
+        self._gone: dict[str, tuple[Stream, Script | None]] = {}
+        self._next_check = CHECK_ALL_EVERY
+        self._transports: dict[Transport, None] = {}
+        self.results: Counter[str] = Counter()
+        self.steps = 0  # when the world is no more
+
+    def _hire(self) -> Worker:
+        """The worker, with all that is random or late in it replaced."""
+        other = random.Random(self.seed + 1)
+        budget = self._budget()
+        admission = Admission(budget, Limits(loop_lag_max_s=0), other)
+        worker = Worker(self.loop, self.settings, budget=budget, admission=admission, rng=other)
+        runtime, hub = worker.runtime, worker.runtime.hub
+        hub.log_bytes_max = self.settings.logs_bytes_max or 1 << 40
+        runtime.unix_time = lambda: 1.7e9 + self.loop.time()
+        runtime.sweep._members = OrderedMembers()  # type: ignore[assignment]
+        runtime.clients = OrderedMembers()  # type: ignore[assignment]
+        runtime.on_bug = self._bug
+        hub._random, hub._incarnation = other.randbytes, "AAAA"
+        self._was_removed, hub.on_removed = hub.on_removed, self._removed
+        self._was_sealed, hub.on_sealed = hub.on_sealed, self._sealed
+        worker.start()
+        gc.unfreeze()  # of what the worker freezes at its start, only one process lives on
+        return worker
+
+    def _budget(self) -> Budget:
+        """A machine of a size that doesn't depend on the one we are on, with room for all or for some."""
+        few = self.rng.random() < 0.2
+        demands = Demands(conns_max=self.population // 2 if few else 0, streams_max=self.population // 3 if few else 0)
+        resources = Resources(memory_bytes=1 << 40, memory_source="setting", descriptors_per_worker=1 << 20)
+        return Budget.compute(resources, demands, Prices())
+
+    # -- play
+
+    def play(self, steps: int) -> None:
+        """So many steps with everything going on, then until everything has ended."""
+        level, logs._sink.level = logs._sink.level, logs.ERROR + 1
+        threshold = gc.get_threshold()
+        kept = core_stream.DIRECT_READERS_MAX, fanout.SLICE_MAX, fanout.FRAMES_MAX
+        core_stream.DIRECT_READERS_MAX = self.rng.choice((1, 8, 64))
+        fanout.SLICE_MAX, fanout.FRAMES_MAX = self.rng.choice((1, 3, 256)), self.rng.choice((4, 32, 256))
+        before = _alive(collect=True)
+        gc.disable()  # the worker hardly lets it run: what its counts don't free would stay
+        try:
+            self._play(steps)
+            if not self.stopping:
+                self.check_freed(before)
+        finally:
+            gc.enable()
+            logs._sink.level = level
+            gc.set_threshold(*threshold)
+            core_stream.DIRECT_READERS_MAX, fanout.SLICE_MAX, fanout.FRAMES_MAX = kept
+        self.check_gone(before)
+
+    def _play(self, steps: int) -> None:
+        loop = self.loop
+        for _ in range(self.population):
+            loop.io(self.rng.random() * 2, self.spawn)
+        loop.io(self.rng.uniform(1, 20), self._stumble)
+        stop_at = self.rng.randrange(steps // 2, steps) if self.rng.random() < 0.3 else steps
+        loop.run(lambda: loop.steps < stop_at)
+        if stop_at < steps:
+            self._stop()
+        self.winding_down = True
+        for reader in list(self.readers):
+            if reader.temper == "vanishes" or not self.settings.stall_timeout_s:
+                loop.io(self.rng.random(), reader.heal)
+        until = loop.time() + 400
+        loop.run(lambda: loop.time() < until and self._anything_left())
+        until = loop.time() + 20
+        loop.run(lambda: loop.time() < until)
+        if self.stopping:
+            sim_checks.check_stopped(self)
+            return
+        sim_checks.check_all(self)
+        self.worker.upstreams.close()
+        loop.run(lambda: loop.time() < until + 1)
+        sim_checks.check_nothing_left(self)
+        self.worker.runtime.sweep.stop()
+        loop.run(lambda: loop.time() < until + 30)
+        self._after()
+
+    def _anything_left(self) -> bool:
+        runtime = self.worker.runtime
+        return bool(runtime.clients or len(runtime.hub) or self.readers or any(s.links for s in self.servers.values()))
+
+    def check_freed(self, before: Counter[type]) -> None:
+        """What has ended was freed by its reference counts: there is no cycle for a collector to find."""
+        self.touched.clear()
+        self._transports.clear()
+        self._gone.clear()
+        after = _alive(collect=False)
+        for kind in KINDS_LEFT:
+            # One: the last error of a cancelled connect holds on to its frames until the next.
+            left = after[kind] - before[kind]
+            sim_checks.must(left <= 1, f"only a collector frees a {kind.__name__}", left)
+
+    def check_gone(self, before: Counter[type]) -> None:
+        """No object of a connection, an exchange or a stream outlives it."""
+        seed, results, steps = self.seed, self.results, self.loop.steps
+        self.__dict__.clear()  # the worker and everything that belongs to it
+        self.seed, self.results, self.steps = seed, results, steps
+        after = _alive(collect=True)
+        for kind in KINDS_LEFT:
+            if after[kind] > before[kind]:
+                raise Violation(f"{after[kind] - before[kind]} {kind.__name__} left behind")
+
+    def _stumble(self) -> None:
+        """Now and then the whole process stands still."""
+        if self.rng.random() < 0.5:
+            self.loop.jump(self.rng.choice((0.3, 2.0, 5.0)))
+        if not self.winding_down:
+            self.loop.io(self.rng.uniform(1, 20), self._stumble)
+
+    def _stop(self) -> None:
+        """A drain, in a hurry now and then."""
+        self.stopping = self.closed = True
+        self.worker.drain()
+        if self.rng.random() < 0.3:
+            self.loop.io(self.rng.random() * 5, self.worker.drain)
+
+    def _after(self) -> None:
+        """After each step."""
+        if self.loop.failed:
+            raise self.loop.failed[0]
+        for stream in self.ends_badly:
+            sim_checks.must(stream.reason is not None and not stream.ended_clean, "an error, and no bad end", stream.id)
+        self.ends_badly.clear()
+        touched = self.touched
+        if touched:
+            for transport in touched:
+                sim_checks.check_touched(self, transport)
+            touched.clear()
+        if self.loop.steps >= self._next_check:
+            self._next_check = self.loop.steps + CHECK_ALL_EVERY
+            sim_checks.check_all(self)
+
+    def _bug(self, where: str, error: BaseException) -> None:
+        self.loop.failed.append(error)
+
+    # -- connections
+
+    def client_connection(self) -> ClientConnection:
+        return ClientConnection(self.worker.runtime, "public")
+
+    def keep(self, transport: Transport) -> None:
+        """A reader's connection, until it is lost."""
+        self._transports[transport] = None
+
+    def open_clients(self) -> Iterator[Transport]:
+        for transport in [transport for transport in self._transports if transport.lost]:
+            del self._transports[transport]
+        return iter(tuple(self._transports))
+
+    async def _connect(self, factory: Any, host: str, port: int) -> Any:
+        return await self.servers[host].connect(factory)
+
+    # -- readers
+
+    def spawn(self) -> None:
+        if not self.winding_down and not self.closed:
+            Reader(self, self.errand()).begin()
+
+    def reader_over(self, reader: Reader) -> None:
+        if not self.winding_down:
+            self.loop.io(self.rng.random() * 0.5, self.spawn)
+
+    def errand(self) -> Errand:
+        """Something that somebody may want."""
+        rng = self.rng
+        kind = weighted(rng, KINDS)
+        if kind in ("follow", "delete") and not self._recent:
+            kind = "generate"
+        errand = getattr(self, f"_{kind}")()
+        errand.http10 = errand.kind != "broken" and rng.random() < 0.12
+        if rng.random() < 0.3 and errand.kind in ("generate", "follow"):
+            word = rng.choice((b"coalesce", b"drop_oldest", b"drop_oldest", b"close"))
+            errand.wishes.append(b"X-Stream-Policy: " + word)
+        return errand
+
+    def _rid(self) -> str:
+        self._names += 1
+        return f"r{self._names}"
+
+    def _generate(self) -> Errand:
+        rng = self.rng
+        rid = self._rid()
+        errand = Errand("generate", "POST", PATHS[rng.choice(DIALECTS)], rid)
+        errand.body = b'{"model":"m","stream":true,"n":"%b"}' % rid.encode()
+        self._errands[rid] = errand
+        if rng.random() < 0.25:
+            errand.wishes.append(b"X-Stream-Detach-Grace: %d" % rng.randrange(5))
+        if rng.random() < 0.25:
+            errand.wishes.append(b"Idempotency-Key: k" + rid.encode())
+            if rng.random() < 0.7:
+                self.loop.io(rng.random() * rng.choice((0.1, 4)), self._twin, errand)
+        return errand
+
+    def _twin(self, errand: Errand) -> None:
+        """The same request again, as one that retries would send it."""
+        if self.winding_down or self.closed:
+            return
+        twin = Errand("generate", errand.method, errand.path, self._rid(), errand.body)
+        twin.wishes = [wish for wish in errand.wishes if wish.startswith(b"Idem")]
+        self._errands[twin.rid] = twin
+        Reader(self, twin).begin()
+
+    def _follow(self) -> Errand:
+        rng = self.rng
+        stream_id = self._hot if self._hot and rng.random() < 0.5 else rng.choice(self._recent)
+        errand = Errand("follow", "GET", f"/v1/streams/{stream_id}", self._rid())
+        errand.stream_id = stream_id
+        if rng.random() < 0.3:
+            errand.start = rng.randrange(1, 30)
+            errand.path += f"?from={errand.start}"
+        elif rng.random() < 0.05:
+            errand.method = "HEAD"
+        return errand
+
+    def _delete(self) -> Errand:
+        errand = Errand("small", "DELETE", f"/v1/streams/{self.rng.choice(self._recent)}", self._rid())
+        errand.deletes = True
+        return errand
+
+    def _plain(self) -> Errand:
+        errand = Errand("plain", "POST", self.rng.choice(("/v1/chat/completions", "/v1/embeddings")), self._rid())
+        errand.body = b'{"model":"m","x":"%b"}' % (b"y" * self.rng.choice((1, 1, 5000)))
+        self._errands[errand.rid] = errand
+        return errand
+
+    def _models(self) -> Errand:
+        return Errand("small", "GET", "/v1/models", self._rid())
+
+    def _small(self) -> Errand:
+        return Errand("small", "GET", self.rng.choice(("/healthz", "/readyz", "/nowhere")), self._rid())
+
+    def _broken(self) -> Errand:
+        return Errand("broken", "GET", "/healthz", self._rid())
+
+    @staticmethod
+    def plain_body(rid: str) -> bytes:
+        """What an upstream answers to a request that is no stream: known from its id alone."""
+        return b'{"rid":"%b"}' % (rid.encode() * (crc32(rid.encode()) % 9000 + 1))
+
+    def find(self, stream_id: str) -> tuple[Stream, Script | None]:
+        """A stream, also one that is gone but whose last bytes are still on their way."""
+        stream = self.worker.runtime.hub.get(stream_id)
+        if stream is not None:
+            return stream, self.scripts.get(stream_id)
+        if stream_id not in self._gone:
+            raise Violation(f"an answer with the unknown stream {stream_id}")
+        return self._gone[stream_id]
+
+    def known(self, stream_id: str) -> None:
+        """A stream's id was seen: others may want to read it too."""
+        if not self._recent or self._recent[-1] != stream_id:
+            self._recent.append(stream_id)
+        if self.rng.random() < 0.02:
+            self._hot = stream_id
+
+    # -- upstream
+
+    def asked(self, link: Link, rid: str, body: bytes, *, repeats: bool) -> None:
+        """A request has reached a server, which will work on it (or refuse it, and then another may)."""
+        errand = self._errands.get(rid)
+        if errand is not None and errand.last is not None:
+            raise Violation(f"{rid} was to resume {errand.stream_id}:{errand.last}, and a generation was begun")
+        if not repeats and errand is not None:
+            self._asks[rid] += 1
+            if self._asks[rid] > 1:
+                raise Violation(f"{rid} was paid for twice")
+
+    def stream_begins(self, link: Link, script: Script) -> None:
+        """A server answers with a stream: this script is what its readers have to get."""
+        transport = link.transport
+        protocol = transport.protocol if transport is not None else None
+        asker = getattr(protocol, "_asker", None)
+        stream = getattr(asker, "stream", None) or getattr(protocol, "_stream", None)
+        if stream is not None and self.scripts.setdefault(stream.id, script) is not script:
+            raise Violation(f"{stream.id} is fed twice")
+
+    def _removed(self, stream: Stream) -> None:
+        self._was_removed(stream)
+        self._gone[stream.id] = (stream, self.scripts.pop(stream.id, None))
+        if len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
+        self.finals.pop(stream.id, None)
+
+    def _sealed(self, stream: Stream) -> None:
+        self._was_sealed(stream)
+        script = self.scripts.get(stream.id)
+        self.results[f"sealed {stream.reason.word if stream.reason else None}"] += 1
+        if stream.ended_clean and (script is None or not (script.ended and script.complete)):
+            raise Violation(f"{stream.id} ended cleanly, its answer didn't")
+        if stream.ended_clean and script is not None and stream.events != len(script.events):
+            raise Violation(f"{stream.id} has {stream.events} events of {len(script.events)}")
+
+    # -- answers
+
+    def unanswered(self, reader: Reader, errand: Errand, how: str) -> None:
+        self.results[f"unanswered {how}"] += 1
+
+    def judge(self, reader: Reader, answer: Answer, how: str) -> None:
+        """Is this what had to come? And what does its reader do now?"""
+        errand = answer.errand
+        self.results[f"{errand.kind} {answer.status or 'none'} {how}"] += 1
+        if how == "done" or answer.status:
+            self._judge_status(errand, answer)
+        if answer.stream is not None:
+            self._judge_stream(reader, answer, how)
+        elif how == "done" and errand.kind == "plain" and answer.status == 200:
+            if answer.body != self.plain_body(errand.rid):
+                raise Violation(f"the answer to {errand.rid} is another: {len(answer.body)} bytes")
+        elif how == "done" and errand.deletes and answer.status == 204:
+            stream = self.worker.runtime.hub.get(errand.path.rpartition("/")[2])
+            if stream is not None and stream.reason is None:
+                raise Violation(f"{stream.id} was stopped and runs on")
+        if errand.kind != "generate" or (how == "done" and answer.stream is None):
+            self._errands.pop(errand.rid, None)
+        self._go_on(reader, answer, how)
+
+    def _judge_status(self, errand: Errand, answer: Answer) -> None:
+        allowed = {
+            "generate": {200, 404, 408, 409, 429, 500, 502, 503, 504} | {204},
+            "follow": {200, 204, 404, 408, 503},
+            "plain": {200, 408, 409, 429, 500, 502, 503, 504},
+            "small": {200, 204, 404, 408, 409, 502, 503},
+            "broken": {400, 408, 431, 501, 503},
+        }[errand.kind]
+        if errand.kind == "follow" and "from=" in errand.path:
+            allowed = allowed | {400}
+        if answer.status not in allowed:
+            raise Violation(f"{errand.method} {errand.path} was answered {answer.status} {answer.body!r}")
+        if answer.status == 500 and b"x-upstream" not in answer.headers:
+            raise Violation(f"an error of our own: {answer.body!r}")
+
+    def _judge_stream(self, reader: Reader, answer: Answer, how: str) -> None:
+        """A calm reader over HTTP/1.1 gets the whole stream, whatever the others do."""
+        if reader.temper != "calm" or self.stopping or reader.healed:
+            return
+        stream = answer.stream
+        whole = answer.position == stream.log.seq_next and stream.reason is not None
+        if how == "reset" or (answer.error_seen and how != "done"):
+            return
+        if not whole:
+            raise Violation(
+                f"{stream.id} ({stream.reason}) stopped at {answer.position} of {stream.log.seq_next}, {how}"
+            )
+        if answer.gaps and stream.log.seq_first <= answer.gaps[0][0]:
+            raise Violation(f"a calm reader lost {answer.gaps}")
+
+    def _go_on(self, reader: Reader, answer: Answer, how: str) -> None:
+        """The next request: a resume, another one, or none."""
+        rng, errand = self.rng, answer.errand
+        if self.winding_down and rng.random() < 0.7:
+            if how == "done" and not reader.waits:
+                self.loop.io(rng.random(), reader.break_off)
+            return
+        cut = answer.stream is not None and how != "done"
+        if cut and errand.tries < 8 and rng.random() < 0.85:
+            again = self._resume(reader, answer)
+            self.loop.io(rng.expovariate(1 / 0.3), Reader(self, again).begin)
+            return
+        if how != "done" or not reader.keeps_alive(answer):
+            return
+        if rng.random() < 0.5 and not self.winding_down:
+            self.loop.io(rng.expovariate(1 / 0.3), reader.ask_more, self.errand())
+        elif rng.random() < 0.8:
+            self.loop.io(rng.random(), reader.break_off)
+
+    def _resume(self, reader: Reader, answer: Answer) -> Errand:
+        """Come back for the rest, by one of the ways there are."""
+        rng, errand = self.rng, answer.errand
+        seen = [seq for seq in answer.ids if seq >= reader.sure - 1] or ([answer.ids[-1]] if answer.ids else [])
+        last = rng.choice(seen) if seen and reader.temper != "calm" else (seen[-1] if seen else errand.start - 1)
+        if rng.random() < 0.3 and errand.method == "POST":
+            again = Errand("generate", "POST", errand.path, self._rid(), errand.body)
+            self._errands[again.rid] = again
+        else:
+            again = Errand("follow", "GET", f"/v1/streams/{errand.stream_id}", self._rid())
+        again.wishes = [wish for wish in errand.wishes if wish.startswith(b"X-Stream-Policy")]
+        again.stream_id, again.start, again.tries = errand.stream_id, last + 1, errand.tries + 1
+        if again.method == "GET" and rng.random() < 0.2:
+            again.path += f"?last_event_id={errand.stream_id}:{last}"
+        else:
+            again.last = last
+        return again
+
+
+def _alive(*, collect: bool) -> Counter[type]:
+    while collect and gc.collect():  # what has a finalizer, as coroutines have, takes another turn
+        pass
+    return Counter(type(each) for each in gc.get_objects() if type(each) in KINDS_LEFT)
