@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-slow-readers bench-replay test check format clean
+.PHONY: help venv run run-llama bench bench-slow-readers bench-replay load load-ui sim test test-sdk check format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,34 @@ bench-slow-readers: $(VENV)/.runtime ## do slow readers hurt the others? (cc, ss
 bench-replay: $(VENV)/.runtime ## what a replay log costs: memory and time
 	@$(BIN)/python loadtest/replay_cost.py $(ARGS)
 
+# Locust stays out of .venv too: it brings gevent and flask, which nothing else needs.
+.venv-load/.ready: setup.cfg pyproject.toml
+	@echo "installing locust into .venv-load …"
+	@test -x .venv-load/bin/python || $(PYTHON) -m venv .venv-load
+	@.venv-load/bin/python $(PIP_INSTALL) --editable '.[load]'
+	@touch $@
+
+USERS ?= 200
+RATE ?= 50
+TIME ?= 60s
+LOCUST := .venv-load/bin/locust --locustfile loadtest/locustfile.py --users $(USERS) --spawn-rate $(RATE)
+
+load: .venv-load/.ready ## locust against streamd and the synthetic upstream, headless, HTML report (USERS, RATE, TIME)
+	@mkdir -p loadtest/results
+	@.venv-load/bin/python loadtest/with_demo.py -- $(LOCUST) --headless --run-time $(TIME) \
+		--html loadtest/results/locust.html --only-summary $(ARGS)
+
+load-ui: .venv-load/.ready ## the same with locust's page on http://127.0.0.1:8089
+	@.venv-load/bin/python loadtest/with_demo.py -- $(LOCUST) --web-host 127.0.0.1 $(ARGS)
+
+STEPS ?= 1000000
+
+sim: $(VENV)/.dev ## the simulator: search STEPS=… steps with new seeds, or replay SEED=… exactly
+	@$(BIN)/python tests/sim/simulate.py --steps $(STEPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+test-sdk: ## the SDK tests with the openai SDK's 2.x as well (make test has 3.x)
+	@PYTHON=$(PYTHON) sh tests/sdk/run_matrix.sh $(ARGS)
+
 test: $(VENV)/.dev ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -70,5 +98,5 @@ format: $(VENV)/.dev ## put the source into the house's format
 include systemd/install.mk
 
 clean: ## remove what was built and installed here
-	rm -rf $(VENV) .venv-llama build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) .venv-llama .venv-load .venv-openai2 .venv-fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	find streamd tests loadtest -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,19 +1,36 @@
-"""Shared: the mapping in which all workers count, one row of unsigned 64-bit numbers each, and a base row for the dead.
+"""Shared: the mapping in which all workers count: a row of unsigned 64-bit numbers and a ledger of keys each.
 
-A worker writes its own row; every process reads all. Aligned 64-bit stores and loads are whole on x86-64 and arm64,
-so a sum may be a moment old but never torn. The layout of a row is net/totals.py's.
+    head       the supervisor's: version, when it started
+    rows       the base row, then each worker's (the layout is net/totals.py's)
+    ledgers    the base ledger, then each worker's: what it counted for every API key that it has seen
+
+A worker writes its own row and ledger; every process reads all. Aligned 64-bit stores and loads are whole on x86-64 and
+arm64, so a sum may be a moment old but never torn. When a worker dies, the supervisor adds its counts to the base row
+and ledger and clears its own. Who adds up looks at the version, odd while that is going on, before and after: so sums of
+what only grows never fall.
+
+A ledger is for KEYS_MAX keys, of which only the pages that are used exist. Its entries are only ever appended, by hash
+of the key's id, so other workers remember where a key stands.
 """
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import MutableSequence, Sequence
+from typing import cast
 
+from streamd.core.admission import Slot
+from streamd.core.keys import KEYS_MAX
+from streamd.core.limits import NOTHING, Spent
 from streamd.net import totals
 from streamd.net.totals import (
+    BEAT_AT,
     GAUGES,
     GAUGES_AT,
+    RESIDENT_AT,
     ROW_LEN,
     UPSTREAM_GAUGES,
     UPSTREAM_GAUGES_AT,
@@ -24,15 +41,101 @@ from streamd.net.totals import (
 
 BYTES_PER_NUMBER = 8
 
+# The head: two numbers.
+VERSION, STARTED_MS = range(2)
+HEAD_LEN = 2
+
+# A ledger: two numbers, then entries of four.
+GENERATION, COUNT = range(2)
+LEDGER_HEAD_LEN = 2
+HASH, REQUESTS, TOKENS, STREAMS = range(4)
+ENTRY_LEN = 4
+LEDGER_LEN = LEDGER_HEAD_LEN + KEYS_MAX * ENTRY_LEN
+
+# A worker's loop turns at least four times a second; who hasn't for so long is stuck, dead, or not there yet.
+BEAT_STALE_S = 2.0
+
+# Folding takes the supervisor less than a millisecond. One that was killed in the middle of it must not stop us.
+LOOKS_MAX = 100
+LOOK_AGAIN_S = 0.0001
+
+
+class Ledger:
+    """One worker's, or the base's. The writer has it from the start and appends, readers find by hash."""
+
+    def __init__(self, numbers: memoryview[int]) -> None:
+        self._numbers = numbers
+        self._generation = numbers[GENERATION]
+        self._places: dict[int, int] = {}  # hash -> where its entry begins
+        self._seen = 0
+
+    def place(self, key_hash: int) -> int | None:
+        """Where the entry of a key begins; None if there is none yet."""
+        numbers = self._numbers
+        if numbers[GENERATION] != self._generation:  # another worker's now
+            self._generation = numbers[GENERATION]
+            self._places.clear()
+            self._seen = 0
+        while self._seen < numbers[COUNT]:
+            at = LEDGER_HEAD_LEN + self._seen * ENTRY_LEN
+            self._places[numbers[at + HASH]] = at
+            self._seen += 1
+        return self._places.get(key_hash)
+
+    def append(self, key_hash: int) -> int | None:
+        """A new entry; None where KEYS_MAX have one (keys were replaced again and again): it is not shared, then."""
+        numbers = self._numbers
+        count = numbers[COUNT]
+        if count >= KEYS_MAX:
+            return None
+        at = LEDGER_HEAD_LEN + count * ENTRY_LEN
+        numbers[at + HASH] = key_hash
+        numbers[COUNT] = count + 1
+        return at
+
+    def entry(self, key_hash: int) -> MutableSequence[int] | None:
+        """The three numbers of a key, for their writer."""
+        at = self.place(key_hash)
+        if at is None:
+            at = self.append(key_hash)
+        return None if at is None else cast("MutableSequence[int]", self._numbers[at + REQUESTS : at + ENTRY_LEN])
+
+    def spent(self, key_hash: int) -> Spent:
+        at = self.place(key_hash)
+        if at is None:
+            return NOTHING
+        numbers = self._numbers
+        return Spent(numbers[at + REQUESTS], numbers[at + TOKENS], numbers[at + STREAMS])
+
+    def fold(self, other: Ledger) -> None:
+        """Add what a worker that died had counted. What it had under way ended with it."""
+        theirs = other._numbers
+        for k in range(theirs[COUNT]):
+            at = LEDGER_HEAD_LEN + k * ENTRY_LEN
+            entry = self.entry(theirs[at + HASH])
+            if entry is not None:
+                entry[0] += theirs[at + REQUESTS]
+                entry[1] += theirs[at + TOKENS]
+
+    def clear(self) -> None:
+        for k in range(COUNT, LEDGER_HEAD_LEN + self._numbers[COUNT] * ENTRY_LEN):
+            self._numbers[k] = 0
+        self._numbers[GENERATION] += 1
+
 
 class Shared:
-    """All rows. `slot` is this worker's; the supervisor has none of its own and only reads, or folds."""
+    """All of it. `slot` is this worker's; the supervisor has none of its own and only reads, or buries."""
 
     def __init__(self, fd: int, workers: int, names: Sequence[str], slot: int | None = None) -> None:
         self._map = mmap.mmap(fd, size_bytes(workers))
         numbers = memoryview(self._map).cast("Q")
-        self.base: Row = numbers[:ROW_LEN]
-        self.rows: list[Row] = [numbers[(k + 1) * ROW_LEN : (k + 2) * ROW_LEN] for k in range(workers)]
+        self._head: Row = numbers[:HEAD_LEN]
+        rows_at, ledgers_at = HEAD_LEN, HEAD_LEN + (workers + 1) * ROW_LEN
+        rows = [numbers[rows_at + k * ROW_LEN : rows_at + (k + 1) * ROW_LEN] for k in range(workers + 1)]
+        self.base: Row = rows[0]
+        self.rows: list[Row] = list(rows[1:])
+        ledgers = [numbers[ledgers_at + k * LEDGER_LEN : ledgers_at + (k + 1) * LEDGER_LEN] for k in range(workers + 1)]
+        self._ledgers = [Ledger(each) for each in ledgers]  # the base's first
         self.names = tuple(names)  # of upstreams, by index; only ever grows
         self._slot = slot
 
@@ -47,6 +150,20 @@ class Shared:
         own.gauges["pid"] = os.getpid()
         totals.write(self.row, own, self.names)
 
+    # -- who lives (net/peers.py's Board)
+
+    def beat(self, now: float) -> None:
+        """This worker's loop has turned."""
+        self.row[BEAT_AT] = int(now * 1000)
+
+    def alive(self, slot: int, now: float) -> bool:
+        return now * 1000 - self.rows[slot][BEAT_AT] < BEAT_STALE_S * 1000
+
+    def connections(self, slot: int) -> int:
+        return self.rows[slot][Slot.CONNECTIONS.value]
+
+    # -- requests under way (net/upstream.py's Board)
+
     def set_in_flight(self, upstream: str, count: int) -> None:
         """This worker's requests at an upstream, as they change: limits look at all workers'."""
         self.row[self._in_flight_at(upstream)] = count
@@ -60,9 +177,46 @@ class Shared:
         index = self.names.index(upstream) if upstream in self.names else UPSTREAMS_MAX - 1
         return UPSTREAM_GAUGES_AT + min(index, UPSTREAMS_MAX - 1) * len(UPSTREAM_GAUGES)
 
+    # -- keys (core/limits.py's Board)
+
+    def entry_of(self, key_id: str) -> MutableSequence[int] | None:
+        """What this worker counts for a key: requests, tokens, streams."""
+        assert self._slot is not None
+        return self._ledgers[1 + self._slot].entry(_hash(key_id))
+
+    def spent_elsewhere(self, key_id: str) -> Spent:
+        """The same of all other workers, those that died included."""
+        assert self._slot is not None
+        key_hash, own = _hash(key_id), 1 + self._slot
+        spent = [ledger.spent(key_hash) for k, ledger in enumerate(self._ledgers) if k != own]
+        requests, tokens, streams = map(sum, zip(*spent, strict=True))
+        return Spent(requests, tokens, streams)
+
+    # -- sums
+
+    @property
+    def started_at(self) -> float:
+        """When the daemon started, in the seconds of all its loops' clocks."""
+        return self._head[STARTED_MS] / 1000
+
+    @started_at.setter
+    def started_at(self, now: float) -> None:
+        self._head[STARTED_MS] = int(now * 1000)
+
     def add_up(self) -> Totals:
         """The daemon's totals."""
+        for _ in range(LOOKS_MAX):
+            version = self._head[VERSION]
+            if version % 2 == 0:
+                summed = totals.add_up([self.base, *self.rows], self.names)
+                if self._head[VERSION] == version:
+                    return summed
+            time.sleep(LOOK_AGAIN_S)
         return totals.add_up([self.base, *self.rows], self.names)
+
+    def resident_bytes(self) -> int:
+        """The measured memory of all workers."""
+        return sum(row[RESIDENT_AT] for row in self.rows)
 
     def each(self) -> list[dict[str, int]]:
         """Every worker's gauges, for /status."""
@@ -70,11 +224,21 @@ class Shared:
 
     def bury(self, slot: int) -> None:
         """The worker in this slot has died (the supervisor)."""
+        base, ledger = self._ledgers[0], self._ledgers[1 + slot]
+        self._head[VERSION] += 1
         totals.fold(self.base, self.rows[slot])
+        base.fold(ledger)  # first here, then there: limits may see it twice for a moment, but never not at all
+        ledger.clear()
+        self._head[VERSION] += 1
+
+
+def _hash(key_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key_id.encode(), digest_size=8).digest(), "little")
 
 
 def size_bytes(workers: int) -> int:
-    return (workers + 1) * ROW_LEN * BYTES_PER_NUMBER
+    """What the mapping takes: the base row and one for each worker."""
+    return (HEAD_LEN + (workers + 1) * (ROW_LEN + LEDGER_LEN)) * BYTES_PER_NUMBER
 
 
 def create(workers: int) -> int:

@@ -80,7 +80,7 @@ class Single:
         await worker.listen(admin, "admin", keep_open=True)
         await worker.listen(bound)
         await worker.listen(bound_admin, "admin")
-        self._handle_signals()
+        self._listen_to_signals()
         worker.runtime.sweep.on_tick.append(self._tick)
         worker.start()
         logs.event(logs.INFO, "budget", text=worker.budget.describe())
@@ -118,7 +118,7 @@ class Single:
 
     # -- signals
 
-    def _handle_signals(self) -> None:
+    def _listen_to_signals(self) -> None:
         loop = self._loop
         loop.add_signal_handler(signal.SIGTERM, self._stop, "SIGTERM", False)
         loop.add_signal_handler(signal.SIGINT, self._stop, "SIGINT", True)
