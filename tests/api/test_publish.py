@@ -1,0 +1,783 @@
+"""Publishing through the whole of streamd but its sockets: names, bodies, endings, exact retries, and who reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from fakes import (
+    CHAT,
+    DONE,
+    LAST,
+    SSE_HEAD,
+    Answer,
+    Client,
+    Read,
+    Rig,
+    chunk,
+    event,
+    events_in,
+    get,
+    post,
+    rig,
+    text_of,
+)
+
+from streamd.core.stream import Policy, Stream
+from streamd.reasons import CloseReason
+
+LINES = "Content-Type: application/x-ndjson"
+EVENTS = "Content-Type: text/event-stream"
+TEXT = "Content-Type: text/plain"
+CHUNKED = "Transfer-Encoding: chunked"
+IDLE_S = 30.0
+RETENTION_S = 8.0
+
+
+@contextmanager
+def publishing(**settings: Any) -> Iterator[Rig]:
+    """Whoever is left at the end is idle for long enough to go."""
+    short = {"publisher_idle_timeout_s": IDLE_S, "retention_s": RETENTION_S, "detach_grace_max_s": 35.0}
+    with rig(**{**short, **settings}) as r:
+        yield r
+
+
+def ask(r: Rig, data: bytes, listener: str = "loopback") -> Answer:
+    return r.client(data, listener=listener).answer
+
+
+def put(name: str, options: dict[str, Any] | None = None, *fields: str) -> bytes:
+    body = b"" if options is None else json.dumps(options).encode()
+    return get(f"/v1/streams/{name}", *fields, f"Content-Length: {len(body)}", method="PUT") + body
+
+
+def opened(r: Rig, name: str = "n", **options: Any) -> Stream:
+    answer = ask(r, put(name, options))
+    assert answer.status == 201, answer.body
+    found = r.runtime.hub.get(name)
+    assert found is not None
+    return found
+
+
+def send(body: bytes, *fields: str, name: str = "n", query: str = "") -> bytes:
+    """Events with a length."""
+    path = f"/v1/streams/{name}/events{query}"
+    return get(path, *fields, f"Content-Length: {len(body)}", method="POST") + body
+
+
+def begin(*fields: str, name: str = "n", query: str = "", method: str = "POST") -> bytes:
+    """The head of a request whose body comes in pieces."""
+    return get(f"/v1/streams/{name}/events{query}", *fields, CHUNKED, method=method)
+
+
+def last_seq(answer: Answer) -> int:
+    found: int = json.loads(answer.body)["last_seq"]
+    return found
+
+
+def held(stream: Stream) -> list[Read]:
+    """All events that the stream has."""
+    log = stream.log
+    return events_in(b"".join(each for _, each in log.read(log.seek(log.seq_first), bytes_max=1 << 30)))
+
+
+def data_of(stream: Stream) -> list[bytes]:
+    return [each.data for each in held(stream)]
+
+
+# -- opening
+
+
+def test_a_name_is_opened_and_says_where_it_is() -> None:
+    with publishing() as r:
+        answer = ask(r, put("room.1"))
+        body = json.loads(answer.body)
+        assert (answer.status, answer.get("location"), answer.get("x-stream-id")) == (
+            201,
+            "/v1/streams/room.1",
+            "room.1",
+        )
+        assert (body["id"], body["last_seq"]) == ("room.1", 0)
+        assert len(body["epoch"]) == 6
+
+
+def test_a_made_up_name() -> None:
+    with publishing() as r:
+        answer = ask(r, get("/v1/streams", "Content-Length: 0", method="POST"))
+        body = json.loads(answer.body)
+        assert (answer.status, body["epoch"]) == (201, None)
+        assert body["id"].startswith("s_")
+        assert answer.get("location") == f"/v1/streams/{body['id']}"
+        assert last_seq(ask(r, send(b"1\n", LINES, name=body["id"]))) == 1
+
+
+@pytest.mark.parametrize("name", ["s_mine", ".", "..", "a%2Fb", "a%20b", "x" * 129, "%C3%A9", "a%0Ab", "a:b", "a%3F"])
+def test_names_that_are_none(name: str) -> None:
+    with publishing() as r:
+        answer = ask(r, put(name))
+        assert (answer.status, answer.error["code"]) == (400, "bad_name")
+        assert not tuple(r.runtime.hub)
+
+
+@pytest.mark.parametrize("name", ["x" * 128, "a.b_c~d-e", "S_mine", "events", "lookup", "%61bc"])
+def test_names_that_are_some(name: str) -> None:
+    with publishing() as r:
+        assert ask(r, put(name)).status == 201
+        assert ask(r, send(b"1\n", LINES, name=name)).status == 200
+        assert ask(r, get(f"/v1/streams/{name}", "Accept: application/json")).status == 200
+
+
+def test_a_live_name_is_taken() -> None:
+    with publishing() as r:
+        opened(r)
+        again = ask(r, put("n"))
+        assert (again.status, again.error["code"]) == (409, "stream_exists")
+
+
+def test_a_sealed_name_begins_another_life() -> None:
+    with publishing() as r:
+        first = opened(r)
+        ask(r, send(b"1\n", LINES, query="?seal=finished"))
+        second = opened(r)
+        assert second is not first
+        assert second.epoch != first.epoch
+        assert second.events == 0
+
+
+def test_a_sealed_name_that_is_still_read_is_taken() -> None:
+    with publishing() as r:
+        opened(r)
+        slow = r.client(get("/v1/streams/n"), capacity=300)
+        ask(r, send(b'"x"\n' * 200, LINES, query="?seal=finished"))
+        assert ask(r, put("n")).error["code"] == "stream_exists"
+        slow.take()
+        assert ask(r, put("n")).status == 201
+
+
+def test_every_option_is_taken() -> None:
+    with publishing() as r:
+        options = {
+            "retention": "5m",
+            "policy": "drop_oldest",
+            "log_bytes_max": "64KiB",
+            "log_events_max": 500,
+            "flush_interval": "50ms",
+            "public": True,
+        }
+        stream = opened(r, **options)
+        assert (stream.retention_s, stream.policy, stream.name_public) == (300.0, Policy.DROP_OLDEST, True)
+        assert (stream.log.bytes_max, stream.log.events_max) == (65536, 500)
+        assert stream.fanout is not None
+        assert stream.fanout.batches
+        ask(r, get("/v1/streams/n", method="DELETE"))
+        r.pass_time(301)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"retentoin": "5m"}, "retentoin"),
+        ({"retention": "soon"}, "retention"),
+        ({"retention": "25h"}, "retention"),
+        ({"retention": -1}, "retention"),
+        ({"retention": None}, "retention"),
+        ({"policy": "wait"}, "policy"),
+        ({"policy": ["coalesce"]}, "policy"),
+        ({"log_bytes_max": "1KiB"}, "log_bytes_max"),
+        ({"log_bytes_max": "1TiB"}, "log_bytes_max"),
+        ({"log_bytes_max": True}, "log_bytes_max"),
+        ({"log_events_max": 0}, "log_events_max"),
+        ({"log_events_max": 1.5}, "log_events_max"),
+        ({"log_events_max": True}, "log_events_max"),
+        ({"flush_interval": "2s"}, "flush_interval"),
+        ({"public": "yes"}, "public"),
+        ({"x\n" * 100: 1}, None),
+    ],
+)
+def test_options_that_are_refused_say_which_and_leave_all_as_it_was(options: dict[str, Any], param: str | None) -> None:
+    with publishing() as r:
+        before = opened(r)
+        ask(r, send(b"1\n", LINES, query="?seal=finished"))
+        answer = ask(r, put("n", options))
+        assert (answer.status, answer.error["code"]) == (400, "bad_option")
+        assert param is None or answer.error["param"] == param
+        assert r.runtime.hub.get("n") is before
+
+
+@pytest.mark.parametrize(("body", "code"), [(b"{", "bad_json"), (b"[]", "bad_json"), (b"5", "bad_json")])
+def test_options_that_are_no_object(body: bytes, code: str) -> None:
+    with publishing() as r:
+        data = get("/v1/streams/n", f"Content-Length: {len(body)}", method="PUT") + body
+        assert ask(r, data).error["code"] == code
+        assert ask(r, get("/v1/streams/n", "Content-Length: 99999", method="PUT")).status == 413
+
+
+def test_settings_are_the_defaults() -> None:
+    with publishing(flush_interval_s=0.05, retention_s=7.0) as r:
+        stream = opened(r)
+        assert stream.retention_s == 7.0
+        assert stream.fanout is not None
+
+
+# -- bodies
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "events"),
+    [
+        ((LINES,), b'{"a": 1}\n[2]\n', [b'{"a": 1}', b"[2]"]),
+        ((LINES + "; charset=utf-8",), b"1\n", [b"1"]),
+        ((EVENTS,), b"id: 9\nevent: x\ndata: 1\n\n: c\n\ndata: 2\n\n", [b"1", b"2"]),
+        ((TEXT,), b"Hello", [b'{"delta":"Hello"}']),
+        ((), b"Hello", [b'{"delta":"Hello"}']),  # curl -T names no type
+    ],
+)
+def test_three_types_of_body(fields: tuple[str, ...], body: bytes, events: list[bytes]) -> None:
+    with publishing() as r:
+        stream = opened(r)
+        answer = ask(r, send(body, *fields))
+        assert (answer.status, last_seq(answer)) == (200, len(events))
+        assert data_of(stream) == events
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/octet-stream", "text/html", "x"])
+def test_other_types_are_refused_before_the_body_is_sent(media_type: str) -> None:
+    with publishing() as r:
+        opened(r)
+        client = r.client(begin(f"Content-Type: {media_type}", "Expect: 100-continue"))
+        assert b"100 Continue" not in client.raw
+        assert (client.answer.status, client.answer.error["code"]) == (415, "bad_content_type")
+
+
+def test_each_piece_of_a_chunked_body_goes_out_as_it_comes() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        reader = r.client(get("/v1/streams/n"))
+        publisher = r.client(begin(LINES))
+        for k in range(3):
+            publisher.send(chunk(b'{"n":%d}\n' % k))
+            assert [each.json["n"] for each in events_in(reader.answer.body)] == list(range(k + 1))
+        publisher.send(chunk(b'{"n":3') + chunk(b"}\n"))
+        publisher.send(LAST)
+        assert last_seq(publisher.answer) == stream.events == 4
+
+
+def test_text_is_seen_as_it_is_typed() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        publisher = r.client(begin(method="PUT"))
+        for piece in ("Hé".encode(), b"l", b"lo\n"):
+            publisher.send(chunk(piece))
+        assert data_of(stream) == ['{"delta":"Hé"}'.encode(), b'{"delta":"l"}', b'{"delta":"lo\\n"}']
+        publisher.send(chunk("é".encode()[:1]))
+        assert stream.events == 3
+        publisher.send(chunk("é".encode()[1:]) + LAST)
+        assert last_seq(publisher.answer) == 4
+
+
+def test_curl_asks_first_and_is_told_to_go_on() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        curl = r.client(begin("Expect: 100-continue", "User-Agent: curl/7.88.1", method="PUT"))
+        assert curl.raw == b"HTTP/1.1 100 Continue\r\n\r\n"
+        curl.send(chunk(b"Hello") + LAST)
+        assert curl.answer.status == 200
+        assert stream.events == 1
+
+
+def test_a_body_with_a_length_is_all_or_nothing() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        refused = ask(r, send(b"1\n2\n{\n3\n", LINES))
+        assert (refused.status, refused.error["code"], last_seq(refused)) == (400, "bad_json", 0)
+        assert "Line 3" in refused.error["message"]
+        broken = r.client(send(b"1\n2\n3\n", LINES)[:-2])
+        assert stream.events == 0
+        broken.fin()
+        assert stream.events == 0
+
+
+def test_of_a_chunked_body_what_came_stays() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        publisher = r.client(begin(LINES))
+        publisher.send(chunk(b"1\n2\nno\n3\n"))
+        answer = publisher.answer
+        assert (answer.status, answer.error["code"], last_seq(answer)) == (400, "bad_json", 2)
+        assert "Line 3" in answer.error["message"]
+        assert data_of(stream) == [b"1", b"2"]
+        cut = r.client(begin(LINES))
+        cut.send(chunk(b"3\n4"))
+        cut.reset()
+        assert data_of(stream) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "status", "code", "where"),
+    [
+        ((LINES,), b'1\n"' + b"x" * 300 + b'"\n', 413, "event_too_large", "Line 2"),
+        ((EVENTS,), b"data: 1\n\ndata: " + b"x" * 300 + b"\n\n", 413, "event_too_large", "Event 2"),
+        ((EVENTS,), b"data: 1\n\ndata: \x00\n\n", 400, "bad_event", "Event 2"),
+        ((TEXT,), b"ab\xff", 400, "bad_utf8", "byte 2"),
+        ((LINES,), b'"a\rb"\n', 400, "bad_line", "Line 1"),
+        ((LINES,), b"[DONE]\n1\n", 400, "after_done", "Line 2"),
+    ],
+)
+def test_refusals_say_where(fields: tuple[str, ...], body: bytes, status: int, code: str, where: str) -> None:
+    with publishing(event_bytes_max=200) as r:
+        stream = opened(r)
+        answer = ask(r, send(body, *fields))
+        assert (answer.status, answer.error["code"]) == (status, code)
+        assert where in answer.error["message"]
+        assert stream.events == 0
+
+
+def test_a_body_that_is_too_long_to_be_taken_whole() -> None:
+    with publishing(body_bytes_max=100) as r:
+        stream = opened(r)
+        answer = ask(r, get("/v1/streams/n/events", LINES, "Content-Length: 101", method="POST"))
+        assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+        publisher = r.client(begin(LINES) + chunk(*[b"1234567\n"] * 100) + LAST)
+        assert publisher.answer.status == 200
+        assert stream.events == 100
+
+
+def test_whole_bodies_are_counted_while_they_are_held() -> None:
+    with publishing(bodies_bytes_max=50) as r:
+        stream = opened(r)
+        slow = r.client(send(b"12345678\n" * 4, LINES)[:-1])
+        assert r.runtime.bodies_bytes == 35
+        refused = ask(r, send(b"12345678\n" * 4, LINES))
+        assert (refused.status, refused.error["code"]) == (503, "bodies_over_budget")
+        slow.send(b"\n")
+        assert (last_seq(slow.answer), r.runtime.bodies_bytes) == (4, 0)
+        assert stream.events == 4
+
+
+def test_a_large_body_does_not_pile_up_in_front_of_a_stalled_reader() -> None:
+    with publishing() as r:
+        opened(r)
+        stalled = r.client(get("/v1/streams/n"), capacity=10_000)
+        for k in range(20):
+            line = json.dumps({"k": k, "text": "x" * 10_000}).encode() + b"\n"
+            ask(r, send(line * 4, LINES))
+        assert len(stalled.transport.held) <= 64 * 1024
+        stalled.take()
+        assert len(events_in(stalled.answer.body)) == 80
+
+
+# -- the end
+
+
+@pytest.mark.parametrize(
+    ("fields", "body"),
+    [
+        ((LINES,), b"1\n[DONE]\n"),
+        ((EVENTS,), b"data: 1\n\ndata: [DONE]\n\n"),
+        ((EVENTS,), b"data: 1\n\ndata:[DONE]\n\n"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_done_ends_the_stream(fields: tuple[str, ...], body: bytes, whole: bool) -> None:
+    with publishing() as r:
+        stream = opened(r)
+        reader = r.client(get("/v1/streams/n"))
+        answer = ask(r, send(body, *fields) if whole else begin(*fields) + chunk(body) + LAST)
+        assert (answer.status, last_seq(answer)) == (200, 2)
+        assert (stream.reason, stream.ended_clean) == (CloseReason.SEALED, True)
+        assert (reader.answer.whole, events_in(reader.answer.body)[-1].data) == (True, b"[DONE]")
+        late = ask(r, send(b"2\n", LINES))
+        assert (late.status, late.error["code"], last_seq(late)) == (409, "stream_sealed", 2)
+
+
+def test_done_ends_it_before_the_body_ends() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        publisher = r.client(begin(LINES) + chunk(b"[DONE]\n"))
+        assert stream.reason is CloseReason.SEALED
+        publisher.send(chunk(b"\n"))
+        publisher.send(chunk(b"1\n"))
+        assert publisher.answer.error["code"] == "after_done"
+
+
+def test_a_query_ends_it_as_finished_or_failed() -> None:
+    with publishing() as r:
+        finished, failed = opened(r, "a"), opened(r, "b")
+        readers = [r.client(get(f"/v1/streams/{name}")) for name in "ab"]
+        assert last_seq(ask(r, send(b"1\n", LINES, name="a", query="?seal=finished"))) == 1
+        assert last_seq(ask(r, send(b"1\n", LINES, name="b", query="?seal=failed"))) == 2
+        assert [finished.reason, failed.reason] == [CloseReason.SEALED, CloseReason.FAILED]
+        assert [reader.answer.whole for reader in readers] == [True, False]
+        assert events_in(readers[1].answer.body)[-1].json["error"]["code"] == "failed"
+
+
+def test_an_empty_body_can_end_it() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        assert last_seq(ask(r, send(b"", query="?seal=finished"))) == 0
+        assert stream.reason is CloseReason.SEALED
+
+
+def test_another_word_for_the_end_is_refused() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        assert ask(r, send(b"1\n", LINES, query="?seal=done")).error["code"] == "bad_seal"
+        assert (stream.reason, stream.events) == (None, 0)
+
+
+def test_a_refused_body_ends_nothing() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        ask(r, send(b"1\nno\n", LINES, query="?seal=finished"))
+        assert stream.reason is None
+
+
+# -- exact retries
+
+
+def test_expected_seq_is_the_last_one_before_the_first() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        assert last_seq(ask(r, send(b"1\n2\n", LINES, "Expected-Seq: 0"))) == 2
+        for wrong in (0, 1, 3):
+            again = ask(r, send(b"1\n2\n", LINES, f"Expected-Seq: {wrong}"))
+            assert (again.status, again.error["code"], last_seq(again)) == (409, "unexpected_seq", 2)
+        assert last_seq(ask(r, send(b"3\n", LINES, "Expected-Seq: 2"))) == 3
+        assert data_of(stream) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "x", "01", ""])
+def test_an_expected_seq_that_is_none(value: str) -> None:
+    with publishing() as r:
+        opened(r)
+        assert ask(r, send(b"1\n", LINES, f"Expected-Seq: {value}")).error["code"] == "bad_expected_seq"
+
+
+def test_a_publisher_that_was_cut_goes_on_where_it_was() -> None:
+    """It sends 1..9, is cut again and again, and asks where the stream stands."""
+    with publishing() as r:
+        stream = opened(r)
+        sent = 0
+        for cut_after in (4, 9, 3, 20):
+            publisher = r.client(begin(LINES, f"Expected-Seq: {sent}"))
+            rest = b"".join(b'"line %d"\n' % k for k in range(sent + 1, 10))
+            publisher.send(chunk(rest[:cut_after]))
+            publisher.reset()
+            sent = json.loads(ask(r, get("/v1/streams/n", "Accept: application/json")).body)["last_seq"]
+        rest = b"".join(b'"line %d"\n' % k for k in range(sent + 1, 10))
+        assert last_seq(ask(r, send(rest, LINES, f"Expected-Seq: {sent}"))) == 9
+        assert data_of(stream) == [b'"line %d"' % k for k in range(1, 10)]
+
+
+def test_a_whole_body_is_compared_when_it_is_appended() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        body = send(b"1\n2\n", LINES, "Expected-Seq: 0")
+        slow = r.client(body[:-1])
+        assert last_seq(ask(r, send(b"0\n", LINES))) == 1
+        slow.send(body[-1:])
+        assert (slow.answer.status, slow.answer.error["code"], last_seq(slow.answer)) == (409, "unexpected_seq", 1)
+        assert data_of(stream) == [b"0"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_retry_takes_over_from_the_connection_that_was_given_up(whole: bool) -> None:
+    with publishing() as r:
+        stream = opened(r)
+        lost = r.client(send(b"1\n2\n3\n", LINES, "Expected-Seq: 0")[:-2] if whole else begin(LINES) + chunk(b"1\n"))
+        known = stream.events
+        retried = ask(r, send(b"2\n3\n" if known else b"1\n2\n3\n", LINES, f"Expected-Seq: {known}"))
+        assert last_seq(retried) == 3
+        lost.send(b"3\n" if whole else chunk(b"2\n"))  # what was still in the network
+        assert (lost.answer.status, lost.answer.error["code"], last_seq(lost.answer)) == (409, "superseded", 3)
+        assert data_of(stream) == [b"1", b"2", b"3"]
+
+
+def test_two_at_once_without_expectations() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        both = [r.client(begin(LINES)) for _ in range(2)]
+        for k in range(4):
+            both[k % 2].send(chunk(b"%d\n" % k))
+        for publisher in both:
+            publisher.send(LAST)
+        assert data_of(stream) == [b"0", b"1", b"2", b"3"]
+
+
+# -- publishers that leave
+
+
+def test_who_breaks_off_has_a_grace_to_come_back() -> None:
+    with publishing(publisher_grace_s=20.0) as r:
+        stream = opened(r)
+        reader = r.client(get("/v1/streams/n"))
+        for _ in range(2):
+            publisher = r.client(begin(LINES) + chunk(b"1\n"))
+            publisher.reset()
+            r.pass_time(19)
+            assert stream.reason is None
+        r.pass_time(2)
+        assert (stream.reason, stream.ended_clean) == (CloseReason.PUBLISHER_GONE, False)
+        assert not reader.answer.whole
+        assert events_in(reader.answer.body)[-1].json["error"]["code"] == "publisher_gone"
+
+
+@pytest.mark.parametrize("refused", [b"no\n", b"1\n\xff"])
+def test_who_is_refused_in_the_middle_has_it_too(refused: bytes) -> None:
+    with publishing(publisher_grace_s=10.0) as r:
+        stream = opened(r)
+        r.client(begin(LINES) + chunk(refused) + LAST)
+        r.client(begin(TEXT) + chunk(b"\xc3") + LAST)  # refused at its end
+        r.pass_time(11)
+        assert stream.reason is CloseReason.PUBLISHER_GONE
+
+
+def test_a_publisher_that_says_nothing_stays() -> None:
+    with publishing(publisher_grace_s=1.0) as r:
+        stream = opened(r)
+        publisher = r.client(begin(LINES) + chunk(b"1\n"))
+        r.pass_time(3 * IDLE_S)
+        assert stream.reason is None
+        publisher.send(chunk(b"2\n") + LAST)
+        assert last_seq(publisher.answer) == 2
+
+
+def test_a_stream_that_nobody_comes_to_is_given_up() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        r.pass_time(IDLE_S - 1)
+        ask(r, send(b"1\n", LINES))
+        r.pass_time(IDLE_S - 1)
+        assert stream.reason is None
+        r.pass_time(2)
+        assert stream.reason is CloseReason.PUBLISHER_GONE
+
+
+def test_or_never_if_that_is_off() -> None:
+    with publishing(publisher_idle_timeout_s=0.0) as r:
+        stream = opened(r)
+        ask(r, send(b"1\n", LINES))
+        r.pass_time(10 * IDLE_S)
+        assert stream.reason is None
+        assert ask(r, get("/v1/streams/n", method="DELETE")).status == 204
+
+
+def test_readers_never_slow_a_publisher_and_their_leaving_ends_nothing() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        readers = [r.client(get("/v1/streams/n"), capacity=400) for _ in range(3)]
+        for _ in range(10):
+            assert ask(r, send(b'"0123456789"\n' * 50, LINES)).status == 200
+        readers[0].reset()
+        readers[1].fin()
+        readers[2].reset(TimeoutError("timed out"))
+        assert not stream.readers
+        r.pass_time(IDLE_S - 5)
+        assert (stream.reason, stream.events) == (None, 500)
+        assert r.runtime.hub.detached == 0
+        again = r.client(get("/v1/streams/n?from=500"))
+        assert len(events_in(again.answer.body)) == 1
+
+
+# -- reading
+
+
+def test_a_reader_of_another_life_is_told_so() -> None:
+    with publishing() as r:
+        first = opened(r)
+        ask(r, send(b"1\n2\n", LINES, query="?seal=finished"))
+        last_id = first.event_id(2)
+        second = opened(r)
+        ask(r, send(b"3\n", LINES))
+        events = events_in(r.client(get("/v1/streams/n", f"Last-Event-ID: {last_id}")).answer.body)
+        assert events[0].json["gap"] == {"from": 0, "to": 0, "reset": True}
+        assert [(each.id, each.data) for each in events[1:]] == [(second.event_id(1), b"3")]
+        own = r.client(get("/v1/streams/n", f"Last-Event-ID: {second.event_id(1)}"))
+        assert events_in(own.answer.body) == []
+
+
+def test_a_reader_may_wait_for_a_name() -> None:
+    with publishing() as r:
+        waiting = [r.client(get("/v1/streams/n?wait=30")) for _ in range(2)]
+        r.pass_time(10)
+        assert [client.raw for client in waiting] == [b"", b""]
+        opened(r)
+        ask(r, send(b"1\n", LINES))
+        assert [[each.data for each in events_in(client.answer.body)] for client in waiting] == [[b"1"], [b"1"]]
+
+
+def test_a_reader_of_an_earlier_life_may_wait_for_the_next() -> None:
+    with publishing() as r:
+        first = opened(r)
+        ask(r, send(b"1\n", LINES, query="?seal=finished"))
+        r.pass_time(RETENTION_S + 1)
+        waiting = r.client(get("/v1/streams/n?wait=30", f"Last-Event-ID: {first.event_id(1)}"))
+        opened(r)
+        assert events_in(waiting.answer.body)[0].json["gap"]["reset"] is True
+
+
+def test_waiting_ends() -> None:
+    with publishing() as r:
+        late, gone = r.client(get("/v1/streams/n?wait=5")), r.client(get("/v1/streams/n?wait=5"))
+        gone.fin()
+        r.pass_time(6)
+        assert (late.answer.status, late.answer.error["code"]) == (404, "stream_not_found")
+        assert gone.raw == b""
+        assert ask(r, get("/v1/streams/n?wait=x")).error["code"] == "bad_wait"
+        opened(r)
+
+
+def test_what_a_publisher_learns_of_its_readers() -> None:
+    with publishing() as r:
+        opened(r, policy="drop_oldest")
+        r.client(get("/v1/streams/n"))
+        stalled = r.client(get("/v1/streams/n"), capacity=500)
+        for _ in range(200):
+            ask(r, send(b'"0123456789"\n', LINES))
+        state = json.loads(ask(r, get("/v1/streams/n", "Accept: application/json")).body)
+        assert (state["state"], state["last_seq"], state["first_seq"], state["subscribers"]) == ("live", 200, 1, 2)
+        assert state["lag_max"] == 64
+        assert state["lag_median"] == 32
+        assert state["dropped_events"] > 100
+        stalled.reset()
+        after = json.loads(ask(r, get("/v1/streams/n", "Accept: application/json")).body)
+        assert (after["subscribers"], after["dropped_events"]) == (1, state["dropped_events"])
+
+
+def test_head_does_not_subscribe() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        client = r.client(method := get("/v1/streams/n", method="HEAD"))
+        assert client.raw.startswith(b"HTTP/1.1 200 ")
+        assert b"content-type: text/event-stream" in client.raw.lower()
+        assert client.raw.endswith(b"\r\n\r\n")
+        assert not stream.readers
+        assert method.startswith(b"HEAD")
+
+
+def test_deleting_ends_it_for_readers_and_publishers() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        reader = r.client(get("/v1/streams/n"))
+        publisher = r.client(begin(LINES) + chunk(b"1\n"))
+        assert ask(r, get("/v1/streams/n", method="DELETE")).status == 204
+        assert stream.reason is CloseReason.CANCELLED
+        assert not reader.answer.whole
+        publisher.send(chunk(b"2\n"))
+        assert (publisher.answer.status, publisher.answer.error["code"]) == (409, "stream_sealed")
+        r.pass_time(1)  # the broken end's delay
+        assert ask(r, get("/v1/streams/n", method="DELETE")).status == 204
+        assert ask(r, get("/v1/streams/n", method="DELETE")).status == 404
+
+
+# -- listing
+
+
+def named(answer: Answer) -> list[str]:
+    return [each["id"] for each in json.loads(answer.body)["data"]]
+
+
+def test_a_list_shows_ones_own_and_the_admin_all() -> None:
+    with publishing() as r:
+        for name, who in (("a", "x"), ("b", "y"), ("c", "x")):
+            assert ask(r, put(name, None, f"Authorization: Bearer {who}")).status == 201
+        ask(r, send(b"", "Authorization: Bearer x", name="c", query="?seal=finished"))
+        mine = "Authorization: Bearer x"
+        assert named(ask(r, get("/v1/streams", mine))) == ["a", "c"]
+        assert named(ask(r, get("/v1/streams?state=live", mine))) == ["a"]
+        assert named(ask(r, get("/v1/streams?state=sealed", mine))) == ["c"]
+        assert named(ask(r, get("/v1/streams"))) == []
+        assert named(ask(r, get("/v1/streams"), listener="admin")) == ["a", "b", "c"]
+
+
+def test_a_list_comes_in_pages() -> None:
+    with publishing() as r:
+        names = [f"n{k}" for k in range(7)]
+        for name in names:
+            opened(r, name)
+        seen: list[str] = []
+        query, more = "?limit=3", True
+        while more:
+            body = json.loads(ask(r, get(f"/v1/streams{query}")).body)
+            seen += [each["id"] for each in body["data"]]
+            more = body["has_more"]
+            query = f"?limit=3&after={body['last_id']}"
+        assert seen == names
+        for wrong in ("limit=0", "limit=1001", "limit=x", "state=dead", "after=nobody"):
+            assert ask(r, get(f"/v1/streams?{wrong}")).status == 400
+
+
+# -- relayed streams
+
+
+def relayed(r: Rig, *fields: str) -> tuple[Client, str]:
+    """A generation with one event, and its reader."""
+    reader = r.client(post(CHAT, *fields))
+    r.reply(SSE_HEAD + chunk(event("a")))
+    stream_id = reader.answer.get("x-stream-id")
+    assert stream_id is not None
+    return reader, stream_id
+
+
+def test_a_relayed_stream_takes_no_events() -> None:
+    with publishing() as r:
+        _, name = relayed(r)
+        answer = ask(r, send(b"1\n", LINES, name=name))
+        assert (answer.status, answer.error["code"]) == (409, "not_published")
+        r.reply(chunk(DONE) + LAST)
+
+
+def test_a_relayed_stream_takes_further_readers_and_the_grace_counts_from_the_last() -> None:
+    with publishing() as r:
+        asker, name = relayed(r, "X-Stream-Detach-Grace: 10")
+        phone, colleague = (r.client(get(f"/v1/streams/{name}")) for _ in range(2))
+        asker.fin()
+        r.pass_time(20)
+        r.reply(chunk(event("b")))
+        colleague.fin()
+        r.pass_time(20)
+        r.reply(chunk(event("c")))
+        assert text_of(events_in(phone.answer.body)) == "abc"
+        phone.fin()
+        r.pass_time(9)
+        assert not r.link.closed
+        r.pass_time(2)
+        assert r.link.closed
+
+
+def test_one_who_looks_in_before_the_first_byte_ends_nothing() -> None:
+    with publishing() as r:
+        asker = r.client(post(CHAT, "Idempotency-Key: k"))
+        other = r.client(post(CHAT, "Idempotency-Key: k"))
+        other.fin()
+        assert not r.link.closed
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+        assert text_of(events_in(asker.answer.body)) == "a"
+
+
+def test_started_without_reading() -> None:
+    with publishing() as r:
+        asker = r.client(post(CHAT, "Prefer: respond-async"))
+        answer = asker.answer
+        assert (answer.status, answer.get("preference-applied")) == (202, "respond-async")
+        location = answer.get("location")
+        assert location == f"/v1/streams/{answer.get('x-stream-id')}"
+        asker.fin()
+        r.reply(SSE_HEAD + chunk(event("a")))
+        reader = r.client(get(location))
+        r.reply(chunk(event("b"), DONE) + LAST)
+        assert text_of(events_in(reader.answer.body)) == "ab"
+        assert reader.answer.whole
+
+
+def test_started_without_reading_and_never_read() -> None:
+    with publishing(detach_grace_max_s=50.0) as r:
+        r.client(post(CHAT, "Prefer: respond-async"))
+        r.reply(SSE_HEAD + chunk(event("a")))
+        r.pass_time(49)
+        assert not r.link.closed
+        r.pass_time(2)
+        assert r.link.closed
