@@ -1,0 +1,313 @@
+"""What is fuzzed: functions that take any bytes and raise nothing, and what has to hold of what they did.
+
+    request_path    a ClientConnection with all routes behind it, over a transport that takes as much as the input says;
+                    what stands behind FOUR_FF is what the upstream answers
+    chunked         the chunked decoder: where it is cut decides nothing
+    sse             the event splitter: where it is cut decides nothing, and its output splits into itself
+    replay_log      the replay log: events come back byte for byte, coalesced text is the same text
+    state           kept streams of another process: refused, or good to be read to their end
+
+An AssertionError, or any other exception, is a finding. Nothing here knows atheris: tests/test_fuzz.py runs the same
+functions over the corpus and some mutations of it.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, get, post
+
+from streamd.core import kept
+from streamd.core.hub import Hub
+from streamd.core.replay import ReplayLog
+from streamd.core.stream import Stream
+from streamd.daemon import logs
+from streamd.reasons import CloseReason
+from streamd.wire.chunked import ChunkedDecoder
+from streamd.wire.dialect import Dialect
+from streamd.wire.http1 import RemoteProtocolError
+from streamd.wire.sse import EventSplitter, EventTooLarge
+
+FOUR_FF = b"\xff\xff\xff\xff"
+CORPUS = Path(__file__).parent / "corpus"
+TABLES = Path(__file__).parents[1] / "tests" / "corpus"
+
+Target = Callable[[bytes], None]
+
+
+def cut(data: bytes, size: int) -> Iterator[bytes]:
+    """The data in reads of that size; 0: all in one."""
+    for start in range(0, len(data), size or len(data) or 1):
+        yield data[start : start + (size or len(data))]
+
+
+# -- a connection
+
+
+class RequestPath:
+    """One Worker that lives on, a new connection for each input, and nothing left behind by any of them."""
+
+    def __init__(self) -> None:
+        self._rig: Rig | None = None
+
+    def __call__(self, data: bytes) -> None:
+        if len(data) < 2:
+            return
+        r = self._rig = self._rig or Rig(head_bytes_max=4096, pipeline_bytes_max=2048, body_bytes_max=8192)
+        logs.set_level("error")
+        theirs, _, answer = data[2:].partition(FOUR_FF)
+        client = Client(r, capacity=PLENTY_OR.get(data[1], data[1] * 64))
+        for piece in cut(theirs, data[0]):
+            client.send(piece)
+        for link in tuple(r.links):
+            for piece in cut(answer, data[0]):
+                if link.reading:  # else its reader is slow, and the rest waits in the kernel
+                    link.feed(piece)
+                    r.turn()
+            link.fin()
+        r.turn()
+        check_output(client.raw)
+        client.reset()
+        self._clean(r)
+
+    def _clean(self, r: Rig) -> None:
+        """Let go what may outlive a connection, and see that nothing else does."""
+        runtime = r.runtime
+        for stream in tuple(runtime.hub):
+            stream.cancel(CloseReason.CANCELLED, runtime.time(), message="over")
+            runtime.hub.remove(stream)
+        r.turn()
+        assert r.bugs == [], r.bugs
+        assert not runtime.clients and runtime.bodies_bytes == 0 and runtime.hub.log_bytes == 0
+        assert [upstream.in_flight for upstream in r.worker.upstreams] == [0]
+        in_use: Any = runtime.admission.status()["in_use"]
+        assert in_use["connections"] == in_use["streams"] == in_use["upstream"] == 0, in_use
+        for upstream in r.worker.upstreams:
+            upstream.close_idle()
+        r.turn()
+        assert len(runtime.sweep) == 0, runtime.sweep._members
+        for kept_list in (r.links, r.dialled, r.ended):
+            kept_list.clear()
+
+
+PLENTY_OR = {0: 1 << 60, 1: 0}
+
+
+def check_output(raw: bytes) -> None:
+    """Whatever was answered begins as an answer does, and none of it is an internal error."""
+    assert not raw or raw.startswith(b"HTTP/1.1 "[: len(raw)]), raw[:100]
+    assert b"HTTP/1.1 500" not in raw, raw
+
+
+# -- pure parts
+
+
+def chunked(data: bytes) -> None:
+    """The first byte is the size of the cuts."""
+    if data:
+        assert decoded(data[1:], 0) == decoded(data[1:], data[0]) == decoded(data[1:], 1)
+
+
+def decoded(wire: bytes, size: int) -> tuple[bytes, bool, bytes] | None:
+    """The body, whether it is whole, and what stands behind it; only that it was refused where it was."""
+    decoder, body, rest = ChunkedDecoder(), b"", b""
+    try:
+        for piece in cut(wire, size):
+            if decoder.done:
+                rest += piece
+                continue
+            body += b"".join(decoder.feed(piece))
+            if decoder.done:
+                rest += decoder.rest
+    except RemoteProtocolError:
+        return None  # how much came in front of a mistake depends on the cut, and so may its word
+    assert len(body) + len(rest) <= len(wire)
+    return body, decoder.done, rest
+
+
+EVENT_BYTES_MAX = 2048
+FIRST = b"data: 0\n\n"  # in front of what may begin with the bytes of a BOM: only a stream's first are one
+
+
+def sse(data: bytes) -> None:
+    """The first byte is the size of the cuts."""
+    if not data:
+        return
+    whole, cuts = split(data[1:], 0), split(data[1:], data[0] or 1)
+    if whole is None or cuts is None:
+        return  # an event over its size: refused sooner or later
+    assert whole == cuts
+    for piece in whole:
+        assert b"\r" not in piece and piece.endswith(b"\n")
+        assert piece.find(b"\n\n") in (-1, len(piece) - 2)
+    events = [FIRST, *(piece for piece in whole if piece.endswith(b"\n\n"))]
+    assert split(b"".join(events), 0) == events
+
+
+def split(wire: bytes, size: int) -> list[bytes] | None:
+    """The events, None where one is over its size."""
+    splitter = EventSplitter(event_bytes_max=EVENT_BYTES_MAX)
+    pieces: list[bytes] = []
+    try:
+        for piece in cut(wire, size):
+            pieces += splitter.feed(piece)
+            assert splitter.pending <= EVENT_BYTES_MAX
+        return pieces + splitter.finish()
+    except EventTooLarge:
+        return None
+
+
+def replay_log(data: bytes) -> None:
+    """The first byte says how often the log is trimmed."""
+    events = [each for each in split(data[1:], 0) or [] if each.endswith(b"\n\n")]
+    if not events:
+        return
+    log = ReplayLog(bytes_max=1 << 20, events_max=1000)
+    for number, each in enumerate(events):
+        log.append(each)
+        if data[0] and number % data[0] == data[0] - 1:
+            log.trim_to(log.bytes_held // 2)
+    check_log(log, events)
+    check_log(ReplayLog.of_parts(log.parts(), bytes_max=1 << 20, events_max=1000), events)
+
+
+def check_log(log: ReplayLog, events: list[bytes]) -> None:
+    cursor = log.seek(log.seq_first)
+    read = log.read(cursor, bytes_max=1 << 30)
+    assert [each for _, each in read] == events[log.seq_first - 1 :]
+    assert [seq for seq, _ in read] == list(range(log.seq_first, log.seq_next))
+    coalesced: list[tuple[int, bytes]] = []
+    cursor = log.seek(log.seq_first)
+    while more := log.read_coalesced(cursor, bytes_max=512):
+        coalesced += more
+    seqs = [seq for seq, _ in coalesced]
+    assert seqs == sorted(set(seqs)) and (not seqs or seqs[-1] == log.seq_next - 1)
+    assert texts(each for _, each in coalesced) == texts(each for _, each in read)
+
+
+def texts(events: Iterator[bytes]) -> dict[str, str]:
+    """What the chat deltas say, by choice; a stranger shape says nothing."""
+    said: dict[str, str] = {}
+    for each in events:
+        try:
+            for choice in json.loads(each.removeprefix(b"data:"))["choices"]:
+                index, text = json.dumps(choice["index"]), choice["delta"]["content"]
+                said[index] = said.get(index, "") + text
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return {index: text.encode("utf-16", "surrogatepass").hex() for index, text in said.items() if text}
+
+
+def state(data: bytes) -> None:
+    """As it is, and as the body of a record whose checksum holds: what gets through can be read to its end."""
+    restored(data)
+    header = kept._HEADER.pack(kept.MAGIC, kept.VERSION, b"12345678", 1.0)
+    restored(header + kept._record(b"S", data) + kept._record(b"E", b"\0\0\0\1"))
+
+
+def restored(wire: bytes) -> None:
+    position = 0
+
+    def read(count: int) -> bytes:
+        nonlocal position
+        taken = wire[position : position + count]
+        position += len(taken)
+        return taken
+
+    try:
+        kept.read_header(read)
+        streams = list(kept.load(read))
+    except kept.StateError:
+        return
+    hub = new_hub()
+    for each in streams:
+        stream = kept.restore(hub, each, 10.0, each.facts.sealed_unix + 1)
+        if stream is not None:
+            log, cursor = stream.log, stream.log.seek(stream.log.seq_first)
+            while log.read(cursor, bytes_max=4096):
+                pass
+            assert cursor.seq == log.seq_next
+            cursor = log.seek(log.seq_first)
+            while log.read_coalesced(cursor, bytes_max=4096):
+                pass
+            log.append(b"data: more\n\n")
+
+
+def new_hub() -> Hub:
+    return Hub(log_bytes_max=1 << 24, stream_log_bytes_max=1 << 20, stream_log_events_max=1000, detached_max=10)
+
+
+TARGETS: dict[str, Target] = {
+    "request_path": RequestPath(),
+    "chunked": chunked,
+    "sse": sse,
+    "replay_log": replay_log,
+    "state": state,
+}
+
+
+# -- seeds
+
+
+def seeds(name: str) -> list[bytes]:
+    """What the fuzzer begins with: the files in corpus/NAME, and what the tests' tables have for it."""
+    folder = CORPUS / name
+    files = [path.read_bytes() for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return files + MADE[name]()
+
+
+def request_seeds() -> list[bytes]:
+    rows = runpy.run_path(str(TABLES / "http_requests.py"))["ROWS"]
+    answers = [row[2] for row in runpy.run_path(str(TABLES / "http_responses.py"))["ROWS"]]
+    answers.append(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+    asks = [post(CHAT), get("/v1/models"), get("/v1/x"), post(CHAT, "Idempotency-Key: 1", "Prefer: respond-async")]
+    asks += [get("/v1/streams/a", method="PUT") + post(b"x\n", path="/v1/streams/a/events") + get("/v1/streams/a")]
+    asks += [get("/v1/streams?limit=1"), get("/v1/streams/a?wait=1"), get("/metrics"), get("/x", "Origin: http://a")]
+    return [b"\0\0" + row[1] for row in rows] + [
+        bytes((number % 7, number % 5)) + asks[number % len(asks)] + FOUR_FF + answer
+        for number, answer in enumerate(answers)
+    ]
+
+
+def chunked_seeds() -> list[bytes]:
+    rows = runpy.run_path(str(TABLES / "http_requests.py"))["ROWS"]
+    return [b"\3" + row[1].partition(b"\r\n\r\n")[2] for row in rows if b"chunked" in row[1]]
+
+
+def event_seeds() -> list[bytes]:
+    texts_of = (" the", "\\n", '\\"', "é", "\\ud83d\\ude00", "\\u00e9", "x" * 700, "")
+    chats = b"".join(event(text) for text in texts_of)
+    two = b"".join(event(text, index) for text in texts_of for index in (0, 1))
+    odd = b": hb\n\nid: 9\nevent: x\ndata: a\ndata: b\n\nretry: 3\r\n\r\ndata:\r\rdata: [DONE]\n\n\xef\xbb\xbfdata: c"
+    return [first + body for first in (b"\0", b"\1", b"\5") for body in (chats, two, odd, b"\xef\xbb\xbf" + chats)]
+
+
+def state_seeds() -> list[bytes]:
+    hub = new_hub()
+    bodies = []
+    for number, body in enumerate(event_seeds()[:4]):
+        stream: Stream = hub.open(Dialect.CHAT, 1.0, name=f"n{number}" if number % 2 else "", epoch="abcdef")
+        for each in split(body[1:], 0) or []:
+            if each.endswith(b"\n\n"):
+                stream.append(each, 2.0)
+        stream.seal(CloseReason.COMPLETE, 3.0, clean=True)
+        bodies.append(kept._body(kept.keep(hub, stream, 4.0, 5.0)))
+    whole = struct.pack(">14sB8sd", kept.MAGIC, kept.VERSION, b"12345678", 5.0)
+    return [*bodies, whole + b"".join(kept._record(b"S", body) for body in bodies) + kept._record(b"E", b"\0\0\0\4")]
+
+
+MADE: dict[str, Callable[[], list[bytes]]] = {
+    "request_path": request_seeds,
+    "chunked": chunked_seeds,
+    "sse": event_seeds,
+    "replay_log": event_seeds,
+    "state": state_seeds,
+}
