@@ -1,0 +1,478 @@
+"""Where streams wait: both places, each alone, and every way in which one of them can be spoilt."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import CHAT, DONE, LAST, SSE_HEAD, Rig, chunk, event, get, post, rig
+
+from streamd.core.kept import FACTS_BYTES, KeptStream, keep
+from streamd.core.stream import Stream
+from streamd.daemon import logs, state_store, systemd
+from streamd.daemon.state_store import FILE, StateStore, put_streams, take_streams
+from streamd.reasons import CloseReason
+
+PLENTY = 1 << 40
+
+
+class Store:
+    """systemd's end: a notification socket, and the descriptors that it was given."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind(address)
+        self.held: dict[str, list[int]] = {}
+        self.told: list[str] = []
+
+    def look(self) -> list[int]:
+        """Do what was asked for; what is held under our name then."""
+        while True:
+            try:
+                datagram, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
+            except BlockingIOError:
+                return self.held.get(systemd.STATE_FDNAME, [])
+            fields = dict(line.split("=", 1) for line in datagram.decode().splitlines())
+            self.told.append(datagram.decode().splitlines()[0])
+            if "FDSTOREREMOVE" in fields:
+                for fd in self.held.pop(fields["FDNAME"], []):
+                    os.close(fd)
+            if "FDSTORE" in fields:
+                self.held.setdefault(fields["FDNAME"], []).extend(fds)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(str(tmp_path / "notify"))
+    yield store
+    for fds in store.held.values():
+        for fd in fds:
+            os.close(fd)
+    store.socket.close()
+
+
+@pytest.fixture
+def notifier(tmp_path: Path, store: Store) -> Iterator[systemd.Notifier]:
+    notifier = systemd.Notifier(str(tmp_path / "notify"))
+    yield notifier
+    notifier.close()
+
+
+@pytest.fixture
+def nobody() -> systemd.Notifier:
+    return systemd.Notifier()
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What the log says of saved streams."""
+    lines: list[tuple[str, dict[str, Any]]] = []
+
+    def note(level: int, name: str, /, **fields: Any) -> None:
+        if name.startswith(("streams ", "saved streams ", "state_dir ")):
+            lines.append((name, fields))
+
+    monkeypatch.setattr(logs, "event", note)
+    return lines
+
+
+def generation(r: Rig, *events: bytes, end: bool = True) -> Stream:
+    reader = r.client(post(CHAT))
+    r.reply(SSE_HEAD + chunk(*events, *([DONE] if end else [])) + (LAST if end else b""))
+    stream = r.runtime.hub.get(reader.answer.get("x-stream-id") or "")
+    assert stream is not None
+    if not end:
+        stream.cancel(CloseReason.RESTARTED, r.runtime.time(), message="cut")
+    reader.fin()
+    return stream
+
+
+def some() -> list[KeptStream]:
+    with rig() as r:
+        streams = [generation(r, event("Hel"), event(str(k)), end=k % 2 == 0) for k in range(4)]
+        return [keep(r.runtime.hub, stream, r.runtime.time(), r.runtime.unix_time()) for stream in streams]
+
+
+def fresh(place: systemd.Notifier, state_dir: Path | None = None, stored: tuple[int, ...] = ()) -> StateStore:
+    return StateStore(place, str(state_dir or ""), [os.dup(fd) for fd in stored])
+
+
+def saved(store: StateStore, streams: list[KeptStream]) -> tuple[str, ...]:
+    return store.put(streams, in_memory=True)
+
+
+# Both places
+
+
+def test_the_file_alone(nobody: systemd.Notifier, state_dir: Path) -> None:
+    streams = some()
+    assert list(fresh(nobody, state_dir).take()) == []  # makes the directory
+    assert state_dir.stat().st_mode & 0o777 == 0o700
+    store = fresh(nobody, state_dir)
+    assert saved(store, streams) == (str(state_dir / FILE),)
+    assert (state_dir / FILE).stat().st_mode & 0o777 == 0o600
+    assert os.listdir(state_dir) == [FILE]
+    assert fresh(nobody, state_dir).is_waiting
+    assert list(fresh(nobody, state_dir).take()) == streams
+
+
+def test_what_was_taken_is_gone(nobody: systemd.Notifier, state_dir: Path) -> None:
+    state_dir.mkdir()
+    saved(fresh(nobody, state_dir), some())
+    assert len(list(fresh(nobody, state_dir).take())) == 4
+    assert os.listdir(state_dir) == []
+    assert list(fresh(nobody, state_dir).take()) == []
+    assert not fresh(nobody, state_dir).is_waiting
+
+
+def test_systemds_store_alone(notifier: systemd.Notifier, store: Store) -> None:
+    streams = some()
+    assert saved(fresh(notifier), streams) == ("systemd",)
+    (fd,) = store.look()
+    assert store.told == ["FDSTOREREMOVE=1", "FDSTORE=1"]
+    again = fresh(notifier, stored=(fd,))
+    assert again.is_waiting
+    assert list(again.take()) == streams
+    assert store.look() == [] and store.told[2:] == ["FDSTOREREMOVE=1"]
+
+
+def test_the_memfd_cannot_be_changed_any_more(notifier: systemd.Notifier, store: Store) -> None:
+    saved(fresh(notifier), some())
+    (fd,) = store.look()
+    assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:streamd-state")
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == seals
+    with pytest.raises(PermissionError):
+        os.pwrite(fd, b"x", 0)
+
+
+def test_both_are_written_and_each_is_enough(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
+    streams = some()
+    state_dir.mkdir()
+    assert saved(fresh(notifier, state_dir), streams) == ("systemd", str(state_dir / FILE))
+    (fd,) = store.look()
+    assert os.pread(fd, 1 << 20, 0) == (state_dir / FILE).read_bytes()
+    # A restart: both are there; each stream comes once.
+    assert list(fresh(notifier, state_dir, (fd,)).take()) == streams
+    assert os.listdir(state_dir) == []
+
+
+def test_no_place_at_all(nobody: systemd.Notifier) -> None:
+    assert saved(fresh(nobody), some()) == ()
+
+
+def test_without_room_the_file_alone_is_written(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
+    state_dir.mkdir()
+    assert fresh(notifier, state_dir).put(some(), in_memory=False) == (str(state_dir / FILE),)
+    assert store.look() == []
+
+
+# Damage
+
+
+def damage(path: Path, how: str) -> None:
+    raw = path.read_bytes()
+    if how == "cut":
+        path.write_bytes(raw[: len(raw) // 2])
+    elif how == "a byte":
+        path.write_bytes(raw[:-40] + bytes((raw[-40] ^ 1,)) + raw[-39:])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "foreign":
+        path.write_bytes(b"PK\x03\x04" * 1000)
+    elif how == "zeros":
+        path.write_bytes(bytes(len(raw)))
+    elif how == "directory":
+        path.unlink()
+        path.mkdir()
+    elif how == "fifo":
+        path.unlink()
+        os.mkfifo(path)
+    elif how == "symbolic link":
+        path.unlink()
+        path.symlink_to("/etc/passwd")
+
+
+SPOILT = {"cut": 1, "a byte": 3, "empty": 0, "foreign": 0, "zeros": 0, "directory": 0, "fifo": 0, "symbolic link": 0}
+
+
+@pytest.mark.parametrize(("how", "left"), SPOILT.items())
+def test_a_spoilt_file_is_reported_left_aside_and_no_reason_not_to_start(
+    nobody: systemd.Notifier, state_dir: Path, told: list[Any], how: str, left: int
+) -> None:
+    state_dir.mkdir()
+    streams = some()
+    saved(fresh(nobody, state_dir), streams)
+    damage(state_dir / FILE, how)
+    assert list(fresh(nobody, state_dir).take()) == streams[:left]  # what stands in front of the damage is good
+    assert os.listdir(state_dir) == [FILE + ".damaged"]
+    ((name, fields),) = told
+    assert "can't be read" in name and fields["where"] == str(state_dir / FILE) and fields["error"]
+
+
+def test_a_spoilt_file_takes_the_place_of_the_one_before(
+    nobody: systemd.Notifier, state_dir: Path, told: list[Any]
+) -> None:
+    state_dir.mkdir()
+    for text in (b"first", b"second"):
+        (state_dir / FILE).write_bytes(text)
+        list(fresh(nobody, state_dir).take())
+    assert (state_dir / (FILE + ".damaged")).read_bytes() == b"second"
+    assert os.listdir(state_dir) == [FILE + ".damaged"]
+
+
+def test_what_a_damaged_copy_lacks_comes_from_the_other(
+    notifier: systemd.Notifier, store: Store, state_dir: Path, told: list[Any]
+) -> None:
+    streams = some()
+    state_dir.mkdir()
+    saved(fresh(notifier, state_dir), streams)
+    store.look()
+    broken = os.memfd_create("broken")
+    os.write(broken, (state_dir / FILE).read_bytes()[:1500])
+    assert list(fresh(notifier, state_dir, (broken,)).take()) == streams
+    os.close(broken)
+    assert os.listdir(state_dir) == []
+    assert [fields["where"] for _, fields in told] == ["systemd"]
+
+
+def test_an_older_save_is_never_mixed_in(
+    notifier: systemd.Notifier, store: Store, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = some()
+    state_dir.mkdir()
+    monkeypatch.setattr(state_store.time, "time", lambda: 1_000.0)
+    saved(fresh(systemd.Notifier(), state_dir), streams)
+    monkeypatch.setattr(state_store.time, "time", lambda: 2_000.0)
+    saved(fresh(notifier), streams[:1])
+    (fd,) = store.look()
+    assert list(fresh(notifier, state_dir, (fd,)).take()) == streams[:1]
+    assert os.listdir(state_dir) == []
+
+
+def test_a_save_that_broke_off_is_no_save(nobody: systemd.Notifier, state_dir: Path) -> None:
+    """A crash in the middle of writing leaves an unfinished file beside the place, and the next save goes over it."""
+    state_dir.mkdir()
+    (state_dir / (FILE + ".unfinished")).write_bytes(b"half")
+    assert list(fresh(nobody, state_dir).take()) == []
+    streams = some()
+    saved(fresh(nobody, state_dir), streams)
+    assert list(fresh(nobody, state_dir).take()) == streams
+
+
+def test_a_start_that_died_in_the_middle_does_not_meet_its_file_again(
+    nobody: systemd.Notifier, state_dir: Path
+) -> None:
+    state_dir.mkdir()
+    saved(fresh(nobody, state_dir), some())
+    died = fresh(nobody, state_dir).take()
+    next(died)
+    assert list(fresh(nobody, state_dir).take()) == []
+
+
+# Places that can't be had
+
+
+def full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def only(where: str, act: Callable[..., int]) -> Callable[..., int]:
+    """`act` for what is open at that place, the real thing for others."""
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        return act() if where in os.readlink(f"/proc/self/fd/{fd}") else real(fd, data)
+
+    return write
+
+
+@pytest.mark.parametrize(("where", "left"), [("memfd:", "file"), (FILE, "systemd")])
+def test_a_place_that_fills_up_is_given_up_and_the_other_goes_on(
+    notifier: systemd.Notifier,
+    store: Store,
+    state_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: list[Any],
+    where: str,
+    left: str,
+) -> None:
+    state_dir.mkdir()
+    monkeypatch.setattr(os, "write", only(where, full))
+    worked = saved(fresh(notifier, state_dir), some())
+    monkeypatch.undo()
+    assert worked == (("systemd",) if left == "systemd" else (str(state_dir / FILE),))
+    assert len(store.look()) == (left == "systemd")
+    assert (state_dir / FILE).exists() == (left == "file")
+
+
+def test_short_writes_are_gone_on_with(
+    nobody: systemd.Notifier, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_dir.mkdir()
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:100]))
+    streams = some()
+    saved(fresh(nobody, state_dir), streams)
+    assert list(fresh(nobody, state_dir).take()) == streams
+
+
+def test_a_directory_that_cannot_be_written_is_said_at_the_start(
+    nobody: systemd.Notifier, tmp_path: Path, told: list[Any]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    spoilt = fresh(nobody, tmp_path / "file" / "state")
+    assert list(spoilt.take()) == []
+    assert "can't be written" in told[0][0]
+    assert saved(spoilt, some()) == ()
+    assert told[-1][0] == "streams can't be saved"
+
+
+def test_a_socket_that_takes_nothing_is_tried_again(
+    notifier: systemd.Notifier, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    while notifier.status("filling"):
+        pass
+    waits: list[float] = []
+
+    def make_room(seconds: float) -> None:
+        waits.append(seconds)
+        store.look()
+
+    monkeypatch.setattr(state_store.time, "sleep", make_room)
+    assert saved(fresh(notifier), some()) == ("systemd",)
+    assert len(store.look()) == 1 and len(waits) == 1
+
+
+def test_a_socket_that_never_takes_anything_is_given_up(
+    notifier: systemd.Notifier, store: Store, monkeypatch: pytest.MonkeyPatch, told: list[Any]
+) -> None:
+    while notifier.status("filling"):
+        pass
+    monkeypatch.setattr(state_store.time, "sleep", lambda seconds: None)
+    assert saved(fresh(notifier), some()) == ()
+    assert told[-1][1]["where"] == "systemd"
+
+
+# From one worker to the next
+
+
+def handed_over(before: Rig, after: Rig, place: systemd.Notifier, state_dir: Path, room_bytes: int = PLENTY) -> None:
+    state_dir.mkdir(exist_ok=True)
+    put_streams(fresh(place, state_dir), before.runtime, room_bytes)
+    take_streams(fresh(place, state_dir).take(), after.runtime)
+
+
+def test_readers_resume_by_id_in_the_next_process(nobody: systemd.Notifier, state_dir: Path) -> None:
+    with rig() as before, rig() as after:
+        whole = generation(before, event("Hel"), event("lo"))
+        cut = generation(before, event("a"), end=False)
+        handed_over(before, after, nobody, state_dir)
+        again = after.client(get(f"/v1/streams/{whole.id}", f"Last-Event-ID: {whole.id}:1"))
+        assert again.answer.whole and b"lo" in again.answer.body and b"Hel" not in again.answer.body
+        told = after.client(get(f"/v1/streams/{cut.id}", f"Last-Event-ID: {cut.id}:1"))
+        assert b'"code":"restarted"' in told.answer.body and not told.answer.whole
+        done = after.client(get(f"/v1/streams/{cut.id}", f"Last-Event-ID: {cut.id}:2"))
+        assert done.answer.status == 204
+        unknown = f"{whole.id[:-1]}{'B' if whole.id[-1] == 'A' else 'A'}"
+        assert after.client(get(f"/v1/streams/{unknown}")).answer.status == 410
+
+
+def published(r: Rig, name: str) -> Stream:
+    client = r.client(get(f"/v1/streams/{name}", "Content-Length: 0", method="PUT"))
+    client.send(post(b"one", "Content-Type: text/plain", path=f"/v1/streams/{name}/events"))
+    stream = r.runtime.hub.get(name)
+    assert stream is not None
+    return stream
+
+
+def test_a_publisher_comes_back_and_goes_on_exactly(nobody: systemd.Notifier, state_dir: Path) -> None:
+    with rig() as before, rig(publisher_grace_s=30.0) as after:
+        epoch = published(before, "news").epoch
+        handed_over(before, after, nobody, state_dir)
+        back = after.runtime.hub.get("news")
+        assert back is not None and back.epoch == epoch
+        reader = after.client(get("/v1/streams/news", f"Last-Event-ID: news:{epoch}:1"))
+        after.pass_time(29)
+        sent = post(b"two", "Expected-Seq: 1", path="/v1/streams/news/events?seal=finished")
+        assert after.client(sent).answer.body == b'{"last_seq":2}'
+        assert f"id: news:{epoch}:2".encode() in reader.answer.body and reader.answer.whole
+        before.worker.streams.stop_stream(published_one(before))
+
+
+def published_one(r: Rig) -> Stream:
+    stream = r.runtime.hub.get("news")
+    assert stream is not None
+    return stream
+
+
+def test_a_publisher_that_does_not_come_back_leaves_a_failed_stream(nobody: systemd.Notifier, state_dir: Path) -> None:
+    with rig() as before, rig(publisher_grace_s=30.0) as after:
+        published(before, "news")
+        handed_over(before, after, nobody, state_dir)
+        reader = after.client(get("/v1/streams/news"))
+        after.pass_time(29.5)
+        assert not reader.gone
+        after.pass_time(1)
+        assert published_one(after).reason is CloseReason.PUBLISHER_GONE
+        assert b"did not come back" in reader.answer.body
+        before.worker.streams.stop_stream(published_one(before))
+
+
+def test_a_published_stream_without_room_ends_with_a_word(nobody: systemd.Notifier, state_dir: Path) -> None:
+    with rig() as before, rig(streams_max=1) as after:
+        published(before, "news")
+        assert after.runtime.admission.admit_stream() is None
+        handed_over(before, after, nobody, state_dir)
+        assert published_one(after).reason is CloseReason.RESTARTED
+        after.runtime.admission.release_stream()
+        before.worker.streams.stop_stream(published_one(before))
+
+
+def test_only_as_many_are_taken_as_the_logs_may_weigh(
+    nobody: systemd.Notifier, state_dir: Path, told: list[Any]
+) -> None:
+    with rig() as before, rig() as after:
+        for _ in range(5):
+            generation(before, event("x" * 3000))
+            before.pass_time(1)
+        newest = max(before.runtime.hub, key=lambda stream: stream.sealed_at)
+        after.runtime.hub.log_bytes_max = 3 * newest.log.bytes_held
+        handed_over(before, after, nobody, state_dir)
+        assert len(after.runtime.hub) == 3 and after.runtime.hub.get(newest.id) is not None
+        fields = told[-1][1]
+        assert (fields["streams"], fields["left"]) == (3, 2)
+
+
+def test_little_memory_keeps_the_newest_in_the_store_or_all_in_the_file(
+    notifier: systemd.Notifier, store: Store, state_dir: Path
+) -> None:
+    state_dir.mkdir()
+    with rig() as before:
+        for _ in range(4):
+            generation(before, event("x" * 3000))
+        room = sum(stream.log.bytes_held + FACTS_BYTES for stream in tuple(before.runtime.hub)[:2])
+        put_streams(fresh(notifier), before.runtime, room)
+        (fd,) = store.look()
+        assert len(list(fresh(notifier, stored=(fd,)).take())) == 2
+        put_streams(fresh(notifier, state_dir), before.runtime, room)
+        assert store.look() == []
+        assert len(list(fresh(notifier, state_dir).take())) == 4
+
+
+def test_nothing_to_keep_writes_nothing(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
+    state_dir.mkdir()
+    with rig() as r:
+        put_streams(fresh(notifier, state_dir), r.runtime, PLENTY)
+    assert os.listdir(state_dir) == [] and store.look() == []

@@ -1,0 +1,180 @@
+"""streamd as a process of its own: started as an operator starts it, watched as systemd watches it.
+
+`with upstream() as mock, served("--upstream", mock) as d:` gives a Served; `d.notify` is systemd's end of
+NOTIFY_SOCKET, `d.lines` is what it logged so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+WAIT_S = 30.0  # who waits longer for a condition has failed
+
+
+# LISTEN_PID has to be the daemon's own, and the descriptors have to be 3 and up.
+_PASS_ON = """
+import fcntl, os, sys
+moved = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1].split(",")]
+for k, fd in enumerate(moved):
+    os.dup2(fd, 3 + k)
+    os.close(fd)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Notify:
+    """systemd's end. `told` is every assignment in its order, `fds` what came to the store."""
+
+    def __init__(self) -> None:
+        self.address = f"@streamd-served-{os.getpid()}-{os.urandom(4).hex()}"
+        self.told: list[str] = []
+        self.fds: list[int] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + self.address[1:])
+
+    def take(self, wait_s: float) -> bool:
+        """The next datagram; False if none comes in time."""
+        self._socket.settimeout(wait_s)
+        try:
+            datagram, fds, _, _ = socket.recv_fds(self._socket, 4096, 4)
+        except TimeoutError:
+            return False
+        self.told += datagram.decode().splitlines()
+        self.fds += fds
+        return True
+
+    def until(self, word: str, count: int = 1) -> None:
+        """Wait until so many assignments have begun with `word`."""
+        while sum(line.startswith(word) for line in self.told) < count:
+            assert self.take(WAIT_S), f"no {word} after {self.told}"
+
+    def names(self) -> list[str]:
+        """The assignments' names in order, without those that only tell how things are."""
+        while self.take(0.001):
+            pass
+        return [line.split("=")[0] for line in self.told if not line.startswith(("STATUS", "MONOTONIC", "FDNAME"))]
+
+    def close(self) -> None:
+        self._socket.close()
+        for fd in self.fds:
+            os.close(fd)
+
+
+class Served:
+    """A running `streamd serve`."""
+
+    def __init__(self, args: Sequence[str], environ: dict[str, str], listen_fds: Sequence[tuple[str, int]]) -> None:
+        self.notify = Notify()
+        self.log = tempfile.NamedTemporaryFile("r+b", prefix="streamd-", suffix=".log")  # noqa: SIM115 (closed in end())
+        command = [sys.executable, "-m", "streamd", "serve", "--listen", "127.0.0.1:0", *args]
+        told = {"NOTIFY_SOCKET": self.notify.address, "PYTHONPATH": str(PROJECT), **environ}
+        if listen_fds:
+            told |= {"LISTEN_FDS": str(len(listen_fds)), "LISTEN_FDNAMES": ":".join(name for name, _ in listen_fds)}
+            command = [sys.executable, "-c", _PASS_ON, ",".join(str(fd) for _, fd in listen_fds), *command]
+        self.process = subprocess.Popen(
+            command,
+            cwd="/",
+            env={"PATH": os.environ["PATH"], **told},
+            stdin=subprocess.DEVNULL,
+            stderr=self.log,
+            pass_fds=[fd for _, fd in listen_fds],
+        )
+
+    @property
+    def lines(self) -> list[str]:
+        return Path(self.log.name).read_text().splitlines()
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait until it holds, and what it came to."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            assert self.process.poll() is None, f"ended while waiting for {what}:\n" + "\n".join(self.lines)
+            time.sleep(0.01)
+        raise AssertionError(f"no {what}:\n" + "\n".join(self.lines))
+
+    def line(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of the log."""
+        found: re.Match[str] = self.until(
+            lambda: next(filter(None, (re.search(pattern, line) for line in self.lines)), None), f"line {pattern!r}"
+        )
+        return found
+
+    @property
+    def port(self) -> int:
+        return int(self.line(r" serving .*listen=\S*?:(\d+)")[1])
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def ended(self) -> int:
+        """Wait for its end; the exit status."""
+        return self.process.wait(WAIT_S)
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> http.client.HTTPResponse:
+        """An answer's head on a connection of its own; the body is for the caller to read."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+        connection.request(method, path, body, headers or {})
+        return connection.getresponse()
+
+    def generation(self, **mock: object) -> http.client.HTTPResponse:
+        """A streamed chat; `mock` are its X-Mock-… headers: tokens=5, interval_ms=20."""
+        headers = {f"X-Mock-{name.replace('_', '-')}": str(value) for name, value in mock.items()}
+        body = {"model": "mock-llm", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+        answer = self.request(
+            "POST", "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"} | headers
+        )
+        assert answer.status == 200, answer.read()
+        return answer
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.notify.close()
+        self.log.close()
+
+
+@contextlib.contextmanager
+def served(*args: str, listen_fds: Sequence[tuple[str, int]] = (), **environ: str) -> Iterator[Served]:
+    """A process. Whether it has come up is for the test to wait for: `notify.until("READY=1")`, `line(…)`."""
+    running = Served(args, environ, listen_fds)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+@contextlib.contextmanager
+def upstream(*args: str) -> Iterator[str]:
+    """The mock as a process; its URL."""
+    command = [sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0", "--ttft-ms", "5", *args]
+    mock = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert mock.stdout is not None
+    url = re.search(r"http://\S+", mock.stdout.readline())
+    assert url is not None
+    threading.Thread(target=mock.stdout.read, daemon=True).start()
+    try:
+        yield url[0]
+    finally:
+        mock.terminate()
+        mock.wait()
