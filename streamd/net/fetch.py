@@ -82,8 +82,9 @@ class Fetch:
             self._timer.cancel()
         if self._link is not None and self._link.at not in (Up.IDLE, Up.CLOSED):
             self._link.close()
-        if self._task is not None and self._link is None:
-            self._task.cancel()
+        task, self._task = self._task, None  # a cancelled task's error holds this object, which must not hold the task
+        if task is not None and self._link is None:
+            task.cancel()
 
     # -- Asker
 
