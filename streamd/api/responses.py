@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import re
 
+import orjson
+
 from streamd.api.access import Access
 from streamd.api.streams import policy_of, query_of
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
 from streamd.net.client import ClientConnection
+from streamd.net.peers import Note
 from streamd.net.problem import Problem
 from streamd.net.request import Plan, Request
 from streamd.net.runtime import Runtime
@@ -32,6 +35,12 @@ _number = re.compile(r"[0-9]{1,15}").fullmatch
 # Events without a number are rare (our own error event behind an unnumbered one): so many are looked past.
 UNNUMBERED_MAX = 8
 
+# With several workers each knows of the others' responses: those of a minute at 200 a second, 300 B each.
+ELSEWHERE_MAX = 12_000
+
+# What other workers are told.
+LEARNED, FORGOTTEN = "response", "response over"
+
 
 class Responses:
     """The one route of this dialect that the log can answer."""
@@ -40,12 +49,51 @@ class Responses:
         self._runtime = runtime
         self._access = access
         self._plan = Plan(answer=self.read)
+        self._elsewhere: dict[tuple[str, str], int] = {}  # principal and id -> the worker that has it, oldest first
+
+    # -- several workers
+
+    def owner(self, request: Request) -> int | None:
+        """The slot of the worker that knows the response, if that is another one."""
+        found = _found(request)
+        return self._elsewhere.get((request.principal.id, found)) if found is not None else None
+
+    def learned(self, stream: Stream) -> None:
+        """A stream of ours has said its id: tell the other workers."""
+        self._tell(LEARNED, stream)
+
+    def forgotten(self, stream: Stream) -> None:
+        """A stream of ours was removed."""
+        if stream.progress.response_id is not None:
+            self._tell(FORGOTTEN, stream)
+
+    def _tell(self, kind: str, stream: Stream) -> None:
+        peers = self._runtime.peers
+        if peers is not None:
+            body = orjson.dumps([stream.owner, stream.progress.response_id])
+            for slot in peers.others():
+                peers.tell(slot, kind, body)
+
+    def take(self, note: Note) -> bool:
+        """Whether a note of another worker's belongs here."""
+        if note.kind not in (LEARNED, FORGOTTEN):
+            return False
+        principal_id, response_id = orjson.loads(note.body)
+        key = (str(principal_id), str(response_id))
+        known = self._elsewhere.pop(key, None)
+        if note.kind == LEARNED:
+            if len(self._elsewhere) >= ELSEWHERE_MAX:
+                del self._elsewhere[next(iter(self._elsewhere))]
+            self._elsewhere[key] = note.slot
+        elif known is not None and known != note.slot:
+            self._elsewhere[key] = known  # it was asked for again, there
+        return True
+
+    # -- reading
 
     def plan(self, request: Request) -> Plan | None:
         """None: not ours to answer."""
-        if request.method not in ("GET", "HEAD") or query_of(request).get("stream") not in ("true", "1"):
-            return None
-        return self._plan if self._known(request) is not None else None
+        return self._plan if _found(request) is not None and self._known(request) is not None else None
 
     def _known(self, request: Request) -> Stream | None:
         found = _path(request.path)
@@ -70,6 +118,14 @@ class Responses:
         connection.begin_stream(stream, seq=seq, policy=policy_of(request) or stream.policy)
 
 
+def _found(request: Request) -> str | None:
+    """The id of the response that a request wants to read as a stream."""
+    found = _path(request.path)
+    if found is None or request.method not in ("GET", "HEAD"):
+        return None
+    return found[1] if query_of(request).get("stream") in ("true", "1") else None
+
+
 def _seq_after(stream: Stream, number: int) -> int:
     """The first seq to send; below the log's first it will be announced as a gap. Raises Problem 400."""
     log = stream.log
@@ -80,16 +136,19 @@ def _seq_after(stream: Stream, number: int) -> int:
     if first > number:
         lost = first - number - 1
         return max(1, log.seq_first - lost)
-    seq, end = log.seq_first, log.seq_next  # number_at(seq) <= number; at end it is greater, or nothing is there
+    seq, last, end = (
+        log.seq_first,
+        first,
+        log.seq_next,
+    )  # number_at(seq) is last <= number; at end it is greater or none
     while end - seq > 1:
         middle = (seq + end) // 2
         found = _number_at(log, middle)
         if found is None or found > number:
             end = middle
         else:
-            seq = middle
-    last = _number_at(log, seq)
-    if end == log.seq_next and stream.reason is None and last is not None and last < number:
+            seq, last = middle, found
+    if stream.reason is None and last < number and _number_at(log, end) is None:
         text = f"The response has not got as far as {number}: its last sequence_number is {last}."
         raise Problem(400, text, code="position_not_reached", param="starting_after")
     return end

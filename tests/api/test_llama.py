@@ -1,0 +1,407 @@
+"""llama.cpp's resumable streams: conversations whose readers count bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Answer, Client, Rig, chunk, event, get, post, rig, whole_answer
+
+from streamd.core.stream import CountedStream
+from streamd.reasons import CloseReason
+
+CONVERSATION = "X-Conversation-Id: c"
+EVENTS = [event(f"word {k} ") for k in range(30)]
+SAID = b"".join(EVENTS)
+
+
+@contextmanager
+def conversing(**settings: Any) -> Iterator[Rig]:
+    with rig(**{"retention_s": 20.0, "detach_grace_max_s": 50.0, **settings}) as r:
+        yield r
+    assert not r.runtime.hub._by_conversation
+    assert not r.runtime.hub._conversation_of
+
+
+def ask(r: Rig, data: bytes) -> Answer:
+    return r.client(data).answer
+
+
+def begun(r: Rig, *fields: str, events: list[bytes] = EVENTS) -> Client:
+    """A conversation's generation, with all EVENTS said and not at its end."""
+    asker = r.client(post(CHAT, *(fields or (CONVERSATION,))))
+    r.reply(SSE_HEAD + chunk(*events))
+    return asker
+
+
+def finish(r: Rig) -> None:
+    r.reply(chunk(DONE) + LAST)
+
+
+def read(at: int | str, conversation: str = "c") -> bytes:
+    return get(f"/v1/stream?conv_id={conversation}&from={at}")
+
+
+def lookup(r: Rig, *ids: object, fields: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    answer = ask(r, post({"conversation_ids": list(ids)}, *fields, path="/v1/streams/lookup"))
+    assert answer.status == 200
+    found: list[dict[str, Any]] = json.loads(answer.body)
+    return found
+
+
+# -- what goes out
+
+
+def test_the_answer_itself_is_the_events_and_nothing_else() -> None:
+    with conversing() as r:
+        asker = begun(r)
+        r.reply(chunk(b": ping\n\n"))
+        r.pass_time(40)  # heartbeats would have come
+        finish(r)
+        assert asker.answer.body == SAID + DONE
+        assert asker.answer.whole
+        assert (asker.answer.get("content-type") or "").startswith("text/event-stream")
+
+
+def test_a_stalled_answer_is_not_coalesced() -> None:
+    with conversing() as r:
+        asker = r.client(post(CHAT, CONVERSATION), capacity=1000)
+        r.reply(SSE_HEAD)
+        for each in EVENTS * 10:
+            r.reply(chunk(each))
+        asker.take()
+        assert asker.answer.body == SAID * 10
+        finish(r)
+
+
+def test_without_the_header_nothing_changes() -> None:
+    with conversing() as r:
+        asker = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(*EVENTS, DONE) + LAST)
+        assert asker.answer.body.startswith(b"retry: ")
+        assert b"id: s_" in asker.answer.body
+        assert not isinstance(next(iter(r.runtime.hub)), CountedStream)
+
+
+def test_the_header_does_not_go_upstream() -> None:
+    with conversing() as r:
+        begun(r)
+        assert b"conversation" not in bytes(r.link.sent).lower()
+        finish(r)
+
+
+def test_an_answer_that_is_no_stream_is_an_ordinary_one() -> None:
+    with conversing() as r:
+        asker = r.client(post(WHOLE, CONVERSATION))
+        r.reply(whole_answer(b'{"ok":1}'))
+        assert asker.answer.body == b'{"ok":1}'
+        assert lookup(r, "c") == []
+
+
+def test_the_same_stream_by_its_own_id_has_ids() -> None:
+    with conversing() as r:
+        asker = begun(r)
+        finish(r)
+        own = ask(r, get(f"/v1/streams/{asker.answer.get('x-stream-id')}"))
+        assert b"id: s_" in own.body
+
+
+# -- resuming by bytes
+
+
+@pytest.mark.parametrize("at", [0, 1, len(EVENTS[0]) - 1, len(EVENTS[0]), len(EVENTS[0]) + 1, 1000, len(SAID)])
+def test_a_reader_comes_back_with_the_bytes_it_has(at: int) -> None:
+    with conversing() as r:
+        begun(r).fin()
+        reader = r.client(read(at))
+        assert reader.answer.body == SAID[at:]
+        r.reply(chunk(event("more")))
+        finish(r)
+        assert reader.answer.body == (SAID + event("more") + DONE)[at:]
+        assert reader.answer.whole
+        assert ask(r, read(at)).body == (SAID + event("more") + DONE)[at:]
+
+
+def test_http10_readers_too() -> None:
+    with conversing() as r:
+        begun(r).fin()
+        finish(r)
+        client = r.client(get("/v1/stream?conv_id=c&from=100", version="1.0"))
+        assert client.answer.body == (SAID + DONE)[100:]
+
+
+def test_nothing_said_is_from_the_start() -> None:
+    with conversing() as r:
+        begun(r)
+        finish(r)
+        assert ask(r, get("/v1/stream?conv_id=c")).body == SAID + DONE
+        assert ask(r, get("/v1/stream?conv_id=c&from=")).body == SAID + DONE
+
+
+def test_at_the_end_of_a_finished_one_the_answer_is_empty() -> None:
+    with conversing() as r:
+        begun(r)
+        finish(r)
+        answer = ask(r, read(len(SAID + DONE)))
+        assert (answer.status, answer.body, answer.whole) == (200, b"", True)
+
+
+def test_a_hundred_cuts_lose_and_repeat_nothing() -> None:
+    with conversing() as r:
+        reader = r.client(post(CHAT, CONVERSATION))
+        r.reply(SSE_HEAD)
+        got = b""
+        for k, each in enumerate(EVENTS):
+            half = each[: 7 * k % len(each)], each[7 * k % len(each) :]
+            r.reply(chunk(*filter(None, half)))
+            part = reader.answer.body
+            part = part[: len(part) - 11 * k % (len(part) + 1)]  # what was on the way is lost
+            got += part
+            reader.reset()
+            reader = r.client(read(len(got)))
+        finish(r)
+        assert got + reader.answer.body == SAID + DONE
+
+
+@pytest.mark.parametrize("at", ["x", "-1", "1.5", "1e3", "9" * 16])
+def test_a_number_that_is_none(at: str) -> None:
+    with conversing() as r:
+        begun(r)
+        answer = ask(r, read(at))
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "bad_from", "from")
+        finish(r)
+
+
+def test_a_byte_that_was_never_sent() -> None:
+    with conversing() as r:
+        begun(r)
+        assert ask(r, read(len(SAID) + 1)).error["code"] == "position_not_reached"
+        finish(r)
+        answer = ask(r, read(len(SAID + DONE) + 1))
+        assert (answer.status, answer.error["code"]) == (400, "position_not_reached")
+
+
+def test_a_byte_that_is_gone() -> None:
+    with conversing(log_events_max=128) as r:
+        events = [event(f"{k} ") for k in range(3000)]
+        begun(r, events=events).fin()
+        finish(r)
+        whole = b"".join(events) + DONE
+        answer = ask(r, read(100))
+        assert (answer.status, answer.error["code"]) == (400, "position_lost")
+        assert ask(r, read(len(whole) - 5000)).body == whole[-5000:]
+
+
+def test_a_reader_that_the_log_has_left_behind_is_cut_off_and_then_refused() -> None:
+    with conversing(log_events_max=128) as r:
+        events = [event(f"{k} ") for k in range(4000)]
+        slow = r.client(post(CHAT, CONVERSATION), capacity=2000)
+        r.reply(SSE_HEAD)
+        for start in range(0, len(events), 50):
+            r.reply(chunk(*events[start : start + 50]))
+        slow.take()
+        assert slow.gone
+        assert not slow.answer.whole
+        assert b"gap" not in slow.answer.body
+        assert b"".join(events).startswith(slow.answer.body)
+        assert ask(r, read(len(slow.answer.body))).error["code"] == "position_lost"
+        finish(r)
+
+
+def test_a_broken_upstream_is_told_with_bytes_that_count() -> None:
+    with conversing() as r:
+        reader = begun(r)
+        r.link.reset()
+        r.turn()
+        body = reader.answer.body
+        assert body.startswith(SAID)
+        assert json.loads(body[len(SAID) :].removeprefix(b"data: "))["error"]["code"] == "upstream_truncated"
+        assert not reader.answer.whole
+        assert ask(r, read(len(SAID))).body == body[len(SAID) :]
+
+
+# -- how long it goes on
+
+
+def test_it_goes_on_without_readers_as_long_as_any_may() -> None:
+    with conversing() as r:
+        begun(r).fin()
+        r.pass_time(49)
+        assert not r.link.closed
+        back = r.client(read(0))
+        for _ in range(4):
+            r.reply(chunk(event("more")))
+            r.pass_time(25)
+        back.fin()
+        r.pass_time(49)
+        assert not r.link.closed
+        r.pass_time(2)
+        assert r.link.closed
+
+
+def test_a_shorter_grace_can_be_asked_for() -> None:
+    with conversing() as r:
+        begun(r, CONVERSATION, "X-Stream-Detach-Grace: 5").fin()
+        r.pass_time(6)
+        assert r.link.closed
+
+
+def test_said_again_it_starts_anew_and_the_old_is_cancelled() -> None:
+    with conversing() as r:
+        first = begun(r)
+        old, old_link = next(iter(r.runtime.hub)), r.link
+        second = r.client(post(CHAT, CONVERSATION))
+        assert old.reason is CloseReason.CANCELLED
+        assert old_link.closed
+        assert not first.answer.whole
+        r.reply(SSE_HEAD + chunk(event("new"), DONE) + LAST)
+        assert second.answer.body == event("new") + DONE
+        assert ask(r, read(0)).body == event("new") + DONE
+
+
+def test_before_the_old_one_had_answered() -> None:
+    with conversing() as r:
+        first = r.client(post(CHAT, CONVERSATION))
+        second = r.client(post(CHAT, CONVERSATION))
+        assert (first.answer.status, first.answer.error["code"]) == (409, "cancelled")
+        r.reply(SSE_HEAD + chunk(DONE) + LAST)
+        assert second.answer.body == DONE
+
+
+def test_a_request_that_fails_leaves_nothing_behind() -> None:
+    with conversing() as r:
+        refused = r.client(post(CHAT, CONVERSATION))
+        r.reply(whole_answer(b'{"error":{}}', "400 Bad Request"))
+        assert refused.answer.status == 400
+        assert lookup(r, "c") == []
+        assert ask(r, read(0)).status == 404
+
+
+def test_started_without_reading() -> None:
+    with conversing() as r:
+        assert ask(r, post(CHAT, CONVERSATION, "Prefer: respond-async")).status == 202
+        r.reply(SSE_HEAD + chunk(*EVENTS, DONE) + LAST)
+        assert ask(r, read(5)).body == (SAID + DONE)[5:]
+
+
+def test_a_retry_by_its_key_is_raw_too() -> None:
+    with conversing() as r:
+        fields = (CONVERSATION, "Idempotency-Key: k")
+        begun(r, *fields).fin()
+        again = r.client(post(CHAT, *fields))
+        finish(r)
+        assert again.answer.body == SAID + DONE
+        assert len(r.links) == 1
+
+
+# -- stop
+
+
+def test_stop_cancels_and_forgets() -> None:
+    with conversing() as r:
+        reader = begun(r)
+        stop = get("/v1/stream?conv_id=c", method="DELETE")
+        assert ask(r, stop).status == 204
+        assert r.link.closed
+        assert not reader.answer.whole
+        assert lookup(r, "c") == []
+        assert ask(r, read(0)).status == 404
+        assert ask(r, stop).status == 204  # said twice it is no error
+
+
+def test_stop_of_a_finished_one_lets_it_go() -> None:
+    with conversing() as r:
+        begun(r)
+        finish(r)
+        assert ask(r, get("/v1/stream?conv_id=c", method="DELETE")).status == 204
+        assert not tuple(r.runtime.hub)
+
+
+# -- lookup
+
+
+def test_what_is_known_of_the_conversations_asked_for() -> None:
+    with conversing() as r:
+        began = r.runtime.unix_time()
+        for name in ("c", "c::org/model", "c::other", "cc", "d"):
+            begun(r, f"X-Conversation-Id: {name}")
+        finish(r)
+        ids = [each["conversation_id"] for each in lookup(r, "d", "c", "nobody", "c", 7)]
+        assert ids == ["d", "c", "c::org/model", "c::other"]
+        (done,), (running,) = lookup(r, "d"), lookup(r, "cc")
+        assert (done["is_done"], done["total_bytes"]) == (True, len(SAID + DONE))
+        assert (running["is_done"], running["total_bytes"], running["completed_at"]) == (False, len(SAID), 0)
+        assert abs(done["completed_at"] - began) < 60
+        assert abs(running["started_at"] - began) < 60
+        assert [each["conversation_id"] for each in lookup(r, "c::other")] == ["c::other"]
+        for link in r.links[:4]:
+            link.feed(chunk(DONE) + LAST)
+
+
+def test_after_its_retention_it_is_forgotten() -> None:
+    with conversing() as r:
+        begun(r)
+        finish(r)
+        r.pass_time(21)
+        assert lookup(r, "c") == []
+        assert ask(r, read(0)).status == 404
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"conversation_ids": "c"}', b'{"conversation_ids": []}'])
+def test_nothing_asked_for(body: bytes) -> None:
+    with conversing() as r:
+        begun(r)
+        assert json.loads(ask(r, post(body, path="/v1/streams/lookup")).body) == []
+        finish(r)
+
+
+def test_a_body_that_is_no_json() -> None:
+    with conversing() as r:
+        answer = ask(r, post(b"{", path="/v1/streams/lookup"))
+        assert (answer.status, answer.error["code"]) == (400, "bad_json")
+
+
+# -- ids
+
+
+def test_conversations_are_each_principals_own() -> None:
+    with conversing() as r:
+        mine, theirs = "Authorization: Bearer x", "Authorization: Bearer y"
+        begun(r, CONVERSATION, mine)
+        assert lookup(r, "c", fields=(theirs,)) == []
+        assert ask(r, get("/v1/stream?conv_id=c", theirs)).status == 404
+        assert ask(r, get("/v1/stream?conv_id=c", theirs, method="DELETE")).status == 204
+        begun(r, CONVERSATION, theirs)
+        assert [len(lookup(r, "c", fields=(who,))) for who in (mine, theirs)] == [1, 1]
+        for link in r.links:
+            link.feed(chunk(DONE) + LAST)
+
+
+def test_ids_of_any_characters() -> None:
+    with conversing() as r:
+        name = "chat é::org/model & more"
+        begun(r, f"X-Conversation-Id: {name.encode().decode('latin-1')}".encode("latin-1").decode())
+        finish(r)
+        assert [each["conversation_id"] for each in lookup(r, name)] == [name]
+        quoted = "chat%20%C3%A9%3A%3Aorg%2Fmodel%20%26%20more"
+        assert ask(r, read(0, quoted)).body == SAID + DONE
+
+
+@pytest.mark.parametrize("name", ["x" * 513, "%F0%9F%99%82" * 129])
+def test_ids_that_are_none(name: str) -> None:
+    with conversing() as r:
+        answer = ask(r, read(0, name))
+        assert (answer.status, answer.error["code"]) == (400, "bad_conversation")
+
+
+def test_an_id_is_needed() -> None:
+    with conversing() as r:
+        for method in ("GET", "DELETE"):
+            answer = ask(r, get("/v1/stream", method=method))
+            assert (answer.status, answer.error["code"]) == (400, "no_conversation")
+        assert ask(r, post(CHAT, "X-Conversation-Id: " + "x" * 600)).error["code"] == "bad_conversation"
+        assert ask(r, get("/v1/stream/c")).status == 404
+        assert ask(r, get("/v1/stream", "Content-Length: 0", method="POST")).get("allow") == "GET, DELETE, HEAD"

@@ -1,0 +1,285 @@
+"""OpenAI Responses resumed its own way: by the response's id and a sequence_number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from fakes import LAST, SSE_HEAD, Answer, Client, Rig, chunk, events_in, get, post, rig, whole_answer
+from hypothesis import given
+from hypothesis import strategies as st
+from sinks import new_stream
+
+from streamd.api.responses import _seq_after
+from streamd.net.problem import Problem
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
+
+ASK = {"model": "m", "stream": True, "input": "Hello"}
+ID = "resp_1"
+
+
+@contextmanager
+def responding(**settings: Any) -> Iterator[Rig]:
+    with rig(**{"retention_s": 20.0, "detach_grace_max_s": 50.0, **settings}) as r:
+        yield r
+
+
+def named(kind: str, number: int | None, **members: Any) -> bytes:
+    body = {"type": kind} | ({} if number is None else {"sequence_number": number}) | members
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), json.dumps(body).encode())
+
+
+def created(number: int | None = 0, response_id: str = ID) -> bytes:
+    return named("response.created", number, response={"id": response_id})
+
+
+def delta(number: int | None, text: str = "") -> bytes:
+    body = {"item_id": "i", "output_index": 0, "content_index": 0, "delta": text or f"{number} ", "logprobs": []}
+    return named("response.output_text.delta", number, **body)
+
+
+def completed(number: int | None) -> bytes:
+    return named("response.completed", number, response={"id": ID})
+
+
+def begun(r: Rig, count: int = 20, *fields: str) -> Client:
+    """A response with so many deltas, numbered from 1."""
+    asker = r.client(post(ASK, *fields, path="/v1/responses"))
+    r.reply(SSE_HEAD + chunk(created(), *(delta(k) for k in range(1, count + 1))))
+    return asker
+
+
+def finish(r: Rig, number: int = 21) -> None:
+    r.reply(chunk(completed(number)) + LAST)
+
+
+def read(query: str = "", *fields: str, response_id: str = ID, method: str = "GET") -> bytes:
+    return get(f"/v1/responses/{response_id}?stream=true{query}", *fields, method=method)
+
+
+def ask(r: Rig, data: bytes) -> Answer:
+    return r.client(data).answer
+
+
+def numbers(answer: Answer) -> list[int]:
+    """What the events' texts say; each says its number."""
+    said: list[int] = []
+    for each in events_in(answer.body):
+        said += map(int, each.json["delta"].split()) if "delta" in each.json else [each.json["sequence_number"]]
+    return said
+
+
+# -- ours
+
+
+@pytest.mark.parametrize(("query", "first"), [("", 0), ("&starting_after=0", 1), ("&starting_after=7", 8)])
+def test_the_events_with_a_greater_number_follow(query: str, first: int) -> None:
+    with responding() as r:
+        begun(r)
+        reader = r.client(read(query))
+        assert numbers(reader.answer) == list(range(first, 21))
+        r.reply(chunk(delta(21)))
+        finish(r, 22)
+        assert numbers(reader.answer) == list(range(first, 23))
+        assert reader.answer.whole
+        assert len(r.links) == 1
+
+
+def test_number_and_seq_are_not_the_same() -> None:
+    with responding() as r:
+        begun(r)
+        finish(r)
+        first = events_in(ask(r, read("&starting_after=19")).body)[0]
+        assert (first.json["sequence_number"], first.seq) == (20, 21)
+
+
+def test_a_catch_up_is_coalesced_and_its_number_is_the_last() -> None:
+    with responding() as r:
+        begun(r)
+        finish(r)
+        merged, last = events_in(ask(r, read("&starting_after=3")).body)
+        assert merged.json["sequence_number"] == 20
+        assert merged.json["delta"].split() == [str(k) for k in range(4, 21)]
+        assert last.json["sequence_number"] == 21
+
+
+def test_with_everything_there_already_the_answer_is_empty() -> None:
+    with responding() as r:
+        begun(r)
+        finish(r)
+        answer = ask(r, read("&starting_after=21"))
+        assert (answer.status, answer.body.count(b"data:"), answer.whole) == (200, 0, True)
+
+
+def test_at_the_live_end() -> None:
+    with responding() as r:
+        begun(r)
+        reader = r.client(read("&starting_after=20"))
+        assert numbers(reader.answer) == []
+        finish(r)
+        assert numbers(reader.answer) == [21]
+
+
+def test_a_number_that_was_not_reached() -> None:
+    with responding() as r:
+        begun(r)
+        answer = ask(r, read("&starting_after=21"))
+        assert (answer.status, answer.error["code"]) == (400, "position_not_reached")
+        finish(r)
+        assert ask(r, read("&starting_after=99")).status == 200
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "1.5", ""])
+def test_a_number_that_is_none(value: str) -> None:
+    with responding() as r:
+        begun(r)
+        answer = ask(r, read(f"&starting_after={value}"))
+        assert (answer.status, answer.error["param"]) == (400, "starting_after")
+        finish(r)
+
+
+def test_what_has_fallen_off_is_a_gap() -> None:
+    with responding(log_events_max=128) as r:
+        begun(r, 2000)
+        stream = next(iter(r.runtime.hub))
+        finish(r, 2001)
+        first = stream.log.seq_first
+        gap, *rest = events_in(ask(r, read("&starting_after=10")).body)
+        assert gap.json["gap"] == {"from": 12, "to": first - 1}  # number 11 is seq 12
+        assert rest[0].json["delta"].split()[0] == str(first - 1)
+
+
+def test_unnumbered_responses_can_be_read_but_not_resumed_by_number() -> None:
+    with responding() as r:
+        r.client(post(ASK, path="/v1/responses"))
+        r.reply(SSE_HEAD + chunk(created(None), delta(None, "a"), delta(None, "b"), completed(None)) + LAST)
+        answer = ask(r, read("&starting_after=1"))
+        assert (answer.status, answer.error["code"]) == (400, "no_sequence_numbers")
+        assert len(events_in(ask(r, read()).body)) == 3
+
+
+def test_head_and_the_answers_headers() -> None:
+    with responding() as r:
+        asker = begun(r)
+        answer = ask(r, read())
+        assert answer.get("x-stream-id") == asker.answer.get("x-stream-id")
+        assert answer.get("x-upstream") == "up"
+        head = r.client(read(method="HEAD"))
+        assert head.raw.startswith(b"HTTP/1.1 200 ")
+        assert len(r.links) == 1
+        finish(r)
+
+
+def test_a_reader_that_was_cut_keeps_its_generation() -> None:
+    with responding() as r:
+        begun(r).reset(TimeoutError("timed out"))
+        reader = r.client(read("&starting_after=5"))
+        finish(r)
+        assert numbers(reader.answer) == list(range(6, 22))
+
+
+# -- not ours
+
+
+def passed_on(r: Rig, data: bytes) -> bytes:
+    """What the upstream was asked; it doesn't know."""
+    asked = len(r.links)
+    client = r.client(data)
+    assert len(r.links) == asked + 1
+    seen = bytes(r.link.sent)
+    r.reply(whole_answer(b'{"error":{"code":"not_found"}}', "404 Not Found"))
+    assert client.answer.status == 404
+    return seen
+
+
+def test_an_id_that_is_not_known_goes_upstream() -> None:
+    with responding() as r:
+        seen = passed_on(r, read("&starting_after=3", response_id="resp_2"))
+        assert seen.startswith(b"GET /v1/responses/resp_2?stream=true&starting_after=3 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("query", ["", "?stream=false", "?include=x"])
+def test_reading_it_as_an_object_goes_upstream(query: str) -> None:
+    with responding() as r:
+        begun(r)
+        finish(r)
+        r.pass_time(5)  # the pooled connection is not used again
+        passed_on(r, get(f"/v1/responses/{ID}{query}"))
+
+
+def test_cancelling_goes_upstream() -> None:
+    with responding() as r:
+        begun(r)
+        seen = passed_on(r, get(f"/v1/responses/{ID}/cancel", "Content-Length: 0", method="POST"))
+        assert seen.startswith(b"POST /v1/responses/resp_1/cancel HTTP/1.1\r\n")
+        r.links[0].feed(chunk(completed(21)) + LAST)
+
+
+def test_somebody_elses_goes_upstream() -> None:
+    with responding() as r:
+        begun(r, 20, "Authorization: Bearer x")
+        passed_on(r, read("", "Authorization: Bearer y"))
+        assert numbers(ask(r, read("", "Authorization: Bearer x")))[0] == 0
+        r.links[0].feed(chunk(completed(21)) + LAST)
+
+
+def test_one_that_ended_for_want_of_readers_may_go_on_there() -> None:
+    with responding() as r:
+        begun(r).fin()
+        assert next(iter(r.runtime.hub)).reason is CloseReason.READER_GONE
+        passed_on(r, read("&starting_after=5"))
+
+
+def test_one_that_the_upstream_broke_off_is_told_as_far_as_it_came() -> None:
+    with responding() as r:
+        begun(r)
+        r.link.reset()
+        r.turn()
+        answer = ask(r, read("&starting_after=18"))
+        events = events_in(answer.body)
+        assert events[-1].name == "error"
+        assert events[-1].json["sequence_number"] == 21
+        assert not answer.whole
+
+
+def test_after_its_retention_it_is_the_upstreams() -> None:
+    with responding() as r:
+        begun(r)
+        finish(r)
+        r.pass_time(21)
+        passed_on(r, read())
+
+
+# -- the search
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=60),
+    st.integers(0, 5),
+    st.integers(0, 200),
+)
+def test_the_place_is_found_however_it_is_numbered(steps: list[tuple[int, bool]], first: int, after: int) -> None:
+    """Numbers grow by any step, and some events have none (never many in a row)."""
+    stream = new_stream(dialect=Dialect.RESPONSES)
+    shown: list[int | None] = []
+    number = first
+    for k, (step, numbered) in enumerate([(0, True), *steps]):
+        number += step
+        shown.append(number if numbered or k % 5 == 0 else None)
+        stream.append(delta(shown[-1], "x"), 1.0)
+    expected = next((k for k, each in enumerate(shown) if each is not None and each > after), None)
+    last = max(each for each in shown if each is not None)
+    if after > last:
+        with pytest.raises(Problem, match="has not got as far"):
+            _seq_after(stream, after)
+        stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    seq = _seq_after(stream, after)
+    if expected is None:
+        assert all(each is None for each in shown[seq - 1 :])
+    else:
+        assert seq <= expected + 1
+        assert all(each is None for each in shown[seq - 1 : expected])
