@@ -97,6 +97,7 @@ format: $(VENV)/.dev ## put the source into the house's format
 
 include systemd/install.mk
 include fuzz.mk
+include lock.mk
 
 clean: ## remove what was built and installed here
 	rm -rf $(VENV) .venv-llama .venv-load .venv-openai2 .venv-fuzz .fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

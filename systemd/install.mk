@@ -51,7 +51,8 @@ install-venv:
 	@$(PYTHON) -m venv $(STREAMD_ROOT)
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
 		cp -R setup.cfg pyproject.toml $(wildcard README.md LICENSE) streamd "$$copy" && \
-		$(STREAMD_ROOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS) "$$copy"
+		pip="$(STREAMD_ROOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS)" && \
+		$$pip --require-hashes -r requirements.lock && $$pip --no-deps "$$copy"
 	@if test -n "$(DESTDIR)"; then find $(STREAMD_ROOT)/bin -type f -exec sed -i 's#$(STREAMD_ROOT)#$(PREFIX)#g' {} +; fi
 	@$(STREAMD_ROOT)/bin/python -m compileall -q $(if $(DESTDIR),-f) -s "$(DESTDIR)/" -p / $(STREAMD_ROOT)/lib
 

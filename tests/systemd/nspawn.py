@@ -10,11 +10,11 @@ What is not there: the memory controller on a host with cgroup v1, so that Memor
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import hashlib
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -54,11 +54,9 @@ def debian_root() -> Path:
 
 def wheels() -> Path:
     """The wheels of all that `make install` needs, because the container may have no index to ask."""
-    setup = configparser.ConfigParser()
-    setup.read(PROJECT / "setup.cfg")
+    pinned = re.findall(r"^(\S+==\S+)", (PROJECT / "requirements.lock").read_text(), re.M)
     build = tomllib.loads((PROJECT / "pyproject.toml").read_text())["build-system"]["requires"]
-    wanted = [*setup["options"]["install_requires"].split("\n"), *build, "wheel"]
-    wanted = [requirement for requirement in wanted if requirement]
+    wanted = [*pinned, *build, "wheel"]
     return _made(f"wheels-{_short_digest(' '.join(wanted))}", lambda folder: _download(wanted, folder))
 
 
