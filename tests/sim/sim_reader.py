@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sim_loop import Violation
-from sim_script import Script, effects
+from sim_script import TEXTS, Script, effects
 from sim_transport import Transport
 from sim_upstream import weighted
 
@@ -59,6 +59,8 @@ class Errand:
         """The request as it goes out."""
         lines = [b"%b %b HTTP/1.%d" % (self.method.encode(), self.path.encode(), 0 if self.http10 else 1)]
         lines += [b"Host: x", b"X-Request-Id: " + self.rid.encode(), *self.wishes]
+        if self.kind == "publish" and not self.deletes:
+            lines.append(b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked")
         if self.body:
             lines += [b"Content-Type: application/json", b"Content-Length: %d" % len(self.body)]
         if self.last is not None:
@@ -189,7 +191,7 @@ class Answer:
         if errand.stream_id and errand.stream_id != stream_id and errand.last is not None:
             raise Violation(f"resumed {errand.stream_id}, got {stream_id}")
         errand.stream_id = stream_id
-        if errand.method == "HEAD":
+        if errand.method == "HEAD" or errand.kind == "publish":
             return
         self.stream, self.script = world.find(stream_id)
         self._prefix = b"id: %b:" % stream_id.encode()
@@ -411,13 +413,36 @@ class Reader:
             pieces = [data[:cut], data[cut:]]
         delay = 0.0
         for piece in pieces:
-            delay += rng.random() * 0.01 if rng.random() < 0.98 else rng.uniform(0, 4)
+            slow = rng.random() < 0.02 and errand.kind != "publish"
+            delay += rng.uniform(0, 4) if slow else rng.random() * 0.01
             if piece:
                 world.loop.io(delay, self._send, piece)
+        if errand.kind == "publish" and not errand.deletes:
+            world.loop.io(delay + 0.01, self._publish, errand, rng.randrange(60), self._serial)
         if errand.kind in ("small", "plain", "generate") and not errand.http10 and rng.random() < 0.04:
             self._pipeline(delay)
         if self.temper != "calm":
             world.loop.io(rng.expovariate(1 / world.patience_s), self._act, self._serial)
+
+    def _publish(self, errand: Errand, left: int, serial: int) -> None:
+        """The next line of a published stream, in two pieces now and then; the last one is [DONE], or nothing."""
+        rng, world = self.world.rng, self.world
+        if self.over or self.transport is None or serial != self._serial:
+            return
+        if not left and rng.random() < 0.2:
+            self.break_off()
+            return
+        body = b'{"delta":"%b"}' % rng.choice(TEXTS) if left else b"[DONE]"
+        chunk = b"%x\r\n%b\n\r\n" % (len(body) + 1, body)
+        cut = rng.randrange(len(chunk) - 2) if rng.random() < 0.2 else 0  # in front of what makes the line whole
+        if cut:
+            self._send(chunk[:cut])
+        if self.over or self.transport is None:
+            return
+        world.published(self.transport, errand, body)
+        self._send(chunk[cut:] + (b"" if left else b"0\r\n\r\n"))
+        if left:
+            world.loop.io(rng.expovariate(1 / world.pace_s), self._publish, errand, left - 1, serial)
 
     def _pipeline(self, delay: float) -> None:
         """Further requests right behind: a few, or more than anybody may send."""
