@@ -18,7 +18,7 @@ from pathlib import Path
 
 from inprocess import WAIT_S, Watched, url_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 HOST = "chat.example.com"
 POLL_S = 0.02
 SUN_PATH_BYTES_MAX = 100  # 107 by unix(7)

@@ -12,7 +12,7 @@ import struct
 import threading
 import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import uvloop
 
@@ -25,7 +25,17 @@ from streamd.net import listen
 from streamd.reasons import CloseReason
 
 T = TypeVar("T")
-Relay = TypeVar("Relay", bound="TcpRelay")
+
+
+class Front(Protocol):
+    """Anything that runs in the worker's loop, in front of it."""
+
+    async def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+F = TypeVar("F", bound=Front)
 
 WAIT_S = 20.0  # a test that waits longer for a condition has failed
 FAST = MockOptions(interval_s=0, ttft_s=0, tokens=20)
@@ -133,11 +143,11 @@ class Live:
         """A TCP relay in front of streamd."""
         return self.in_front(TcpRelay(self.url, cut_after))
 
-    def in_front(self, relay: Relay) -> Relay:
-        """Start any kind of relay, in the worker's thread; it ends with the worker."""
-        self._closing.append(relay.close)
-        self.call(relay.start())
-        return relay
+    def in_front(self, front: F) -> F:
+        """Start a relay of any kind in the worker's thread; it ends with the worker."""
+        self._closing.append(front.close)
+        self.call(front.start())
+        return front
 
 
 @contextlib.contextmanager

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import re
 import shutil
+import tempfile
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fronts import FRONTS, Door, missing, running
 from inprocess import Live, live
-from page_server import PageServer
+from page_server import EXAMPLES, PageServer
 
 from streamd.mockllm import MockOptions
 
@@ -193,6 +198,83 @@ def test_stop_reaches_who_watches(tab: Any, browser: Any) -> None:
         other.context.close()
 
 
+# From another origin
+
+
+@pytest.fixture
+def origin() -> Iterator[str]:
+    """The page from a web server that knows nothing of streamd: `python -m http.server --directory examples`."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FilesOfThePage) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class FilesOfThePage(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, directory=str(EXAMPLES))
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+def test_from_an_allowed_origin_everything_works(tab: Any, origin: str) -> None:
+    """Preflights for every header that the page sets, and the headers that it reads: resume, stop, watch."""
+    with live(SLOW, **SOON, cors_origins=(origin,)) as served:
+        tab.goto(f"{origin}/?server={served.url}")
+        tab.get_by_label("API key").fill("sk-anything")
+        tab.get_by_role("button", name="Send").click()
+        wait_for_text(tab, 20)
+        tab.get_by_label("Stream id").fill(str(tab.locator("#watch-link").text_content()).partition("watch=")[2][:29])
+        tab.get_by_role("button", name="Watch").click()
+        tab.get_by_role("button", name="Lose the connection").click()
+        wait_for_state(tab, "finished")
+        wait_for_state(tab, "finished", "watch-status")
+        assert text_in(tab) == text_in(tab, "watched") == served.said(PROMPT)
+        assert "1 lost connection made good" in text_in(tab, "status")
+        served.fault("", tokens=1_000_000)
+        tab.get_by_role("button", name="Send").click()
+        wait_for_text(tab, 20)
+        tab.get_by_role("button", name="Stop").click()
+        served.until(aborted=1)
+        wait_for_state(tab, "stopped")
+
+
+def test_from_another_origin_nothing_is_read(tab: Any, origin: str) -> None:
+    with live(cors_origins=("https://chat.example.com",)) as served:
+        tab.goto(origin)
+        asked = f"fetch('{served.url}/v1/models').then(() => 'read', () => 'refused')"
+        assert tab.evaluate(asked) == "refused"
+
+
+# HTTP/2
+
+WATCH_ALL = """
+(ids) => Promise.all(ids.map((id) => new Promise((resolve) => {
+  new EventSource(`/v1/streams/${id}`).onmessage = () => resolve(id);
+})))
+"""
+
+
+@pytest.mark.skipif(bool(missing("nginx", "openssl")), reason="apt-get install nginx openssl: not here")
+def test_more_than_six_streams_at_once_over_http2(browser: Any) -> None:
+    """By HTTP/1.1 a browser opens six connections to a server, and a seventh stream waits for ever."""
+    with live() as served, tempfile.TemporaryDirectory(prefix="front-") as folder:
+        served.fault("stall=5")
+        ids = [start(served.url, keep_s=60) for _ in range(10)]
+        with running(FRONTS["nginx"], served.url, Path(folder)) as socket:
+            door = served.in_front(Door(socket))
+            context = browser.new_context(ignore_https_errors=True)
+            page = context.new_page()
+            page.goto(door.url)
+            assert page.get_by_role("button", name="Send").is_enabled()
+            assert page.evaluate(WATCH_ALL, ids) == ids
+            protocols = "performance.getEntriesByType('navigation').map((entry) => entry.nextHopProtocol)"
+            assert page.evaluate(protocols) == ["h2"]
+            context.close()
+
+
 # EventSource by itself
 
 READ_ALL = """
@@ -232,10 +314,11 @@ def test_an_event_source_that_is_cut_off_has_no_hole_and_stops_at_the_end(tab: A
         assert served.generations() == 1
 
 
-def start(url: str) -> str:
-    """Begin a generation and leave it to its readers; its id."""
+def start(url: str, keep_s: int = 0) -> str:
+    """Begin a generation and leave it to its readers, for `keep_s` if it isn't configured; its id."""
     body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": PROMPT}]})
-    request = urllib.request.Request(f"{url}/v1/chat/completions", body.encode(), {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"} | ({"X-Stream-Detach-Grace": str(keep_s)} if keep_s else {})
+    request = urllib.request.Request(f"{url}/v1/chat/completions", body.encode(), headers)
     with urllib.request.urlopen(request) as response:
         return str(response.headers["x-stream-id"])
 
