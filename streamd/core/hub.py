@@ -305,6 +305,8 @@ class Hub:
     def sweep(self, streams: Iterable[Stream], now: float) -> None:
         """Charge logs, end graces, remove what was kept long enough. In slices: the caller says which streams."""
         for stream in streams:
+            if self._streams.get(stream.id) is not stream:
+                continue  # removed since the snapshot was taken: nobody would give its charge back
             self.charge(stream)
             if stream.reason is None:
                 if stream.grace_until and stream.grace_until <= now:
