@@ -142,3 +142,17 @@ def test_why_caddy_has_no_flush_interval(folder: Path, flush: str, end: str) -> 
                 reader.terminate()
             served.until(open=0)
             assert getattr(served.mock.stats, end) == 1
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_leaving_a_silent_stream_aborts_at_once(kind: str, version: str, folder: Path) -> None:
+    """No heartbeat has to fail first: the proxy passes the reader's leaving on."""
+    with live(PROMPT, heartbeat_s=0) as served, running(FRONTS[kind], served.url, folder) as socket:
+        served.fault("stall=5")
+        with subprocess.Popen(post(socket, version), stdout=subprocess.PIPE) as reader:
+            assert reader.stdout is not None
+            for _ in range(6):
+                while not (line := reader.stdout.readline()).startswith(b"data:"):
+                    assert line
+            reader.terminate()
+        served.until(aborted=1, open=0)
