@@ -24,6 +24,7 @@ class Outcome:
     text: str = ""
     error: dict[str, Any] | None = None
     refused: int = 0  # connections that nobody accepted
+    refused_politely: int = 0  # 503: come again
     resumes: int = 0
     gaps: int = 0
     ids: list[str] = dataclasses.field(default_factory=list)
@@ -51,7 +52,12 @@ async def read(port: int, *, seed: int, tokens: int, interval_ms: int, resume: b
     head = f"X-Mock-Text-Seed: {seed}\r\nX-Mock-Tokens: {tokens}\r\nX-Mock-Interval-Ms: {interval_ms}\r\n"
     body = _body(stream=True)
     request = f"POST /v1/chat/completions HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\n{head}"
-    status = await answer(port, f"{request}Content-Length: {len(body)}\r\n\r\n{body}", outcome)
+    status = 503
+    while status == 503 and outcome.refused_politely < TRIES_MAX:
+        status = await answer(port, f"{request}Content-Length: {len(body)}\r\n\r\n{body}", outcome)
+        if status == 503:
+            outcome.refused_politely += 1
+            await asyncio.sleep(random.uniform(0.5, 1.5))  # sooner than asked to, so that the test is harder
     for _ in range(TRIES_MAX if resume else 0):
         if outcome.end != "lost" or not outcome.ids or status in (204, 404, 410):
             break
