@@ -16,6 +16,7 @@ from streamd.core.auth import ADMIN, ANONYMOUS, Principal, Refusal, presented_ke
 from streamd.core.keys import REQUIRED, Keys
 from streamd.core.limits import Account, Accounts
 from streamd.core.stream import Stream
+from streamd.core.usage import UsageTail
 from streamd.net.client import ClientConnection
 from streamd.net.problem import Problem
 from streamd.net.request import Request
@@ -103,6 +104,11 @@ class Access:
         if refusal is not None:
             raise problem_of(refusal)
         return account
+
+    def usage_of(self, request: Request) -> UsageTail | None:
+        """What charges the tokens of an answer that is no stream to the request's key, where they are limited."""
+        key = request.principal.key
+        return UsageTail(self._accounts.of(key)) if key is not None and key.tokens_per_minute is not None else None
 
     def note_stream(self, request: Request) -> Account | None:
         """The same for an answer that turned out to be a stream: it runs already, so it counts and isn't refused."""

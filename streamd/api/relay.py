@@ -196,6 +196,7 @@ class Relay:
             policy=policy,
         )
         exchange.on_opened = lambda opened: self._became_stream(opened, request, policy, grace_s)
+        exchange.usage = self._access.usage_of(request)
         return exchange
 
     def _became_stream(self, stream: Stream, request: Request, policy: Policy, grace_s: float) -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from streamd.core.usage import UsageTail
 from streamd.core.stream import Policy, Stream
 from streamd.counters import bump
 from streamd.net.client import At, ClientConnection
@@ -104,6 +105,7 @@ class Exchange:
         "on_over",
         "policy",
         "stream",
+        "usage",
     )
 
     def __init__(
@@ -129,6 +131,7 @@ class Exchange:
         self.stream = stream
         self.on_opened: Callable[[Stream], None] | None = None  # an answer that turned out to be a stream
         self.on_over: Callable[[], None] | None = None
+        self.usage: UsageTail | None = None  # of an answer that passes, where its key's tokens are limited
         # tries
         self._phase = Phase.CHOOSING
         self._tried: tuple[Upstream, ...] = ()
@@ -348,6 +351,8 @@ class Exchange:
 
     def on_piece(self, piece: bytes) -> None:
         if self._phase is Phase.PASSING and self.connection is not None:
+            if self.usage is not None:
+                self.usage.passed(piece)
             self.connection.pass_body(piece)
         elif self._phase is Phase.COLLECTING and len(self._collected) < COLLECTED_BYTES_MAX:
             if b"\n" not in self._collected:
@@ -438,6 +443,8 @@ class Exchange:
             connecting.cancel()
         self._connecting = None
         self._ask = None
+        if self.usage is not None:
+            self.usage.over()
         on_over, self.on_over = self.on_over, None
         if on_over is not None:
             on_over()
