@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from streamd.core.usage import UsageTail
 from streamd.core.stream import Policy, Stream
+from streamd.core.usage import UsageTail
 from streamd.counters import bump
 from streamd.net.client import At, ClientConnection
 from streamd.net.problem import Problem
