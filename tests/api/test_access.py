@@ -289,6 +289,18 @@ def test_tokens_per_minute_with_the_upstreams_own_count(tmp_path: Path) -> None:
         finish(r)
 
 
+def test_tokens_of_an_answer_that_is_no_stream(tmp_path: Path) -> None:
+    answer = whole_answer(
+        b'{"choices":[],"usage":{"completion_tokens":240}}', "200 OK", "Content-Type: application/json"
+    )
+    ask = post({"model": "m", "messages": []}, bearer("alice"))
+    with rig(**limited(tmp_path / "keys", tokens_per_minute=120)) as r:
+        client = r.client(ask)
+        r.reply(answer)
+        assert client.answer.status == 200
+        assert check_told_to_wait(r.client(ask).answer) == 60
+
+
 def ends_well(r: Rig, client: Client) -> None:
     r.reply(SSE_HEAD)
     finish(r)
