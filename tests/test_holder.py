@@ -280,7 +280,6 @@ class TestResponse:
         assert blocks == BLOCKS
         assert response.rest == b"retry: 5\n"
 
-
     def test_an_answer_without_a_body_has_ended(self) -> None:
         for head in (b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n"):
             response = checker.Response()

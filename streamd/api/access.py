@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from streamd.core.auth import ADMIN, ANONYMOUS, Principal, Refusal, presented_key, principal_without_keys
 from streamd.core.keys import REQUIRED, Keys
-from streamd.core.limits import Account, Accounts
+from streamd.core.limits import Account, Accounts, Board
 from streamd.core.stream import Stream
 from streamd.core.usage import UsageTail
 from streamd.net.client import ClientConnection
@@ -87,10 +87,21 @@ class Access:
 
     # -- how much
 
+    def share(self, board: Board) -> None:
+        """Limits hold for all workers together: what each has counted stands there."""
+        self._accounts.board = board
+
+    def publish(self) -> None:
+        """Show the other workers what was spent. For the sweep."""
+        self._accounts.publish()
+
     def admit_request(self, request: Request) -> None:
         """Count a request against its key's limits. Raises Problem 429."""
         key = request.principal.key
-        refusal = self._accounts.of(key).admit_request(key, self._runtime.time()) if key is not None else None
+        if key is None:
+            return
+        accounts = self._accounts
+        refusal = accounts.of(key).admit_request(key, self._runtime.time(), accounts.elsewhere(key))
         if refusal is not None:
             raise problem_of(refusal)
 
@@ -100,7 +111,7 @@ class Access:
         if key is None:
             return None
         account = self._accounts.of(key)
-        refusal = account.open_stream(key)
+        refusal = account.open_stream(key, self._accounts.elsewhere(key))
         if refusal is not None:
             raise problem_of(refusal)
         return account
@@ -116,7 +127,7 @@ class Access:
         if key is None:
             return None
         account = self._accounts.of(key)
-        account.streams_now += 1
+        account.note_stream()
         return account
 
     # -- streams
@@ -159,11 +170,11 @@ class Access:
             raise Problem(403, text, code="not_the_owner", reason=CloseReason.FORBIDDEN)
         self._check_publish_token(request, stream.id)
 
-    def sees(self, principal: Principal, stream: Stream) -> bool:
-        """Whether a list of streams shows this one: ids are rights, so everybody sees only their own."""
-        if principal.admin or (self.keys is None and principal.id == stream.owner):
-            return True
-        return self._owns(principal, stream)
+    def shown_to(self, principal: Principal) -> tuple[str, ...] | None:
+        """Whose streams a list shows, None for everybody's: ids are rights, so each sees only their own."""
+        if principal.admin:
+            return None
+        return () if self.keys is not None and principal.key is None else (principal.id,)
 
     def _owns(self, principal: Principal, stream: Stream) -> bool:
         """Whether the stream is its. With keys only a key owns; nobody in particular never does."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 
+from streamd.api.gather import Gathered, all_others, gather
 from streamd.api.streams import JSON, state_of
 from streamd.net.client import ClientConnection
 from streamd.net.problem import Problem
 from streamd.net.request import Plan, Request
 from streamd.net.runtime import Runtime
 
+WORST = "worst"  # what other workers are asked
 LEVELS = ("debug", "info", "warning", "error")
 
 # The worst of them are what an operator looks for; /v1/streams pages through all.
@@ -41,10 +45,28 @@ class Admin:
 
     def streams(self, connection: ClientConnection, request: Request) -> None:
         """The streams whose readers lag most, worst first."""
+
+        def finish(others: Gathered) -> None:
+            states = self._worst()
+            for answer in others.answers:
+                states += orjson.loads(answer)
+            states.sort(key=lambda state: -state["lag_max"])
+            fields: dict[str, Any] = {"data": states[:STREAMS_SHOWN_MAX]}
+            if others.missing:
+                fields["workers_missing"] = len(others.missing)
+            connection.answer(200, orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n", [JSON])
+
+        gather(self._runtime, connection, request, WORST, all_others(self._runtime), finish)
+
+    def answer_worst(self, question: bytes) -> bytes:
+        """For another worker: ours."""
+        return orjson.dumps(self._worst())
+
+    def _worst(self) -> list[dict[str, Any]]:
         now = self._runtime.time()
-        states = sorted((state_of(s, now) for s in self._runtime.hub), key=lambda state: -state["lag_max"])
-        body = orjson.dumps({"data": states[:STREAMS_SHOWN_MAX]}, option=orjson.OPT_INDENT_2)
-        connection.answer(200, body + b"\n", [JSON])
+        return heapq.nsmallest(
+            STREAMS_SHOWN_MAX, (state_of(s, now) for s in self._runtime.hub), key=lambda state: -state["lag_max"]
+        )
 
     def log_level(self, connection: ClientConnection, request: Request) -> None:
         """PUT /log-level with the word as body; until the next reload or restart."""

@@ -15,22 +15,24 @@ go upstream: a llama.cpp behind us would go on generating after we have left.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import orjson
 
 from streamd.api.access import Access
+from streamd.api.gather import Gathered, gather
 from streamd.api.streams import JSON, Streams, query_of
 from streamd.core.stream import CountedStream
 from streamd.net.client import ClientConnection
+from streamd.net.peers import Peers
 from streamd.net.problem import Problem
 from streamd.net.request import Plan, Request
-from streamd.net.runtime import Runtime
+from streamd.net.runtime import Runtime, worker_busy
 from streamd.reasons import CloseReason
 
 HEADER = b"x-conversation-id"
 STREAM = "/v1/stream"
 LOOKUP = "/v1/streams/lookup"
-PATHS = (STREAM, LOOKUP)
 
 # A UUID and a model's path behind `::`; Linux's PATH_MAX is 4,096, but names of models are not that long.
 CONVERSATION_BYTES_MAX = 512
@@ -87,15 +89,41 @@ class Llama:
         connection.answer(204)
 
     def lookup(self, connection: ClientConnection, request: Request) -> None:
-        """What is known of the conversations that the client names, and of nobody else's. Raises Problem 400."""
-        asked = dict.fromkeys(_ids_asked(request.body))
+        """What is known of the conversations that the client names, and of nobody else's. Raises Problem 400, 503."""
+        asked = tuple(dict.fromkeys(_ids_asked(request.body)))
+        principal_id, peers = request.principal.id, self._runtime.peers
+        questions: dict[int, bytes] = {}
+        own = asked
+        if peers is not None:
+            by_slot: dict[int, list[str]] = {}
+            for conversation in asked:
+                by_slot.setdefault(owner_of(peers, principal_id, conversation), []).append(conversation)
+            own = tuple(by_slot.pop(peers.slot, ()))
+            questions = {slot: orjson.dumps([principal_id, theirs]) for slot, theirs in by_slot.items()}
+
+        def finish(others: Gathered) -> None:
+            if others.missing:
+                raise worker_busy(self._runtime)
+            found = self._found(principal_id, own)
+            for answer in others.answers:
+                found.update(orjson.loads(answer))
+            states = [state for conversation in asked for state in found[conversation]]
+            connection.answer(200, orjson.dumps(states), [JSON, (b"cache-control", b"no-store")])
+
+        gather(self._runtime, connection, request, LOOKUP, questions, finish)
+
+    def answer_lookup(self, question: bytes) -> bytes:
+        """For another worker: the conversations that live here."""
+        principal_id, asked = orjson.loads(question)
+        return orjson.dumps(self._found(principal_id, asked))
+
+    def _found(self, principal_id: str, asked: Iterable[str]) -> dict[str, list[dict[str, object]]]:
         found: dict[str, list[dict[str, object]]] = {conversation: [] for conversation in asked}
-        for conversation, stream in self._runtime.hub.conversations(request.principal.id).items():
+        for conversation, stream in self._runtime.hub.conversations(principal_id).items():
             for name in _names_of(conversation):
                 if name in found:
                     found[name].append(self._state_of(conversation, stream))
-        states = [state for conversation in asked for state in found[conversation]]
-        connection.answer(200, orjson.dumps(states), [JSON, (b"cache-control", b"no-store")])
+        return found
 
     def _state_of(self, conversation: str, stream: CountedStream) -> dict[str, object]:
         began_unix = self._runtime.unix_time() - self._runtime.time()
@@ -106,6 +134,19 @@ class Llama:
             "started_at": int(began_unix + stream.opened_at),
             "completed_at": int(began_unix + stream.sealed_at) if stream.reason is not None else 0,
         }
+
+
+def owner_of(peers: Peers, principal_id: str, conversation: str) -> int:
+    """The slot of the worker in which a conversation lives; one with all its variants, which are looked up together."""
+    return peers.owner_of_name(principal_id, conversation.partition("::")[0])
+
+
+def owner_asked(peers: Peers, request: Request) -> int | None:
+    """The slot that a request names a conversation of, if it does."""
+    if request.path == STREAM:
+        return owner_of(peers, request.principal.id, query_of(request).get("conv_id", ""))
+    given = request.get(HEADER) if request.method == "POST" else None
+    return owner_of(peers, request.principal.id, given.decode("utf-8", "surrogateescape")) if given else None
 
 
 def conversation_of(request: Request) -> str:

@@ -280,8 +280,8 @@ class Publishing:
     def body_piece(self, piece: bytes) -> None:
         """The next bytes of the body. Raises Problem for what can't be published."""
         if self._whole:
-            self._held_bytes += len(piece)
             self._runtime.hold_body(len(piece))
+            self._held_bytes += len(piece)
         self._read(piece)
 
     def body_end(self) -> None:
@@ -352,7 +352,7 @@ class Publishing:
         if not self._over:
             self._over = True
             self._held.clear()
-            self._runtime.bodies_bytes -= self._held_bytes
+            self._runtime.let_body_go(self._held_bytes)
             self._publisher.end(broken=broken)
 
 

@@ -105,7 +105,8 @@ class Relay:
         key = request.principal.key
         if key is not None and "*" not in key.models:
             body = orjson.dumps(fields)
-            self._runtime.bodies_bytes += len(body) - len(request.body)
+            self._runtime.hold_body(len(body))
+            self._runtime.let_body_go(len(request.body))
             request.body = body
 
     # -- requests that were made before

@@ -17,7 +17,7 @@ from streamd.api.ops import Ops
 from streamd.api.publish import Publish
 from streamd.api.relay import Relay
 from streamd.api.responses import Responses
-from streamd.api.streams import PREFIX, Streams, last_event_id
+from streamd.api.streams import PREFIX, Streams, last_event_id, query_of
 from streamd.net.client import ClientConnection
 from streamd.net.peers import Elsewhere, Peers
 from streamd.net.problem import Problem, method_not_allowed, not_found
@@ -89,32 +89,32 @@ class Router:
         return self._relay.plan(connection, request)
 
     def _check_owner(self, connection: ClientConnection, request: Request) -> None:
-        """With several workers: raise Elsewhere for what lives in another one, and for fresh connections in excess."""
+        """With several workers: raise Elsewhere for what lives in another one. Once, or it could go in circles."""
         peers = self._runtime.peers
         if peers is None or connection.passed is not None:
             return
         slot = self._owner(peers, request)
-        if slot is None and not connection.seasoned:
-            slot = peers.lighter()
         if slot is not None and slot != peers.slot:
             raise Elsewhere(slot)
 
     def _owner(self, peers: Peers, request: Request) -> int | None:
         """The slot that this request belongs to; None: any worker may answer it."""
-        if request.path in llama.PATHS:  # one worker for all conversations of a principal: they are looked up together
-            return peers.owner_of_name(request.principal.id)
-        if request.path.startswith(PREFIX):
-            return peers.owner_of_stream(urllib.parse.unquote(request.path[len(PREFIX) :].split("/")[0]))
-        if request.method == "POST" and request.path.startswith("/v1/"):
-            last = last_event_id(request)
-            if last is not None:
-                return peers.owner_of_stream(last.stream)
-            if request.get(llama.HEADER):
-                return peers.owner_of_name(request.principal.id)
-            key = request.get(b"idempotency-key")
-            if key is not None:
-                return peers.owner_of_name(request.principal.id, key.decode("latin-1"))
-        return None
+        path = request.path
+        if path in (llama.LOOKUP, PREFIX[:-1]):
+            after = query_of(request).get("after")
+            return peers.owner_of_stream(after) if after is not None else None
+        if path.startswith(PREFIX):
+            return peers.owner_of_stream(urllib.parse.unquote(path[len(PREFIX) :].split("/")[0]))
+        conversing = llama.owner_asked(peers, request)
+        if request.method != "POST":
+            return self._responses.owner(request) if conversing is None else conversing
+        last = last_event_id(request)
+        if last is not None:
+            return peers.owner_of_stream(last.stream)
+        key = request.get(b"idempotency-key")
+        if conversing is None and key is not None:
+            return peers.owner_of_name(request.principal.id, key.decode("latin-1"))
+        return conversing
 
 
 def _of(methods: Methods, request: Request) -> Plan:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
+import heapq
 import re
 import statistics
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from streamd.api.access import Access
+from streamd.api.gather import Gathered, all_others, gather
 from streamd.core.hub import Gone
 from streamd.core.stream import Policy, Stream
 from streamd.net.client import At, ClientConnection
@@ -23,6 +26,7 @@ from streamd.wire.event_id import EventId, valid_last_event_id, valid_name
 
 PREFIX = "/v1/streams/"
 JSON = (b"content-type", b"application/json")
+LIST = "streams"  # what other workers are asked
 
 # A page of the list: 200 B a stream, so 20 KB; a client that wants all asks on with ?after=.
 PAGE_STREAMS = 100
@@ -30,6 +34,22 @@ PAGE_STREAMS_MAX = 1000
 
 _seq = re.compile(r"[1-9][0-9]{0,15}").fullmatch
 _seconds = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?").fullmatch
+
+
+Place = tuple[float, str]
+"""When a stream was opened, and its id: the order of lists. All workers' clocks are the same."""
+
+Entry = tuple[float, str, dict[str, Any]]
+"""A stream in a list: its place, and its state."""
+
+
+class Wanted(NamedTuple):
+    """A page of the list."""
+
+    owners: tuple[str, ...] | None  # whose streams; None: everybody's
+    state: str | None
+    limit: int
+    after: Place | None
 
 
 class Streams:
@@ -173,29 +193,59 @@ class Streams:
     # -- listing
 
     def list(self, connection: ClientConnection, request: Request) -> None:
-        """The caller's streams, oldest first; all on the admin surface. ?state=live|sealed, ?limit=, ?after=<id>."""
+        """The caller's streams, oldest first; all on the admin surface. ?state=live|sealed, ?limit=, ?after=<id>.
+
+        With several workers each lists its own; the one asked is the one that has `after`.
+        """
         query = query_of(request)
         state, limit = query.get("state"), query.get("limit", str(PAGE_STREAMS))
         if state not in (None, "live", "sealed"):
             raise Problem(400, "state is live or sealed.", code="bad_state", param="state")
         if not _seq(limit) or int(limit) > PAGE_STREAMS_MAX:
             raise Problem(400, f"limit is from 1 to {PAGE_STREAMS_MAX}.", code="bad_limit", param="limit")
-        shown = [
-            stream
+        owners, after = self._access.shown_to(request.principal), query.get("after")
+        wanted = Wanted(owners, state, int(limit), self._position_of(after, owners) if after is not None else None)
+        question = orjson.dumps(tuple(wanted))
+
+        def finish(others: Gathered) -> None:
+            entries = self._listed(wanted)
+            for answer in others.answers:
+                entries += orjson.loads(answer)
+            entries.sort(key=lambda entry: (entry[0], entry[1]))
+            page = [entry[2] for entry in entries[: wanted.limit]]
+            more = len(entries) > len(page)
+            fields = {"data": page, "has_more": more, "last_id": page[-1]["id"] if page else None}
+            if others.missing:
+                fields["workers_missing"] = len(others.missing)
+            connection.answer(200, orjson.dumps(fields), [JSON, (b"cache-control", b"no-store")])
+
+        gather(self._runtime, connection, request, LIST, all_others(self._runtime, question), finish)
+
+    def answer_list(self, question: bytes) -> bytes:
+        """For another worker: our part of its page."""
+        owners, state, limit, after = orjson.loads(question)
+        place = (after[0], after[1]) if after is not None else None
+        return orjson.dumps(self._listed(Wanted(None if owners is None else tuple(owners), state, limit, place)))
+
+    def _position_of(self, after: str, owners: tuple[str, ...] | None) -> Place:
+        """Where a list goes on. Raises Problem 400 for a stream that isn't in it."""
+        stream = self.known(after)
+        if stream is None or (owners is not None and stream.owner not in owners):
+            raise Problem(400, "after is not the id of a stream in this list.", code="bad_after", param="after")
+        return stream.opened_at, stream.id
+
+    def _listed(self, wanted: Wanted) -> builtins.list[Entry]:
+        """This worker's, one more than wanted if there are more."""
+        shown = (
+            (stream.opened_at, stream.id, stream)
             for stream in self._runtime.hub
-            if self._access.sees(request.principal, stream) and state in (None, state_word(stream))
-        ]
-        after = query.get("after")
-        if after is not None:
-            start = next((k + 1 for k, stream in enumerate(shown) if stream.id == after), None)
-            if start is None:
-                raise Problem(400, "after is not the id of a stream in this list.", code="bad_after", param="after")
-            shown = shown[start:]
+            if (wanted.owners is None or stream.owner in wanted.owners)
+            and wanted.state in (None, state_word(stream))
+            and (wanted.after is None or (stream.opened_at, stream.id) > wanted.after)
+        )
         now = self._runtime.time()
-        page = [state_of(stream, now) for stream in shown[: int(limit)]]
-        more = len(shown) > len(page)
-        body = orjson.dumps({"data": page, "has_more": more, "last_id": page[-1]["id"] if page else None})
-        connection.answer(200, body, [JSON, (b"cache-control", b"no-store")])
+        page = heapq.nsmallest(wanted.limit + 1, shown)
+        return [(opened_at, name, state_of(stream, now)) for opened_at, name, stream in page]
 
 
 class WaitForName:

@@ -576,6 +576,26 @@ class Admission:
     # Reading
 
     @property
+    def prices(self) -> Prices:
+        """What one of each costs."""
+        return self._budget.prices
+
+    @property
+    def lag_s(self) -> float:
+        """How late this worker's loop is, smoothed."""
+        return self._own.lag_s
+
+    @property
+    def reserved(self) -> int:
+        """This worker's connections beyond the gates."""
+        return self._own.reserved
+
+    @property
+    def bodies_bytes(self) -> int:
+        """Request bodies that this worker holds."""
+        return self._row[_BODIES]
+
+    @property
     def descriptors(self) -> int:
         """Descriptors in use by this worker for connections and upstreams."""
         return self._row[_CONNECTIONS] + self._row[_UPSTREAM] + self._own.idle_upstreams

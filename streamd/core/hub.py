@@ -82,6 +82,7 @@ class Hub:
         "log_bytes_max",
         "new_fanout",
         "on_removed",
+        "on_response_id",
         "on_sealed",
         "stream_log_bytes_max",
         "stream_log_events_max",
@@ -119,6 +120,7 @@ class Hub:
         self.detached = 0
         self.detached_max = detached_max
         self.on_removed: Callable[[Stream], None] = lambda stream: None
+        self.on_response_id: Callable[[Stream], None] = lambda stream: None
         self.on_sealed: Callable[[Stream], None] = lambda stream: None
         self.new_fanout: Callable[[Stream], Fanout] = _no_fanout
 
@@ -190,7 +192,7 @@ class Hub:
     def _is_of_the_dead(self, stream_id: str) -> bool:
         if len(stream_id) != ID_LEN or not stream_id.startswith("s_"):
             return False
-        return stream_id[2] == self._slot and stream_id[3 : 3 + INCARNATION_LEN] != self._incarnation
+        return stream_id[2 : 3 + INCARNATION_LEN] != self._slot + self._incarnation
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -220,6 +222,7 @@ class Hub:
         """OpenAI Responses names its own streams, in their first event."""
         if stream.progress.response_id is not None:
             self._by_response[stream.owner, stream.progress.response_id] = stream
+            self.on_response_id(stream)
 
     def by_response_id(self, principal: str, response_id: str) -> Stream | None:
         return self._by_response.get((principal, response_id))

@@ -15,8 +15,8 @@ The upstream's usage, when it comes, corrects what was counted from text events:
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Final, NamedTuple
+from collections.abc import Container, MutableSequence
+from typing import Final, NamedTuple, Protocol
 
 from streamd.core.auth import Key, Refusal
 from streamd.core.keys import KEYS_MAX
@@ -63,12 +63,23 @@ class Bucket:
         return self._level
 
 
+class Board(Protocol):
+    """Where workers show each other what they have counted, by the key's id."""
+
+    def entry_of(self, key_id: str) -> MutableSequence[int] | None:
+        """Where this worker's three numbers stand, in Spent's order; None where there is no more room."""
+
+    def spent_elsewhere(self, key_id: str) -> Spent:
+        """The sum of all others'."""
+
+
 class Account:
     """The counters of one key in this worker. A running stream holds on to it, also when the key is revoked."""
 
-    __slots__ = ("_requests", "_tokens", "requests_total", "streams_now", "tokens_total")
+    __slots__ = ("_entry", "_requests", "_tokens", "requests_total", "streams_now", "tokens_total")
 
-    def __init__(self) -> None:
+    def __init__(self, entry: MutableSequence[int] | None = None) -> None:
+        self._entry = entry  # where other workers read it
         self.requests_total = 0
         self.tokens_total = 0  # bumped by one for each text event, then corrected
         self.streams_now = 0
@@ -79,6 +90,12 @@ class Account:
     def spent(self) -> Spent:
         """What this worker publishes for the others."""
         return Spent(self.requests_total, self.tokens_total, self.streams_now)
+
+    def publish(self) -> None:
+        """Let the others see it. Tokens alone may wait for the sweep."""
+        entry = self._entry
+        if entry is not None:
+            entry[0], entry[1], entry[2] = self.requests_total, self.tokens_total, self.streams_now
 
     def admit_request(self, key: Key, now: float, elsewhere: Spent = NOTHING) -> Refusal | None:
         """Count a request and return None, or don't and return the refusal (429)."""
@@ -91,19 +108,26 @@ class Account:
                 return _refuse(f"{key.requests_per_minute} requests per minute", requests_wait_s)
             return _refuse(f"{key.tokens_per_minute} tokens per minute", tokens_wait_s)
         self.requests_total += 1
+        self.publish()
         return None
 
     def open_stream(self, key: Key, elsewhere: Spent = NOTHING) -> Refusal | None:
         """Reserve one of the streams at once and return None, or the refusal (429). See `close_stream`."""
         if key.streams_max is not None and self.streams_now + elsewhere.streams_now >= key.streams_max:
             return _refuse(f"{key.streams_max} streams at once", STREAMS_RETRY_AFTER_S)
-        self.streams_now += 1
+        self.note_stream()
         return None
+
+    def note_stream(self) -> None:
+        """One more stream, which runs already: it counts and isn't refused."""
+        self.streams_now += 1
+        self.publish()
 
     def close_stream(self) -> None:
         """Give back what `open_stream` reserved."""
         assert self.streams_now > 0
         self.streams_now -= 1
+        self.publish()
 
     def correct(self, counted: int, usage: int) -> None:
         """Replace what was counted for one answer by what the upstream says it was. The total never falls below 0."""
@@ -113,10 +137,11 @@ class Account:
 class Accounts:
     """The accounts of all keys: at most the key file's, for only an authenticated key gets one."""
 
-    __slots__ = ("_by_id",)
+    __slots__ = ("_by_id", "board")
 
     def __init__(self) -> None:
         self._by_id: dict[str, Account] = {}
+        self.board: Board | None = None  # where there are other workers
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -126,8 +151,17 @@ class Accounts:
         account = self._by_id.get(key.id)
         if account is None:
             assert len(self._by_id) < KEYS_MAX, "retain() follows each reload"
-            account = self._by_id[key.id] = Account()
+            account = self._by_id[key.id] = Account(self.board.entry_of(key.id) if self.board is not None else None)
         return account
+
+    def elsewhere(self, key: Key) -> Spent:
+        """What the other workers have counted for a key."""
+        return self.board.spent_elsewhere(key.id) if self.board is not None else NOTHING
+
+    def publish(self) -> None:
+        """Show the others what was spent since, tokens above all. For the sweep."""
+        for account in self._by_id.values():
+            account.publish()
 
     def retain(self, ids: Container[str]) -> None:
         """Drop the accounts of keys that are no more: call it with the new Keys after each reload."""

@@ -35,6 +35,9 @@ LOOK_EVERY_S = 1.0
 Stamp = tuple[int, int, int, int] | None
 
 
+Take = Callable[[Any], None]
+
+
 class Unusable(Exception):
     """A file that can't be used: which setting names it, and why."""
 
@@ -72,17 +75,9 @@ class AccessFiles:
 
     def load(self, settings: Settings) -> None:
         """Read all files of `settings` and take them up together. Raises ConfigError, and then nothing has changed."""
-        groups = self._groups_of(settings)
-        loaded: list[Any] = []
-        problems: list[Problem] = []
-        for group in groups:
-            try:
-                loaded.append(group.load())
-            except Unusable as error:
-                problems.append(Problem("access files", error.key, "", str(error)))
-        if problems:
-            raise ConfigError(problems)
-        for group, value in zip(groups, loaded, strict=True):
+        takes = (self._access.take_keys, self._access.take_verifier, self._take_context)
+        groups = _groups_of(settings, takes)
+        for group, value in zip(groups, _load_all(groups), strict=True):
             group.take(value)
         self._groups = groups
 
@@ -105,16 +100,37 @@ class AccessFiles:
             group.take(value)
             logs.event(logs.INFO, "file read again", file=files)
 
-    def _groups_of(self, settings: Settings) -> tuple[Group, ...]:
-        s = settings
-        return (
-            Group(_paths(s.keys_file), lambda: _keys(Path(s.keys_file)), self._access.take_keys),
-            Group(_paths(s.token_secret_file, s.token_jwks_file), lambda: _verifier(s), self._access.take_verifier),
-            Group(_paths(s.tls_cert, s.tls_key), lambda: _context(s), self._take_context),
-        )
-
     def _take_context(self, context: ssl.SSLContext | None) -> None:
         self._runtime.tls = context  # for connections that come from now on
+
+
+def check(settings: Settings) -> None:
+    """Read all files of `settings`, for whoever does not use them itself. Raises ConfigError."""
+    nobody: Take = lambda value: None  # noqa: E731
+    _load_all(_groups_of(settings, (nobody, nobody, nobody)))
+
+
+def _groups_of(s: Settings, takes: tuple[Take, Take, Take]) -> tuple[Group, ...]:
+    """Keys, tokens, certificate, and who takes what is made of each."""
+    return (
+        Group(_paths(s.keys_file), lambda: _keys(Path(s.keys_file)), takes[0]),
+        Group(_paths(s.token_secret_file, s.token_jwks_file), lambda: _verifier(s), takes[1]),
+        Group(_paths(s.tls_cert, s.tls_key), lambda: _context(s), takes[2]),
+    )
+
+
+def _load_all(groups: tuple[Group, ...]) -> list[Any]:
+    """What each group is. Raises ConfigError with all that is wrong."""
+    loaded: list[Any] = []
+    problems: list[Problem] = []
+    for group in groups:
+        try:
+            loaded.append(group.load())
+        except Unusable as error:
+            problems.append(Problem("access files", error.key, "", str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return loaded
 
 
 def _paths(*names: str) -> tuple[Path, ...]:

@@ -9,6 +9,12 @@ from streamd.addresses import parse_address
 from streamd.config import Settings
 from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
 from streamd.daemon import machine
+from streamd.net.listen import DUPS
+from streamd.net.peers import DESCRIPTORS_MAX
+
+
+# Epoll, pipes, the loop's own, standard streams, the mapping, files of a reload and of a certificate, name look-ups.
+OTHER_DESCRIPTORS = 32
 
 
 def prices_of(settings: Settings) -> Prices:
@@ -35,9 +41,18 @@ def budget_of(settings: Settings) -> Budget:
         logs_bytes_max=settings.logs_bytes_max,
         conns_max=settings.conns_max,
         streams_max=settings.streams_max,
+        descriptors_base=descriptors_base(settings),
     )
     prices = prices_of(settings)
     return Budget.compute(resources, demands, prices, max(price_of(settings, each) for each in settings.listen))
+
+
+def descriptors_base(settings: Settings) -> int:
+    """Descriptors of one worker that are no connection: the listeners with their dups, the other workers, the rest."""
+    listeners = len(settings.listen) * (1 + DUPS) + (2 if settings.admin else 0)
+    # An outlet to each, the inbox, and what waits to be sent.
+    peers = settings.workers + 1 + DESCRIPTORS_MAX if settings.workers > 1 else 0
+    return OTHER_DESCRIPTORS + listeners + peers
 
 
 def price_of(settings: Settings, address: str) -> int:

@@ -115,7 +115,12 @@ class Drain:
                 await asyncio.sleep(0)
 
     def _held_open(self) -> bool:
-        """A generation that is read or may be resumed, an answer that is still being written, a first request."""
+        """A generation that is read or may be resumed, an answer that is still being written, a first request.
+
+        And what is carried to another worker, where the same is decided about it.
+        """
+        if self._runtime.splices:
+            return True
         if any(_is_generation(s) and (s.readers or s.grace_until) for s in self._runtime.hub):
             return True
         holding = (At.HEAD, *ANSWERING)
@@ -147,7 +152,7 @@ class Drain:
             if _is_generation(stream) and stream.reason is None:
                 stream.cancel(CloseReason.RESTARTED, now, message="The generation was cut by a restart of streamd.")
         deadline = now + LAST_WORDS_S
-        while runtime.clients and runtime.time() < deadline:  # noqa: ASYNC110 (an event per lost connection costs more)
+        while (runtime.clients or runtime.splices) and runtime.time() < deadline:  # noqa: ASYNC110 (an event per lost connection costs more)
             await asyncio.sleep(0.01)
         for client in tuple(runtime.clients):
             client.abort(CloseReason.DRAINING)

@@ -66,6 +66,18 @@ def resident_bytes(pid: int | str = "self", root: Path = ROOT) -> int:
     return _kilobytes(process / "smaps_rollup", "Pss:") or _kilobytes(process / "status", "VmRSS:")
 
 
+def private_bytes(root: Path = ROOT) -> int:
+    """User-space memory of this process alone, less what files stand behind (code, mappings); 0 where unreadable.
+
+    Two of the kernel's counters, 10 us: for every sweep.
+    """
+    try:
+        _, resident, shared = (root / "proc/self/statm").read_text().split()[:3]
+    except (OSError, ValueError):
+        return 0
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _kilobytes(path: Path, key: str) -> int:
     with contextlib.suppress(OSError):
         for line in path.read_text().splitlines():

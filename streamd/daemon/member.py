@@ -59,12 +59,12 @@ class WorkerProcess:
             on_level=self._ask_level,
         )
         inbox, outlets = _socket(launch.inbox), [_socket(fd) for fd in launch.outlets]
-        worker.join(Peers(loop, launch.slot, shared.rows, inbox, outlets, worker.runtime.counters), shared)
-        worker.upstreams.share(shared)
+        worker.removes_sockets = launch.slot == 0
+        worker.join(Peers(loop, launch.slot, shared, inbox, outlets, worker.runtime.counters), shared)
         self._pipe.setblocking(False)
         loop.add_reader(self._pipe.fileno(), self._hear)
-        await worker.listen([_socket(fd) for fd in launch.public], keep_open=True)
-        await worker.listen([_socket(fd) for fd in launch.admin], "admin", keep_open=True)
+        await worker.listen([_socket(fd) for fd in launch.public], keep_open=launch.kept_open)
+        await worker.listen([_socket(fd) for fd in launch.admin], "admin", keep_open=launch.kept_open)
         worker.runtime.sweep.on_tick.append(self._beat)
         worker.start()
         self._say(Say.READY)
@@ -90,13 +90,21 @@ class WorkerProcess:
         order, what = pickle.loads(message)  # our own parent's
         if order is Order.SETTINGS:
             settings, shared.names = what
-            worker.reload(settings)
+            self._reload(worker, settings)
         elif order is Order.DRAIN:
             worker.drain(quick=what)
         elif order is Order.HURRY:
             worker.drain()
         elif order is Order.LOG_LEVEL:
             logs.set_level(what)
+
+    def _reload(self, worker: Worker, settings: Settings) -> None:
+        """The supervisor has tried the settings; what it read may have changed since."""
+        try:
+            worker.reload(settings)
+        except (ConfigError, BudgetError) as error:
+            slot = self._launch.slot
+            logs.event(logs.ERROR, "reload refused by a worker; its old settings hold", slot=slot, error=str(error))
 
     def _say(self, say: Say, what: object = None) -> None:
         with contextlib.suppress(OSError):

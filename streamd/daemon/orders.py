@@ -39,6 +39,7 @@ class Launch(NamedTuple):
     counters: int
     public: tuple[int, ...]
     admin: tuple[int, ...]
+    kept_open: bool  # the listeners are systemd's, too: what waits to be accepted at our end isn't lost
     inbox: int
     outlets: tuple[int, ...]
 

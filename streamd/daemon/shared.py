@@ -6,8 +6,8 @@
 
 A worker writes its own row and ledger; every process reads all. Aligned 64-bit stores and loads are whole on x86-64 and
 arm64, so a sum may be a moment old but never torn. When a worker dies, the supervisor adds its counts to the base row
-and ledger and clears its own. Who adds up looks at the version, odd while that is going on, before and after: so sums of
-what only grows never fall.
+and ledger and clears its own. Who adds up looks at the version, odd while that is going on, before and after: so sums
+of what only grows never fall.
 
 A ledger is for KEYS_MAX keys, of which only the pages that are used exist. Its entries are only ever appended, by hash
 of the key's id, so other workers remember where a key stands.
@@ -220,7 +220,8 @@ class Shared:
 
     def each(self) -> list[dict[str, int]]:
         """Every worker's gauges, for /status."""
-        return [{gauge: row[GAUGES_AT + k] for k, gauge in enumerate(GAUGES)} for row in self.rows]
+        shown = [(k, gauge) for k, gauge in enumerate(GAUGES) if not gauge.endswith(("_ppm", "_ms"))]
+        return [{gauge: row[GAUGES_AT + k] for k, gauge in shown} for row in self.rows]
 
     def bury(self, slot: int) -> None:
         """The worker in this slot has died (the supervisor)."""

@@ -6,10 +6,12 @@ hears signals and talks to systemd. It tells workers what to do over a pipe each
 the pipe is a stop, so workers never outlive it.
 
     a worker dies         its counts are folded into the base row, a new one takes its slot (after a delay that grows
-                          while
-                          deaths follow each other); its streams are gone, their ids are 410
+                          while deaths follow each other); its streams are gone, their ids are 410
     a worker is silent    for worker_stuck: killed, then as above. Only its streams end
     we are stuck          systemd's watchdog ends us all: WATCHDOG=1 stops without a turning loop here, or a live worker
+    we die                the pipes end: the workers drain quickly, and end
+
+What the workers share stays here over their deaths: the listeners, the mapping, both ends of all pairs.
 """
 
 from __future__ import annotations
@@ -31,10 +33,19 @@ from streamd import __version__
 from streamd.addresses import parse_address
 from streamd.config import ConfigError, Settings
 from streamd.core.admission import BudgetError
-from streamd.daemon import budget, logs, shared, systemd
+from streamd.daemon import access_files, budget, logs, shared, systemd
 from streamd.daemon.drain import Report, State
 from streamd.daemon.orders import WORKER_VARIABLE, Launch, Order, Say
-from streamd.daemon.single import EXIT_FAILED, EXIT_SETTINGS, EXTEND_S, SECOND_SIGNAL_S, STATUS_EVERY_S, Load
+from streamd.daemon.single import (
+    EXIT_FAILED,
+    EXIT_SETTINGS,
+    EXTEND_S,
+    SECOND_SIGNAL_S,
+    STATUS_EVERY_S,
+    Load,
+    as_far_as_running,
+    check_inherited,
+)
 from streamd.daemon.worker import QUICK_DRAIN_S, status_line
 from streamd.net import listen
 from streamd.net.sweep import INTERVAL_S
@@ -46,6 +57,15 @@ RESTART_FORGET_S = 60.0
 
 # From the moment that all workers should have stopped until they are killed.
 KILL_AFTER_S = 5.0
+
+# From the end of a worker's pipe to its own end: it only has to return.
+END_S = 0.2
+
+# A worker's start is half a second of work; on a busy machine much longer.
+START_S_MAX = 30.0
+
+# Half of the shortest worker_stuck: who is so late doesn't judge others.
+SILENT_S_MIN = 1.0
 
 # What a message over a pipe may take: settings with a hundred upstreams are 50 KB.
 MESSAGE_BYTES_MAX = 192 * 1024
@@ -91,35 +111,39 @@ class Supervisor:
         self._public: list[socket.socket] = []
         self._admin: list[socket.socket] = []
         self._kept_open = False  # systemd holds the sockets
+        self._exit_status = 0
         self._state = State.STARTING
         self._stopped: asyncio.Future[None] = loop.create_future()
         self._signalled_at = -SECOND_SIGNAL_S
         self._watchdog_at = self._status_at = self._extended_at = 0.0
+        self._ticked_at = loop.time()
         self._kill_at = float("inf")
         self._tokens = 0
+        self._ticking: asyncio.TimerHandle
 
     async def serve(self, inherited: systemd.Inherited) -> int:
         """Start, watch, stop. Raises OSError where it can't listen, BudgetError where the machine is too small."""
         budget_line = budget.budget_of(self._settings).describe()
+        access_files.check(self._settings)
         self._take_sockets(inherited)
+        self._shared.started_at = self._loop.time()
         for number, quick in ((signal.SIGTERM, False), (signal.SIGINT, True)):
             self._loop.add_signal_handler(number, self._stop, number.name, quick)
         self._loop.add_signal_handler(signal.SIGHUP, self.reload)
         logs.event(logs.INFO, "budget", text=budget_line)
         for member in self._members:
             self._start(member)
-        ticking = self._loop.call_later(INTERVAL_S, self._tick)
+        self._ticking = self._loop.call_later(INTERVAL_S, self._tick)
         await self._stopped
-        ticking.cancel()
-        for sock in (*self._public, *self._admin):
-            listen.close(sock, remove=not self._kept_open)
+        self._ticking.cancel()
         report = self._report()
         logs.event(logs.INFO, "stopped", finished=report.finished, moved=report.moved, cut=report.cut)
-        return 0
+        return self._exit_status
 
     def _take_sockets(self, inherited: systemd.Inherited) -> None:
         self._public = [sock for name, sock in inherited.listeners if name != "admin"]
         self._admin = [sock for name, sock in inherited.listeners if name == "admin"]
+        check_inherited(self._settings, self._public)
         self._kept_open = bool(self._public)
         if not self._public:
             self._public = [listen.bind(parse_address(address)) for address in self._settings.listen]
@@ -140,6 +164,7 @@ class Supervisor:
             counters=self._fd,
             public=tuple(sock.fileno() for sock in self._public),
             admin=tuple(sock.fileno() for sock in self._admin),
+            kept_open=self._kept_open,
             inbox=inbox.fileno(),
             outlets=tuple(outlet.fileno() for _, outlet in self._pairs),
         )
@@ -197,6 +222,7 @@ class Supervisor:
                 listen=tuple(map(listen.shown, self._public)),
                 admin=tuple(map(listen.shown, self._admin)) or None,
                 upstreams=tuple(each.name for each in self._settings.upstreams),
+                keys="yes" if self._settings.keys_file else "none: everybody who reaches it may use it",
                 workers=len(self._members),
                 pid=os.getpid(),
             )
@@ -210,30 +236,33 @@ class Supervisor:
         pipe.close()
         member.pipe = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.2)
+            process.wait(END_S)
         if process.poll() is None:
             process.kill()
             process.wait()
         member.process = None
+        member.ready = False
         self._shared.bury(member.slot)
         if self._state is State.DRAINING:
-            if all(each.process is None for each in self._members) and not self._stopped.done():
-                self._stopped.set_result(None)
-            return
+            self._end_if_all_ended()
+        elif self._state is State.STARTING and process.returncode in (EXIT_FAILED, EXIT_SETTINGS):
+            self._exit_status = process.returncode  # it said why
+            self._begin_drain(quick=True)
+        else:
+            self._plan_successor(member, process.returncode)
+
+    def _plan_successor(self, member: Member, status: int) -> None:
         now = self._loop.time()
         member.deaths = member.deaths + 1 if now - member.died_at < RESTART_FORGET_S else 1
         member.died_at = now
-        wait_s = min(RESTART_S_MIN * 2 ** (member.deaths - 1), RESTART_S_MAX)
+        wait_s = min(RESTART_S_MIN * 2 ** min(member.deaths - 1, 16), RESTART_S_MAX)
         member.start_at = now + wait_s
-        logs.event(
-            logs.ERROR,
-            "worker died; its streams ended with it, a new one is started",
-            slot=member.slot,
-            status=process.returncode,
-            wait_s=wait_s,
-        )
-        if self._state is State.STARTING and process.returncode in (EXIT_FAILED, EXIT_SETTINGS):
-            self._begin_drain(quick=True)
+        text = "worker died; its streams ended with it, a new one is started"
+        logs.event(logs.ERROR, text, slot=member.slot, status=status, wait_s=wait_s)
+
+    def _end_if_all_ended(self) -> None:
+        if all(member.process is None for member in self._members) and not self._stopped.done():
+            self._stopped.set_result(None)
 
     # -- signals
 
@@ -249,51 +278,69 @@ class Supervisor:
             self._kill_at = now + KILL_AFTER_S
             return
         logs.event(logs.INFO, "draining", signal=name)
-        self._notifier.stopping()
         self._begin_drain(quick=quick)
 
     def _begin_drain(self, *, quick: bool) -> None:
         settings = self._settings
         self._state = State.DRAINING
+        self._notifier.stopping(self._status_line(0.0))
         longest_s = settings.drain_delay_s + settings.drain_timeout_s
         self._kill_at = self._loop.time() + (QUICK_DRAIN_S if quick else longest_s) + KILL_AFTER_S
         for member in self._members:
             self._tell(member, Order.DRAIN, quick)
-        if all(member.process is None for member in self._members) and not self._stopped.done():
-            self._stopped.set_result(None)
+        # The workers empty the accept queues and close; the last one to do so must be the last.
+        for sock in (*self._public, *self._admin):
+            sock.close()
+        self._end_if_all_ended()
 
     def reload(self) -> None:
         """SIGHUP: read the configuration again and hand it to the workers, or say why not."""
+        if self._state is State.DRAINING:
+            logs.event(logs.WARNING, "reload refused; streamd is stopping")
+            return
         self._notifier.reloading(time.monotonic_ns() // 1000)
         try:
-            settings = self._load()
-        except (ConfigError, OSError) as error:
+            settings, fixed = as_far_as_running(self._settings, self._load())
+            budget.budget_of(settings)
+            access_files.check(settings)
+        except (ConfigError, BudgetError, OSError) as error:
             logs.event(logs.ERROR, "reload refused; the old settings hold", error=str(error))
         else:
-            self._settings = settings
-            self._names += [each.name for each in settings.upstreams if each.name not in self._names]
-            self._shared.names = tuple(self._names)
-            logs.set_level(settings.log_level)
-            for member in self._members:
-                self._tell(member, Order.SETTINGS, (settings, tuple(self._names)))
+            self._take_settings(settings)
+            if fixed:
+                logs.event(logs.WARNING, "settings that only a restart changes are as before", settings=fixed)
             logs.event(logs.INFO, "reloaded", upstreams=tuple(each.name for each in settings.upstreams))
         self._notifier.ready()
+
+    def _take_settings(self, settings: Settings) -> None:
+        self._settings = settings
+        self._names += [each.name for each in settings.upstreams if each.name not in self._names]
+        self._shared.names = tuple(self._names)
+        logs.set_level(settings.log_level)
+        logs.set_format(settings.log_format)
+        for member in self._members:
+            self._tell(member, Order.SETTINGS, (settings, tuple(self._names)))
 
     # -- clock work
 
     def _tick(self) -> None:
         now = self._loop.time()
+        if now - self._ticked_at > SILENT_S_MIN:  # we were stopped ourselves, and have not read what they said since
+            for member in self._members:
+                member.heard_at = now
+        self._ticked_at = now
         for member in self._members:
             self._look_after(member, now)
         self._tell_systemd(now)
-        self._loop.call_later(INTERVAL_S, self._tick)
+        self._ticking = self._loop.call_later(INTERVAL_S, self._tick)
 
     def _look_after(self, member: Member, now: float) -> None:
         if member.process is None:
             if member.start_at and member.start_at <= now and self._state is not State.DRAINING:
                 self._start(member)
             return
-        if now >= self._kill_at or now - member.heard_at >= self._settings.worker_stuck_s:
+        stuck_s = self._settings.worker_stuck_s if member.ready else max(self._settings.worker_stuck_s, START_S_MAX)
+        if now >= self._kill_at or now - member.heard_at >= stuck_s:
             silent_s = round(now - member.heard_at, 1)
             logs.event(logs.ERROR, "worker is stuck; killed", slot=member.slot, silent_s=silent_s)
             member.heard_at = now
@@ -344,7 +391,7 @@ def run(
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve())
-    except BudgetError as error:
+    except (BudgetError, ConfigError) as error:
         print(f"streamd: {error}", file=sys.stderr)
         return EXIT_SETTINGS
     except OSError as error:

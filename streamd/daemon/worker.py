@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import random
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -14,20 +15,20 @@ from typing import Any
 
 from streamd import metrics
 from streamd.api.access import Access
-from streamd.api.admin import Admin
-from streamd.api.llama import Llama
+from streamd.api.admin import WORST, Admin
+from streamd.api.llama import LOOKUP, Llama
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
 from streamd.api.relay import Relay, ask_of
 from streamd.api.responses import Responses
 from streamd.api.router import Router
-from streamd.api.streams import Streams
+from streamd.api.streams import LIST, Streams
 from streamd.config import Settings
 from streamd.core.admission import Admission, Budget
 from streamd.core.hub import Hub
 from streamd.core.stream import Stream
-from streamd.daemon import logs
+from streamd.daemon import logs, machine
 from streamd.daemon.access import AccessLog
 from streamd.daemon.access_files import AccessFiles
 from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
@@ -35,8 +36,9 @@ from streamd.daemon.drain import Drain, Report, State
 from streamd.daemon.shared import Shared
 from streamd.net import listen, totals
 from streamd.net.client import ClientConnection
+from streamd.net.inquiry import Inquiries
 from streamd.net.layers import protocol_factory
-from streamd.net.peers import Passed, Peers
+from streamd.net.peers import Malformed, Note, Passed, Peers
 from streamd.net.runtime import Runtime
 from streamd.net.totals import Totals
 from streamd.net.upstreams import Upstreams
@@ -78,7 +80,7 @@ class Worker:
             log_bytes_max=admission.logs_bytes_max,
             stream_log_bytes_max=settings.log_bytes_max,
             stream_log_events_max=settings.log_events_max,
-            detached_max=settings.detached_max,
+            detached_max=self._detached_max(settings),
             slot=slot,
         )
         self.runtime = Runtime(loop, settings, hub, admission=admission, rng=self.rng)
@@ -88,6 +90,8 @@ class Worker:
         self.access_files.load(settings)
         self.shared: Shared | None = None  # the mapping of all workers' rows, where there are several
         self._publish_at = 0.0
+        self._resident_bytes = 0
+        self._saturation: dict[str, float] = {}  # the daemon's, as of the last totals()
         self.state = State.STARTING
         self.started_at = loop.time()
         self.draining: Drain | None = None
@@ -95,12 +99,17 @@ class Worker:
         self._charged_logs = 0
         self._servers: list[asyncio.AbstractServer] = []
         self._sockets: list[socket.socket] = []
+        self.removes_sockets = True  # the files of Unix listeners: one worker does
         self._kept_open: set[int] = set()  # descriptors of sockets that outlive us: systemd's
         self._drain_task: asyncio.Task[None] | None = None
         self._on_drain = on_drain or self.drain  # what the admin surface asks for: of the whole daemon
         self._on_level = on_level
         self._adopting: set[asyncio.Task[None]] = set()  # bounded by what peers receive in a turn
         self._wire()
+
+    def _detached_max(self, settings: Settings) -> int:
+        """This worker's share."""
+        return math.ceil(settings.detached_max / self.budget.resources.workers)
 
     def _wire(self) -> None:
         runtime, upstreams, access = self.runtime, self.upstreams, self.access
@@ -113,10 +122,16 @@ class Worker:
             Publish(runtime, streams, access),
             Models(runtime, upstreams, ask_of),
             Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
-            Admin(runtime, drain=self._on_drain, set_level=self._on_level),
-            Llama(runtime, streams, access),
-            Responses(runtime, access),
+            admin := Admin(runtime, drain=self._on_drain, set_level=self._on_level),
+            llama := Llama(runtime, streams, access),
+            responses := Responses(runtime, access),
         )
+        self.responses = responses
+        self._answerers: dict[str, Callable[[bytes], bytes]] = {
+            LIST: streams.answer_list,
+            WORST: admin.answer_worst,
+            LOOKUP: llama.answer_lookup,
+        }
         runtime.plan = self.router.plan
         runtime.on_request_end = AccessLog(runtime).request_ended
         runtime.on_bug = logs.bug
@@ -127,29 +142,37 @@ class Worker:
     # -- what it says of itself
 
     def _rendered(self) -> Callable[[], tuple[bytes, bytes]]:
-        return metrics.Metrics(metrics.StreamdCollector(self.totals, self.runtime.admission.saturation)).render
+        return metrics.Metrics(metrics.StreamdCollector(self.totals, lambda: self._saturation)).render
 
     def totals(self) -> Totals:
         """The daemon's: all workers' rows where there are several."""
-        own = totals.of_worker(self.runtime, self.upstreams)
+        own = totals.of_worker(self.runtime, self.upstreams, self._resident_bytes)
+        self._saturation = own.saturation
         if self.shared is None:
             return own
         self.shared.publish(own)
-        return self.shared.add_up()
+        summed = self.shared.add_up()
+        self._saturation = {**own.saturation, **summed.saturation}
+        return summed
 
     def _readiness(self) -> str:
         return "ready" if self.state is State.SERVING else self.state.value
 
     def status(self) -> dict[str, Any]:
-        runtime = self.runtime
-        status = metrics.status(
-            self.totals(),
-            state=self.state.value,
-            uptime_s=runtime.time() - self.started_at,
-            admission=runtime.admission.status(),
-        )
-        if self.shared is not None:
-            status["workers"] = self.shared.each()
+        runtime, shared, summed = self.runtime, self.shared, self.totals()
+        admission = runtime.admission.status()
+        started_at = self.started_at
+        if shared is not None:
+            gauges = summed.gauges
+            admission["refused"] = summed.refused_by_gate
+            admission["descriptors"], admission["reserved"] = gauges["descriptors"], gauges["reserved"]
+            admission["loop_lag_s"] = max(each["lag_us"] for each in shared.each()) / 1e6
+            started_at = shared.started_at
+        admission["saturation"] = self._saturation
+        uptime_s = runtime.time() - started_at
+        status = metrics.status(summed, state=self.state.value, uptime_s=uptime_s, admission=admission)
+        if shared is not None:
+            status["workers"] = shared.each()
         return status
 
     def status_line(self, tokens_per_s: float) -> str:
@@ -187,10 +210,19 @@ class Worker:
         admission.note_idle_upstreams(sum(upstream.idle for upstream in self.upstreams))
         admission.charge_logs(log_bytes - self._charged_logs)
         self._charged_logs = log_bytes
-        if self.shared is not None and now >= self._publish_at:
-            self._publish_at = now + PUBLISH_EVERY_S
-            self.shared.publish(totals.of_worker(runtime, self.upstreams))
+        self._resident_bytes = machine.private_bytes()
+        admission.note_resident(self._resident_bytes if self.shared is None else self.shared.resident_bytes())
+        if self.shared is not None:
+            self._show(self.shared, now)
         self._sweep_streams(tuple(runtime.hub), 0)
+
+    def _show(self, shared: Shared, now: float) -> None:
+        """Let the other workers see how this one stands."""
+        shared.beat(now)
+        if now >= self._publish_at:
+            self._publish_at = now + PUBLISH_EVERY_S
+            shared.publish(totals.of_worker(self.runtime, self.upstreams, self._resident_bytes))
+            self.access.publish()
 
     def _sweep_streams(self, streams: tuple[Stream, ...], start: int) -> None:
         self.runtime.hub.sweep(streams[start : start + STREAMS_SLICE_MAX], self.loop.time())
@@ -226,24 +258,46 @@ class Worker:
         return prices.tls_tcp_bytes if self.settings.tls_cert else prices.tcp_bytes
 
     def join(self, peers: Peers, shared: Shared) -> None:
-        """Be one of several: take connections that others pass on, and count in the shared mapping."""
+        """Be one of several: own a part of the streams, take connections that others pass on, count where all see."""
+        runtime, hub = self.runtime, self.runtime.hub
         self.shared = shared
-        self.runtime.peers = peers
+        runtime.peers = peers
+        runtime.inquiries = Inquiries(self.loop, peers)
+        runtime.inquiries.answerers.update(self._answerers)
+        hub.on_response_id = self.responses.learned
+        hub.on_removed = self.responses.forgotten
+        self.upstreams.share(shared)
+        self.access.share(shared)
+        peers.on_bug = runtime.bug
+        peers.on_note = self._take_note
         peers.on_passed = self._take_passed
         peers.start()
 
+    def _take_note(self, note: Note) -> None:
+        inquiries = self.runtime.inquiries
+        assert inquiries is not None
+        if not inquiries.take(note) and not self.responses.take(note):
+            raise Malformed(f"a note of an unknown kind: {note.kind!r}")
+
     def _take_passed(self, passed: Passed) -> None:
-        connection = ClientConnection(self.runtime, passed.listener, passed.price_bytes)
-        connection.passed = passed
-        task = self.loop.create_task(self._adopt(connection, passed))
+        if passed.fresh:
+            make = protocol_factory(self.runtime, passed.listener, passed.sock, passed.price_bytes, stays=True)
+        else:
+            connection = ClientConnection(self.runtime, passed.listener, passed.price_bytes)
+            connection.passed = passed
+            make = lambda: connection  # noqa: E731
+        task = self.loop.create_task(self._adopt(make, passed.sock))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
 
-    async def _adopt(self, connection: ClientConnection, passed: Passed) -> None:
+    async def _adopt(self, make: Callable[[], asyncio.Protocol], sock: socket.socket) -> None:
         try:
-            await self.loop.connect_accepted_socket(lambda: connection, passed.sock)
+            await self.loop.connect_accepted_socket(make, sock)
         except OSError:
-            passed.sock.close()  # it was lost on the way: nobody is there to be told
+            sock.close()  # it was lost on the way: nobody is there to be told
+        except Exception as error:
+            sock.close()
+            self.runtime.bug("worker.adopt", error)
 
     def start(self) -> None:
         """Serve: deadlines run, readiness is 200."""
@@ -273,7 +327,7 @@ class Worker:
         hub.log_bytes_max = self.runtime.admission.logs_bytes_max
         hub.stream_log_bytes_max = settings.log_bytes_max
         hub.stream_log_events_max = settings.log_events_max
-        hub.detached_max = settings.detached_max
+        hub.detached_max = self._detached_max(settings)
         logs.set_level(settings.log_level)
         logs.set_format(settings.log_format)
 
@@ -297,6 +351,8 @@ class Worker:
         self.state = State.STOPPED
         self.runtime.sweep.stop()
         self.upstreams.close()
+        for splice in tuple(self.runtime.splices):
+            splice.abort()
         self.drained.set_result(report)
 
     async def _close_listeners(self) -> None:
@@ -308,7 +364,7 @@ class Worker:
         for server in self._servers:
             server.close()
         for sock in self._sockets:
-            listen.close(sock, remove=sock in own)
+            listen.close(sock, remove=self.removes_sockets and sock in own)
         self._servers.clear()
         self._sockets.clear()
         await asyncio.sleep(0)  # those accepted last get to say their first words

@@ -22,10 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import fcntl
 import socket
 import struct
-import termios
 from collections.abc import Callable
 from typing import cast
 
@@ -36,8 +34,8 @@ from streamd.counters import bump
 from streamd.net.peers import Elsewhere, Passed
 from streamd.net.problem import TYPES, Problem
 from streamd.net.request import BodySink, Plan, Request
-from streamd.net.runtime import Runtime, refused
-from streamd.net.splice import splice_off
+from streamd.net.runtime import Runtime, refused, worker_busy
+from streamd.net.splice import UNIX_SNDBUF_BYTES, open_splice, outstanding, reason_of_end
 from streamd.net.sweep import NEVER
 from streamd.reasons import By, CloseReason
 from streamd.wire.chunked import LAST_CHUNK, BodyDecoder, decoder_for, encode_chunk
@@ -54,10 +52,6 @@ from streamd.wire.http1 import (
 )
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-# Accepted Unix sockets inherit nothing, and TCP_NOTSENT_LOWAT has no meaning there: 16 KiB are 7.8 KB of small frames
-# before EAGAIN, against 50 KB with the default (docs/PROTOCOL.md, section 8).
-UNIX_SNDBUF_BYTES = 16 * 1024
 
 # A stalled reader is looked at so often within stall_timeout, to see whether its kernel still takes bytes.
 STALL_SAMPLES = 4
@@ -139,6 +133,7 @@ class ClientConnection(asyncio.Protocol):
         "_runtime",
         "_seasoned",
         "_sink",
+        "_spliced",
         "_turned_away",
         "at",
         "bytes_passed",
@@ -168,6 +163,7 @@ class ClientConnection(asyncio.Protocol):
         self.paused = False
         self._turned_away = False
         self.passed: Passed | None = None  # by another worker, and its request not yet taken
+        self._spliced = False  # another worker carries its bytes
         self._remote: tuple[str, int] | None = None  # as a PROXY header says; None: as the socket says
         self._remote_awaited = False  # such a header is to come
         self._gate_keys = ("", "")  # what net/gates.py counts it by
@@ -220,34 +216,57 @@ class ClientConnection(asyncio.Protocol):
         """Another worker admitted this connection and read the beginning of its request."""
         self._runtime.admission.adopt_connection(self._price_bytes)
         self._remote = passed.remote
+        self._spliced = passed.spliced
         self._opened = True
         self._enter_gates()
         if self.at is At.HEAD:
             self.data_received(passed.data)
 
     def _pass_on(self, slot: int, data: bytes) -> None:
-        """The request is another worker's: give it the connection. Only once all earlier answers have left."""
-        self.request = None
+        """The request is another worker's: give it the connection. Only once all earlier answers have left.
+
+        Raises Problem 503 where the owner is too far behind to take it.
+        """
+        request = self.request
+        assert request is not None
         if self.paused:
+            self._runtime.gates.leave((request.gate_key, ""))
+            self.request = None
             self._behind = data
             self._go(Step.WHOLE)
             self._go(Step.NEXT)
             return
+        if self.transport.get_extra_info("ssl_object"):
+            self._pass_spliced(slot, data)
+        else:
+            sock = self.transport.get_extra_info("socket")
+            self._send_to(slot, Passed(sock, self.listener, self._price_bytes, self._remote_of(), data))
+            self._go(Step.CLOSE)
+            self.transport.abort()
+        self._close_reason = CloseReason.MOVED
+        self._runtime.gates.leave((request.gate_key, ""))
+        self.request = None
+        if self.at is not At.CLOSING:
+            self.connection_lost(None)
+
+    def _pass_spliced(self, slot: int, data: bytes) -> None:
+        """TLS: its keys are here, so the bytes go through here. Raises Problem 503."""
+        splice = open_splice(self._runtime, self._price_bytes)
+        if isinstance(splice, Refusal):
+            raise refused(splice)
+        passed = Passed(splice.far, self.listener, splice.pair_bytes, self._remote_of(), data, spliced=True)
+        try:
+            self._send_to(slot, passed)
+        except Problem:
+            splice.give_up()
+            raise
+        splice.begin(self.transport)
+
+    def _send_to(self, slot: int, passed: Passed) -> None:
         peers = self._runtime.peers
         assert peers is not None
-        sock, transport = self.transport.get_extra_info("socket"), self.transport
-        splice_end = splice_off(self._runtime.loop, transport) if transport.get_extra_info("ssl_object") else None
-        passed = Passed(splice_end or sock, self.listener, self._price_bytes, self._remote_of(), data)
         if not peers.pass_on(slot, passed):
-            self.abort(CloseReason.OVER_BUDGET)
-            return
-        self._close_reason = CloseReason.MOVED
-        if splice_end is None:
-            self._go(Step.CLOSE)
-            transport.abort()
-        else:
-            splice_end.close()
-            self.connection_lost(None)
+            raise worker_busy(self._runtime)
 
     def _remote_of(self) -> tuple[str, int] | None:
         name = self.transport.get_extra_info("peername")
@@ -288,15 +307,19 @@ class ClientConnection(asyncio.Protocol):
             self._keep_alive = False
             return True
         if self.at in ANSWERING or self.at is At.BODY:
-            self.abort(CloseReason.READER_GONE)
+            self.abort(self._reason_of_fin())
         elif self.at in (At.HEAD, At.LINGER):
             self.close(CloseReason.READER_GONE if self._mid_head() else CloseReason.IDLE)
         return True  # Why: False would have the transport closed, which with a stalled peer never completes
 
+    def _reason_of_fin(self) -> CloseReason:
+        """The reader's own doing, unless the worker that carries its bytes has died."""
+        return reason_of_end(self.transport.get_extra_info("socket")) if self._spliced else CloseReason.READER_GONE
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self.at is At.LOST:
             return
-        reason = self._close_reason or _reason_of_loss(exc)
+        reason = self._close_reason or (CloseReason.NETWORK_LOST if self._spliced else _reason_of_loss(exc))
         self._end_answer(reason)
         self._go(Step.LOSE)
         runtime = self._runtime
@@ -383,8 +406,9 @@ class ClientConnection(asyncio.Protocol):
         except Elsewhere as elsewhere:
             self._pass_on(elsewhere.slot, head_bytes + rest)
             return
-        self.passed = None
-        self._seasoned = True
+        finally:
+            self.passed = None
+            self._seasoned = True
         runtime.counters.requests += 1
         self._expect_body(request, rest)
         if self._decoder is not None:
@@ -436,8 +460,8 @@ class ClientConnection(asyncio.Protocol):
             return
         body, runtime = self._body, self._runtime
         assert body is not None
-        body += piece
         runtime.hold_body(len(piece))
+        body += piece
         if len(body) > self._body_bytes_max():
             raise self._too_large()
 
@@ -471,7 +495,7 @@ class ClientConnection(asyncio.Protocol):
     def let_body_go(self) -> None:
         """The body isn't needed any more: nothing will be tried again."""
         if self.request is not None and self.request.body:
-            self._runtime.bodies_bytes -= len(self.request.body)
+            self._runtime.let_body_go(len(self.request.body))
             self.request.body = b""
 
     # -- answers out
@@ -627,8 +651,17 @@ class ClientConnection(asyncio.Protocol):
             fields.append((b"transfer-encoding", b"chunked"))
         else:
             self._keep_alive = False
+            # A FIN is this body's proper end: only a reset can say that it was cut, and any close before pass_end() is one.
+            self._linger_s(0)
         self._go(Step.PASS)
         self.write(encode_response_head(head.status, self._with_ours(fields), reason=head.reason))
+
+    def _linger_s(self, seconds: int | None) -> None:
+        """SO_LINGER; None: off."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            on = seconds is not None
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, seconds or 0))
 
     def pass_body(self, piece: bytes) -> None:
         assert self.at is At.PASSING
@@ -640,6 +673,8 @@ class ClientConnection(asyncio.Protocol):
         assert self.at is At.PASSING
         if self._chunked:
             self.write(LAST_CHUNK)
+        elif not self._keep_alive:
+            self._linger_s(None)
         self._next(CloseReason.COMPLETE)
 
     # -- Sink
@@ -767,7 +802,7 @@ class ClientConnection(asyncio.Protocol):
     def _forget_body(self) -> None:
         self.let_body_go()
         if self._body is not None:
-            self._runtime.bodies_bytes -= len(self._body)
+            self._runtime.let_body_go(len(self._body))
         self._body = self._decoder = self._plan = self._sink = None
 
     def _arm_abort(self) -> None:
@@ -847,12 +882,7 @@ class ClientConnection(asyncio.Protocol):
 
     def outstanding(self) -> int:
         """Bytes that were written and that the peer's kernel has not taken (acknowledged) yet."""
-        sock = self.transport.get_extra_info("socket")
-        queued = 0
-        if sock is not None:
-            packed = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-            queued = int(struct.unpack("i", packed)[0])
-        return self.transport.get_write_buffer_size() + queued
+        return outstanding(self.transport)
 
     def _due_head(self, now: float) -> float:
         if self._opened and not self._mid_head():
@@ -905,7 +935,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def seasoned(self) -> bool:
-        """It has had a request answered here; a fresh one may still go to a worker with less to do."""
+        """It has had a request answered here."""
         return self._seasoned
 
     @property

@@ -1,23 +1,27 @@
 """Peers: the workers beside this one. Who owns what, and how a live connection gets from one to the other.
 
-A stream lives in one worker. Its id says in which (the slot), a chosen name or an idempotency key by its hash. A
-request that comes to another worker is passed on with its connection: the descriptor and the bytes already read go
-over a SOCK_SEQPACKET pair (SCM_RIGHTS), once, at the request's head; afterwards nothing is in between. The sender
-keeps nothing but closes its own copy of the descriptor, which ends no connection as long as the other one lives.
+A stream lives in one worker. Its id says in which (the slot), a chosen name, an idempotency key or a conversation by
+its hash. A request that comes to another worker is passed on with its connection: the descriptor and the bytes already
+read go over a SOCK_SEQPACKET pair (SCM_RIGHTS), once, at the request's head; afterwards nothing is in between. The
+sender keeps nothing but closes its own copy of the descriptor, which ends no connection as long as the other one lives.
 
 Each worker reads from one end of its own pair; the other end is open in all workers and in the supervisor, who keeps
 both over a worker's death, so that its successor takes what still lay there.
 
-A TLS connection can't be passed: its keys are in this process. Its request goes to the owner over a pair of sockets,
-and the bytes are carried here (Splice), bounded by both ends' own flow control.
+A TLS connection can't be passed once its handshake has begun: its keys are in this process. Its request goes to the
+owner over a pair of sockets, and the bytes are carried here (net/splice.py).
 
-Bounds: a message takes at most DATAGRAM_BYTES_MAX of bytes already read, more goes along in a memfd; a full pair
-(EAGAIN) means that the owner is late: OUTBOX_MAX messages wait for it, then it is 503.
+Fresh connections, whatever they speak, go to the emptiest worker the moment they are accepted, before a byte of them
+is read, when this worker has clearly more than the mean.
+
+Bounds: a datagram takes at most DATAGRAM_BYTES_MAX, more goes along in a memfd of at most MEMORY_BYTES_MAX. A full pair
+(EAGAIN) means that the owner is late: OUTBOX_MAX messages wait here, all owners together, then it is 503.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import zlib
@@ -27,24 +31,33 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from streamd.core.admission import Slot
 from streamd.core.hub import ID_LEN, SLOT_CHARS
 from streamd.counters import Counters
 
 DATAGRAM_BYTES_MAX = 64 * 1024  # a head is 16 KiB at most; the kernel's default send buffer is 208 KiB
-OUTBOX_MAX = 256  # connections: a second's worth at the ramp that we carry, a quarter of it per peer
+MEMORY_BYTES_MAX = 4 * 1024 * 1024  # a thousand streams of 400 B each, and as many conversations' ids, thrice
+
+# The kernel's buffer holds some 90 connections; a worker that is started again needs half a second.
+OUTBOX_MAX = 64
+DESCRIPTORS_MAX = 2 * OUTBOX_MAX  # a connection and its memfd each
+
 RECEIVED_PER_TURN_MAX = 64  # 64 adoptions of 60 us are 4 ms
 
-# Fresh connections go to the emptiest worker when we have so much more than the mean. The kernel spreads two workers
-# on one socket by 1.00 to 1.14 (docs/PROTOCOL.md, section 8); the aim is 1.15.
+# Fresh connections go to the emptiest worker when we have so much more than the mean: at 1,000 over two workers that is
+# 519 to 481, where 1.15 is allowed. Left to itself the kernel spread two workers on one socket by 1.00 to 1.14
+# (docs/PROTOCOL.md, section 8).
 SPREAD_FACTOR = 1.03
-SPREAD_SLACK = 8
+SPREAD_SLACK = 4
 
 
-class Row(Protocol):
-    """A worker's numbers; admission's slots stand in front."""
+class Board(Protocol):
+    """What every worker shows of itself (daemon/shared.py)."""
 
-    def __getitem__(self, k: int, /) -> int: ...
+    def connections(self, slot: int) -> int:
+        """How many it has."""
+
+    def alive(self, slot: int, now: float) -> bool:
+        """Whether its loop has turned a moment ago."""
 
 
 class Elsewhere(Exception):
@@ -63,6 +76,8 @@ class Passed(NamedTuple):
     price_bytes: int
     remote: tuple[str, int] | None
     data: bytes  # what the sender had read, from the head's first byte on
+    fresh: bool = False  # as it was accepted: nothing was read, and it isn't admitted yet
+    spliced: bool = False  # the sender carries its bytes
 
 
 class Note(NamedTuple):
@@ -73,14 +88,18 @@ class Note(NamedTuple):
     body: bytes
 
 
+class Malformed(ValueError):
+    """A message that no worker of this daemon can have sent."""
+
+
 class Peers:
-    """This worker's view of all workers. `rows[slot]` is each one's row of the shared mapping."""
+    """This worker's view of all workers."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         slot: int,
-        rows: Sequence[Row],
+        board: Board,
         inbox: socket.socket,
         outlets: Sequence[socket.socket],
         counters: Counters,
@@ -88,15 +107,17 @@ class Peers:
         # process
         self._loop = loop
         self.slot = slot
-        self.workers = len(rows)
-        self._rows = rows
+        self.workers = len(outlets)
+        self._board = board
         self._inbox = inbox
         self._outlets = outlets
         self._counters = counters
-        self._waiting: list[deque[tuple[bytes, list[int]]]] = [deque(maxlen=OUTBOX_MAX) for _ in outlets]
+        self._waiting: list[deque[tuple[bytes, list[int]]]] = [deque() for _ in outlets]  # OUTBOX_MAX in all
+        self._waiting_count = 0
         # wiring
         self.on_passed: Callable[[Passed], None] = _unwired
         self.on_note: Callable[[Note], None] = _unwired
+        self.on_bug: Callable[[str, Exception], None] = lambda where, error: None
 
     def start(self) -> None:
         self._inbox.setblocking(False)
@@ -112,116 +133,194 @@ class Peers:
             for _, fds in waiting:
                 _close(fds)
             waiting.clear()
+        self._waiting_count = 0
 
     # -- who owns what
 
-    def owner_of_stream(self, stream_id: str) -> int | None:
-        """The slot of a stream's worker; None for an id of a worker that this daemon doesn't have."""
-        if stream_id.startswith("s_"):
-            slot = SLOT_CHARS.find(stream_id[2]) if len(stream_id) == ID_LEN else -1
-            return slot if 0 <= slot < self.workers else None
+    def others(self) -> list[int]:
+        """All slots but ours."""
+        return [slot for slot in range(self.workers) if slot != self.slot]
+
+    def owner_of_stream(self, stream_id: str) -> int:
+        """The slot of a stream's worker. Ids of an earlier daemon with more workers are dealt out, too."""
+        if stream_id.startswith("s_") and len(stream_id) == ID_LEN and stream_id[2] in SLOT_CHARS:
+            return SLOT_CHARS.index(stream_id[2]) % self.workers
         return self.owner_of_name(stream_id)
 
     def owner_of_name(self, *parts: str) -> int:
         """The slot of a chosen name, or of a principal's key: the same in every worker and after a restart."""
         return zlib.crc32("\0".join(parts).encode("utf-8", "surrogatepass")) % self.workers
 
-    def lighter(self) -> int | None:
-        """The emptiest worker, if this one has clearly more connections than the mean."""
-        counts = [row[Slot.CONNECTIONS] for row in self._rows]
-        mine = counts[self.slot]
-        if mine <= sum(counts) / self.workers * SPREAD_FACTOR + SPREAD_SLACK:
+    def lighter(self, now: float) -> int | None:
+        """The emptiest worker that can take a fresh connection now, if this one has clearly more than the mean."""
+        board = self._board
+        mine = board.connections(self.slot)
+        if mine <= SPREAD_SLACK:
             return None
-        return min(range(self.workers), key=counts.__getitem__)
+        counts = {
+            slot: board.connections(slot)
+            for slot in self.others()
+            if not self._waiting[slot] and board.alive(slot, now)
+        }
+        if mine <= (mine + sum(counts.values())) / (1 + len(counts)) * SPREAD_FACTOR + SPREAD_SLACK:
+            return None
+        return min(counts, key=counts.__getitem__)
 
     # -- sending
 
     def pass_on(self, slot: int, passed: Passed) -> bool:
         """Send a connection; the caller's own copy of the descriptor is still the caller's. False: there is no room."""
-        meta = {"l": passed.listener, "p": passed.price_bytes, "r": passed.remote}
-        fds = [os.dup(passed.sock.fileno())]
-        data = passed.data
-        if len(data) > DATAGRAM_BYTES_MAX:
-            fds.append(_in_memory(data))
-            data = b""
-        if not self._send(slot, orjson.dumps(meta) + b"\n" + data, fds):
+        meta = {
+            "l": passed.listener,
+            "p": passed.price_bytes,
+            "r": passed.remote,
+            "f": passed.fresh,
+            "s": passed.spliced,
+        }
+        try:
+            fds = [os.dup(passed.sock.fileno())]
+        except OSError:
+            return False
+        if not self._send(slot, orjson.dumps(meta) + b"\n", passed.data, fds):
             return False
         self._counters.moved += 1
         return True
 
     def tell(self, slot: int, kind: str, body: bytes) -> bool:
-        """Send a note of at most DATAGRAM_BYTES_MAX. False: there is no room."""
-        assert len(body) <= DATAGRAM_BYTES_MAX
-        return self._send(slot, orjson.dumps({"n": kind, "s": self.slot}) + b"\n" + body, [])
+        """Send a note. False: there is no room, or it is larger than MEMORY_BYTES_MAX."""
+        return self._send(slot, orjson.dumps({"n": kind, "o": self.slot}) + b"\n", body, [])
 
-    def _send(self, slot: int, message: bytes, fds: list[int]) -> bool:
-        waiting = self._waiting[slot]
-        if not waiting and self._send_now(slot, message, fds):
-            return True
-        if len(waiting) == OUTBOX_MAX:
+    def _send(self, slot: int, line: bytes, data: bytes, fds: list[int]) -> bool:
+        if len(data) > DATAGRAM_BYTES_MAX:
+            memory = _in_memory(data)
+            if memory is None:
+                _close(fds)
+                return False
+            fds.append(memory)
+            data = b""
+        message, waiting = line + data, self._waiting[slot]
+        try:
+            if not waiting:
+                self._send_now(slot, message, fds)
+                return True
+        except BlockingIOError:
+            pass
+        except OSError:  # the kernel holds as many descriptors in flight as it allows (unix(7), ETOOMANYREFS)
             _close(fds)
             return False
+        return self._wait(slot, message, fds)
+
+    def _wait(self, slot: int, message: bytes, fds: list[int]) -> bool:
+        if self._waiting_count >= OUTBOX_MAX:
+            _close(fds)
+            return False
+        waiting = self._waiting[slot]
         if not waiting:
             self._loop.add_writer(self._outlets[slot].fileno(), self._writable, slot)
         waiting.append((message, fds))
+        self._waiting_count += 1
         return True
 
-    def _send_now(self, slot: int, message: bytes, fds: list[int]) -> bool:
-        try:
+    def _send_now(self, slot: int, message: bytes, fds: list[int]) -> None:
+        """Raises OSError, and then the descriptors are still open."""
+        if fds:
             socket.send_fds(self._outlets[slot], [message], fds)
-        except BlockingIOError:
-            return False
+        else:
+            self._outlets[slot].send(message)
         _close(fds)
-        return True
 
     def _writable(self, slot: int) -> None:
         waiting = self._waiting[slot]
-        while waiting and self._send_now(slot, *waiting[0]):
+        while waiting:
+            message, fds = waiting[0]
+            try:
+                self._send_now(slot, message, fds)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                _close(fds)
+                self.on_bug("peers.send", error)
             waiting.popleft()
-        if not waiting:
-            self._loop.remove_writer(self._outlets[slot].fileno())
+            self._waiting_count -= 1
+        self._loop.remove_writer(self._outlets[slot].fileno())
 
     # -- receiving
 
     def _readable(self) -> None:
         for _ in range(RECEIVED_PER_TURN_MAX):
             try:
-                message, fds, _, _ = socket.recv_fds(self._inbox, 2 * DATAGRAM_BYTES_MAX, 2)
+                message, fds, flags, _ = socket.recv_fds(self._inbox, 2 * DATAGRAM_BYTES_MAX, 2)
             except BlockingIOError:
                 return
-            if not message:
-                return
-            self._take(message, fds)
+            self._take(message, fds, flags)
 
-    def _take(self, message: bytes, fds: list[int]) -> None:
+    def _take(self, message: bytes, fds: list[int], flags: int = 0) -> None:
+        """Only our own workers write here. What isn't understood all the same is a bug, told, and no more than that."""
+        try:
+            found = _decoded(message, fds, flags)
+            if isinstance(found, Note):
+                self.on_note(found)
+            else:
+                self.on_passed(found)
+        except Exception as error:
+            self.on_bug("peers.take", error)
+
+
+def _decoded(message: bytes, fds: list[int], flags: int) -> Passed | Note:
+    """Raises Malformed, and then no descriptor of it is open any more."""
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise Malformed("cut off: too long, or no descriptors are left here")
         line, _, data = message.partition(b"\n")
         meta = orjson.loads(line)
-        if "n" in meta:
-            self.on_note(Note(meta["s"], meta["n"], data))
-            return
-        if len(fds) == 2:
-            data = _from_memory(fds[1])
-        sock = socket.socket(fileno=fds[0])
-        remote = tuple(meta["r"]) if meta["r"] is not None else None
-        self.on_passed(Passed(sock, meta["l"], meta["p"], remote, data))
+        is_note = "n" in meta
+        if len(fds) == 2 - is_note:
+            data = _from_memory(fds.pop())
+        if len(fds) != 1 - is_note:
+            raise Malformed(f"{len(fds)} descriptors")
+        if is_note:
+            return Note(int(meta["o"]), str(meta["n"]), data)
+        remote = (str(meta["r"][0]), int(meta["r"][1])) if meta["r"] is not None else None
+        listener, price_bytes = str(meta["l"]), int(meta["p"])
+        return Passed(
+            socket.socket(fileno=fds[0]), listener, price_bytes, remote, data, bool(meta["f"]), bool(meta["s"])
+        )
+    except (Malformed, OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        _close(fds)
+        raise Malformed(f"{error!r} in {message[:100]!r}") from None
 
 
-def _in_memory(data: bytes) -> int:
-    fd = os.memfd_create("streamd-passed")
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(data)
+def _in_memory(data: bytes) -> int | None:
+    """A memfd with the bytes; None if they are too many, or if there is no descriptor or no memory for them."""
+    if len(data) > MEMORY_BYTES_MAX:
+        return None
+    try:
+        fd = os.memfd_create("streamd-passed")
+    except OSError:
+        return None
+    try:
+        with os.fdopen(fd, "wb", closefd=False) as file:
+            file.write(data)
+    except OSError:
+        os.close(fd)
+        return None
     return fd
 
 
 def _from_memory(fd: int) -> bytes:
     with os.fdopen(fd, "rb") as file:
         file.seek(0)
-        return file.read()
+        data = file.read(MEMORY_BYTES_MAX + 1)
+    if len(data) > MEMORY_BYTES_MAX:
+        raise Malformed("too much in memory")
+    return data
 
 
 def _close(fds: list[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    fds.clear()
 
 
 def _unwired(what: object) -> None:

@@ -17,6 +17,7 @@ from streamd.core.hub import Hub
 from streamd.core.stream import Stream
 from streamd.counters import Counters
 from streamd.net.gates import AddressGates
+from streamd.net.inquiry import Inquiries
 from streamd.net.peers import Peers
 from streamd.net.problem import Problem
 from streamd.net.sweep import Sweep
@@ -27,6 +28,7 @@ from streamd.wire.http1 import HeadLimits
 if TYPE_CHECKING:
     from streamd.net.client import ClientConnection
     from streamd.net.request import Plan, Request
+    from streamd.net.splice import Splice
     from streamd.wire.http1 import RequestHead
 
 
@@ -54,6 +56,7 @@ class Runtime:
         self.hub = hub
         self.gates = AddressGates(self.admission, settings)
         self.peers: Peers | None = None  # the other workers, where there are any
+        self.inquiries: Inquiries | None = None  # what they are asked
         # replaced on reload
         self.settings = settings
         self.limits = HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
@@ -65,7 +68,7 @@ class Runtime:
         self.on_bug: Callable[[str, BaseException], None] = lambda where, error: None
         # state
         self.clients: set[ClientConnection] = set()
-        self.bodies_bytes = 0  # request bodies held, all connections together
+        self.splices: set[Splice] = set()  # TLS connections whose bytes are carried to another worker
         self.draining = False
         self._date = b""
         self._date_until = 0.0
@@ -95,18 +98,27 @@ class Runtime:
         if refusal is not None:
             raise refused(refusal)
 
+    @property
+    def bodies_bytes(self) -> int:
+        """Request bodies that are held here, all connections together."""
+        return self.admission.bodies_bytes
+
     def hold_body(self, count: int) -> None:
-        """So many bytes of a request's body are kept; who lets them go subtracts them. Raises Problem 503."""
-        self.bodies_bytes += count
-        if self.bodies_bytes > self.settings.bodies_bytes_max:
+        """So many bytes of a request's body are to be kept; let_body_go() gives them back. Raises Problem 503."""
+        refusal = self.admission.admit_body(count)
+        if refusal is not None:
             raise Problem(
-                503,
-                "Too many request bodies are being read at this moment; try again shortly.",
+                refusal.status,
+                refusal.message,
                 code="bodies_over_budget",
-                reason=CloseReason.OVER_BUDGET,
-                retry_after_s=self.retry_after_s(),
+                reason=refusal.reason,
+                retry_after_s=refusal.retry_after_s,
                 should_retry=True,
             )
+
+    def let_body_go(self, count: int) -> None:
+        """So many bytes less are kept."""
+        self.admission.release_body(count)
 
     def check_not_draining(self) -> None:
         """Raises Problem 503 once the drain has closed the listeners."""
@@ -157,6 +169,18 @@ def refused(refusal: Refusal, *, close: bool = False) -> Problem:
         retry_after_s=refusal.retry_after_s,
         should_retry=True,
         close=close,
+    )
+
+
+def worker_busy(runtime: Runtime) -> Problem:
+    """Another worker, without which there is no answer, doesn't keep up."""
+    return Problem(
+        503,
+        "The worker that this belongs to is too far behind; try again shortly.",
+        code="worker_busy",
+        reason=CloseReason.OVER_BUDGET,
+        retry_after_s=runtime.retry_after_s(),
+        should_retry=True,
     )
 
 

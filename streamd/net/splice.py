@@ -1,77 +1,220 @@
 """Splice: the bytes of a TLS connection, carried to the worker that owns its stream and back.
 
 The owner sees one end of a socket pair as if it were the client. Flow control is both ends' own: what one can't take,
-the other doesn't read. A FIN or a loss on one side ends the other.
+the other doesn't read, so that at most one read waits in between.
+
+"Who closed decides" (docs/PROTOCOL.md, section 4) holds here, too. When the client has closed, the owner is sent a FIN
+on the pair, which stays open: the reader is gone. When the network lost it, or when this process dies, the pair is
+closed: POLLHUP at the owner, who takes it for a loss by the network, and its stream goes on for resume_grace.
+
+Priced here as what it is, a TLS connection and one end of a pair; the other end is the owner's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import select
 import socket
-from typing import cast
+import struct
+import termios
+from typing import TYPE_CHECKING, cast
+
+from streamd.core.admission import Refusal
+from streamd.net.sweep import NEVER
+from streamd.reasons import CloseReason
+
+if TYPE_CHECKING:
+    from streamd.net.runtime import Runtime
+
+# Unix sockets inherit nothing, and TCP_NOTSENT_LOWAT has no meaning there: 16 KiB are 7.8 KB of small frames before
+# EAGAIN, against 50 KB with the default (docs/PROTOCOL.md, section 8).
+UNIX_SNDBUF_BYTES = 16 * 1024
 
 
 class Spliced(asyncio.Protocol):
-    """One side of it: what it reads goes to `other`."""
+    """One side of it: what it reads goes to the other."""
 
-    __slots__ = ("other", "transport")
+    __slots__ = ("is_client", "other", "splice", "transport")
 
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.other: Spliced | None = None
+    def __init__(self, splice: Splice, *, is_client: bool) -> None:
+        self.splice: Splice | None = splice  # None: it is over, and no cycle is left
+        self.is_client = is_client
+        self.other: Spliced
+        self.transport: asyncio.Transport | None = None  # None: not yet, or lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.take(cast(asyncio.Transport, transport))
-
-    def take(self, transport: asyncio.Transport) -> None:
-        """Carry on a transport that another protocol had so far."""
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
-        other = self.other
-        if other is not None and other.transport is not None and not other.transport.is_closing():
-            other.transport.write(data)
+        transport = self.other.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(data)
 
     def pause_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
+        if self.other.transport is not None:
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
+        if self.other.transport is not None:
             self.other.transport.resume_reading()
 
     def eof_received(self) -> bool:
-        self._end_other()
-        return False
+        assert self.splice is not None
+        if self.is_client:
+            self.splice.client_left()
+        else:
+            self.splice.owner_closed()
+        return True  # Why: False would have the transport closed, which with a stalled peer never completes
 
     def connection_lost(self, exc: Exception | None) -> None:
+        splice = self.splice
+        assert splice is not None
         self.transport = None
-        self._end_other()
-
-    def _end_other(self) -> None:
-        other, self.other = self.other, None
-        if other is not None and other.transport is not None:
-            other.transport.close()
-
-
-def splice_off(loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> socket.socket:
-    """Carry `transport` on to one end of a new pair; the other end is returned, for the worker that goes on with it."""
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    outside, inside = Spliced(), Spliced()
-    outside.other, inside.other = inside, outside
-    transport.pause_reading()
-    transport.set_protocol(outside)
-    outside.take(transport)
-    loop.create_task(_connect(loop, near, inside, transport))
-    return far
+        if not self.is_client:
+            splice.owner_closed()
+        elif exc is None or isinstance(exc, ConnectionError):
+            splice.client_left()
+        else:
+            splice.client_lost()
+        splice.side_ended()
 
 
-async def _connect(
-    loop: asyncio.AbstractEventLoop, near: socket.socket, inside: Spliced, transport: asyncio.Transport
-) -> None:
-    await loop.connect_accepted_socket(lambda: inside, near)
-    if inside.other is not None:
-        transport.resume_reading()
-    elif inside.transport is not None:
-        inside.transport.close()
+class Splice:
+    """Both sides, from the moment that the owner has the other end of the pair. A member of the sweep."""
+
+    def __init__(self, runtime: Runtime, price_bytes: int, pair_bytes: int) -> None:
+        """For a connection of that price; use open_splice()."""
+        self._runtime = runtime
+        self._price_bytes = price_bytes
+        self.pair_bytes = pair_bytes  # the price of one end
+        self._near, self.far = socket.socketpair()
+        self._near.setblocking(False)
+        self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SNDBUF_BYTES)
+        self._client = Spliced(self, is_client=True)
+        self._owner = Spliced(self, is_client=False)
+        self._client.other, self._owner.other = self._owner, self._client
+        self._connecting: asyncio.Task[None] | None = None
+        self._client_left = False
+        self._outstanding = 0
+        self._closing_since = 0.0
+        self.due_at = NEVER
+
+    def begin(self, transport: asyncio.Transport) -> None:
+        """The owner has the far end: carry to it what comes on `transport` from now on."""
+        runtime = self._runtime
+        self.far.close()
+        runtime.admission.adopt_connection(self._price_bytes)
+        runtime.splices.add(self)
+        runtime.sweep.add(self)
+        transport.pause_reading()
+        self._client.connection_made(transport)
+        transport.set_protocol(self._client)
+        self._connecting = runtime.loop.create_task(self._connect())
+
+    def give_up(self) -> None:
+        """It was made in vain."""
+        self.far.close()
+        self._near.close()
+        self._client.splice = self._owner.splice = None
+        self._runtime.admission.release_connection(self.pair_bytes)
+
+    async def _connect(self) -> None:
+        try:
+            await self._runtime.loop.connect_accepted_socket(lambda: self._owner, self._near)
+        except OSError:
+            self._near.close()
+            self._connecting = None
+            self.owner_closed()
+            self.side_ended()
+            return
+        self._connecting = None
+        if self._client_left:
+            self.client_left()
+        if self._client.transport is not None:
+            self._client.transport.resume_reading()
+
+    # -- ends
+
+    def client_left(self) -> None:
+        """The client's own FIN or RST: the owner gets a FIN, and closes in its own time."""
+        self._client_left = True
+        transport = self._owner.transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write_eof()
+        if self._client.transport is None:
+            transport.resume_reading()  # what still comes goes nowhere, but it has to be read to its end
+
+    def client_lost(self) -> None:
+        """The network lost the client: for the owner, the pair is gone."""
+        if self._owner.transport is not None:
+            self._owner.transport.abort()
+
+    def owner_closed(self) -> None:
+        """What it said goes out, for as long as the client takes it."""
+        transport = self._client.transport
+        if self._owner.transport is not None:
+            self._owner.transport.abort()
+        if transport is not None and not transport.is_closing():
+            self._outstanding = -1
+            self._closing_since = self._runtime.time()
+            self.due_at = self._closing_since + self._runtime.settings.close_timeout_s
+            transport.close()
+
+    def abort(self) -> None:
+        """Now, and whatever is under way."""
+        for side in (self._client, self._owner):
+            if side.transport is not None:
+                side.transport.abort()
+
+    def side_ended(self) -> None:
+        """With both sides gone the splice is over."""
+        if self._client.transport is not None or self._owner.transport is not None or self._connecting is not None:
+            return
+        runtime = self._runtime
+        if self in runtime.splices:
+            self._client.splice = self._owner.splice = None
+            runtime.splices.discard(self)
+            runtime.sweep.discard(self)
+            runtime.admission.release_connection(self._price_bytes)
+            runtime.admission.release_connection(self.pair_bytes)
+
+    def on_due(self, now: float) -> float:
+        """Closing: the client may take the rest as long as it takes anything, within stall_timeout."""
+        transport, settings = self._client.transport, self._runtime.settings
+        if transport is None:
+            return NEVER
+        left = outstanding(transport)
+        moving = self._outstanding < 0 or left < self._outstanding
+        if left and moving and now - self._closing_since < settings.stall_timeout_s:
+            self._outstanding = left
+            return now + settings.close_timeout_s
+        transport.abort()
+        return NEVER
+
+
+def open_splice(runtime: Runtime, price_bytes: int) -> Splice | Refusal:
+    """A splice whose near end is charged to admission, for a connection of that price; or why there is none."""
+    pair_bytes = runtime.admission.prices.unix_bytes
+    refusal = runtime.admission.admit_connection(pair_bytes)
+    return Splice(runtime, price_bytes, pair_bytes) if refusal is None else refusal
+
+
+def reason_of_end(sock: socket.socket) -> CloseReason:
+    """At the owner, after a FIN on its end of the pair: did the reader leave, or the process in between?"""
+    poll = select.poll()
+    poll.register(sock, 0)
+    closed = any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+    return CloseReason.NETWORK_LOST if closed else CloseReason.READER_GONE
+
+
+def outstanding(transport: asyncio.Transport) -> int:
+    """Bytes that were written and that the peer's kernel has not taken (acknowledged) yet."""
+    sock = transport.get_extra_info("socket")
+    queued = 0
+    if sock is not None:
+        packed = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        queued = int(struct.unpack("i", packed)[0])
+    return transport.get_write_buffer_size() + queued

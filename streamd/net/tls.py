@@ -90,6 +90,8 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
             self._flush()  # the alert
             if self._connection is not None:
                 self._connection.abort(CloseReason.TLS_FAILED)
+            else:
+                self.abort()
             return
         self._flush()  # handshake, key updates
         if pieces:
@@ -194,6 +196,7 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol  # type: ignore[assignment]
+        self._connection = None
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self._protocol

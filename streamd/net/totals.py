@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from streamd.core.admission import Slot
+from streamd.core.admission import Gate, Slot
 from streamd.counters import Counters, Histogram
 from streamd.net.runtime import Runtime
 from streamd.net.upstreams import Upstreams
@@ -37,6 +37,11 @@ GAUGES = (
     "pid",
     "bytes_resident",
     "lag_us",
+    "descriptors",
+    "reserved",
+    "descriptors_ppm",
+    "loop_lag_ppm",
+    "beat_ms",
 )
 UPSTREAM_GAUGES = ("in_flight", "idle", "left_out")
 SCALARS = (
@@ -71,9 +76,11 @@ _STATUSES = STATUS_LAST - STATUS_FIRST + 1
 _HISTOGRAM_LEN = len(Histogram().counts) + 1  # and the sum, in microseconds
 
 GAUGES_AT = len(Slot)
+BEAT_AT = GAUGES_AT + GAUGES.index("beat_ms")  # written as the loop turns, not with the others
+RESIDENT_AT = GAUGES_AT + GAUGES.index("bytes_resident")
 UPSTREAM_GAUGES_AT = GAUGES_AT + len(GAUGES)
 COUNTS_AT = UPSTREAM_GAUGES_AT + UPSTREAMS_MAX * len(UPSTREAM_GAUGES)
-_COUNTS = len(SCALARS) + len(BY_REASON) * len(REASONS) + _STATUSES + len(HISTOGRAMS) * _HISTOGRAM_LEN
+_COUNTS = len(SCALARS) + len(Gate) + len(BY_REASON) * len(REASONS) + _STATUSES + len(HISTOGRAMS) * _HISTOGRAM_LEN
 _UPSTREAM_COUNTS = len(BY_UPSTREAM) + len(REASONS)
 ROW_LEN = COUNTS_AT + _COUNTS + UPSTREAMS_MAX * _UPSTREAM_COUNTS
 
@@ -95,12 +102,14 @@ class Totals:
     """Counters and gauges of the daemon, or of one worker."""
 
     counters: Counters
+    refused_by_gate: dict[str, int] = field(default_factory=dict)
+    saturation: dict[str, float] = field(default_factory=dict)  # by part, 0 to 1
     gauges: dict[str, int] = field(default_factory=dict)
     upstreams: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def of_worker(runtime: Runtime, upstreams: Upstreams) -> Totals:
-    """This worker's, at this moment."""
+def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -> Totals:
+    """This worker's, at this moment; its memory as it was measured last."""
     hub, counters = runtime.hub, runtime.counters
     streams = tuple(hub)
     for stream in streams:
@@ -108,6 +117,8 @@ def of_worker(runtime: Runtime, upstreams: Upstreams) -> Totals:
     counters.events, counters.event_bytes = hub.events_total, hub.event_bytes_total
     counters.text_events = hub.text_events_total
     live = sum(stream.reason is None for stream in streams)
+    admission = runtime.admission
+    saturation = admission.saturation()
     gauges = {
         "connections": len(runtime.clients),
         "streams_live": live,
@@ -117,7 +128,12 @@ def of_worker(runtime: Runtime, upstreams: Upstreams) -> Totals:
         "subscribers_paused": sum(client.paused and client.reader is not None for client in runtime.clients),
         "log_bytes": hub.log_bytes,
         "bodies_bytes": runtime.bodies_bytes,
-        "lag_us": round(counters.loop_lag_last_s * 1e6),
+        "lag_us": round(admission.lag_s * 1e6),
+        "bytes_resident": resident_bytes,
+        "descriptors": admission.descriptors,
+        "reserved": admission.reserved,
+        "descriptors_ppm": round(saturation[Gate.DESCRIPTORS.value] * 1e6),
+        "loop_lag_ppm": round(saturation[Gate.LOOP_LAG.value] * 1e6),
     }
     now = runtime.time()
     of_upstreams = {
@@ -128,24 +144,27 @@ def of_worker(runtime: Runtime, upstreams: Upstreams) -> Totals:
         }
         for upstream in upstreams
     }
-    return Totals(counters, gauges, of_upstreams)
+    return Totals(counters, admission.refused(), saturation, gauges, of_upstreams)
 
 
 def write(row: Row, totals: Totals, names: Sequence[str]) -> None:
     """A worker's own row; admission's slots in it are written as they change."""
     index = {name: min(k, UPSTREAMS_MAX - 1) for k, name in enumerate(names)}
     for k, gauge in enumerate(GAUGES):
-        row[GAUGES_AT + k] = totals.gauges.get(gauge, 0)
+        if gauge in totals.gauges:
+            row[GAUGES_AT + k] = totals.gauges[gauge]
     for name, values in totals.upstreams.items():
         at = UPSTREAM_GAUGES_AT + index.get(name, UPSTREAMS_MAX - 1) * len(UPSTREAM_GAUGES)
         for k, gauge in enumerate(UPSTREAM_GAUGES):
             row[at + k] = values[gauge]
-    for k, count in enumerate(_counts(totals.counters, index)):
+    for k, count in enumerate(_counts(totals, index)):
         row[COUNTS_AT + k] = count
 
 
-def _counts(counters: Counters, index: dict[str, int]) -> list[int]:
+def _counts(totals: Totals, index: dict[str, int]) -> list[int]:
+    counters = totals.counters
     counts = [int(getattr(counters, name)) for name in SCALARS]
+    counts += [totals.refused_by_gate.get(gate.value, 0) for gate in Gate]
     for table in BY_REASON:
         counts += [getattr(counters, table)[reason] for reason in REASONS]
     counts += [counters.responses.get(status, 0) for status in range(STATUS_FIRST, STATUS_LAST + 1)]
@@ -171,18 +190,25 @@ def fold(base: Row, row: Row) -> None:
 
 
 def add_up(rows: Iterable[Row], names: Sequence[str]) -> Totals:
-    """The daemon's totals from all rows, the base row among them."""
+    """The daemon's totals from all rows, the base row among them. Saturation has those parts that each process has."""
+    rows = tuple(rows)
     summed = [sum(column) for column in zip(*rows, strict=True)]
     gauges = {gauge: summed[GAUGES_AT + k] for k, gauge in enumerate(GAUGES)}
+    saturation = {
+        part: max(row[GAUGES_AT + GAUGES.index(f"{part}_ppm")] for row in rows) / 1e6
+        for part in (Gate.DESCRIPTORS.value, Gate.LOOP_LAG.value)
+    }
     upstreams = {}
     for k, name in enumerate(names[:UPSTREAMS_MAX]):
         at = UPSTREAM_GAUGES_AT + k * len(UPSTREAM_GAUGES)
         upstreams[name] = {gauge: summed[at + j] for j, gauge in enumerate(UPSTREAM_GAUGES)}
-    return Totals(_counters(summed[COUNTS_AT:], names), gauges, upstreams)
+    counts = summed[COUNTS_AT:]
+    refused = {gate.value: counts.pop(len(SCALARS)) for gate in Gate}
+    return Totals(_counters(counts, names), refused, saturation, gauges, upstreams)
 
 
 def _counters(counts: list[int], names: Sequence[str]) -> Counters:
-    """_counts() undone."""
+    """_counts() undone, refusals by gate taken out."""
     counters = Counters()
     values = iter(counts)
     for name in SCALARS:

@@ -185,7 +185,7 @@ class Answer:
 
     def _begin_stream(self) -> None:
         stream_id = self.headers.get(b"x-stream-id", b"").decode()
-        if self.status != 200 or not stream_id:
+        if self.status not in (200, 201) or not stream_id:
             return
         errand, world = self.errand, self.world
         if errand.stream_id and errand.stream_id != stream_id and errand.last is not None:
@@ -418,16 +418,16 @@ class Reader:
             if piece:
                 world.loop.io(delay, self._send, piece)
         if errand.kind == "publish" and not errand.deletes:
-            world.loop.io(delay + 0.01, self._publish, errand, rng.randrange(60), self._serial)
+            world.loop.io(delay + 0.01, self._publish, errand, rng.randrange(60))
         if errand.kind in ("small", "plain", "generate") and not errand.http10 and rng.random() < 0.04:
             self._pipeline(delay)
         if self.temper != "calm":
             world.loop.io(rng.expovariate(1 / world.patience_s), self._act, self._serial)
 
-    def _publish(self, errand: Errand, left: int, serial: int) -> None:
+    def _publish(self, errand: Errand, left: int) -> None:
         """The next line of a published stream, in two pieces now and then; the last one is [DONE], or nothing."""
         rng, world = self.world.rng, self.world
-        if self.over or self.transport is None or serial != self._serial:
+        if self.over or self.transport is None or self.errand is not errand:
             return
         if not left and rng.random() < 0.2:
             self.break_off()
@@ -442,7 +442,7 @@ class Reader:
         world.published(self.transport, errand, body)
         self._send(chunk[cut:] + (b"" if left else b"0\r\n\r\n"))
         if left:
-            world.loop.io(rng.expovariate(1 / world.pace_s), self._publish, errand, left - 1, serial)
+            world.loop.io(rng.expovariate(1 / world.pace_s), self._publish, errand, left - 1)
 
     def _pipeline(self, delay: float) -> None:
         """Further requests right behind: a few, or more than anybody may send."""

@@ -22,12 +22,22 @@ from streamd.core import stream as core_stream
 from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
 from streamd.core.stream import Stream, Subscriber
 from streamd.daemon import logs
+from streamd.daemon import worker as worker_module
 from streamd.daemon.worker import Worker
+from streamd.net import sweep
 from streamd.net.client import At, ClientConnection
 from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 
 CHECK_ALL_EVERY = 1000  # steps
+# How much is done in one turn: small, so that much can happen between two slices.
+SLICES: tuple[tuple[Any, str, tuple[int, ...]], ...] = (
+    (core_stream, "DIRECT_READERS_MAX", (1, 8, 64)),
+    (fanout, "SLICE_MAX", (1, 3, 256)),
+    (fanout, "FRAMES_MAX", (4, 32, 256)),
+    (sweep, "SLICE_MAX", (7, 1000)),
+    (worker_module, "STREAMS_SLICE_MAX", (7, 1000)),
+)
 GONE_MAX = 1000  # streams remembered after their removal
 KINDS = (
     ("generate", 56),
@@ -165,9 +175,9 @@ class World:
         """So many steps with everything going on, then until everything has ended."""
         level, logs._sink.level = logs._sink.level, logs.ERROR + 1
         threshold = gc.get_threshold()
-        kept = core_stream.DIRECT_READERS_MAX, fanout.SLICE_MAX, fanout.FRAMES_MAX
-        core_stream.DIRECT_READERS_MAX = self.rng.choice((1, 8, 64))
-        fanout.SLICE_MAX, fanout.FRAMES_MAX = self.rng.choice((1, 3, 256)), self.rng.choice((4, 32, 256))
+        kept = [(module, name, getattr(module, name)) for module, name, _ in SLICES]
+        for module, name, sizes in SLICES:
+            setattr(module, name, self.rng.choice(sizes))
         before = _alive(collect=True)
         gc.disable()  # the worker hardly lets it run: what its counts don't free would stay
         try:
@@ -178,7 +188,8 @@ class World:
             gc.enable()
             logs._sink.level = level
             gc.set_threshold(*threshold)
-            core_stream.DIRECT_READERS_MAX, fanout.SLICE_MAX, fanout.FRAMES_MAX = kept
+            for module, name, size in kept:
+                setattr(module, name, size)
         self.check_gone(before)
 
     def _play(self, steps: int) -> None:
@@ -391,10 +402,8 @@ class World:
         if protocol.at is not At.BODY or protocol.request.id != errand.rid:
             return
         script = self.scripts[errand.stream_id]
-        if body == b"[DONE]":
-            script.ended = True
-        else:
-            script.events.append(b"data: %b\n\n" % body)
+        script.ended = body == b"[DONE]"
+        script.events.append(b"data: %b\n\n" % body)
 
     @staticmethod
     def plain_body(rid: str) -> bytes:
