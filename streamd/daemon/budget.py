@@ -12,7 +12,6 @@ from streamd.daemon import machine
 from streamd.net.listen import DUPS
 from streamd.net.peers import DESCRIPTORS_MAX
 
-
 # Epoll, pipes, the loop's own, standard streams, the mapping, files of a reload and of a certificate, name look-ups.
 OTHER_DESCRIPTORS = 32
 

@@ -48,7 +48,9 @@ def test_an_id_of_a_process_that_has_ended_is_gone() -> None:
     before, after = new_hub(), new_hub()
     with pytest.raises(Gone):
         after.get(opened(before).id)
-    assert after.get("s_" + "x" * (ID_LEN - 2)) is None  # of another slot
+    with pytest.raises(Gone):
+        after.get("s_" + "x" * (ID_LEN - 2))  # of a slot that was another worker's
+    assert after.get("s_" + "x" * (ID_LEN - 3)) is None  # no id of anybody's
     assert after.get("anything") is None
 
 
