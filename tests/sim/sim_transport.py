@@ -39,7 +39,6 @@ class Transport(asyncio.Transport):
         "_incoming_eof",
         "_loop",
         "_reading",
-        "_told_paused",
         "_touched",
         "aborted",
         "buffer",
@@ -51,6 +50,7 @@ class Transport(asyncio.Transport):
         "peer",
         "protocol",
         "room",
+        "told_paused",
     )
 
     def __init__(self, loop: VirtualLoop, peer: Peer, name: tuple[str, int], touched: list[Transport]) -> None:
@@ -62,7 +62,7 @@ class Transport(asyncio.Transport):
         self.room = 1 << 60  # what the peer's side still takes
         self.buffer = bytearray()
         self._high = 64 * 1024
-        self._told_paused = False
+        self.told_paused = False
         self._reading = True
         self._incoming: list[bytes] = []  # arrived while reading was paused
         self._incoming_eof = False
@@ -94,8 +94,8 @@ class Transport(asyncio.Transport):
             self._hand_over(bytes(data[:taken]))
         self.buffer += data[taken:]
         if len(self.buffer) > self._high:
-            assert not self._told_paused
-            self._told_paused = True
+            assert not self.told_paused
+            self.told_paused = True
             self._loop.steps += 1
             self.protocol.pause_writing()
 
@@ -179,10 +179,6 @@ class Transport(asyncio.Transport):
 
     # -- what the network does
 
-    @property
-    def told_paused(self) -> bool:
-        return self._told_paused
-
     def grant(self, length: int) -> None:
         """The peer reads: so many more bytes have room."""
         if self.lost or self.aborted or self.gone:
@@ -199,8 +195,8 @@ class Transport(asyncio.Transport):
             self._hand_over(piece)
         if self.buffer:
             return
-        if self._told_paused:
-            self._told_paused = False
+        if self.told_paused:
+            self.told_paused = False
             self._loop.steps += 1
             self.protocol.resume_writing()
         if self.buffer:

@@ -267,7 +267,7 @@ class World:
         self.ends_badly.clear()
         touched = self.touched
         if touched:
-            for transport in touched:
+            for transport in dict.fromkeys(touched) if len(touched) > 1 else touched:
                 sim_checks.check_touched(self, transport)
             touched.clear()
         if self.loop.steps >= self._next_check:
