@@ -170,17 +170,15 @@ async def _drain(name: str, port: int, daemon: Child, readers: int, tokens: int)
     )
 
 
-def run(launcher: Launcher, name: str, readers: int, tokens: int, timeout_s: float) -> Round:
+def run(name: str, readers: int, tokens: int, timeout_s: float) -> Round:
     """One round with processes of its own."""
-    mock = launcher.start("mock", (sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0"))
-    address = f"127.0.0.1:{free_port()}"
-    settings = ("--listen", address, "--upstream", launcher.wait_url(mock), "--drain-timeout", f"{timeout_s}s")
-    daemon = launcher.start("streamd", (sys.executable, "-m", "streamd", "serve", *settings))
-    launcher.wait_ready(daemon, address)
-    try:
+    with Launcher().running() as launcher:
+        mock = launcher.start("mock", (sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0"))
+        address = f"127.0.0.1:{free_port()}"
+        settings = ("--listen", address, "--upstream", launcher.wait_url(mock), "--drain-timeout", f"{timeout_s}s")
+        daemon = launcher.start("streamd", (sys.executable, "-m", "streamd", "serve", *settings))
+        launcher.wait_ready(daemon, address)
         return asyncio.run(_drain(name, int(address.rpartition(":")[2]), daemon, readers, tokens))
-    finally:
-        mock.stop()
 
 
 def main() -> int:
@@ -190,11 +188,10 @@ def main() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     tokens = round((STAY_S + readers / RAMP_PER_S) * 1000 / INTERVAL_MS)
-    with Launcher().running() as launcher:
-        finish = run(launcher, "finish", readers, tokens, 60.0)
-        print(finish.report())
-        cut = run(launcher, "cut", readers, 100_000, TIMEOUT_S)
-        print(cut.report())
+    finish = run("finish", readers, tokens, 60.0)
+    print(finish.report())
+    cut = run("cut", readers, 100_000, TIMEOUT_S)
+    print(cut.report())
     fine = finish.right("whole", readers, 60.0) and cut.right("reconnect", readers, TIMEOUT_S + LATE_S_MAX)
     return 0 if fine else 1
 
