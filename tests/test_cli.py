@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 import tomllib
-import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,17 +25,15 @@ def _no_settings_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings that `serve` ran with; the worker itself is replaced."""
+    """The settings that `serve` ran with; the daemon itself is replaced."""
     ran: list[Settings] = []
-    worker = types.ModuleType("streamd.daemon.worker")
 
-    def run(settings: Settings) -> int:
+    def run(settings: Settings, load: Callable[[], Settings]) -> int:
+        assert load() == settings, "a reload reads what the start has read"
         ran.append(settings)
         return 7
 
-    worker.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "streamd.daemon.worker", worker)
-    monkeypatch.setattr("streamd.daemon.worker", worker, raising=False)
+    monkeypatch.setattr("streamd.daemon.single.run", run)
     return ran
 
 

@@ -827,6 +827,8 @@ class ClientConnection(asyncio.Protocol):
 
     def on_due(self, now: float) -> float:
         """Whatever time brings: heartbeats, stalls, slow heads and bodies, idle connections, aborts."""
+        if self._expired(now):
+            return self.due_at
         if self.at is At.STREAMING or self.at is At.PASSING:
             return self._due_stall(now) if self.paused else self._due_heartbeat(now)
         if self.at is At.HEAD:
@@ -841,31 +843,35 @@ class ClientConnection(asyncio.Protocol):
         reader, request = self.reader, self.request
         if reader is None or request is None:
             return NEVER
-        expires_at = request.expires_at or NEVER
-        if now >= expires_at:
-            self._expire(reader)
-            return self.due_at
         if not request.route.heartbeat_s:
-            return expires_at
+            return self._expires_at()
         last = max(self.wrote_at, reader.stream.touched_at)
         if now - last >= request.route.heartbeat_s:
             reader.heartbeat()
             self.wrote_at = last = now
             if self.paused:
                 return self._due_stall(now)
-        return min(last + request.route.heartbeat_s, expires_at)
+        return min(last + request.route.heartbeat_s, self._expires_at())
 
-    def _expire(self, reader: Subscriber) -> None:
+    def _expires_at(self) -> float:
+        """When this reader's right to read ends."""
+        return self.request.expires_at or NEVER if self.request is not None else NEVER
+
+    def _expired(self, now: float) -> bool:
         """The token that let this reader in has expired: it is told where it stands, and the stream goes on."""
+        reader = self.reader
+        if reader is None or now < self._expires_at():
+            return False
         text = "The access token expired; get a new one and resume."
         reader.farewell(message=text, retry_ms=self._runtime.retry_ms())
         self.close(CloseReason.TOKEN_EXPIRED)
+        return True
 
     def _due_stall(self, now: float) -> float:
         """Paused: it is stalled if its kernel took nothing of what is outstanding for stall_timeout."""
         limit_s = self._runtime.settings.stall_timeout_s
         if not limit_s:
-            return NEVER
+            return self._expires_at()
         outstanding = self.outstanding()
         if outstanding != self._outstanding:
             if self._outstanding >= 0:
@@ -874,7 +880,7 @@ class ClientConnection(asyncio.Protocol):
         if now - self._progress_at >= limit_s:
             self.abort(CloseReason.STALLED)
             return NEVER
-        return min(now + self._stall_sample_s(), self._progress_at + limit_s)
+        return min(now + self._stall_sample_s(), self._progress_at + limit_s, self._expires_at())
 
     def _stall_sample_s(self) -> float:
         limit_s = self._runtime.settings.stall_timeout_s
