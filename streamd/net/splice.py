@@ -55,6 +55,8 @@ class Spliced(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self.other.transport is not None:
             self.other.transport.pause_reading()
+        if self.is_client and self.splice is not None:
+            self.splice.client_paused()
 
     def resume_writing(self) -> None:
         if self.other.transport is not None:
@@ -97,8 +99,9 @@ class Splice:
         self._client.other, self._owner.other = self._owner, self._client
         self._connecting: asyncio.Task[None] | None = None
         self._client_left = False
-        self._outstanding = 0
+        self._closing = False  # the owner has closed; the client may still have something to take
         self._closing_since = 0.0
+        self._outstanding = 0
         self.due_at = NEVER
 
     def begin(self, transport: asyncio.Transport) -> None:
@@ -158,9 +161,7 @@ class Splice:
         if self._owner.transport is not None:
             self._owner.transport.abort()
         if transport is not None and not transport.is_closing():
-            self._outstanding = -1
-            self._closing_since = self._runtime.time()
-            self.due_at = self._closing_since + self._runtime.settings.close_timeout_s
+            self._begin_closing()
             transport.close()
 
     def abort(self) -> None:
@@ -181,17 +182,35 @@ class Splice:
             runtime.admission.release_connection(self._price_bytes)
             runtime.admission.release_connection(self.pair_bytes)
 
+    # -- deadlines
+
+    def client_paused(self) -> None:
+        """The owner isn't read from now, so that nobody tells us when it closes: look at times."""
+        self.due_at = min(self.due_at, self._runtime.time() + self._runtime.settings.close_timeout_s)
+
+    def _begin_closing(self) -> None:
+        self._closing = True
+        self._closing_since = self._runtime.time()
+        self._outstanding = -1
+        self.due_at = self._closing_since + self._runtime.settings.close_timeout_s
+
     def on_due(self, now: float) -> float:
-        """Closing: the client may take the rest as long as it takes anything, within stall_timeout."""
-        transport, settings = self._client.transport, self._runtime.settings
+        """The owner has closed: the client may take the rest as long as it takes anything, within stall_timeout."""
+        transport, owner, settings = self._client.transport, self._owner.transport, self._runtime.settings
         if transport is None:
             return NEVER
+        if not self._closing:
+            if owner is None or owner.is_reading():
+                return NEVER
+            if not is_closed(owner.get_extra_info("socket")):
+                return now + settings.close_timeout_s
+            self._begin_closing()
         left = outstanding(transport)
         moving = self._outstanding < 0 or left < self._outstanding
         if left and moving and now - self._closing_since < settings.stall_timeout_s:
             self._outstanding = left
             return now + settings.close_timeout_s
-        transport.abort()
+        self.abort()
         return NEVER
 
 
@@ -202,12 +221,16 @@ def open_splice(runtime: Runtime, price_bytes: int) -> Splice | Refusal:
     return Splice(runtime, price_bytes, pair_bytes) if refusal is None else refusal
 
 
-def reason_of_end(sock: socket.socket) -> CloseReason:
-    """At the owner, after a FIN on its end of the pair: did the reader leave, or the process in between?"""
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other end of a pair is closed, and not only shut down for writing."""
     poll = select.poll()
     poll.register(sock, 0)
-    closed = any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
-    return CloseReason.NETWORK_LOST if closed else CloseReason.READER_GONE
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+
+def reason_of_end(sock: socket.socket) -> CloseReason:
+    """At the owner, after a FIN on its end of the pair: did the reader leave, or the process in between?"""
+    return CloseReason.NETWORK_LOST if is_closed(sock) else CloseReason.READER_GONE
 
 
 def outstanding(transport: asyncio.Transport) -> int:
