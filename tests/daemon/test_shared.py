@@ -1,0 +1,178 @@
+"""The mapping of all workers: sums that never fall, ledgers of keys, who lives."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from streamd.core.auth import Key
+from streamd.core.keys import KEYS_MAX
+from streamd.core.limits import NOTHING, Accounts, Spent
+from streamd.counters import Counters
+from streamd.daemon import shared as shared_module
+from streamd.daemon.shared import BEAT_STALE_S, VERSION, Shared, create
+from streamd.net.totals import Totals
+
+WORKERS = 3
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    made = create(WORKERS)
+    yield made
+    os.close(made)
+
+
+def worker(fd: int, slot: int) -> Shared:
+    return Shared(fd, WORKERS, ["up"], slot)
+
+
+def key(**limits: int) -> Key:
+    return Key(id="k1", name="alice", salt=b"", digest=b"", **limits)  # type: ignore[arg-type]
+
+
+def accounts_of(fd: int, slot: int) -> Accounts:
+    accounts = Accounts()
+    accounts.board = worker(fd, slot)
+    return accounts
+
+
+def test_all_workers_see_one_daemon(fd: int) -> None:
+    for slot in range(WORKERS):
+        counters = Counters()
+        counters.requests = 10 ** (slot + 1)
+        worker(fd, slot).publish(Totals(counters, gauges={"connections": slot}))
+    assert {worker(fd, slot).add_up().counters.requests for slot in range(WORKERS)} == {1110}
+    shown = Shared(fd, WORKERS, []).each()
+    assert [each["connections"] for each in shown] == [0, 1, 2]
+    assert {each["pid"] for each in shown} == {os.getpid()}
+    supervisor = Shared(fd, WORKERS, [])
+    supervisor.started_at = 12.5
+    assert worker(fd, 1).started_at == 12.5
+
+
+def test_a_sum_never_falls_while_a_worker_is_buried(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_module, "LOOKS_MAX", 1_000_000)
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    supervisor, reader = Shared(fd, WORKERS, ["up"]), worker(fd, 0)
+    writer = worker(fd, 1)
+    counters = Counters()
+    sums: list[int] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            sums.append(reader.add_up().counters.requests)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for _ in range(60):
+        counters.requests = 1000
+        writer.publish(Totals(counters))
+        supervisor.bury(1)
+    done.set()
+    thread.join()
+    sys.setswitchinterval(interval_s)
+    assert sums == sorted(sums) and reader.add_up().counters.requests == 60_000
+
+
+def test_a_supervisor_that_was_killed_while_it_buried_stops_nobody(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_module, "LOOK_AGAIN_S", 0)
+    reader = worker(fd, 0)
+    reader._head[VERSION] = 1
+    assert reader.add_up().counters.requests == 0
+
+
+def test_requests_under_way_elsewhere(fd: int) -> None:
+    one, two = worker(fd, 0), worker(fd, 1)
+    one.set_in_flight("up", 3)
+    two.set_in_flight("up", 4)
+    two.set_in_flight("not in the list yet", 9)
+    assert (one.in_flight_elsewhere("up"), two.in_flight_elsewhere("up")) == (4, 3)
+    assert worker(fd, 2).in_flight_elsewhere("up") == 7
+    Shared(fd, WORKERS, ["up"]).bury(1)
+    assert one.in_flight_elsewhere("up") == 0
+
+
+def test_who_lives(fd: int) -> None:
+    one, two = worker(fd, 0), worker(fd, 1)
+    assert not one.alive(1, 1000.0)
+    two.beat(1000.0)
+    assert one.alive(1, 1000.0) and one.alive(1, 1000.0 + BEAT_STALE_S - 0.1)
+    assert not one.alive(1, 1000.0 + BEAT_STALE_S)
+    Shared(fd, WORKERS, []).bury(1)
+    assert not one.alive(1, 1000.0)
+
+
+# -- limits of keys
+
+
+def test_a_limit_holds_for_all_workers_together(fd: int) -> None:
+    every = [accounts_of(fd, slot) for slot in range(WORKERS)]
+    limited = key(requests_per_minute=10, streams_max=4)
+    admitted = [
+        accounts.of(limited).admit_request(limited, 100.0, accounts.elsewhere(limited)) is None
+        for _ in range(5)
+        for accounts in every
+    ]
+    # Each worker's bucket begins when it first sees the key: it overshoots by what the others let in before, once.
+    assert sum(admitted) <= 10 + WORKERS
+    opened = [
+        accounts.of(limited).open_stream(limited, accounts.elsewhere(limited)) is None
+        for _ in range(3)
+        for accounts in every
+    ]
+    assert sum(opened) == 4
+    every[0].of(limited).close_stream()
+    assert every[2].of(limited).open_stream(limited, every[2].elsewhere(limited)) is None
+
+
+def test_tokens_are_seen_with_the_sweep(fd: int) -> None:
+    one, two = accounts_of(fd, 0), accounts_of(fd, 1)
+    limited = key(tokens_per_minute=100)
+    for accounts in (one, two):
+        assert accounts.of(limited).admit_request(limited, 0.0, accounts.elsewhere(limited)) is None
+    one.of(limited).tokens_total += 500
+    one.publish()
+    assert two.of(limited).admit_request(limited, 0.0, two.elsewhere(limited)) is not None
+
+
+def test_what_a_dead_worker_had_spent_stays_spent(fd: int) -> None:
+    supervisor = Shared(fd, WORKERS, [])
+    one, two = accounts_of(fd, 0), accounts_of(fd, 1)
+    limited = key()
+    account = two.of(limited)
+    account.requests_total, account.tokens_total = 7, 900
+    assert account.open_stream(limited) is None
+    assert one.elsewhere(limited) == Spent(7, 900, 1)
+    supervisor.bury(1)
+    assert one.elsewhere(limited) == Spent(7, 900, 0)
+    successor = accounts_of(fd, 1)
+    assert successor.elsewhere(limited) == Spent(7, 900, 0)
+    other = Key(id="k2", name="bob", salt=b"", digest=b"")
+    assert successor.of(other).admit_request(other, 0.0) is None  # takes the entry that k1 had
+    assert successor.of(limited).admit_request(limited, 0.0) is None
+    assert one.elsewhere(limited) == Spent(8, 900, 0) and one.elsewhere(other) == Spent(1, 0, 0)
+    supervisor.bury(1)
+    assert one.elsewhere(limited) == Spent(8, 900, 0) and one.elsewhere(other) == Spent(1, 0, 0)
+
+
+def test_a_ledger_that_is_full_takes_no_more_and_goes_on(fd: int) -> None:
+    one, two = worker(fd, 0), worker(fd, 1)
+    for k in range(KEYS_MAX):
+        entry = one.entry_of(f"key-{k}")
+        assert entry is not None
+        entry[0] = k
+    assert one.entry_of("one more") is None
+    assert two.spent_elsewhere("key-9999") == Spent(9999, 0, 0)
+    assert two.spent_elsewhere("one more") == NOTHING
+    accounts = Accounts()
+    accounts.board = one
+    more = Key(id="one more", name="", salt=b"", digest=b"", requests_per_minute=1)
+    assert accounts.of(more).admit_request(more, 0.0, accounts.elsewhere(more)) is None
+    assert accounts.of(more).admit_request(more, 0.0, accounts.elsewhere(more)) is not None
