@@ -144,4 +144,4 @@ def test_what_a_worker_is_doing() -> None:
         assert found.upstreams == {"one": {"in_flight": 1, "idle": 1, "left_out": 0}}
         assert totals.add_up([row_of(found, ["one"])], ["one"]).gauges["streams_live"] == 1
         assert [gauge for gauge in GAUGES if gauge not in gauges] == ["pid", "beat_ms"]
-        assert GAUGES_AT == len(Slot)
+        assert len(Slot) == GAUGES_AT
