@@ -13,7 +13,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .PHONY: help venv run run-llama bench bench-slow-readers bench-replay load load-ui sim test test-sdk check format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  LISTEN=HOST:PORT for run and run-llama, ARGS='-k name' for test and bench…, PYTHON=python3.12 to build on another Python"
 

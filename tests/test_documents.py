@@ -1,0 +1,299 @@
+"""What the documents say is there: links, settings, flags, headers, metrics, codes, routes, targets, files.
+
+A simple scan. It can't tell whether a sentence is true, but a name that was changed in the code and not in a document
+fails here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import get, rig
+
+from streamd import cli, reference
+from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS
+from streamd.reasons import CloseReason
+
+PROJECT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    str(path.relative_to(PROJECT))
+    for pattern in ("*.md", "docs/*.md", "loadtest/*.md", "tests/corpus/*.md")
+    for path in PROJECT.glob(pattern)
+)
+KEYS = {row.key for row in (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS)}
+
+# Headers that are others': servers', proxies', the mock's prefix.
+FOREIGN_HEADERS = {"X-Stainless", "X-Mock"}
+FOREIGN_WORDS = {"lb_try_duration"}  # Caddy's
+PLACEHOLDERS = {"{id}": "s_AAAAAAAAAAAAAAAAAAAAAAAAAAA", "{name}": "a-name", "{path}": "embeddings"}
+
+
+def text_of(name: str) -> str:
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def blocks(text: str, *languages: str) -> Iterator[str]:
+    """Fenced blocks of one of the languages."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if language in languages:
+            yield block
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def spans(text: str) -> set[str]:
+    """What stands in backticks."""
+    return set(re.findall(r"`([^`\n]+)`", prose(text)))
+
+
+@functools.cache
+def source() -> str:
+    """All code, units and example files as one text."""
+    places = ("streamd", "systemd", "examples", "loadtest", "fuzz", "tests/sim")
+    files = [path for place in places for path in (PROJECT / place).rglob("*") if path.suffix != ".md"]
+    files += [*PROJECT.glob("*.mk"), PROJECT / "Makefile", PROJECT / "setup.cfg"]
+    made = {"__pycache__", "results"}
+    return "\n".join(
+        path.read_text(encoding="utf-8", errors="ignore")
+        for path in files
+        if path.is_file() and not made & set(path.parts)
+    )
+
+
+@functools.cache
+def words() -> set[str]:
+    return set(re.findall(r"\w+", source()))
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's: lower case, blanks to hyphens, punctuation gone."""
+    headings = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# The scan sees
+
+
+def test_the_scan_sees_something() -> None:
+    assert {"README.md", "docs/HTTP.md", "docs/PROTOCOL.md", "docs/ARCHITECTURE.md"} <= set(DOCUMENTS)
+    assert anchors("# One & two\n```sh\n# no heading\n```\n## Three, four\n") == {"one--two", "three-four"}
+    assert list(blocks("```sh\na\n```\n```toml\nb\n```\n", "toml")) == ["b\n"]
+    assert spans("`a` and\n```\n`b`\n```\n") == {"a"}
+
+
+# Links and files
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    text, folder = text_of(name), (PROJECT / name).parent
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = folder / path if path else PROJECT / name
+        if not found.exists() or (anchor and anchor not in anchors(found.read_text(encoding="utf-8"))):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_that_are_named_exist(name: str) -> None:
+    named = {
+        span for span in spans(text_of(name)) if re.fullmatch(r"(streamd|tests|loadtest|systemd|docs)/[\w./-]+", span)
+    }
+    here = {span for span in named if span not in ("loadtest/results", "loadtest/results/")}
+    assert [span for span in sorted(here) if not (PROJECT / span).exists()] == []
+
+
+# Settings, flags, targets
+
+
+def test_the_reference_of_settings_is_the_generated_one() -> None:
+    """Anew: .venv/bin/streamd config-reference > docs/CONFIGURATION.md"""
+    assert text_of("docs/CONFIGURATION.md") == reference.markdown()
+
+
+def keys_in(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for each in value:
+                yield from keys_in(each)
+        elif isinstance(value, dict) and key not in KEYS:
+            yield from keys_in(value, f"{key}.")
+        else:
+            yield prefix + key
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_settings_in_examples_exist(name: str) -> None:
+    keys = {key for block in blocks(text_of(name), "toml") for key in keys_in(tomllib.loads(block))}
+    assert sorted(keys - KEYS) == []
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The commands by name."""
+    commands = next(a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(commands.choices)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    found: set[str] = set()
+    for action in parser._actions:
+        found |= set(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                found |= flags_of(below)
+    return found
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_flags_of_commands_exist(name: str) -> None:
+    known = {command: flags_of(parser) for command, parser in parsers().items()}
+    text = text_of(name).replace("\\\n", " ")
+    unknown = []
+    for command, rest in re.findall(r"\bstreamd ([a-z-]+)((?: [^\n`|#]*)?)", text):
+        if f" streamd {command} " not in f" {text} " or command not in known:
+            continue
+        unknown += [flag for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", rest) if flag not in known[command]]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_targets_of_make_exist(name: str) -> None:
+    makefiles = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "Makefile", *PROJECT.glob("**/*.mk")))
+    targets = set(re.findall(r"^([a-z-]+):", makefiles, re.MULTILINE))
+    text = text_of(name)
+    code = [*spans(text), *blocks(text, "sh", "console")]
+    named = {
+        target for part in code for target in re.findall(r"(?:^|[ $])make ((?!DESTDIR)[a-z-]+)", part, re.MULTILINE)
+    }
+    assert sorted(named - targets) == []
+
+
+def test_help_lists_every_target() -> None:
+    for path in (PROJECT / "Makefile", *PROJECT.glob("*.mk"), PROJECT / "systemd" / "install.mk"):
+        text = path.read_text(encoding="utf-8")
+        phony = " ".join(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)).split()
+        silent = [target for target in phony if not re.search(rf"^{target}:[^=\n]*## ", text, re.MULTILINE)]
+        assert set(silent) <= {"install-venv", "install-files"}, path.name
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_names_in_backticks_exist(name: str) -> None:
+    """Settings, codes, fields, functions: every word with an underscore is one of the code's."""
+    named = {
+        word
+        for span in spans(text_of(name))
+        for word in re.findall(r"(?<![\w.$-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b", span)
+    }
+    reasons = {reason.word for reason in CloseReason}
+    known = KEYS | reasons | words() | FOREIGN_WORDS
+    elsewhere = ("streamd_", "test_")  # metrics and files have tests of their own
+    assert sorted(word for word in named - known if not word.startswith(elsewhere)) == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_headers_exist(name: str) -> None:
+    code = source().lower()
+    named = set(re.findall(r"\bX-[A-Z][\w]*(?:-[A-Z]\w*)*", text_of(name)))
+    assert sorted(h for h in named if h.lower() not in code and not h.startswith(tuple(FOREIGN_HEADERS))) == []
+
+
+@functools.cache
+def metrics() -> frozenset[str]:
+    with rig() as r:
+        text = r.client(get("/metrics"), listener="admin").answer.body.decode()
+    names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE)) | set(re.findall(r"^(\w+)", text, re.MULTILINE))
+    return frozenset(names | {name.removesuffix("_total") for name in names})
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_metrics_exist(name: str) -> None:
+    named = set(re.findall(r"\bstreamd_[a-z_]+[a-z]\b", text_of(name))) - {"streamd_token"}
+    assert sorted(named - metrics()) == []
+
+
+# The HTTP reference
+
+
+def routes() -> list[tuple[str, str]]:
+    return re.findall(r"^### `([A-Z]+) (\S+)`$", text_of("docs/HTTP.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("method", "path"), routes())
+def test_documented_routes_are_wired(method: str, path: str) -> None:
+    for name, value in PLACEHOLDERS.items():
+        path = path.replace(name, value)
+    if path == "/drain":
+        return  # it would: tests/daemon/test_drain.py
+    preflight = ("Origin: https://a.test", "Access-Control-Request-Method: POST") if method == "OPTIONS" else ()
+    with rig() as r:
+        client = r.client(listener="admin")
+        client.send(get(path, "Content-Length: 0", *preflight, method="POST" if method == "ANY" else method))
+        if r.links:  # it went upstream
+            return
+        r.pass_time(6)
+        answer = client.answer
+        for _ in range(2):  # what was opened is sealed, then forgotten
+            if answer.status == 201:
+                r.client(get(answer.get("location") or "", method="DELETE"), listener="admin")
+        code = json.loads(answer.body)["error"]["code"] if answer.status in (404, 405, 501) else ""
+        assert code not in ("not_found", "method_not_allowed", "not_relayed"), answer.body
+
+
+def test_wired_routes_are_documented() -> None:
+    reference_text = text_of("docs/HTTP.md")
+    literals = {
+        literal
+        for file in (PROJECT / "streamd" / "api").glob("*.py")
+        for literal in re.findall(r"(?<!f)\"(/[a-z0-9/-]+)\"", file.read_text(encoding="utf-8"))
+    }
+    assert {"/healthz", "/drain", "/v1/stream"} <= literals
+    assert sorted(literal for literal in literals if literal.rstrip("/") not in reference_text) == []
+
+
+def codes_in_code() -> set[str]:
+    files = [path for place in ("api", "net", "core") for path in (PROJECT / "streamd" / place).glob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    named = set(re.findall(r"code=\"(\w+)\"", text))
+    named |= set(re.findall(r"Refusal\(\s*CloseReason\.\w+,\s*\"(\w+)\"", text))
+    heads = text_of("streamd/wire/http1.py") + text_of("streamd/wire/chunked.py") + text_of("streamd/wire/publish.py")
+    named |= set(re.findall(r"Error\(\s*(?:f?\"[^\"]*\"\s*)+,\s*\"(\w+)\"", heads))
+    return named - {"bad_status_line", "unasked_upgrade"}  # of answers: they are upstream_protocol to a reader
+
+
+def test_every_error_code_is_documented() -> None:
+    documented = spans(text_of("docs/HTTP.md"))
+    assert len(codes_in_code()) > 60
+    assert sorted(codes_in_code() - documented) == []
+
+
+# Examples
+
+
+@pytest.mark.parametrize(("language", "file"), [("nginx", "nginx.conf"), ("caddyfile", "Caddyfile")])
+def test_the_readme_shows_what_the_tested_files_have(language: str, file: str) -> None:
+    (block,) = blocks(text_of("README.md"), language)
+    tested = {line.strip() for line in text_of(f"examples/proxies/{file}").splitlines()}
+    assert [line for line in block.splitlines() if line.strip() not in tested] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_python_in_documents_is_python(name: str) -> None:
+    for block in blocks(text_of(name), "python"):
+        compile(block.replace("…", "..."), name, "exec")
