@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-slow-readers bench-replay load load-ui sim test test-sdk check format clean
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ run-llama: .venv-llama/.ready ## the same with a real model on the CPU
 
 bench: $(VENV)/.runtime ## the public benchmark against nginx and others, into loadtest/results (cc, ss; ten minutes)
 	@$(BIN)/python loadtest/bench.py $(ARGS)
+
+SCENARIO ?= all
+
+bench-headline: $(VENV)/.runtime ## every figure that streamd is held to, or SCENARIO=… (cc, ss, nginx; 25 minutes, quiet machine)
+	@$(BIN)/python loadtest/headline.py $(SCENARIO) $(if $(filter all,$(SCENARIO)),,--json loadtest/results/headline-$(SCENARIO).json) $(ARGS)
 
 bench-slow-readers: $(VENV)/.runtime ## do slow readers hurt the others? (cc, ss; five minutes)
 	@$(BIN)/python loadtest/slow_readers.py $(ARGS)

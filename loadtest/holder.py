@@ -220,8 +220,13 @@ class Holder:
         """Everybody's connection is reset within this second."""
         now = self._wave_at_s = time.monotonic()
         for reader in list(self._by_fd.values()):
+            self._at(now + self._rng.random(), functools.partial(self._wash_away, reader))
+
+    def _wash_away(self, reader: Reader) -> None:
+        """It is out from here on, not from the wave's beginning: what it still reads until then is no return."""
+        if reader.fd_socket is not None:
             self._wave_out.add(reader.index)
-            self._at(now + self._rng.random(), functools.partial(self._cut, reader))
+            self._cut(reader)
 
     def _slow_slice(self) -> None:
         for reader in list(self._by_fd.values()):
@@ -317,6 +322,8 @@ class Holder:
     def _answered(self, reader: Reader) -> None:
         response = reader.response
         self._answers[response.status] += 1
+        if response.status == 204:
+            self._back(reader)  # there was nothing left to get
         if response.status != 200:
             self._retry_after += response.field(b"retry-after") is not None
             return
@@ -399,7 +406,8 @@ class Holder:
         elif reader.checker.error:
             self._over(reader, f"error {reader.checker.error}")
         elif response.status == 204:
-            self._over(reader, "incomplete")
+            # What was missing never came, or the end itself: told "no more" before it had seen the last event.
+            self._over(reader, "incomplete" if reader.checker.finished else "204 before the end")
         elif response.status == 200 and reader.stream_id and self._comes_back(reader) and not reader.checker.finished:
             self._cut(reader)  # refused politely, or told to reconnect
         elif response.status == 200:
@@ -462,6 +470,7 @@ class Holder:
             "with_retry_after": self._retry_after,
             "ends": dict(sorted(self._ends.items())),
             "resumed": self._resumed,
+            "wave_at_s": self._wave_at_s,  # CLOCK_MONOTONIC: other processes' probes can tell when it was
             "wave_back_s": self._wave_back_s and round(self._wave_back_s, 2),
             "wave_missing": len(self._wave_out),
             "groups": {

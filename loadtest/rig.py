@@ -153,6 +153,20 @@ class Rig:
         self.start("source", [build("source"), str(port), str(round(1000 / per_s)), str(tokens)], port)
         return port
 
+    def run(self, name: str, argv: Sequence[object]) -> subprocess.Popen[bytes]:
+        """Start a program that ends by itself; what it says goes to a log."""
+        with open(self.folder / f"{name}.log", "ab") as log:
+            process = subprocess.Popen([str(part) for part in argv], stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    @staticmethod
+    def wait(process: subprocess.Popen[bytes], limit_s: float) -> bool:
+        """Whether a program ended within so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(limit_s)
+        return process.returncode is not None
+
     def sink(self, **options: object) -> subprocess.Popen[bytes]:
         """Start readers; `result` has what they saw."""
         argv = [build("sink"), *(f"{key}={value}" for key, value in options.items())]

@@ -1,5 +1,5 @@
 /* sink port=N readers=N [extra=N] [slow=N] [stalled=N] [slow_bps=1000] [ramp=1000] [warm=2] [seconds=8] [linger=10]
- *      [tokens=0] [path=/v1/chat/completions] [body=JSON] [stalled_body=JSON]
+ *      [tokens=0] [method=POST] [path=/v1/chat/completions] [body=JSON] [stalled_body=JSON]
  *
  * Readers of one server, cheap enough to leave the machine to what is measured: `readers` are watched, `extra` read just
  * the same but aren't, `slow` take slow_bps bytes a second each, `stalled` send their request and never read. Each decodes
@@ -47,7 +47,7 @@ static long answered, failed, closed, not_200, lost, doubled, complete[GROUPS], 
 static long long window_from, window_to, age_max, age_sum;
 static volatile sig_atomic_t stopping;
 static int poll_fd, port;
-static char *path = "/v1/chat/completions", *body = "{\"model\":\"synthetic\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", *stalled_body;
+static char *method = "POST", *path = "/v1/chat/completions", *body = "{\"model\":\"synthetic\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", *stalled_body;
 
 static void on_signal(int number) { (void)number; stopping = 1; }
 
@@ -167,7 +167,7 @@ static void connected(struct reader *r, unsigned index, long long now) {
     char request[8192];
     const char *what = r->group == STALLED && stalled_body ? stalled_body : body;
     int err = 0, n = snprintf(request, sizeof request,
-        "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s", path, strlen(what), what);
+        "%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s", method, path, strlen(what), what);
     socklen_t size = sizeof err;
     getsockopt(r->fd, SOL_SOCKET, SO_ERROR, &err, &size);
     if (err || write(r->fd, request, n) != n) { failed++; close(r->fd); r->state = CLOSED; return; }
@@ -234,10 +234,11 @@ int main(int argc, char **argv) {
     long n = 0, opened = 0, opened_of[GROUPS] = {0}, slice = 0;
     for (int g = 0; g < GROUPS; g++) n += count[g] = number(argc, argv, names[g], 0);
     port = number(argc, argv, "port", 0);
-    if (!port || !n) { fprintf(stderr, "usage: sink port=N readers=N [extra= slow= stalled= slow_bps= ramp= warm= seconds= linger= tokens= path= body= stalled_body=]\n"); return 2; }
+    if (!port || !n) { fprintf(stderr, "usage: sink port=N readers=N [extra= slow= stalled= slow_bps= ramp= warm= seconds= linger= tokens= method= path= body= stalled_body=]\n"); return 2; }
     double ramp = number(argc, argv, "ramp", 1000), warm = number(argc, argv, "warm", 2), seconds = number(argc, argv, "seconds", 8), linger = number(argc, argv, "linger", 10), ramp_s = 0;
     slow_bps = number(argc, argv, "slow_bps", 1000);
     tokens_all = number(argc, argv, "tokens", 0);
+    method = text(argc, argv, "method", method);
     path = text(argc, argv, "path", path);
     body = text(argc, argv, "body", body);
     stalled_body = text(argc, argv, "stalled_body", 0);

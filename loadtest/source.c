@@ -2,9 +2,10 @@
  *
  * Each POST is answered with a chunked SSE stream of chat.completion.chunk events, one every INTERVAL_MS, TOKENS of them
  * (0: without end), then a finish_reason and [DONE]. A request may ask for something else: "interval_ms": N and
- * "tokens": N in its JSON body. The text of token k is "@<k>.<CLOCK_MONOTONIC in ns> ": a reader on this machine knows
- * what is missing, what came twice, and how old it is, also when texts were concatenated on the way. Anything but a POST
- * gets a short 200.
+ * "tokens": N in its JSON body; with "silent_after": N the stream falls silent after N tokens and stays open. The text of
+ * token k is "@<k>.<CLOCK_MONOTONIC in ns> ": a reader on this machine knows what is missing, what came twice, and how old
+ * it is, also when texts were concatenated on the way. With "words": 1 it is a word instead, as long as a model's tokens
+ * are. Anything but a POST gets a short 200.
  *
  * A proxy that doesn't read blocks its stream here, which then goes on where it stopped: nothing is skipped. Streams stand
  * in a wheel of one-millisecond slots, so a token costs a clock, a printf and a write. SIGTERM prints the sums. */
@@ -31,7 +32,7 @@
 struct stream {
     int prev, next, slot; /* its place in the wheel; slot -1: none */
     int interval, spread; /* milliseconds; spread: from the first token to the second */
-    long sent, tokens;
+    long sent, tokens, silent_after, words;
     char *request; /* what came of a request so far */
     int request_len;
     char *unsent; /* the rest of a frame that the socket did not take */
@@ -113,7 +114,7 @@ static void flush(int fd) {
     free(s->unsent);
     s->unsent = 0;
     watch(fd, EPOLLIN, EPOLL_CTL_MOD);
-    if (!s->tokens || s->sent <= s->tokens) wheel_in(fd, tick + s->interval);
+    if (s->sent != s->silent_after && (!s->tokens || s->sent <= s->tokens)) wheel_in(fd, tick + s->interval);
 }
 
 static void emit(int fd) {
@@ -122,14 +123,18 @@ static void emit(int fd) {
     const char *begin = "data: {\"id\":\"chatcmpl-8f2c1e7a9b\",\"object\":\"chat.completion.chunk\",\"created\":1763800000,"
                         "\"model\":\"synthetic\",\"choices\":[{\"index\":0,\"delta\":{";
     int last = s->tokens && s->sent == s->tokens, n, len;
-    if (!last) n = snprintf(event, sizeof event, "%s\"content\":\"@%ld.%lld \"},\"logprobs\":null,\"finish_reason\":null}]}\n\n", begin, s->sent, now_ns());
+    static const char *words[] = {" the", " stream", ",", " and", " each", " of", " its", " readers", " waits", ".", " A", " token", " is", " a", " few", " bytes"};
+    if (!last && s->words) n = snprintf(event, sizeof event, "%s\"content\":\"%s\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n", begin, words[s->sent * 7 % 16]);
+    else if (!last) n = snprintf(event, sizeof event, "%s\"content\":\"@%ld.%lld \"},\"logprobs\":null,\"finish_reason\":null}]}\n\n", begin, s->sent, now_ns());
     else n = snprintf(event, sizeof event, "%s},\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n\n", begin);
     len = snprintf(frame, sizeof frame, "%x\r\n%s\r\n", n, event);
     if (last) len += snprintf(frame + len, sizeof frame - len, "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
     else tokens_sent++;
     wheel_out(fd);
-    if (send_frame(fd, frame, len) == 1 && !last) wheel_in(fd, tick + (s->sent ? s->interval : s->spread));
-    s->sent++;
+    int taken = send_frame(fd, frame, len);
+    if (taken < 0) return;
+    int silent = ++s->sent == s->silent_after;
+    if (taken && !last && !silent) wheel_in(fd, tick + (s->sent > 1 ? s->interval : s->spread));
 }
 
 static long asked_for(const char *body, const char *key, long otherwise) {
@@ -157,6 +162,8 @@ static void begin(int fd) {
     s->interval = asked_for(s->request, "\"interval_ms\"", interval_default);
     if (s->interval < 1 || s->interval >= SLOTS) s->interval = interval_default;
     s->tokens = asked_for(s->request, "\"tokens\"", tokens_default);
+    s->silent_after = asked_for(s->request, "\"silent_after\"", 0);
+    s->words = asked_for(s->request, "\"words\"", 0);
     s->sent = 0;
     free(s->request);
     s->request = 0;
