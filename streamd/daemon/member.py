@@ -17,11 +17,12 @@ import uvloop
 
 from streamd.config import ConfigError, Settings
 from streamd.core.admission import BudgetError, Slot
-from streamd.daemon import logs
+from streamd.daemon import logs, machine
 from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.orders import WORKER_VARIABLE, Launch, Order, Say
 from streamd.daemon.shared import Shared
 from streamd.daemon.single import EXIT_FAILED, EXIT_SETTINGS
+from streamd.daemon.state_store import leave_streams, read_kept, take_streams
 from streamd.daemon.worker import Worker
 from streamd.net.peers import Peers
 
@@ -61,6 +62,8 @@ class WorkerProcess:
         inbox, outlets = _socket(launch.inbox), [_socket(fd) for fd in launch.outlets]
         worker.removes_sockets = launch.slot == 0
         worker.join(Peers(loop, launch.slot, shared, inbox, outlets, worker.runtime.counters), shared)
+        take_streams(read_kept(launch.kept), worker.runtime)
+        os.ftruncate(launch.kept, 0)  # a successor must not find them again
         self._pipe.setblocking(False)
         loop.add_reader(self._pipe.fileno(), self._hear)
         await worker.listen([_socket(fd) for fd in launch.public], keep_open=launch.kept_open)
@@ -69,6 +72,8 @@ class WorkerProcess:
         worker.start()
         self._say(Say.READY)
         report = await worker.drained
+        free_bytes = budget.resources.memory_bytes // launch.workers - machine.resident_bytes()
+        leave_streams(launch.kept, worker.runtime, max(0, free_bytes) // 2)
         self._say(Say.DRAINED, report)
         return 0
 

@@ -40,11 +40,12 @@ class Launch(NamedTuple):
     public: tuple[int, ...]
     admin: tuple[int, ...]
     kept_open: bool  # the listeners are systemd's, too: what waits to be accepted at our end isn't lost
+    kept: int  # a memfd: streams of the process before, and those that are left for the next one
     inbox: int
     outlets: tuple[int, ...]
 
     def descriptors(self) -> tuple[int, ...]:
-        return tuple({self.pipe, self.counters, *self.public, *self.admin, self.inbox, *self.outlets})
+        return tuple({self.pipe, self.counters, *self.public, *self.admin, self.kept, self.inbox, *self.outlets})
 
     def encode(self) -> str:
         return base64.b64encode(pickle.dumps(tuple(self))).decode()

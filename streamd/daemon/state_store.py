@@ -303,6 +303,68 @@ def _written(sink: _Memory | _File, piece: bytes) -> bool:
     return True
 
 
+# Several workers: what each has lies in a memfd of its slot, which the supervisor keeps
+
+
+def write_kept(fd: int, kept: Iterable[KeptStream]) -> None:
+    """Streams into a slot's memfd, in place of what is there. Raises OSError, and leaves it empty."""
+    os.ftruncate(fd, 0)
+    offset = 0
+    try:
+        for piece in _in_pieces(save(kept, os.urandom(8), time.time())):
+            left = memoryview(piece)
+            while left:
+                written = os.pwrite(fd, left, offset)
+                offset, left = offset + written, left[written:]
+    except OSError:
+        os.ftruncate(fd, 0)
+        raise
+
+
+def read_kept(fd: int) -> Iterator[KeptStream]:
+    """The streams in a slot's memfd; says in the log what can't be read. Nothing there: nothing."""
+    if not os.fstat(fd).st_size:
+        return
+    for copy in _opened("worker", os.dup(fd), lambda: None):
+        try:
+            yield from load(copy.read)
+        except (StateError, OSError) as error:
+            _say_unusable(copy.where, error)
+        finally:
+            os.close(copy.fd)
+
+
+def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
+    """A worker that has drained leaves its streams to the supervisor, as many as there is room for beside the logs."""
+    hub, now, now_unix = runtime.hub, runtime.time(), runtime.unix_time()
+    chosen = choose(hub, room_bytes)
+    try:
+        write_kept(fd, (keep(hub, stream, now, now_unix) for stream in chosen))
+    except OSError as error:
+        _say_unsaved("worker", error)
+        return
+    if len(chosen) < len(hub):
+        logs.event(logs.WARNING, "streams not kept", left=len(hub) - len(chosen), room_bytes=room_bytes)
+
+
+def deal_out(store: StateStore, slots: Sequence[int], owner: Callable[[str], int]) -> None:
+    """What the process before has left, into the memfd of each stream's worker. `slots`: their descriptors."""
+    dealt: list[list[KeptStream]] = [[] for _ in slots]
+    for kept in store.take():
+        dealt[owner(kept.facts.id)].append(kept)
+    for fd, streams in zip(slots, dealt, strict=True):
+        if streams:
+            write_kept(fd, streams)
+
+
+def gather_in(store: StateStore, slots: Sequence[int]) -> None:
+    """What all workers have left, into the store."""
+    kept = [stream for fd in slots for stream in read_kept(fd)]
+    if kept:
+        where = store.put(kept, in_memory=True)
+        logs.event(logs.INFO, "streams kept", streams=len(kept) if where else 0, where=where or ("nowhere",))
+
+
 # One worker's hub
 
 

@@ -41,13 +41,16 @@ from streamd.daemon.single import (
     EXIT_SETTINGS,
     EXTEND_S,
     SECOND_SIGNAL_S,
+    STATE_S,
     STATUS_EVERY_S,
     Load,
     as_far_as_running,
     check_inherited,
 )
+from streamd.daemon.state_store import StateStore, deal_out, gather_in
 from streamd.daemon.worker import QUICK_DRAIN_S, status_line
 from streamd.net import listen
+from streamd.net.peers import owner_of
 from streamd.net.sweep import INTERVAL_S
 
 # A worker that dies at once is started again after this long, doubling with each further death within a minute.
@@ -108,6 +111,7 @@ class Supervisor:
         self._shared = shared.Shared(self._fd, workers, self._names)
         self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(workers)]
         self._members = [Member(slot) for slot in range(workers)]
+        self._kept = [os.memfd_create(f"streamd-kept-{slot}") for slot in range(workers)]
         self._public: list[socket.socket] = []
         self._admin: list[socket.socket] = []
         self._kept_open = False  # systemd holds the sockets
@@ -131,11 +135,17 @@ class Supervisor:
             self._loop.add_signal_handler(number, self._stop, number.name, quick)
         self._loop.add_signal_handler(signal.SIGHUP, self.reload)
         logs.event(logs.INFO, "budget", text=budget_line)
+        store = StateStore(self._notifier, self._settings.state_dir, inherited.stored)
+        if store.is_waiting:
+            self._notifier.extend_timeout(round(STATE_S * 1_000_000))
+        deal_out(store, self._kept, lambda stream_id: owner_of(stream_id, len(self._members)))
         for member in self._members:
             self._start(member)
         self._ticking = self._loop.call_later(INTERVAL_S, self._tick)
         await self._stopped
         self._ticking.cancel()
+        self._notifier.extend_timeout(round(STATE_S * 1_000_000))
+        gather_in(store, self._kept)
         report = self._report()
         logs.event(logs.INFO, "stopped", finished=report.finished, moved=report.moved, cut=report.cut)
         return self._exit_status
@@ -165,6 +175,7 @@ class Supervisor:
             public=tuple(sock.fileno() for sock in self._public),
             admin=tuple(sock.fileno() for sock in self._admin),
             kept_open=self._kept_open,
+            kept=self._kept[member.slot],
             inbox=inbox.fileno(),
             outlets=tuple(outlet.fileno() for _, outlet in self._pairs),
         )

@@ -651,7 +651,7 @@ class ClientConnection(asyncio.Protocol):
             fields.append((b"transfer-encoding", b"chunked"))
         else:
             self._keep_alive = False
-            # A FIN is this body's proper end: only a reset can say that it was cut, and any close before pass_end() is one.
+            # A FIN is this body's proper end; only a reset says that it was cut, and a close before pass_end() is one.
             self._linger_s(0)
         self._go(Step.PASS)
         self.write(encode_response_head(head.status, self._with_ours(fields), reason=head.reason))

@@ -92,6 +92,13 @@ class Malformed(ValueError):
     """A message that no worker of this daemon can have sent."""
 
 
+def owner_of(stream_id: str, workers: int) -> int:
+    """The slot of the worker that an id of ours names, or that a chosen name or a key falls to."""
+    if stream_id.startswith("s_") and len(stream_id) == ID_LEN and stream_id[2] in SLOT_CHARS:
+        return SLOT_CHARS.index(stream_id[2]) % workers
+    return zlib.crc32(stream_id.encode("utf-8", "surrogatepass")) % workers
+
+
 class Peers:
     """This worker's view of all workers."""
 
@@ -143,13 +150,11 @@ class Peers:
 
     def owner_of_stream(self, stream_id: str) -> int:
         """The slot of a stream's worker. Ids of an earlier daemon with more workers are dealt out, too."""
-        if stream_id.startswith("s_") and len(stream_id) == ID_LEN and stream_id[2] in SLOT_CHARS:
-            return SLOT_CHARS.index(stream_id[2]) % self.workers
-        return self.owner_of_name(stream_id)
+        return owner_of(stream_id, self.workers)
 
     def owner_of_name(self, *parts: str) -> int:
         """The slot of a chosen name, or of a principal's key: the same in every worker and after a restart."""
-        return zlib.crc32("\0".join(parts).encode("utf-8", "surrogatepass")) % self.workers
+        return owner_of("\0".join(parts), self.workers)
 
     def lighter(self, now: float) -> int | None:
         """The emptiest worker that can take a fresh connection now, if this one has clearly more than the mean."""

@@ -348,9 +348,13 @@ class Life:
             os.close(self._stored)
 
 
-@pytest.fixture(params=["store", "file"])
+@pytest.fixture(
+    params=[("store", 1), ("file", 1), ("store", 2), ("file", 2)], ids=lambda place: f"{place[0]}-{place[1]}"
+)
 def life(request: pytest.FixtureRequest, mock: str, tmp_path: Path) -> Iterator[Life]:
-    life = Life(mock, request.param, tmp_path)
+    place, workers = request.param
+    life = Life(mock, place, tmp_path)
+    life.args += ["--workers", str(workers)]
     yield life
     life.close()
 
