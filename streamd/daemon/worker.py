@@ -307,6 +307,9 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        self._resident_bytes = machine.private_bytes()
+        if self.shared is not None:
+            self._show(self.shared, self.loop.time())
         self.runtime.sweep.start()
         self.state = State.SERVING
 
