@@ -3,11 +3,14 @@
     head       the supervisor's: version, when it started
     rows       the base row, then each worker's (the layout is net/totals.py's)
     ledgers    the base ledger, then each worker's: what it counted for every API key that it has seen
+    crossings  each worker's: connections that each other one has sent to it, and those that it has taken from each
 
 A worker writes its own row and ledger; every process reads all. Aligned 64-bit stores and loads are whole on x86-64 and
 arm64, so a sum may be a moment old but never torn. When a worker dies, the supervisor adds its counts to the base row
 and ledger and clears its own. Who adds up looks at the version, odd while that is going on, before and after: so sums
 of what only grows never fall.
+
+Crossings outlast deaths: what was sent to a worker that has died is taken by its successor.
 
 A ledger is for KEYS_MAX keys, of which only the pages that are used exist. Its entries are only ever appended, by hash
 of the key's id, so other workers remember where a key stands.
@@ -22,6 +25,7 @@ import time
 from collections.abc import MutableSequence, Sequence
 from typing import cast
 
+from streamd.config import WORKERS_MAX
 from streamd.core.admission import Slot
 from streamd.core.keys import KEYS_MAX
 from streamd.core.limits import NOTHING, Spent
@@ -51,6 +55,9 @@ LEDGER_HEAD_LEN = 2
 HASH, REQUESTS, TOKENS, STREAMS = range(4)
 ENTRY_LEN = 4
 LEDGER_LEN = LEDGER_HEAD_LEN + KEYS_MAX * ENTRY_LEN
+
+# Crossings: of each worker, what was sent to it, by the sender (who writes it), then what it took, by the sender.
+CROSSINGS_LEN = 2 * WORKERS_MAX
 
 # A worker's loop turns at least four times a second; who hasn't for so long is stuck, dead, or not there yet.
 BEAT_STALE_S = 2.0
@@ -136,6 +143,10 @@ class Shared:
         self.rows: list[Row] = list(rows[1:])
         ledgers = [numbers[ledgers_at + k * LEDGER_LEN : ledgers_at + (k + 1) * LEDGER_LEN] for k in range(workers + 1)]
         self._ledgers = [Ledger(each) for each in ledgers]  # the base's first
+        crossings_at = ledgers_at + (workers + 1) * LEDGER_LEN
+        crossings = [numbers[crossings_at + k * CROSSINGS_LEN :][:CROSSINGS_LEN] for k in range(workers)]
+        self._sent = [each[:workers] for each in crossings]
+        self._taken = [each[WORKERS_MAX:][:workers] for each in crossings]
         self.names = tuple(names)  # of upstreams, by index; only ever grows
         self._slot = slot
 
@@ -160,7 +171,15 @@ class Shared:
         return now * 1000 - self.rows[slot][BEAT_AT] < BEAT_STALE_S * 1000
 
     def connections(self, slot: int) -> int:
-        return self.rows[slot][Slot.CONNECTIONS.value]
+        return self.rows[slot][Slot.CONNECTIONS.value] + sum(self._sent[slot]) - sum(self._taken[slot])
+
+    def sent(self, slot: int) -> None:
+        assert self._slot is not None
+        self._sent[slot][self._slot] += 1
+
+    def taken(self, sender: int) -> None:
+        assert self._slot is not None
+        self._taken[self._slot][sender] += 1
 
     # -- requests under way (net/upstream.py's Board)
 
@@ -239,7 +258,7 @@ def _hash(key_id: str) -> int:
 
 def size_bytes(workers: int) -> int:
     """What the mapping takes: the base row and one for each worker."""
-    return (HEAD_LEN + (workers + 1) * (ROW_LEN + LEDGER_LEN)) * BYTES_PER_NUMBER
+    return (HEAD_LEN + (workers + 1) * (ROW_LEN + LEDGER_LEN) + workers * CROSSINGS_LEN) * BYTES_PER_NUMBER
 
 
 def create(workers: int) -> int:

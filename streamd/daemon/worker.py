@@ -6,6 +6,7 @@ It knows no signals and no systemd: daemon/single.py runs one worker as the whol
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import math
 import random
@@ -37,7 +38,7 @@ from streamd.daemon.shared import Shared
 from streamd.net import listen, totals
 from streamd.net.client import ClientConnection
 from streamd.net.inquiry import Inquiries
-from streamd.net.layers import protocol_factory
+from streamd.net.layers import Adopted, protocol_factory
 from streamd.net.peers import Malformed, Note, Passed, Peers
 from streamd.net.runtime import Runtime
 from streamd.net.totals import Totals
@@ -286,18 +287,23 @@ class Worker:
             connection = ClientConnection(self.runtime, passed.listener, passed.price_bytes)
             connection.passed = passed
             make = lambda: connection  # noqa: E731
-        task = self.loop.create_task(self._adopt(make, passed.sock))
+        shared = self.shared
+        assert shared is not None
+        adopted = Adopted(make, functools.partial(shared.taken, passed.sender))
+        task = self.loop.create_task(self._adopt(adopted, passed.sock))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
 
-    async def _adopt(self, make: Callable[[], asyncio.Protocol], sock: socket.socket) -> None:
+    async def _adopt(self, adopted: Adopted, sock: socket.socket) -> None:
         try:
-            await self.loop.connect_accepted_socket(make, sock)
+            await self.loop.connect_accepted_socket(lambda: adopted, sock)
         except OSError:
             sock.close()  # it was lost on the way: nobody is there to be told
         except Exception as error:
             sock.close()
             self.runtime.bug("worker.adopt", error)
+        finally:
+            adopted.arrived()
 
     def start(self) -> None:
         """Serve: deadlines run, readiness is 200."""

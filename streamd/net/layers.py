@@ -35,33 +35,59 @@ def protocol_factory(
             return ProxiedConnection(runtime, connection, below)
         return below
 
-    def make_or_move() -> asyncio.Protocol:
-        peers = runtime.peers
-        slot = peers.lighter(runtime.time()) if peers is not None and not runtime.draining else None
-        return make() if slot is None else Moving(runtime, slot, listener, price_bytes, make)
-
-    return make if stays or listener == "admin" else make_or_move
+    if stays or listener == "admin":
+        return make
+    return lambda: make() if runtime.peers is None else Arriving(runtime, listener, price_bytes, make)
 
 
-class Moving(asyncio.Protocol):
-    """A connection that goes to a worker with less to do before a byte of it is read."""
+class Arriving(asyncio.Protocol):
+    """A connection that may go to a worker with less to do, before a byte of it is read.
 
-    def __init__(
-        self, runtime: Runtime, slot: int, listener: str, price_bytes: int, make: Callable[[], asyncio.Protocol]
-    ) -> None:
+    Why not decided as it is accepted: several are in one turn of the loop, and none of them is counted yet.
+    """
+
+    __slots__ = ("_listener", "_make", "_price_bytes", "_runtime")
+
+    def __init__(self, runtime: Runtime, listener: str, price_bytes: int, make: Callable[[], asyncio.Protocol]) -> None:
         self._runtime = runtime
-        self._slot = slot
         self._listener = listener
         self._price_bytes = price_bytes
         self._make = make
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        raw, peers = cast(asyncio.Transport, transport), self._runtime.peers
+        raw, runtime = cast(asyncio.Transport, transport), self._runtime
+        peers = runtime.peers
         assert peers is not None
-        sock = raw.get_extra_info("socket")
-        if peers.pass_on(self._slot, Passed(sock, self._listener, self._price_bytes, None, b"", fresh=True)):
-            raw.abort()
-            return
-        stays = self._make()
-        raw.set_protocol(stays)
-        stays.connection_made(raw)
+        slot = None if runtime.draining else peers.lighter(runtime.time())
+        if slot is not None:
+            sock = raw.get_extra_info("socket")
+            if peers.pass_on(slot, Passed(sock, self._listener, self._price_bytes, None, b"", fresh=True)):
+                raw.abort()
+                return
+        step_aside(raw, self._make())
+
+
+class Adopted(asyncio.Protocol):
+    """A connection that another worker passed on: no longer under way, in the same moment in which it is counted."""
+
+    __slots__ = ("_make", "_taken")
+
+    def __init__(self, make: Callable[[], asyncio.Protocol], taken: Callable[[], None]) -> None:
+        self._make = make
+        self._taken: Callable[[], None] | None = taken
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.arrived()
+        step_aside(cast(asyncio.Transport, transport), self._make())
+
+    def arrived(self) -> None:
+        """It is here, or lost: either way it is no longer under way. Once."""
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            taken()
+
+
+def step_aside(transport: asyncio.Transport, protocol: asyncio.Protocol) -> None:
+    """Let another protocol have a connection from its beginning."""
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import socket
 import zlib
 from collections import deque
@@ -49,12 +50,21 @@ RECEIVED_PER_TURN_MAX = 64  # 64 adoptions of 60 us are 4 ms
 SPREAD_FACTOR = 1.03
 SPREAD_SLACK = 4
 
+# Of many workers so many are compared, drawn anew for each connection: it has to cost less than the connection.
+LOOKED_AT_MAX = 8
+
 
 class Board(Protocol):
     """What every worker shows of itself (daemon/shared.py)."""
 
     def connections(self, slot: int) -> int:
-        """How many it has."""
+        """How many it has, with those that were passed on to it and that it hasn't taken yet."""
+
+    def sent(self, slot: int) -> None:
+        """We have passed a connection on to it."""
+
+    def taken(self, sender: int) -> None:
+        """We have taken a connection that another one passed on."""
 
     def alive(self, slot: int, now: float) -> bool:
         """Whether its loop has turned a moment ago."""
@@ -78,6 +88,7 @@ class Passed(NamedTuple):
     data: bytes  # what the sender had read, from the head's first byte on
     fresh: bool = False  # as it was accepted: nothing was read, and it isn't admitted yet
     spliced: bool = False  # the sender carries its bytes
+    sender: int = 0  # its slot; pass_on() fills it in
 
 
 class Note(NamedTuple):
@@ -160,13 +171,12 @@ class Peers:
         """The emptiest worker that can take a fresh connection now, if this one has clearly more than the mean."""
         board = self._board
         mine = board.connections(self.slot)
-        if mine <= SPREAD_SLACK:
+        if mine <= SPREAD_SLACK or self._waiting_count >= OUTBOX_MAX // 2:
             return None
-        counts = {
-            slot: board.connections(slot)
-            for slot in self.others()
-            if not self._waiting[slot] and board.alive(slot, now)
-        }
+        others = self.others()
+        if len(others) > LOOKED_AT_MAX:
+            others = random.sample(others, LOOKED_AT_MAX)
+        counts = {slot: board.connections(slot) for slot in others if board.alive(slot, now)}
         if mine <= (mine + sum(counts.values())) / (1 + len(counts)) * SPREAD_FACTOR + SPREAD_SLACK:
             return None
         return min(counts, key=counts.__getitem__)
@@ -181,6 +191,7 @@ class Peers:
             "r": passed.remote,
             "f": passed.fresh,
             "s": passed.spliced,
+            "o": self.slot,
         }
         try:
             fds = [os.dup(passed.sock.fileno())]
@@ -189,6 +200,7 @@ class Peers:
         if not self._send(slot, orjson.dumps(meta) + b"\n", passed.data, fds):
             return False
         self._counters.moved += 1
+        self._board.sent(slot)
         return True
 
     def tell(self, slot: int, kind: str, body: bytes) -> bool:
@@ -286,10 +298,9 @@ def _decoded(message: bytes, fds: list[int], flags: int) -> Passed | Note:
         if is_note:
             return Note(int(meta["o"]), str(meta["n"]), data)
         remote = (str(meta["r"][0]), int(meta["r"][1])) if meta["r"] is not None else None
-        listener, price_bytes = str(meta["l"]), int(meta["p"])
-        return Passed(
-            socket.socket(fileno=fds[0]), listener, price_bytes, remote, data, bool(meta["f"]), bool(meta["s"])
-        )
+        listener, price_bytes, sender = str(meta["l"]), int(meta["p"]), int(meta["o"])
+        fresh, spliced = bool(meta["f"]), bool(meta["s"])
+        return Passed(socket.socket(fileno=fds[0]), listener, price_bytes, remote, data, fresh, spliced, sender)
     except (Malformed, OSError, ValueError, TypeError, KeyError, IndexError) as error:
         _close(fds)
         raise Malformed(f"{error!r} in {message[:100]!r}") from None

@@ -31,7 +31,7 @@ MINE = "x-api-key: somebody"
 
 async def publish(p: Pair, count: int, *fields: str) -> list[str]:
     """So many streams of chosen names over both workers, in the order of their opening."""
-    names = [f"stream-{k}" for k in range(count)]
+    names = [f"stream-{k:04}" for k in range(count)]  # in one millisecond the name decides
     for k, name in enumerate(names):
         put = get(f"/v1/streams/{name}", "Content-Length: 0", *fields, method="PUT")
         assert (await p.both[k % 2].ask(put, method="PUT")).status == 201

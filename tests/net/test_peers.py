@@ -60,6 +60,12 @@ class Crowd:
     def alive(self, slot: int, now: float) -> bool:
         return slot not in self.stuck
 
+    def sent(self, slot: int) -> None:
+        self.counts[slot] += 1
+
+    def taken(self, slot: int) -> None:
+        raise NotImplementedError("the worker's")
+
 
 class Ends:
     """The pairs of some workers, and Peers for the first of them."""
@@ -194,9 +200,9 @@ def test_what_still_waits_at_the_end_is_closed(ends: Ends) -> None:
         b'"n"',
         b'{"n": 1}\n',
         b'{"n": "kind", "o": "x"}\n',
-        b'{"l": "public", "p": "x", "r": null, "f": false, "s": false}\n',
-        b'{"l": "public", "p": 1, "r": ["h"], "f": false, "s": false}\n',
-        b'{"l": "public", "p": 1, "r": 7, "f": false, "s": false}\n',
+        b'{"l": "public", "p": "x", "r": null, "f": false, "s": false, "o": 0}\n',
+        b'{"l": "public", "p": 1, "r": ["h"], "f": false, "s": false, "o": 0}\n',
+        b'{"l": "public", "p": 1, "r": 7, "f": false, "s": false, "o": 0}\n',
         b"\xff" * 1000,
         b"{" + b"x" * (2 * DATAGRAM_BYTES_MAX),
     ],
