@@ -21,6 +21,7 @@ from streamd.net.inquiry import Inquiries
 from streamd.net.peers import Peers
 from streamd.net.problem import Problem
 from streamd.net.sweep import Sweep
+from streamd.net.turn import Turn
 from streamd.reasons import CloseReason
 from streamd.wire.cors import Cors
 from streamd.wire.http1 import HeadLimits
@@ -53,6 +54,7 @@ class Runtime:
         self.admission = admission or unlimited(self.rng)
         self.counters = Counters()
         self.sweep = Sweep(loop, self.bug)
+        self.turn = Turn(loop)
         self.hub = hub
         self.gates = AddressGates(self.admission, settings)
         self.peers: Peers | None = None  # the other workers, where there are any

@@ -91,10 +91,12 @@ class UpstreamConnection(asyncio.Protocol):
         "_heads",
         "_keep_alive",
         "_quick",
+        "_read",
         "_runtime",
         "_splitter",
         "_stream",
         "_time",
+        "_turn",
         "answers",
         "any_byte",
         "at",
@@ -108,6 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
         # process
         self._runtime = runtime
         self._time = runtime.time
+        self._turn = runtime.turn
         self.upstream = upstream
         # connection
         self.at = Up.IDLE
@@ -124,6 +127,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._decoder: BodyDecoder | None = None
         self._splitter: EventSplitter | None = None
         self._stream: Stream | None = None
+        self._read: bytes | None = None  # in this turn of the loop, and not yet looked at
         self._quick = False  # EVENTS, and both decoders stand between two pieces: a stream is there
         self.touched_at = 0.0  # last bytes, in BODY; a stream has its own
 
@@ -140,6 +144,20 @@ class UpstreamConnection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
+        if self.at is Up.EVENTS and self._read is None:
+            self._read = data
+            self._turn.at_end(self)
+            return
+        self.work_off()
+        self._take(data)
+
+    def work_off(self) -> None:
+        """The turn of the loop ends, or something else happens: take what was read before it."""
+        data, self._read = self._read, None
+        if data is not None:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
         try:
             if self._quick:
                 event = one_chunk(data)
@@ -174,10 +192,12 @@ class UpstreamConnection(asyncio.Protocol):
                 self._asker.on_piece(payload)
 
     def eof_received(self) -> bool:
+        self.work_off()
         self._ended(None)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.work_off()
         self._ended(exc)
 
     # -- requests out
@@ -211,6 +231,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.upstream.forget(self)
         self._go(Up.CLOSED)
         self._quick = False
+        self._read = None
         self._asker = self._stream = self._splitter = self._decoder = None
         self.transport.abort()
 
