@@ -1,6 +1,12 @@
-"""The access log: one line per request, at its end, with the numbers. No prompt, answer, key or query is in it."""
+"""The access log: one line per request, at its end, with the numbers. No prompt, answer, key or query is in it.
+
+Lines are written at the end of the loop's turn. A line is 10 us of formatting and a system call: where a thousand
+readers leave at once, a thousand upstreams are cut first.
+"""
 
 from __future__ import annotations
+
+import asyncio
 
 from streamd.core.auth import ANONYMOUS
 from streamd.daemon import logs
@@ -9,11 +15,32 @@ from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 
 
+class LateLines:
+    """Lines that wait for the end of the turn; as many as requests and streams ended in it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lines: list[tuple[str, dict[str, logs.Value]]] = []
+
+    def info(self, name: str, /, **fields: logs.Value) -> None:
+        """logs.event() at level INFO, in a moment."""
+        if not self._lines:
+            self._loop.call_soon(self.flush)
+        self._lines.append((name, fields))
+
+    def flush(self) -> None:
+        """Write them now."""
+        lines, self._lines = self._lines, []
+        for name, fields in lines:
+            logs.event(logs.INFO, name, **fields)
+
+
 class AccessLog:
     """Counts and writes what a request came to."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, lines: LateLines) -> None:
         self._runtime = runtime
+        self._lines = lines
 
     def request_ended(self, connection: ClientConnection, request: Request) -> None:
         counters, now = self._runtime.counters, self._runtime.time()
@@ -34,8 +61,7 @@ class AccessLog:
             if stream.first_event_at and reader.seq_start == 1:
                 first_s = max(0.0, stream.first_event_at - request.started_at)
                 counters.first_event_s.observe(first_s)
-        logs.event(
-            logs.INFO,
+        self._lines.info(
             "request",
             id=request.id,
             peer=connection.peer,

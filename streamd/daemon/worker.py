@@ -30,7 +30,7 @@ from streamd.core.admission import Admission, Budget
 from streamd.core.hub import Hub
 from streamd.core.stream import Stream
 from streamd.daemon import logs, machine
-from streamd.daemon.access import AccessLog
+from streamd.daemon.access import AccessLog, LateLines
 from streamd.daemon.access_files import AccessFiles
 from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
 from streamd.daemon.drain import Drain, Report, State
@@ -95,6 +95,7 @@ class Worker:
         self._saturation: dict[str, float] = {}  # the daemon's, as of the last totals()
         self.state = State.STARTING
         self.started_at = loop.time()
+        self._lines = LateLines(loop)
         self.draining: Drain | None = None
         self.drained: asyncio.Future[Report] = loop.create_future()
         self._charged_logs = 0
@@ -134,7 +135,7 @@ class Worker:
             LOOKUP: llama.answer_lookup,
         }
         runtime.plan = self.router.plan
-        runtime.on_request_end = AccessLog(runtime).request_ended
+        runtime.on_request_end = AccessLog(runtime, self._lines).request_ended
         runtime.on_bug = logs.bug
         runtime.hub.on_sealed = self._stream_sealed
         runtime.hub.new_fanout = runtime.new_fanout
@@ -185,8 +186,7 @@ class Worker:
         assert stream.reason is not None
         self.runtime.counters.streams_sealed[stream.reason] += 1
         usage = stream.progress.usage
-        logs.event(
-            logs.INFO,
+        self._lines.info(
             "stream",
             stream=stream.id,
             reason=stream.reason,
@@ -362,6 +362,7 @@ class Worker:
         self.upstreams.close()
         for splice in tuple(self.runtime.splices):
             splice.abort()
+        self._lines.flush()
         self.drained.set_result(report)
 
     async def _close_listeners(self) -> None:

@@ -142,6 +142,8 @@ def pools_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Upstream, "close_idle", lambda self: None)
 
 
+SEEDS_MAX = 40
+
 BROKEN = [
     drops_a_frame,
     forgets_the_gap,
@@ -163,5 +165,5 @@ def test_a_broken_rule_is_found(
 ) -> None:
     break_it(monkeypatch)
     with pytest.raises((Violation, AssertionError, LookupError)):
-        for seed in range(1, 6):
+        for seed in range(1, SEEDS_MAX):  # most are found by the first two; any change of the code deals new cards
             World(seed).play(STEPS)
