@@ -310,7 +310,8 @@ class Hub:
         for stream in streams:
             if self._streams.get(stream.id) is not stream:
                 continue  # removed since the snapshot was taken: nobody would give its charge back
-            self.charge(stream)
+            if stream.log.seq_next - 1 != stream.counted_events:  # most streams, most times, have nothing new
+                self.charge(stream)
             if stream.reason is None:
                 if stream.grace_until and stream.grace_until <= now:
                     self.abandon(stream, now)
