@@ -9,11 +9,8 @@ import pickle
 import random
 import signal
 import socket
-import sys
 from collections.abc import MutableMapping
 from typing import cast
-
-import uvloop
 
 from streamd.config import ConfigError, Settings
 from streamd.core.admission import BudgetError, Slot
@@ -21,7 +18,7 @@ from streamd.daemon import logs, machine
 from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.orders import WORKER_VARIABLE, Launch, Order, Say
 from streamd.daemon.shared import Shared
-from streamd.daemon.single import EXIT_FAILED, EXIT_SETTINGS
+from streamd.daemon.single import run_loop
 from streamd.daemon.state_store import leave_streams, read_kept, take_streams
 from streamd.daemon.worker import Worker
 from streamd.net.peers import Peers
@@ -38,7 +35,6 @@ class WorkerProcess:
         self._pipe = pipe
         self._worker: Worker | None = None
         self._shared: Shared | None = None
-        self._orphaned = asyncio.Event()
 
     async def serve(self, settings: Settings, names: tuple[str, ...]) -> int:
         launch, loop = self._launch, self._loop
@@ -146,12 +142,4 @@ def run(environ: MutableMapping[str, str] = os.environ) -> int:
     async def serve() -> int:
         return await WorkerProcess(asyncio.get_running_loop(), launch, pipe).serve(settings, names)
 
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve())
-    except (BudgetError, ConfigError) as error:
-        print(f"streamd: {error}", file=sys.stderr)
-        return EXIT_SETTINGS
-    except OSError as error:
-        print(f"streamd: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return run_loop(serve())

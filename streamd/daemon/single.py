@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Coroutine, MutableMapping, Sequence
+from typing import Any
 
 import uvloop
 
@@ -190,20 +191,28 @@ def as_far_as_running(running: Settings, fresh: Settings) -> tuple[Settings, tup
     return dataclasses.replace(fresh, **kept), tuple(row.key for row in rows)
 
 
-def run(settings: Settings, load: Load, environ: MutableMapping[str, str] = os.environ) -> int:
-    """`streamd serve` with one worker: the exit status."""
-    logs.setup(settings.log_level, settings.log_format, journal_stream=environ.get("JOURNAL_STREAM"))
-    notifier = systemd.Notifier.from_environ(environ, os.getpid())
-    inherited = systemd.inherited(environ, os.getpid())
+def run_loop(serve: Coroutine[Any, Any, int]) -> int:
+    """Run a process of the daemon to its end: its exit status; what kept it from starting goes to standard error.
+
+    A ConfigError is the command line's to tell (cli.py), one problem a line.
+    """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, load, notifier, inherited))
+            return runner.run(serve)
     except BudgetError as error:
         print(f"streamd: {error}", file=sys.stderr)
         return EXIT_SETTINGS
     except OSError as error:
         print(f"streamd: {error}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def run(settings: Settings, load: Load, environ: MutableMapping[str, str] = os.environ) -> int:
+    """`streamd serve` with one worker: the exit status."""
+    logs.setup(settings.log_level, settings.log_format, journal_stream=environ.get("JOURNAL_STREAM"))
+    notifier = systemd.Notifier.from_environ(environ, os.getpid())
+    inherited = systemd.inherited(environ, os.getpid())
+    return run_loop(_serve(settings, load, notifier, inherited))
 
 
 async def _serve(settings: Settings, load: Load, notifier: systemd.Notifier, inherited: systemd.Inherited) -> int:

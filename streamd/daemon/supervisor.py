@@ -27,8 +27,6 @@ import sys
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 
-import uvloop
-
 from streamd import __version__
 from streamd.addresses import parse_address
 from streamd.config import ConfigError, Settings
@@ -46,6 +44,7 @@ from streamd.daemon.single import (
     Load,
     as_far_as_running,
     check_inherited,
+    run_loop,
 )
 from streamd.daemon.state_store import StateStore, deal_out, gather_in
 from streamd.daemon.worker import QUICK_DRAIN_S, status_line
@@ -399,12 +398,4 @@ def run(
     async def serve() -> int:
         return await Supervisor(asyncio.get_running_loop(), settings, load, notifier, argv).serve(inherited)
 
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve())
-    except (BudgetError, ConfigError) as error:
-        print(f"streamd: {error}", file=sys.stderr)
-        return EXIT_SETTINGS
-    except OSError as error:
-        print(f"streamd: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return run_loop(serve())

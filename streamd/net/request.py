@@ -62,7 +62,6 @@ class Request:
         "gate_key",
         "head",
         "id",
-        "idempotency_key",
         "method",
         "model",
         "path",
@@ -94,7 +93,6 @@ class Request:
         self.principal: Principal = ANONYMOUS
         self.expires_at = 0.0  # monotonic seconds at which the right to read ends; 0: never
         self.started_at = now
-        self.idempotency_key = ""
         self.conversation = ""  # llama.cpp's dialect
         # answer
         self.extra_headers: list[tuple[bytes, bytes]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from streamd.config import Settings, UpstreamSettings
+from streamd.config import Settings
 from streamd.net.problem import Problem
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Board, Upstream
@@ -105,6 +105,3 @@ class Upstreams:
             param="model",
             reason=CloseReason.NOT_FOUND,
         )
-
-    def settings_of(self) -> list[UpstreamSettings]:
-        return [up.settings for up in self._all]

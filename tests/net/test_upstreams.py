@@ -35,7 +35,11 @@ def test_by_model_then_by_what_is_in_flight() -> None:
         assert name_of(upstreams, "unheard-of") == "any"
         assert name_of(upstreams, "") == "any"
         any_.in_flight = other.in_flight = 0
-        assert len(upstreams) == 3 and [each.name for each in upstreams.settings_of()] == ["any", "named", "other"]
+        assert len(upstreams) == 3 and [up.settings.name for up in upstreams] == [
+            "any",
+            "named",
+            "other",
+        ]
 
 
 def test_who_is_full_takes_nothing_also_if_it_is_the_only_one() -> None:
