@@ -23,6 +23,8 @@ sys.path.insert(0, str(rig.HERE.parent))
 from streamd.core.admission import Prices
 
 STALL_RCVBUF_BYTES = 4096
+SETTLED_LOOKS = 4  # so many equal ones: a machine that is busy with other things can make two
+STALL_INTERVAL_MS = 5  # faster tokens share a segment now and then, and the queue's last page is a matter of luck
 WARM_CONNECTIONS = 50  # free lists, caches and arenas that the first ones fill for all
 
 
@@ -62,19 +64,18 @@ def relays(port: int, count: int) -> list[socket.socket]:
 def send_queue(port: int, count: int = 20) -> float | None:
     """The kernel's send-side memory of a reader that stopped, once it doesn't grow any more."""
     stopped = [
-        ask(port, post(interval_ms=1), rcvbuf=STALL_RCVBUF_BYTES, source=rig.STALLED_ADDRESS) for _ in range(count)
+        ask(port, post(STALL_INTERVAL_MS), rcvbuf=STALL_RCVBUF_BYTES, source=rig.STALLED_ADDRESS) for _ in range(count)
     ]
     try:
-        before = 0.0
+        means: list[float] = []
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             sizes = rig.queue_bytes(f"sport = :{port} and dst {rig.STALLED_ADDRESS}")
-            mean = float(sum(sizes)) / max(1, len(sizes))
-            if mean and mean == before:
+            means = [*means[1 - SETTLED_LOOKS :], float(sum(sizes)) / max(1, len(sizes))]
+            if means[-1] and means == [means[-1]] * SETTLED_LOOKS:
                 break
-            before = mean
             time.sleep(0.3)
-        return before
+        return means[-1]
     except rig.Missing:
         return None
     finally:

@@ -67,10 +67,11 @@ class Prices:
     socket_bytes: int = 4_300
 
     # Kernel, what a stalled reader leaves in the send queue (`ss -m`, w and f together): TCP_NOTSENT_LOWAT of unsent
-    # bytes, plus what was sent and not acknowledged when the peer's window closed. 24 KB of 290 B frames against a
-    # small receive buffer; 4 to 40 KB over frames of 60 B to 32 KB and receive buffers of 4 KB to the default.
+    # bytes, plus what was sent and not acknowledged when the peer's window closed. Of 290 B frames at 1 to 20 ms, 5 or
+    # 6 pages of 4 KiB for 230 of 240 readers, whatever their receive buffer (4 KB to the default), and at most 13;
+    # 4 to 40 KB over frames of 60 B to 32 KB.
     notsent_lowat_bytes: int = 16 * KIB
-    in_flight_bytes: int = 12 * KIB
+    in_flight_bytes: int = 8 * KIB
     # A set SO_SNDBUF bounds the queue's true size at twice its value; 0: not set.
     sndbuf_bytes: int = 0
     # Unix-domain listeners have SO_SNDBUF 16 KiB in place of all that: 32 KiB of true size, small frames count double.
@@ -88,8 +89,8 @@ class Prices:
     tls_bytes: int = 24 * KIB
 
     # User space, per relayed stream: upstream protocol and transport, exchange, stream, subscriber, an empty ring, the
-    # hub's entry, a log's template; with its connection 5.8 KB of PSS over 1,000 streams, 7.0 KB over 5,000.
-    stream_user_bytes: int = 5_200
+    # hub's entry, a log's template; with its connection 7.4 to 7.7 KB of PSS over 1,000 streams, 7.0 KB over 5,000.
+    stream_user_bytes: int = 5_900
     # Kernel: the upstream's receive queue; read at once, so two frames' skbs at most times.
     upstream_queue_bytes: int = 2_000
 
@@ -98,7 +99,7 @@ class Prices:
 
     @property
     def send_queue_bytes(self) -> int:
-        """The most that a stalled TCP reader keeps in the kernel's send queue."""
+        """What a stalled TCP reader keeps in the kernel's send queue."""
         unbounded = self.notsent_lowat_bytes + self.in_flight_bytes
         return min(unbounded, 2 * self.sndbuf_bytes) if self.sndbuf_bytes else unbounded
 
