@@ -61,6 +61,11 @@ class KeptName(NamedTuple):
     conversation: str
 
 
+# A live stream is charged once in so many sweeps: once a second.
+CHARGE_TURNS = 4
+EVERY_TURN = -1
+
+
 class Hub:
     """All streams of one worker. One thread, no locks; `now` in monotonic seconds."""
 
@@ -71,6 +76,7 @@ class Hub:
         "_conversation_of",
         "_forget_on_remove",
         "_incarnation",
+        "_next_turn",
         "_random",
         "_slot",
         "_streams",
@@ -104,6 +110,7 @@ class Hub:
         self._incarnation = incarnation or new_incarnation()
         self._random = random_bytes
         self._streams: dict[str, Stream] = {}
+        self._next_turn = 0
         self._by_key: dict[tuple[str, str], KeptRequest] = {}
         self._by_response: dict[tuple[str, str], Stream] = {}  # principal and id
         self._by_conversation: dict[str, dict[str, CountedStream]] = {}  # principal -> id -> stream
@@ -173,6 +180,8 @@ class Hub:
             new_fanout=self.new_fanout,
         )
         self._streams[stream_id] = stream
+        self._next_turn = (self._next_turn + 1) % CHARGE_TURNS
+        stream.charge_turn = self._next_turn
         self._count_from_here(stream)
         self.charge(stream)
         return stream
@@ -305,12 +314,19 @@ class Hub:
 
     # -- sweeping
 
-    def sweep(self, streams: Iterable[Stream], now: float) -> None:
-        """Charge logs, end graces, remove what was kept long enough. In slices: the caller says which streams."""
+    def sweep(self, streams: Iterable[Stream], now: float, charge_turn: int = EVERY_TURN) -> None:
+        """Charge logs, end graces, remove what was kept long enough. In slices: the caller says which streams.
+
+        Of streams that go on, only those whose turn it is are charged: over thousands of them that is as dear as a
+        token for each, and nothing needs it more often than once in CHARGE_TURNS sweeps.
+        """
         for stream in streams:
+            charging = charge_turn in (stream.charge_turn, EVERY_TURN)
+            if not charging and stream.reason is None and not stream.grace_until:
+                continue
             if self._streams.get(stream.id) is not stream:
                 continue  # removed since the snapshot was taken: nobody would give its charge back
-            if stream.log.seq_next - 1 != stream.counted_events:  # most streams, most times, have nothing new
+            if charging and stream.log.seq_next - 1 != stream.counted_events:
                 self.charge(stream)
             if stream.reason is None:
                 if stream.grace_until and stream.grace_until <= now:

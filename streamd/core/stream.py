@@ -471,6 +471,7 @@ class Subscriber:
             self.push = self._follow
         else:
             self.push = _skip
+        self.stream.aim()
 
     # While LIVE in direct mode nothing is counted per event: the position is the stream's, the bytes are a difference.
 
@@ -523,7 +524,19 @@ class Subscriber:
         return self._bytes_written
 
 
-class Stream:
+class _PerToken:
+    """What a token touches of its stream. Slots of a base class come first: neighbours in memory (see _Joined)."""
+
+    __slots__ = ("frame_bytes", "id_prefix", "log", "push", "touched_at")
+
+    log: ReplayLog
+    id_prefix: bytes
+    push: Callable[[bytes], None] | None  # of the only reader there is, who is written to at once; else None
+    frame_bytes: int  # of all shared frames made so far
+    touched_at: float  # the last event or comment
+
+
+class Stream(_PerToken):
     """One generation or one published topic: an id, a replay log, readers, a source, an end.
 
     Invariants: seqs run from 1 without holes; reason is None while events may come; after the seal the log is not
@@ -533,6 +546,7 @@ class Stream:
     __slots__ = (
         "account",
         "catchup_bytes_max",
+        "charge_turn",
         "charged_bytes",
         "counted_bytes",
         "counted_events",
@@ -545,11 +559,8 @@ class Stream:
         "epoch",
         "fanout",
         "first_event_at",
-        "frame_bytes",
         "grace_until",
         "id",
-        "id_prefix",
-        "log",
         "model",
         "name_public",
         "new_fanout",
@@ -566,7 +577,6 @@ class Stream:
         "retention_s",
         "sealed_at",
         "source",
-        "touched_at",
         "upstream",
     )
 
@@ -602,11 +612,12 @@ class Stream:
         # events
         self.log = log
         self.progress = Progress(dialect)
-        self.frame_bytes = 0  # of all shared frames made so far
-        self.touched_at = now  # the last event or comment
+        self.frame_bytes = 0
+        self.touched_at = now
         self.first_event_at = 0.0
         # readers
         self.readers: list[Subscriber] = []
+        self.push = None
         self.direct = True
         self.fanout: Fanout | None = None
         self.drops = 0  # events that readers who left had lost
@@ -621,6 +632,7 @@ class Stream:
         self.ended_clean = False
         self.sealed_at = 0.0
         # accounting: what the hub has charged for the log, and has counted
+        self.charge_turn = 0  # in which of the hub's sweeps
         self.charged_bytes = 0
         self.counted_events = 0
         self.counted_bytes = 0
@@ -634,36 +646,36 @@ class Stream:
         if not self.log.append(event):
             self._see(seq, event, now)
         frame = sse.frame(self.id_prefix, seq, event, chunked=True)
-        self._hand_out(seq, frame, now)
+        self.frame_bytes += len(frame)
+        self.touched_at = now
+        self.hand_out(frame)
 
-    def append_known(self, event: bytes, now: float) -> bool:
-        """The hot path: append() for bytes nobody looked at, if they fit the log's template; else False, no change.
+    def take_known(self, event: bytes, now: float) -> bytes:
+        """The hot path, first half: keep bytes nobody looked at, if they fit the log's template; else b"", no change.
 
-        What fits is exactly one event (ReplayLog.join). Log, frame, push: a call for each, and none to share code with
-        append(), because it would cost as much as the frame.
+        What fits is exactly one event (ReplayLog.join). The frame that is returned has to go to hand_out() before
+        anything else happens here: a relay takes what a turn of the loop brought first and hands out after it
+        (net/turn.py).
         """
         log = self.log
         seq = log.seq_next
         if not log.join(event):
-            return False
+            return b""
         frame = sse.frame(self.id_prefix, seq, event, chunked=True)
-        if not self.direct:
-            self._hand_out(seq, frame, now)
-            return True
         self.frame_bytes += len(frame)
         self.touched_at = now
-        for reader in self.readers:
-            reader.push(frame)
-        return True
+        return frame
 
-    def _hand_out(self, seq: int, frame: bytes, now: float) -> None:
-        self.frame_bytes += len(frame)
-        self.touched_at = now
-        if self.direct:
+    def hand_out(self, frame: bytes) -> None:
+        """To every reader, the frame of the log's newest event."""
+        push = self.push
+        if push is not None:
+            push(frame)
+        elif self.direct:
             for reader in self.readers:
                 reader.push(frame)
         elif self.fanout is not None:
-            self.fanout.add(seq, frame)
+            self.fanout.add(self.log.seq_next - 1, frame)
 
     def append_all(self, events: list[bytes], now: float) -> None:
         """Several events that came in one read: one write for each reader that is live."""
@@ -750,6 +762,7 @@ class Stream:
         """Take a reader; its start() follows."""
         reader.index = len(self.readers)
         self.readers.append(reader)
+        self.aim()
         if self.direct and len(self.readers) > DIRECT_READERS_MAX:
             self.use_fanout(self.new_fanout(self))
 
@@ -760,6 +773,11 @@ class Stream:
                 reader.leave_live()
         self.direct = False
         self.fanout = fanout
+        self.aim()
+
+    def aim(self) -> None:
+        """Readers came or went, or the only one has another push now."""
+        self.push = self.readers[0].push if self.direct and len(self.readers) == 1 else None
 
     def maybe_direct(self) -> None:
         """If few readers are left and none waits for a pass: write to them at once again."""
@@ -772,6 +790,7 @@ class Stream:
         for reader in self.readers:
             if reader.state is Sub.LIVE:
                 reader.enter_live()
+        self.aim()
 
     def leave(self, reader: Subscriber) -> None:
         """Let a reader go (it has ended). O(1): the last one takes its place."""
@@ -781,6 +800,7 @@ class Stream:
             last.index = reader.index
             self.readers[reader.index] = last
         reader.index = -1
+        self.aim()
         self.drops += reader.dropped
         if not self.direct:
             self.maybe_direct()
@@ -838,12 +858,12 @@ class CountedStream(Stream):
         self.event_bytes += len(event)
         super().append(event, now)
 
-    def append_known(self, event: bytes, now: float) -> bool:
+    def take_known(self, event: bytes, now: float) -> bytes:
         self._mark()
-        known = super().append_known(event, now)
-        if known:
+        frame = super().take_known(event, now)
+        if frame:
             self.event_bytes += len(event)
-        return known
+        return frame
 
     def append_all(self, events: list[bytes], now: float) -> None:
         if len(events) > 1:

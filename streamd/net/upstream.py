@@ -8,8 +8,8 @@ A connection carries one request at a time:
     EVENTS   the answer's body is a stream: events go straight into it
     CLOSED
 
-EVENTS is the hot path: data_received, the chunked decoder, the splitter, Stream.append, one write. No object is made
-that isn't the event, its frame or their list.
+EVENTS is the hot path: data_received keeps what was read, and at the end of the loop's turn take_known() makes it a
+frame in the common case. Everything else goes through the chunked decoder, the splitter and Stream.append.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Protocol, cast
 from streamd.config import UpstreamSettings
 from streamd.core.stream import Stream
 from streamd.net.runtime import Runtime
+from streamd.net.turn import Turn
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import BodyDecoder, ChunkedDecoder, decoder_for
 from streamd.wire.http1 import (
@@ -80,7 +81,19 @@ class Asker(Protocol):
         """A mistake of ours while the answer was read; the link is closed."""
 
 
-class UpstreamConnection(asyncio.Protocol):
+class _PerToken:
+    """What a token touches of its connection. Slots of a base class come first: neighbours in memory."""
+
+    __slots__ = ("_quick", "_read", "_turn", "at", "stream")
+
+    at: Up
+    _turn: Turn
+    _read: bytes | None  # in this turn of the loop, and not yet looked at
+    _quick: bool  # EVENTS, and both decoders stand between two pieces: a stream is there
+    stream: Stream | None
+
+
+class UpstreamConnection(_PerToken, asyncio.Protocol):
     """One connection to an inference server."""
 
     __slots__ = (
@@ -90,16 +103,11 @@ class UpstreamConnection(asyncio.Protocol):
         "_decoder",
         "_heads",
         "_keep_alive",
-        "_quick",
-        "_read",
         "_runtime",
         "_splitter",
-        "_stream",
         "_time",
-        "_turn",
         "answers",
         "any_byte",
-        "at",
         "idle_since",
         "touched_at",
         "transport",
@@ -126,9 +134,9 @@ class UpstreamConnection(asyncio.Protocol):
         # answer
         self._decoder: BodyDecoder | None = None
         self._splitter: EventSplitter | None = None
-        self._stream: Stream | None = None
-        self._read: bytes | None = None  # in this turn of the loop, and not yet looked at
-        self._quick = False  # EVENTS, and both decoders stand between two pieces: a stream is there
+        self.stream = None
+        self._read = None
+        self._quick = False
         self.touched_at = 0.0  # last bytes, in BODY; a stream has its own
 
     # -- transport callbacks
@@ -151,18 +159,26 @@ class UpstreamConnection(asyncio.Protocol):
         self.work_off()
         self._take(data)
 
+    def take_known(self, now: float) -> bytes:
+        """The turn ends. The common case: what was read is one chunk, and one event of a shape that the log knows."""
+        data = self._read
+        if data is not None and self._quick:
+            event = one_chunk(data)
+            if event is not None:
+                frame = self.stream.take_known(event, now)  # type: ignore[union-attr]  # _quick says there is one
+                if frame:
+                    self._read = None
+                    return frame
+        return b""
+
     def work_off(self) -> None:
-        """The turn of the loop ends, or something else happens: take what was read before it."""
+        """The turn ends, or something else happens: take what was read before it, whatever it is."""
         data, self._read = self._read, None
         if data is not None:
             self._take(data)
 
     def _take(self, data: bytes) -> None:
         try:
-            if self._quick:
-                event = one_chunk(data)
-                if event is not None and self._stream.append_known(event, self._time()):  # type: ignore[union-attr]
-                    return
             if self.at is Up.EVENTS:
                 self._take_events(data)
             elif self.at is Up.BODY:
@@ -178,7 +194,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._append(large.before)
             self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
         except Exception as error:
-            self._crash(error)
+            self.crash(error)
 
     def _take_before(self, payloads: list[bytes]) -> None:
         """What was whole in front of a break, in the same read: readers get what came."""
@@ -214,7 +230,7 @@ class UpstreamConnection(asyncio.Protocol):
     def take_events(self, stream: Stream, head: ResponseHead) -> None:
         """The body is a stream; called from on_head()."""
         self._go(Up.EVENTS)
-        self._stream = stream
+        self.stream = stream
         self._splitter = EventSplitter(event_bytes_max=self._runtime.settings.event_bytes_max)
         self._begin_body(head)
 
@@ -232,7 +248,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._go(Up.CLOSED)
         self._quick = False
         self._read = None
-        self._asker = self._stream = self._splitter = self._decoder = None
+        self._asker = self.stream = self._splitter = self._decoder = None
         self.transport.abort()
 
     def give_up(self) -> None:
@@ -288,7 +304,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._decoder = decoder_for(head.framing, head.content_length)
 
     def _take_events(self, data: bytes) -> None:
-        decoder, splitter, stream = self._decoder, self._splitter, self._stream
+        decoder, splitter, stream = self._decoder, self._splitter, self.stream
         assert decoder is not None and splitter is not None and stream is not None
         payloads = decoder.feed(data)
         if payloads:
@@ -305,7 +321,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _append(self, pieces: list[bytes]) -> None:
         """Events and loose lines, in order; neighbouring events in one write."""
-        stream = self._stream
+        stream = self.stream
         if stream is None or not pieces:
             return
         now = self._time()
@@ -338,7 +354,7 @@ class UpstreamConnection(asyncio.Protocol):
         assert asker is not None and decoder is not None
         reusable = self._keep_alive and not decoder.rest and not self.transport.get_write_buffer_size()
         self._quick = False
-        self._asker = self._stream = self._splitter = self._decoder = None
+        self._asker = self.stream = self._splitter = self._decoder = None
         self.answers += 1
         if reusable:
             self.transport.resume_reading()  # the reader may have been slow to the last byte
@@ -376,11 +392,16 @@ class UpstreamConnection(asyncio.Protocol):
         if asker is not None:
             asker.on_broken(self, reason, text)
 
-    def _crash(self, error: Exception) -> None:
+    def crash(self, error: Exception) -> None:
+        """A mistake of ours: the answer can't be trusted any more."""
         asker = self._asker
         self.close()
-        if asker is not None:
+        if asker is None:
+            return
+        try:
             asker.on_bug(error)
+        except Exception as again:  # others are worked off in the same turn
+            self._runtime.bug("upstream.crash", again)
 
     def _go(self, at: Up) -> None:
         assert at in TRANSITIONS[self.at], f"{self.at} to {at}"

@@ -8,7 +8,7 @@ import pytest
 from fakes import event
 from sinks import Loop, Reader, Source, feed, new_hub
 
-from streamd.core.hub import ID_LEN, Gone, Hub, body_hash
+from streamd.core.hub import CHARGE_TURNS, ID_LEN, Gone, Hub, body_hash
 from streamd.core.limits import Account
 from streamd.core.stream import CountedStream, Stream, Subscriber
 from streamd.reasons import CloseReason
@@ -197,6 +197,22 @@ def test_a_reader_that_comes_back_settles_it_and_the_next_grace_is_whole() -> No
     assert stream.reason is None
     back.leave()
     assert (hub.detached, stream.grace_until) == (1, 18.0)
+
+
+def test_live_streams_are_charged_in_turn_and_graces_end_at_once() -> None:
+    hub = new_hub()
+    streams = [opened(hub) for _ in range(CHARGE_TURNS + 1)]
+    for stream in streams:
+        feed(stream, 3)
+    charged: list[int] = []
+    for turn in range(CHARGE_TURNS):
+        hub.sweep(hub, 1.0, turn)
+        charged.append(sum(stream.counted_events == 3 for stream in streams))
+    assert charged == [1, 3, 4, 5]
+    left = streams[0]
+    hub.orphan(left, 5.0, CloseReason.READER_GONE, 1.0)
+    hub.sweep(hub, 6.0, left.charge_turn + 1)
+    assert left.reason is CloseReason.ABANDONED
 
 
 def test_an_orphan_twice_over_is_counted_once() -> None:

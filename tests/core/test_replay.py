@@ -367,8 +367,12 @@ def test_an_sdk_accumulates_the_same_from_a_coalesced_stream(events: list[bytes]
 @given(runs())
 def test_what_append_calls_a_text_is_one(events: list[bytes]) -> None:
     log = ReplayLog(bytes_max=1 << 20, events_max=1 << 20)
-    joined = [event for event in events if log.append(event)]
-    assert log.text_events == len(joined)
+    joined, text_bytes = [], 0
+    for event in events:
+        if log.append(event):
+            joined.append(event)
+            text_bytes += next(len(fill.text) for each in log._templates or () if (fill := each.match(event)))
+        assert (log.text_events, log.text_bytes) == (len(joined), text_bytes)
     for event in joined:
         parsed = json.loads(event.split(b"\n")[-3].removeprefix(b"data:"))
         choices = parsed.get("choices") or []

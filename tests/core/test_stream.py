@@ -62,9 +62,11 @@ def test_the_same_bytes_object_goes_to_everybody() -> None:
 def test_a_known_event_takes_the_short_way_to_the_same_end() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
-    assert not stream.append_known(event("a"), 1.0)
+    assert not stream.take_known(event("a"), 1.0)
     feed(stream, 1)
-    assert stream.append_known(event("2 "), 2.0)
+    frame = stream.take_known(event("2 "), 2.0)
+    assert reader.seqs == [1]
+    stream.hand_out(frame)
     assert reader.seqs == [1, 2]
     assert stream.touched_at == 2.0
     check_counters(reader)
@@ -627,7 +629,7 @@ def test_every_byte_has_its_place(reads: list[list[str]], mark_events: int, data
     with mock.patch.object(core_stream, "MARK_EVENTS", mark_events):
         for texts in reads:
             events = [event(text) for text in texts]
-            if len(events) > 1 or not stream.append_known(events[0], 1.0):
+            if len(events) > 1 or not stream.take_known(events[0], 1.0):
                 stream.append_all(events, 1.0)
             whole += b"".join(events)
     assert stream.event_bytes == len(whole)

@@ -639,7 +639,7 @@ def test_a_bug_while_an_answer_is_read() -> None:
         assert waiting.answer.status == 500
         streaming = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a")))
-        r.link.protocol._crash(ZeroDivisionError())
+        r.link.protocol.crash(ZeroDivisionError())
         r.turn()
         assert error_event(streaming)["code"] == "internal"
         assert len(r.bugs) == r.runtime.counters.bugs == 2

@@ -113,7 +113,7 @@ def check_link(link: UpstreamConnection, transport: Transport) -> None:
         must(link.at in (Up.CLOSED, Up.IDLE) or not transport.aborted, "aborted but not closed", link.at)
         return
     if link.at is Up.IDLE:
-        must(link._asker is None and link._stream is None, "idle with a request")
+        must(link._asker is None and link.stream is None, "idle with a request")
     elif link.at in (Up.HEAD, Up.BODY, Up.EVENTS):
         must(link._asker is not None, "nobody asked", link.at)
 

@@ -12,7 +12,7 @@ import pytest
 from sim_loop import Violation
 from sim_world import World
 
-from streamd.core.hub import Hub
+from streamd.core.hub import EVERY_TURN, Hub
 from streamd.core.replay import ReplayLog
 from streamd.core.ring import Ring
 from streamd.core.stream import Stream, Subscriber
@@ -105,10 +105,10 @@ def charges_the_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep over a snapshot that doesn't see who was removed meanwhile."""
     sweep = Hub.sweep
 
-    def blind(self: Hub, streams: Any, now: float) -> None:
+    def blind(self: Hub, streams: Any, now: float, charge_turn: int = EVERY_TURN) -> None:
         for stream in streams:
             self.charge(stream)
-        sweep(self, streams, now)
+        sweep(self, streams, now, charge_turn)
 
     monkeypatch.setattr(Hub, "sweep", blind)
 

@@ -1,0 +1,116 @@
+"""What several upstreams sent in one turn: taken first, then written, then whatever else it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import CHAT, SSE_HEAD, Client, FakeTransport, Rig, chunk, event, post, rig
+
+
+def relays(r: Rig, count: int) -> list[tuple[Client, FakeTransport]]:
+    """So many streams whose log knows their shape."""
+    found = []
+    for _ in range(count):
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("one ")))
+        r.reply(chunk(event("two ")))
+        found.append((client, r.link))
+    return found
+
+
+def spied(relay: tuple[Client, FakeTransport], name: str, order: list[str]) -> None:
+    """Note when its token is in the log, and when its reader gets it."""
+    client, link = relay
+    reader = client.connection.reader
+    assert reader is not None
+    write = reader.write
+
+    def writing(frame: bytes) -> None:
+        order.append(f"{name} written")
+        write(frame)
+
+    reader.write = reader.push = writing
+    reader.stream.aim()
+    protocol: Any = link.protocol
+    take_known = protocol.take_known
+
+    class Spied(type(protocol)):  # type: ignore[misc]
+        __slots__ = ()
+
+        def take_known(self, now: float) -> bytes:
+            frame: bytes = take_known(now)
+            order.append(f"{name} {'taken' if frame else 'left'}")
+            return frame
+
+    protocol.__class__ = Spied
+
+
+def test_all_is_taken_before_anything_is_written_and_the_rest_comes_last() -> None:
+    with rig() as r:
+        order: list[str] = []
+        first, ending, last = found = relays(r, 3)
+        for relay, name in zip(found, ("first", "ending", "last"), strict=True):
+            spied(relay, name, order)
+        first[1].feed(chunk(event("three ")))
+        ending[1].feed(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        last[1].feed(chunk(event("three ")))
+        r.turn()
+        assert order == [
+            "first taken",
+            "ending left",
+            "last taken",
+            "first written",
+            "last written",
+            "ending written",
+        ]
+        for client, _ in (first, last):
+            assert client.answer.body.count(b"three ") == 1
+
+
+def test_a_second_read_in_the_same_turn_keeps_its_place() -> None:
+    with rig() as r:
+        ((client, link),) = relays(r, 1)
+        for text in ("three ", "four ", "five "):
+            link.feed(chunk(event(text)))
+        r.turn()
+        body = client.answer.body
+        places = [body.index(text) for text in (b"one ", b"two ", b"three ", b"four ", b"five ")]
+        assert places == sorted(places)
+
+
+def test_one_that_was_closed_in_the_same_turn_is_passed_over() -> None:
+    with rig() as r:
+        (gone, link), (client, other) = relays(r, 2)
+        link.feed(chunk(event("three ")))
+        other.feed(chunk(event("three ")))
+        link.protocol.close()
+        r.turn()
+        assert b"three " not in gone.raw
+        assert b"three " in client.raw
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_mistake_with_one_stream_is_no_other_ones(failures: int) -> None:
+    with rig() as r:
+        (broken, link), (client, other) = relays(r, 2)
+        reader = broken.connection.reader
+        assert reader is not None
+        write, raised = reader.write, []
+
+        def failing(frame: bytes) -> None:
+            if len(raised) < failures:
+                raised.append(ZeroDivisionError())
+                raise raised[-1]
+            write(frame)
+
+        reader.push = failing
+        reader.stream.aim()
+        link.feed(chunk(event("three ")))
+        other.feed(chunk(event("three ")))
+        r.turn()
+        assert (b"internal" in broken.raw) == (failures == 1)  # else the word of it failed as well
+        assert b"three " in client.raw
+        assert r.bugs == raised
+        r.bugs.clear()
+        r.runtime.counters.bugs = 0
