@@ -126,37 +126,47 @@ class SlicedFanout:
 
     def _turn(self) -> None:
         """One slice."""
-        end = self._stream.log.seq_next
-        pieces: dict[int, bytes] = {}  # position to all frames from there, made once a slice and shared
-        sealed, loose = self._stream.reason is not None, self._loose_of_pass
-        for reader in self._readers[self._at : self._at + SLICE_MAX]:
-            if reader.state is Sub.LIVE:
-                self._serve_live(reader, end, pieces)
+        stream, live = self._stream, Sub.LIVE
+        end, end_bytes = stream.log.seq_next, stream.frame_bytes
+        position, piece = -1, b""  # all frames from there: nearly all readers of a slice stand at the same place
+        readers = self._readers[self._at : self._at + SLICE_MAX]
+        for reader in readers:
+            if reader.state is live:
+                if reader.own_position != position:
+                    if not self._has_next_of(reader, end):
+                        continue
+                    position = reader.own_position
+                    piece = self._from(position)
+                reader.own_position = end
+                reader.own_bytes = end_bytes
+                reader.write(piece)
             elif reader.state is Sub.PAUSED:
                 self._serve_paused(reader, end)
             elif reader.state is Sub.FOLLOWING:
                 reader.push(b"")
-            if loose:
-                reader.loose(loose)
-            if sealed:
-                reader.finish_if_done()
+        self._say_the_rest(readers)
         self._at += SLICE_MAX
         if self._at < len(self._readers):
             self._soon(self._turn)
         else:
             self._end_pass()
 
-    def _serve_live(self, reader: Subscriber, end: int, pieces: dict[int, bytes]) -> None:
-        position = reader.position
-        if position == end:
-            return
-        if position < self._first:
+    def _has_next_of(self, reader: Subscriber, end: int) -> bool:
+        """Whether there is something for this LIVE reader among the frames at hand."""
+        if reader.own_position < self._first and reader.own_position < end:
             reader.lag()
-            return
-        piece = pieces.get(position)
-        if piece is None:
-            piece = pieces[position] = self._from(position)
-        reader.deliver(piece, end)
+            return False
+        return reader.own_position < end
+
+    def _say_the_rest(self, readers: tuple[Subscriber, ...]) -> None:
+        """What comes behind the events: comments, and the end."""
+        sealed, loose = self._stream.reason is not None, self._loose_of_pass
+        if sealed or loose:
+            for reader in readers:
+                if loose:
+                    reader.loose(loose)
+                if sealed:
+                    reader.finish_if_done()
 
     def _serve_paused(self, reader: Subscriber, end: int) -> None:
         """Into its ring, one by one, until it overflows by its policy."""

@@ -175,7 +175,20 @@ def _skip(frame: bytes) -> None:
     """push of a subscriber that reads the log, or nothing at all."""
 
 
-class Subscriber:
+class _PerEvent:
+    """What the fan-out touches of each of ten thousand readers. Slots of a base class come first: neighbours in memory,
+    and what is stored into them is the same object for all readers of a pass.
+    """
+
+    __slots__ = ("own_bytes", "own_position", "state", "write")
+
+    state: Sub
+    write: Callable[[bytes], None]
+    own_position: int  # the first seq not yet written; while LIVE in direct mode the stream's own seq_next holds
+    own_bytes: int  # LIVE, not direct: the stream's frame_bytes at own_position
+
+
+class Subscriber(_PerEvent):
     """One connection reading one stream: a ring, a cursor, a policy."""
 
     __slots__ = (
@@ -183,7 +196,6 @@ class Subscriber:
         "_cursor",
         "_gap_from",
         "_live_from_bytes",
-        "_position",
         "dropped",
         "form",
         "index",
@@ -192,9 +204,7 @@ class Subscriber:
         "ring",
         "seq_start",
         "sink",
-        "state",
         "stream",
-        "write",
     )
 
     def __init__(self, stream: Stream, sink: Sink, *, policy: Policy, ring: Ring, form: Form = Form.CHUNKED) -> None:
@@ -212,7 +222,7 @@ class Subscriber:
         # position
         self.state = Sub.CATCHING
         self.push: Callable[[bytes], None] = _skip
-        self._position = 0  # the first seq not yet written; while LIVE in direct mode the stream's own seq_next holds
+        self.own_position = self.own_bytes = 0
         self._cursor: Cursor | None = None
         self._gap_from = 0  # 0: no gap to announce
         self._live_from_bytes = 0
@@ -224,7 +234,7 @@ class Subscriber:
         """The transport is full (pause_writing)."""
         if self.state is Sub.LIVE:
             self.leave_live()
-            if self._position == self.stream.log.seq_next:
+            if self.own_position == self.stream.log.seq_next:
                 self._cursor = self.stream.log.end()  # free here, a search later
         self._go(Turn.PAUSE)
 
@@ -251,14 +261,14 @@ class Subscriber:
 
     def _take_ring(self) -> bytes:
         """The frames held, as they were, a gap in front where some are lost; the reader's position is behind them."""
-        end = self._position + self.ring.held
+        end = self.own_position + self.ring.held
         self.ring.clear()
         out = self._begin_reading()
         assert self._cursor is not None
         while self._cursor.seq < end:
             for seq, event in self.stream.log.read(self._cursor, bytes_max=self.stream.catchup_bytes_max):
                 out.append(self._encode(seq, event))
-        self._position = self._cursor.seq
+        self.own_position = self._cursor.seq
         self._cursor = None
         return b"".join(out)
 
@@ -283,7 +293,7 @@ class Subscriber:
 
     def start(self, seq: int, *, writable: bool = True) -> None:
         """Begin at `seq` (1 <= seq <= log.seq_next; below the log's first it is a gap)."""
-        self.seq_start = self._position = seq
+        self.seq_start = self.own_position = seq
         if self.state is not Sub.CATCHING:
             return  # announce_reset() filled the transport: resume() goes on from here
         if writable:
@@ -295,11 +305,11 @@ class Subscriber:
         """One turn: a piece from the log, at most `catchup_bytes_max`; then LIVE, another turn, or a pause."""
         if self.state is not Sub.CATCHING:
             return
-        if self._position < self.stream.log.seq_next:
+        if self.own_position < self.stream.log.seq_next:
             self._write_piece()
         if self.state is not Sub.CATCHING:
             return
-        if self._position < self.stream.log.seq_next:
+        if self.own_position < self.stream.log.seq_next:
             self.sink.soon(self.catch_up)
             return
         self._go(Turn.CAUGHT_UP if self.form is Form.CHUNKED else Turn.CAUGHT_UP_ALONE)
@@ -318,8 +328,8 @@ class Subscriber:
         """
         stream, log = self.stream, self.stream.log
         raw = self.form in RAW
-        if self._position < log.seq_first and raw:
-            self.dropped += log.seq_first - self._position
+        if self.own_position < log.seq_first and raw:
+            self.dropped += log.seq_first - self.own_position
             self.end()
             self.sink.slow_consumer()
             return b""
@@ -330,19 +340,19 @@ class Subscriber:
         else:
             events = log.read_coalesced(self._cursor, bytes_max=stream.catchup_bytes_max)
         out += [self._encode(seq, event) for seq, event in events]
-        self._position = self._cursor.seq
+        self.own_position = self._cursor.seq
         return b"".join(out)
 
     def _begin_reading(self) -> list[bytes]:
         """Put the cursor where the reader is; what the log no longer has is announced as a gap."""
         log = self.stream.log
-        if self._position < log.seq_first:
-            self._lose(self._position, log.seq_first)
-            self._position = log.seq_first
+        if self.own_position < log.seq_first:
+            self._lose(self.own_position, log.seq_first)
+            self.own_position = log.seq_first
             self._cursor = None
         gap = self._gap_frame()
         if self._cursor is None:
-            self._cursor = log.seek(self._position)
+            self._cursor = log.seek(self.own_position)
         return [gap] if gap else []
 
     def _encode(self, seq: int, event: bytes) -> bytes:
@@ -354,7 +364,7 @@ class Subscriber:
 
     def _follow(self, frame: bytes) -> None:
         """push of a FOLLOWING subscriber: what the log has that this connection hasn't."""
-        while self.state is Sub.FOLLOWING and self._position < self.stream.log.seq_next:
+        while self.state is Sub.FOLLOWING and self.own_position < self.stream.log.seq_next:
             self._write_piece()
 
     # -- the ring
@@ -382,14 +392,14 @@ class Subscriber:
             self.sink.slow_consumer()
 
     def _drop_for(self, size: int) -> None:
-        first = self._position
+        first = self.own_position
         self._cursor = None
         while True:
             self.ring.drop_oldest()
-            self._position += 1
+            self.own_position += 1
             if self.ring.push(size):
                 break
-        self._lose(first, self._position)
+        self._lose(first, self.own_position)
 
     def miss(self, first: int) -> None:
         """Fan-out, PAUSED: frames between the ring's end and `first` are gone. The policy decides."""
@@ -400,8 +410,8 @@ class Subscriber:
         elif self.policy is Policy.DROP_OLDEST:
             self.ring.clear()
             self._cursor = None
-            self._lose(self._position, first)
-            self._position = first
+            self._lose(self.own_position, first)
+            self.own_position = first
         else:
             self.end()
             self.sink.slow_consumer()
@@ -416,7 +426,7 @@ class Subscriber:
         """The announcement of [_gap_from, position); empty if nothing was lost."""
         if not self._gap_from:
             return b""
-        last = self._position - 1
+        last = self.own_position - 1
         event = gap_event(self.stream.dialect, self.stream.progress, self._gap_from, last)
         self._gap_from = 0
         return self._encode(last, event)
@@ -473,26 +483,22 @@ class Subscriber:
             self.push = _skip
         self.stream.aim()
 
-    # While LIVE in direct mode nothing is counted per event: the position is the stream's, the bytes are a difference.
+    # While LIVE nothing is counted per event: position and bytes are the stream's, of now or of the last pass.
 
     def enter_live(self) -> None:
         """From here on the stream's own counters say what was written."""
-        self._live_from_bytes = self.stream.frame_bytes
+        self._live_from_bytes = self.own_bytes = self.stream.frame_bytes
 
     def leave_live(self) -> None:
         """Fix position and bytes before the stream's counters stop being this reader's."""
         if self.stream.direct:
-            self._position = self.stream.log.seq_next
-            self._bytes_written += self.stream.frame_bytes - self._live_from_bytes
-
-    def deliver(self, frames: bytes, position: int) -> None:
-        """Fan-out: write frames, which end in front of `position`, to a LIVE reader."""
-        self._position = position
-        self._bytes_written += len(frames)
-        self.write(frames)
+            self.own_position = self.stream.log.seq_next
+            self.own_bytes = self.stream.frame_bytes
+        self._bytes_written += self.own_bytes - self._live_from_bytes
 
     def lag(self) -> None:
         """Fan-out: this LIVE reader's next frame is no longer at hand; the log has it."""
+        self.leave_live()
         self._go(Turn.LAG)
         self._cursor = None
         self.catch_up()
@@ -509,7 +515,7 @@ class Subscriber:
         """The first seq that the transport has not got."""
         if self.state is Sub.LIVE and self.stream.direct:
             return self.stream.log.seq_next
-        return self._position
+        return self.own_position
 
     @property
     def events_delivered(self) -> int:
@@ -521,6 +527,8 @@ class Subscriber:
         """Bytes of the body handed to the transport, framing included."""
         if self.state is Sub.LIVE and self.stream.direct:
             return self._bytes_written + self.stream.frame_bytes - self._live_from_bytes
+        if self.state is Sub.LIVE:
+            return self._bytes_written + self.own_bytes - self._live_from_bytes
         return self._bytes_written
 
 
@@ -768,10 +776,7 @@ class Stream(_PerToken):
 
     def use_fanout(self, fanout: Fanout) -> None:
         """From here on events go out in passes."""
-        for reader in self.readers:
-            if reader.state is Sub.LIVE:
-                reader.leave_live()
-        self.direct = False
+        self._count_anew(direct=False)
         self.fanout = fanout
         self.aim()
 
@@ -785,12 +790,18 @@ class Stream(_PerToken):
         few = len(self.readers) <= DIRECT_READERS_MAX // 2
         if self.direct or fanout is None or not few or fanout.running or fanout.batches:
             return
-        self.direct = True
+        self._count_anew(direct=True)
         self.fanout = None
-        for reader in self.readers:
-            if reader.state is Sub.LIVE:
-                reader.enter_live()
         self.aim()
+
+    def _count_anew(self, *, direct: bool) -> None:
+        """Live readers count in another way from here on; all of them are at the log's end."""
+        live = [reader for reader in self.readers if reader.state is Sub.LIVE]
+        for reader in live:
+            reader.leave_live()
+        self.direct = direct
+        for reader in live:
+            reader.enter_live()
 
     def leave(self, reader: Subscriber) -> None:
         """Let a reader go (it has ended). O(1): the last one takes its place."""
