@@ -8,10 +8,10 @@ generation, one that streamd or the network cut leaves it a grace.
 
 from __future__ import annotations
 
-import enum
+from streamd.choice import Choice
 
 
-class By(enum.Enum):
+class By(Choice):
     """Who ended it."""
 
     READER = "reader"
@@ -21,7 +21,7 @@ class By(enum.Enum):
     OPERATOR = "operator"
 
 
-class CloseReason(enum.Enum):
+class CloseReason(Choice):
     """The closed list of ends. Members carry (word, status, may_resume, by)."""
 
     # An end that is no fault of anybody.

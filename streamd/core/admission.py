@@ -35,6 +35,7 @@ from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from streamd.choice import Choice
 from streamd.reasons import CloseReason
 
 KIB: Final = 1024
@@ -291,7 +292,7 @@ def _size(size: int) -> str:
     return f"{size / KIB:.1f} KiB"
 
 
-class Gate(enum.Enum):
+class Gate(Choice):
     """What refused: the label of refusals, and of saturation's parts."""
 
     CONNECTIONS = "connections"

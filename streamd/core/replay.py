@@ -232,12 +232,16 @@ class ReplayLog(_Joined):
             record = self._put_switching(*found)
             self._text_base -= len(record)
             return self._count(is_text=False)
+        self.keep_whole(event)
+        return False
+
+    def keep_whole(self, event: bytes) -> None:
+        """append() of an event that no template is looked for or learnt from."""
         record = b"\x01\xff%b%b" % (len(event).to_bytes(4, "big"), event)
         self._put(record)
         self._text_base -= len(record)
         self.seq_next += 1
         self._other_events += 1
-        return False
 
     def _count(self, *, is_text: bool) -> bool:
         self.seq_next += 1

@@ -46,11 +46,11 @@ TIME comes in as `now`, monotonic seconds.
 
 from __future__ import annotations
 
-import enum
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+from streamd.choice import Choice
 from streamd.core.limits import Account
 from streamd.core.replay import Cursor, ReplayLog
 from streamd.core.ring import Ring
@@ -67,7 +67,7 @@ DIRECT_READERS_MAX = 64
 MARK_EVENTS = 1024
 
 
-class Policy(enum.Enum):
+class Policy(Choice):
     """What happens when a subscriber's ring is full."""
 
     COALESCE = "coalesce"
@@ -75,7 +75,7 @@ class Policy(enum.Enum):
     CLOSE = "close"
 
 
-class Form(enum.Enum):
+class Form(Choice):
     """How an event looks on one connection."""
 
     CHUNKED = "chunked"  # HTTP/1.1, with id lines: the shared frame
@@ -87,7 +87,7 @@ class Form(enum.Enum):
 RAW = (Form.RAW_CHUNKED, Form.RAW_BARE)
 
 
-class Sub(enum.Enum):
+class Sub(Choice):
     """States of a subscriber; the essay above says what each means."""
 
     LIVE = "live"
@@ -98,7 +98,7 @@ class Sub(enum.Enum):
     ENDED = "ended"
 
 
-class Turn(enum.Enum):
+class Turn(Choice):
     """What can happen to a subscriber."""
 
     PAUSE = "pause"  # pause_writing()
@@ -648,10 +648,14 @@ class Stream(_PerToken):
 
     # -- events in
 
-    def append(self, event: bytes, now: float) -> None:
-        """One event, as wire/sse.py makes them."""
+    def append(self, event: bytes, now: float, *, ours: bool = False) -> None:
+        """One event, as wire/sse.py makes them. ours: the error event of a seal, which is like no other."""
         seq = self.log.seq_next
-        if not self.log.append(event):
+        if ours:
+            self.log.keep_whole(event)
+            if self.dialect is Dialect.RESPONSES:  # has numbers, which go on
+                self.progress.see(event)
+        elif not self.log.append(event):
             self._see(seq, event, now)
         frame = sse.frame(self.id_prefix, seq, event, chunked=True)
         self.frame_bytes += len(frame)
@@ -752,7 +756,7 @@ class Stream(_PerToken):
             code=code or reason.word,
             sequence_number=number + 1 if number is not None else 0,
         )
-        self.append(event, now)
+        self.append(event, now, ours=True)
         self.seal(reason, now, clean=False)
 
     def cancel(self, reason: CloseReason, now: float, *, message: str) -> None:
@@ -864,10 +868,10 @@ class CountedStream(Stream):
         self.event_bytes = 0
         self._marks = [(1, 0)]  # seqs, and the bytes in front of them
 
-    def append(self, event: bytes, now: float) -> None:
+    def append(self, event: bytes, now: float, *, ours: bool = False) -> None:
         self._mark()
         self.event_bytes += len(event)
-        super().append(event, now)
+        super().append(event, now, ours=ours)
 
     def take_known(self, event: bytes, now: float) -> bytes:
         self._mark()

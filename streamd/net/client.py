@@ -21,12 +21,12 @@ than all. It is the only sign of a slow reader. Every close arms an abort: a sta
 from __future__ import annotations
 
 import asyncio
-import enum
 import socket
 import struct
 from collections.abc import Callable
 from typing import cast
 
+from streamd.choice import Choice
 from streamd.core.admission import Refusal
 from streamd.core.ring import Ring
 from streamd.core.stream import Form, Policy, Stream, Sub, Subscriber
@@ -63,7 +63,7 @@ STALL_SAMPLES = 4
 BROKEN_END_S = 0.25
 
 
-class At(enum.Enum):
+class At(Choice):
     """Where a connection is; the module says what each means."""
 
     HEAD = "head"
@@ -76,7 +76,7 @@ class At(enum.Enum):
     LOST = "lost"
 
 
-class Step(enum.Enum):
+class Step(Choice):
     """What moves it on."""
 
     BEGIN = "begin"  # a head is there

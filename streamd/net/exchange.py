@@ -19,13 +19,13 @@ who leaves before the first token can leave it a grace.
 from __future__ import annotations
 
 import asyncio
-import enum
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
 
+from streamd.choice import Choice
 from streamd.core.stream import Policy, Stream
 from streamd.core.usage import UsageTail
 from streamd.counters import bump
@@ -43,7 +43,7 @@ from streamd.wire.http1 import Framing, ResponseHead, encode_request_head
 COLLECTED_BYTES_MAX = 16 * 1024
 
 
-class Phase(enum.Enum):
+class Phase(Choice):
     """How far an exchange has come; the module says what each means."""
 
     CHOOSING = "choosing"

@@ -15,12 +15,12 @@ frame in the common case. Everything else goes through the chunked decoder, the 
 from __future__ import annotations
 
 import asyncio
-import enum
 import random
 import socket
 import ssl
 from typing import Protocol, cast
 
+from streamd.choice import Choice
 from streamd.config import UpstreamSettings
 from streamd.core.stream import Stream
 from streamd.net.runtime import Runtime
@@ -43,7 +43,7 @@ LEFT_OUT_S_MIN = 0.5
 LEFT_OUT_S_MAX = 30.0
 
 
-class Up(enum.Enum):
+class Up(Choice):
     """Where a connection to an upstream is; the module says what each means."""
 
     IDLE = "idle"
