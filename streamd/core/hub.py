@@ -90,6 +90,7 @@ class Hub:
         "on_removed",
         "on_response_id",
         "on_sealed",
+        "soon",
         "stream_log_bytes_max",
         "stream_log_events_max",
         "text_events_total",
@@ -130,6 +131,7 @@ class Hub:
         self.on_response_id: Callable[[Stream], None] = lambda stream: None
         self.on_sealed: Callable[[Stream], None] = lambda stream: None
         self.new_fanout: Callable[[Stream], Fanout] = _no_fanout
+        self.soon: Callable[[Callable[[], None]], object] = _at_once
 
     # -- opening and finding
 
@@ -293,10 +295,18 @@ class Hub:
         """A generation without a reader: it may go on for grace_s, if there is room among the detached."""
         self.settle(stream)
         if grace_s <= 0 or self.detached >= self.detached_max:
-            stream.cancel(reason, now, message="The generation was stopped because its reader left.")
+            self._stop(stream, reason, now)
             return
         stream.grace_until = now + grace_s
         self.detached += 1
+
+    def _stop(self, stream: Stream, reason: CloseReason, now: float) -> None:
+        """End the source now, the stream a little later: of a thousand readers who leave at once the last one's GPU
+        waits for the first half of the work on all others, not for all of it.
+        """
+        stream.stop_source(reason)
+        message = "The generation was stopped because its reader left."
+        self.soon(lambda: stream.cancel(reason, now, message=message))
 
     def rejoin(self, stream: Stream, reader: Subscriber) -> None:
         """A reader for a stream that may have had none."""
@@ -399,6 +409,10 @@ class Hub:
                 return
             stream.log.trim_to(stream.log.bytes_held // 2)
             self.charge(stream)
+
+
+def _at_once(turn: Callable[[], None]) -> None:
+    turn()
 
 
 def _no_fanout(stream: Stream) -> Fanout:

@@ -763,10 +763,14 @@ class Stream(_PerToken):
         """Nobody wants the rest: end the source, tell who still reads, seal. Nothing if it has ended already."""
         if self.reason is not None:
             return
+        self.stop_source(reason)
+        self.fail(reason, now, message=message)
+
+    def stop_source(self, reason: CloseReason) -> None:
+        """The first half of cancel(), which has to follow."""
         source, self.source = self.source, None
         if source is not None:
             source.cancel(reason)
-        self.fail(reason, now, message=message)
 
     # -- readers
 

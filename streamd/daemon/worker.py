@@ -140,6 +140,7 @@ class Worker:
         runtime.on_bug = logs.bug
         runtime.hub.on_sealed = self._stream_sealed
         runtime.hub.new_fanout = runtime.new_fanout
+        runtime.hub.soon = self.loop.call_soon
         runtime.sweep.on_tick += [self._tick, upstreams.tick, self.access_files.watch]
 
     # -- what it says of itself

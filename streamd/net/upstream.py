@@ -248,6 +248,8 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         self._go(Up.CLOSED)
         self._quick = False
         self._read = None
+        if self._asker is not None:
+            _hang_up(self.transport)
         self._asker = self.stream = self._splitter = self._decoder = None
         self.transport.abort()
 
@@ -406,6 +408,24 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
     def _go(self, at: Up) -> None:
         assert at in TRANSITIONS[self.at], f"{self.at} to {at}"
         self.at = at
+
+
+def _hang_up(transport: asyncio.Transport) -> None:
+    """Let the server know now that nobody waits for its answer.
+
+    Why: uvloop closes an aborted transport's socket in the next turn of the loop, and where a thousand readers left at
+    once the first of their GPUs would run on until this turn has dealt with all of them.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or transport.is_closing() or transport.get_extra_info("ssl_object") is not None:
+        return  # only while the descriptor is surely still the transport's
+    borrowed = socket.socket(sock.family, sock.type, fileno=sock.fileno())
+    try:
+        borrowed.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is gone already
+    finally:
+        borrowed.detach()
 
 
 class Board(Protocol):

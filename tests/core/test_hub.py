@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from fakes import event
@@ -153,6 +154,32 @@ def test_the_last_reader_of_a_generation_ends_it() -> None:
     second.leave()
     assert stream.reason is CloseReason.READER_GONE
     assert hub.detached == 0
+
+
+def test_the_source_ends_at_once_and_the_stream_a_little_later() -> None:
+    hub = new_hub()
+    later: list[Callable[[], None]] = []
+    hub.soon = later.append
+    stream = opened(hub)
+    stream.source = source = Source()
+    reading(hub, stream).leave()
+    assert (source.cancelled, stream.source, stream.reason) == ([CloseReason.READER_GONE], None, None)
+    joined = reading(hub, stream)  # in between
+    later.pop()()
+    assert stream.reason is CloseReason.READER_GONE
+    assert b"stopped because its reader left" in joined.frames[-1]
+    assert not later
+
+
+def test_one_that_ends_otherwise_in_between_ends_once() -> None:
+    hub = new_hub()
+    later: list[Callable[[], None]] = []
+    hub.soon = later.append
+    stream = opened(hub)
+    reading(hub, stream).leave()
+    stream.cancel(CloseReason.CANCELLED, 5.0, message="DELETE")
+    later.pop()()
+    assert stream.reason is CloseReason.CANCELLED
 
 
 def test_a_published_stream_outlives_its_readers() -> None:

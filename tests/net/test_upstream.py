@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 
 import pytest
 from fakes import (
@@ -66,6 +67,40 @@ def asked(r: Rig, method: str = "GET") -> tuple[UpstreamConnection, FakeTranspor
     asker = Asker()
     link.send(b"GET / HTTP/1.1\r\n\r\n", asker, method=method)
     return link, transport, asker
+
+
+@pytest.mark.parametrize(
+    ("infos", "closing", "told"),
+    [({}, False, True), ({"ssl_object": object()}, False, False), ({}, True, False)],
+)
+def test_a_server_is_told_of_a_cancel_before_the_turn_is_over(
+    infos: dict[str, object], closing: bool, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS, or where the transport may have closed its descriptor, the close that follows has to do."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, rig() as r:
+        theirs.setblocking(False)
+        link, transport, _ = asked(r)
+        infos = {"socket": ours, **infos}
+        monkeypatch.setattr(transport, "get_extra_info", lambda name, default=None: infos.get(name, default))
+        monkeypatch.setattr(transport, "is_closing", lambda: closing)
+        link.close()
+        if told:
+            assert theirs.recv(1) == b""
+        else:
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+        assert ours.fileno() >= 0  # the transport's to close
+
+
+def test_a_descriptor_that_is_gone_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, rig() as r:
+        link, transport, _ = asked(r)
+        ours.shutdown(socket.SHUT_RDWR)
+        monkeypatch.setattr(transport, "get_extra_info", {"socket": ours}.get)
+        link.close()
+        assert link.at is Up.CLOSED and transport.closed
 
 
 def test_the_table_has_an_end() -> None:
