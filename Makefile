@@ -87,8 +87,11 @@ sim: $(VENV)/.dev ## the simulator: search STEPS=… steps with new seeds, or re
 test-sdk: ## the SDK tests with the openai SDK's 2.x as well (make test has 3.x)
 	@PYTHON=$(PYTHON) sh tests/sdk/run_matrix.sh $(ARGS)
 
+# In two processes: many tests wait for daemons of their own, and alone they take nearly five minutes. JOBS=0: in one.
+JOBS ?= 2
+
 test: $(VENV)/.dev ## the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -123,20 +123,20 @@ def test_none_is_no_algorithm(algorithm: str, signature: bytes) -> None:
     refusal(no_signature(forge({"alg": algorithm})) + signature)
 
 
-def public_texts() -> list[bytes]:
+def public_texts() -> dict[str, bytes]:
     encoding, formats = serialization.Encoding, serialization.PublicFormat
-    return [
-        RSA.public_key().public_bytes(encoding.PEM, formats.SubjectPublicKeyInfo),
-        RSA.public_key().public_bytes(encoding.PEM, formats.PKCS1),
-        RSA.public_key().public_bytes(encoding.DER, formats.SubjectPublicKeyInfo),
-        ED.public_key().public_bytes(encoding.PEM, formats.SubjectPublicKeyInfo),
-        ED.public_key().public_bytes(encoding.Raw, formats.Raw),
-        json.dumps(jwk(RSA, kid="r1")).encode(),
-        SET,
-    ]
+    return {
+        "rsa-pem": RSA.public_key().public_bytes(encoding.PEM, formats.SubjectPublicKeyInfo),
+        "rsa-pkcs1": RSA.public_key().public_bytes(encoding.PEM, formats.PKCS1),
+        "rsa-der": RSA.public_key().public_bytes(encoding.DER, formats.SubjectPublicKeyInfo),
+        "ed-pem": ED.public_key().public_bytes(encoding.PEM, formats.SubjectPublicKeyInfo),
+        "ed-raw": ED.public_key().public_bytes(encoding.Raw, formats.Raw),
+        "jwk": json.dumps(jwk(RSA, kid="r1")).encode(),
+        "jwks": SET,
+    }
 
 
-@pytest.mark.parametrize("public", public_texts())
+@pytest.mark.parametrize("public", public_texts().values(), ids=list(public_texts()))
 @pytest.mark.parametrize("header", [{}, {"kid": "r1"}, {"kid": "e1"}])
 def test_a_public_key_is_no_secret(public: bytes, header: dict[str, str]) -> None:
     for verifier in (VERIFIER, Verifier(load_jwks(SET), audience=AUDIENCE)):
@@ -419,7 +419,7 @@ def test_a_binary_secret_is_taken_as_it_is() -> None:
     [
         (b"", "0 bytes; HS256 needs 32"),
         (SECRET[:-1] + b"\n", "31 bytes"),
-        (public_texts()[0], "JWKS"),
+        (public_texts()["rsa-pem"], "JWKS"),
     ],
 )
 def test_a_secret_that_won_t_do(content: bytes, text: str) -> None:
