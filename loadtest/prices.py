@@ -1,6 +1,6 @@
 """Measure what admission charges: do the constants of streamd.core.admission.Prices still hold?
 
-streamd is started before its own mock upstream, and then looked at from outside: user-space memory (PSS) per idle
+streamd is started before its own mock upstream, and then looked at from outside: user-space memory per idle
 connection, per relayed stream, and the kernel's send queue of readers that stopped (`ss -m`). One process, loopback.
 
     prices.py [--connections 1000]
@@ -46,12 +46,12 @@ def measure(connections: int = 1000) -> Measured:
         argv = contenders.streamd(running.folder, port, upstream)
         pid = running.start("streamd", argv, port, contenders.environment())
         close(relays(port, WARM_CONNECTIONS))
-        empty = rig.pss_bytes(pid)
+        empty = rig.anonymous_bytes(pid)
         idle = [ask(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(connections)]
-        conn = (rig.pss_bytes(pid) - empty) / connections
+        conn = (rig.anonymous_bytes(pid) - empty) / connections
         close(idle)
         streams = relays(port, connections)
-        relay = (rig.pss_bytes(pid) - empty) / connections
+        relay = (rig.anonymous_bytes(pid) - empty) / connections
         close(streams)
         return Measured(conn, relay, send_queue(port))
 

@@ -93,11 +93,20 @@ def cpu_s(pid: int) -> tuple[float, float]:
 
 def pss_bytes(pid: int) -> int:
     """User-space memory of the whole tree, shared pages by their share."""
+    return _rollup(pid, "Pss:")
+
+
+def anonymous_bytes(pid: int) -> int:
+    """User-space memory of the whole tree but for files' pages, whose share changes with what else runs."""
+    return _rollup(pid, "Anonymous:")
+
+
+def _rollup(pid: int, key: str) -> int:
     total = 0
     for process in tree(pid):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith(key):
                     total += int(line.split()[1]) * 1024
     return total
 

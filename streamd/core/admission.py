@@ -90,7 +90,7 @@ class Prices:
     tls_bytes: int = 24 * KIB
 
     # User space, per relayed stream: upstream protocol and transport, exchange, stream, subscriber, an empty ring, the
-    # hub's entry, a log's template; with its connection 7.4 to 7.7 KB of PSS over 1,000 streams, 7.0 KB over 5,000.
+    # hub's entry, a log's template; with its connection 7.4 to 7.7 KB over 1,000 streams, 7.0 KB over 5,000.
     stream_user_bytes: int = 5_900
     # Kernel: the upstream's receive queue; read at once, so two frames' skbs at most times.
     upstream_queue_bytes: int = 2_000
