@@ -159,7 +159,7 @@ class Single:
         if notifier.watchdog_interval_s and now >= self._watchdog_at:
             self._watchdog_at = now + notifier.watchdog_interval_s
             notifier.watchdog()
-        if now >= self._status_at + STATUS_EVERY_S:
+        if notifier.enabled and now >= self._status_at + STATUS_EVERY_S:  # adding up thousands of streams takes ms
             tokens_per_s = (hub.text_events_total - self._status_events) / max(0.001, now - self._status_at)
             self._status_at, self._status_events = now, hub.text_events_total
             notifier.status(self._worker.status_line(tokens_per_s))

@@ -5,8 +5,9 @@ it keeps `due_at`, the earliest time at which anything could be due, and may let
 `on_due(now)` looks at the real timestamps and says when to look again. So a token stores nothing here; a due that
 came too early costs one call.
 
-Every interval (250 ms, the resolution of all time limits) one pass goes over the members, in slices of 1,000 (about
-50 us) with the loop in between, so that no pass is felt however many there are.
+Every interval (250 ms, the resolution of all time limits) one pass goes over the members, in slices of 250 (0.1 ms with
+cold caches, more if many are due) with the loop in between, so that no pass is felt however many there are: what blocks
+the loop for a hundredth of all time is every reader's p99.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 INTERVAL_S = 0.25
-SLICE_MAX = 1000
+SLICE_MAX = 250
 NEVER = float("inf")
 
 
@@ -72,7 +73,7 @@ class Sweep:
             except Exception as error:
                 self._on_bug("sweep.on_tick", error)
         self._pass = tuple(self._members)
-        self._slice(0)
+        self._loop.call_soon(self._slice, 0)
 
     def _slice(self, start: int) -> None:
         now = self._loop.time()

@@ -35,8 +35,8 @@ SLICES: tuple[tuple[Any, str, tuple[int, ...]], ...] = (
     (core_stream, "DIRECT_READERS_MAX", (1, 8, 64)),
     (fanout, "SLICE_MAX", (1, 3, 256)),
     (fanout, "FRAMES_MAX", (4, 32, 256)),
-    (sweep, "SLICE_MAX", (7, 1000)),
-    (worker_module, "STREAMS_SLICE_MAX", (7, 1000)),
+    (sweep, "SLICE_MAX", (7, 250)),
+    (worker_module, "STREAMS_SLICE_MAX", (7, 250)),
 )
 GONE_MAX = 1000  # streams remembered after their removal
 KINDS = (
@@ -98,7 +98,7 @@ def settings_for(rng: random.Random) -> Settings:
         resume_grace_s=pick((0.0, 1.0, 3.0)),
         detach_grace_s=pick((0.0, 0.0, 1.0)),
         detach_grace_max_s=3.0,
-        detached_max=pick((0, 3, 1000)),
+        detached_max=pick((0, 3, 250)),
         publisher_grace_s=2.0,
         publisher_idle_timeout_s=3.0,
     )
