@@ -1,7 +1,7 @@
 """Counters: plain integers, bumped where things happen and rendered for Prometheus on demand.
 
 What happens per token isn't counted here at all: a stream's own seq and byte positions say it, and the sweep folds the
-differences in every 250 ms. Histograms are lists of bucket counts.
+differences in once a second. Histograms are lists of bucket counts.
 """
 
 from __future__ import annotations
