@@ -128,7 +128,8 @@ class SlicedFanout:
         """One slice."""
         stream, live = self._stream, Sub.LIVE
         end, end_bytes = stream.log.seq_next, stream.frame_bytes
-        position, piece = -1, b""  # all frames from there: nearly all readers of a slice stand at the same place
+        pieces: dict[int, bytes] = {}  # position to all frames from there, made once a slice and shared
+        position, piece = -1, b""  # the last one used: nearly all readers of a slice stand at the same place
         readers = self._readers[self._at : self._at + SLICE_MAX]
         for reader in readers:
             if reader.state is live:
@@ -136,7 +137,7 @@ class SlicedFanout:
                     if not self._has_next_of(reader, end):
                         continue
                     position = reader.own_position
-                    piece = self._from(position)
+                    piece = pieces.get(position) or pieces.setdefault(position, self._from(position))
                 reader.own_position = end
                 reader.own_bytes = end_bytes
                 reader.write(piece)
@@ -153,10 +154,12 @@ class SlicedFanout:
 
     def _has_next_of(self, reader: Subscriber, end: int) -> bool:
         """Whether there is something for this LIVE reader among the frames at hand."""
-        if reader.own_position < self._first and reader.own_position < end:
+        if reader.own_position == end:
+            return False
+        if reader.own_position < self._first:
             reader.lag()
             return False
-        return reader.own_position < end
+        return True
 
     def _say_the_rest(self, readers: tuple[Subscriber, ...]) -> None:
         """What comes behind the events: comments, and the end."""

@@ -653,9 +653,10 @@ class Stream(_PerToken):
         seq = self.log.seq_next
         if ours:
             self.log.keep_whole(event)
-            if self.dialect is Dialect.RESPONSES:  # has numbers, which go on
-                self.progress.see(event)
-        elif not self.log.append(event):
+            unseen = seq == 1 or self.dialect is Dialect.RESPONSES  # the first one's time; numbers, which go on
+        else:
+            unseen = not self.log.append(event)
+        if unseen:
             self._see(seq, event, now)
         frame = sse.frame(self.id_prefix, seq, event, chunked=True)
         self.frame_bytes += len(frame)
@@ -679,11 +680,8 @@ class Stream(_PerToken):
         return frame
 
     def hand_out(self, frame: bytes) -> None:
-        """To every reader, the frame of the log's newest event."""
-        push = self.push
-        if push is not None:
-            push(frame)
-        elif self.direct:
+        """To every reader, the frame of the log's newest event. Where `push` is set, calling that does the same."""
+        if self.direct:
             for reader in self.readers:
                 reader.push(frame)
         elif self.fanout is not None:
