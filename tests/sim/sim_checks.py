@@ -99,12 +99,20 @@ def check_stream(world: World, stream: Stream, waited_for: Counter[int]) -> None
                 reader.state,
             )
         return
-    must(stream.source is not None, "neither sealed nor has it a source", stream.id)
+    if stream.source is None:
+        # Hub._stop() frees the GPU at once and seals in a later turn; that callback stands in front of this one.
+        world.loop.call_soon(check_sealed, stream)
+        return
     if stream.grace_until:
         must(not stream.readers, "detached with a reader")
         must(world.loop.time() <= stream.grace_until + world.slack_s, "a grace that doesn't end")
     elif not stream.readers and not stream.published:
         must(waited_for[id(stream)], "a generation that nobody reads, waits for or counts as detached", stream.id)
+
+
+def check_sealed(stream: Stream) -> None:
+    """A stream whose source was stopped a turn ago."""
+    must(stream.reason is not None, "neither sealed nor has it a source", stream.id)
 
 
 def check_link(link: UpstreamConnection, transport: Transport) -> None:
@@ -151,7 +159,9 @@ def check_position(reader: Reader, client: ClientConnection) -> None:
     answer = reader.catch_up()
     subscriber = client.reader
     transport = reader.transport
-    if subscriber is None or answer is None or transport is None or transport.buffer or not answer.streaming:
+    if subscriber is None or answer is None or transport is None or not answer.streaming:
+        return
+    if transport.buffer or transport.aborted:  # an abort throws away bytes that were counted as written
         return
     if subscriber.stream is not answer.stream or reader.waits:
         return

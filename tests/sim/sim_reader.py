@@ -282,7 +282,7 @@ class Answer:
 
     def _unusual(self, seq: int, event: bytes) -> None:
         if self.script is None:
-            self.script = self.world.scripts.get(self.errand.stream_id)
+            self.script = self.world.script_of(self.errand.stream_id)
         if self.error_seen:
             raise Violation(f"an event behind the error: {event[:200]!r}")
         if seq < self.position:

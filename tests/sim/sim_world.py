@@ -419,6 +419,10 @@ class World:
             raise Violation(f"an answer with the unknown stream {stream_id}")
         return self._gone[stream_id]
 
+    def script_of(self, stream_id: str) -> Script | None:
+        """The script of a stream, also of one that is gone."""
+        return self.scripts.get(stream_id) or self._gone.get(stream_id, (None, None))[1]
+
     def known(self, stream_id: str) -> None:
         """A stream's id was seen: others may want to read it too."""
         if not self._recent or self._recent[-1] != stream_id:
