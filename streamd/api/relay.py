@@ -196,25 +196,29 @@ class Relay:
             stream=stream,
             policy=policy,
         )
-        exchange.on_opened = lambda opened: self._became_stream(opened, request, policy, grace_s)
+        key = _idempotency_key(request)
+        exchange.on_opened = lambda opened: self._became_stream(opened, request, policy, grace_s, key)
         exchange.usage = self._access.usage_of(request)
         return exchange
 
-    def _became_stream(self, stream: Stream, request: Request, policy: Policy, grace_s: float) -> None:
+    def _became_stream(self, stream: Stream, request: Request, policy: Policy, grace_s: float, key: str) -> None:
         """Not asked for by a `"stream": true` that is known here, and a stream all the same."""
         stream.account = self._access.note_stream(request)
         self._dress(stream, request, policy, grace_s)
+        kept = self._runtime.hub.by_key(request.principal.id, key) if key else None
+        if kept is not None:  # from now on a retry of the request joins the stream
+            self._runtime.hub.keep_key(request.principal.id, key, kept.body_hash, stream)
 
     def _keep_key(self, request: Request, key: str, exchange: Exchange) -> None:
         """Under its Idempotency-Key the request is known until its stream is removed, or its answer is over."""
         hub, admission, principal_id = self._runtime.hub, self._runtime.admission, request.principal.id
         if key:
             hub.keep_key(principal_id, key, body_hash(request.body), exchange.stream)
-        forget = bool(key) and exchange.stream is None
 
         def over() -> None:
             admission.release_relay()
-            if forget:
+            kept = hub.by_key(principal_id, key) if key else None
+            if kept is not None and kept.stream is None:
                 hub.forget_key(principal_id, key)
 
         exchange.on_over = over

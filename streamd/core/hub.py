@@ -365,6 +365,7 @@ class Hub:
         assert not stream.readers
         if self._streams.pop(stream.id, None) is None:
             return
+        stream.fanout = None  # the two hold each other, and the collector hardly runs
         self.settle(stream)
         self.charge(stream)
         self.log_bytes -= stream.charged_bytes

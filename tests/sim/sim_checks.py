@@ -152,6 +152,10 @@ def check_all(world: World) -> None:
     readers = sum(len(stream.readers) for stream in streams)
     must(readers == sum(1 for client in clients if client.reader is not None), "readers", readers)
     check_deadlines(world, clients)
+    check_times(world, clients)
+    check_progress(world, streams)
+    check_admission(world, clients, exchanges, sum(1 for each in streams if each.published and each.reason is None))
+    check_totals(world, streams)
 
 
 def check_position(reader: Reader, client: ClientConnection) -> None:
@@ -230,7 +234,97 @@ def check_deadlines(world: World, clients: list[ClientConnection]) -> None:
             latest = max(client._progress_at, now) + world.settings.stall_timeout_s + world.slack_s
             must(client.due_at <= latest, "paused, and not looked at in time", client.due_at - now)
         if client.due_at < NEVER:
-            must(now - client.due_at <= world.slack_s, "overdue", client.at, now - client.due_at)
+            late_s = now - client.due_at
+            if client.request is not None and client.due_at == client.request.expires_at:
+                # A right to read may have ended before the answer began, and ends nothing but a stream.
+                late_s = now - client.wrote_at if client.at is At.STREAMING else 0.0
+            must(late_s <= world.slack_s, "overdue", client.at, late_s)
+
+
+def check_times(world: World, clients: list[ClientConnection]) -> None:
+    """The limits on time, by the network's own clock: the times that the code under test keeps prove nothing."""
+    now, slack_s = world.loop.time(), world.slack_s
+    for client in clients:
+        if not client.transport.aborted and not client.transport.gone:
+            _check_client_times(world, client, client.transport, now, slack_s)
+    for server in world.servers.values():
+        for link in server.links:
+            if link.transport is not None and not link.transport.closing and not link.transport.gone:
+                _check_link_times(world, link, now, slack_s)
+
+
+def _check_client_times(world: World, client: ClientConnection, transport: Any, now: float, slack_s: float) -> None:
+    settings, reader = world.settings, client.reader
+    if transport.told_paused and settings.stall_timeout_s:
+        # It is looked at four times within the limit, and a closing connection has a little longer.
+        limit_s = settings.stall_timeout_s * 1.25 + settings.close_timeout_s * 2
+        must(now - transport.taken_at <= limit_s + slack_s, "a stalled reader stays", client.at, now - transport.taken_at)
+    if transport.closing and not transport.told_paused:
+        must(now - transport.closed_at <= settings.close_timeout_s + slack_s, "closing takes too long", client.at)
+    if client.request is None and client.at is At.HEAD:
+        idle_s = now - max(transport.opened_at, transport.written_at, transport.peer.errand.asked_at)
+        must(idle_s <= settings.keepalive_timeout_s + settings.head_timeout_s + slack_s, "an idle connection stays", idle_s)
+    if reader is None or client.request is None:
+        return
+    expires_at = client.request.expires_at
+    if expires_at:
+        must(now - max(expires_at, client.wrote_at) <= slack_s, "a reader stays beyond its right", now - expires_at)
+    if settings.heartbeat_s and reader.state in (Sub.LIVE, Sub.FOLLOWING) and reader.stream.reason is None:
+        silent_s = now - max(transport.written_at, transport.taken_at)
+        must(silent_s <= settings.heartbeat_s + slack_s, "a silent stream without a heartbeat", silent_s)
+
+
+def _check_link_times(world: World, link: Any, now: float, slack_s: float) -> None:
+    settings, script = world.settings, link.script
+    if not link.busy or not link.transport.reading:
+        return
+    if settings.stream_timeout_s:
+        must(now - link.asked_at <= settings.stream_timeout_s + slack_s, "a generation beyond stream_timeout")
+    if script is None or script.events:
+        silent_s = now - max(link.read_at, link.asked_at)
+        limit_s = max(settings.idle_timeout_s, settings.ttft_timeout_s)
+        must(silent_s <= limit_s + slack_s, "a silent upstream keeps its place", silent_s)
+    else:
+        must(now - link.asked_at <= settings.ttft_timeout_s + slack_s, "no first event, and no end", now - link.asked_at)
+
+
+def check_progress(world: World, streams: list[Stream]) -> None:
+    """Whoever can be written to has what there is: nothing waits for an event that may never come."""
+    now = world.loop.time()
+    for stream in streams:
+        changed_at = max(stream.touched_at, stream.sealed_at)
+        if now - changed_at <= world.slack_s:
+            continue
+        for reader in stream.readers:
+            must(reader.state is not Sub.CATCHING, "a reader that doesn't catch up", stream.id, reader.position)
+            if reader.state in (Sub.LIVE, Sub.FOLLOWING):
+                must(reader.at_end, "a reader waits for what is there", stream.id, reader.position, stream.log.seq_next)
+                must(stream.reason is None, "a reader isn't told of the end", stream.id)
+        if stream.reason is not None and not stream.readers:
+            kept_s = now - max(stream.sealed_at + stream.retention_s, world.left_at(stream))
+            must(kept_s <= world.slack_s, "a stream is kept beyond its retention", stream.id, kept_s)
+
+
+def check_admission(world: World, clients: list[ClientConnection], exchanges: list[Exchange], live: int) -> None:
+    """The accounts of admission, counted again."""
+    row = world.worker.runtime.admission._row
+    admitted = sum(1 for client in clients if client.refusal is None)
+    must(row[Slot.CONNECTIONS] == admitted, "connections admitted", row[Slot.CONNECTIONS], admitted)
+    must(row[Slot.UPSTREAM] == len(exchanges), "requests for upstreams", row[Slot.UPSTREAM], len(exchanges))
+    published = row[Slot.STREAMS] - row[Slot.UPSTREAM]
+    must(published == live, "published streams", published, live)
+
+
+def check_totals(world: World, streams: list[Stream]) -> None:
+    """The counters' sums are those of the streams that there are and were."""
+    hub, gone = world.worker.runtime.hub, world.removed_totals
+    for stream in streams:
+        hub.charge(stream)
+    must(hub.events_total == gone["events"] + sum(stream.events for stream in streams), "events", hub.events_total)
+    frames = gone["event_bytes"] + sum(stream.frame_bytes for stream in streams)
+    must(hub.event_bytes_total == frames, "bytes of events", hub.event_bytes_total, frames)
+    texts = gone["text_events"] + sum(stream.text_events for stream in streams)
+    must(hub.text_events_total == texts, "events with text", hub.text_events_total, texts)
 
 
 def check_stopped(world: World) -> None:

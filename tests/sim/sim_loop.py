@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from heapq import heappop, heappush
 from typing import Any
 
-DRAWN_FORWARD = 0.2  # how often, of the turns that leave callbacks ready
+DRAWN_FORWARD = 0.2  # chance of one more event of the network between two turns
 
 
 class Violation(AssertionError):
@@ -46,7 +46,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._now = 1000.0
+        self.now = 1000.0
         self._order = 0  # ties are broken by who came first
         self._ready: deque[Timer] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
@@ -59,15 +59,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     # -- the loop as the code under test sees it
 
     def time(self) -> float:
-        return self._now
+        return self.now
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> Timer:  # type: ignore[override]
-        timer = Timer(self._now, callback, args)
+        timer = Timer(self.now, callback, args)
         self._ready.append(timer)
         return timer
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Timer:  # type: ignore[override]
-        return self.call_at(self._now + delay, callback, *args)
+        return self.call_at(self.now + delay, callback, *args)
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Timer:  # type: ignore[override]
         timer = Timer(when, callback, args)
@@ -108,11 +108,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def io(self, delay: float, action: Callable[..., object], *args: Any) -> None:
         """The network does something after `delay` seconds, or a little earlier."""
         self._order += 1
-        heappush(self._io, (self._now + delay, self._order, action, args))
+        heappush(self._io, (self.now + delay, self._order, action, args))
 
     def jump(self, seconds: float) -> None:
         """The process stood still for so long."""
-        self._now += seconds
+        self.now += seconds
 
     def run(self, go_on: Callable[[], bool]) -> None:
         """Turn until `go_on` says no, or nothing is left to happen."""
@@ -130,12 +130,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 return False
             next_timer = timers[0][0] if timers else float("inf")
             next_io = io[0][0] if io else float("inf")
-            self._now = max(self._now, min(next_timer, next_io))
+            self.now = max(self.now, min(next_timer, next_io))
             if next_io <= next_timer:
                 self._do_io()
-        elif io and self._rng.random() < DRAWN_FORWARD:
-            self._do_io()
-        while timers and timers[0][0] <= self._now:
+        else:
+            while io and self._rng.random() < DRAWN_FORWARD:
+                self._do_io()
+        while timers and timers[0][0] <= self.now:
             timer = heappop(timers)[2]
             if not timer.cancelled:
                 ready.append(timer)

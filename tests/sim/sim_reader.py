@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from sim_loop import Violation
 from sim_script import TEXTS, Script, effects
@@ -27,9 +28,12 @@ class Errand:
     """One thing that somebody wants, over as many connections as it takes."""
 
     __slots__ = (
+        "asked_at",
         "body",
         "deletes",
+        "detach_grace_s",
         "http10",
+        "key",
         "kind",
         "last",
         "method",
@@ -54,6 +58,15 @@ class Errand:
         self.last: int | None = None  # sent as Last-Event-ID
         self.tries = 0
         self.deletes = False
+        self.key = ""  # its Idempotency-Key
+        self.detach_grace_s: float | None = None  # as its header says
+        self.asked_at = 0.0
+
+    @property
+    def right_s(self) -> float:
+        """How long its right to read holds; 0: for ever. Known from the id alone, as if a token had said it."""
+        serial = crc32(self.rid.encode())
+        return 0.3 + serial // 25 % 30 / 10 if serial % 25 == 0 else 0.0
 
     def request(self) -> bytes:
         """The request as it goes out."""
@@ -89,6 +102,7 @@ class Answer:
         "position",
         "rest",
         "script",
+        "sent_away",
         "status",
         "stream",
         "world",
@@ -112,6 +126,7 @@ class Answer:
         self.position = 0
         self.policy = "coalesce"
         self.error_seen = False
+        self.sent_away = False  # with the id to come back with
         self.gaps: list[tuple[int, int]] = []
         self.ids: deque[int] = deque(maxlen=64)  # the last that were seen
 
@@ -272,11 +287,11 @@ class Answer:
         self._unusual(seq, event)
 
     def _loose_block(self, block: bytes) -> None:
-        if b'"last_id"' in block and self.world.stopping:
+        if b'"last_id"' in block and (self.world.stopping or self.errand.right_s):
             last_id = json.loads(block.partition(b"data: ")[2])["error"]["last_id"]
             if last_id != f"{self.errand.stream_id}:{self.position - 1}":
                 raise Violation(f"sent away with {last_id} at position {self.position}")
-            self.error_seen = True
+            self.error_seen = self.sent_away = True
             return
         raise Violation(f"no id of {self._prefix!r} on {block[:200]!r}")
 
@@ -400,6 +415,7 @@ class Reader:
         """Send a request, in pieces now and then, and do what this reader's temper is."""
         rng, world = self.world.rng, self.world
         self.errand = errand
+        errand.asked_at = world.loop.now
         self._expected.append(errand)
         self._serial += 1
         data = errand.request()
@@ -418,7 +434,8 @@ class Reader:
             if piece:
                 world.loop.io(delay, self._send, piece)
         if errand.kind == "publish" and not errand.deletes:
-            world.loop.io(delay + 0.01, self._publish, errand, rng.randrange(60))
+            lines = rng.randrange(300, 900) if world.crowded and rng.random() < 0.3 else rng.randrange(60)
+            world.loop.io(delay + 0.01, self._publish, errand, lines)
         if errand.kind in ("small", "plain", "generate") and not errand.http10 and rng.random() < 0.04:
             self._pipeline(delay)
         if self.temper != "calm":
@@ -442,7 +459,9 @@ class Reader:
         world.published(self.transport, errand, body)
         self._send(chunk[cut:] + (b"" if left else b"0\r\n\r\n"))
         if left:
-            world.loop.io(rng.expovariate(1 / world.pace_s), self._publish, errand, left - 1)
+            burst = rng.random() < 0.1
+            pace_s = 0.005 if left > 60 else world.pace_s
+            world.loop.io(0.0 if burst else rng.expovariate(1 / pace_s), self._publish, errand, left - 1)
 
     def _pipeline(self, delay: float) -> None:
         """Further requests right behind: a few, or more than anybody may send."""

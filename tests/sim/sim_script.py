@@ -70,14 +70,18 @@ class Script:
         "_parts",
         "_rng",
         "_shape",
-        "closing_from",
         "dialect",
         "ended",
+        "event_at",
         "events",
         "final",
+        "finished_at",
         "name",
+        "partly_finished",
         "pending",
+        "read_whole",
         "said",
+        "terminal_at",
         "total",
     )
 
@@ -89,11 +93,15 @@ class Script:
         self.said = 0
         self.events: list[bytes] = []  # the second model
         self.pending: list[tuple[int, bytes]] = []  # (offset on the wire at which the event is whole, the event)
-        self.closing_from = 1 << 60  # how many events stand in front of those that complete the answer
+        # With so many events all choices are finished, or the dialect's terminal has been said.
+        self.finished_at = self.terminal_at = 1 << 60
+        self.partly_finished = False  # some choices never get their finish_reason
         self.ended = False  # its framing ended properly
+        self.read_whole = False  # and the relay has read the end
+        self.event_at = 0.0  # when the relay was given the newest event
         self.final: bytes | None = None  # the error event that ended it, as its first reader got it
         self._parts = rng.choice((1, 1, 1, 1, 2, 3))  # choices, or outputs
-        self._shape = rng.randrange(4)
+        self._shape = rng.randrange(6)
         self._padded = rng.random() < 0.1
         self._number = 0
         self._half = 0
@@ -137,21 +145,36 @@ class Script:
 
     def closing(self) -> list[bytes]:
         """What makes it complete."""
-        self.closing_from = len(self.events) + len(self.pending)
+        before = len(self.events) + len(self.pending)
         if self.dialect == "chat":
-            ends = [self._chat(k, b"{}", b'"stop"') for k in range(self._parts)]
-            if self._rng.random() < 0.5:
-                ends.append(
-                    _line(b'{"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":%d}}' % self.said)
-                )
-            return [*ends, _line(b"[DONE]")] if self._rng.random() < 0.8 else ends
+            return self._chat_closing(before)
         if self.dialect == "completions":
-            return [_line(b"[DONE]")]
-        if self.dialect == "responses":
-            return [self._response(b"response.completed", b'"response":{"id":"resp_%b"}' % self.name)]
-        if self.dialect == "messages":
-            return [_line(b'{"type":"message_stop"}', b"message_stop")]
-        return []
+            ends = [_line(b"[DONE]")]
+        elif self.dialect == "responses":
+            ends = [self._response(b"response.completed", b'"response":{"id":"resp_%b"}' % self.name)]
+        elif self.dialect == "messages":
+            ends = [_line(b'{"type":"message_stop"}', b"message_stop")]
+        else:
+            return []
+        self.terminal_at = before + len(ends)
+        return ends
+
+    def _chat_closing(self, before: int) -> list[bytes]:
+        """Finish reasons, for all choices or for some; then usage and [DONE], or not."""
+        finished = self._parts
+        if self._parts > 1 and self._rng.random() < 0.2:
+            finished = self._rng.randrange(self._parts)
+            self.partly_finished = True
+        ends = [self._chat(k, b"{}", b'"stop"') for k in range(finished)]
+        if finished == self._parts:
+            self.finished_at = before + finished
+        if self._rng.random() < 0.5:
+            usage = b'{"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":%d}}'
+            ends.append(_line(usage % self.said))
+        if self._rng.random() < (0.5 if self.partly_finished else 0.8):
+            ends.append(_line(b"[DONE]"))
+            self.terminal_at = before + len(ends)
+        return ends
 
     def _text(self) -> bytes:
         if self._half:
@@ -161,6 +184,8 @@ class Script:
         if roll < 0.01:
             self._half = 1
             return HALVES[0]
+        if roll < 0.012:
+            return b" long" * self._rng.choice((200, 1200))
         return TEXTS[int(roll * len(TEXTS))]
 
     def _delta(self, text: bytes) -> bytes:
@@ -178,11 +203,15 @@ class Script:
 
     def _chat(self, choice: int, delta: bytes, finish: bytes = b"null") -> bytes:
         created = 1_700_000_000 + (self.said // 20 if self._shape == 3 else 0)
-        pad = b',"obfuscation":"%b"' % (b"Ab9x" * self._rng.randrange(1, 5)) if self._padded else b""
+        tail = b',"obfuscation":"%b"' % (b"Ab9x" * self._rng.randrange(1, 5)) if self._padded else b""
+        if self._shape == 4:  # vLLM's continuous_usage_stats: fits no template
+            tail += b',"usage":{"prompt_tokens":5,"completion_tokens":%d}' % self.said
+        # A server behind a balancer that begins anew, or two answers in one: such chunks are not of one message.
+        name = b"%b-%d" % (self.name, self.said // 15) if self._shape == 5 else self.name
         row = (
             b'{"id":"c-%b","object":"chat.completion.chunk","created":%d,"model":"m","choices":[{"index":%d,"delta":%b,'
         )
-        return _line(row % (self.name, created, choice, delta) + b'"finish_reason":%b}]%b}' % (finish, pad))
+        return _line(row % (name, created, choice, delta) + b'"finish_reason":%b}]%b}' % (finish, tail))
 
     def _response(self, kind: bytes, fields: bytes) -> bytes:
         number, self._number = self._number, self._number + 1
@@ -200,6 +229,7 @@ class Script:
                 _line(b'{"choices":[{"index":0,"delta":{"content":""}}]}'),
                 _line(b'{"choices":[{"index":0,"delta":{"content":"\\udc00"}}]}'),
                 b"data:{}\nother: field\n\n",
+                b"event: odd\n" + (self._chat(0, self._delta(b"odd")) if self.dialect == "chat" else _line(b"{}")),
             )
         )
 
@@ -210,22 +240,29 @@ class Script:
         """Whether the relay was given what makes an answer of this dialect complete."""
         if self.dialect == "unknown":
             return True
-        return len(self.events) >= self.closing_from + (self._parts if self.dialect == "chat" else 1)
+        return len(self.events) >= min(self.finished_at, self.terminal_at)
 
-    def given(self, offset: int) -> None:
+    @property
+    def said_terminal(self) -> bool:
+        """Whether the relay was given the event that says: this is all."""
+        return len(self.events) >= self.terminal_at
+
+    def given(self, offset: int, now: float) -> None:
         """The relay is about to read up to this offset of the wire."""
         pending = self.pending
         count = 0
         while count < len(pending) and pending[count][0] <= offset:
             self.events.append(pending[count][1])
             count += 1
+        if count:
+            self.event_at = now
         del pending[:count]
 
 
 class Wire:
     """Events to bytes: line ends, ids and comments of the upstream's taste, its framing; where each event is whole."""
 
-    __slots__ = ("_chunked", "_ends", "_first", "_frills", "_rng", "offset")
+    __slots__ = ("_chunked", "_ends", "_first", "_frills", "_rng", "cut", "offset")
 
     def __init__(self, rng: random.Random, *, chunked: bool, offset: int) -> None:
         self._rng = rng
@@ -234,6 +271,7 @@ class Wire:
         self._frills = rng.random() < 0.15
         self._first = True
         self.offset = offset  # on the connection, of what was made so far
+        self.cut = 0  # in the bytes of the last encode(): where its first chunk ends, if a read is to end there as well
 
     def encode(self, events: list[bytes], script: Script) -> bytes:
         """The bytes of some events; tells the script where each is whole."""
@@ -267,7 +305,12 @@ class Wire:
 
     def _chunks(self, raw: bytes, wholes: list[int], events: list[bytes], script: Script) -> bytes:
         cuts = [0, len(raw)]
-        if self._rng.random() < 0.05 and len(raw) > 1:
+        self.cut = 0
+        line_end = raw.find(b"\n", 0, len(raw) - 2) + 1
+        by_lines = line_end and (self._rng.random() < 0.02 or raw.startswith(b"event: odd"))
+        if by_lines:  # a chunk, and a read, that ends between two lines of one event
+            cuts = [0, line_end, len(raw)]
+        elif self._rng.random() < 0.05 and len(raw) > 1:
             cuts = [0, *sorted({self._rng.randrange(1, len(raw)) for _ in range(2)}), len(raw)]
         wire = b""
         at = 0
@@ -277,6 +320,8 @@ class Wire:
                 script.pending.append((self.offset + len(wire) + len(size) + wholes[at] - begin, events[at]))
                 at += 1
             wire += size + raw[begin:end] + b"\r\n"
+            if by_lines and not self.cut:
+                self.cut = len(wire)
         self.offset += len(wire)
         return wire
 
@@ -326,6 +371,11 @@ def _walk(value: Any, place: tuple[Any, ...], found: dict[Any, Any]) -> None:
         marks = tuple(value.get(mark) for mark in _MARKS if not isinstance(value.get(mark), (dict, list)))
         for key, inner in value.items():
             if key in _IGNORED or inner is None:
+                continue
+            if key == "id":  # which messages the events belong to: all of them, in order
+                named = found.setdefault((*place, key), [])
+                if not named or named[-1] != inner:
+                    named.append(inner)
                 continue
             if key in _TEXT_KEYS and isinstance(inner, str):
                 where = (*place, marks, key)

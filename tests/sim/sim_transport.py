@@ -42,15 +42,21 @@ class Transport(asyncio.Transport):
         "_touched",
         "aborted",
         "buffer",
+        "closed_at",
         "closing",
+        "eof_received",
         "eof_written",
         "gone",
         "lost",
         "name",
+        "opened_at",
         "peer",
         "protocol",
         "room",
+        "taken_at",
+        "timed_out",
         "told_paused",
+        "written_at",
     )
 
     def __init__(self, loop: VirtualLoop, peer: Peer, name: tuple[str, int], touched: list[Transport]) -> None:
@@ -71,11 +77,17 @@ class Transport(asyncio.Transport):
         self.aborted = False
         self.gone = False  # the peer reset it: connection_lost() is on its way
         self.lost = False  # connection_lost() was called
+        # what happened, and when
+        self.eof_received = False  # the protocol was told of the peer's FIN
+        self.timed_out = False  # gone, and it was the network
+        self.opened_at = self.written_at = self.taken_at = loop.time()  # taken_at: the peer took bytes, or the buffer filled
+        self.closed_at = 0.0
 
     # -- what the code under test calls
 
     def write(self, data: Any) -> None:
         self._touched.append(self)
+        self.written_at = self._loop.now
         if self.closing or self.lost or self.eof_written:
             raise RuntimeError("write() after the end")
         if self.gone or not data:
@@ -96,6 +108,7 @@ class Transport(asyncio.Transport):
         if len(self.buffer) > self._high:
             assert not self.told_paused
             self.told_paused = True
+            self.taken_at = self._loop.now
             self._loop.steps += 1
             self.protocol.pause_writing()
 
@@ -140,11 +153,16 @@ class Transport(asyncio.Transport):
         if self._incoming or self._incoming_eof:
             self._loop.io(0.0, self._deliver)
 
+    @property
+    def reading(self) -> bool:
+        return self._reading
+
     def close(self) -> None:
         if self.closing or self.lost:
             return
         self._touched.append(self)
         self.closing = True
+        self.closed_at = self._loop.now
         if not self.buffer and not self.gone:
             self._lose_soon(None)
 
@@ -187,6 +205,8 @@ class Transport(asyncio.Transport):
         if not self.buffer:
             return
         taken = min(self.room, len(self.buffer))
+        if taken:
+            self.taken_at = self._loop.now
         piece = bytes(self.buffer[:taken])
         del self.buffer[:taken]
         self.room -= taken
@@ -229,6 +249,7 @@ class Transport(asyncio.Transport):
         if self._incoming_eof and self._reading and not (self._incoming or self.closing or self.lost or self.gone):
             self._incoming_eof = False
             self._reading = False  # nothing can come any more
+            self.eof_received = True
             self._touched.append(self)
             self._loop.steps += 1
             if not self.protocol.eof_received():
@@ -241,5 +262,6 @@ class Transport(asyncio.Transport):
         if self.closing and not self.buffer:
             return
         self.gone = True
+        self.timed_out = isinstance(exc, TimeoutError)
         self.buffer.clear()
         self._lose_soon(exc)

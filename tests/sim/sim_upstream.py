@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sim_world import World
 
 EVENT_BYTES_MAX = 8 * 1024  # of the settings; one event of a script may be larger
+LONG = 800  # tokens of an answer that a crowd reads
 
 # How an answer goes, and how often.
 FATES = (
@@ -85,7 +86,7 @@ class Link:
         self._factory = factory
         self.transport: Transport | None = None
         self._request = b""
-        self._busy = False
+        self.busy = False
         self.connecting = False
         self.fresh = True  # nothing was asked on it yet
         self._over = False  # nothing is sent any more
@@ -96,8 +97,11 @@ class Link:
         self._fate = ""
         self._fate_at = 0
         self._left: bytes = b""  # made but not sent yet
+        self._cut = 0  # of these bytes, so many go out by themselves; 0: no matter
         self._made = 0  # bytes of the connection made so far
         self._read = 0  # of these, read by the relay
+        self.asked_at = 0.0  # when the request was there
+        self.read_at = 0.0  # when the relay last read something
         self._keep_alive = True
         self._chunked = True
         self._opened = False
@@ -148,7 +152,7 @@ class Link:
             return
         if fin:
             if self.script is not None and not self._chunked:
-                self.script.ended = True  # as far as anybody can tell
+                self.script.ended = self.script.read_whole = True  # as far as anybody can tell
             transport.receive_eof()
         else:
             transport.receive_reset(ConnectionResetError(104, "Connection reset by peer"))
@@ -158,7 +162,7 @@ class Link:
 
     def took(self, data: bytes) -> None:
         self._request += data
-        if self._busy or self._over:
+        if self.busy or self._over:
             return
         head, found, body = self._request.partition(b"\r\n\r\n")
         if not found:
@@ -167,7 +171,8 @@ class Link:
         if len(body) < int(fields.get(b"content-length", b"0")):
             return
         self._request = b""
-        self._busy = True
+        self.busy = True
+        self.asked_at = self.world.loop.now
         words = head.split(b"\r\n", 1)[0].split(b" ")
         rng = self.world.rng
         wants_stream = b'"stream":true' in body
@@ -195,7 +200,9 @@ class Link:
         elif fate in ("busy", "limited", "error", "json", "cut_json", "models"):
             self._plain(fate, rid)
         else:
-            total = min(int(rng.expovariate(1 / world.tokens_mean)), 2000)
+            total = min(int(rng.expovariate(1 / world.tokens_mean)), LONG - 1)
+            if world.crowded and rng.random() < 0.04:
+                total = rng.randrange(LONG, 2 * LONG)
             self.script = Script(rng, dialect, rid, total)
             self._fate_at = rng.randrange(total + 1)
             self._begin(self.script)
@@ -273,6 +280,8 @@ class Link:
         if not events:
             return b""
         wire = self._wire.encode(events, self.script)
+        if self._wire.cut:
+            self._cut = len(self._left) + self._wire.cut
         self._made = self._wire.offset
         return wire
 
@@ -302,16 +311,27 @@ class Link:
         """Send what is made, mostly whole; then the next token's time."""
         rng = self.world.rng
         left = self._left
-        if rng.random() < 0.93:
-            self._left = b""
-            self._send(left)
+        if self._over or self.transport is None:
+            return
+        cut, self._cut = self._cut, 0
+        if cut:  # the rest comes as a read of its own
+            self.world.loop.io(self._pause_s(), self._go_on)
         else:
-            cut = rng.randrange(len(left) + 1)
-            self._left = left[cut:]
-            self._send(left[:cut])
-        pace = self.world.pace_s
-        delay = rng.uniform(0.5, 1.5) * pace if rng.random() < 0.995 else rng.uniform(0.5, 6.0)
-        self.world.loop.io(delay, self._tick)
+            cut = len(left) if rng.random() < 0.93 else rng.randrange(len(left) + 1)
+            self.world.loop.io(self._pause_s(), self._tick)
+        self._left = left[cut:]
+        self._send(left[:cut])
+
+    def _pause_s(self) -> float:
+        """Until the next token: mostly the model's pace; now and then none, or a long one."""
+        rng = self.world.rng
+        roll = rng.random()
+        if roll < 0.1:  # several reads in as many turns, as after a stall
+            return 0.0
+        if roll > 0.995:
+            return rng.uniform(0.5, 6.0)
+        pace = 0.005 if self.script is not None and self.script.total >= LONG else self.world.pace_s
+        return rng.uniform(0.5, 1.5) * pace
 
     def _meet_fate(self, script: Script) -> None:
         rng, fate = self.world.rng, self._fate
@@ -364,15 +384,18 @@ class Link:
 
     def delivers(self, length: int) -> None:
         self._read += length
-        if self.script is not None:
-            self.script.given(self._read)
+        self.read_at = self.world.loop.now
+        script = self.script
+        if script is not None:
+            script.given(self._read, self.read_at)
+            script.read_whole = script.ended and self._read == self._made
 
     def _rest(self) -> None:
         """The answer is out: wait for another request, for a while."""
         rng = self.world.rng
         if self._over:
             return
-        self._busy = False
+        self.busy = False
         self._answers += 1
         self.script = None
         self._wire = None
@@ -383,5 +406,5 @@ class Link:
             self.took(data)
 
     def _idle_end(self, answers: int) -> None:
-        if not self._busy and self._answers == answers and not self._over:
+        if not self.busy and self._answers == answers and not self._over:
             self._hang_up(self.world.rng.random() < 0.8)

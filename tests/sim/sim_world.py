@@ -14,7 +14,8 @@ from sim_loop import Violation, VirtualLoop
 from sim_reader import Answer, Errand, Reader
 from sim_script import DIALECTS, PATHS, Script
 from sim_transport import Transport
-from sim_upstream import EVENT_BYTES_MAX, Link, Server, weighted
+from sim_upstream import EVENT_BYTES_MAX, LONG, Link, Server, weighted
+from sim_watch import Watch
 
 from streamd.config import Settings, UpstreamSettings
 from streamd.core import fanout
@@ -30,6 +31,7 @@ from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 
 CHECK_ALL_EVERY = 1000  # steps
+SWEEP_SLACK_S = 1.0  # a sweep every 0.25 s, its slices, and that of the streams behind it
 # How much is done in one turn: small, so that much can happen between two slices.
 SLICES: tuple[tuple[Any, str, tuple[int, ...]], ...] = (
     (core_stream, "DIRECT_READERS_MAX", (1, 8, 64)),
@@ -120,7 +122,8 @@ class World:
         self.patience_s = rng.choice((0.05, 0.3, 1.0))
         self.event_bytes_max = EVENT_BYTES_MAX
         self.buffer_bytes_max = 3 * 64 * 1024
-        self.slack_s = 1.0 + 6.0  # a sweep, a slice, and the jumps of the clock
+        self.crowded = rng.random() < 0.4  # many read the same stream, and that one is long
+        self.jumped_at = self.jumped_s = 0.0
         self.worker = self._hire()
         self.servers = {each.name: Server(self, each.name) for each in self.settings.upstreams}
         # what goes on
@@ -141,6 +144,14 @@ class World:
         self._next_check = CHECK_ALL_EVERY
         self._transports: dict[Transport, None] = {}
         self.results: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()  # situations (sim_watch.py)
+        self.relieving = False  # the logs are over their budget: streams go before their time
+        self._stream_of: dict[str, str] = {}  # rid of a request -> id of the stream that a server began for it
+        self._asked_with: dict[str, str] = {}  # Idempotency-Key -> rid of the request that was asked last
+        self._deleted: set[str] = set()  # somebody asked for it
+        self.removed_totals: Counter[str] = Counter()  # of streams that are gone
+        self._left_at: dict[str, float] = {}  # stream id -> when its last reader left
+        self.watch: Watch | None = None
         self.steps = 0  # when the world is no more
 
     def _hire(self) -> Worker:
@@ -155,6 +166,8 @@ class World:
         runtime.sweep._members = OrderedMembers()  # type: ignore[assignment]
         runtime.clients = OrderedMembers()  # type: ignore[assignment]
         runtime.on_bug = self._bug
+        self._was_planned, runtime.plan = runtime.plan, self._planned
+        self._was_ended, runtime.on_request_end = runtime.on_request_end, self._request_ended
         hub._random, hub._incarnation = other.randbytes, "AAAA"
         self._was_removed, hub.on_removed = hub.on_removed, self._removed
         self._was_sealed, hub.on_sealed = hub.on_sealed, self._sealed
@@ -180,11 +193,13 @@ class World:
             setattr(module, name, self.rng.choice(sizes))
         before = _alive(collect=True)
         gc.disable()  # the worker hardly lets it run: what its counts don't free would stay
+        self.watch = watch = Watch(self)
         try:
             self._play(steps)
             if not self.stopping:
                 self.check_freed(before)
         finally:
+            watch.remove()
             gc.enable()
             logs._sink.level = level
             gc.set_threshold(*threshold)
@@ -236,9 +251,9 @@ class World:
 
     def check_gone(self, before: Counter[type]) -> None:
         """No object of a connection, an exchange or a stream outlives it."""
-        seed, results, steps = self.seed, self.results, self.loop.steps
+        seed, results, seen, steps = self.seed, self.results, self.seen, self.loop.steps
         self.__dict__.clear()  # the worker and everything that belongs to it
-        self.seed, self.results, self.steps = seed, results, steps
+        self.seed, self.results, self.seen, self.steps = seed, results, seen, steps
         after = _alive(collect=True)
         for kind in KINDS_LEFT:
             if after[kind] > before[kind]:
@@ -247,12 +262,22 @@ class World:
     def _stumble(self) -> None:
         """Now and then the whole process stands still."""
         if self.rng.random() < 0.5:
-            self.loop.jump(self.rng.choice((0.3, 2.0, 5.0)))
+            self.jumped_s = self.rng.choice((0.3, 2.0, 5.0))
+            self.loop.jump(self.jumped_s)
+            self.jumped_at = self.loop.now
         if not self.winding_down:
             self.loop.io(self.rng.uniform(1, 20), self._stumble)
 
+    @property
+    def slack_s(self) -> float:
+        """How late a deadline may be met: a sweep and its slices, and a jump of the clock in between."""
+        return SWEEP_SLACK_S + (self.jumped_s if self.loop.now - self.jumped_at <= SWEEP_SLACK_S else 0.0)
+
     def _stop(self) -> None:
-        """A drain, in a hurry now and then."""
+        """A drain, in a hurry now and then. Some readers have just stopped taking anything."""
+        for reader in list(self.readers):
+            if reader.transport is not None and reader.temper not in ("calm", "breaks") and self.rng.random() < 0.5:
+                reader.transport.room = min(reader.transport.room, self.rng.randrange(2000))
         self.stopping = self.closed = True
         self.worker.drain()
         if self.rng.random() < 0.3:
@@ -328,9 +353,11 @@ class World:
         errand.body = b'{"model":"m","stream":true,"n":"%b"}' % rid.encode()
         self._errands[rid] = errand
         if rng.random() < 0.25:
-            errand.wishes.append(b"X-Stream-Detach-Grace: %d" % rng.randrange(5))
+            errand.detach_grace_s = float(rng.randrange(5))
+            errand.wishes.append(b"X-Stream-Detach-Grace: %d" % errand.detach_grace_s)
         if rng.random() < 0.25:
-            errand.wishes.append(b"Idempotency-Key: k" + rid.encode())
+            errand.key = f"k{rid}"
+            errand.wishes.append(b"Idempotency-Key: " + errand.key.encode())
             if rng.random() < 0.7:
                 self.loop.io(rng.random() * rng.choice((0.1, 4)), self._twin, errand)
         return errand
@@ -341,12 +368,14 @@ class World:
             return
         twin = Errand("generate", errand.method, errand.path, self._rid(), errand.body)
         twin.wishes = [wish for wish in errand.wishes if wish.startswith(b"Idem")]
+        twin.key = errand.key
         self._errands[twin.rid] = twin
         Reader(self, twin).begin()
 
     def _follow(self) -> Errand:
         rng = self.rng
-        stream_id = self._hot if self._hot and rng.random() < 0.5 else rng.choice(self._recent)
+        hot = 0.9 if self.crowded else 0.5
+        stream_id = self._hot if self._hot and rng.random() < hot else rng.choice(self._recent)
         errand = Errand("follow", "GET", f"/v1/streams/{stream_id}", self._rid())
         errand.stream_id = stream_id
         if rng.random() < 0.3:
@@ -357,7 +386,9 @@ class World:
         return errand
 
     def _delete(self) -> Errand:
-        errand = Errand("small", "DELETE", f"/v1/streams/{self.rng.choice(self._recent)}", self._rid())
+        stream_id = self.rng.choice(self._recent)
+        self._deleted.add(stream_id)
+        errand = Errand("small", "DELETE", f"/v1/streams/{stream_id}", self._rid())
         errand.deletes = True
         return errand
 
@@ -380,6 +411,9 @@ class World:
         """Open a stream; what is published to it follows when it is open."""
         errand = Errand("publish", "POST", "/v1/streams", self._rid())
         errand.deletes = True  # no events in this request
+        if self.rng.random() < 0.4:
+            interval_s, policy = self.rng.choice((0.02, 0.2)), self.rng.choice(("coalesce", "drop_oldest", "close"))
+            errand.body = b'{"flush_interval":%g,"policy":"%b"}' % (interval_s, policy.encode())
         return errand
 
     def _events(self, opened: Errand) -> Errand:
@@ -427,7 +461,10 @@ class World:
         """A stream's id was seen: others may want to read it too."""
         if not self._recent or self._recent[-1] != stream_id:
             self._recent.append(stream_id)
-        if self.rng.random() < 0.02:
+        script = self.scripts.get(stream_id)
+        if self.rng.random() < 0.02 and not self.crowded:
+            self._hot = stream_id
+        elif self.crowded and script is not None and (script.total >= LONG or len(script.events) >= LONG // 4):
             self._hot = stream_id
 
     # -- upstream
@@ -441,6 +478,12 @@ class World:
             self._asks[rid] += 1
             if self._asks[rid] > 1:
                 raise Violation(f"{rid} was paid for twice")
+            if errand.key:
+                first = self._asked_with.setdefault(errand.key, rid)
+                begun = self._stream_of.get(first, "")
+                if first != rid and self.worker.runtime.hub.get(begun) is not None:
+                    raise Violation(f"{rid} was paid for again: {first} with the same key is the stream {begun}")
+                self._asked_with[errand.key] = rid
 
     def stream_begins(self, link: Link, script: Script) -> None:
         """A server answers with a stream: this script is what its readers have to get."""
@@ -450,10 +493,15 @@ class World:
         stream = getattr(asker, "stream", None) or getattr(protocol, "_stream", None)
         if stream is not None and self.scripts.setdefault(stream.id, script) is not script:
             raise Violation(f"{stream.id} is fed twice")
+        if stream is not None:
+            self._stream_of[script.name.decode()] = stream.id
 
     def _removed(self, stream: Stream) -> None:
         self._was_removed(stream)
-        self._gone[stream.id] = (stream, self.scripts.pop(stream.id, None))
+        script = self.scripts.pop(stream.id, None)
+        self._left_at.pop(stream.id, None)
+        self._check_removal(stream, script)
+        self._gone[stream.id] = (stream, script)
         if len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
         self.finals.pop(stream.id, None)
@@ -461,11 +509,50 @@ class World:
     def _sealed(self, stream: Stream) -> None:
         self._was_sealed(stream)
         script = self.scripts.get(stream.id)
-        self.results[f"sealed {stream.reason.word if stream.reason else None}"] += 1
+        if self.watch is not None:
+            self.watch.stream_sealed(stream, script)
         if stream.ended_clean and (script is None or not (script.ended and script.complete)):
             raise Violation(f"{stream.id} ended cleanly, its answer didn't")
         if stream.ended_clean and script is not None and stream.events != len(script.events):
             raise Violation(f"{stream.id} has {stream.events} events of {len(script.events)}")
+
+    def _check_removal(self, stream: Stream, script: Script | None) -> None:
+        """What was read by somebody stays for its retention, unless the logs need its memory."""
+        totals = self.removed_totals
+        totals["events"] += stream.events
+        totals["event_bytes"] += stream.frame_bytes
+        totals["text_events"] += stream.text_events
+        if self.relieving or script is None or not script.events or stream.id in self._deleted:
+            return
+        kept_s = self.loop.now - stream.sealed_at
+        sim_checks.must(kept_s >= stream.retention_s, "a stream is gone before its time", stream.id, kept_s)
+
+    def reader_left(self, stream: Stream) -> None:
+        self._left_at[stream.id] = self.loop.now
+
+    def left_at(self, stream: Stream) -> float:
+        """When the last reader left, if there was one."""
+        return self._left_at.get(stream.id, 0.0)
+
+    def errand_of(self, stream: Stream) -> Errand | None:
+        """The request that began this generation."""
+        request = getattr(stream.source, "_request", None)
+        return None if request is None else self._errands.get(request.id)
+
+    # -- rights and ends of requests
+
+    def _planned(self, connection: ClientConnection, request: Any) -> Any:
+        """The worker's plan; some may read for a short while only, as if their token said so."""
+        plan = self._was_planned(connection, request)
+        right_s = Errand("", "", "", request.id).right_s
+        if right_s:
+            request.expires_at = self.loop.now + right_s
+        return plan
+
+    def _request_ended(self, connection: ClientConnection, request: Any) -> None:
+        if self.watch is not None:
+            self.watch.request_ended(connection, request)
+        self._was_ended(connection, request)
 
     # -- answers
 
@@ -491,7 +578,7 @@ class World:
             script = self.scripts.get(errand.stream_id)
             if script is not None and answer.body != b'{"last_seq":%d}' % len(script.events):
                 raise Violation(f"{len(script.events)} events were published, {answer.body!r}")
-        if errand.kind != "generate" or (how == "done" and answer.stream is None):
+        if errand.kind != "generate":
             self._errands.pop(errand.rid, None)
         self._go_on(reader, answer, how)
 
@@ -510,10 +597,18 @@ class World:
             raise Violation(f"{errand.method} {errand.path} was answered {answer.status} {answer.body!r}")
         if answer.status == 500 and b"x-upstream" not in answer.headers:
             raise Violation(f"an error of our own: {answer.body!r}")
+        if errand.kind != "follow" or not errand.stream_id:
+            return
+        stream = self.worker.runtime.hub.get(errand.stream_id)
+        if answer.status == 404 and stream is not None:
+            raise Violation(f"{stream.id} is there, and was answered 404")
+        if answer.status == 204 and stream is not None and errand.last is not None:
+            over = stream.reason is not None and errand.start >= stream.log.seq_next
+            sim_checks.must(over, "204 before the end", stream.id, errand.start, stream.log.seq_next)
 
     def _judge_stream(self, reader: Reader, answer: Answer, how: str) -> None:
         """A calm reader over HTTP/1.1 gets the whole stream, whatever the others do."""
-        if reader.temper != "calm" or self.stopping or reader.healed:
+        if reader.temper != "calm" or self.stopping or reader.healed or answer.sent_away:
             return
         stream = answer.stream
         whole = answer.position == stream.log.seq_next and stream.reason is not None

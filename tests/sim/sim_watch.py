@@ -1,0 +1,377 @@
+"""The simulation's view into the code under test: situations that are counted, and rules that hold at such a moment.
+
+A simulator proves nothing about a situation that it never reaches. So each run counts those in SITUATIONS, and a search
+fails when one of them stayed at zero. The counting wraps methods of the code under test for the time of one run; none
+of the wrapped methods is on the way of a token to a reader that keeps up.
+
+Rules that are only true at one moment are checked here too: a ring is full when a policy acts, a grace has the length
+that was promised, a stream ends for the reason that its upstream gave. Rules about lasting state are in sim_checks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sim_checks import must
+
+from streamd.core import replay
+from streamd.core.fanout import SlicedFanout
+from streamd.core.hub import Hub
+from streamd.core.replay import ReplayLog
+from streamd.core.stream import Policy, Stream, Sub, Subscriber
+from streamd.net.client import ClientConnection
+from streamd.net.turn import Turn
+from streamd.reasons import By, CloseReason
+
+if TYPE_CHECKING:
+    from sim_script import Script
+    from sim_world import World
+
+SITUATIONS = (
+    # slow readers
+    *(f"the ring is full under {policy.value}" for policy in Policy),
+    *(f"a pass has lost a paused reader's frames under {policy.value}" for policy in Policy),
+    "a gap is announced under coalesce",
+    "a gap is announced under drop_oldest",
+    "a reader is full again at once when it resumes",
+    "a reader resumes between two passes and lacks events",
+    # fan-out
+    "an event arrives during a pass",
+    "a live reader lags behind a pass",
+    "the stream is sealed during a pass",
+    "a stream turns to passes",
+    "a stream turns back to direct writes",
+    # coalescing
+    "texts of several choices are coalesced",
+    "events kept whole are coalesced",
+    # reads
+    "a read holds several events",
+    "several upstreams are read in one turn",
+    # the log
+    "the log drops its oldest segment",
+    "logs over budget: finished streams are removed",
+    "logs over budget: live logs are halved",
+    # graces
+    "a detach grace is granted",
+    "a resume grace is granted",
+    "a grace is refused, too many are detached",
+    "a reader comes back within the grace",
+    # farewells
+    "a farewell",
+    "a farewell with an untold gap",
+    "a farewell to a paused reader",
+    # answers
+    "an answer ends with some choices unfinished",
+    "an answer ends with all choices finished and no terminal",
+    "a request with an Idempotency-Key joins a generation",
+    # how readers end
+    *(
+        f"a reader ends: {reason.word}"
+        for reason in (
+            CloseReason.COMPLETE,
+            CloseReason.READER_GONE,
+            CloseReason.NETWORK_LOST,
+            CloseReason.SLOW_CONSUMER,
+            CloseReason.STALLED,
+            CloseReason.TOKEN_EXPIRED,
+            CloseReason.PIPELINE_FULL,
+        )
+    ),
+    # how streams end
+    *(
+        f"a stream ends: {reason.word}"
+        for reason in (
+            CloseReason.COMPLETE,
+            CloseReason.SEALED,
+            CloseReason.READER_GONE,
+            CloseReason.ABANDONED,
+            CloseReason.CANCELLED,
+            CloseReason.PUBLISHER_GONE,
+            CloseReason.UPSTREAM_CONNECT,
+            CloseReason.UPSTREAM_RESET,
+            CloseReason.UPSTREAM_PROTOCOL,
+            CloseReason.UPSTREAM_TTFT_TIMEOUT,
+            CloseReason.UPSTREAM_IDLE_TIMEOUT,
+            CloseReason.UPSTREAM_STREAM_TIMEOUT,
+            CloseReason.UPSTREAM_TRUNCATED,
+            CloseReason.UPSTREAM_REFUSED,
+            CloseReason.EVENT_TOO_LARGE,
+        )
+    ),
+)
+
+# Reasons that blame the upstream for an answer that broke off.
+BROKEN_ANSWERS = (CloseReason.UPSTREAM_TRUNCATED, CloseReason.UPSTREAM_PROTOCOL, CloseReason.UPSTREAM_RESET)
+
+ROUNDING_S = 1e-6
+
+
+class Watch:
+    """The wrapped methods of one run; `remove()` puts the originals back."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.seen = world.seen
+        self._originals: list[tuple[Any, str, Any]] = []
+        self._grace_until: dict[str, float] = {}
+        self._around(Subscriber, "_hold", self._hold)
+        self._around(Subscriber, "miss", self._miss)
+        self._around(Subscriber, "lag", self._lag)
+        self._around(Subscriber, "resume", self._resume)
+        self._around(Subscriber, "_gap_frame", self._gap_frame)
+        self._around(Subscriber, "farewell", self._farewell)
+        self._around(SlicedFanout, "add", self._fanout_add)
+        self._around(SlicedFanout, "flush", self._fanout_flush)
+        self._around(Stream, "append_all", self._append_all)
+        self._around(Stream, "use_fanout", self._use_fanout)
+        self._around(Stream, "maybe_direct", self._maybe_direct)
+        self._around(replay._Coalescing, "_take_whole", self._take_whole)
+        self._around(replay._Coalescing, "_merged_texts", self._merged_texts)
+        self._around(ReplayLog, "_drop", self._drop)
+        self._around(Hub, "leave", self._leave)
+        self._around(Hub, "orphan", self._orphan)
+        self._around(Hub, "rejoin", self._rejoin)
+        self._around(Hub, "relieve", self._relieve)
+        self._around(Hub, "by_key", self._by_key)
+        self._around(ClientConnection, "slow_consumer", self._slow_consumer)
+        self._around(Turn, "_end", self._turn_end)
+
+    def _around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        original = getattr(owner, name)
+        self._originals.append((owner, name, original))
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    def remove(self) -> None:
+        for owner, name, original in reversed(self._originals):
+            setattr(owner, name, original)
+        self._originals.clear()
+
+    # -- slow readers
+
+    def _hold(self, original: Any, reader: Subscriber, frame: bytes) -> None:
+        ring = reader.ring
+        held, size, position = ring.held, len(frame), reader.own_position
+        fits = not held or (held < ring.slots and ring.bytes_held + size <= ring.bytes_max)
+        original(reader, frame)
+        if fits:
+            must(reader.state is Sub.PAUSED and ring.held == held + 1, "a frame that fits is not held", ring.held, held)
+            return
+        self.seen[f"the ring is full under {reader.policy.value}"] += 1
+        if reader.policy is Policy.DROP_OLDEST:
+            dropped = reader.own_position - position
+            must(reader.state is Sub.PAUSED and dropped >= 1, "nothing was dropped", reader.state, dropped)
+            must(ring.held == held + 1 - dropped, "dropped, but the ring says otherwise", held, dropped, ring.held)
+        else:
+            wanted = Sub.BEHIND if reader.policy is Policy.COALESCE else Sub.ENDED
+            must(reader.state is wanted, "a full ring met the wrong policy", reader.policy, reader.state)
+
+    def _miss(self, original: Any, reader: Subscriber, first: int) -> None:
+        end = reader.own_position + reader.ring.held
+        must(reader.state is Sub.PAUSED and first > end, "frames are called lost that are there", first, end)
+        original(reader, first)
+        self.seen[f"a pass has lost a paused reader's frames under {reader.policy.value}"] += 1
+        wanted = {Policy.COALESCE: Sub.BEHIND, Policy.DROP_OLDEST: Sub.PAUSED, Policy.CLOSE: Sub.ENDED}
+        must(reader.state is wanted[reader.policy], "lost frames met the wrong policy", reader.policy, reader.state)
+
+    def _lag(self, original: Any, reader: Subscriber) -> None:
+        if reader.stream.fanout is not None and reader.stream.fanout.running:
+            self.seen["a live reader lags behind a pass"] += 1
+        original(reader)
+
+    def _resume(self, original: Any, reader: Subscriber) -> None:
+        was = reader.state
+        if was is Sub.PAUSED and reader.own_position + reader.ring.held < reader.stream.log.seq_next:
+            self.seen["a reader resumes between two passes and lacks events"] += 1
+        original(reader)
+        if was is Sub.PAUSED and reader.state is Sub.PAUSED:
+            self.seen["a reader is full again at once when it resumes"] += 1
+
+    def _gap_frame(self, original: Any, reader: Subscriber) -> Any:
+        frame = original(reader)
+        if frame:
+            self.seen[f"a gap is announced under {reader.policy.value}"] += 1
+        return frame
+
+    def _farewell(self, original: Any, reader: Subscriber, **kwargs: Any) -> None:
+        if reader.state is not Sub.ENDED:
+            self.seen["a farewell"] += 1
+            self.seen["a farewell with an untold gap"] += bool(reader._gap_from)
+            self.seen["a farewell to a paused reader"] += reader.state in (Sub.PAUSED, Sub.BEHIND)
+        original(reader, **kwargs)
+
+    def _slow_consumer(self, original: Any, client: ClientConnection) -> None:
+        reader = client.reader
+        must(reader is not None and reader.policy is Policy.CLOSE, "a slow reader is closed against its policy")
+        original(client)
+
+    # -- fan-out
+
+    def _fanout_add(self, original: Any, fanout: SlicedFanout, seq: int, frame: bytes) -> None:
+        if fanout._readers and fanout._at:
+            self.seen["an event arrives during a pass"] += 1
+        original(fanout, seq, frame)
+
+    def _fanout_flush(self, original: Any, fanout: SlicedFanout) -> None:
+        if fanout._readers and fanout._at:
+            self.seen["the stream is sealed during a pass"] += 1
+        original(fanout)
+
+    def _use_fanout(self, original: Any, stream: Stream, fanout: Any) -> None:
+        self.seen["a stream turns to passes"] += 1
+        original(stream, fanout)
+
+    def _maybe_direct(self, original: Any, stream: Stream) -> None:
+        was = stream.direct
+        original(stream)
+        self.seen["a stream turns back to direct writes"] += stream.direct and not was
+
+    # -- reads and coalescing
+
+    def _append_all(self, original: Any, stream: Stream, events: list[bytes], now: float) -> None:
+        self.seen["a read holds several events"] += len(events) > 1
+        original(stream, events, now)
+
+    def _turn_end(self, original: Any, turn: Turn) -> None:
+        self.seen["several upstreams are read in one turn"] += len(turn._readings) > 1
+        original(turn)
+
+    def _take_whole(self, original: Any, reading: Any, event: bytes, end: int) -> None:
+        gathered = reading._delta is not None
+        original(reading, event, end)
+        self.seen["events kept whole are coalesced"] += gathered and reading._delta is not None and not reading._event
+
+    def _merged_texts(self, original: Any, reading: Any) -> Any:
+        self.seen["texts of several choices are coalesced"] += len(reading._texts) > 1
+        return original(reading)
+
+    # -- the log
+
+    def _drop(self, original: Any, log: ReplayLog, bytes_max: int, events_max: int) -> None:
+        segments, base = list(log._segments or ()), log._base
+        original(log, bytes_max, events_max)
+        dropped = log._base - base
+        if not dropped:
+            return
+        self.seen["the log drops its oldest segment"] += 1
+        last = segments[dropped - 1]
+        needed = log.bytes_held + replay._held(last) > bytes_max or log.seq_next - replay._first(last) > events_max
+        must(needed, "a segment was dropped that had room", log.bytes_held, bytes_max, log.seq_next, events_max)
+
+    def _relieve(self, original: Any, hub: Hub) -> None:
+        streams, before = len(hub), {stream.id: stream.log.seq_first for stream in hub}
+        self.world.relieving = True
+        try:
+            original(hub)
+        finally:
+            self.world.relieving = False
+        self.seen["logs over budget: finished streams are removed"] += len(hub) < streams
+        trimmed = any(stream.log.seq_first > before[stream.id] for stream in hub)
+        self.seen["logs over budget: live logs are halved"] += trimmed
+
+    # -- graces
+
+    def _leave(self, original: Any, hub: Hub, reader: Subscriber, reason: CloseReason, now: float) -> None:
+        client = reader.sink
+        transport = getattr(client, "transport", None)
+        if transport is not None:
+            self._check_who_left(transport, reason, reader)
+        original(hub, reader, reason, now)
+        self.world.reader_left(reader.stream)
+
+    def _check_who_left(self, transport: Any, reason: CloseReason, reader: Subscriber) -> None:
+        """The network's side of the story decides whether the reader left, was lost, or was sent away."""
+        stream = reader.stream
+        if reason is CloseReason.COMPLETE:
+            if stream.reason is None or not stream.ended_clean:
+                whole = reader.position == stream.log.seq_next and not transport.buffer
+                must(whole, "a reader without the rest of its answer counts as complete", reader.position)
+            return
+        if reason is stream.reason:  # the stream's own end, which its readers share
+            return
+        by, left = reason.by, transport.eof_received or (transport.gone and not transport.timed_out)
+        must(by is not By.READER or left, "a reader that is there counts as gone", reason)
+        must(by is not By.NETWORK or transport.timed_out, "a reader that wasn't lost counts as lost", reason)
+        must(by is not By.STREAMD or not transport.eof_received, "a reader that left counts as sent away", reason)
+
+    def _orphan(
+        self, original: Any, hub: Hub, stream: Stream, grace_s: float, reason: CloseReason, now: float
+    ) -> None:
+        wanted_s = self._grace_wanted_s(stream, reason)
+        room = hub.detached - bool(stream.grace_until) < hub.detached_max
+        original(hub, stream, grace_s, reason, now)
+        if wanted_s <= 0 or not room:
+            self.seen["a grace is refused, too many are detached"] += wanted_s > 0
+            must(not stream.grace_until and stream.source is None, "a grace that nobody may have", stream.id)
+            return
+        kind = "resume" if reason.by is not By.READER else "detach"
+        self.seen[f"a {kind} grace is granted"] += 1
+        given_s = stream.grace_until - now
+        must(abs(given_s - wanted_s) < ROUNDING_S, "a grace of another length", stream.id, given_s, wanted_s, reason)
+        self._grace_until[stream.id] = stream.grace_until
+
+    def _grace_wanted_s(self, stream: Stream, reason: CloseReason) -> float:
+        """docs/PROTOCOL.md, section 4: who closed decides."""
+        settings = self.world.settings
+        errand = self.world.errand_of(stream)
+        wish_s = None if errand is None else errand.detach_grace_s
+        detach_s = settings.detach_grace_s if wish_s is None else min(wish_s, settings.detach_grace_max_s)
+        return detach_s if reason.by is By.READER else max(detach_s, settings.resume_grace_s)
+
+    def _rejoin(self, original: Any, hub: Hub, stream: Stream, reader: Subscriber) -> None:
+        if stream.grace_until:
+            self.seen["a reader comes back within the grace"] += 1
+            self._grace_until.pop(stream.id, None)
+        original(hub, stream, reader)
+
+    def _by_key(self, original: Any, hub: Hub, principal: str, key: str) -> Any:
+        kept = original(hub, principal, key)
+        if kept is not None and kept.stream is not None:
+            self.seen["a request with an Idempotency-Key joins a generation"] += 1
+        return kept
+
+    # -- ends
+
+    def request_ended(self, client: Any, request: Any) -> None:
+        """A request is over; `request.reason` says how."""
+        reason = request.reason
+        if client.reader is not None or reason is CloseReason.PIPELINE_FULL:
+            self.seen[f"a reader ends: {reason.word}"] += 1
+        transport, now, settings = client.transport, self.world.loop.time(), self.world.settings
+        if reason is CloseReason.STALLED and client.reader is not None:
+            # It is looked at four times within the limit: what it took before the first look isn't noticed.
+            silent_s, least_s = now - transport.taken_at, settings.stall_timeout_s * 3 / 4 - ROUNDING_S
+            slept = self.world.jumped_at > transport.taken_at - self.world.jumped_s  # looks were missed
+            must(silent_s >= least_s or slept, "a reader that took bytes counts as stalled", silent_s)
+        elif reason is CloseReason.TOKEN_EXPIRED:
+            must(now >= request.expires_at, "a reader's right to read ended early")
+        elif reason is CloseReason.HEAD_TIMEOUT:
+            waited_s = now - max(transport.opened_at, transport.peer.errand.asked_at)
+            must(waited_s >= settings.head_timeout_s - ROUNDING_S, "a head had less than its time", waited_s)
+
+    def stream_sealed(self, stream: Stream, script: Script | None) -> None:
+        """A stream has ended: by the reason that its upstream, its readers or its limits gave."""
+        reason, now, settings = stream.reason, self.world.loop.time(), self.world.settings
+        assert reason is not None
+        self.seen[f"a stream ends: {reason.word}"] += 1
+        if reason is CloseReason.ABANDONED:
+            until = self._grace_until.pop(stream.id, None)
+            must(until is not None and now >= until - ROUNDING_S, "a grace ended before its time", stream.id, until, now)
+        if script is None or stream.published:
+            return
+        if script.read_whole and script.complete:
+            must(reason not in BROKEN_ANSWERS, "a whole answer counts as broken", stream.id, reason)
+        if script.read_whole and script.partly_finished:
+            self.seen["an answer ends with some choices unfinished"] += 1
+        if stream.ended_clean and not script.said_terminal:
+            self.seen["an answer ends with all choices finished and no terminal"] += script.dialect == "chat"
+        if reason is CloseReason.UPSTREAM_IDLE_TIMEOUT:
+            silent_s = now - script.event_at  # 0: that read waits for the end of this turn
+            silent = not silent_s or silent_s >= settings.idle_timeout_s - ROUNDING_S
+            must(silent, "an upstream that spoke counts as silent", silent_s)
+        elif reason is CloseReason.UPSTREAM_TTFT_TIMEOUT:
+            must(not script.events, "a first event that came in time counts as late", stream.id)
