@@ -309,7 +309,6 @@ class Exchange:
                 self.on_opened(stream)
         self._let_ask_go()
         self._runtime.counters.added_s.observe(self._asked_at - request.started_at)
-        stream.touched_at = now
         self._go(Phase.STREAMING)
         link.take_events(stream, head)
         self.due_at = self._next_due()

@@ -60,7 +60,7 @@ def check_client(world: World, client: ClientConnection, transport: Transport) -
         must(transport.aborted or client.due_at < NEVER, "closing without a deadline")
     reader = client.reader
     must((reader is not None) == (at is At.STREAMING), "a subscriber exactly while STREAMING", at, reader)
-    if reader is None or (transport.aborted and reader.state is Sub.ENDED):
+    if reader is None or ((transport.aborted or transport.gone) and reader.state is Sub.ENDED):
         return
     must(reader.sink is client and reader.state is not Sub.ENDED, "the subscriber's state", reader.state)
     must((reader.state in WRITABLE) == (not client.paused), "paused, and the subscriber writes", reader.state)
@@ -237,7 +237,7 @@ def check_deadlines(world: World, clients: list[ClientConnection]) -> None:
             late_s = now - client.due_at
             if client.request is not None and client.due_at == client.request.expires_at:
                 # A right to read may have ended before the answer began, and ends nothing but a stream.
-                late_s = now - client.wrote_at if client.at is At.STREAMING else 0.0
+                late_s = now - max(client.due_at, client.wrote_at) if client.at is At.STREAMING else 0.0
             must(late_s <= world.slack_s, "overdue", client.at, late_s)
 
 
@@ -258,12 +258,18 @@ def _check_client_times(world: World, client: ClientConnection, transport: Any, 
     if transport.told_paused and settings.stall_timeout_s:
         # It is looked at four times within the limit, and a closing connection has a little longer.
         limit_s = settings.stall_timeout_s * 1.25 + settings.close_timeout_s * 2
-        must(now - transport.taken_at <= limit_s + slack_s, "a stalled reader stays", client.at, now - transport.taken_at)
+        must(
+            now - transport.taken_at <= limit_s + slack_s, "a stalled reader stays", client.at, now - transport.taken_at
+        )
     if transport.closing and not transport.told_paused:
         must(now - transport.closed_at <= settings.close_timeout_s + slack_s, "closing takes too long", client.at)
     if client.request is None and client.at is At.HEAD:
         idle_s = now - max(transport.opened_at, transport.written_at, transport.peer.errand.asked_at)
-        must(idle_s <= settings.keepalive_timeout_s + settings.head_timeout_s + slack_s, "an idle connection stays", idle_s)
+        must(
+            idle_s <= settings.keepalive_timeout_s + settings.head_timeout_s + slack_s,
+            "an idle connection stays",
+            idle_s,
+        )
     if reader is None or client.request is None:
         return
     expires_at = client.request.expires_at
@@ -285,7 +291,9 @@ def _check_link_times(world: World, link: Any, now: float, slack_s: float) -> No
         limit_s = max(settings.idle_timeout_s, settings.ttft_timeout_s)
         must(silent_s <= limit_s + slack_s, "a silent upstream keeps its place", silent_s)
     else:
-        must(now - link.asked_at <= settings.ttft_timeout_s + slack_s, "no first event, and no end", now - link.asked_at)
+        must(
+            now - link.asked_at <= settings.ttft_timeout_s + slack_s, "no first event, and no end", now - link.asked_at
+        )
 
 
 def check_progress(world: World, streams: list[Stream]) -> None:
@@ -296,6 +304,8 @@ def check_progress(world: World, streams: list[Stream]) -> None:
         if now - changed_at <= world.slack_s:
             continue
         for reader in stream.readers:
+            if now - reader.sink.transport.written_at <= world.slack_s:
+                continue  # it has just joined, or is catching up
             must(reader.state is not Sub.CATCHING, "a reader that doesn't catch up", stream.id, reader.position)
             if reader.state in (Sub.LIVE, Sub.FOLLOWING):
                 must(reader.at_end, "a reader waits for what is there", stream.id, reader.position, stream.log.seq_next)

@@ -66,7 +66,7 @@ class Errand:
     def right_s(self) -> float:
         """How long its right to read holds; 0: for ever. Known from the id alone, as if a token had said it."""
         serial = crc32(self.rid.encode())
-        return 0.3 + serial // 25 % 30 / 10 if serial % 25 == 0 else 0.0
+        return 0.3 + serial // 15 % 30 / 10 if serial % 15 == 0 else 0.0
 
     def request(self) -> bytes:
         """The request as it goes out."""

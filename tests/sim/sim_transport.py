@@ -80,7 +80,9 @@ class Transport(asyncio.Transport):
         # what happened, and when
         self.eof_received = False  # the protocol was told of the peer's FIN
         self.timed_out = False  # gone, and it was the network
-        self.opened_at = self.written_at = self.taken_at = loop.time()  # taken_at: the peer took bytes, or the buffer filled
+        self.opened_at = self.written_at = self.taken_at = (
+            loop.time()
+        )  # taken_at: the peer took bytes, or the buffer filled
         self.closed_at = 0.0
 
     # -- what the code under test calls

@@ -1,4 +1,8 @@
-"""Run the simulation: `simulate.py --steps N` searches with new seeds, `--seed S` replays one exactly."""
+"""Run the simulation: `simulate.py --steps N` searches with new seeds, `--seed S` replays one exactly.
+
+The summary counts the situations of sim_watch.py. A search of SITUATIONS_STEPS_MIN steps or more fails when one of them
+never came up: rules about a situation that isn't reached prove nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,60 +12,90 @@ import random
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from sim_world import World  # noqa: E402 (the path has to be set first)
+from sim_watch import SITUATIONS  # noqa: E402 (the path has to be set first)
+from sim_world import World  # noqa: E402
 
 RUN_STEPS = 100_000  # of one seed; the seed alone says what happens in them
 
+# The rarest situation comes up about once in 50,000 steps: in a million it is not missed by chance.
+SITUATIONS_STEPS_MIN = 1_000_000
 
-def run(seed: int, steps: int) -> tuple[int, dict[str, int], str]:
-    """One seed: the steps it took, what happened how often, and what was wrong ("" if nothing was)."""
+
+class Run(NamedTuple):
+    """One seed's run."""
+
+    steps: int
+    results: Counter[str]  # answers by kind, status and how they ended
+    seen: Counter[str]  # situations
+    wrong: str  # the violation and how to replay it; "" if there was none
+
+
+def run(seed: int, steps: int) -> Run:
+    """Play one seed to its end, or to the first violation."""
     world = World(seed)
     try:
         world.play(steps)
     except Exception:
-        where = f"seed {seed}: FAILED at step {world.steps or world.loop.steps}\nto replay: make sim SEED={seed}\n"
-        return world.steps or world.loop.steps, dict(world.results), f"{traceback.format_exc()}\n{where}"
-    return world.steps, dict(world.results), ""
+        done = world.steps or world.loop.steps
+        where = f"seed {seed}: FAILED at step {done}\nto replay: make sim SEED={seed} ARGS='--run-steps {steps}'\n"
+        return Run(done, world.results, world.seen, f"{traceback.format_exc()}\n{where}")
+    return Run(world.steps, world.results, world.seen, "")
 
 
-def search(steps: int, run_steps: int, jobs: int) -> Iterator[tuple[int, dict[str, int], str]]:
+def search(steps: int, run_steps: int, jobs: int) -> Iterator[Run]:
     """Seeds that nobody chose, until they come to so many steps."""
-    seeds = [random.SystemRandom().randrange(1 << 32) for _ in range(-(-steps // run_steps))]
     with ProcessPoolExecutor(jobs) as pool:
+        seeds = [random.SystemRandom().randrange(1 << 32) for _ in range(-(-steps // run_steps))]
         yield from pool.map(run, seeds, [run_steps] * len(seeds))
 
 
+def table(counts: Counter[str], names: list[str]) -> str:
+    """One line for each name, with its count."""
+    return "\n".join(f"{counts[name]:10} {name}" for name in names)
+
+
 def main() -> None:
-    """Exit status 1 as soon as anything was wrong."""
+    """Exit status 1 as soon as anything was wrong, or when a situation was never reached."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, help="replay this seed")
     parser.add_argument("--steps", type=int, default=1_000_000, help="callbacks into the code under test, in all")
     parser.add_argument("--run-steps", type=int, default=RUN_STEPS, help="of them for each seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--verbose", action="store_true", help="what happened how often")
+    parser.add_argument("--verbose", action="store_true", help="count the answers as well")
     options = parser.parse_args()
     began = time.perf_counter()
     done = runs = 0
+    results: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     if options.seed is not None:
-        results = iter([run(options.seed, options.run_steps)])
+        played = iter([run(options.seed, options.run_steps)])
     else:
-        results = search(options.steps, options.run_steps, options.jobs)
-    for steps, counts, wrong in results:
-        done += steps
+        played = search(options.steps, options.run_steps, options.jobs)
+    for each in played:
+        done += each.steps
         runs += 1
-        if options.verbose:
-            print("\n".join(f"{count:8} {what}" for what, count in sorted(counts.items())))
-        if wrong:
-            print(wrong, file=sys.stderr)
+        results += each.results
+        seen += each.seen
+        if each.wrong:
+            print(each.wrong, file=sys.stderr)
             sys.exit(1)
     took_s = time.perf_counter() - began
+    if options.verbose:
+        print(table(results, sorted(results)))
+    print(table(seen, list(SITUATIONS)))
     print(f"{done} steps of {runs} seeds in {took_s:.1f} s: {done / took_s * 60 / 1e6:.2f} million a minute")
+    missed = [name for name in SITUATIONS if not seen[name]]
+    if missed and done >= SITUATIONS_STEPS_MIN:
+        print("never reached: " + "; ".join(missed), file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
