@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +29,7 @@ from fakes import (
     text_of,
 )
 
+from streamd.core.keys import SALT_BYTES, Key, digest, encode
 from streamd.core.stream import Policy, Stream
 from streamd.reasons import CloseReason
 
@@ -35,6 +39,7 @@ TEXT = "Content-Type: text/plain"
 CHUNKED = "Transfer-Encoding: chunked"
 IDLE_S = 30.0
 RETENTION_S = 8.0
+SALT = bytes(SALT_BYTES)
 
 
 @contextmanager
@@ -220,6 +225,61 @@ def test_settings_are_the_defaults() -> None:
         stream = opened(r)
         assert stream.retention_s == 7.0
         assert stream.fanout is not None
+
+
+# -- a key's streams at once
+
+
+def key_of(name: str) -> str:
+    return f"sk-{name}-{name * 8:0<20.20}"
+
+
+def as_key(name: str) -> str:
+    return f"Authorization: Bearer {key_of(name)}"
+
+
+def key_line(name: str, **limits: int) -> bytes:
+    """Its line in the key file."""
+    return encode(Key(name, name, SALT, digest(SALT, key_of(name).encode()), **limits)) + b"\n"
+
+
+@contextmanager
+def draining(r: Rig) -> Iterator[None]:
+    r.runtime.draining = True
+    yield
+    r.runtime.draining = False
+
+
+@contextmanager
+def full(r: Rig) -> Iterator[None]:
+    """Bob's streams are all that the process has room for."""
+    while ask(r, get("/v1/streams", as_key("bob"), "Content-Length: 0", method="POST")).status == 201:
+        pass
+    yield
+    for stream in tuple(r.runtime.hub):
+        assert ask(r, get(f"/v1/streams/{stream.id}", as_key("bob"), method="DELETE")).status == 204
+
+
+@pytest.mark.parametrize("refusing", [draining, full])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_refused_publisher_keeps_its_keys_streams(tmp_path: Path, refusing: Any, named: bool) -> None:
+    """A stream that admission refuses is given back to the key: as many as the key allows can be opened afterwards."""
+    path = tmp_path / "keys"
+    path.write_bytes(key_line("alice", streams_max=2) + key_line("bob"))
+    path.chmod(0o600)
+    with publishing(keys_file=str(path), streams_max=3) as r:
+
+        def open_one(k: int) -> Answer:
+            any_name = get("/v1/streams", as_key("alice"), "Content-Length: 0", method="POST")
+            return ask(r, put(f"n{k}", None, as_key("alice")) if named else any_name)
+
+        with refusing(r):
+            assert [open_one(k).status for k in range(3)] == [503] * 3
+        first, second, third = (open_one(k) for k in range(3))
+        assert (first.status, second.status, third.status) == (201, 201, 429)
+        for answer in (first, second):
+            name = json.loads(answer.body)["id"]
+            assert ask(r, get(f"/v1/streams/{name}", as_key("alice"), method="DELETE")).status == 204
 
 
 # -- bodies
@@ -628,6 +688,39 @@ def test_waiting_ends() -> None:
         assert gone.raw == b""
         assert ask(r, get("/v1/streams/n?wait=x")).error["code"] == "bad_wait"
         opened(r)
+
+
+@pytest.mark.parametrize("leave", [Client.fin, Client.reset, lambda client: client.connection.abort(CloseReason.IDLE)])
+def test_a_waiting_reader_that_leaves_is_not_kept(leave: Any) -> None:
+    with publishing() as r:
+        stays, gone = r.client(get("/v1/streams/n?wait=30")), r.client(get("/v1/streams/n?wait=30"))
+        alone = r.client(get("/v1/streams/other?wait=30"))
+        seen = [weakref.ref(client.connection) for client in (gone, alone)]
+        for client in (gone, alone):
+            leave(client)
+        r.turn()
+        del gone, alone, client
+        gc.collect()
+        assert [ref() for ref in seen] == [None, None]
+        opened(r)
+        opened(r, "other")
+        ask(r, send(b"1\n", LINES))
+        assert [each.data for each in events_in(stays.answer.body)] == [b"1"]
+
+
+@pytest.mark.parametrize("comes", [False, True])
+def test_a_reader_whose_wait_is_over_is_not_kept(comes: bool) -> None:
+    with publishing() as r:
+        waiting = r.client(get("/v1/streams/n?wait=5"))
+        seen = weakref.ref(waiting.connection)
+        if comes:
+            opened(r)
+        r.pass_time(6)
+        assert waiting.answer.status == (200 if comes else 404)
+        waiting.fin()
+        del waiting
+        gc.collect()
+        assert seen() is None
 
 
 def test_what_a_publisher_learns_of_its_readers() -> None:
