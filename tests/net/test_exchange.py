@@ -399,6 +399,25 @@ def test_the_first_byte_time_runs_until_the_first_event() -> None:
         assert error_event(client)["code"] == "upstream_ttft_timeout"
 
 
+@pytest.mark.parametrize("head_after_s", [0.0, 5.0])
+@pytest.mark.parametrize("idle_timeout_s", [0.0, 20.0, 300.0])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
+def test_a_head_alone_does_not_put_off_the_first_events_deadline(
+    head_after_s: float, idle_timeout_s: float, path: str
+) -> None:
+    """The commit and the end of idle_timeout are looks at the deadlines between the head and the first event."""
+    with rig(ttft_timeout_s=30.0, idle_timeout_s=idle_timeout_s, commit_after_s=1.0) as r:
+        client = r.client(post(CHAT, path=path))
+        r.pass_time(head_after_s)
+        r.reply(SSE_HEAD)
+        r.pass_time(29.5 - head_after_s)
+        assert not client.gone and not r.link.closed
+        r.pass_time(1.0)
+        assert r.link.closed
+        r.pass_time(BROKEN_END_S)
+        assert client.gone and r.closed == {CloseReason.UPSTREAM_TTFT_TIMEOUT: 1}
+
+
 def test_silence_between_events() -> None:
     with rig(ttft_timeout_s=300.0, idle_timeout_s=20.0) as r:
         client = r.client(post(CHAT))
