@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import CHAT, DONE, LAST, SSE_HEAD, Rig, chunk, event, get, post, rig
+from fakes import CHAT, DONE, LAST, SSE_HEAD, Rig, chunk, event, events_in, get, post, rig
 
 from streamd.core.kept import FACTS_BYTES, KeptStream, keep
 from streamd.core.stream import Stream
@@ -438,6 +438,28 @@ def test_a_published_stream_without_room_ends_with_a_word(nobody: systemd.Notifi
         assert published_one(after).reason is CloseReason.RESTARTED
         after.runtime.admission.release_stream()
         before.worker.streams.stop_stream(published_one(before))
+
+
+@pytest.mark.parametrize("log_bytes_max", [0, 1500])
+def test_a_live_published_stream_comes_back_however_little_the_logs_may_weigh(
+    nobody: systemd.Notifier, state_dir: Path, told: list[Any], log_bytes_max: int
+) -> None:
+    """Its publisher is about to go on; of streams that have ended, the budget decides."""
+    with rig() as before, rig(publisher_grace_s=30.0) as after:
+        sealed = [generation(before, event("x" * 3000)) for _ in range(2)]
+        live = published(before, "news")
+        before.client(post(b"y" * 3000, "Content-Type: text/plain", path="/v1/streams/news/events"))
+        assert live.log.bytes_held > log_bytes_max
+        epoch = live.epoch
+        after.runtime.hub.log_bytes_max = log_bytes_max
+        handed_over(before, after, nobody, state_dir)
+        assert [after.client(get(f"/v1/streams/{each.id}")).answer.status for each in sealed] == [410, 410]
+        assert (told[-1][1]["streams"], told[-1][1]["live"], told[-1][1]["left"]) == (1, 1, 2)
+        reader = after.client(get("/v1/streams/news", f"Last-Event-ID: news:{epoch}:1"))
+        sent = post(b"three", "Expected-Seq: 2", path="/v1/streams/news/events?seal=finished")
+        assert after.client(sent).answer.body == b'{"last_seq":3}'
+        assert [each.seq for each in events_in(reader.answer.body)] == [2, 3] and reader.answer.whole
+        before.worker.streams.stop_stream(live)
 
 
 def test_only_as_many_are_taken_as_the_logs_may_weigh(
