@@ -216,6 +216,42 @@ def test_a_short_stall_is_bridged_by_the_ring(policy: Policy) -> None:
     assert alike(others).text == said(stream)
 
 
+@pytest.mark.parametrize("more", [0, RING_SLOTS // 2, RING_SLOTS + 20])
+@pytest.mark.parametrize("slices", [0, 1])
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_reader_that_resumes_between_passes_and_is_full_at_once_loses_nothing_in_silence(
+    policy: Policy, slices: int, more: int
+) -> None:
+    """The log is ahead of the ring then: the reader goes on where the ring ended, not at the log's end."""
+    stream, loop, readers = crowd(policy=policy)
+    stream.catchup_bytes_max = 1  # so that one event is a piece, and the ring's events are no part of a larger one
+    slow = readers[-1]
+    slow.stall()
+    for _ in range(3):
+        feed(stream, 1)
+        loop.rest()
+    feed(stream, 2)
+    for _ in range(slices):
+        loop.turn()
+    slow.take(len(slow.held))
+    assert (slow.state, slow.subscriber.position, stream.log.seq_next) == (Sub.PAUSED, 4, 6)
+    for _ in range(more):
+        feed(stream, 1)
+        loop.rest()
+    loop.rest()
+    slow.take()
+    loop.rest()
+    lost = 2 + more - RING_SLOTS
+    if lost <= 0 or policy is Policy.COALESCE:
+        assert (slow.text, slow.gaps, slow.cut) == (said(stream), [], 0)
+    elif policy is Policy.DROP_OLDEST:
+        assert slow.gaps == [(4, 3 + lost)]
+        assert slow.seqs == [1, 2, 3, *range(4 + lost, stream.log.seq_next)]
+    else:
+        assert (slow.cut, slow.seqs) == (1, [1, 2, 3])
+    assert alike(readers[:-1][:SLICE_MAX]).text == said(stream)
+
+
 def test_coalesce_in_passes() -> None:
     stream, loop, stalled, others = stall_one(Policy.COALESCE, 100)
     assert (stalled.state, stalled.subscriber.ring.bytes_held) == (Sub.BEHIND, 0)
