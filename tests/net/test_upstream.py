@@ -279,6 +279,80 @@ def test_events_and_loose_lines_keep_their_order() -> None:
         )
 
 
+CHUNKED = b"transfer-encoding: chunked\r\n"
+SHORT, LONG = event("b"), event("b" * 300)  # as chunks: a size line of two digits, and of three
+
+
+def heard(*reads: bytes, fields: bytes = CHUNKED) -> bytes:
+    """The body that a reader gets of an answer that comes in these reads, each in a turn of its own."""
+    with rig() as r:
+        client = r.client(post(CHAT))
+        r.reply(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n" + fields + b"\r\n")
+        for read in reads:
+            r.reply(read)
+        r.link.fin()
+        r.turn()
+        assert client.answer.whole
+        stream_id = (client.answer.get("x-stream-id") or "").encode()
+        retry, _, body = client.answer.body.partition(b"\n\n")
+        assert retry.startswith(b"retry: ")  # differs from reader to reader
+        return body.replace(stream_id, b"s")
+
+
+@pytest.mark.parametrize("token", [SHORT, LONG])
+@pytest.mark.parametrize(
+    "held",
+    [
+        b"",
+        b"data: x\n",
+        b"data: x\r\n",
+        b"data: x\r",
+        b"data: x\n\r",
+        b"data: ",
+        b"event: named\n",
+        b": a comment\n",
+        b": half a comment",
+        b"retry: 1\n",
+        b"data",
+        b"\n",
+    ],
+)
+def test_a_token_behind_a_part_of_an_event_belongs_to_that_event(held: bytes, token: bytes) -> None:
+    """It looks like an event of its own and is the rest of the event that has begun."""
+    rest = [chunk(event("c")), chunk(b"\n\n", DONE) + LAST]
+    apart = [chunk(event("a")), chunk(event("a")), *([chunk(held)] if held else []), chunk(token), *rest]
+    together = [chunk(event("a")), chunk(event("a")), chunk(held + token), *rest]
+    assert heard(*apart) == heard(*together) == heard(b"".join(apart))
+
+
+@pytest.mark.parametrize("token", [SHORT, LONG])
+@pytest.mark.parametrize("before", [b"data: x\n", event("a")])
+def test_bytes_that_look_like_a_chunk_inside_a_chunk_are_payload(before: bytes, token: bytes) -> None:
+    first, looks_like = chunk(event("a")), chunk(token)
+    payload = before + looks_like + b"\n\n"
+    whole = chunk(payload, DONE) + LAST
+    at = whole.index(looks_like)
+    assert heard(first, first, whole[:at], looks_like, whole[at + len(looks_like) :]) == heard(first, first, whole)
+
+
+def test_bytes_that_look_like_a_chunk_behind_half_a_size_line_are_the_rest_of_that_line() -> None:
+    first, looks_like = chunk(event("a")), chunk(SHORT)
+    payload = (SHORT + b"\r\n").ljust(len(SHORT) + 256 - 2, b":") + b"\n\n"
+    whole = chunk(payload, DONE) + LAST
+    assert whole[1:].startswith(looks_like)
+    end = 1 + len(looks_like)
+    assert heard(first, first, whole[:1], looks_like, whole[end:]) == heard(first, first, whole)
+
+
+@pytest.mark.parametrize("token", [SHORT, LONG])
+@pytest.mark.parametrize("length", [False, True])
+def test_bytes_that_look_like_a_chunk_are_payload_where_the_framing_is_another(length: bool, token: bytes) -> None:
+    reads = [event("a"), event("a"), chunk(token), b"\n\n" + DONE]
+    body = b"".join(reads)
+    fields = b"content-length: %d\r\n" % len(body) if length else b""
+    assert heard(*reads, fields=fields) == heard(body, fields=fields)
+
+
 def test_tls_is_verified(tmp_path: object) -> None:
     """The context that a connection is made with: certificates and host names are checked."""
     import ssl
