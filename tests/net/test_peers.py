@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -188,6 +189,53 @@ def test_what_still_waits_at_the_end_is_closed(ends: Ends) -> None:
     held = len(os.listdir("/proc/self/fd")) - before
     assert held == 0  # what the kernel has in flight is no descriptor of ours
     ends.peers.start()
+
+
+@pytest.mark.parametrize("size", [3, DATAGRAM_BYTES_MAX + 1, MEMORY_BYTES_MAX + 1])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_message_that_the_kernel_refuses_leaves_no_descriptor_open(ends: Ends, late: bool, size: int) -> None:
+    """The owner's end is closed here, so that send() fails; the connection is still the sender's."""
+    before = len(os.listdir("/proc/self/fd"))
+    near, far = socket.socketpair()
+    passed = Passed(near, "public", 1, None, bytes(size))
+    waiting = 0
+    if late:
+        while ends.peers.pass_on(1, passed._replace(data=bytes(DATAGRAM_BYTES_MAX + 1))):
+            waiting += 1
+        assert waiting > OUTBOX_MAX
+    ends.pairs[1][0].close()
+    if late:
+        ends.turn()
+        assert len(ends.bugs) == OUTBOX_MAX and all(isinstance(bug, OSError) for bug in ends.bugs)
+    for _ in range(3):
+        assert not ends.peers.pass_on(1, passed)
+        assert not ends.peers.tell(1, "kind", bytes(size))
+    assert ends.counters.moved == waiting
+    near.send(b"x")
+    assert far.recv(10) == b"x"
+    near.close()
+    far.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1  # the owner's end
+    assert ends.peers.tell(2, "kind", bytes(DATAGRAM_BYTES_MAX + 1))
+
+
+@pytest.mark.parametrize("refused", ["memfd_create", "fdopen", "dup"])
+@pytest.mark.parametrize("size", [3, DATAGRAM_BYTES_MAX + 1])
+def test_a_lack_of_descriptors_or_memory_leaves_no_descriptor_open(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, refused: str, size: int
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    near, far = socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, refused, refuse)
+        sent = ends.peers.pass_on(1, Passed(near, "public", 1, None, bytes(size)))
+    assert sent is (refused != "dup" and size <= DATAGRAM_BYTES_MAX)
+    assert len(os.listdir("/proc/self/fd")) == before
+    near.close()
+    far.close()
 
 
 @pytest.mark.parametrize("descriptors", [0, 1, 2])
