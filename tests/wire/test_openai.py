@@ -367,6 +367,31 @@ def test_other_kinds_and_other_fields_do_not_merge(other: dict[str, Any]) -> Non
     assert json.loads(first.event()[6:]) == chat({"content": "a"})
 
 
+def test_no_field_of_any_server_is_lost_to_a_merge() -> None:
+    """Only texts, choices and the fields that are documented to change may differ between events that are merged."""
+    may_change = {"choices", "created", "sequence_number", "obfuscation", "delta"}
+    for server, parsed in DELTAS.items():
+        for field in parsed.keys() - may_change:
+            first = Delta.of(wire(parsed))
+            for other in (parsed | {field: "other"}, {name: parsed[name] for name in parsed if name != field}):
+                later = Delta.of(wire(other))
+                if later is None:  # without that field it isn't a delta
+                    continue
+                assert first and not first.absorb(later) and not later.absorb(first), (server, field)
+                assert json.loads(first.event()[6:]) == parsed
+
+
+@pytest.mark.parametrize("make", [chat, lambda delta, **more: chat({}, **more) | {"choices": [{"index": 0} | delta]}])
+def test_chunks_of_different_ids_stay_apart(make: Any) -> None:
+    """Two answers of one upstream never become one: neither by value nor by template."""
+    delta = {"content": T} if make is chat else {"text": T}
+    first, later = (make(delta, id=name) for name in ("chatcmpl-1", "chatcmpl-2"))
+    assert merged(first, first) and merged(first, later) is None and merged(later, first) is None
+    assert learnt(first).match(wire(later)) is None
+    runs = [(learnt(each), fill_of(learnt(each), wire(each))) for each in (first, later)]
+    assert openai.combine(runs) is None
+
+
 @pytest.mark.parametrize(("one", "other"), [(1, True), (1, 1.0), (0, False), (None, 0), ({"a": 1}, {"a": True})])
 def test_unknown_fields_are_equal_only_as_json(one: Any, other: Any) -> None:
     for make in (lambda value: chat({"content": "a"}, {"u": value}), lambda value: chat({"content": "a"}, u=value)):
