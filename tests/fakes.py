@@ -90,6 +90,7 @@ class FakeTransport(asyncio.Transport):
         self.closed = False  # close() or abort() was called, or the peer is gone
         self.aborted = False
         self.lost = False
+        self.is_reset = False  # by the peer, and connection_lost() has not been called yet
         self._paused = False
 
     # -- what the protocol calls
@@ -104,6 +105,8 @@ class FakeTransport(asyncio.Transport):
         return len(self.held)
 
     def write(self, data: Any) -> None:
+        if self.is_reset:
+            return  # as uvloop does: the protocol can't know yet
         if self.closed or self.eof_sent:
             raise RuntimeError("unable to perform operation; the handler is closed")
         assert data, "an empty write"
@@ -156,7 +159,7 @@ class FakeTransport(asyncio.Transport):
             self.close()
 
     def reset(self, error: Exception | None = None) -> None:
-        self.closed = True
+        self.closed = self.is_reset = True
         self.held.clear()
         self._lose(error or ConnectionResetError(104, "Connection reset by peer"))
 
@@ -181,7 +184,11 @@ class FakeTransport(asyncio.Transport):
     def _lose(self, error: Exception | None) -> None:
         if not self.lost:
             self.lost = True
-            self.loop.call_soon(self.protocol.connection_lost, error)
+            self.loop.call_soon(self._tell_lost, error)
+
+    def _tell_lost(self, error: Exception | None) -> None:
+        self.is_reset = False
+        self.protocol.connection_lost(error)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from fakes import (
     CHAT,
     DONE,
     LAST,
+    PLENTY,
     SSE_HEAD,
     WHOLE,
     Client,
@@ -25,6 +26,7 @@ from fakes import (
     whole_answer,
 )
 
+from streamd.core.stream import DIRECT_READERS_MAX
 from streamd.net.client import TRANSITIONS, At, ClientConnection
 from streamd.net.listen import KEEPALIVE_IDLE_S
 from streamd.reasons import CloseReason
@@ -461,6 +463,42 @@ def test_a_reader_that_closes_before_it_has_done_hasnt() -> None:
         assert r.ended[-1][1] is CloseReason.READER_GONE
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_reader_that_closes_while_it_catches_up_with_the_end_has_not_completed(sealed: bool) -> None:
+    with rig(catchup_bytes_max=2000) as r:
+        first = reading(r)
+        for n in range(20):
+            r.reply(chunk(event(f"{n} " + "a" * 1000)))
+        r.reply(chunk(DONE) + (LAST if sealed else b""))
+        (stream,) = r.runtime.hub
+        assert stream.progress.terminal and (stream.reason is not None) is sealed
+        late = r.client()
+        late.transport.feed(get(f"/v1/streams/{stream.id}"))
+        assert late.raw and not late.connection.paused
+        late.reset()
+        assert DONE not in late.raw
+        assert r.ended[-1][1] is CloseReason.READER_GONE
+        if not sealed:
+            r.reply(LAST)
+        assert first.answer.whole
+
+
+def test_a_reader_of_many_that_closes_before_a_pass_has_brought_it_the_end_has_not_completed() -> None:
+    with rig() as r:
+        first = reading(r)
+        (stream,) = r.runtime.hub
+        readers = [r.client(get(f"/v1/streams/{stream.id}")) for _ in range(DIRECT_READERS_MAX)]
+        r.reply(chunk(event("a")))
+        r.link.feed(chunk(event("b"), DONE))  # and in the same turn of the loop:
+        readers[0].reset()
+        assert DONE not in readers[0].raw and DONE in first.raw
+        assert r.ended[-1][1] is CloseReason.READER_GONE
+        readers[1].reset()
+        assert r.ended[-1][1] is CloseReason.COMPLETE
+        r.reply(LAST)
+        assert first.answer.whole
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -635,6 +673,29 @@ def test_no_stall_limit() -> None:
         r.reply(chunk(event("a" * 1000)))
         r.pass_time(500 - KEEPALIVE_IDLE_S)
         assert client.connection.paused and not client.gone
+
+
+@pytest.mark.parametrize("capacity", [600, PLENTY])
+@pytest.mark.parametrize("stall_timeout_s", [0.0, 60.0, 400.0])
+@pytest.mark.parametrize("heartbeat_s", [0.0, 15.0, 300.0])
+def test_the_right_to_read_ends_in_time_whatever_else_the_reader_waits_for(
+    capacity: int, stall_timeout_s: float, heartbeat_s: float
+) -> None:
+    """The next look at a reader, paused or not, is never later than its expiry."""
+    with rig(stall_timeout_s=stall_timeout_s, heartbeat_s=heartbeat_s) as r:
+        client = r.client(post(CHAT), capacity=capacity)
+        assert client.connection.request is not None
+        client.connection.request.expires_at = r.loop.time() + 40.0
+        r.reply(SSE_HEAD)
+        r.reply(chunk(event("a" * 1000)))
+        assert client.connection.paused is (capacity == 600)
+        r.pass_time(39.5)
+        assert r.ended == []
+        r.pass_time(1.0)
+        assert [reason for _, reason, _ in r.ended] == [CloseReason.TOKEN_EXPIRED]
+        client.take()
+        assert "expired" in events_in(client.answer.body)[-1].json["error"]["message"]
+        assert not client.answer.whole and client.gone
 
 
 def test_policy_close_ends_the_slow_reader_and_nobody_else_misses_an_event() -> None:
