@@ -675,21 +675,25 @@ def test_no_stall_limit() -> None:
         assert client.connection.paused and not client.gone
 
 
-@pytest.mark.parametrize("capacity", [600, PLENTY])
+@pytest.mark.parametrize("pause", ["none", "for 5 s", "to the end"])
 @pytest.mark.parametrize("stall_timeout_s", [0.0, 60.0, 400.0])
 @pytest.mark.parametrize("heartbeat_s", [0.0, 15.0, 300.0])
 def test_the_right_to_read_ends_in_time_whatever_else_the_reader_waits_for(
-    capacity: int, stall_timeout_s: float, heartbeat_s: float
+    pause: str, stall_timeout_s: float, heartbeat_s: float
 ) -> None:
     """The next look at a reader, paused or not, is never later than its expiry."""
-    with rig(stall_timeout_s=stall_timeout_s, heartbeat_s=heartbeat_s) as r:
-        client = r.client(post(CHAT), capacity=capacity)
+    soon = {"retention_s": 1.0, "detach_grace_max_s": 1.0, "resume_grace_s": 1.0}
+    with rig(stall_timeout_s=stall_timeout_s, heartbeat_s=heartbeat_s, **soon) as r:
+        client = r.client(post(CHAT), capacity=PLENTY if pause == "none" else 600)
         assert client.connection.request is not None
         client.connection.request.expires_at = r.loop.time() + 40.0
         r.reply(SSE_HEAD)
         r.reply(chunk(event("a" * 1000)))
-        assert client.connection.paused is (capacity == 600)
-        r.pass_time(39.5)
+        assert client.connection.paused is (pause != "none")
+        r.pass_time(5.0)
+        if pause == "for 5 s":
+            client.take()
+        r.pass_time(34.5)
         assert r.ended == []
         r.pass_time(1.0)
         assert [reason for _, reason, _ in r.ended] == [CloseReason.TOKEN_EXPIRED]

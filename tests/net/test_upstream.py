@@ -279,13 +279,14 @@ def test_events_and_loose_lines_keep_their_order() -> None:
         )
 
 
+AT_ONCE = {"retention_s": 1.0, "detach_grace_max_s": 1.0, "resume_grace_s": 1.0}  # a short end of the rig
 CHUNKED = b"transfer-encoding: chunked\r\n"
 SHORT, LONG = event("b"), event("b" * 300)  # as chunks: a size line of two digits, and of three
 
 
 def heard(*reads: bytes, fields: bytes = CHUNKED) -> bytes:
     """The body that a reader gets of an answer that comes in these reads, each in a turn of its own."""
-    with rig() as r:
+    with rig(**AT_ONCE) as r:
         client = r.client(post(CHAT))
         r.reply(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n" + fields + b"\r\n")
         for read in reads:
