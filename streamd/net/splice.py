@@ -98,7 +98,7 @@ class Splice:
         self._owner = Spliced(self, is_client=False)
         self._client.other, self._owner.other = self._owner, self._client
         self._connecting: asyncio.Task[None] | None = None
-        self._client_left = False
+        self._client_end: CloseReason | None = None  # READER_GONE or NETWORK_LOST, whichever came first
         self._closing = False  # the owner has closed; the client may still have something to take
         self._closing_since = 0.0
         self._outstanding = 0
@@ -133,8 +133,10 @@ class Splice:
             self.side_ended()
             return
         self._connecting = None
-        if self._client_left:
+        if self._client_end is CloseReason.READER_GONE:
             self.client_left()
+        elif self._client_end is CloseReason.NETWORK_LOST:
+            self.client_lost()
         if self._client.transport is not None:
             self._client.transport.resume_reading()
 
@@ -142,7 +144,7 @@ class Splice:
 
     def client_left(self) -> None:
         """The client's own FIN or RST: the owner gets a FIN, and closes in its own time."""
-        self._client_left = True
+        self._client_end = self._client_end or CloseReason.READER_GONE
         transport = self._owner.transport
         if transport is None or transport.is_closing():
             return
@@ -152,6 +154,7 @@ class Splice:
 
     def client_lost(self) -> None:
         """The network lost the client: for the owner, the pair is gone."""
+        self._client_end = self._client_end or CloseReason.NETWORK_LOST
         if self._owner.transport is not None:
             self._owner.transport.abort()
 
@@ -165,7 +168,8 @@ class Splice:
             transport.close()
 
     def abort(self) -> None:
-        """Now, and whatever is under way."""
+        """Now, and whatever is under way: the client's end that follows isn't its own doing."""
+        self._client_end = self._client_end or CloseReason.NETWORK_LOST
         for side in (self._client, self._owner):
             if side.transport is not None:
                 side.transport.abort()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import CHAT, events_in, get, post, text_of
+from fakes import CHAT, FakeLoop, FakeTransport, Rig, events_in, get, post, rig, text_of
 from loopback import run
 from pair import Pair, pair
 from tlspeer import TlsClient, client_context, make_certificate
@@ -18,7 +19,8 @@ from tlspeer import TlsClient, client_context, make_certificate
 from streamd.core.admission import Slot
 from streamd.mockllm import MockOptions
 from streamd.net import peers as peers_module
-from streamd.net.splice import reason_of_end
+from streamd.net.splice import Splice, open_splice, reason_of_end
+from streamd.net.sweep import NEVER
 from streamd.reasons import CloseReason
 
 LONG = MockOptions(interval_s=0.002, ttft_s=0, tokens=100_000)
@@ -252,3 +254,335 @@ def test_what_a_fin_on_the_pair_means() -> None:
     near.close()
     assert reason_of_end(far) is CloseReason.NETWORK_LOST
     far.close()
+
+
+# -- over transports that the test plays
+
+PRICE_BYTES = 5000  # of the client's connection
+
+
+class Near(FakeTransport):
+    """Our end of the pair. Its socket is a real one, so that the kernel tells either end how the other one ended."""
+
+    def __init__(self, loop: FakeLoop, protocol: Any, sock: socket.socket) -> None:
+        super().__init__(loop, protocol)
+        self.sock = sock
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.sock if name == "socket" else super().get_extra_info(name, default)
+
+    def write_eof(self) -> None:
+        super().write_eof()
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def _lose(self, error: Exception | None) -> None:
+        self.sock.close()
+        super()._lose(error)
+
+
+class Sides:
+    """A splice between a fake client and a fake end of the pair; `far` is the owner's end."""
+
+    def __init__(self, r: Rig) -> None:
+        self.r = r
+        self.refusal: OSError | None = None  # the kernel's word on our end of the pair
+        self.connected = r.loop.create_future()
+        self.owner: Near
+        r.loop.connect_accepted_socket = self._connect  # type: ignore[assignment,method-assign]
+        splice = open_splice(r.runtime, PRICE_BYTES)
+        assert isinstance(splice, Splice)
+        self.splice = splice
+        self.near = splice._near
+        self.far = splice.far.dup()  # the owner has it
+        self.client = FakeTransport(r.loop, None)
+        splice.begin(self.client)
+
+    async def _connect(self, make: Callable[[], Any], sock: socket.socket) -> tuple[Any, Any]:
+        await self.connected
+        if self.refusal is not None:
+            raise self.refusal
+        protocol = make()
+        self.owner = Near(self.r.loop, protocol, sock)
+        protocol.connection_made(self.owner)
+        return self.owner, protocol
+
+    def connect(self) -> None:
+        """Our end of the pair becomes a transport, or the kernel refuses."""
+        self.connected.set_result(None)
+        self.r.turn()
+
+    @property
+    def charged(self) -> tuple[int, int]:
+        """Connections and bytes that admission has charged for this splice."""
+        return charged(self.r)
+
+    @property
+    def verdict(self) -> CloseReason:
+        """The owner's reading of the end of the pair."""
+        assert self.far.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"", "the pair has ended"
+        return reason_of_end(self.far)
+
+    @property
+    def over(self) -> bool:
+        return not self.r.runtime.splices and self.near.fileno() == -1 and self.charged == (0, 0)
+
+
+def charged(r: Rig) -> tuple[int, int]:
+    in_use: Any = r.runtime.admission.status()["in_use"]
+    return in_use["connections"], in_use["memory"]
+
+
+@contextlib.contextmanager
+def sides(*, connected: bool = True, **settings: Any) -> Iterator[Sides]:
+    """Nothing may be left at the end: no descriptor, no price, no deadline."""
+    with rig(**settings) as r:
+        s = Sides(r)
+        if connected:
+            s.connect()
+        try:
+            yield s
+            assert s.over
+        finally:
+            s.far.close()
+
+
+def end_the_owner(s: Sides) -> None:
+    """The owner closes its end."""
+    s.owner.fin()
+    s.r.turn()
+
+
+def test_the_client_is_read_when_the_pair_stands_and_both_are_paid_for() -> None:
+    with sides(connected=False) as s:
+        assert not s.client.reading
+        assert s.charged == (2, PRICE_BYTES + s.splice.pair_bytes)
+        assert s.splice.far.fileno() == -1, "the far end is the owner's alone"
+        s.connect()
+        assert s.client.reading
+        s.client.feed(b"GET / ")
+        s.owner.feed(b"HTTP/1.1 ")
+        s.client.feed(b"HTTP/1.1")
+        s.owner.feed(b"200 OK")
+        assert (bytes(s.owner.sent), bytes(s.client.sent)) == (b"GET / HTTP/1.1", b"HTTP/1.1 200 OK")
+        end_the_owner(s)
+        assert s.client.closed and not s.client.aborted
+
+
+def test_a_side_that_takes_nothing_stops_the_reading_of_the_other() -> None:
+    with sides() as s:
+        s.client.capacity = 2
+        s.owner.feed(b"hello")
+        assert (s.owner.reading, s.client.reading) == (False, True)
+        assert s.splice.due_at == s.r.loop.time() + s.r.runtime.settings.close_timeout_s
+        s.client.take()
+        assert s.owner.reading and bytes(s.client.sent) == b"hello"
+        s.owner.capacity = 2
+        s.client.feed(b"world")
+        assert (s.owner.reading, s.client.reading) == (True, False)
+        s.owner.take()
+        assert s.client.reading and bytes(s.owner.sent) == b"world"
+        end_the_owner(s)
+
+
+def test_an_owner_that_takes_nothing_arms_no_deadline() -> None:
+    with sides() as s:
+        s.owner.capacity = 0
+        s.client.feed(b"hello")
+        assert s.splice.due_at == NEVER
+        s.r.pass_time(s.r.runtime.settings.stall_timeout_s + 1)
+        assert not s.client.closed and not s.owner.closed
+        s.owner.take()
+        end_the_owner(s)
+
+
+def test_a_client_that_catches_up_has_no_deadline_any_more() -> None:
+    with sides() as s:
+        s.client.capacity = 0
+        s.owner.feed(b"hello")
+        s.client.take()
+        s.r.pass_time(s.r.runtime.settings.close_timeout_s + 1)
+        assert s.splice.due_at == NEVER and not s.client.closed
+        end_the_owner(s)
+
+
+def test_a_half_closed_client_still_gets_the_rest() -> None:
+    with sides() as s:
+        s.client.fin()
+        assert s.owner.eof_sent and s.verdict is CloseReason.READER_GONE
+        assert not s.client.closed
+        s.owner.feed(b"the rest")
+        assert bytes(s.client.sent) == b"the rest"
+        end_the_owner(s)
+        assert s.client.closed and not s.client.aborted
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (None, CloseReason.READER_GONE),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), CloseReason.READER_GONE),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), CloseReason.NETWORK_LOST),
+        (OSError(errno.EHOSTUNREACH, "no route"), CloseReason.NETWORK_LOST),
+    ],
+    ids=["closed", "reset", "timed out", "no route"],
+)
+@pytest.mark.parametrize("connected", [True, False], ids=["in mid-tunnel", "before the pair stands"])
+def test_the_owner_learns_how_the_client_ended(error: Exception | None, verdict: CloseReason, connected: bool) -> None:
+    with sides(connected=connected) as s:
+        lose(s.client, error)
+        s.r.turn()
+        if not connected:
+            s.connect()
+        assert s.verdict is verdict
+        if verdict is CloseReason.READER_GONE:
+            assert s.r.runtime.splices, "the owner closes in its own time"
+            end_the_owner(s)
+
+
+def lose(transport: FakeTransport, error: Exception | None) -> None:
+    """The connection is gone, for this reason; None: closed in good order."""
+    transport.closed = True
+    transport._lose(error)
+
+
+def test_the_owner_is_read_to_its_end_after_a_paused_client_is_gone() -> None:
+    with sides() as s:
+        s.client.capacity = 3
+        s.owner.feed(b"hello")
+        assert not s.owner.reading
+        s.client.reset()
+        s.r.turn()
+        assert s.owner.reading and s.owner.eof_sent
+        s.owner.feed(b"goes nowhere")
+        assert bytes(s.client.sent) == b"hel"
+        s.r.pass_time(s.r.runtime.settings.close_timeout_s + 1)
+        assert not s.owner.closed, "the deadline was the client's"
+        end_the_owner(s)
+
+
+def test_a_client_that_is_paused_before_the_pair_stands_harms_nothing() -> None:
+    with sides(connected=False) as s:
+        s.client.protocol.pause_writing()
+        s.r.pass_time(s.r.runtime.settings.close_timeout_s + 1)
+        assert s.splice.due_at == NEVER and not s.client.closed
+        s.client.protocol.resume_writing()
+        s.connect()
+        assert s.owner.reading and s.client.reading
+        end_the_owner(s)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["client there", "client gone"])
+def test_a_kernel_that_refuses_our_end_ends_the_splice(gone: bool) -> None:
+    with sides(connected=False) as s:
+        s.refusal = OSError(errno.ENOSPC, "no room for another watch")
+        if gone:
+            s.client.reset()
+            s.r.turn()
+        s.connect()
+        assert s.client.closed and s.over
+        assert s.verdict is CloseReason.NETWORK_LOST
+
+
+@pytest.mark.parametrize("order", ["owner first", "client first", "in one turn"])
+def test_a_splice_is_given_back_once_whichever_side_ends_first(order: str) -> None:
+    with sides() as s:
+        if order == "owner first":
+            s.owner.reset()
+            s.r.turn()
+            assert s.client.closed and s.over
+        elif order == "client first":
+            s.client.reset()
+            s.r.turn()
+            assert s.charged == (2, PRICE_BYTES + s.splice.pair_bytes), "one side is left"
+            s.owner.reset()
+        else:
+            s.client.reset()
+            s.owner.reset()
+        s.r.turn()
+        assert s.over and s.splice._client.splice is None and s.splice._owner.splice is None
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["paused", "before the pair stands"])
+def test_an_abort_is_the_networks_doing_and_drops_what_is_held(connected: bool) -> None:
+    with sides(connected=connected) as s:
+        if connected:
+            s.client.capacity = 1
+            s.owner.feed(b"hello")
+        s.splice.abort()
+        s.r.turn()
+        if not connected:
+            s.connect()
+        assert s.client.aborted and s.owner.aborted and bytes(s.client.sent) == b"h" * connected
+        assert s.verdict is CloseReason.NETWORK_LOST
+
+
+CLOSING: dict[str, Any] = {"close_timeout_s": 5.0, "stall_timeout_s": 30.0}
+
+
+def stalled(s: Sides, data: bytes = b"x" * 100) -> None:
+    """The client takes nothing, so that the owner isn't read, and then the owner closes."""
+    s.client.capacity = 0
+    s.owner.feed(data)
+    s.far.close()
+
+
+def test_an_owner_that_closes_unread_is_noticed_and_the_client_may_take_the_rest() -> None:
+    with sides(**CLOSING) as s:
+        stalled(s)
+        s.r.pass_time(6)
+        assert not s.client.aborted
+        for _ in range(3):
+            s.client.take(10)
+            s.r.pass_time(5)
+            assert not s.client.aborted, "it takes something in each period"
+        s.client.take()
+        assert s.client.sent == b"x" * 100 and s.owner.reading
+        end_the_owner(s)
+        assert not s.client.aborted
+
+
+def test_a_client_that_takes_nothing_of_the_rest_is_aborted() -> None:
+    with sides(**CLOSING) as s:
+        stalled(s)
+        s.r.pass_time(9.5)
+        assert not s.client.aborted
+        s.r.pass_time(2)
+        assert s.client.aborted and s.owner.aborted and s.client.sent == b""
+
+
+def test_a_client_that_takes_the_rest_by_the_byte_has_until_the_stall_timeout() -> None:
+    with sides(**CLOSING) as s:
+        s.client.capacity = 0
+        s.owner.feed(b"x" * 100)
+        s.owner.reset()
+        s.r.turn()
+        assert s.client.closed and not s.client.lost
+        for _ in range(5):
+            s.client.take(1)
+            s.r.pass_time(5)
+        assert not s.client.aborted
+        s.client.take(1)
+        s.r.pass_time(6)
+        assert s.client.aborted and len(s.client.sent) == 6
+
+
+def test_an_owner_that_lives_is_asked_again_while_the_client_stalls() -> None:
+    with sides(**CLOSING) as s:
+        s.client.capacity = 0
+        s.owner.feed(b"x" * 100)
+        s.r.pass_time(60)
+        assert not s.client.closed, "stalls are the owner's to judge"
+        s.far.close()
+        s.r.pass_time(11)
+        assert s.client.aborted
+
+
+def test_a_splice_given_up_gives_back_its_price_and_both_descriptors() -> None:
+    with rig() as r:
+        splice = open_splice(r.runtime, PRICE_BYTES)
+        assert isinstance(splice, Splice)
+        assert charged(r) == (1, splice.pair_bytes)
+        splice.give_up()
+        assert charged(r) == (0, 0)
+        assert (splice._near.fileno(), splice.far.fileno()) == (-1, -1)
+        assert not r.runtime.splices
