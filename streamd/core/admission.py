@@ -488,6 +488,10 @@ class Admission:
         """Count and return the refusal of somebody whose address has no room in `addresses`, or in a gate like it."""
         return self._refuse(Gate.ADDRESS)
 
+    def refuse_descriptors(self) -> Refusal:
+        """Count and return the refusal of a connection for which the kernel has no descriptor left."""
+        return self._refuse(Gate.DESCRIPTORS)
+
     def take_reserved(self) -> bool:
         """A place of the reserve for a connection that was refused.
 

@@ -222,7 +222,13 @@ def open_splice(runtime: Runtime, price_bytes: int) -> Splice | Refusal:
     """A splice whose near end is charged to admission, for a connection of that price; or why there is none."""
     pair_bytes = runtime.admission.prices.unix_bytes
     refusal = runtime.admission.admit_connection(pair_bytes)
-    return Splice(runtime, price_bytes, pair_bytes) if refusal is None else refusal
+    if refusal is not None:
+        return refusal
+    try:
+        return Splice(runtime, price_bytes, pair_bytes)
+    except OSError:
+        runtime.admission.release_connection(pair_bytes)
+        return runtime.admission.refuse_descriptors()
 
 
 def is_closed(sock: socket.socket) -> bool:

@@ -236,6 +236,34 @@ def test_a_splice_is_paid_for_or_refused(files: tuple[Path, Path]) -> None:
     run(main)
 
 
+def test_a_kernel_without_descriptors_is_a_refusal_and_nothing_stays_charged(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main() -> None:
+        async with spliced(files) as s:
+            name, row = s.p.name_of(s.p.b), s.p.boards[0].row
+            client = await s.client(get("/healthz"))
+            assert (await client.answer()).status == 200
+            before = row[Slot.CONNECTIONS], row[Slot.MEMORY]
+            monkeypatch.setattr(socket, "socketpair", full)
+            client.received = b""
+            await client.send(get(f"/v1/streams/{name}"))
+            answer = await client.answer()
+            monkeypatch.undo()
+            assert answer.status == 503 and answer.error["code"] == "over_capacity" and answer.get("retry-after")
+            assert s.p.a.runtime.counters.bugs == 0
+            assert s.p.a.runtime.admission.refused()["descriptors"] == 1
+            assert (row[Slot.CONNECTIONS], row[Slot.MEMORY]) == before
+            client.received = b""
+            await client.send(get(f"/v1/streams/{name}"))
+            assert (await client.answer()).status == 404, "the same connection is passed on once there is room"
+
+    run(main)
+
+
 def test_a_connection_is_spread_before_its_handshake(files: tuple[Path, Path]) -> None:
     async def main() -> None:
         async with spliced(files) as s:
