@@ -35,40 +35,47 @@ class Fetch:
         self._body = bytearray()
 
     def start(self) -> None:
+        """Ask. Where no request can be made of the parts it raises, and has taken nothing."""
+        request = self._request()
         self._upstream.in_flight += 1
         self._timer = self._runtime.loop.call_later(TIMEOUT_S, self._finish, 0)
         link = self._upstream.take_idle(self._runtime.time())
         if link is not None:
-            self._send(link)
+            self._send(link, request)
         else:
-            self._task = self._runtime.loop.create_task(self._connect())
+            self._task = self._runtime.loop.create_task(self._connect(request))
 
     def cancel(self) -> None:
-        """The answer isn't wanted any more."""
+        """The answer isn't wanted any more; before start() it isn't wanted at all."""
         if self._done is not None:
             self._done = None
             self._close()
 
-    async def _connect(self) -> None:
+    async def _connect(self, request: bytes) -> None:
         try:
             link = await self._upstream.connect()
         except OSError:
             self._finish(0)
+            return
+        except Exception as error:
+            self.on_bug(error)
             return
         if self._done is None:
             link.close()
         elif link.at is Up.CLOSED:  # accepted and closed at once
             self._finish(0)
         else:
-            self._send(link)
+            self._send(link, request)
 
-    def _send(self, link: UpstreamConnection) -> None:
+    def _request(self) -> bytes:
         ask, upstream = self._ask, self._upstream
-        self._link = link
         body = ask.body(upstream)
         target = upstream.settings.origin.base.encode() + ask.target
-        head = encode_request_head("GET", target, ask.fields(upstream, len(body)))
-        link.send(head + body, self, method="GET")
+        return encode_request_head("GET", target, ask.fields(upstream, len(body))) + body
+
+    def _send(self, link: UpstreamConnection, request: bytes) -> None:
+        self._link = link
+        link.send(request, self, method="GET")
 
     def _finish(self, status: int) -> None:
         done, self._done = self._done, None
@@ -77,9 +84,10 @@ class Fetch:
             done(self._upstream, status, bytes(self._body))
 
     def _close(self) -> None:
+        if self._timer is None:
+            return  # never started: nothing was taken
         self._upstream.in_flight -= 1
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         if self._link is not None and self._link.at not in (Up.IDLE, Up.CLOSED):
             self._link.close()
         task, self._task = self._task, None  # a cancelled task's error holds this object, which must not hold the task
@@ -104,6 +112,5 @@ class Fetch:
         self._finish(0)
 
     def on_bug(self, error: Exception) -> None:
-        self._runtime.counters.bugs += 1
-        self._runtime.on_bug("fetch", error)
+        self._runtime.bug("fetch", error)
         self._finish(0)

@@ -1,0 +1,230 @@
+"""Fetch: one small answer from one upstream, told once however it ends, and what is given back then."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+from fakes import FakeTransport, Rig, refuse_all, rig, whole_answer
+
+from streamd.config import UpstreamSettings
+from streamd.net import upstream as upstream_module
+from streamd.net.exchange import Ask
+from streamd.net.fetch import ANSWER_BYTES_MAX, TIMEOUT_S, Fetch
+from streamd.net.upstream import Up, Upstream, UpstreamConnection
+from streamd.wire.http1 import LocalProtocolError
+
+PORT = 1
+UP = UpstreamSettings(name="up", url=f"http://up.test:{PORT}/base")
+
+
+def ask() -> Ask:
+    return Ask(
+        method="GET",
+        target=b"/models",
+        model="",
+        fields=lambda upstream, length: [(b"host", b"up.test"), (b"x-length", b"%d" % length)],
+        body=lambda upstream: b"",
+    )
+
+
+class Fetching:
+    """Fetches from the only upstream of a rig, and what they were told."""
+
+    def __init__(self, r: Rig) -> None:
+        self.r = r
+        (self.upstream,) = r.worker.upstreams
+        self.told: list[tuple[int, bytes]] = []
+
+    def made(self, asked: Ask | None = None) -> Fetch:
+        return Fetch(self.r.runtime, self.upstream, asked or ask(), self._done)
+
+    def begun(self) -> Fetch:
+        fetch = self.made()
+        fetch.start()
+        self.r.turn()
+        return fetch
+
+    def _done(self, upstream: Upstream, status: int, body: bytes) -> None:
+        assert upstream is self.upstream
+        self.told.append((status, body))
+
+    @property
+    def at_rest(self) -> bool:
+        """No deadline, no task, no request under way; nothing but pooled connections is open."""
+        timers = [timer for timer in self.r.loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        ours = [timer for timer in timers if "Fetch" in repr(timer)]
+        links: list[UpstreamConnection] = [transport.protocol for transport in self.r.links]
+        return (
+            not ours
+            and not asyncio.all_tasks(self.r.loop)
+            and self.upstream.in_flight == 0
+            and all(link.at in (Up.IDLE, Up.CLOSED) for link in links)
+            and self.upstream.idle == sum(link.at is Up.IDLE for link in links)
+        )
+
+
+@pytest.fixture
+def f() -> Iterator[Fetching]:
+    """Whatever happened, nothing is under way at the end."""
+    with rig(upstreams=(UP,)) as r:
+        made = Fetching(r)
+        yield made
+        assert made.at_rest
+
+
+def test_the_whole_answer_is_told_and_the_connection_is_kept(f: Fetching) -> None:
+    f.begun()
+    assert bytes(f.r.link.sent) == b"GET /base/models HTTP/1.1\r\nhost: up.test\r\nx-length: 0\r\n\r\n"
+    assert f.upstream.in_flight == 1 and not f.at_rest
+    answer = whole_answer(b"a list of models")
+    f.r.reply(answer[:-4])
+    assert f.told == [] and f.upstream.in_flight == 1
+    f.r.reply(answer[-4:])
+    assert f.told == [(200, b"a list of models")]
+    assert f.upstream.in_flight == 0 and f.upstream.idle == 1
+    f.begun()
+    assert f.r.dialled == [PORT], "the second one takes the pooled connection"
+    f.r.reply(whole_answer(b"another", "404 Not Found"))
+    assert f.told[1:] == [(404, b"another")]
+
+
+def test_an_answer_that_ends_with_its_connection_is_whole(f: Fetching) -> None:
+    f.begun()
+    f.r.reply(b"HTTP/1.1 200 OK\r\n\r\na list")
+    f.r.link.fin()
+    f.r.turn()
+    assert f.told == [(200, b"a list")] and f.r.link.closed
+
+
+@pytest.mark.parametrize("end", ["refused", "slammed", "fin", "reset", "fin in the body", "malformed"])
+def test_each_way_to_fail_is_told_once_as_status_0(f: Fetching, end: str) -> None:
+    f.r.refusing |= {PORT} if end == "refused" else set()
+    f.r.slamming |= {PORT} if end == "slammed" else set()
+    f.begun()
+    if end == "fin":
+        f.r.link.fin()
+    elif end == "reset":
+        f.r.link.reset()
+    elif end == "fin in the body":
+        f.r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")
+        f.r.link.fin()
+    elif end == "malformed":
+        f.r.reply(b"HTTP/1.1 banana\r\n\r\n")
+    f.r.turn()
+    assert [status for status, _ in f.told] == [0]
+    assert f.at_rest and f.upstream.idle == 0
+    f.r.pass_time(TIMEOUT_S * 2)
+    assert len(f.told) == 1
+
+
+@pytest.mark.parametrize("mute", [True, False], ids=["connecting", "asked"])
+def test_an_upstream_that_is_silent_is_given_up_after_the_time_out(f: Fetching, mute: bool) -> None:
+    f.r.mute |= {PORT} if mute else set()
+    f.begun()
+    f.r.pass_time(TIMEOUT_S * 0.99)
+    assert f.told == [] and f.upstream.in_flight == 1
+    f.r.pass_time(TIMEOUT_S * 0.02)
+    assert f.told == [(0, b"")] and f.at_rest
+    assert mute or f.r.link.closed
+
+
+def test_an_answer_that_trickles_has_no_more_time_than_a_silent_upstream(f: Fetching) -> None:
+    f.begun()
+    f.r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
+    for _ in range(5):
+        f.r.reply(b"x")
+        f.r.pass_time(TIMEOUT_S * 0.19)
+    assert f.told == []
+    f.r.pass_time(TIMEOUT_S * 0.1)
+    assert [status for status, _ in f.told] == [0] and f.r.link.closed
+
+
+def test_an_answer_of_the_largest_size_is_taken_and_a_byte_more_is_not(f: Fetching) -> None:
+    f.begun()
+    f.r.reply(whole_answer(b"x" * ANSWER_BYTES_MAX))
+    assert [(status, len(body)) for status, body in f.told] == [(200, ANSWER_BYTES_MAX)]
+    f.begun()
+    f.r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n" + b"x" * ANSWER_BYTES_MAX)
+    assert len(f.told) == 1
+    f.r.reply(b"x")
+    assert f.told[1][0] == 0 and f.r.link.closed and f.at_rest
+
+
+@pytest.mark.parametrize("when", ["before the start", "connecting", "asked", "in the body", "idle again", "failed"])
+def test_a_fetch_that_is_cancelled_is_not_told_and_gives_back_all_it_took(f: Fetching, when: str) -> None:
+    if when == "before the start":
+        fetch = f.made()
+    else:
+        f.r.mute |= {PORT} if when == "connecting" else set()
+        fetch = f.begun()
+    if when == "in the body":
+        f.r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")
+    elif when == "idle again":
+        f.r.reply(whole_answer(b"all"))
+    elif when == "failed":
+        f.r.link.reset()
+        f.r.turn()
+    told, idle = list(f.told), f.upstream.idle
+    fetch.cancel()
+    fetch.cancel()
+    f.r.turn()
+    assert f.told == told and f.upstream.in_flight == 0 and f.at_rest
+    assert f.upstream.idle == idle == (when == "idle again"), "a complete answer leaves its connection in the pool"
+    f.r.pass_time(TIMEOUT_S * 2)
+    assert f.told == told
+
+
+def test_a_refusal_in_the_turn_of_the_cancel_is_not_told(f: Fetching) -> None:
+    def refuse_cancelled(host: str, port: int, protocol: UpstreamConnection) -> FakeTransport:
+        fetch.cancel()
+        return refuse_all(host, port, protocol)
+
+    f.r.loop.dial = refuse_cancelled
+    fetch = f.made()
+    fetch.start()
+    f.r.turn()
+    assert f.told == [] and f.at_rest
+
+
+def counted_bug(f: Fetching, kind: type[Exception]) -> None:
+    """Exactly this mistake was counted and told; taken note of, for the rig ends with none."""
+    assert [type(bug) for bug in f.r.bugs] == [kind] and f.r.runtime.counters.bugs == 1
+    f.r.bugs.clear()
+    f.r.runtime.counters.bugs = 0
+
+
+def test_a_connect_that_fails_by_a_mistake_of_ours_is_told_at_once_and_counted(f: Fetching) -> None:
+    def mistaken(host: str, port: int, protocol: UpstreamConnection) -> FakeTransport:
+        raise UnicodeError("label too long")
+
+    f.r.loop.dial = mistaken
+    f.begun()
+    assert f.told == [(0, b"")] and f.at_rest
+    counted_bug(f, UnicodeError)
+
+
+def test_a_mistake_of_ours_in_the_answer_is_told_at_once_and_counted(
+    f: Fetching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(upstream_module, "decoder_for", mistaken)
+    f.begun()
+    f.r.reply(whole_answer(b"all"))
+    assert f.told == [(0, b"")] and f.r.link.closed and f.at_rest
+    counted_bug(f, ZeroDivisionError)
+
+
+def test_a_request_that_can_not_be_written_takes_nothing(f: Fetching) -> None:
+    f.begun()
+    f.r.reply(whole_answer(b"all"))
+    fetch = f.made(dataclasses.replace(ask(), target=b"/models\r\n"))
+    with pytest.raises(LocalProtocolError):
+        fetch.start()
+    assert f.at_rest and f.upstream.idle == 1
+    fetch.cancel()
+    assert f.at_rest and len(f.told) == 1
