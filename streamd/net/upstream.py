@@ -398,7 +398,8 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         """A mistake of ours: the answer can't be trusted any more."""
         asker = self._asker
         self.close()
-        if asker is None:
+        if asker is None:  # its answer had ended: the asker has let go of this connection
+            self._runtime.bug("upstream.crash", error)
             return
         try:
             asker.on_bug(error)

@@ -215,6 +215,21 @@ def test_a_bug_of_the_asker_closes_the_connection() -> None:
         assert asker.told == ["head 200", "ZeroDivisionError"] and link.at is Up.CLOSED
 
 
+def test_a_bug_of_the_asker_at_the_end_of_its_answer_is_counted() -> None:
+    with rig() as r:
+        link, transport, asker = asked(r)
+
+        def broken(link: UpstreamConnection) -> None:
+            raise ZeroDivisionError
+
+        asker.on_end = broken  # type: ignore[method-assign]
+        transport.feed(whole_answer(b"hello"))
+        assert link.at is Up.CLOSED and link.upstream.idle == 0
+        assert [type(bug) for bug in r.bugs] == [ZeroDivisionError] and r.runtime.counters.bugs == 1
+        r.bugs.clear()
+        r.runtime.counters.bugs = 0
+
+
 def test_an_answer_without_a_body_ends_with_its_head() -> None:
     with rig() as r:
         for method, wire in (
