@@ -1,0 +1,218 @@
+"""Runtime: the gates with their refusals as answers, the waits that clients are told, the date, a reload, bugs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+from fakes import FakeLoop
+
+from streamd.config import Settings
+from streamd.core.admission import (
+    RETRY_S_MAX,
+    RETRY_S_MIN,
+    Admission,
+    Budget,
+    Demands,
+    Gate,
+    Limits,
+    Prices,
+    Refusal,
+    Resources,
+)
+from streamd.core.hub import Hub
+from streamd.net.client import ClientConnection
+from streamd.net.problem import Problem
+from streamd.net.request import Request
+from streamd.net.runtime import Runtime, refused, worker_busy
+from streamd.reasons import CloseReason
+from streamd.wire.http1 import HeadLimits
+
+GIB = 1 << 30
+SMALL = Demands(bodies_bytes_max=1 << 20)
+
+
+def small(rng: random.Random) -> Admission:
+    """Room for some thousand streams and a mebibyte of request bodies."""
+    resources = Resources(memory_bytes=GIB, memory_source="setting", descriptors_per_worker=20_000)
+    return Admission(Budget.compute(resources, SMALL, Prices()), Limits(loop_lag_max_s=0.5), rng)
+
+
+class Made:
+    """Runtimes on one loop, with a clock of their own."""
+
+    def __init__(self) -> None:
+        self.loop = FakeLoop()
+        self.unix_now = 1_000_000_000.0
+        self.bugs: list[tuple[str, BaseException]] = []
+
+    def runtime(self, *, admission: Admission | None = None, **settings: Any) -> Runtime:
+        rng = random.Random(1)
+        hub = Hub(
+            log_bytes_max=1 << 20, stream_log_bytes_max=1 << 16, stream_log_events_max=100, detached_max=1, slot=0
+        )
+        made = Runtime(
+            self.loop, Settings(**settings), hub, admission=admission, rng=rng, unix_time=lambda: self.unix_now
+        )
+        made.on_bug = lambda where, error: self.bugs.append((where, error))
+        return made
+
+
+@pytest.fixture
+def m() -> Iterator[Made]:
+    made = Made()
+    yield made
+    made.loop.close()
+
+
+def in_use(runtime: Runtime) -> dict[str, int]:
+    return cast(dict[str, int], runtime.admission.status()["in_use"])
+
+
+Admit = Callable[[Runtime], None]
+BOTH_WAYS = pytest.mark.parametrize("admit", [Runtime.admit_stream, Runtime.admit_relay], ids=["stream", "relay"])
+
+
+@BOTH_WAYS
+def test_what_is_admitted_is_charged_and_what_is_refused_is_not(m: Made, admit: Admit) -> None:
+    runtime = m.runtime(admission=small(random.Random(1)))
+    admit(runtime)
+    assert in_use(runtime)["streams"] == 1 and in_use(runtime)["upstream"] == (admit is Runtime.admit_relay)
+    before = in_use(runtime)
+    runtime.admission.note_resident(GIB + 1)
+    with pytest.raises(Problem) as caught:
+        admit(runtime)
+    problem = caught.value
+    assert (problem.status, problem.code, problem.reason) == (503, "over_capacity", CloseReason.OVER_BUDGET)
+    assert problem.should_retry and RETRY_S_MIN <= (problem.retry_after_s or 0) <= RETRY_S_MAX
+    assert not problem.close, "the connection may ask again"
+    assert in_use(runtime) == before
+    assert runtime.admission.refused() == {gate.value: int(gate is Gate.MEMORY) for gate in Gate}
+    runtime.admission.note_resident(0)
+    admit(runtime)
+    assert in_use(runtime)["streams"] == 2
+
+
+@BOTH_WAYS
+def test_a_drain_refuses_before_admission_is_asked(m: Made, admit: Admit) -> None:
+    runtime = m.runtime(admission=small(random.Random(1)), retry_min_s=3.0, retry_max_s=3.0)
+    runtime.draining = True
+    with pytest.raises(Problem) as caught:
+        admit(runtime)
+    problem = caught.value
+    assert (problem.status, problem.code, problem.reason) == (503, "draining", CloseReason.DRAINING)
+    assert problem.should_retry and problem.retry_after_s == 3.0
+    assert in_use(runtime)["streams"] == 0 and not any(runtime.admission.refused().values())
+
+
+def test_request_bodies_are_held_up_to_their_budget(m: Made) -> None:
+    runtime = m.runtime(admission=small(random.Random(1)))
+    runtime.hold_body(SMALL.bodies_bytes_max - 1)
+    with pytest.raises(Problem) as caught:
+        runtime.hold_body(2)
+    problem = caught.value
+    assert (problem.status, problem.code, problem.reason) == (503, "bodies_over_budget", CloseReason.OVER_BUDGET)
+    assert problem.should_retry and problem.retry_after_s
+    assert runtime.bodies_bytes == SMALL.bodies_bytes_max - 1, "the refused bytes aren't held"
+    runtime.hold_body(1)
+    runtime.let_body_go(SMALL.bodies_bytes_max)
+    assert runtime.bodies_bytes == 0
+
+
+def test_without_a_measured_machine_connections_and_streams_are_never_refused(m: Made) -> None:
+    runtime = m.runtime()
+    runtime.admission.note_lag(1e9)
+    for _ in range(20_000):
+        runtime.admit_relay()
+        assert runtime.admission.admit_connection(1 << 20) is None
+    assert not any(runtime.admission.refused().values())
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_refusal_becomes_an_answer_of_the_same_words(close: bool) -> None:
+    refusal = Refusal(Gate.ADDRESS, CloseReason.RATE_LIMITED, "too_many_connections", "Too many.", 7)
+    problem = refused(refusal, close=close)
+    assert (problem.status, problem.code, problem.message) == (429, "too_many_connections", "Too many.")
+    assert (problem.reason, problem.close) == (CloseReason.RATE_LIMITED, close)
+    assert problem.response_headers() == [(b"retry-after", b"7"), (b"x-should-retry", b"true")]
+
+
+def test_a_busy_worker_is_an_answer_with_a_wait(m: Made) -> None:
+    problem = worker_busy(m.runtime(retry_min_s=2.0, retry_max_s=2.0))
+    assert (problem.status, problem.code, problem.reason) == (503, "worker_busy", CloseReason.OVER_BUDGET)
+    assert problem.response_headers() == [(b"retry-after", b"2"), (b"x-should-retry", b"true")]
+
+
+def test_waits_are_spread_over_their_range_and_a_header_says_at_least_a_second(m: Made) -> None:
+    runtime = m.runtime(retry_min_s=0.1, retry_max_s=4.0)
+    waits_ms = [runtime.retry_ms() for _ in range(1000)]
+    assert all(100 <= wait <= 4000 for wait in waits_ms)
+    assert min(waits_ms) < 300 and max(waits_ms) > 3800
+    assert {runtime.retry_after_s() for _ in range(1000)} == {1.0, 2.0, 3.0, 4.0}
+
+
+def test_the_date_is_made_anew_once_a_second_of_the_loop(m: Made) -> None:
+    runtime = m.runtime()
+    now = [50.0]
+    runtime.time = lambda: now[0]
+    first = runtime.date()
+    assert first == b"Sun, 09 Sep 2001 01:46:40 GMT"
+    m.unix_now += 60
+    now[0] += 0.999
+    assert runtime.date() is first
+    now[0] += 0.001
+    assert runtime.date() == b"Sun, 09 Sep 2001 01:47:40 GMT"
+
+
+def test_a_reload_changes_what_requests_are_held_to(m: Made) -> None:
+    runtime = m.runtime(headers_max=10)
+    assert not runtime.cors.origins and runtime.gates.enter("192.0.2.1") == ("", "")
+    settings = Settings(
+        head_bytes_max=1000,
+        headers_max=20,
+        target_bytes_max=500,
+        cors_origins=("https://app.test",),
+        conns_per_address_max=1,
+    )
+    runtime.reload(settings)
+    assert runtime.settings is settings
+    assert runtime.limits == HeadLimits(1000, 20, 500)
+    assert b"https://app.test" in runtime.cors.origins
+    assert runtime.gates.enter("192.0.2.1") != ("", "")
+    assert isinstance(runtime.gates.enter("192.0.2.1"), Refusal)
+
+
+def test_a_bug_is_counted_and_told(m: Made) -> None:
+    runtime, error = m.runtime(), ZeroDivisionError()
+    runtime.bug("here", error)
+    runtime.bug("there", error)
+    assert runtime.counters.bugs == 2 and m.bugs == [("here", error), ("there", error)]
+
+
+def test_a_member_of_the_sweep_that_fails_is_a_bug(m: Made) -> None:
+    class Broken:
+        due_at = 0.0
+
+        def on_due(self, now: float) -> float:
+            raise ZeroDivisionError
+
+    runtime = m.runtime()
+    runtime.sweep.add(Broken())
+    runtime.sweep.start()
+    m.loop.call_later(0.6, m.loop.stop)
+    m.loop.run_forever()
+    runtime.sweep.stop()
+    assert [(where, type(error)) for where, error in m.bugs] == [("sweep.on_due", ZeroDivisionError)]
+    assert runtime.counters.bugs == 1
+
+
+def test_a_runtime_without_a_worker_has_no_routes_and_tells_nobody(m: Made) -> None:
+    runtime = Runtime(m.loop, Settings(), m.runtime().hub)
+    connection, request = cast(ClientConnection, None), cast(Request, None)
+    with pytest.raises(NotImplementedError):
+        runtime.plan(connection, request)
+    runtime.on_request_end(connection, request)
+    runtime.bug("here", ZeroDivisionError())
+    assert runtime.counters.bugs == 1
