@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check format clean
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,11 @@ JOBS ?= 2
 
 test: $(VENV)/.dev ## the tests
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+MODULE ?=
+
+coverage: $(VENV)/.dev ## branches that a module's own tests run, against a table; MODULE=net/fetch for one (a minute)
+	@$(BIN)/python tests/own_coverage.py $(MODULE)
 
 check: $(VENV)/.dev ## format, lint, types, layers
 	$(BIN)/ruff format --check .
