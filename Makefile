@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-tools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,13 @@ MODULE ?=
 
 coverage: $(VENV)/.dev ## branches that a module's own tests run, against a table; MODULE=net/fetch for one (a minute)
 	@$(BIN)/python tests/own_coverage.py $(MODULE)
+
+# 5,000 examples instead of 100 take some tests minutes: no time-out for a hanging test.
+test-thorough: $(VENV)/.dev ## the same with more examples and every cut position (an hour)
+	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -o faulthandler_timeout=0 $(ARGS)
+
+test-tools: $(VENV)/.dev ## install what some tests need: nginx, Caddy, HAProxy, Chromium, zsh … (as root on Debian)
+	@$(BIN)/python tests/tools.py
 
 check: $(VENV)/.dev ## format, lint, types, layers
 	$(BIN)/ruff format --check .

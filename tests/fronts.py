@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import tools
 from inprocess import WAIT_S, Watched, url_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -118,7 +118,7 @@ def running(make: Callable[[Place], list[str]], streamd_url: str, folder: Path) 
     at = Place(folder, folder / "s", streamd_url.removeprefix("http://"))
     assert len(str(at.socket)) < SUN_PATH_BYTES_MAX
     certificate(folder)
-    home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "PATH": tools.PATH}
     log = (folder / "log").open("wb")
     with log, subprocess.Popen(make(at), stdout=log, stderr=log, env=os.environ | home) as process:
         try:
@@ -142,12 +142,6 @@ def wait_until_up(at: Place, process: subprocess.Popen[bytes], log: Path) -> Non
             process.wait(POLL_S)
             break
     raise AssertionError(log.read_text(encoding="utf-8", errors="replace"))
-
-
-def missing(*programs: str) -> str:
-    """Which of them are not installed; empty if all are. Debian hides servers from ordinary users' paths."""
-    os.environ["PATH"] = f"{os.environ['PATH']}:/usr/sbin"
-    return ", ".join(program for program in programs if shutil.which(program) is None)
 
 
 class Door(Watched):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import re
-import shutil
 import tempfile
 import threading
 import urllib.request
@@ -14,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fronts import FRONTS, Door, missing, running
+from fronts import FRONTS, Door, running
 from inprocess import Live, live
 from page_server import EXAMPLES, PageServer
+from tools import TOOLS, needs
 
 from streamd.mockllm import MockOptions
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright: it drives the browser")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium: there is no browser here")
+pytestmark = needs("chromium", "playwright")
 
 FLAGS = [
     "--no-sandbox",
@@ -41,8 +39,10 @@ SOON = {"retry_min_s": 0.01, "retry_max_s": 0.05}  # a browser waits as long as 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=TOOLS["chromium"].path(), args=FLAGS)
         yield chromium
         chromium.close()
 
@@ -257,7 +257,7 @@ WATCH_ALL = """
 """
 
 
-@pytest.mark.skipif(bool(missing("nginx", "openssl")), reason="apt-get install nginx openssl: not here")
+@needs("nginx", "openssl")
 def test_more_than_six_streams_at_once_over_http2(browser: Any) -> None:
     """By HTTP/1.1 a browser opens six connections to a server, and a seventh stream waits for ever."""
     with live() as served, tempfile.TemporaryDirectory(prefix="front-") as folder:

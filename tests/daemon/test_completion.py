@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from tools import needs, skip_without
 
 from streamd.daemon import completion
 from streamd.rows import Kind, Row
@@ -41,8 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    if shutil.which("bash") is None:
-        pytest.skip("bash is not installed")
+    skip_without("bash")
     (tmp_path / "streamd.bash").write_text(completion.bash(_parser(), ROWS))
     (tmp_path / "streamd.toml").touch()
     return tmp_path / "streamd.bash"
@@ -92,8 +91,7 @@ def test_zsh_gets_every_option_with_its_words_and_quotes_kept_apart() -> None:
     assert "secret" not in script
 
 
+@needs("zsh")
 def test_zsh_takes_the_script(tmp_path: Path) -> None:
-    if shutil.which("zsh") is None:
-        pytest.skip("zsh is not installed")
     (tmp_path / "_streamd").write_text(completion.zsh(_parser(), ROWS))
     subprocess.run(["zsh", "-fn", str(tmp_path / "_streamd")], check=True)

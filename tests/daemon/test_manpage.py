@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from tools import needs
 
 from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS
 from streamd.daemon import manpage
@@ -119,10 +119,9 @@ def test_two_builds_are_the_same_bytes(command_page: str) -> None:
     assert manpage.command_page(_parser(), ROWS, "1.2.3") == command_page
 
 
+@needs("groff")
 @pytest.mark.parametrize("page", ["command_page", "settings_page"])
 def test_groff_has_nothing_to_say(page: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed")
     (tmp_path / "page").write_text(request.getfixturevalue(page), encoding="utf-8")
     said = subprocess.run(
         ["groff", "-man", "-Tutf8", "-Kutf8", "-ww", "-z", "page"], cwd=tmp_path, capture_output=True, check=False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tools import skip_without
 
 from streamd.daemon import systemd
 from streamd.daemon.systemd import Notifier, inherited, listen_fds
@@ -403,8 +403,7 @@ def test_the_journal_is_known_by_device_and_inode() -> None:
 @pytest.fixture(scope="module")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the units whose commands exist here."""
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed")
+    skip_without("systemd-analyze")
     copies = tmp_path_factory.mktemp("units")
     for unit in [*UNITS.glob("*.service"), *UNITS.glob("*.socket")]:
         text = unit.read_text().replace("/opt/streamd/bin/streamd", "/bin/true")

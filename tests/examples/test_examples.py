@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from inprocess import Live, live
+from tools import needs
 
 from streamd.mockllm import MockOptions
 
@@ -63,7 +62,7 @@ def test_python_client_tells_failures() -> None:
     assert truncated.returncode == 1 and truncated.stdout == "This is mock" and "ended before" in truncated.stderr
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+@needs("curl")
 def test_curl_by_hand() -> None:
     with live(MockOptions(interval_s=0.01, ttft_s=0, tokens=80)) as served:
         ran = subprocess.run(

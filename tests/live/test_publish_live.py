@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,14 +12,13 @@ import openai
 import pytest
 from fakes import CHAT, LAST, chunk, events_in, get, post, text_of
 from loopback import Daemon, run, serving
+from tools import needs
 
 from streamd.core.stream import DIRECT_READERS_MAX
 from streamd.mockllm import MockOptions
 
 LINES = "Content-Type: application/x-ndjson"
 PACED = MockOptions(interval_s=0.002, ttft_s=0, tokens=40)
-
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 
 
 async def open_stream(d: Daemon, name: str = "n") -> None:
@@ -51,7 +49,7 @@ async def curl(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.wait()
 
 
-@needs_curl
+@needs("curl")
 @pytest.mark.parametrize("expect", [(), ("-H", "Expect:")], ids=["asks first", "doesn't ask"])
 def test_curl_types_and_curl_reads(expect: tuple[str, ...]) -> None:
     async def main() -> None:

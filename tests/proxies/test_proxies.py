@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fronts import FRONTS, HOST, caddy, missing, running
+from fronts import FRONTS, HOST, caddy, running
 from inprocess import WAIT_S, Live, live
+from tools import needs, skip_without
 
 from streamd.mockllm import MockOptions
 
@@ -26,7 +27,7 @@ PROMPT = MockOptions(interval_s=0, ttft_s=0.05, tokens=20)
 # Who ends an answer properly whose server broke off (Caddy 2.6, HAProxy 2.6): the error event is all that tells then.
 CLEANED = {("caddy", "http1.1"), ("caddy", "http2"), ("haproxy", "http2")}
 
-pytestmark = pytest.mark.skipif(bool(missing("curl", "openssl")), reason=f"not here: {missing('curl', 'openssl')}")
+pytestmark = needs("curl", "openssl")
 
 
 @pytest.fixture
@@ -37,8 +38,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(params=FRONTS)
 def kind(request: pytest.FixtureRequest) -> str:
-    if missing(request.param):
-        pytest.skip(f"apt-get install {request.param}: it is not here")
+    skip_without(request.param)
     return str(request.param)
 
 
@@ -129,7 +129,7 @@ def test_an_error_keeps_status_and_body(front: tuple[Live, Path]) -> None:
     assert json.loads(body)["error"]["message"] == "mock-llm was told to answer 429."
 
 
-@pytest.mark.skipif(bool(missing("caddy")), reason="apt-get install caddy: it is not here")
+@needs("caddy")
 @pytest.mark.parametrize(("flush", "end"), [("", "aborted"), ("flush_interval -1", "completed")])
 def test_why_caddy_has_no_flush_interval(folder: Path, flush: str, end: str) -> None:
     """With -1, which is often recommended, Caddy waits for answers whose readers have left: generations for nobody."""

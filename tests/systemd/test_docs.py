@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tools import needs, skip_without
 
 from streamd.config import ROWS
 
@@ -32,16 +32,14 @@ def test_the_pages_are_about_the_real_command_line(docs: Path) -> None:
     assert '.SH "[[UPSTREAM]]"' in settings
 
 
+@needs("groff")
 @pytest.mark.parametrize("page", ["streamd.8", "streamd.toml.5"])
 def test_groff_takes_them(docs: Path, page: str) -> None:
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed")
     command = ["groff", "-man", "-Tutf8", "-Kutf8", "-ww", "-z", str(docs / page)]
     assert subprocess.run(command, capture_output=True, check=True).stderr == b""
 
 
 @pytest.mark.parametrize(("shell", "script"), [("bash", "streamd.bash"), ("zsh", "_streamd")])
 def test_shells_take_them(docs: Path, shell: str, script: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
+    skip_without(shell)
     subprocess.run([shell, "-n", str(docs / script)], check=True)

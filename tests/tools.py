@@ -1,0 +1,171 @@
+"""Programs that some tests need and the virtual environment doesn't bring: which are missing, and how to get them.
+
+    @needs("curl", "openssl")    on a test, or as a file's pytestmark
+    skip_without("zsh")          inside a test or a fixture
+
+As a program (`make test-tools`) it installs those that are missing: Debian's packages as root, Python's into this
+environment. It never fails, because the tests say at their end which of them were skipped.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import pytest
+
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # Debian hides servers from ordinary users' paths
+INSTALL_S_MAX = 600  # of one command: Chromium is 100 MB, which takes two minutes at 1 MB/s
+
+
+class Tool(NamedTuple):
+    """A program or a Python module, and the package that brings it."""
+
+    programs: tuple[str, ...] = ()  # any of them will do
+    module: str = ""
+    debian: str = ""
+    python: str = ""
+
+    def found(self) -> bool:
+        if self.module:
+            return importlib.util.find_spec(self.module) is not None
+        return self.path() is not None
+
+    def path(self) -> str | None:
+        return next(filter(None, map(which, self.programs)), None)
+
+
+TOOLS: Mapping[str, Tool] = {
+    "bash": Tool(("bash",), debian="bash"),
+    "caddy": Tool(("caddy",), debian="caddy"),
+    "chromium": Tool(("chromium", "chromium-browser", "google-chrome"), debian="chromium"),
+    "curl": Tool(("curl",), debian="curl"),
+    "groff": Tool(("groff",), debian="groff"),
+    "haproxy": Tool(("haproxy",), debian="haproxy"),
+    "nginx": Tool(("nginx",), debian="nginx-light"),
+    "openssl": Tool(("openssl",), debian="openssl"),
+    "playwright": Tool(module="playwright", python="playwright"),
+    "ss": Tool(("ss",), debian="iproute2"),
+    "systemd-analyze": Tool(("systemd-analyze",), debian="systemd"),
+    "zsh": Tool(("zsh",), debian="zsh"),
+}
+
+_REASON = re.compile(r"needs ([\w, -]+), not installed here$")
+
+
+def which(program: str) -> str | None:
+    """Where a program is."""
+    return shutil.which(program, path=PATH)
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not TOOLS[name].found()]
+
+
+def _reason(names: Sequence[str]) -> str:
+    return f"needs {', '.join(names)}, not installed here"
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    absent = missing(names)
+    return pytest.mark.skipif(bool(absent), reason=_reason(absent))
+
+
+def skip_without(*names: str) -> None:
+    if absent := missing(names):
+        pytest.skip(_reason(absent))
+
+
+# What the tests say at their end
+
+
+def skipped_for(reasons: Iterable[tuple[str, str]]) -> tuple[dict[str, int], dict[str, int]]:
+    """How many skips (`place, reason`) each set of missing tools caused, and how many each other reason."""
+    tools: collections.Counter[str] = collections.Counter()
+    others: collections.Counter[str] = collections.Counter()
+    for place, reason in reasons:
+        if found := _REASON.search(reason):
+            tools[found[1]] += 1
+        else:
+            others[f"{place}: {reason}"] += 1
+    return dict(tools), dict(others)
+
+
+def _packages(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    tools = [TOOLS[name] for name in sorted(set(names))]
+    return [tool.debian for tool in tools if tool.debian], [tool.python for tool in tools if tool.python]
+
+
+def _apt(packages: Sequence[str]) -> list[str]:
+    return ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+
+
+def _pip(packages: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+
+
+def advice(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """What to tell of skipped tests: for which tool, how many, and the commands that bring them."""
+    by_tools, others = skipped_for(reasons)
+    lines = [f"{count:4} for want of {names}" for names, count in sorted(by_tools.items())]
+    lines += [f"{count:4} {reason}" for reason, count in sorted(others.items())]
+    if by_tools:
+        debian, python = _packages(name for names in by_tools for name in names.split(", "))
+        commands = [" ".join(command) for command in _commands(debian, python)]
+        lines += ["To run them: make test-tools, which is", *(f"    {command}" for command in commands)]
+    return lines
+
+
+# Installing
+
+
+def _commands(debian: Sequence[str], python: Sequence[str]) -> list[list[str]]:
+    return [
+        *([["apt-get", "update"], _apt(debian)] if debian else []),
+        *([_pip(python)] if python else []),
+    ]
+
+
+def _ran(command: Sequence[str]) -> bool:
+    """Whether a command succeeded in time. Quiet unless it failed."""
+    try:
+        ran = subprocess.run(
+            command,
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=INSTALL_S_MAX,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"{' '.join(command)}: {error}")
+        return False
+    if ran.returncode:
+        print(f"{' '.join(command)}: exit status {ran.returncode}\n{ran.stdout[-1000:]}")
+    return ran.returncode == 0
+
+
+def install() -> None:
+    """Bring what is missing, as far as this machine lets us."""
+    debian, python = _packages(missing(TOOLS))
+    if debian and (os.geteuid() or not which("apt-get")):
+        print(f"not root, or no apt-get: install {' '.join(debian)} by hand")
+        debian = []
+    for command in _commands(debian, python):
+        print(f"{' '.join(command)} …", flush=True)
+        _ran(command)
+    still = missing(TOOLS)
+    print(f"missing: {', '.join(still)}; their tests will be skipped" if still else "all tools for tests are here")
+
+
+if __name__ == "__main__":
+    install()
