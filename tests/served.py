@@ -7,6 +7,7 @@ NOTIFY_SOCKET, `d.lines` is what it logged so far.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -36,6 +37,15 @@ for k, fd in enumerate(moved):
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def _end_with_the_tests() -> None:
+    """A test that hangs is ended without its fixtures: what it started would stay, and keep its pipes open."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Notify:
@@ -93,6 +103,7 @@ class Served:
             env={"PATH": os.environ["PATH"], **told},
             stdin=subprocess.DEVNULL,
             stderr=self.log,
+            preexec_fn=_end_with_the_tests,
             pass_fds=[fd for _, fd in listen_fds],
         )
 
@@ -168,7 +179,7 @@ def served(*args: str, listen_fds: Sequence[tuple[str, int]] = (), **environ: st
 def upstream(*args: str) -> Iterator[str]:
     """The mock as a process; its URL."""
     command = [sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0", "--ttft-ms", "5", *args]
-    mock = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    mock = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_the_tests)
     assert mock.stdout is not None
     url = re.search(r"http://\S+", mock.stdout.readline())
     assert url is not None
