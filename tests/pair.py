@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from loopback import FAST, Daemon
+from loopback import FAST, PATIENCE_S, Daemon
 
 from streamd.addresses import parse_address
 from streamd.config import Settings, UpstreamSettings
@@ -25,7 +25,7 @@ from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.shared import Shared
 from streamd.daemon.worker import Worker
 from streamd.mockllm import MockOptions, MockServer, start_mock
-from streamd.net import client, listen
+from streamd.net import client, inquiry, listen
 from streamd.net.peers import Peers
 
 
@@ -65,13 +65,20 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def pair(
-    options: MockOptions = FAST, *, unix: Path | None = None, check: bool = True, **settings: Any
+    options: MockOptions = FAST,
+    *,
+    unix: Path | None = None,
+    check: bool = True,
+    answer_s: float = PATIENCE_S,
+    **settings: Any,
 ) -> AsyncIterator[Pair]:
     """Both listen, on 127.0.0.1 or as unix/a and unix/b. Settings are the attributes of `Settings`, unchecked.
 
-    `check`: nothing may be left at the end in either of them.
+    `check`: nothing may be left at the end in either of them. `answer_s`: how long one waits for the other's answer;
+    with the second that is usual, a worker that a busy machine held up would be missing in lists.
     """
-    level, broken_end_s = logs._sink.level, client.BROKEN_END_S
+    level, broken_end_s, usual_answer_s = logs._sink.level, client.BROKEN_END_S, inquiry.ANSWER_S
+    inquiry.ANSWER_S = answer_s
     logs.set_level("error")
     client.BROKEN_END_S = 0.0
     loop = asyncio.get_running_loop()
@@ -106,7 +113,7 @@ async def pair(
             far.close()
         os.close(fd)
         mock.close()
-        logs._sink.level, client.BROKEN_END_S = level, broken_end_s
+        logs._sink.level, client.BROKEN_END_S, inquiry.ANSWER_S = level, broken_end_s, usual_answer_s
 
 
 async def _worker(
