@@ -37,7 +37,7 @@ class Front(Protocol):
 
 F = TypeVar("F", bound=Front)
 
-WAIT_S = 20.0  # a test that waits longer for a condition has failed
+WAIT_S = 60.0  # a test that waits longer for a condition has failed
 FAST = MockOptions(interval_s=0, ttft_s=0, tokens=20)
 
 

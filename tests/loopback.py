@@ -28,7 +28,7 @@ from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 from streamd.reasons import CloseReason
 
-PATIENCE_S = 20.0  # who waits longer for a condition has failed
+PATIENCE_S = 60.0  # who waits longer for a condition has failed
 FAST = MockOptions(interval_s=0, ttft_s=0, tokens=20)
 ENOUGH = 1 << 30
 

@@ -1,7 +1,8 @@
 """streamd as a process of its own: started as an operator starts it, watched as systemd watches it.
 
 `with upstream() as mock, served("--upstream", mock) as d:` gives a Served; `d.notify` is systemd's end of
-NOTIFY_SOCKET, `d.lines` is what it logged so far.
+NOTIFY_SOCKET, `d.lines` is what it logged so far. `with holding() as held, served("--upstream", held.url)`: the
+upstream's generations go on when the test has done what it does meanwhile.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import http.client
+import http.server
 import json
 import os
 import re
@@ -23,8 +25,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fakes import DONE, LAST, chunk, event
+
 PROJECT = Path(__file__).parents[1]
-WAIT_S = 30.0  # who waits longer for a condition has failed
+WAIT_S = 60.0  # who waits longer for a condition has failed
 
 
 # LISTEN_PID has to be the daemon's own, and the descriptors have to be 3 and up.
@@ -165,6 +169,15 @@ class Served:
         self.log.close()
 
 
+def refused(d: Served) -> bool:
+    """Whether it has no listener any more."""
+    try:
+        socket.create_connection(("127.0.0.1", d.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def served(*args: str, listen_fds: Sequence[tuple[str, int]] = (), **environ: str) -> Iterator[Served]:
     """A process. Whether it has come up is for the test to wait for: `notify.until("READY=1")`, `line(…)`."""
@@ -189,3 +202,54 @@ def upstream(*args: str) -> Iterator[str]:
     finally:
         mock.terminate()
         mock.wait()
+
+
+class Held(http.server.ThreadingHTTPServer):
+    """An upstream whose streams say one word and then wait: a generation that runs as long as a test needs it to."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _HeldAnswer)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.may_go_on = threading.Event()
+
+    def go_on(self) -> None:
+        """All streams come to their end, and those that follow don't wait."""
+        self.may_go_on.set()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that streamd or its death broke off."""
+
+
+class _HeldAnswer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Held
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(chunk(event("one ")))
+        self.server.may_go_on.wait()
+        self.wfile.write(chunk(event("two"), DONE) + LAST)
+
+    def log_message(self, *words: object) -> None:
+        """Nobody reads it."""
+
+
+@contextlib.contextmanager
+def holding() -> Iterator[Held]:
+    """A Held that serves."""
+    with Held() as held:
+        thread = threading.Thread(target=held.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield held
+        finally:
+            held.go_on()
+            held.shutdown()
+            thread.join(WAIT_S)

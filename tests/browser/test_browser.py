@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fronts import FRONTS, Door, running
-from inprocess import Live, live
+from inprocess import WAIT_S, Live, live
 from page_server import EXAMPLES, PageServer
 from tools import TOOLS, needs
 
@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
 def tab(browser: Any) -> Iterator[Any]:
     context = browser.new_context()
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(WAIT_S * 1000)
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     yield page

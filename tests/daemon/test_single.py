@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import uvloop
 from fakes import CHAT, SSE_HEAD, chunk, event, events_in, post, rig, text_of
-from served import Notify, Served, served, upstream
+from served import Held, Notify, Served, holding, served, upstream
 
 from streamd.config import ConfigError, Settings, UpstreamSettings
 from streamd.daemon import logs, systemd
@@ -31,6 +31,12 @@ NOBODY = systemd.Inherited([], [], [])
 def mock() -> Iterator[str]:
     with upstream() as url:
         yield url
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    with holding() as upstream:
+        yield upstream
 
 
 def opened(answer: http.client.HTTPResponse) -> str:
@@ -144,11 +150,13 @@ def test_only_a_live_loop_feeds_the_watchdog() -> None:
 # Signals
 
 
-def test_a_running_generation_finishes_and_the_last_line_counts_it(mock: str) -> None:
-    with served("--upstream", mock) as d:
-        answer = d.generation(tokens=40, interval_ms=20)
+def test_a_running_generation_finishes_and_the_last_line_counts_it(held: Held) -> None:
+    with served("--upstream", held.url) as d:
+        answer = d.generation()
         opened(answer)
         d.signal(signal.SIGTERM)
+        d.line("draining")
+        held.go_on()
         body, whole = rest(answer)
         assert whole and body.endswith(b"data: [DONE]\n\n")
         assert d.ended() == 0
@@ -203,10 +211,10 @@ def reload(d: Served) -> str:
     return [line for line in d.lines if " reload" in line][-1]
 
 
-def test_a_reload_holds_for_what_is_new_and_drops_nobody(mock: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "s.toml", "one", mock)
+def test_a_reload_holds_for_what_is_new_and_drops_nobody(mock: str, held: Held, tmp_path: Path) -> None:
+    path = write(tmp_path / "s.toml", "one", held.url)
     with served("--config", str(path)) as d:
-        reader = d.generation(tokens=150, interval_ms=20)
+        reader = d.generation()
         opened(reader)
         write(path, "two", mock)
         assert "reloaded upstreams=two" in reload(d)
@@ -220,6 +228,7 @@ def test_a_reload_holds_for_what_is_new_and_drops_nobody(mock: str, tmp_path: Pa
         d.signal(signal.SIGHUP)
         d.until(lambda: any(line.startswith("{") and '"reloaded"' in line for line in d.lines), "a line of JSON")
         assert d.generation(tokens=1).status == 200
+        held.go_on()
         body, whole = rest(reader)
         assert whole and body.endswith(b"[DONE]\n\n") and reader.getheader("x-upstream") == "one"
 
@@ -257,14 +266,15 @@ def test_a_reload_takes_all_but_what_needs_a_restart() -> None:
     assert taken.route("/v1/chat/completions").heartbeat_s == 7.0
 
 
-def test_a_reload_while_stopping_is_refused(mock: str) -> None:
-    with served("--upstream", mock) as d:
-        answer = d.generation(tokens=60, interval_ms=20)
+def test_a_reload_while_stopping_is_refused(held: Held) -> None:
+    with served("--upstream", held.url) as d:
+        answer = d.generation()
         opened(answer)
         d.signal(signal.SIGTERM)
         d.line("draining")
         d.signal(signal.SIGHUP)
         d.line("reload refused; streamd is stopping")
+        held.go_on()
         assert rest(answer)[1]
         assert d.ended() == 0
         assert "RELOADING" not in d.notify.names()
@@ -309,7 +319,7 @@ class Life:
     """One process of several that follow each other, with what passes between them."""
 
     def __init__(self, mock: str, place: str, tmp_path: Path) -> None:
-        self.args = ["--upstream", mock, "--drain-timeout", "500ms", "--publisher-grace", "20s"]
+        self.args = ["--upstream", mock, "--drain-timeout", "500ms", "--publisher-grace", "10m"]
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.fds = [("public", self.listener.fileno())]
         self.state_dir = tmp_path / "state"

@@ -64,14 +64,15 @@ def test_python_client_tells_failures() -> None:
 
 @needs("curl")
 def test_curl_by_hand() -> None:
-    with live(MockOptions(interval_s=0.01, ttft_s=0, tokens=80)) as served:
+    # Twice LEAVE_AFTER ends well before the generation does, and it has begun by then also where curl starts slowly.
+    with live(MockOptions(interval_s=0.03, ttft_s=0, tokens=80)) as served:
         ran = subprocess.run(
             ["sh", str(EXAMPLES / "curl.sh"), served.url],
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
-            env={"PATH": "/usr/bin:/bin", "LEAVE_AFTER": "0.4"},
+            env={"PATH": "/usr/bin:/bin", "LEAVE_AFTER": "0.8"},
         )
         first, rest, nothing, stopped = (part.splitlines() for part in ran.stdout.split("== ")[1:])
         whole = served.said("Tell me about streams.")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from fakes import CHAT, Answer, answers_in, events_in, get, post, text_of
-from served import WAIT_S, Served, served, upstream
+from served import WAIT_S, Served, holding, refused, served, upstream
 from tlspeer import client_context, make_certificate
 
 CONNS = 1000
@@ -31,7 +31,9 @@ def mock() -> Iterator[str]:
 
 @contextlib.contextmanager
 def workers(mock: str, *args: str, count: int = 2) -> Iterator[Served]:
-    with served("--workers", str(count), "--admin", "127.0.0.1:0", "--upstream", mock, *args) as d:
+    # A busy machine takes longer to open a thousand connections than a silent one is kept by default.
+    patient = ("--head-timeout", "5m", "--keepalive-timeout", "1h")
+    with served("--workers", str(count), "--admin", "127.0.0.1:0", "--upstream", mock, *patient, *args) as d:
         d.line(" serving ")
         yield d
 
@@ -202,10 +204,11 @@ async def over_tls(port: int, cert: Path, request: bytes) -> tuple[int, bytes]:
     return answers[0].status, answers[0].body
 
 
-def test_a_carried_stream_outlives_the_drain_of_its_carrier(mock: str, tmp_path: Path) -> None:
+def test_a_carried_stream_outlives_the_drain_of_its_carrier(tmp_path: Path) -> None:
     """A worker with nothing of its own waits for what it carries."""
     cert, key = make_certificate(tmp_path)
-    with workers(mock, "--tls-cert", str(cert), "--tls-key", str(key), "--drain-delay", "0s") as d:
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+    with holding() as held, workers(held.url, *tls, "--drain-delay", "0s") as d:
 
         async def main() -> None:
             context = client_context(cert)
@@ -215,12 +218,14 @@ def test_a_carried_stream_outlives_the_drain_of_its_carrier(mock: str, tmp_path:
                 writer.write(data)
                 return reader, writer
 
-            asker, asker_writer = await ask(post(CHAT, "X-Mock-Tokens: 300"))
+            asker, asker_writer = await ask(post(CHAT))
             stream_id = answer_id(await asker.readuntil(b"\r\n\r\n"))
             readers = [await ask(get(f"/v1/streams/{stream_id}")) for _ in range(16)]
             for reader, _ in readers:
                 await reader.readuntil(b"data: ")
             d.signal(signal.SIGTERM)
+            d.until(lambda: refused(d), "end of all listeners")
+            held.go_on()
             for reader, writer in readers:
                 assert (await asyncio.wait_for(reader.read(), WAIT_S)).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
                 writer.close()
