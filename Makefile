@@ -99,7 +99,7 @@ coverage: $(VENV)/.dev ## branches that a module's own tests run, against a tabl
 	@$(BIN)/python tests/own_coverage.py $(MODULE)
 
 # 5,000 examples instead of 100 take some tests minutes: no time-out for a hanging test.
-test-thorough: $(VENV)/.dev ## the same with more examples and every cut position (an hour)
+test-thorough: $(VENV)/.dev ## the same with 5,000 examples of each property instead of 100 (an hour)
 	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -o faulthandler_timeout=0 $(ARGS)
 
 test-tools: $(VENV)/.dev ## install what some tests need: nginx, Caddy, HAProxy, Chromium, zsh … (as root on Debian)

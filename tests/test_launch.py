@@ -72,13 +72,13 @@ def test_both_come_up_and_stop_together(port: int, number: signal.Signals) -> No
 
 def test_the_death_of_streamd_is_told(port: int) -> None:
     with start(port, "import sys; sys.exit('no such setting')") as child:
-        _, errors = child.communicate(timeout=30)
+        _, errors = child.communicate(timeout=60)
         assert child.returncode == 1
         assert "streamd ended with status 1" in errors and "no such setting" in errors
 
 
 def test_the_death_of_the_upstream_is_told(port: int) -> None:
     with start(port, STAND_IN, [sys.executable, "-c", "raise SystemExit('no weights')"]) as child:
-        _, errors = child.communicate(timeout=30)
+        _, errors = child.communicate(timeout=60)
         assert child.returncode == 1
         assert "upstream ended with status 1" in errors and "no weights" in errors

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import fields, replace
 from typing import Any
@@ -543,10 +543,11 @@ def test_tokens_keep_their_interval() -> None:
     """No token earlier than its time; later is the machine's affair."""
 
     async def use(mock: MockServer) -> None:
+        began = time.monotonic_ns()
         stream = await stream_of(mock, body=STREAM)
         stamps = [int(ns) for ns in re.findall(r"@(\d+) ", text_of(stream))]
         assert len(stamps) == 5
-        assert all(later - sooner > 20e6 - 6e6 for sooner, later in itertools.pairwise(stamps))  # less a slot
+        assert all(stamp - began > k * 20e6 - 6e6 for k, stamp in enumerate(stamps))  # less a slot
 
     with_mock(use, replace(QUICK, interval_s=0.020, tokens=5, stamp=True))
 
@@ -615,7 +616,7 @@ def test_the_command_says_where_it_listens_and_stops_on_sigterm() -> None:
     with child.stdout:
         assert re.fullmatch(r"mock-llm listening on http://127\.0\.0\.1:\d+\n", child.stdout.readline())
         child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == 0
+        assert child.wait(60) == 0
 
 
 # The pure parts.
