@@ -32,7 +32,7 @@ def mock() -> Iterator[str]:
 @contextlib.contextmanager
 def workers(mock: str, *args: str, count: int = 2) -> Iterator[Served]:
     # A busy machine takes longer to open a thousand connections than a silent one is kept by default.
-    patient = ("--head-timeout", "5m", "--keepalive-timeout", "1h")
+    patient = ("--head-timeout", "5m", "--keepalive-timeout", "1h", "--retention", "10m")
     with served("--workers", str(count), "--admin", "127.0.0.1:0", "--upstream", mock, *patient, *args) as d:
         d.line(" serving ")
         yield d
