@@ -35,6 +35,7 @@ from streamd.addresses import (
     parse_address,
     split_url,
 )
+from streamd.policy import Policy
 from streamd.rows import (
     ENV_PREFIX,
     Kind,
@@ -56,7 +57,6 @@ from streamd.sources import ConfigError, Problem, Sources, split_list
 
 __all__ = [
     "ENV_PREFIX",
-    "POLICIES",
     "ROUTE_ROWS",
     "ROWS",
     "SECTIONS",
@@ -175,9 +175,6 @@ class RouteSettings:
     heartbeat_s: float
     ttft_timeout_s: float
     idle_timeout_s: float
-
-
-POLICIES = ("coalesce", "drop_oldest", "close")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,7 +340,10 @@ class Settings:
         READERS, "32KiB", "1KiB", "1MiB", "64 slots x 200 B are 13 KB, and as much again; one frame always fits"
     )
     policy: str = word_row(
-        READERS, "coalesce", POLICIES, "a full ring: catch up in few large events, skip and say so, or close"
+        READERS,
+        "coalesce",
+        [policy.value for policy in Policy],
+        "a full ring: catch up in few large events, skip and say so, or close",
     )
     stall_timeout_s: float = duration_row(
         READERS,

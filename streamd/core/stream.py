@@ -48,12 +48,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, assert_never
 
 from streamd.choice import Choice
 from streamd.core.limits import Account
 from streamd.core.replay import Cursor, ReplayLog
 from streamd.core.ring import Ring
+from streamd.policy import Policy as Policy
 from streamd.reasons import By, CloseReason
 from streamd.wire import sse
 from streamd.wire.chunked import encode_chunk
@@ -65,14 +66,6 @@ DIRECT_READERS_MAX = 64
 
 # Of a stream whose bytes are counted: a walk over so many events is 0.15 ms; a mark is about 130 B.
 MARK_EVENTS = 1024
-
-
-class Policy(Choice):
-    """What happens when a subscriber's ring is full."""
-
-    COALESCE = "coalesce"
-    DROP_OLDEST = "drop_oldest"
-    CLOSE = "close"
 
 
 class Form(Choice):
@@ -380,16 +373,8 @@ class Subscriber(_PerEvent):
     def _hold(self, frame: bytes) -> None:
         """push of a PAUSED subscriber."""
         size = len(frame)
-        if self.ring.push(size):
-            return
-        if self.policy is Policy.COALESCE:
-            self.ring.clear()
-            self._go(Turn.OVERFLOW)
-        elif self.policy is Policy.DROP_OLDEST:
+        if not self.ring.push(size) and self._gives_up_frames():
             self._drop_for(size)
-        else:
-            self.end()
-            self.sink.slow_consumer()
 
     def _drop_for(self, size: int) -> None:
         first = self.own_position
@@ -403,18 +388,27 @@ class Subscriber(_PerEvent):
 
     def miss(self, first: int) -> None:
         """Fan-out, PAUSED: frames between the ring's end and `first` are gone. The policy decides."""
-        if self.policy is Policy.COALESCE:
+        self._cursor = None
+        if self._gives_up_frames():
             self.ring.clear()
-            self._cursor = None
-            self._go(Turn.OVERFLOW)
-        elif self.policy is Policy.DROP_OLDEST:
-            self.ring.clear()
-            self._cursor = None
             self._lose(self.own_position, first)
             self.own_position = first
-        else:
-            self.end()
-            self.sink.slow_consumer()
+
+    def _gives_up_frames(self) -> bool:
+        """The policy's decision when the ring can't hold the next frame. True: skip frames until it fits."""
+        match self.policy:
+            case Policy.COALESCE:
+                self.ring.clear()
+                self._go(Turn.OVERFLOW)
+                return False
+            case Policy.DROP_OLDEST:
+                return True
+            case Policy.CLOSE:
+                self.end()
+                self.sink.slow_consumer()
+                return False
+            case _:
+                assert_never(self.policy)
 
     def _lose(self, first: int, until: int) -> None:
         """The seqs first <= seq < until can't be had any more; the next write says so."""

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sinks import RING_SLOTS, Loop, Reader, Source, feed, new_hub, new_stream, said
 
+from streamd.config import ROWS
 from streamd.core import stream as core_stream
 from streamd.core.stream import MARK_EVENTS, CountedStream, Form, Policy, Stream, Sub, Turn
 from streamd.reasons import CloseReason
@@ -227,6 +228,35 @@ def test_the_log_has_moved_on_below_a_pause() -> None:
     feed(stream, 2)
     assert reader.seqs == [1, 2, 3, 4, 14, 15]
     check_counters(reader)
+
+
+# -- each policy
+
+FULL_RING = {Policy.COALESCE: Sub.BEHIND, Policy.DROP_OLDEST: Sub.PAUSED, Policy.CLOSE: Sub.ENDED}
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_every_policy_has_its_own_outcome_when_the_ring_is_full(policy: Policy) -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, policy=policy)
+    overflow(reader, stream)
+    assert reader.state is FULL_RING[policy]
+
+
+def test_a_policy_without_a_branch_is_an_error_and_never_another_policy() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    reader.stall()
+    feed(stream, 1)
+    reader.subscriber.policy = "unheard_of"  # type: ignore[assignment]
+    with pytest.raises(AssertionError, match="unheard_of"):
+        reader.subscriber.miss(10)
+    assert reader.state is Sub.PAUSED
+
+
+def test_settings_take_exactly_the_policies_that_there_are() -> None:
+    (row,) = (row for row in ROWS if row.key == "policy")
+    assert row.words == tuple(policy.value for policy in Policy)
 
 
 # -- drop_oldest
