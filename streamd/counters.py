@@ -1,98 +1,117 @@
-"""Counters: plain integers, bumped where things happen and rendered for Prometheus on demand.
+"""Counters: every number that streamd counts, declared once; rendered for Prometheus on demand.
+
+The table is the class body of `Counters`, and `GAUGES`: a row says the metric, its help, its labels and how workers'
+values combine (streamd/measure.py). Where something happens, an attribute is bumped; everything else reads the rows.
 
 What happens per token isn't counted here at all: a stream's own seq and byte positions say it, and the sweep folds the
-differences in once a second. Histograms are lists of bucket counts.
+differences in once a second.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import dataclasses
 from typing import TypeVar
 
+from streamd.measure import Combine, Histogram, Label, counter, gauge, histogram
 from streamd.reasons import CloseReason
 
 K = TypeVar("K")
 
-# From a tenth of a millisecond (what streamd adds) to five minutes (a long prefill), about three to a decade.
-SECONDS_BUCKETS = (
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-)
+ByReason = dict[CloseReason, int]
 
 
-class Histogram:
-    """Counts of observations per bucket, the last one without a bound, and their sum."""
-
-    __slots__ = ("buckets", "counts", "sum")
-
-    def __init__(self, buckets: tuple[float, ...] = SECONDS_BUCKETS) -> None:
-        self.buckets = buckets
-        self.counts = [0] * (len(buckets) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.buckets, value)] += 1
-        self.sum += value
-
-
+@dataclasses.dataclass(slots=True, eq=False)
 class Counters:
-    """One worker's counters since its start. All only grow but for those marked as gauges."""
+    """One worker's counters since its start. All of them only grow."""
 
-    def __init__(self) -> None:
-        # connections
-        self.connections_accepted = 0
-        self.moved = 0  # handed to another worker, requests and fresh connections
-        self.connections_closed: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
-        # requests
-        self.requests = 0
-        self.responses: dict[int, int] = {}  # by status
-        self.requests_ended: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
-        self.refused: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
-        # streams
-        self.streams_opened = 0
-        self.events = 0  # these three are the hub's; copied here when somebody asks
-        self.event_bytes = 0
-        self.text_events = 0
-        self.streams_sealed: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
-        # readers
-        self.subscriptions = 0
-        self.resumes = 0
-        self.delivered_events = 0
-        self.delivered_bytes = 0
-        self.paused = 0
-        self.dropped_events = 0
-        # upstream
-        self.upstream_requests: dict[str, int] = {}
-        self.upstream_failures: dict[tuple[str, CloseReason], int] = {}
-        self.upstream_connects: dict[str, int] = {}
-        self.upstream_cancels: dict[str, int] = {}
-        # times
-        self.first_event_s = Histogram()  # request head to first event written
-        self.added_s = Histogram()  # of that, not spent waiting for the upstream
-        self.upstream_connect_s = Histogram()
-        self.upstream_first_byte_s = Histogram()
-        self.request_s = Histogram()
-        # process
-        self.loop_lag_s = Histogram()
-        self.loop_lag_last_s = 0.0  # gauge
-        self.bugs = 0
+    # connections
+    connections_accepted: int = counter("streamd_connections_accepted", "Downstream connections accepted.")
+    connections_closed: ByReason = counter("streamd_connections_closed", "Downstream connections ended.", Label.REASON)
+    moved: int = counter(
+        "streamd_passed_on", "Requests and fresh connections handed to another worker, such as a stream's owner."
+    )
+    # requests
+    requests: int = counter("streamd_requests", "Requests whose head was read.")
+    requests_ended: ByReason = counter("streamd_requests_ended", "Requests ended.", Label.REASON)
+    refused: ByReason = counter(
+        "streamd_requests_refused", "Requests that streamd answered with an error.", Label.REASON
+    )
+    responses: dict[int, int] = counter("streamd_responses", "Answers begun, by status.", Label.STATUS)
+    request_s: Histogram = histogram("streamd_request_duration_seconds", "From a request's head to its end.")
+    # Admission's own; copied here when asked for, and shown by /status alone.
+    refused_by_gate: dict[str, int] = counter("", "Refusals by admission, by gate.", Label.GATE)
+    # streams
+    streams_opened: int = counter("streamd_streams_opened", "Streams opened.")
+    streams_ended: ByReason = counter("streamd_streams_sealed", "Streams ended.", Label.REASON)
+    # The hub's own; copied here when asked for.
+    events: int = counter("streamd_events", "Events that came from upstreams and publishers.")
+    text_events: int = counter("streamd_text_events", "Events with text: tokens, for most servers.")
+    event_bytes: int = counter("streamd_event_bytes", "Bytes of events, framed, each event counted once.")
+    # readers
+    subscriptions: int = counter("streamd_subscriptions", "Subscriptions begun.")
+    resumes: int = counter("streamd_resumes", "Subscriptions begun at a position that the reader named.")
+    delivered_events: int = counter(
+        "streamd_delivered_events", "Events handed to the sockets of readers that have ended."
+    )
+    delivered_bytes: int = counter("streamd_delivered_bytes", "Bytes handed to the sockets of readers that have ended.")
+    dropped_events: int = counter("streamd_dropped_events", "Events announced to readers as gaps.")
+    paused: int = counter("streamd_pauses", "Times that a connection's socket was full.")
+    first_event_s: Histogram = histogram(
+        "streamd_time_to_first_event_seconds", "From a request's head to its first event."
+    )
+    added_s: Histogram = histogram(
+        "streamd_added_before_upstream_seconds",
+        "The share of streamd in the time to the first event: from the head to the request sent upstream, "
+        "connecting included.",
+    )
+    # upstreams
+    upstream_requests: dict[str, int] = counter("streamd_upstream_requests", "Requests sent.", Label.UPSTREAM)
+    upstream_connects: dict[str, int] = counter("streamd_upstream_connects", "Connections established.", Label.UPSTREAM)
+    upstream_cancels: dict[str, int] = counter(
+        "streamd_upstream_cancels", "Requests cut off because nobody reads.", Label.UPSTREAM
+    )
+    upstream_failures: dict[tuple[str, CloseReason], int] = counter(
+        "streamd_upstream_failures", "Failures.", Label.UPSTREAM, Label.REASON
+    )
+    upstream_connect_s: Histogram = histogram("streamd_upstream_connect_seconds", "Establishing a connection.")
+    upstream_first_byte_s: Histogram = histogram(
+        "streamd_upstream_first_byte_seconds", "From a request sent to its answer's head."
+    )
+    # process
+    loop_lag_s: Histogram = histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.")
+    bugs: int = counter("streamd_bugs", "Mistakes of streamd itself; the log has each one's traceback.")
+
+
+# A worker's state, read by net/totals.py from where it is. Ends with the worker.
+GAUGES = (
+    gauge("connections", "Downstream connections open now.", "streamd_connections", status="connections"),
+    gauge("streams_live", "Streams not sealed yet, those without a reader included.", status="streams.live"),
+    gauge("streams_detached", "Streams not sealed yet, without a reader.", status="streams.detached"),
+    gauge("streams_sealed", "Sealed streams that can still be read.", status="streams.sealed"),
+    gauge("subscribers", "Readers of streams now.", "streamd_subscribers", status="subscribers"),
+    gauge("subscribers_paused", "Readers whose connection takes nothing now.", "streamd_subscribers_paused"),
+    gauge("log_bytes", "Memory of all replay logs.", "streamd_replay_log_bytes", status="log_bytes"),
+    gauge("bodies_bytes", "Request bodies held now.", "streamd_request_bodies_bytes"),
+    gauge("pid", "Id of the process.", combine=Combine.LAST),
+    gauge("bytes_resident", "Memory of the process as it was measured last."),
+    gauge("lag_us", "Lateness of the loop, microseconds, smoothed.", combine=Combine.MAX),
+    gauge("descriptors", "File descriptors in use."),
+    gauge("reserved", "Connections admitted from the operators' reserve, beyond the gates."),
+    # A process's own parts of streamd_saturation, in millionths.
+    gauge("descriptors_ppm", "Share of the file descriptors in use.", combine=Combine.MAX),
+    gauge("loop_lag_ppm", "Lateness of the loop as a share of its limit.", combine=Combine.MAX),
+    gauge("beat_ms", "When the loop turned last.", combine=Combine.LAST),
+    gauge("in_flight", "Requests under way.", "streamd_upstream_in_flight", Label.UPSTREAM),
+    gauge("idle", "Pooled connections.", "streamd_upstream_idle_connections", Label.UPSTREAM),
+    # Each worker judges for itself: 1 as soon as one of them does.
+    gauge(
+        "left_out",
+        "1 while left out for failing.",
+        "streamd_upstream_left_out",
+        Label.UPSTREAM,
+        combine=Combine.MAX,
+    ),
+)
 
 
 def bump(table: dict[K, int], key: K) -> None:

@@ -30,18 +30,7 @@ from streamd.core.admission import Slot
 from streamd.core.keys import KEYS_MAX
 from streamd.core.limits import NOTHING, Spent
 from streamd.net import totals
-from streamd.net.totals import (
-    BEAT_AT,
-    GAUGES,
-    GAUGES_AT,
-    RESIDENT_AT,
-    ROW_LEN,
-    UPSTREAM_GAUGES,
-    UPSTREAM_GAUGES_AT,
-    UPSTREAMS_MAX,
-    Row,
-    Totals,
-)
+from streamd.net.totals import BEAT_AT, RESIDENT_AT, Row, Totals
 
 BYTES_PER_NUMBER = 8
 
@@ -137,8 +126,9 @@ class Shared:
         self._map = mmap.mmap(fd, size_bytes(workers))
         numbers = memoryview(self._map).cast("Q")
         self._head: Row = numbers[:HEAD_LEN]
-        rows_at, ledgers_at = HEAD_LEN, HEAD_LEN + (workers + 1) * ROW_LEN
-        rows = [numbers[rows_at + k * ROW_LEN : rows_at + (k + 1) * ROW_LEN] for k in range(workers + 1)]
+        row_len = totals.LAYOUT.row_len
+        rows_at, ledgers_at = HEAD_LEN, HEAD_LEN + (workers + 1) * row_len
+        rows = [numbers[rows_at + k * row_len : rows_at + (k + 1) * row_len] for k in range(workers + 1)]
         self.base: Row = rows[0]
         self.rows: list[Row] = list(rows[1:])
         ledgers = [numbers[ledgers_at + k * LEDGER_LEN : ledgers_at + (k + 1) * LEDGER_LEN] for k in range(workers + 1)]
@@ -193,8 +183,8 @@ class Shared:
         return sum(row[at] for slot, row in enumerate(self.rows) if slot != self._slot)
 
     def _in_flight_at(self, upstream: str) -> int:
-        index = self.names.index(upstream) if upstream in self.names else UPSTREAMS_MAX - 1
-        return UPSTREAM_GAUGES_AT + min(index, UPSTREAMS_MAX - 1) * len(UPSTREAM_GAUGES)
+        index = self.names.index(upstream) if upstream in self.names else totals.UPSTREAMS_MAX - 1
+        return totals.LAYOUT.at("in_flight", min(index, totals.UPSTREAMS_MAX - 1))
 
     # -- keys (core/limits.py's Board)
 
@@ -239,8 +229,9 @@ class Shared:
 
     def each(self) -> list[dict[str, int]]:
         """Every worker's gauges, for /status."""
-        shown = [(k, gauge) for k, gauge in enumerate(GAUGES) if not gauge.endswith(("_ppm", "_ms"))]
-        return [{gauge: row[GAUGES_AT + k] for k, gauge in shown} for row in self.rows]
+        places = [(place.measure.name, place.at) for place in totals.LAYOUT.gauges]
+        shown = [(name, at) for name, at in places if not name.endswith(("_ppm", "_ms"))]
+        return [{name: row[at] for name, at in shown} for row in self.rows]
 
     def bury(self, slot: int) -> None:
         """The worker in this slot has died (the supervisor)."""
@@ -258,7 +249,9 @@ def _hash(key_id: str) -> int:
 
 def size_bytes(workers: int) -> int:
     """What the mapping takes: the base row and one for each worker."""
-    return (HEAD_LEN + (workers + 1) * (ROW_LEN + LEDGER_LEN) + workers * CROSSINGS_LEN) * BYTES_PER_NUMBER
+    return (
+        HEAD_LEN + (workers + 1) * (totals.LAYOUT.row_len + LEDGER_LEN) + workers * CROSSINGS_LEN
+    ) * BYTES_PER_NUMBER
 
 
 def create(workers: int) -> int:

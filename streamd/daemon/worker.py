@@ -168,9 +168,9 @@ class Worker:
         started_at = self.started_at
         if shared is not None:
             gauges = summed.gauges
-            admission["refused"] = summed.refused_by_gate
+            admission["refused"] = summed.counters.refused_by_gate
             admission["descriptors"], admission["reserved"] = gauges["descriptors"], gauges["reserved"]
-            admission["loop_lag_s"] = max(each["lag_us"] for each in shared.each()) / 1e6
+            admission["loop_lag_s"] = gauges["lag_us"] / 1e6
             started_at = shared.started_at
         admission["saturation"] = self._saturation
         uptime_s = runtime.time() - started_at
@@ -186,7 +186,7 @@ class Worker:
 
     def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
-        self.runtime.counters.streams_sealed[stream.reason] += 1
+        self.runtime.counters.streams_ended[stream.reason] += 1
         usage = stream.progress.usage
         self._lines.info(
             "stream",
@@ -207,7 +207,6 @@ class Worker:
     def _tick(self, now: float, lag_s: float) -> None:
         runtime = self.runtime
         runtime.counters.loop_lag_s.observe(lag_s)
-        runtime.counters.loop_lag_last_s = lag_s
         admission, log_bytes = runtime.admission, runtime.hub.log_bytes
         admission.note_lag(lag_s)
         admission.note_idle_upstreams(sum(upstream.idle for upstream in self.upstreams))

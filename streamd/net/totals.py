@@ -2,87 +2,40 @@
 sum.
 
 A worker writes its own row and nobody else's, every sweep and before it is asked; whoever renders /metrics or /status
-adds all rows up, so any worker answers for the daemon. When a worker dies its counts, which only grow, are folded
+combines all rows, so any worker answers for the daemon. When a worker dies its counts, which only grow, are folded
 into a base row; its gauges end with it.
 
     row:  admission's slots | gauges | gauges of each upstream | counts | counts of each upstream
+
+The place of each measure in a row derives from the table in streamd/counters.py, and so does the way in which the
+values of several workers are combined. Nothing here names a counter, but for those that `of_worker` copies.
 
 Upstreams have an index that the supervisor gives out once for a name; from the 64th on they share the last one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from streamd.core.admission import Gate, Slot
-from streamd.counters import Counters, Histogram
+from streamd.counters import GAUGES, Counters
+from streamd.measure import Combine, Histogram, Label, Measure, MeasureKind, measures_of
 from streamd.net.runtime import Runtime
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
 
 UPSTREAMS_MAX = 64
-STATUS_FIRST, STATUS_LAST = 100, 599
 
-GAUGES = (
-    "connections",
-    "streams_live",
-    "streams_detached",
-    "streams_sealed",
-    "subscribers",
-    "subscribers_paused",
-    "log_bytes",
-    "bodies_bytes",
-    "pid",
-    "bytes_resident",
-    "lag_us",
-    "descriptors",
-    "reserved",
-    "descriptors_ppm",
-    "loop_lag_ppm",
-    "beat_ms",
-)
-UPSTREAM_GAUGES = ("in_flight", "idle", "left_out")
-SCALARS = (
-    "connections_accepted",
-    "requests",
-    "streams_opened",
-    "events",
-    "event_bytes",
-    "text_events",
-    "subscriptions",
-    "resumes",
-    "delivered_events",
-    "delivered_bytes",
-    "paused",
-    "dropped_events",
-    "moved",
-    "bugs",
-)
-BY_REASON = ("connections_closed", "requests_ended", "refused", "streams_sealed")
-HISTOGRAMS = (
-    "first_event_s",
-    "added_s",
-    "upstream_connect_s",
-    "upstream_first_byte_s",
-    "request_s",
-    "loop_lag_s",
-)
-BY_UPSTREAM = ("upstream_requests", "upstream_connects", "upstream_cancels")
-
-REASONS = tuple(CloseReason)
-_STATUSES = STATUS_LAST - STATUS_FIRST + 1
+# The keys of each label but the upstream, which has a place of its own.
+KEYS: dict[Label, tuple[Any, ...]] = {
+    Label.REASON: tuple(CloseReason),
+    Label.STATUS: tuple(range(100, 600)),
+    Label.GATE: tuple(gate.value for gate in Gate),
+}
+_OFFSETS = {label: {key: k for k, key in enumerate(keys)} for label, keys in KEYS.items()}
 _HISTOGRAM_LEN = len(Histogram().counts) + 1  # and the sum, in microseconds
-
-GAUGES_AT = len(Slot)
-BEAT_AT = GAUGES_AT + GAUGES.index("beat_ms")  # written as the loop turns, not with the others
-RESIDENT_AT = GAUGES_AT + GAUGES.index("bytes_resident")
-UPSTREAM_GAUGES_AT = GAUGES_AT + len(GAUGES)
-COUNTS_AT = UPSTREAM_GAUGES_AT + UPSTREAMS_MAX * len(UPSTREAM_GAUGES)
-_COUNTS = len(SCALARS) + len(Gate) + len(BY_REASON) * len(REASONS) + _STATUSES + len(HISTOGRAMS) * _HISTOGRAM_LEN
-_UPSTREAM_COUNTS = len(BY_UPSTREAM) + len(REASONS)
-ROW_LEN = COUNTS_AT + _COUNTS + UPSTREAMS_MAX * _UPSTREAM_COUNTS
 
 
 class Row(Protocol):
@@ -102,7 +55,6 @@ class Totals:
     """Counters and gauges of the daemon, or of one worker."""
 
     counters: Counters
-    refused_by_gate: dict[str, int] = field(default_factory=dict)
     saturation: dict[str, float] = field(default_factory=dict)  # by part, 0 to 1
     gauges: dict[str, int] = field(default_factory=dict)
     upstreams: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -116,6 +68,7 @@ def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -
         hub.charge(stream)
     counters.events, counters.event_bytes = hub.events_total, hub.event_bytes_total
     counters.text_events = hub.text_events_total
+    counters.refused_by_gate = runtime.admission.refused()
     live = sum(stream.reason is None for stream in streams)
     admission = runtime.admission
     saturation = admission.saturation()
@@ -144,89 +97,174 @@ def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -
         }
         for upstream in upstreams
     }
-    return Totals(counters, admission.refused(), saturation, gauges, of_upstreams)
+    return Totals(counters, saturation, gauges, of_upstreams)
+
+
+class Place(NamedTuple):
+    """Where a measure stands: its first number (of the first upstream's, where it is by upstream), and how many."""
+
+    measure: Measure
+    at: int
+    length: int
+    stride: int  # to the next upstream's
+
+
+class Layout:
+    """The form of a row, from the measures: where each one's numbers are, and what is done with them."""
+
+    def __init__(self, counters: type[Counters], gauges: Sequence[Measure]) -> None:
+        self.counters = counters
+        self._end = len(Slot)
+        own, of_upstreams = _split(gauges)
+        self.gauges = self._places(own, 1)
+        self.upstream_gauges = self._places(of_upstreams, UPSTREAMS_MAX)
+        self.counts_at = self._end
+        own, of_upstreams = _split(measures_of(counters))
+        self.counts = self._places(own, 1) + self._places(of_upstreams, UPSTREAMS_MAX)
+        self.row_len = self._end
+        self._by_name = {place.measure.name: place for place in (*self.gauges, *self.upstream_gauges, *self.counts)}
+        self._not_sums = [
+            (place.measure.combine, k)
+            for place in self._by_name.values()
+            if place.measure.combine is not Combine.SUM
+            for k in _numbers_of(place)
+        ]
+
+    def _places(self, measures: Sequence[Measure], copies: int) -> list[Place]:
+        lengths = [_length(measure) for measure in measures]
+        stride, at, places = sum(lengths), self._end, []
+        for measure, length in zip(measures, lengths, strict=True):
+            places.append(Place(measure, at, length, stride))
+            at += length
+        self._end += copies * stride
+        return places
+
+    def at(self, name: str, upstream: int = 0) -> int:
+        """Where the numbers of a measure begin."""
+        place = self._by_name[name]
+        return place.at + upstream * place.stride
+
+    def combine(self, rows: Sequence[Row]) -> list[int]:
+        """One row of all workers' and the base's."""
+        combined = [sum(column) for column in zip(*rows, strict=True)]
+        beat = self.at("beat_ms")
+        last = max(rows, key=lambda row: row[beat])
+        for how, k in self._not_sums:
+            combined[k] = last[k] if how is Combine.LAST else max(row[k] for row in rows)
+        return combined
+
+
+def _split(measures: Sequence[Measure]) -> tuple[list[Measure], list[Measure]]:
+    """Those without upstreams, those by upstream."""
+    by_upstream = [measure for measure in measures if measure.by_upstream]
+    return [measure for measure in measures if not measure.by_upstream], by_upstream
+
+
+def _length(measure: Measure) -> int:
+    if measure.kind is MeasureKind.HISTOGRAM:
+        return _HISTOGRAM_LEN
+    return len(KEYS[measure.inner]) if measure.inner else 1
+
+
+def _numbers_of(place: Place) -> Iterator[int]:
+    for copy in range(UPSTREAMS_MAX if place.measure.by_upstream else 1):
+        at = place.at + copy * place.stride
+        yield from range(at, at + place.length)
+
+
+LAYOUT = Layout(Counters, GAUGES)
+BEAT_AT = LAYOUT.at("beat_ms")  # written as the loop turns, not with the others
+RESIDENT_AT = LAYOUT.at("bytes_resident")
+
+
+def index_of(names: Sequence[str]) -> Callable[[str], int]:
+    """The index of an upstream's name; a name beyond the last place, or not in the list yet, shares the last."""
+    known = {name: min(k, UPSTREAMS_MAX - 1) for k, name in enumerate(names)}
+    return lambda name: known.get(name, UPSTREAMS_MAX - 1)
 
 
 def write(row: Row, totals: Totals, names: Sequence[str]) -> None:
     """A worker's own row; admission's slots in it are written as they change."""
-    index = {name: min(k, UPSTREAMS_MAX - 1) for k, name in enumerate(names)}
-    for k, gauge in enumerate(GAUGES):
-        if gauge in totals.gauges:
-            row[GAUGES_AT + k] = totals.gauges[gauge]
+    index = index_of(names)
+    for place in LAYOUT.gauges:
+        if place.measure.name in totals.gauges:
+            row[place.at] = totals.gauges[place.measure.name]
     for name, values in totals.upstreams.items():
-        at = UPSTREAM_GAUGES_AT + index.get(name, UPSTREAMS_MAX - 1) * len(UPSTREAM_GAUGES)
-        for k, gauge in enumerate(UPSTREAM_GAUGES):
-            row[at + k] = values[gauge]
-    for k, count in enumerate(_counts(totals, index)):
-        row[COUNTS_AT + k] = count
+        for place in LAYOUT.upstream_gauges:
+            row[place.at + index(name) * place.stride] = values[place.measure.name]
+    counts = [0] * (LAYOUT.row_len - LAYOUT.counts_at)
+    for place in LAYOUT.counts:
+        _encode(counts, place, getattr(totals.counters, place.measure.name), index)
+    for k, count in enumerate(counts, LAYOUT.counts_at):
+        row[k] = count
 
 
-def _counts(totals: Totals, index: dict[str, int]) -> list[int]:
-    counters = totals.counters
-    counts = [int(getattr(counters, name)) for name in SCALARS]
-    counts += [totals.refused_by_gate.get(gate.value, 0) for gate in Gate]
-    for table in BY_REASON:
-        counts += [getattr(counters, table)[reason] for reason in REASONS]
-    counts += [counters.responses.get(status, 0) for status in range(STATUS_FIRST, STATUS_LAST + 1)]
-    for name in HISTOGRAMS:
-        histogram: Histogram = getattr(counters, name)
-        counts += [*histogram.counts, round(histogram.sum * 1e6)]
-    of_upstreams = [0] * (UPSTREAMS_MAX * _UPSTREAM_COUNTS)
-    for k, table in enumerate(BY_UPSTREAM):
-        for name, count in getattr(counters, table).items():
-            of_upstreams[index.get(name, UPSTREAMS_MAX - 1) * _UPSTREAM_COUNTS + k] += count
-    for (name, reason), count in counters.upstream_failures.items():
-        at = index.get(name, UPSTREAMS_MAX - 1) * _UPSTREAM_COUNTS + len(BY_UPSTREAM)
-        of_upstreams[at + REASONS.index(reason)] += count
-    return counts + of_upstreams
+def _encode(counts: list[int], place: Place, value: Any, index: Callable[[str], int]) -> None:
+    at, measure = place.at - LAYOUT.counts_at, place.measure
+    if isinstance(value, Histogram):
+        counts[at : at + place.length] = [*value.counts, round(value.sum * 1e6)]
+    elif not measure.labels:
+        counts[at] = value
+    else:
+        offsets = _OFFSETS[measure.inner] if measure.inner else {None: 0}
+        for label, count in value.items():
+            upstream, key = _parted(measure, label)
+            start = at + (index(upstream) * place.stride if upstream is not None else 0)
+            if key in offsets:
+                counts[start + offsets[key]] += count
+
+
+def _parted(measure: Measure, label: Any) -> tuple[str | None, Any]:
+    """A key of a counter's dict as (upstream, other key)."""
+    if not measure.by_upstream:
+        return None, label
+    return label if measure.inner else (label, None)
 
 
 def fold(base: Row, row: Row) -> None:
     """A worker died: its counts stay, its gauges and its share of the budget end."""
-    for k in range(COUNTS_AT, ROW_LEN):
+    for k in range(LAYOUT.counts_at, LAYOUT.row_len):
         base[k] += row[k]
-    for k in range(ROW_LEN):
+    for k in range(LAYOUT.row_len):
         row[k] = 0
 
 
 def add_up(rows: Iterable[Row], names: Sequence[str]) -> Totals:
     """The daemon's totals from all rows, the base row among them. Saturation has those parts that each process has."""
-    rows = tuple(rows)
-    summed = [sum(column) for column in zip(*rows, strict=True)]
-    gauges = {gauge: summed[GAUGES_AT + k] for k, gauge in enumerate(GAUGES)}
-    saturation = {
-        part: max(row[GAUGES_AT + GAUGES.index(f"{part}_ppm")] for row in rows) / 1e6
-        for part in (Gate.DESCRIPTORS.value, Gate.LOOP_LAG.value)
+    row = LAYOUT.combine(tuple(rows))
+    gauges = {place.measure.name: row[place.at] for place in LAYOUT.gauges}
+    saturation = {part.value: gauges[f"{part.value}_ppm"] / 1e6 for part in (Gate.DESCRIPTORS, Gate.LOOP_LAG)}
+    upstreams = {
+        name: {place.measure.name: row[place.at + k * place.stride] for place in LAYOUT.upstream_gauges}
+        for k, name in enumerate(names[:UPSTREAMS_MAX])
     }
-    upstreams = {}
-    for k, name in enumerate(names[:UPSTREAMS_MAX]):
-        at = UPSTREAM_GAUGES_AT + k * len(UPSTREAM_GAUGES)
-        upstreams[name] = {gauge: summed[at + j] for j, gauge in enumerate(UPSTREAM_GAUGES)}
-    counts = summed[COUNTS_AT:]
-    refused = {gate.value: counts.pop(len(SCALARS)) for gate in Gate}
-    return Totals(_counters(counts, names), refused, saturation, gauges, upstreams)
+    counters = LAYOUT.counters()
+    for place in LAYOUT.counts:
+        _decode(counters, place, row, names[:UPSTREAMS_MAX])
+    return Totals(counters, saturation, gauges, upstreams)
 
 
-def _counters(counts: list[int], names: Sequence[str]) -> Counters:
-    """_counts() undone, refusals by gate taken out."""
-    counters = Counters()
-    values = iter(counts)
-    for name in SCALARS:
-        setattr(counters, name, next(values))
-    for table in BY_REASON:
-        setattr(counters, table, {reason: next(values) for reason in REASONS})
-    for status in range(STATUS_FIRST, STATUS_LAST + 1):
-        if count := next(values):
-            counters.responses[status] = count
-    for name in HISTOGRAMS:
-        histogram: Histogram = getattr(counters, name)
-        histogram.counts = [next(values) for _ in histogram.counts]
-        histogram.sum = next(values) / 1e6
-    for name in names[:UPSTREAMS_MAX]:
-        for table in BY_UPSTREAM:
-            if count := next(values):
-                getattr(counters, table)[name] = count
-        for reason in REASONS:
-            if count := next(values):
-                counters.upstream_failures[(name, reason)] = count
-    return counters
+def _decode(counters: Counters, place: Place, row: Sequence[int], names: Sequence[str]) -> None:
+    measure, numbers = place.measure, row[place.at : place.at + place.length]
+    if measure.kind is MeasureKind.HISTOGRAM:
+        histogram: Histogram = getattr(counters, measure.name)
+        histogram.counts, histogram.sum = list(numbers[:-1]), numbers[-1] / 1e6
+    elif not measure.labels:
+        setattr(counters, measure.name, numbers[0])
+    else:
+        table = getattr(counters, measure.name)
+        for key, k in _keys(place, names):
+            if count := row[k]:
+                table[key] = count
+
+
+def _keys(place: Place, names: Sequence[str]) -> Iterator[tuple[Any, int]]:
+    """Each key of a labelled counter's dict, and where its number is."""
+    measure = place.measure
+    inner = KEYS[measure.inner] if measure.inner else ()
+    if not measure.by_upstream:
+        yield from ((key, place.at + k) for k, key in enumerate(inner))
+        return
+    for k, name in enumerate(names):
+        at = place.at + k * place.stride
+        yield from (((name, key), at + j) for j, key in enumerate(inner)) if measure.inner else [(name, at)]

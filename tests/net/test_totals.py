@@ -3,68 +3,68 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
+from typing import Any
 
+import pytest
 from fakes import CHAT, SSE_HEAD, WHOLE, chunk, event, post, rig, whole_answer
 
 from streamd.config import UpstreamSettings
-from streamd.core.admission import Gate, Slot
-from streamd.counters import Counters, bump
+from streamd.core.admission import Slot
+from streamd.counters import GAUGES, Counters, bump
+from streamd.measure import Combine, Histogram, Label, Measure, MeasureKind, counter, gauge, measures_of
+from streamd.metrics import StreamdCollector
 from streamd.net import totals
-from streamd.net.totals import BEAT_AT, COUNTS_AT, GAUGES, GAUGES_AT, ROW_LEN, UPSTREAMS_MAX, Totals
+from streamd.net.totals import BEAT_AT, KEYS, LAYOUT, UPSTREAMS_MAX, Layout, Totals
 from streamd.reasons import CloseReason
 
 NAMES = ["one", "two"]
+MEASURES = (*GAUGES, *measures_of(Counters))
+
+
+def keys_of(measure: Measure) -> list[Any]:
+    """Every key that a labelled counter can have."""
+    inner = list(KEYS[measure.inner]) if measure.inner else []
+    if measure.labels == (Label.UPSTREAM,):
+        return list(NAMES)
+    return [(name, key) for name in NAMES for key in inner] if measure.by_upstream else inner
 
 
 def counted(seed: int) -> Totals:
-    """Every counter of a worker with a number of its own in it."""
+    """Every measure of a worker with a number of its own in it."""
     draw = random.Random(seed).randrange
     counters = Counters()
-    for name in totals.SCALARS:
-        setattr(counters, name, draw(1, 10**12))
-    for table in totals.BY_REASON:
-        for reason in CloseReason:
-            getattr(counters, table)[reason] = draw(1, 10**6)
-    for status in (101, 200, 204, 404, 503, 599):
-        counters.responses[status] = draw(1, 10**6)
-    for name in totals.HISTOGRAMS:
-        histogram = getattr(counters, name)
-        histogram.counts = [draw(10**6) for _ in histogram.counts]
-        histogram.sum = draw(10**9) / 1000
-    for name in NAMES:
-        for table in totals.BY_UPSTREAM:
-            getattr(counters, table)[name] = draw(1, 10**6)
-        for reason in CloseReason:
-            counters.upstream_failures[name, reason] = draw(1, 10**6)
-    gauges = {gauge: draw(10**9) for gauge in GAUGES}
-    upstreams = {name: {"in_flight": draw(100), "idle": draw(100), "left_out": draw(2)} for name in NAMES}
-    return Totals(counters, {gate.value: draw(1, 1000) for gate in Gate}, {}, gauges, upstreams)
+    for measure in measures_of(Counters):
+        if measure.kind is MeasureKind.HISTOGRAM:
+            histogram: Histogram = getattr(counters, measure.name)
+            histogram.counts = [draw(10**6) for _ in histogram.counts]
+            histogram.sum = draw(10**9) / 1000
+        elif measure.labels:
+            setattr(counters, measure.name, {key: draw(1, 10**6) for key in keys_of(measure)})
+        else:
+            setattr(counters, measure.name, draw(1, 10**12))
+    gauges = {measure.name: draw(10**9) for measure in GAUGES if not measure.by_upstream}
+    upstreams = {name: {measure.name: draw(100) for measure in GAUGES if measure.by_upstream} for name in NAMES}
+    return Totals(counters, {}, gauges, upstreams)
 
 
 def row_of(each: Totals, names: list[str] = NAMES) -> list[int]:
-    row = [0] * ROW_LEN
+    row = [0] * LAYOUT.row_len
     totals.write(row, each, names)
     return row
 
 
-def same(one: Counters, other: Counters) -> bool:
-    histograms = [
-        (getattr(each, name).counts, getattr(each, name).sum) for each in (one, other) for name in totals.HISTOGRAMS
-    ]
-    half = len(totals.HISTOGRAMS)
-    plain = [
-        {key: value for key, value in vars(each).items() if key not in (*totals.HISTOGRAMS, "loop_lag_last_s")}
-        for each in (one, other)
-    ]
-    return plain[0] == plain[1] and histograms[:half] == histograms[half:]
+def values(counters: Counters) -> dict[str, Any]:
+    """What the counters hold, to be compared."""
+    found = {measure.name: getattr(counters, measure.name) for measure in measures_of(type(counters))}
+    return {name: (value.counts, value.sum) if isinstance(value, Histogram) else value for name, value in found.items()}
 
 
 def test_every_counter_comes_back() -> None:
     of_worker = counted(1)
     back = totals.add_up([row_of(of_worker)], NAMES)
-    assert same(back.counters, of_worker.counters)
+    assert values(back.counters) == values(of_worker.counters)
     assert back.gauges == of_worker.gauges and back.upstreams == of_worker.upstreams
-    assert back.refused_by_gate == of_worker.refused_by_gate
 
 
 def test_the_rows_of_all_workers_are_added() -> None:
@@ -78,7 +78,9 @@ def test_the_rows_of_all_workers_are_added() -> None:
     )
     assert both.gauges["log_bytes"] == one.gauges["log_bytes"] + two.gauges["log_bytes"]
     assert both.upstreams["one"]["in_flight"] == sum(each.upstreams["one"]["in_flight"] for each in (one, two))
-    assert both.refused_by_gate["memory"] == sum(each.refused_by_gate["memory"] for each in (one, two))
+    assert both.counters.refused_by_gate["memory"] == sum(
+        each.counters.refused_by_gate["memory"] for each in (one, two)
+    )
     # What is each process's own isn't added: the fullest counts.
     fullest = max(each.gauges["descriptors_ppm"] for each in (one, two))
     assert both.saturation["descriptors"] == fullest / 1e6
@@ -86,14 +88,14 @@ def test_the_rows_of_all_workers_are_added() -> None:
 
 def test_a_death_leaves_the_counts_and_ends_the_gauges() -> None:
     one, two = counted(1), counted(2)
-    base, dead, alive = [0] * ROW_LEN, row_of(one), row_of(two)
+    base, dead, alive = [0] * LAYOUT.row_len, row_of(one), row_of(two)
     dead[Slot.CONNECTIONS] = 7
     before = totals.add_up([base, dead, alive], NAMES)
     totals.fold(base, dead)
     after = totals.add_up([base, dead, alive], NAMES)
-    assert same(before.counters, after.counters) and before.refused_by_gate == after.refused_by_gate
+    assert values(before.counters) == values(after.counters)
     assert after.gauges == two.gauges and after.upstreams == two.upstreams
-    assert not any(dead) and not any(base[:COUNTS_AT])
+    assert not any(dead) and not any(base[: LAYOUT.counts_at])
 
 
 def test_a_worker_that_writes_again_replaces_what_it_wrote() -> None:
@@ -143,5 +145,126 @@ def test_what_a_worker_is_doing() -> None:
         assert found.counters.text_events == 2
         assert found.upstreams == {"one": {"in_flight": 1, "idle": 1, "left_out": 0}}
         assert totals.add_up([row_of(found, ["one"])], ["one"]).gauges["streams_live"] == 1
-        assert [gauge for gauge in GAUGES if gauge not in gauges] == ["pid", "beat_ms"]
-        assert len(Slot) == GAUGES_AT
+        own = [measure.name for measure in GAUGES if not measure.by_upstream]
+        assert [name for name in own if name not in gauges] == [
+            "pid",
+            "beat_ms",
+        ]  # the mapping's own (daemon/shared.py)
+        assert sorted(found.upstreams["one"]) == sorted(measure.name for measure in GAUGES if measure.by_upstream)
+
+
+# -- the table
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
+def test_every_measure_says_what_it_is_and_how_workers_combine(measure: Measure) -> None:
+    assert measure.help.endswith(".") and measure.help[0] == measure.help[0].upper()
+    assert measure.combine in Combine
+    assert bool(measure.metric) == measure.metric.startswith("streamd_")
+
+
+def test_no_two_measures_share_a_name() -> None:
+    names = [measure.name for measure in MEASURES]
+    shown = [measure.metric for measure in MEASURES if measure.metric]
+    assert len(set(names)) == len(names) and len(set(shown)) == len(shown)
+
+
+def test_every_way_of_combining_is_in_use() -> None:
+    assert {measure.combine for measure in MEASURES} == set(Combine)
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
+def test_no_number_of_a_row_belongs_to_two_measures(measure: Measure) -> None:
+    """A row with one measure in it comes back with that measure and nothing else."""
+    full, only = counted(3), Totals(Counters())
+    if measure.kind is not MeasureKind.GAUGE:
+        setattr(only.counters, measure.name, getattr(full.counters, measure.name))
+    elif measure.by_upstream:
+        zeros = {each.name: 0 for each in GAUGES if each.by_upstream}
+        only.upstreams = {name: {**zeros, measure.name: full.upstreams[name][measure.name]} for name in NAMES}
+    else:
+        only.gauges = {measure.name: full.gauges[measure.name]}
+    back = totals.add_up([row_of(only)], NAMES)
+    assert values(back.counters) == values(only.counters)
+    assert {name: value for name, value in back.gauges.items() if value} == only.gauges
+    if only.upstreams:
+        assert back.upstreams == only.upstreams
+
+
+def test_a_count_that_would_not_add_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="is a sum"):
+        Measure(MeasureKind.COUNTER, "Help.", name="highest", combine=Combine.MAX)
+
+
+# -- a measure more: what has to be done for it is to declare it
+
+
+@dataclass(slots=True, eq=False)
+class MoreCounters(Counters):
+    """The table with one counter more."""
+
+    upstream_retries: dict[str, int] = counter("streamd_upstream_retries", "Requests sent again.", Label.UPSTREAM)
+
+
+MORE_GAUGES = (
+    *GAUGES,
+    gauge("added", "A sum.", "streamd_added", Label.UPSTREAM),
+    gauge("highest", "The highest.", "streamd_highest", Label.UPSTREAM, combine=Combine.MAX),
+    gauge("latest", "Of the last worker.", "streamd_latest", Label.UPSTREAM, combine=Combine.LAST),
+)
+
+
+@pytest.fixture
+def more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(totals, "LAYOUT", Layout(MoreCounters, MORE_GAUGES))
+    monkeypatch.setattr("streamd.metrics.GAUGES", MORE_GAUGES)
+
+
+def more_of(retries: int, beat_ms: int, **gauges: int) -> list[int]:
+    """The row of a worker that has only these, all about the upstream `two`."""
+    counters = MoreCounters()
+    counters.upstream_retries["two"] = retries
+    zeros = {measure.name: 0 for measure in MORE_GAUGES if measure.by_upstream}
+    row = [0] * totals.LAYOUT.row_len
+    of_worker = Totals(counters, gauges={"beat_ms": beat_ms}, upstreams={"two": {**zeros, **gauges}})
+    totals.write(row, of_worker, NAMES)
+    return row
+
+
+def shown(rows: list[list[int]]) -> dict[str, float]:
+    """What /metrics says about `two`."""
+    summed = totals.add_up(rows, NAMES)
+    families = StreamdCollector(lambda: summed, lambda: {"memory": 0.5}).collect()
+    return {
+        sample.name: sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels.get("upstream") == "two" and "reason" not in sample.labels
+    }
+
+
+@pytest.mark.usefixtures("more")
+def test_a_counter_per_upstream_works_with_two_workers_once_it_is_declared() -> None:
+    found = shown([[0] * totals.LAYOUT.row_len, more_of(3, 1), more_of(4, 2)])
+    assert found["streamd_upstream_retries_total"] == 7
+
+
+@pytest.mark.usefixtures("more")
+def test_gauges_of_two_workers_are_a_sum_the_highest_or_the_latest() -> None:
+    one = more_of(0, 2000, added=3, highest=3, latest=3, left_out=1)
+    two = more_of(0, 1000, added=4, highest=4, latest=4, left_out=1)
+    base = [0] * totals.LAYOUT.row_len
+    found = shown([base, one, two])
+    assert (found["streamd_added"], found["streamd_highest"], found["streamd_latest"]) == (7, 4, 3)
+    assert found["streamd_upstream_left_out"] == 1
+
+
+@pytest.mark.usefixtures("more")
+def test_a_death_keeps_the_counts_and_leaves_gauges_to_the_living() -> None:
+    one = more_of(3, 2000, added=3, highest=4, latest=3)
+    two = more_of(4, 1000, added=4, highest=1, latest=1)
+    base = [0] * totals.LAYOUT.row_len
+    totals.fold(base, one)
+    found = shown([base, one, two])
+    assert found["streamd_upstream_retries_total"] == 7
+    assert (found["streamd_added"], found["streamd_highest"], found["streamd_latest"]) == (4, 1, 1)

@@ -369,5 +369,5 @@ def check_nothing_left(world: World) -> None:
     must(not any(gates.values()) and not runtime.admission._own.reserved, "admission", gates)
     closed = sum(counters.connections_closed.values())
     must(counters.connections_accepted == closed, "connections", counters.connections_accepted, closed)
-    sealed = sum(counters.streams_sealed.values())
+    sealed = sum(counters.streams_ended.values())
     must(counters.streams_opened == sealed, "streams", counters.streams_opened, sealed)

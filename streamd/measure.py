@@ -1,0 +1,140 @@
+"""Measure: one number that streamd counts, as data: its name, kind, labels, help, and how workers' values combine.
+
+`streamd.counters` has the table. The attributes of `Counters`, a worker's numbers in the shared mapping
+(net/totals.py), /metrics and /status derive from it, so that a new measure is declared once and works with several
+workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left
+from typing import Any
+
+from streamd.choice import Choice
+from streamd.reasons import CloseReason
+
+# From a tenth of a millisecond (what streamd adds) to five minutes (a long prefill), about three to a decade.
+SECONDS_BUCKETS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+
+
+class Histogram:
+    """Counts of observations per bucket, the last one without a bound, and their sum."""
+
+    __slots__ = ("buckets", "counts", "sum")
+
+    def __init__(self, buckets: tuple[float, ...] = SECONDS_BUCKETS) -> None:
+        self.buckets = buckets
+        self.counts = [0] * (len(buckets) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.buckets, value)] += 1
+        self.sum += value
+
+
+class MeasureKind(Choice):
+    """What a measure's value is."""
+
+    COUNTER = "counter"  # only grows: an int, or a dict of ints by label
+    GAUGE = "gauge"  # the state at this moment: an int
+    HISTOGRAM = "histogram"  # only grows
+
+
+class Combine(Choice):
+    """How the values of several workers become the daemon's."""
+
+    SUM = "sum"
+    MAX = "max"
+    LAST = "last"  # the value of the worker whose loop turned last
+
+
+class Label(Choice):
+    """What the values of a measure are told apart by; net/totals.py has the keys of each."""
+
+    REASON = "reason"  # a CloseReason
+    STATUS = "status"  # of HTTP, an int
+    GATE = "gate"  # a word of core/admission.py's Gate
+    UPSTREAM = "upstream"  # a name; comes first where there are two
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measure:
+    """One row of the table. Raises ValueError for a row that can't work."""
+
+    kind: MeasureKind
+    help: str  # a sentence; /metrics shows it
+    name: str = ""  # in the code and in /status
+    metric: str = ""  # in /metrics, without `_total`; empty: not there under a name of its own
+    labels: tuple[Label, ...] = ()
+    combine: Combine = Combine.SUM
+    status: str = ""  # the member of /status that shows a gauge, `streams.live` for one of a table
+
+    def __post_init__(self) -> None:
+        if self.kind is not MeasureKind.GAUGE and self.combine is not Combine.SUM:
+            raise ValueError(f"{self.name}: what only grows is a sum, or it would fall when a worker dies")
+        if Label.UPSTREAM in self.labels[1:] or len(set(self.labels) - {Label.UPSTREAM}) < len(self.labels) - 1:
+            raise ValueError(f"{self.name}: labels are an upstream, or one other, or the upstream and one other")
+
+    @property
+    def by_upstream(self) -> bool:
+        return Label.UPSTREAM in self.labels
+
+    @property
+    def inner(self) -> Label | None:
+        """The label beside the upstream."""
+        return next((label for label in self.labels if label is not Label.UPSTREAM), None)
+
+
+# How a measure stands on its field of Counters. They return Any because dataclasses.field() stands for a value of the
+# field's own type.
+
+
+def counter(metric: str, text: str, *labels: Label) -> Any:
+    """A count; a dict by label where it has labels."""
+    measure = Measure(MeasureKind.COUNTER, text, metric=metric, labels=labels)
+    if labels == (Label.REASON,):  # an end that hasn't happened yet is shown as 0
+        return _on_field(measure, default_factory=lambda: dict.fromkeys(CloseReason, 0))
+    return _on_field(measure, default_factory=dict) if labels else _on_field(measure, default=0)
+
+
+def histogram(metric: str, text: str) -> Any:
+    """A distribution of seconds."""
+    return _on_field(Measure(MeasureKind.HISTOGRAM, text, metric=metric), default_factory=Histogram)
+
+
+def _on_field(measure: Measure, **default: Any) -> Any:
+    return dataclasses.field(metadata={"measure": measure}, **default)
+
+
+def measures_of(cls: type) -> tuple[Measure, ...]:
+    """The measures on a dataclass's fields, with the fields' names."""
+    fields = dataclasses.fields(cls)
+    return tuple(dataclasses.replace(field.metadata["measure"], name=field.name) for field in fields)
+
+
+def gauge(
+    name: str, text: str, metric: str = "", *labels: Label, combine: Combine = Combine.SUM, status: str = ""
+) -> Measure:
+    """A state, read from where it is when it is asked for: gauges have no attributes."""
+    return Measure(MeasureKind.GAUGE, text, name, metric, labels, combine, status)
