@@ -6,7 +6,6 @@ Precedence as in docs/PROTOCOL.md, section 1: streamd's own paths first, then ev
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable
 
 from streamd.api import llama
 from streamd.api.access import Access
@@ -25,7 +24,6 @@ from streamd.net.request import Plan, Request
 from streamd.net.runtime import Runtime, refused
 from streamd.wire.cors import is_preflight
 
-Answer = Callable[[ClientConnection, Request], None]
 Methods = dict[str, Plan]
 
 

@@ -450,37 +450,26 @@ class Admission:
 
     # Connections
 
-    def admit_connection(self, price_bytes: int, address: str | None = None) -> Refusal | None:
-        """Take a connection of a listener whose price is `price_bytes`, or say why not.
-
-        `address` is its `address_key`, None where no per-address gate holds (loopback, Unix sockets, trusted proxies).
-        """
+    def admit_connection(self, price_bytes: int) -> Refusal | None:
+        """Take a connection of a listener whose price is `price_bytes`, or say why not."""
         if self._total(_CONNECTIONS) >= self._budget.connections_max:
             return self._refuse(Gate.CONNECTIONS)
         if self.descriptors >= self._budget.descriptors_max:
             return self._refuse(Gate.DESCRIPTORS)
         if not self._fits(price_bytes):
             return self._refuse(Gate.MEMORY)
-        if address is not None:
-            if not self.addresses.has_room(address):
-                return self._refuse(Gate.ADDRESS)
-            self.addresses.take(address)
         self._row[_CONNECTIONS] += 1
         self._row[_MEMORY] += price_bytes
         return None
 
-    def release_connection(self, price_bytes: int, address: str | None = None) -> None:
-        """Give back what `admit_connection` took, with the same arguments."""
+    def release_connection(self, price_bytes: int) -> None:
+        """Give back what `admit_connection` took, at the same price."""
         assert self._row[_CONNECTIONS] > 0
         self._row[_CONNECTIONS] -= 1
         self._row[_MEMORY] -= price_bytes
-        if address is not None:
-            self.addresses.give_back(address)
 
-    def adopt_connection(self, price_bytes: int, address: str | None = None) -> None:
+    def adopt_connection(self, price_bytes: int) -> None:
         """Count a connection that another worker admitted and handed over (it gives its own back)."""
-        if address is not None:
-            self.addresses.take(address)
         self._row[_CONNECTIONS] += 1
         self._row[_MEMORY] += price_bytes
 

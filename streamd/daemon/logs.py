@@ -39,7 +39,6 @@ class _Sink:
 
     def __init__(self, level: int, as_json: bool, fd: int, journal: bool) -> None:
         self.level = level
-        self.lines_lost = 0
         self.as_json = as_json
         self._fd = fd
         self._journal = journal
@@ -50,8 +49,7 @@ class _Sink:
             line = self._json(level, name, fields) if self.as_json else self._text(level, name, fields)
             os.write(self._fd, line)
         except (OSError, ValueError, TypeError):
-            # Why: standard error is gone, or a field is of no known type; there is nobody left to tell but the counter.
-            self.lines_lost += 1
+            pass  # Why: standard error is gone, or a field is of no known type; a daemon goes on without its log.
 
     def _text(self, level: int, name: str, fields: Mapping[str, Value]) -> bytes:
         head = f"<{_PRIORITIES[level]}>" if self._journal else f"{_now()} {_WORDS[level].upper()} "
@@ -162,8 +160,3 @@ def bug(name: str, error: BaseException, /, **fields: Value) -> None:
     """Write an error that nobody expected, with the end of its traceback."""
     last = traceback.format_exception_only(error)[-1].strip()
     event(ERROR, name, **(fields | {"error": last, "trace": _trace(error)}))
-
-
-def lines_lost() -> int:
-    """How many lines could not be written."""
-    return _sink.lines_lost

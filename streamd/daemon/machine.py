@@ -49,14 +49,6 @@ def raise_descriptors() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def descriptors_open(root: Path = ROOT) -> int | None:
-    """Descriptors that this process has open now; None where unreadable."""
-    try:
-        return len(os.listdir(root / "proc/self/fd"))
-    except OSError:
-        return None
-
-
 def resident_bytes(pid: int | str = "self", root: Path = ROOT) -> int:
     """User-space memory of one process: PSS (pages shared with others counted by their share), else RSS, else 0.
 

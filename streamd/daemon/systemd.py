@@ -1,6 +1,6 @@
-"""systemd, spoken natively: notifications, passed descriptors, directories. Standard library only, no libsystemd.
+"""systemd, spoken natively: notifications and passed descriptors. Standard library only, no libsystemd.
 
-The protocols are sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3) and systemd.exec(5). Three rules hold here:
+The protocols are sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3). Three rules hold here:
 
 - Nothing blocks and nothing raises towards the caller: a daemon that serves readers goes on when nobody listens.
 - What says where the daemon is in its life (READY, RELOADING, STOPPING) must arrive, and in order. If systemd's socket
@@ -21,17 +21,15 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Mapping, MutableMapping
-from pathlib import Path
+from collections.abc import MutableMapping
 from typing import NamedTuple
 
 LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
 STATE_FDNAME = "streamd-state"  # the memfd with the streams' logs, told apart from listeners by this name
 FDNAME_UNKNOWN = "unknown"  # sd_listen_fds_with_names(3): what a descriptor without a name is called
 FDNAME_CHARS_MAX = 255  # FDNAME_MAX in systemd's fd-util.h
-OWED_DATAGRAMS_MAX = (
-    8  # a life has READY, STOPPING and a pair for each reload: more than two pairs owed says nothing new
-)
+# A life has READY, STOPPING and a pair for each reload: more than two pairs owed says nothing new.
+OWED_DATAGRAMS_MAX = 8
 STATUS_CHARS_MAX = 512  # one line of `systemctl status`
 
 
@@ -131,9 +129,8 @@ class Notifier:
 class Inherited(NamedTuple):
     """What systemd passed at the start, sorted."""
 
-    listeners: list[
-        tuple[str, socket.socket]
-    ]  # (FileDescriptorName of its socket unit, listening socket), in the units' order
+    # (FileDescriptorName of its socket unit, listening socket), in the units' order
+    listeners: list[tuple[str, socket.socket]]
     stored: list[int]  # descriptors named STATE_FDNAME that are no sockets; the newest last
     refused: list[str]  # names of what was neither; already closed
 
@@ -159,38 +156,6 @@ def inherited(environ: MutableMapping[str, str], pid: int, fd_first: int = LISTE
             os.close(fd)
             passed.refused.append(name)
     return passed
-
-
-def listen_fds(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, socket.socket]]:
-    """The listening sockets alone, for a process that keeps no state: what was stored is closed."""
-    passed = inherited(environ, pid)
-    for fd in passed.stored:
-        os.close(fd)
-    return passed.listeners
-
-
-def credentials_dir(environ: Mapping[str, str]) -> Path | None:
-    """Where LoadCredential= put its files (read-only, this user's alone); None outside a unit that has any."""
-    return _first_directory(environ, "CREDENTIALS_DIRECTORY")
-
-
-def state_dir(environ: Mapping[str, str]) -> Path | None:
-    """The unit's StateDirectory, kept over restarts and reboots; None outside a unit."""
-    return _first_directory(environ, "STATE_DIRECTORY")
-
-
-def runtime_dir(environ: Mapping[str, str]) -> Path | None:
-    """The unit's RuntimeDirectory, gone after a reboot; None outside a unit."""
-    return _first_directory(environ, "RUNTIME_DIRECTORY")
-
-
-def is_journal(environ: Mapping[str, str], fd: int) -> bool:
-    """Does `fd` (2, as a rule) lead to journald, so that lines may begin with `<6>`? JOURNAL_STREAM is device:inode."""
-    try:
-        there = os.fstat(fd)
-    except OSError:
-        return False
-    return environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
 
 
 def _address_bytes(address: str) -> bytes | None:
@@ -241,12 +206,6 @@ def _listener(fd: int) -> socket.socket | None:
         return candidate
     candidate.detach()
     return None
-
-
-def _first_directory(environ: Mapping[str, str], variable: str) -> Path | None:
-    # Several directories of one kind are separated by colons; the unit has one.
-    first = environ.get(variable, "").split(":")[0]
-    return Path(first) if first.startswith("/") else None
 
 
 def _decimal(text: str) -> int:

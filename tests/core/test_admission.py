@@ -194,22 +194,17 @@ class TestConnections:
         assert refusal is not None
         assert refusal.gate is Gate.MEMORY
 
-    def test_a_client_of_its_own_gets_429(self) -> None:
-        admission = admission_for(10, Limits(conns_per_address_max=2))
-        assert [admission.admit_connection(1, "192.0.2.1") for _ in range(2)] == [None, None]
-        refusal = admission.admit_connection(1, "192.0.2.1")
-        assert refusal is not None
+    def test_an_address_without_room_gets_429_and_is_counted(self) -> None:
+        admission = admission_for(10)
+        refusal = admission.refuse_address()
         assert (refusal.gate, refusal.status) == (Gate.ADDRESS, 429)
-        assert admission.admit_connection(1, "192.0.2.2") is None
-        assert admission.admit_connection(1) is None
-        admission.release_connection(1, "192.0.2.1")
-        assert admission.admit_connection(1, "192.0.2.1") is None
+        assert admission.refused()["address"] == 1
 
     def test_a_refused_one_took_nothing(self) -> None:
-        admission = admission_for(10, Limits(conns_per_address_max=1))
-        admission.admit_connection(1, "192.0.2.1")
+        admission = admission_for(1)
+        admission.admit_connection(1)
         before = admission.status()["in_use"]
-        assert admission.admit_connection(1, "192.0.2.1") is not None
+        assert admission.admit_connection(1) is not None
         assert admission.status()["in_use"] == before
 
     def test_descriptors_are_counted_with_the_idle_upstreams(self) -> None:
@@ -232,11 +227,11 @@ class TestConnections:
     def test_an_adopted_one_is_counted_even_over_the_limit(self) -> None:
         admission = admission_for(1)
         admission.admit_connection(5)
-        admission.adopt_connection(5, "192.0.2.1")
+        admission.adopt_connection(5)
         assert admission.status()["in_use"]["connections"] == 2  # type: ignore[index]
-        admission.release_connection(5, "192.0.2.1")
         admission.release_connection(5)
-        assert len(admission.addresses) == 0
+        admission.release_connection(5)
+        assert admission.status()["in_use"]["connections"] == 0  # type: ignore[index]
 
 
 class TestStreams:
@@ -387,19 +382,19 @@ class Gates(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.admission = admission_for(5, Limits(conns_per_address_max=3))
-        self.connections: list[tuple[int, str | None]] = []
+        self.admission = admission_for(5)
+        self.connections: list[int] = []
         self.relays = self.streams = self.logs = self.bodies = 0
 
-    @rule(price=st.sampled_from([PRICES.tcp_bytes, PRICES.unix_bytes]), address=st.sampled_from([None, "a", "b"]))
-    def connect(self, price: int, address: str | None) -> None:
-        if self.admission.admit_connection(price, address) is None:
-            self.connections.append((price, address))
+    @rule(price=st.sampled_from([PRICES.tcp_bytes, PRICES.unix_bytes]))
+    def connect(self, price: int) -> None:
+        if self.admission.admit_connection(price) is None:
+            self.connections.append(price)
 
     @precondition(lambda self: self.connections)
     @rule(pick=st.randoms(use_true_random=False))
     def disconnect(self, pick: random.Random) -> None:
-        self.admission.release_connection(*self.connections.pop(pick.randrange(len(self.connections))))
+        self.admission.release_connection(self.connections.pop(pick.randrange(len(self.connections))))
 
     @rule()
     def relay(self) -> None:
@@ -445,17 +440,15 @@ class Gates(RuleBasedStateMachine):
             "connections": len(self.connections),
             "streams": streams,
             "upstream": self.relays,
-            "memory": sum(price for price, _ in self.connections) + streams * PRICES.stream_bytes + self.logs,
+            "memory": sum(self.connections) + streams * PRICES.stream_bytes + self.logs,
             "bodies": self.bodies,
         }
         assert len(self.connections) <= 5
         assert streams <= 5
-        for key in ("a", "b"):
-            assert sum(address == key for _, address in self.connections) <= 3
 
     def teardown(self) -> None:
         while self.connections:
-            self.admission.release_connection(*self.connections.pop())
+            self.admission.release_connection(self.connections.pop())
         for _ in range(self.relays):
             self.admission.release_relay()
         for _ in range(self.streams):
@@ -463,7 +456,6 @@ class Gates(RuleBasedStateMachine):
         self.admission.charge_logs(-self.logs)
         self.admission.release_body(self.bodies)
         assert set(self.admission.saturation().values()) == {0.0}
-        assert len(self.admission.addresses) == 0
 
 
 TestGates = Gates.TestCase

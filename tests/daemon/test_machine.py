@@ -103,18 +103,6 @@ class TestDescriptors:
         monkeypatch.setattr(resource, "setrlimit", forbidden)
         assert machine.raise_descriptors() == 1024
 
-    def test_open_ones_are_counted(self) -> None:
-        before = machine.descriptors_open()
-        reader, writer = os.pipe()
-        after = machine.descriptors_open()
-        os.close(reader)
-        os.close(writer)
-        assert before is not None
-        assert after == before + 2
-
-    def test_open_ones_where_hidden(self, tmp_path: Path) -> None:
-        assert machine.descriptors_open(tmp_path) is None
-
 
 class TestResident:
     def test_pss_first(self, tmp_path: Path) -> None:

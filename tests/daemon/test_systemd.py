@@ -14,7 +14,7 @@ import pytest
 from tools import skip_without
 
 from streamd.daemon import systemd
-from streamd.daemon.systemd import Notifier, inherited, listen_fds
+from streamd.daemon.systemd import Notifier, inherited
 
 UNITS = Path(__file__).parents[2] / "systemd"
 EXPOSURE_MAX = 1.5  # of `systemd-analyze security`, of 10
@@ -342,21 +342,18 @@ def test_variables_for_another_process_or_without_sense_pass_nothing(
 
 
 TAKES_THREE_AND_FOUR = """
-import errno, fcntl, os, sys
-from streamd.daemon.systemd import listen_fds
+import fcntl, os, sys
+from streamd.daemon.systemd import inherited
 high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1:]]
 os.dup2(high[0], 3), os.dup2(high[1], 4)
 environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "streamd-state:public"}
-[(name, listener)] = listen_fds(environ, os.getpid())
+[(name, listener)], stored, refused = inherited(environ, os.getpid())
 print(name, listener.fileno(), listener.getsockname()[1])
-try:
-    os.fstat(3)
-except OSError as gone:
-    print("3 is closed" if gone.errno == errno.EBADF else gone)
+print(stored, refused, [os.get_inheritable(fd) for fd in (3, 4)])
 """
 
 
-def test_listen_fds_begins_at_three_and_closes_what_was_stored(public: socket.socket, memfd: int) -> None:
+def test_descriptors_begin_at_three_and_no_child_inherits_them(public: socket.socket, memfd: int) -> None:
     # In a process of its own: 3 and 4 of this one are in use.
     told = subprocess.run(
         [sys.executable, "-c", TAKES_THREE_AND_FOUR, str(memfd), str(public.fileno())],
@@ -365,36 +362,8 @@ def test_listen_fds_begins_at_three_and_closes_what_was_stored(public: socket.so
         text=True,
         check=True,
     )
-    assert told.stdout == f"public 4 {public.getsockname()[1]}\n3 is closed\n"
-    assert listen_fds({}, PID) == []
-
-
-# Directories and the journal
-
-
-def test_directories_of_the_unit() -> None:
-    environ = {
-        "CREDENTIALS_DIRECTORY": "/run/credentials/streamd.service",
-        "STATE_DIRECTORY": "/var/lib/streamd:/var/lib/other",
-        "RUNTIME_DIRECTORY": "relative",
-    }
-    assert systemd.credentials_dir(environ) == Path("/run/credentials/streamd.service")
-    assert systemd.state_dir(environ) == Path("/var/lib/streamd")
-    assert systemd.runtime_dir(environ) is None
-    assert systemd.credentials_dir({}) is None
-
-
-def test_the_journal_is_known_by_device_and_inode() -> None:
-    reading, writing = os.pipe()
-    there = os.fstat(writing)
-    environ = {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"}
-    assert systemd.is_journal(environ, writing)
-    other_reading, other_writing = os.pipe()
-    assert not systemd.is_journal(environ, other_writing)
-    assert not systemd.is_journal({}, writing)
-    for fd in (reading, writing, other_reading, other_writing):
-        os.close(fd)
-    assert not systemd.is_journal(environ, writing)
+    assert told.stdout == f"public 4 {public.getsockname()[1]}\n[3] [] [False, False]\n"
+    assert inherited({}, PID) == ([], [], [])
 
 
 # The unit files
