@@ -19,8 +19,13 @@ import pytest
 from fakes import get, rig
 
 from streamd import cli, reference
-from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS
+from streamd.api import admin, publish, streams
+from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings
+from streamd.core import fanout, replay, ring, stream
+from streamd.core.admission import Demands
+from streamd.net import fetch, listen, splice, sweep, upstream
 from streamd.reasons import CloseReason
+from streamd.wire import chunked
 
 PROJECT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -28,6 +33,7 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/*.md", "loadtest/*.md", "tests/corpus/*.md")
     for path in PROJECT.glob(pattern)
 )
+DEFAULTS = Settings()
 KEYS = {row.key for row in (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS)}
 
 # Headers that are others': servers', proxies', the mock's prefix.
@@ -188,6 +194,89 @@ def test_help_lists_every_target() -> None:
         phony = " ".join(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)).split()
         silent = [target for target in phony if not re.search(rf"^{target}:[^=\n]*## ", text, re.MULTILINE)]
         assert set(silent) <= {"install-venv", "install-files"}, path.name
+
+
+# Numbers
+
+
+def constant_of(name: str, constant: str) -> float:
+    """Of a test, which isn't imported here."""
+    (found,) = re.findall(rf"^{constant} = ([\d.]+)", text_of(name), re.MULTILINE)
+    return float(found)
+
+
+# A sentence of a document that repeats a constant: the number in braces is compared with the code's.
+REPEATED = [
+    ("docs/ARCHITECTURE.md", "32 to {} slots", ring.RING_SLOTS_MAX),
+    ("docs/ARCHITECTURE.md", "{} to 128 slots", ring.RING_SLOTS_MIN),
+    ("docs/ARCHITECTURE.md", "the one pass, every {} ms", sweep.INTERVAL_S * 1000),
+    ("docs/ARCHITECTURE.md", "one sweep every {} ms", sweep.INTERVAL_S * 1000),
+    ("docs/ARCHITECTURE.md", "{} members a slice", sweep.SLICE_MAX),
+    ("docs/ARCHITECTURE.md", "With more than {} readers", stream.DIRECT_READERS_MAX),
+    ("docs/ARCHITECTURE.md", "goes over the readers {} a loop turn", fanout.SLICE_MAX),
+    ("docs/ARCHITECTURE.md", "immutable `bytes` of at most {} bytes", replay.SEGMENT_BYTES_MAX),
+    (
+        "docs/ARCHITECTURE.md",
+        "A test compares them with a running daemon (±{} %)",
+        100 * constant_of("tests/test_prices.py", "TOLERANCE"),
+    ),
+    ("docs/ARCHITECTURE.md", "functions of at most {} lines", constant_of("tests/test_tidy.py", "FUNCTION_LINES_MAX")),
+    ("docs/HTTP.md", "takes longer than {} s is left out", fetch.TIMEOUT_S),
+    ("docs/HTTP.md", "`?limit=` ({}, at most 1,000)", streams.PAGE_STREAMS),
+    ("docs/HTTP.md", "`?limit=` (100, at most {})", streams.PAGE_STREAMS_MAX),
+    ("docs/HTTP.md", "| a duration up to {} h |", publish.RETENTION_S_MAX / 3600),
+    ("docs/HTTP.md", "`/streams` are the {} whose readers lag most", admin.STREAMS_SHOWN_MAX),
+    ("docs/OPERATIONS.md", "a reserve of {} connections", Demands().reserve_connections),
+    ("docs/OPERATIONS.md", "the {} streams whose readers lag most", admin.STREAMS_SHOWN_MAX),
+    ("docs/PROTOCOL.md", "at most {} KiB of text unless", replay.COALESCED_TEXT_BYTES_MAX / 1024),
+    ("docs/PROTOCOL.md", "is left out for {} to 30 s", upstream.LEFT_OUT_S_MIN),
+    ("docs/PROTOCOL.md", "is left out for 0.5 to {} s", upstream.LEFT_OUT_S_MAX),
+    ("docs/PROTOCOL.md", "chunk extensions up to {} B", chunked.EXTENSION_BYTES_MAX),
+    ("docs/PROTOCOL.md", "at most {}, 4 KiB; dropped", chunked.TRAILERS_MAX),
+    ("docs/PROTOCOL.md", "at most 32, {} KiB; dropped", chunked.TRAILER_BYTES_MAX / 1024),
+    ("docs/PROTOCOL.md", "head {} KiB (431)", DEFAULTS.head_bytes_max / 1024),
+    ("docs/PROTOCOL.md", "{} fields (431)", DEFAULTS.headers_max),
+    ("docs/PROTOCOL.md", "target {} KiB (414)", DEFAULTS.target_bytes_max / 1024),
+    ("docs/PROTOCOL.md", "body {} MiB (413", DEFAULTS.body_bytes_max / 1024**2),
+    ("docs/PROTOCOL.md", "A head within {} s", DEFAULTS.head_timeout_s),
+    ("docs/PROTOCOL.md", "a body at {} KB/s", DEFAULTS.body_bytes_per_s_min / 1000),
+    ("docs/PROTOCOL.md", "once {} s have passed", DEFAULTS.body_grace_s),
+    ("docs/PROTOCOL.md", "at most {} KiB of further requests", DEFAULTS.pipeline_bytes_max / 1024),
+    ("docs/PROTOCOL.md", "drain for at most {} s", DEFAULTS.close_timeout_s),
+    ("docs/PROTOCOL.md", "listened on through {} dups each", listen.DUPS),
+    ("docs/PROTOCOL.md", "SO_SNDBUF {} KiB", splice.UNIX_SNDBUF_BYTES / 1024),
+]
+
+
+@pytest.mark.parametrize(("name", "sentence", "value"), REPEATED)
+def test_a_number_that_repeats_a_constant_is_the_codes(name: str, sentence: str, value: float) -> None:
+    number = f"{value:,g}" if value >= 1000 else f"{value:g}"
+    text = " ".join(text_of(name).split())
+    assert sentence.replace("{}", number).lower() in text.lower()
+
+
+def repeated_defaults(text: str) -> list[tuple[str, str]]:
+    """Settings with a number behind them, as in `commit_after` (10 s)."""
+    found = re.findall(r"`(\w+)` \((\d[\d.,]* ?(?:ms|s|m|h|KiB|MiB|GiB)?)\b", " ".join(text.split()))
+    return [(key, value.replace(",", "")) for key, value in found if key in KEYS]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_default_that_is_repeated_is_the_settings(name: str) -> None:
+    by_key = {row.key: row for row in ROWS}
+    wrong = [
+        (key, value, by_key[key].written)
+        for key, value in repeated_defaults(text_of(name))
+        if by_key[key].parse(value) != by_key[key].parse(by_key[key].written)
+    ]
+    assert wrong == []
+
+
+def test_the_scan_for_defaults_sees_them() -> None:
+    assert repeated_defaults("`commit_after` (10 s) and `head_bytes_max`\n(16 KiB of text)") == [
+        ("commit_after", "10 s"),
+        ("head_bytes_max", "16 KiB"),
+    ]
 
 
 # Names

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from streamd.choice import Choice
+from streamd.core.ring import SLOT_BYTES
 from streamd.reasons import CloseReason
 
 KIB: Final = 1024
@@ -107,7 +108,7 @@ class Prices:
     @property
     def ring_bytes(self) -> int:
         """A ring full of frames, and its slots."""
-        return min(self.ring_slots * self.frame_bytes, self.ring_bytes_max) + 8 * self.ring_slots
+        return min(self.ring_slots * self.frame_bytes, self.ring_bytes_max) + SLOT_BYTES * self.ring_slots
 
     @property
     def tcp_bytes(self) -> int:

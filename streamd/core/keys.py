@@ -1,7 +1,8 @@
 """The key file: API keys as salted hashes, one JSON object a line.
 
-    # people's keys {"id": "q7Xw2LzP", "name": "alice", "hash": "sha256:<salt, hex>:<digest, hex>", "models":
-    ["llama-*"], "streams_max": 8}
+    # keys of people
+    {"id": "q7Xw2LzP", "name": "alice", "hash": "sha256:<salt, hex>:<digest, hex>", "models": ["llama-*"]}
+    {"id": "b3Kd9TsR", "name": "batch", "hash": "sha256:<salt, hex>:<digest, hex>", "streams_max": 8}
 
 Blank lines and lines beginning with `#` are kept as they are. JSON lines rather than TOML: an error has a line by
 nature, adding is appending, revoking is leaving a line out, and both keep everything else byte for byte.

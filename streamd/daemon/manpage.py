@@ -214,7 +214,7 @@ def _setting(row: Row, reached: str) -> Iterator[str]:
     default = f"; {row.written} unless set" if row.written else ""
     yield ".TP"
     yield f".B {escaped(row.key)}"
-    yield escaped(f"{_capital(row.allowed())}{default}.")
+    yield escaped(f"Takes {row.allowed()}{default}.")
     yield ".br"
     yield escaped(f"{row.why}.")
     if row.restart:

@@ -27,6 +27,7 @@ from streamd.core.admission import (
     Slot,
     address_key,
 )
+from streamd.core.ring import SLOT_BYTES
 from streamd.reasons import CloseReason
 
 GIB = 1024 * MIB
@@ -61,8 +62,8 @@ class TestPrices:
         assert replace(PRICES, sndbuf_bytes=4 * MIB).send_queue_bytes == PRICES.send_queue_bytes
 
     def test_the_ring_is_bounded_by_slots_and_by_bytes(self) -> None:
-        assert replace(PRICES, ring_slots=32).ring_bytes == 32 * PRICES.frame_bytes + 8 * 32
-        assert replace(PRICES, ring_slots=128).ring_bytes == 32 * KIB + 8 * 128
+        assert replace(PRICES, ring_slots=32).ring_bytes == 32 * PRICES.frame_bytes + SLOT_BYTES * 32
+        assert replace(PRICES, ring_slots=128).ring_bytes == 32 * KIB + SLOT_BYTES * 128
 
     def test_tls_is_dearer_and_a_unix_socket_has_its_own_price(self) -> None:
         assert PRICES.tls_tcp_bytes == PRICES.tcp_bytes + PRICES.tls_bytes

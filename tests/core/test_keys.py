@@ -61,6 +61,12 @@ def test_a_row_with_the_least_is_without_limits() -> None:
     assert (key.streams_max, key.requests_per_minute, key.tokens_per_minute) == (None, None, None)
 
 
+def test_the_example_of_a_key_file_is_one() -> None:
+    lines = [line.strip() for line in (module.__doc__ or "").splitlines() if line.startswith("    ")]
+    example = "\n".join(lines).replace("<salt, hex>", SALT.hex()).replace("<digest, hex>", "ab" * 32)
+    assert [key.name for key in Keys.parse(example.encode())] == ["alice", "batch"]
+
+
 def test_comments_blank_lines_and_crlf() -> None:
     keys = Keys.parse(b"# people\r\n\r\n  " + row() + b"\r\n   # more\n" + row(id="k2"))
     assert len(keys) == 2

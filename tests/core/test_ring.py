@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamd.core.ring import RING_SLOTS_MAX, RING_SLOTS_MIN, Ring
+from streamd.core.ring import RING_SLOTS_MAX, RING_SLOTS_MIN, SLOT_BYTES, Ring
 
 
 @pytest.mark.parametrize("slots", [0, 1, RING_SLOTS_MIN - 1, RING_SLOTS_MAX + 1])
@@ -72,6 +72,12 @@ def test_a_full_ring_costs_what_an_empty_one_does() -> None:
         ring.push(300)
     assert sys.getsizeof(ring._sizes) == empty
     assert empty + sys.getsizeof(ring) < 600
+
+
+def test_a_slot_takes_as_many_bytes_as_admission_charges() -> None:
+    small, large = Ring(RING_SLOTS_MIN, 1), Ring(RING_SLOTS_MAX, 1)
+    grown = sys.getsizeof(large._sizes) - sys.getsizeof(small._sizes)
+    assert grown == SLOT_BYTES * (RING_SLOTS_MAX - RING_SLOTS_MIN)
 
 
 @given(

@@ -89,8 +89,7 @@ def test_only_settings_of_the_first_section_are_explained_beside_their_flags(com
 def test_every_setting_is_in_the_page_with_what_it_takes(settings_page: str) -> None:
     shown = _shown(settings_page)
     for row in ROWS:
-        allowed = row.allowed()
-        assert f".B {row.key}\n{allowed[0].upper()}{allowed[1:]}" in shown
+        assert f".B {row.key}\nTakes {row.allowed()}" in shown
         assert f"\n{row.flag}, {row.variable}\n" in shown
         assert f"{row.why}." in shown
     for name, rows in TABLES.items():
@@ -103,7 +102,7 @@ def test_a_default_and_a_restart_are_told() -> None:
     row = Row(Kind.WORD, "A", "why not", "red", words=("red", "blue"), restart=True, key="colour", attribute="colour")
     page = _shown(manpage.settings_page([row], {}, "1"))
     assert (
-        "One of red, blue; red unless set.\n.br\nwhy not.\nA change takes a restart.\n.br\n--colour, STREAMD_COLOUR"
+        "Takes one of red, blue; red unless set.\n.br\nwhy not.\nA change takes a restart.\n.br\n--colour, STREAMD_COLOUR"
         in page
     )
 
