@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import streamd
-from streamd import mockllm, reference
+from streamd import mockllm, reference, schema
 from streamd.config import ENV_PREFIX, ROWS, SECTIONS, ConfigError, Settings, load
 from streamd.daemon import keys_cli
 from streamd.rows import Kind, Row
@@ -30,13 +33,24 @@ _METAVARS = {
 }
 
 _SERVE_INTRODUCTION = """\
-Relay OpenAI-compatible servers to readers, who get every token or are told which are missing.
+Relay OpenAI-compatible servers to readers: every token arrives, or the reader
+is told which are missing.
 
     streamd serve --upstream http://127.0.0.1:8000
 
-Every setting below is also a key of the file (commit_after = "10s") and a variable (STREAMD_COMMIT_AFTER=10s).
-Flags win over variables, variables over the file. `streamd config-reference` has the bounds and the reasons.
+Every setting is also a key of the file (commit_after = "10s") and a variable
+(STREAMD_COMMIT_AFTER=10s). Flags win over variables, variables over the file.
+`streamd config-reference` has the bounds and the reasons.
 """
+_SERVE_MORE = textwrap.fill(f"--help-all also has: {'; '.join(SECTIONS[1:])}.", 79)
+
+_SERVE: dict[str, Any] = {
+    "prog": "streamd serve",
+    "usage": "streamd serve [--config FILE] [--upstream URL]... [--SETTING VALUE]...",
+    "description": _SERVE_INTRODUCTION,
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "allow_abbrev": False,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,15 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"streamd {streamd.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    serve = commands.add_parser(
-        "serve",
-        help="run the daemon",
-        usage="streamd serve [--config FILE] [--upstream URL]... [--SETTING VALUE]...",
-        description=_SERVE_INTRODUCTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _add_settings(serve)
+    serve = commands.add_parser("serve", help="run the daemon", add_help=False, **_SERVE)
+    _add_settings(serve, SECTIONS, _ShortHelp)
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check-config", help="say all that is wrong with a file, without starting")
@@ -78,7 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check_config)
 
     documents = commands.add_parser("config-reference", help="print the reference of all settings")
-    documents.add_argument("--toml", action="store_true", help="only a file with every default, to start from")
+    form = documents.add_mutually_exclusive_group()
+    form.add_argument("--toml", action="store_true", help="a file with every default as a comment, to start from")
+    form.add_argument("--schema", action="store_true", help="a JSON Schema of the file, for editors")
     documents.set_defaults(run=_config_reference)
 
     keys = commands.add_parser("keys", help="add, list and revoke API keys")
@@ -91,11 +100,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+class _ShortHelp(argparse.Action):
+    """--help of `serve`: one screen, the settings of the first section and where the others are."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        short = argparse.ArgumentParser(add_help=False, epilog=_SERVE_MORE, **_SERVE)
+        _add_settings(short, SECTIONS[:1], _ShortHelp)
+        short.print_help()
+        parser.exit()
+
+
+def _add_settings(
+    parser: argparse.ArgumentParser, sections: Sequence[str], short_help: type[argparse.Action] | str
+) -> None:
     first = parser.add_argument_group("to begin with")
     first.add_argument("--config", metavar="FILE", type=Path, help="the file of settings (TOML)")
     first.add_argument("--upstream", metavar="URL", action="append", help="an inference server; repeats")
-    for section in SECTIONS:
+    first.add_argument("--help", "-h", nargs=0, action=short_help, help="these lines")
+    first.add_argument("--help-all", action="help", help="every setting")
+    for section in sections:
         group = parser.add_argument_group(section)
         for row in ROWS:
             if row.section == section:
@@ -104,7 +127,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _add_setting(group: argparse._ArgumentGroup, row: Row) -> None:
     default = f" [{row.written}]" if row.written and row.kind is not Kind.FLAG else ""
-    text = (row.why + default).replace("%", "%%")
+    text = (row.what + default).replace("%", "%%")
     if row.kind is Kind.FLAG:
         group.add_argument(row.flag, dest=row.dest, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
@@ -148,5 +171,8 @@ def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _config_reference(args: argparse.Namespace) -> int:
-    print(reference.toml() if args.toml else reference.markdown(), end="")
+    if args.schema:
+        print(json.dumps(schema.schema(), indent=2))
+    else:
+        print(reference.toml() if args.toml else reference.markdown(), end="")
     return 0

@@ -1,7 +1,8 @@
 """Settings: one table, from which the file, the environment, the flags and the reference all derive.
 
 The table is the class body of `Settings`: a field is a row, and a row says the kind, the default, the bounds and, in
-one line, why they are what they are. Everything else reads rows: nothing names a setting a second time.
+two texts, what the setting sets and why the default is so. Everything else reads rows: nothing names a setting a
+second time.
 
     flags (--commit-after 5s) over environment (STREAMD_COMMIT_AFTER=5s) over file (commit_after = "5s") over default
 
@@ -97,48 +98,59 @@ class UpstreamSettings:
     name: str = text_row(
         UPSTREAM,
         "",
-        "what logs, metrics and X-Upstream call it; from the URL's host and port if not given",
+        "Name of the server in logs, metrics and X-Upstream",
+        "Host and port of the URL unless set",
         check=matching(UPSTREAM_NAME),
         wanted="1 to 128 letters, digits and . _ : -",
     )
     url: str = text_row(
         UPSTREAM,
         "",
-        "with or without a trailing /v1; required",
+        "Base URL of the server, with or without a trailing /v1; required",
         check=check_url,
         wanted="http://HOST[:PORT][/BASE] or https://…, without user, query and fragment",
     )
     models: tuple[str, ...] = list_row(
-        UPSTREAM, ("*",), "models' names, * for any", lambda text: None, "the models that go there"
+        UPSTREAM,
+        ("*",),
+        "models' names, * for any",
+        lambda text: None,
+        "Names of the models that this server answers for, * for any",
     )
     inflight_max: int = count_row(
         UPSTREAM,
         0,
         1,
         100_000,
-        "requests at once, over all workers; vLLM's --max-num-seqs is 256 unless set",
+        "Most requests at once at this server, over all workers",
+        "vLLM's --max-num-seqs is 256 unless set",
         zero="no limit",
     )
     key: str = dataclasses.field(default="", repr=False)
-    key_file: str = path_row(UPSTREAM, "the file whose one line is the server's API key", exists=True)
+    key_file: str = path_row(UPSTREAM, "File with one line, the server's API key", exists=True)
     key_env: str = text_row(
         UPSTREAM,
         "",
-        "the environment variable that holds the server's API key",
+        "Environment variable that holds the server's API key",
         check=matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.A)),
         wanted="a variable's name",
     )
-    pass_client_key: bool = flag_row(UPSTREAM, "a client's own key goes to this server; off: it never leaves streamd")
+    pass_client_key: bool = flag_row(
+        UPSTREAM, "Whether a client's own key goes to this server", "Unless set, no client's key leaves streamd"
+    )
     headers: Mapping[str, str] = table_row(
         UPSTREAM,
         "header fields, none that streamd writes itself, with values of visible ASCII",
-        "further fields of each request; their values are never shown",
+        "Further header fields of each request to this server",
+        "Their values may be secrets and are never shown",
         check=check_field_name,
         check_value=matching(FIELD_VALUE),
         shown=False,
     )
-    aliases: Mapping[str, str] = table_row(UPSTREAM, "models' names", "public name = this server's own name of a model")
-    ca_file: str = path_row(UPSTREAM, "certificates (PEM) to trust in place of the system's; for https", exists=True)
+    aliases: Mapping[str, str] = table_row(
+        UPSTREAM, "models' names", "Public names of models, each with the server's own name of that model"
+    )
+    ca_file: str = path_row(UPSTREAM, "Certificates (PEM) to trust in place of the system's, for https", exists=True)
 
     origin: Origin = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -186,13 +198,15 @@ class Settings:
         ("127.0.0.1:8080",),
         "HOST:PORT, [IPV6]:PORT or unix:/path",
         check_address,
-        "where readers and applications come in; loopback until there are keys",
+        "Addresses for readers and applications",
+        "Loopback as long as there are no keys",
         restart=True,
     )
     admin: str = text_row(
         LISTENING,
         "",
-        "status, drain and log level; a Unix socket or loopback, because who reaches it may do all",
+        "Address for status, drain and log level",
+        "A Unix socket or loopback, because a peer that reaches it may do everything",
         check=check_admin,
         wanted="unix:/path or a loopback HOST:PORT",
         restart=True,
@@ -202,21 +216,39 @@ class Settings:
         1,
         1,
         WORKERS_MAX,
-        "a core carries some 30,000 tokens/s; auto is one per core; at most 64: the slot is one character of ids",
+        "Number of worker processes; auto is one per core",
+        "A core carries some 30,000 tokens/s. A worker's slot is one character of its ids, hence at most 64",
         words=("auto",),
         restart=True,
     )
     log_level: str = word_row(
-        LISTENING, "info", ("debug", "info", "warning", "error"), "info is one line per request, at its end"
+        LISTENING,
+        "info",
+        ("debug", "info", "warning", "error"),
+        "Least level of the lines that are logged",
+        "info is one line per request, at its end",
     )
-    log_format: str = word_row(LISTENING, "text", ("text", "json"), "text is key=value for people and journald")
+    log_format: str = word_row(
+        LISTENING, "text", ("text", "json"), "Format of the log's lines", "text is key=value, for people and journald"
+    )
     ops_public: bool = flag_row(
-        LISTENING, "/metrics and /status on every listener; they tell load and upstreams' names"
+        LISTENING,
+        "Whether /metrics and /status are on every listener",
+        "They tell the load and the upstreams' names, so unless set only loopback and the admin listener have them",
     )
-    insecure_public: bool = flag_row(LISTENING, "listen beyond loopback without keys: everybody may use the upstreams")
-    keys_file: str = path_row(LISTENING, "the API keys, salted and hashed, as `streamd keys` writes them", exists=True)
+    insecure_public: bool = flag_row(
+        LISTENING,
+        "Whether streamd may listen beyond loopback without keys",
+        "Without keys every client may use the upstreams",
+    )
+    keys_file: str = path_row(
+        LISTENING, "File of the API keys, salted and hashed, as `streamd keys` writes it", exists=True
+    )
     state_dir: str = path_row(
-        LISTENING, "where logs of streams wait for a restart; empty: only systemd's store", restart=True
+        LISTENING,
+        "Directory where logs of streams wait for a restart",
+        "Unless set only systemd's store of descriptors has them",
+        restart=True,
     )
 
     head_bytes_max: int = bytes_row(
@@ -224,55 +256,88 @@ class Settings:
         "16KiB",
         "1KiB",
         "1MiB",
-        "8 KiB of target and 8 KiB of fields: h11's own limit, twice nginx's; over it 431",
+        "Largest head of a request; a larger one gets 431",
+        "8 KiB of target and 8 KiB of fields: h11's own limit, twice nginx's",
     )
     headers_max: int = count_row(
-        REQUESTS, 100, 8, 1000, "SDKs send 15 to 25 and proxies add 10; Apache's limit is 100; over it 431"
+        REQUESTS,
+        100,
+        8,
+        1000,
+        "Most header fields of a request; more get 431",
+        "SDKs send 15 to 25 and proxies add 10; Apache's limit is 100",
     )
     target_bytes_max: int = bytes_row(
-        REQUESTS, "8KiB", "256B", "64KiB", "RFC 9112 3 asks for 8,000 octets at least; over it 414"
+        REQUESTS,
+        "8KiB",
+        "256B",
+        "64KiB",
+        "Longest target of a request; a longer one gets 414",
+        "RFC 9112 section 3 asks for 8,000 octets at least",
     )
     body_bytes_max: int = bytes_row(
-        REQUESTS, "32MiB", "1KiB", "1GiB", "a dozen images of 2 MB in base64 (x 4/3); over it 413"
+        REQUESTS,
+        "32MiB",
+        "1KiB",
+        "1GiB",
+        "Largest body of a request; a larger one gets 413",
+        "A dozen images of 2 MB in base64 (x 4/3)",
     )
     bodies_bytes_max: int = bytes_row(
-        REQUESTS, "256MiB", "64KiB", "64GiB", "all bodies held at once: 8 of the largest, or 25,000 chats of 10 KB"
+        REQUESTS,
+        "256MiB",
+        "64KiB",
+        "64GiB",
+        "Memory of all request bodies together",
+        "8 of the largest, or 25,000 chats of 10 KB",
     )
     head_timeout_s: float = duration_row(
         REQUESTS,
         "10s",
         "100ms",
         "5m",
-        "absolute, from when the connection allows a head; HAProxy's usual 10 s; then 408",
+        "Time for a request's head, from when the connection allows one; then 408",
+        "HAProxy's usual 10 s, absolute, so that a byte now and then gains nothing",
     )
-    body_grace_s: float = duration_row(REQUESTS, "10s", "100ms", "5m", "how long a body may come at any rate")
+    body_grace_s: float = duration_row(
+        REQUESTS,
+        "10s",
+        "100ms",
+        "5m",
+        "Time in which a request's body may come at any rate",
+        "As long as a head may take",
+    )
     body_bytes_per_s_min: int = count_row(
         REQUESTS,
         1000,
         1,
         1_000_000,
-        "8 kbit/s: GPRS gives thrice that; 32 MiB at it would be 9 h, held by bodies_bytes_max",
+        "Least rate of a request's body after body_grace, in bytes per second; then 408",
+        "8 kbit/s is a third of GPRS; bodies_bytes_max bounds the memory of slow bodies",
     )
     keepalive_timeout_s: float = duration_row(
         REQUESTS,
         "60s",
         "1s",
         "1h",
-        "idle between requests; longer than the 5 to 50 s of SDKs' pools, so the client closes first",
+        "Time that a connection may be idle between two requests",
+        "Longer than the 5 to 50 s of SDKs' pools, so that the client closes first",
     )
     pipeline_bytes_max: int = bytes_row(
         REQUESTS,
         "16KiB",
         "1KiB",
         "1MiB",
-        "bytes kept behind a running answer: one more head; over it the connection is closed",
+        "Bytes of further requests kept behind a running answer; more closes the connection",
+        "Room for one more head",
     )
     close_timeout_s: float = duration_row(
         REQUESTS,
         "2s",
         "100ms",
         "1m",
-        "from close to abort: a stalled peer would keep the socket for ever; RFC 9112 9.6",
+        "Time between closing a connection and aborting it",
+        "A stalled peer would keep the socket for ever; RFC 9112 section 9.6",
     )
 
     commit_after_s: float = duration_row(
@@ -280,51 +345,72 @@ class Settings:
         "10s",
         "0s",
         "1h",
-        "silence before a stream gets its 200; a third of the 30 s at which the first proxies give up",
+        "Silence of the upstream after which a stream gets its 200",
+        "A third of the 30 s at which the first proxies give up",
     )
     heartbeat_s: float = duration_row(
         RELAY,
         "15s",
         "1s",
         "1h",
+        "Interval of the comments that keep a silent stream's connection alive",
         "WHATWG HTML 9.2.7 says every 15 s; a quarter of the 60 s of nginx and cloud balancers",
         zero="off",
     )
     connect_timeout_s: float = duration_row(
-        RELAY, "5s", "50ms", "5m", "two lost SYN are 3 s; a server that needs more is down"
+        RELAY,
+        "5s",
+        "50ms",
+        "5m",
+        "Time to connect to an upstream",
+        "Two lost SYN are 3 s; a server that needs more is down",
     )
     ttft_timeout_s: float = duration_row(
-        RELAY, "300s", "100ms", "24h", "until the first event: a prefill of 128k tokens at 500/s is 256 s", zero="off"
+        RELAY,
+        "300s",
+        "100ms",
+        "24h",
+        "Time until the upstream's first event",
+        "A prefill of 128k tokens at 500/s is 256 s",
+        zero="off",
     )
     idle_timeout_s: float = duration_row(
         RELAY,
         "120s",
         "100ms",
         "24h",
-        "between events: 1,500 times the 80 ms of a slow model; comments count as life",
+        "Longest silence of the upstream between two events; comments count as life",
+        "1,500 times the 80 ms of a slow model",
         zero="off",
     )
-    stream_timeout_s: float = duration_row(RELAY, "0s", "1s", "168h", "for a whole stream", zero="off")
+    stream_timeout_s: float = duration_row(RELAY, "0s", "1s", "168h", "Longest duration of a whole stream", zero="off")
     event_bytes_max: int = bytes_row(
         RELAY,
         "1MiB",
         "1KiB",
         "16MiB",
-        "one event: a token is 200 B, a Responses event with the whole answer 128k x 5 B",
+        "Largest event; a larger one ends its stream",
+        "A token is 200 B, a Responses event with the whole answer 128k x 5 B",
     )
     upstream_retry_after_max_s: float = duration_row(
-        RELAY, "60s", "1s", "60s", "SDKs ignore a Retry-After over 60 s, so none longer is passed on"
+        RELAY,
+        "60s",
+        "1s",
+        "60s",
+        "Longest Retry-After of an upstream that is passed on",
+        "SDKs ignore a Retry-After over 60 s",
     )
     pool_idle_timeout_s: float = duration_row(
         RELAY,
         "4s",
         "1s",
         "10m",
+        "Longest idle time after which an upstream's connection is used again",
         "uvicorn, under vLLM, closes at 5 s: a second less, against the race",
         zero="never reused",
     )
     pool_idle_max: int = count_row(
-        RELAY, 64, 0, 10_000, "idle connections kept for each upstream and worker: 16 requests/s x 4 s"
+        RELAY, 64, 0, 10_000, "Idle connections kept for each upstream and worker", "16 requests/s x 4 s"
     )
 
     notsent_lowat_bytes: int = bytes_row(
@@ -332,25 +418,35 @@ class Settings:
         "16KiB",
         "1KiB",
         "1MiB",
-        "what the kernel may hold unsent: 80 tokens of 200 B; without it 2.6 MB for a stalled reader",
+        "Bytes that the kernel may hold unsent for a reader",
+        "80 tokens of 200 B; without this limit a stalled reader takes 2.6 MB",
         restart=True,
     )
-    ring_slots: int = count_row(READERS, 64, 32, 128, "frames a paused reader holds: 64 x 50 ms are 3 s; 8 B a slot")
+    ring_slots: int = count_row(
+        READERS, 64, 32, 128, "Frames that the ring of a paused reader holds", "64 x 50 ms are 3 s; a slot takes 4 B"
+    )
     ring_bytes_max: int = bytes_row(
-        READERS, "32KiB", "1KiB", "1MiB", "64 slots x 200 B are 13 KB, and as much again; one frame always fits"
+        READERS,
+        "32KiB",
+        "1KiB",
+        "1MiB",
+        "Bytes of the frames that a ring holds; one frame always fits",
+        "64 slots x 200 B are 13 KB, and as much again",
     )
     policy: str = word_row(
         READERS,
         "coalesce",
         [policy.value for policy in Policy],
-        "a full ring: catch up in few large events, skip and say so, or close",
+        "Treatment of a reader with a full ring: catch up in few large events, skip and announce the gap, or close",
+        "The first loses no text",
     )
     stall_timeout_s: float = duration_row(
         READERS,
         "60s",
         "1s",
         "24h",
-        "a reader that takes nothing is closed; a phone's change of network takes 30 s",
+        "Time after which a reader that takes nothing is closed",
+        "A phone's change of network takes 30 s",
         zero="off",
     )
     catchup_bytes_max: int = bytes_row(
@@ -358,45 +454,78 @@ class Settings:
         "16KiB",
         "1KiB",
         "1MiB",
-        "text of one coalesced event, and one loop turn's share of a reader: 4,000 tokens",
+        "Text of one coalesced event, and of all that a loop turn writes to one reader",
+        "4,000 tokens",
     )
     log_bytes_max: int = bytes_row(
         READERS,
         "1MiB",
         "16KiB",
         "1GiB",
-        "a stream's replay log: 500 tokens take 5 KB, so 100,000 tokens; holds one largest event",
+        "Memory of one stream's replay log",
+        "500 tokens take 5 KB, so 100,000 tokens; the largest event fits",
     )
     log_events_max: int = count_row(
-        READERS, 100_000, 128, 10_000_000, "a 100,000-token generation; at least a ring of 128"
+        READERS,
+        100_000,
+        128,
+        10_000_000,
+        "Events in one stream's replay log",
+        "A generation of 100,000 tokens; at least a ring of 128",
     )
     logs_bytes_max: int = bytes_row(
-        READERS, "0", "1MiB", "1024GiB", "all replay logs together", zero="from the memory budget"
+        READERS, "0", "1MiB", "1024GiB", "Memory of all replay logs together", zero="from the memory budget"
     )
     retention_s: float = duration_row(
-        READERS, "60s", "0s", "24h", "how long a finished stream can be read: 12 times the longest retry, then 404"
+        READERS,
+        "60s",
+        "0s",
+        "24h",
+        "Time that a finished stream can still be read; then 404",
+        "12 times the longest retry",
     )
     resume_grace_s: float = duration_row(
         READERS,
         "30s",
         "0s",
         "1h",
-        "a generation whose reader streamd or the network cut goes on so long: 6 times retry_max",
+        "Time that a generation goes on after streamd or the network cut its last reader",
+        "6 times retry_max",
     )
     detach_grace_s: float = duration_row(
-        READERS, "0s", "0s", "24h", "the same where the reader left by itself; 0 cancels at once, as SDKs' users expect"
+        READERS,
+        "0s",
+        "0s",
+        "24h",
+        "Time that a generation goes on after its last reader left by itself",
+        "0 cancels at once, as users of SDKs expect",
     )
     detach_grace_max_s: float = duration_row(
-        READERS, "300s", "0s", "24h", "the most that X-Stream-Detach-Grace may ask for: a GPU works unseen so long"
+        READERS,
+        "300s",
+        "0s",
+        "24h",
+        "Longest grace that X-Stream-Detach-Grace may ask for",
+        "A bound on the time of a GPU that works without a reader",
     )
     detached_max: int = count_row(
-        READERS, 1000, 0, 1_000_000, "generations without a reader, at once: 4 servers of 256 sequences"
+        READERS, 1000, 0, 1_000_000, "Most generations without a reader at once", "4 servers of 256 sequences"
     )
     retry_min_s: float = duration_row(
-        READERS, "1s", "0s", "10m", "least delay that `retry:` asks for; jitter runs from here"
+        READERS,
+        "1s",
+        "0s",
+        "10m",
+        "Shortest delay that `retry:` asks for; the jitter begins here",
+        "Whatever cut the connection has a second to pass",
     )
     retry_max_s: float = duration_row(
-        READERS, "5s", "100ms", "10m", "10,000 readers over 4 s are 2,500 connections/s, which two workers accept"
+        READERS,
+        "5s",
+        "100ms",
+        "10m",
+        "Longest delay that `retry:` asks for",
+        "10,000 readers over 4 s are 2,500 connections/s, which two workers accept",
     )
 
     publisher_grace_s: float = duration_row(
@@ -404,14 +533,16 @@ class Settings:
         "30s",
         "0s",
         "24h",
-        "a publisher that broke off has so long to come back before its stream is sealed as failed",
+        "Time for a publisher that broke off to come back; then its stream is sealed as failed",
+        "As long as resume_grace",
     )
     publisher_idle_timeout_s: float = duration_row(
         STREAMS,
         "1h",
         "1s",
         "168h",
-        "a published stream to which nobody publishes so long is sealed as failed: its publisher is gone for good",
+        "Time without a publication after which a published stream is sealed as failed",
+        "By then its publisher is gone for good",
         zero="off",
     )
     flush_interval_s: float = duration_row(
@@ -419,24 +550,36 @@ class Settings:
         "0s",
         "0s",
         "1s",
-        "events of so long go out in one write; 0 is each at once; over 100 ms is seen as stutter",
+        "Time in which events are collected for one write; 0 writes each at once",
+        "Over 100 ms is seen as stutter",
     )
     wait_max_s: float = duration_row(
-        STREAMS, "60s", "0s", "60s", "the most that ?wait= may ask for: proxies give up at 60 s"
+        STREAMS, "60s", "0s", "60s", "Longest time that ?wait= may ask for", "Proxies give up at 60 s"
     )
 
     drain_delay_s: float = duration_row(
-        PROCESS, "0s", "0s", "10m", "from readiness 503 to closed listeners: a balancer's check interval x its failures"
+        PROCESS,
+        "0s",
+        "0s",
+        "10m",
+        "Time from readiness 503 to closed listeners",
+        "A balancer's check interval x its failures",
     )
     drain_timeout_s: float = duration_row(
         PROCESS,
         "30s",
         "0s",
         "24h",
-        "how long running generations may finish: 600 tokens at 50 ms; TimeoutStopSec has to be longer",
+        "Time for running generations to finish before they are cut",
+        "600 tokens at 50 ms; systemd is asked for more time as it is needed, whatever TimeoutStopSec says",
     )
     worker_stuck_s: float = duration_row(
-        PROCESS, "10s", "2s", "10m", "a silent worker is killed; 40 sweeps of 250 ms, and 10 times loop_lag_max"
+        PROCESS,
+        "10s",
+        "2s",
+        "10m",
+        "Silence after which a worker is killed and replaced",
+        "40 sweeps of 250 ms, and 10 times loop_lag_max",
     )
 
     memory_limit_bytes: int = bytes_row(
@@ -444,7 +587,7 @@ class Settings:
         "0",
         "64MiB",
         "1024GiB",
-        "what all of streamd may use, kernel's share included",
+        "Memory that all of streamd may use, the kernel's share included",
         zero="MemoryMax, else the machine's",
     )
     conns_max: int = count_row(
@@ -452,18 +595,20 @@ class Settings:
         0,
         8,
         10_000_000,
-        "connections, over all workers; a relayed stream takes two descriptors",
+        "Most connections, over all workers",
+        "A relayed stream takes two descriptors",
         zero="from the memory budget",
     )
     streams_max: int = count_row(
-        ADMISSION, 0, 1, 10_000_000, "streams, over all workers", zero="from the memory budget"
+        ADMISSION, 0, 1, 10_000_000, "Most streams, over all workers", zero="from the memory budget"
     )
     conns_per_address_max: int = count_row(
         ADMISSION,
         0,
         1,
         1_000_000,
-        "for a client's address (IPv6: /64); a browser takes 6, an office behind NAT hundreds",
+        "Most connections of a client's address (IPv6: /64)",
+        "A browser takes 6, an office behind NAT hundreds",
         zero="off",
     )
     conns_opening_per_address_max: int = count_row(
@@ -471,7 +616,8 @@ class Settings:
         0,
         1,
         1_000_000,
-        "of those, without a complete request yet: a browser opens 6 at once; holds one address's slow heads down",
+        "Most connections of an address that have not sent a complete request yet",
+        "A limit on slow heads; a browser opens 6 at once",
         zero="off",
     )
     loop_lag_max_s: float = duration_row(
@@ -479,7 +625,8 @@ class Settings:
         "1s",
         "50ms",
         "1m",
-        "a loop that is so late takes no new streams: 20 tokens' time; a tenth of worker_stuck",
+        "Lateness of a worker's loop from which it takes no new streams",
+        "20 tokens' time; a tenth of worker_stuck",
         zero="off",
     )
 
@@ -488,39 +635,42 @@ class Settings:
         (),
         "origins such as https://chat.example",
         matching(ORIGIN),
-        "pages that may read; exact, none by default",
+        "Origins of the pages that may read, each written exactly",
+        "Unless set, no page of another origin may",
     )
-    cors_credentials: bool = flag_row(ACCESS, "pages may send cookies along")
+    cors_credentials: bool = flag_row(ACCESS, "Whether pages may send cookies along")
     trusted_proxies: tuple[str, ...] = list_row(
         ACCESS,
         (),
         "addresses, networks, or unix",
         check_network,
-        "who is believed about clients' addresses; `unix` is whoever comes in through a Unix socket",
+        "Proxies that are believed about clients' addresses; `unix` is every peer on a Unix socket",
     )
     forwarded_header: str = word_row(
         ACCESS,
         "x-forwarded-for",
         ("x-forwarded-for", "forwarded"),
-        "the one header that is believed: a proxy that writes one passes the other through as a client sent it",
+        "Header in which trusted proxies name the client",
+        "A proxy that writes one of the two passes the other through as a client sent it, so only one is believed",
     )
-    proxy_protocol: bool = flag_row(ACCESS, "expect the PROXY protocol, version 2, from the trusted proxies")
-    tls_cert: str = path_row(ACCESS, "the certificate chain (PEM); with it the TCP listeners speak TLS", exists=True)
-    tls_key: str = path_row(ACCESS, "its private key (PEM)", exists=True)
+    proxy_protocol: bool = flag_row(ACCESS, "Whether trusted proxies speak the PROXY protocol, version 2")
+    tls_cert: str = path_row(ACCESS, "Certificate chain (PEM); with it the TCP listeners speak TLS", exists=True)
+    tls_key: str = path_row(ACCESS, "Private key (PEM) of tls_cert", exists=True)
     streams_auth: str = word_row(
         ACCESS,
         "key",
         ("key", "token"),
-        "who may read a stream: who knows its id, or who has a JWT for it",
+        "Right to read a stream: knowledge of its id, or a JWT for it",
+        "An id drawn by streamd has 128 random bits",
         key="streams.auth",
     )
-    token_secret_file: str = path_row(ACCESS, "the secret of HS256 tokens", exists=True)
-    token_jwks_file: str = path_row(ACCESS, "the public keys of RS256 and EdDSA tokens", exists=True)
+    token_secret_file: str = path_row(ACCESS, "File with the secret of HS256 tokens", exists=True)
+    token_jwks_file: str = path_row(ACCESS, "File with the public keys of RS256 and EdDSA tokens", exists=True)
     token_audience: str = text_row(
-        ACCESS, "", "the `aud` that a token must have: one that was made for another service opens nothing here"
+        ACCESS, "", "Audience (`aud`) that a token must have", "A token made for another service opens nothing here"
     )
     token_leeway_s: float = duration_row(
-        ACCESS, "30s", "0s", "5m", "how far the issuer's clock may be off; NTP keeps machines within a second"
+        ACCESS, "30s", "0s", "5m", "Tolerance for the issuer's clock", "NTP keeps machines within a second"
     )
 
     upstreams: tuple[UpstreamSettings, ...] = ()
@@ -556,7 +706,8 @@ ROUTE_ROWS = (
     Row(
         Kind.TEXT,
         ROUTE,
-        "exact, or a prefix that ends in *; the exact one wins, then the longest; required",
+        "Path of the route, exact or a prefix that ends in *; the exact one wins, then the longest; required",
+        "",
         "",
         check=matching(ROUTE_PATH),
         wanted="a path that begins with /, with at most one * at its end",

@@ -1,4 +1,4 @@
-"""Row: one setting as data, what it takes, how it is written and why; and the units that people write values in.
+"""Row: one setting as data (what it sets, why so, what it takes, how it is written), and the units of its values.
 
 `streamd.config` has the rows themselves. A row parses what any source gives: TOML's own types, or the text of a
 variable or a flag.
@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 ENV_PREFIX = "STREAMD_"
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_UNITS_BYTES = {
+UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+UNITS_BYTES = {
     "b": 1,
     "kb": 1000,
     "mb": 1000**2,
@@ -49,13 +49,13 @@ class Refused(ValueError):
 
 def parse_duration(raw: object) -> float:
     """Seconds of `30s`, `500ms`, `2m`, `1h`, or of a bare number. Raises Refused."""
-    return _quantity(raw, _UNITS_S, 1.0, "a duration such as 500ms, 30s, 2m or 1h")
+    return _quantity(raw, UNITS_S, 1.0, "a duration such as 500ms, 30s, 2m or 1h")
 
 
 def parse_bytes(raw: object) -> int:
     """Bytes of `16KiB`, `1MiB`, `1GiB`, `64kB`, or of a bare number. Raises Refused, for a fraction of a byte too."""
     wanted = "a size such as 16KiB, 1MiB or 64kB"
-    size = _quantity(raw, _UNITS_BYTES, 1, wanted)
+    size = _quantity(raw, UNITS_BYTES, 1, wanted)
     if size != int(size):
         raise Refused(wanted)
     return int(size)
@@ -97,11 +97,12 @@ Check = Callable[[str], None]  # raises Refused
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One setting: what it takes and why. The field that the row stands on gives `attribute`, and `key`."""
+    """One setting: what it sets, why so, and what it takes. The field that has the row gives `attribute`, and `key`."""
 
     kind: Kind
     section: str
-    why: str
+    what: str  # it sets: a noun phrase
+    why: str  # the default and the bounds are as they are; empty where nobody would ask
     written: str  # the default as a person writes it
     low: float = 0
     high: float = math.inf
@@ -114,6 +115,11 @@ class Row:
     exists: bool = False  # a path that has to be a readable file
     key: str = ""  # as the file has it; "streams.auth" is `auth` in the table [streams]
     attribute: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the setting sets, then why, as sentences."""
+        return f"{self.what}. {self.why}." if self.why else f"{self.what}."
 
     @property
     def flag(self) -> str:
@@ -232,54 +238,54 @@ def _on_field(default: object, row: Row) -> Any:
     return dataclasses.field(default=default, metadata={"row": row})
 
 
-def duration_row(section: str, default: str, low: str, high: str, why: str, *, zero: str = "") -> Any:
+def duration_row(section: str, default: str, low: str, high: str, what: str, why: str = "", *, zero: str = "") -> Any:
     """A time, in units: seconds in the code."""
     bounds = (parse_duration(low), parse_duration(high))
-    return _on_field(parse_duration(default), Row(Kind.DURATION, section, why, default, *bounds, zero=zero))
+    return _on_field(parse_duration(default), Row(Kind.DURATION, section, what, why, default, *bounds, zero=zero))
 
 
-def bytes_row(section: str, default: str, low: str, high: str, why: str, **more: Any) -> Any:
+def bytes_row(section: str, default: str, low: str, high: str, what: str, why: str = "", **more: Any) -> Any:
     """A size, in units: bytes in the code."""
     bounds = (parse_bytes(low), parse_bytes(high))
-    return _on_field(parse_bytes(default), Row(Kind.BYTES, section, why, default, *bounds, **more))
+    return _on_field(parse_bytes(default), Row(Kind.BYTES, section, what, why, default, *bounds, **more))
 
 
-def count_row(section: str, default: int, low: int, high: int, why: str, **more: Any) -> Any:
+def count_row(section: str, default: int, low: int, high: int, what: str, why: str = "", **more: Any) -> Any:
     """A whole number; `words=("auto",)` takes that word too."""
-    return _on_field(default, Row(Kind.COUNT, section, why, str(default), low, high, **more))
+    return _on_field(default, Row(Kind.COUNT, section, what, why, str(default), low, high, **more))
 
 
-def word_row(section: str, default: str, words: Sequence[str], why: str, **more: Any) -> Any:
+def word_row(section: str, default: str, words: Sequence[str], what: str, why: str = "", **more: Any) -> Any:
     """One of a few words."""
-    return _on_field(default, Row(Kind.WORD, section, why, default, words=tuple(words), **more))
+    return _on_field(default, Row(Kind.WORD, section, what, why, default, words=tuple(words), **more))
 
 
-def text_row(section: str, default: str, why: str, **more: Any) -> Any:
+def text_row(section: str, default: str, what: str, why: str = "", **more: Any) -> Any:
     """A text, empty where there is no default; `check` and `wanted` narrow it."""
-    return _on_field(default, Row(Kind.TEXT, section, why, default, **more))
+    return _on_field(default, Row(Kind.TEXT, section, what, why, default, **more))
 
 
-def path_row(section: str, why: str, **more: Any) -> Any:
+def path_row(section: str, what: str, why: str = "", **more: Any) -> Any:
     """A path; `exists` asks for a readable file."""
-    return _on_field("", Row(Kind.PATH, section, why, "", **more))
+    return _on_field("", Row(Kind.PATH, section, what, why, "", **more))
 
 
-def flag_row(section: str, why: str) -> Any:
+def flag_row(section: str, what: str, why: str = "") -> Any:
     """True or false, false by default."""
-    return _on_field(False, Row(Kind.FLAG, section, why, "false"))
+    return _on_field(False, Row(Kind.FLAG, section, what, why, "false"))
 
 
 def list_row(
-    section: str, default: Sequence[str], wanted: str, check: Check, why: str, *, restart: bool = False
+    section: str, default: Sequence[str], wanted: str, check: Check, what: str, why: str = "", *, restart: bool = False
 ) -> Any:
     """A list of texts that `check` takes; a tuple in the code."""
-    row = Row(Kind.LIST, section, why, ", ".join(default), check=check, wanted=wanted, restart=restart)
+    row = Row(Kind.LIST, section, what, why, ", ".join(default), check=check, wanted=wanted, restart=restart)
     return _on_field(tuple(default), row)
 
 
-def table_row(section: str, wanted: str, why: str, *, shown: bool = True, **more: Any) -> Any:
+def table_row(section: str, wanted: str, what: str, why: str = "", *, shown: bool = True, **more: Any) -> Any:
     """A table of texts; `shown` False keeps it out of repr."""
-    row = Row(Kind.TABLE, section, why, "", wanted=wanted, **more)
+    row = Row(Kind.TABLE, section, what, why, "", wanted=wanted, **more)
     return dataclasses.field(default_factory=dict, metadata={"row": row}, repr=shown)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,7 +14,7 @@ import pytest
 
 import streamd
 from streamd import cli, reference
-from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings, load
+from streamd.config import ROUTE_ROWS, ROWS, SECTIONS, UPSTREAM_ROWS, Settings, load
 
 
 @pytest.fixture(autouse=True)
@@ -89,12 +90,29 @@ def test_no_command_line(argv: list[str], capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.startswith("usage: streamd")
 
 
-def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["serve", "--help"])
-    out = capsys.readouterr().out
+def help_of(flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", flag])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_all_names_every_setting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = help_of("--help-all", capsys, monkeypatch)
     assert len(out.split("\n\n")[0].splitlines()) == 1, "the usage is no list of seventy flags"
     assert [row.flag for row in ROWS if row.flag not in out] == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_fits_a_screen_and_says_where_the_rest_is(
+    flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = help_of(flag, capsys, monkeypatch).splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    out = " ".join(" ".join(lines).split())
+    assert "--config FILE" in out and "--upstream URL" in out and "--help-all" in out
+    assert [section for section in SECTIONS if section not in out] == []
 
 
 def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,24 +131,40 @@ def test_the_reference_has_every_setting(capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main(["config-reference"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for row in (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS):
-        assert any(line.startswith(f"| `{row.key}`") and row.why in line for line in lines), row.key
+        assert any(line.startswith(f"| `{row.key}`") and row.text.replace("|", "\\|") in line for line in lines), (
+            row.key
+        )
 
 
-def test_the_example_has_every_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def uncommented(text: str) -> str:
+    """The settings of the example, which stand behind a # without a blank, and nothing of the texts."""
+    return "\n".join(line[1:] for line in text.splitlines() if re.match(r"#\S", line))
+
+
+def test_the_example_is_a_comment_from_end_to_end_and_explains_every_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["config-reference", "--toml"]) == 0
     text = capsys.readouterr().out
-    assert text in reference.markdown()
-    assert tomllib.loads(text) == {}, "all of it is a comment"
+    assert tomllib.loads(text) == {}
+    assert max(map(len, text.splitlines())) <= 120
+    flowing = " ".join(re.sub(r"^# ", "", text, flags=re.MULTILINE).split())
+    for row in (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS):
+        assert f"{row.text} Takes {row.allowed()}." in flowing, row.key
+
+
+def test_the_example_has_every_default(tmp_path: Path) -> None:
     file = tmp_path / "streamd.toml"
-    uncommented = "\n".join(line[2:] for line in text.splitlines() if "=" in line or line.startswith("# ["))
-    file.write_text(uncommented)
+    file.write_text(uncommented(reference.toml()))
     settings = load(file=file, environ={}, flags={})
     assert settings == Settings(upstreams=settings.upstreams, routes=settings.routes)
     assert (settings.upstreams[0].name, settings.routes[0].path) == ("gpu1", "/v1/responses")
-    mentioned = tomllib.loads(uncommented)
+    mentioned = tomllib.loads(file.read_text())
     for row in ROWS:
         table, _, key = row.key.rpartition(".")
         assert key in (mentioned[table] if table else mentioned)
+    assert list(mentioned["upstream"][0]) == [row.key for row in UPSTREAM_ROWS]
+    assert list(mentioned["route"][0]) == [row.key for row in ROUTE_ROWS]
 
 
 def test_the_mock_and_the_keys_have_their_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from streamd.config import (
     load,
     relations,
 )
-from streamd.rows import Kind, Refused
+from streamd.rows import Kind, Refused, Row
 
 FILE_AND_NOTHING_ELSE: Mapping[str, str] = {}
 
@@ -56,7 +57,6 @@ def test_every_row_is_sound(row: object) -> None:
     row = next(own for own in ROWS if own == row)
     default = getattr(Settings(), row.attribute)
     assert row.section in SECTIONS
-    assert row.why
     assert row.key.partition(".")[0].isidentifier()
     if row.kind is Kind.LIST:
         assert row.parse(list(default)) == default
@@ -67,6 +67,49 @@ def test_every_row_is_sound(row: object) -> None:
     suffix = {Kind.DURATION: "_s", Kind.BYTES: "_bytes"}.get(row.kind, "")
     assert row.attribute.endswith(suffix) or row.attribute.endswith("_bytes_max")
     assert all(other is row or (other.flag, other.variable) != (row.flag, row.variable) for other in ROWS)
+
+
+# The nouns that name a setting, and the adjectives in front of them. A text that begins with a verb, a pronoun or a
+# reason doesn't say what is set; a new noun is a reason to make this list longer.
+FIRST_WORDS = {
+    *(
+        "Address",
+        "Addresses",
+        "Audience",
+        "Base",
+        "Bytes",
+        "Certificate",
+        "Certificates",
+        "Directory",
+        "Environment",
+        "Events",
+    ),
+    *(
+        "File",
+        "Format",
+        "Frames",
+        "Further",
+        "Header",
+        "Idle",
+        "Interval",
+        "Largest",
+        "Lateness",
+        "Least",
+        "Longest",
+        "Memory",
+    ),
+    *("Most", "Name", "Names", "Number", "Origins", "Path", "Private", "Proxies", "Public", "Right", "Shortest"),
+    *("Silence", "Text", "Time", "Tolerance", "Treatment", "Whether"),
+}
+
+
+@pytest.mark.parametrize("row", (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS), ids=lambda row: f"{row.section}-{row.key}")
+def test_every_setting_says_what_it_sets_before_why(row: Row) -> None:
+    assert row.what.split()[0].rstrip(",") in FIRST_WORDS
+    assert row.text.endswith(".") and not row.what.endswith(".") and not row.why.endswith(".")
+    assert not re.search(r"\b(what|who|whose|whoever|anybody|everybody|nobody|somebody|so (many|long))\b", row.text)
+    if row.kind in (Kind.DURATION, Kind.BYTES, Kind.COUNT) and row.written not in ("0", "0s"):
+        assert row.why, "a number has a reason"
 
 
 def test_names_in_all_three_sources() -> None:

@@ -86,7 +86,7 @@ def test_a_written_duration_reads_back(number: int, unit_s: float) -> None:
 
 
 def _row(kind: Kind, **more: object) -> Row:
-    return Row(kind, "Section", "why", "", **more)  # type: ignore[arg-type]
+    return Row(kind, "Section", "What", "why", "", **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

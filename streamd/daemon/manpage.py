@@ -125,7 +125,8 @@ def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         action
         for action in parser._actions
         if action.help != argparse.SUPPRESS
-        and not isinstance(action, (argparse._SubParsersAction, argparse._HelpAction))
+        and not isinstance(action, argparse._SubParsersAction)
+        and "--help" not in action.option_strings
     ]
 
 
@@ -216,7 +217,7 @@ def _setting(row: Row, reached: str) -> Iterator[str]:
     yield f".B {escaped(row.key)}"
     yield escaped(f"Takes {row.allowed()}{default}.")
     yield ".br"
-    yield escaped(f"{row.why}.")
+    yield escaped(row.text)
     if row.restart:
         yield "A change takes a restart."
     if reached and row.kind is not Kind.TABLE:

@@ -13,9 +13,18 @@ from streamd.daemon import completion
 from streamd.rows import Kind, Row
 
 ROWS = (
-    Row(Kind.WORD, "A", "it's [a] word: one", "info", words=("info", "debug"), key="log_level", attribute="log_level"),
-    Row(Kind.PATH, "A", "a path", "", key="keys_file", attribute="keys_file"),
-    Row(Kind.COUNT, "A", "a number", "1", 1, 9, words=("auto",), key="workers", attribute="workers"),
+    Row(
+        Kind.WORD,
+        "A",
+        "it's [a] word: one",
+        "",
+        "info",
+        words=("info", "debug"),
+        key="log_level",
+        attribute="log_level",
+    ),
+    Row(Kind.PATH, "A", "a path", "", "", key="keys_file", attribute="keys_file"),
+    Row(Kind.COUNT, "A", "a number", "", "1", 1, 9, words=("auto",), key="workers", attribute="workers"),
 )
 
 
@@ -28,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--once", action="store_true", help="no value")
     serve.add_argument("--secret", help=argparse.SUPPRESS)
     for row in ROWS:
-        serve.add_argument(row.flag, metavar="X", help=row.why)
+        serve.add_argument(row.flag, metavar="X", help=row.what)
     mock = commands.add_parser("mock-llm", help="mock", description="A mock.")
     mock.add_argument("--fault", choices=("stall", "break"), help="which")
     check = commands.add_parser("check-config", help="check", description="Check.")

@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--mode", choices=("fast", "slow"), default="fast", help="%(default)s unless set")
     serve.add_argument("--hushed", help=argparse.SUPPRESS)
     for row in ROWS:
-        serve.add_argument(row.flag, dest=row.dest, metavar=row.kind.value.upper(), help=row.why.replace("%", "%%"))
+        serve.add_argument(row.flag, dest=row.dest, metavar=row.kind.value.upper(), help=row.what.replace("%", "%%"))
     check = commands.add_parser("check-config", help="check", description="Check a file.")
     check.add_argument("file", metavar="FILE", help=".dotted help")
     commands.add_parser("internal")
@@ -83,7 +83,7 @@ def test_indented_lines_stay_as_they_are(command_page: str) -> None:
 def test_only_settings_of_the_first_section_are_explained_beside_their_flags(command_page: str) -> None:
     shown = _shown(command_page)
     for row in ROWS:
-        assert (f"\n{row.why}\n" in shown) == (row.section == ROWS[0].section), row.key
+        assert (f"\n{row.what}\n" in shown) == (row.section == ROWS[0].section), row.key
 
 
 def test_every_setting_is_in_the_page_with_what_it_takes(settings_page: str) -> None:
@@ -91,7 +91,7 @@ def test_every_setting_is_in_the_page_with_what_it_takes(settings_page: str) -> 
     for row in ROWS:
         assert f".B {row.key}\nTakes {row.allowed()}" in shown
         assert f"\n{row.flag}, {row.variable}\n" in shown
-        assert f"{row.why}." in shown
+        assert row.text in shown
     for name, rows in TABLES.items():
         table = shown.partition(f'.SH "[[{name.upper()}]]"')[2] or shown.partition(f'.SH "[[{name}]]"')[2]
         for row in rows:
@@ -99,12 +99,13 @@ def test_every_setting_is_in_the_page_with_what_it_takes(settings_page: str) -> 
 
 
 def test_a_default_and_a_restart_are_told() -> None:
-    row = Row(Kind.WORD, "A", "why not", "red", words=("red", "blue"), restart=True, key="colour", attribute="colour")
-    page = _shown(manpage.settings_page([row], {}, "1"))
-    assert (
-        "Takes one of red, blue; red unless set.\n.br\nwhy not.\nA change takes a restart.\n.br\n--colour, STREAMD_COLOUR"
-        in page
+    row = Row(
+        Kind.WORD, "A", "Hue", "Why not", "red", words=("red", "blue"), restart=True, key="colour", attribute="colour"
     )
+    page = _shown(manpage.settings_page([row], {}, "1"))
+    taken = "Takes one of red, blue; red unless set.\n"
+    told = ".br\nHue. Why not.\nA change takes a restart.\n.br\n--colour, STREAMD_COLOUR"
+    assert taken + told in page
 
 
 @pytest.mark.parametrize("text", [".dot", "'quote", "a\n.b", "\\*x", "a-b", "`x' ~^", ""])
