@@ -22,7 +22,7 @@ from streamd.core import fanout
 from streamd.core import stream as core_stream
 from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
 from streamd.core.stream import Stream, Subscriber
-from streamd.daemon import logs
+from streamd.daemon import logs, machine
 from streamd.daemon import worker as worker_module
 from streamd.daemon.worker import Worker
 from streamd.net import sweep
@@ -204,6 +204,8 @@ class World:
         kept = [(module, name, getattr(module, name)) for module, name, _ in SLICES]
         for module, name, sizes in SLICES:
             setattr(module, name, self.rng.choice(sizes))
+        # The memory of this process is no part of a seed.
+        private_bytes, machine.private_bytes = machine.private_bytes, lambda: 0
         before = _alive(collect=True)
         gc.disable()  # the worker hardly lets it run: what its counts don't free would stay
         self.watch = watch = Watch(self)
@@ -214,6 +216,7 @@ class World:
         finally:
             watch.remove()
             gc.enable()
+            machine.private_bytes = private_bytes
             logs._sink.level = level
             gc.set_threshold(*threshold)
             for module, name, size in kept:
