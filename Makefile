@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-tools
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-tools mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ STEPS ?= 1000000
 
 sim: $(VENV)/.dev ## the simulator: search STEPS=… steps with new seeds, or replay SEED=… exactly
 	@$(BIN)/python tests/sim/simulate.py --steps $(STEPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+mutants: $(VENV)/.dev ## one-edit mutants against their tests and the simulator, or ONLY=pattern (half an hour)
+	@nice $(BIN)/python tests/mutants/run.py --jobs $(if $(filter 0,$(JOBS)),1,$(JOBS)) $(if $(ONLY),'$(ONLY)') $(ARGS)
 
 test-sdk: ## the SDK tests with the openai SDK's 2.x as well (make test has 3.x)
 	@PYTHON=$(PYTHON) sh tests/sdk/run_matrix.sh $(ARGS)

@@ -1,0 +1,86 @@
+"""A mutant: one edit of one file of the product, made in a copy, and the tests that have to notice it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+from typing import Final, NamedTuple
+
+# The tests of modules that have no file of their own name.
+TESTS_OF: Final = {
+    "api/access.py": ("tests/api/test_access.py",),
+    "api/publish.py": ("tests/api/test_publish.py", "tests/api/test_access.py"),
+    "api/relay.py": ("tests/api/test_relaying.py", "tests/api/test_access.py"),
+    "api/streams.py": ("tests/api/test_publish.py", "tests/api/test_several.py", "tests/api/test_relaying.py"),
+    "core/fanout.py": ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
+    "core/hub.py": ("tests/core/test_hub.py", "tests/core/test_hub_stateful.py"),
+    "net/client.py": ("tests/net/test_client.py", "tests/api/test_access.py"),
+    "net/fetch.py": ("tests/api/test_operating.py",),
+    "net/tls.py": ("tests/net/test_splice.py", "tests/live/test_tls.py"),
+    "net/upstream.py": ("tests/net/test_upstream.py", "tests/net/test_exchange.py"),
+}
+
+# What the simulator plays: readers and upstreams over a virtual network, with streams between them.
+SIMULATED: Final = frozenset(
+    {
+        *("core/stream.py", "core/ring.py", "core/replay.py", "core/fanout.py", "core/hub.py", "core/admission.py"),
+        *("wire/http1.py", "wire/chunked.py", "wire/quick.py", "wire/sse.py", "wire/openai.py", "wire/dialect.py"),
+        *("net/client.py", "net/upstream.py", "net/exchange.py", "net/sweep.py"),
+    }
+)
+
+
+class Mutant(NamedTuple):
+    """One edit of one file, and what it would do to users."""
+
+    harm: str
+    file: str  # below streamd/
+    inside: str  # the qualified name of a class or function; "": the module
+    was: str  # occurs once inside
+    becomes: str
+    tests: tuple[str, ...] = ()
+    reason: str = ""  # why no test kills it
+
+    @property
+    def test_files(self) -> tuple[str, ...]:
+        """The files that have to notice."""
+        folder, _, name = self.file.rpartition("/")
+        return self.tests or TESTS_OF.get(self.file, (f"tests/{folder}/test_{name}",))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the simulator runs this code."""
+        return self.file in SIMULATED
+
+
+class Stale(ValueError):
+    """A row that no longer fits the code; the text says how."""
+
+
+@functools.cache
+def _place(source: str, qualified: str) -> tuple[int, int]:
+    """Where a class or function stands in the source, in characters. Raises Stale."""
+    if not qualified:
+        return 0, len(source)
+    body: list[ast.stmt] = ast.parse(source).body
+    node: ast.stmt | None = None
+    for name in qualified.split("."):
+        node = next((each for each in body if getattr(each, "name", None) == name), None)
+        if node is None:
+            raise Stale(f"there is no {qualified}")
+        body = getattr(node, "body", [])
+    assert node is not None and node.end_lineno is not None
+    lines = source.splitlines(keepends=True)
+    return len("".join(lines[: node.lineno - 1])), len("".join(lines[: node.end_lineno]))
+
+
+def applied(mutant: Mutant, streamd: Path) -> str:
+    """The file's text with the edit made. Raises Stale."""
+    source = (streamd / mutant.file).read_text(encoding="utf-8")
+    start, end = _place(source, mutant.inside)
+    count = source.count(mutant.was, start, end)
+    if count != 1:
+        raise Stale(f"{mutant.was!r} stands {count} times in {mutant.file} {mutant.inside}")
+    at = source.index(mutant.was, start, end)
+    return source[:at] + mutant.becomes + source[at + len(mutant.was) :]

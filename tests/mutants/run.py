@@ -1,0 +1,288 @@
+"""Run the mutants: `run.py [PATTERN]` says of each which test kills it, and whether the simulator finds it.
+
+Each mutant lives in a temporary copy of the working tree, so nothing is edited here and a crash leaves nothing behind.
+PYTHONPATH names the copy, for tests and for the daemons that tests start; canaries, which can't even be imported, prove
+that it is the copy that runs. A test counts only if it passes on the clean copy and fails on the mutant a second time,
+by itself: on a busy machine a test may fail once for other reasons. The simulator's seeds have to pass there, too.
+
+Without PATTERN the table is written to RESULTS.md. The exit status is 1 if a mutant survived its tests and has no
+reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from mutants import MUTANTS
+from mutation import Mutant, applied
+
+PROJECT = Path(__file__).parents[2]
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+# The longest of the test files takes 20 s on a quiet machine, and ten such share two cores at worst.
+TESTS_S_MAX = 900
+# A test that hangs is ended by itself, with its name: the slowest takes 15 s.
+TEST_S_MAX = 240
+# A test that fails once and then passes is left out, and the others go on; more than so many are no accident.
+ACCIDENTS_MAX = 3
+# 20,000 steps are 2 to 3 s; the simulator's own test plays 4,000 of a seed.
+SEEDS = (5, 17, 23, 104)
+SEED_STEPS = 20_000
+SEED_S_MAX = 300
+
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+?\.py(?:::\w+)?)", re.MULTILINE)
+_HANGING = re.compile(r'/(tests/\S+\.py)", line \d+ in (test_\w+)')
+
+_CANARIES = (
+    Mutant("", "core/stream.py", "", "from __future__ import annotations\n", "raise ImportError\n"),
+    Mutant("", "daemon/supervisor.py", "", "from __future__ import annotations\n", "raise ImportError\n"),
+)
+
+
+class Ran(NamedTuple):
+    """How a command ended."""
+
+    status: int  # -1: at its time limit
+    output: str
+    seconds: float
+
+
+class Outcome(NamedTuple):
+    """What became of one mutant."""
+
+    mutant: Mutant
+    killed_by: str  # the first test that failed; "": survived
+    seed: int | None  # the first that found it; None: none did, or it wasn't simulated
+    seed_s: float
+    seconds: float
+
+
+@contextmanager
+def snapshot() -> Iterator[Path]:
+    """The working tree of this moment: what git tracks, and what it would. All copies are made of it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        check=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="streamd-mutants-") as name:
+        for path in filter(None, listed.stdout.decode().split("\0")):
+            if (PROJECT / path).is_file():
+                (Path(name) / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(PROJECT / path, Path(name) / path)
+        yield Path(name)
+
+
+@contextmanager
+def tree(clean: Path, mutant: Mutant | None = None) -> Iterator[Path]:
+    """A copy of its own, with the mutant's edit."""
+    with tempfile.TemporaryDirectory(prefix="streamd-mutant-", ignore_cleanup_errors=True) as name:
+        root = Path(name)
+        shutil.copytree(clean, root, dirs_exist_ok=True)
+        if mutant is not None:
+            (root / "streamd" / mutant.file).write_text(applied(mutant, clean / "streamd"), encoding="utf-8")
+        yield root
+
+
+_running: set[int] = set()  # process groups
+_stopped = threading.Event()
+
+
+def stop(number: int, frame: object) -> None:
+    """A signal: end what runs, so that the copies can be removed."""
+    _stopped.set()
+    for group in tuple(_running):
+        os.killpg(group, signal.SIGKILL)
+
+
+def run(root: Path, command: Sequence[str], seconds_max: float) -> Ran:
+    """Run Python in a copy, with whatever that starts; at the time limit all of it is killed."""
+    if _stopped.is_set():
+        raise KeyboardInterrupt
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        process_group=0,
+    )
+    _running.add(process.pid)
+    try:
+        output, _ = process.communicate(timeout=seconds_max)
+        status = process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        status = -1
+    finally:
+        _running.discard(process.pid)
+    if _stopped.is_set():
+        raise KeyboardInterrupt
+    return Ran(status, output, time.monotonic() - began)
+
+
+def run_tests(root: Path, tests: Sequence[str], left_out: Sequence[str] = ()) -> Ran:
+    """Up to the first failure."""
+    hanging = ["-o", f"faulthandler_timeout={TEST_S_MAX}", "-o", "faulthandler_exit_on_timeout=true"]
+    deselected = [option for test in left_out for option in ("--deselect", test)]
+    command = ["-m", "pytest", "-x", "-q", "-n", "0", "--tb=line", "-p", "no:cacheprovider", *hanging, *deselected]
+    return run(root, [*command, *tests], TESTS_S_MAX)
+
+
+def failed_test(ran: Ran) -> str:
+    """The first test that failed in a run, without its parameters; "" if none did."""
+    if ran.status in (0, 5):  # 5: all tests were left out
+        return ""
+    found = _FAILED.search(ran.output)
+    if found:
+        return found[1]
+    hanging = _HANGING.search(ran.output)
+    return "::".join(hanging.groups()) if hanging else f"(status {ran.status})"
+
+
+def killer(root: Path, tests: Sequence[str]) -> str:
+    """The first test that fails on this tree, twice; "" if none does."""
+    accidents: list[str] = []
+    while test := failed_test(run_tests(root, tests, accidents)):
+        if "::" not in test or len(accidents) == ACCIDENTS_MAX or failed_test(run_tests(root, [test])):
+            return test
+        accidents.append(test)
+    return ""
+
+
+def finding_seed(root: Path, seeds: Sequence[int]) -> tuple[int | None, float]:
+    """The first seed under which the simulator finds something wrong, and the time until then."""
+    seconds = 0.0
+    for seed in seeds:
+        command = ["tests/sim/simulate.py", "--seed", str(seed), "--run-steps", str(SEED_STEPS)]
+        ran = run(root, command, SEED_S_MAX)
+        seconds += ran.seconds
+        if ran.status:
+            return seed, seconds
+    return None, seconds
+
+
+def outcome_of(clean: Path, mutant: Mutant, seeds: Sequence[int]) -> Outcome:
+    """Try one mutant."""
+    began = time.monotonic()
+    with tree(clean, mutant) as root:
+        killed_by = killer(root, mutant.test_files)
+        seed, seed_s = finding_seed(root, seeds) if mutant.simulated else (None, 0.0)
+    outcome = Outcome(mutant, killed_by, seed, seed_s, time.monotonic() - began)
+    print(f"{'killed  ' if killed_by else 'SURVIVED'} {outcome.seconds:5.0f} s  {mutant.harm}", flush=True)
+    print(f"           {killed_by or '-'}{f', seed {seed} in {seed_s:.1f} s' if seed is not None else ''}", flush=True)
+    return outcome
+
+
+def check_canaries(clean: Path) -> None:
+    """That tests, and daemons that tests start, import the copy."""
+    for canary, test in zip(_CANARIES, ("tests/core/test_stream.py", "tests/daemon/test_supervisor.py"), strict=True):
+        with tree(clean, canary) as root:
+            if not failed_test(run_tests(root, [test])):
+                sys.exit(f"{test} passes without {canary.file}: it does not test the copy")
+
+
+def check_clean(clean: Path, tests: Sequence[str], seeds: Sequence[int], pool: ThreadPoolExecutor) -> list[int]:
+    """That the tests pass without a mutant; the seeds that do."""
+
+    def failing(test: str) -> str:
+        with tree(clean) as root:
+            return killer(root, [test])
+
+    def is_quiet(seed: int) -> bool:
+        with tree(clean) as root:
+            return finding_seed(root, [seed])[0] is None
+
+    quiet = [seed for seed, good in zip(seeds, pool.map(is_quiet, seeds), strict=True) if good]
+    if wrong := [test for test in pool.map(failing, tests) if test]:
+        sys.exit(f"these fail without any mutant: {', '.join(wrong)}")
+    return quiet
+
+
+def report(outcomes: Sequence[Outcome], seeds: Sequence[int], seconds: float) -> str:
+    """The table as Markdown."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, check=True)
+    survived = [each for each in outcomes if not each.killed_by]
+    simulated = [each for each in outcomes if each.mutant.simulated]
+    found = sum(each.seed is not None for each in simulated)
+    unseen = sum(not each.killed_by and each.seed is None for each in outcomes)
+    lines = [
+        "# Mutants",
+        "",
+        f"`make mutants`, {datetime.now(UTC):%Y-%m-%d}, on {machine()}, streamd at {commit.stdout.decode().strip()}, "
+        f"{seconds / 60:.0f} minutes.",
+        "",
+        f"- {len(outcomes)} mutants; {len(outcomes) - len(survived)} killed by their module's tests, "
+        f"{len(survived)} survived them, {unseen} survived everything",
+        f"- {len(simulated)} of them in code that the simulator runs: seeds {', '.join(map(str, seeds))} with "
+        f"{SEED_STEPS:,} steps each find {found}",
+        "",
+        "| file | with this edit … | killed by | simulator |",
+        "| --- | --- | --- | --- |",
+    ]
+    for each in outcomes:
+        killed = (
+            f"`{each.killed_by.removeprefix('tests/')}`" if each.killed_by else f"**survived** {each.mutant.reason}"
+        )
+        seed = f"seed {each.seed}, {each.seed_s:.0f} s" if each.seed is not None else "not found"
+        simulator = seed if each.mutant.simulated else "–"
+        lines.append(f"| {each.mutant.file} | {each.mutant.harm} | {killed} | {simulator} |")
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    """The processors, by number and name."""
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{os.cpu_count()} vCPU {names[0] if names else ''}".rstrip()
+
+
+def main() -> None:
+    """Exit status 1 if a mutant survived its tests and has no reason."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pattern", nargs="?", default="", help="only mutants whose file or harm matches")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--no-sim", action="store_true", help="tests alone")
+    options = parser.parse_args()
+    wanted = [each for each in MUTANTS if re.search(options.pattern, f"{each.file} {each.harm}")]
+    if not wanted:
+        sys.exit(f"no mutant matches {options.pattern!r}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    began = time.monotonic()
+    with snapshot() as clean, ThreadPoolExecutor(options.jobs) as pool:
+        check_canaries(clean)
+        tests = sorted({test for each in wanted for test in each.test_files})
+        seeds = check_clean(clean, tests, () if options.no_sim else SEEDS, pool)
+        print(f"clean: {time.monotonic() - began:.0f} s, seeds {seeds}", flush=True)
+        outcomes = list(pool.map(lambda each: outcome_of(clean, each, seeds), wanted))
+    text = report(outcomes, seeds, time.monotonic() - began)
+    if options.pattern:
+        print(text)
+    else:
+        RESULTS.write_text(text, encoding="utf-8")
+    sys.exit(any(not each.killed_by and not each.mutant.reason for each in outcomes))
+
+
+if __name__ == "__main__":
+    main()
