@@ -345,3 +345,20 @@ def test_the_accept_queue_is_emptied_before_anything_is_closed() -> None:
         drain = Drain(r.runtime, delay_s=0.0, timeout_s=1.0, close_listeners=close_listeners)
         assert r.loop.run_until_complete(drain.run()) == Report()
         assert asked == [False] and r.runtime.draining
+
+
+def test_bytes_that_are_carried_to_another_worker_hold_it_open() -> None:
+    """The stream behind them is the other worker's, which decides the same about it."""
+    with serving() as r:
+        carried = Carried()
+        r.runtime.splices.add(carried)  # type: ignore[arg-type]
+        begin(r)
+        r.pass_time(TIMEOUT_S / 2)
+        assert not r.worker.drained.done()
+        r.runtime.splices.discard(carried)  # type: ignore[arg-type]
+        r.pass_time(STEP_S)
+        assert report(r) == Report()
+
+
+class Carried:
+    """Stands for a splice, of which the drain asks only whether it is there."""

@@ -498,3 +498,25 @@ def test_nothing_to_keep_writes_nothing(notifier: systemd.Notifier, store: Store
     with rig() as r:
         put_streams(fresh(notifier, state_dir), r.runtime, PLENTY)
     assert os.listdir(state_dir) == [] and store.look() == []
+
+
+def test_a_file_takes_its_place_when_its_bytes_are_on_disk(
+    nobody: systemd.Notifier, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_dir.mkdir()
+    done: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def synced(fd: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+        sync(fd)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append(f"rename {source.name} {target.name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    saved(fresh(nobody, state_dir), some())
+    unfinished = FILE + ".unfinished"
+    assert done == [f"sync {unfinished}", f"rename {unfinished} {FILE}", f"sync {state_dir.name}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -18,7 +19,10 @@ import pytest
 from fakes import events_in
 from served import WAIT_S, Held, Served, holding, refused, served, upstream
 
+from streamd.config import Settings
+from streamd.daemon import systemd
 from streamd.daemon.orders import WORKER_VARIABLE, Launch
+from streamd.daemon.supervisor import RESTART_FORGET_S, START_S_MAX, Supervisor
 
 JSON = {"Content-Type": "application/json"}
 
@@ -421,3 +425,58 @@ def test_systemds_sockets_are_the_workers_and_stay_open(mock: str) -> None:
         assert d.ended() == 0
         waiting = socket.create_connection(("127.0.0.1", port))  # for the next process
         waiting.close()
+
+
+# -- without processes
+
+
+class Process:
+    """A worker's, as far as the supervisor touches it."""
+
+    killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.fixture
+def alone() -> Iterator[Supervisor]:
+    """A supervisor that has started nothing. Its clock is what the tests say."""
+    loop = asyncio.new_event_loop()
+    settings = Settings(workers=2, worker_stuck_s=2.0)
+    supervisor = Supervisor(loop, settings, lambda: settings, systemd.Notifier.from_environ({}, os.getpid()), [])
+    yield supervisor
+    for fd in (supervisor._fd, *supervisor._kept):
+        os.close(fd)
+    for sock in (sock for pair in supervisor._pairs for sock in pair):
+        sock.close()
+    loop.close()
+
+
+def test_a_worker_that_starts_slowly_is_not_stuck(alone: Supervisor) -> None:
+    member, process = alone._members[0], Process()
+    member.process = process  # type: ignore[assignment]
+    alone._look_after(member, member.heard_at + START_S_MAX - 0.1)
+    assert not process.killed
+    member.ready = True
+    alone._look_after(member, member.heard_at + 1.9)
+    assert not process.killed
+    alone._look_after(member, member.heard_at + 2.0)
+    assert process.killed
+
+
+def test_a_worker_that_never_starts_is_stuck_in_the_end(alone: Supervisor) -> None:
+    member, process = alone._members[0], Process()
+    member.process = process  # type: ignore[assignment]
+    alone._look_after(member, member.heard_at + START_S_MAX)
+    assert process.killed
+
+
+def test_a_death_long_after_the_last_is_the_first_again(alone: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(alone._loop, "time", lambda: now)
+    member = alone._members[0]
+    for pause_s, wait_s in ((0.0, 0.1), (1.0, 0.2), (RESTART_FORGET_S - 0.1, 0.4), (RESTART_FORGET_S, 0.1)):
+        now += pause_s
+        alone._plan_successor(member, -9)
+        assert member.start_at == pytest.approx(now + wait_s)
