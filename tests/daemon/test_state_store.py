@@ -520,3 +520,21 @@ def test_a_file_takes_its_place_when_its_bytes_are_on_disk(
     saved(fresh(nobody, state_dir), some())
     unfinished = FILE + ".unfinished"
     assert done == [f"sync {unfinished}", f"rename {unfinished} {FILE}", f"sync {state_dir.name}"]
+
+
+def test_a_slots_memory_that_fills_up_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = os.memfd_create("kept")
+    real, room = os.pwrite, 1000
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        if offset >= room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data[: room - offset], offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(OSError, match="No space"):
+        state_store.write_kept(fd, some())
+    assert os.fstat(fd).st_size == 0
+    monkeypatch.undo()
+    assert list(state_store.read_kept(fd)) == []
+    os.close(fd)

@@ -325,3 +325,18 @@ def test_nothing_is_left_for_the_collector(files: dict[str, str]) -> None:
                 gc.enable()
 
     run(main)
+
+
+def test_a_client_that_sent_a_broken_record_is_told_so(files: dict[str, str]) -> None:
+    async def main() -> None:
+        async with tls_serving(files) as (daemon, context):
+            client = await TlsClient(daemon, context).connect()
+            client.tls.write(get())
+            wire = bytearray(client._out.read())
+            wire[-1] ^= 1
+            await client.send_raw(bytes(wire))
+            with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
+                await client.read()
+            await daemon.until(lambda: closed(daemon, CloseReason.TLS_FAILED) == 1)
+
+    run(main)

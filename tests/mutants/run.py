@@ -85,7 +85,9 @@ def snapshot() -> Iterator[Path]:
         for path in filter(None, listed.stdout.decode().split("\0")):
             if (PROJECT / path).is_file():
                 (Path(name) / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(PROJECT / path, Path(name) / path)
+                shutil.copy2(PROJECT / path, Path(name) / path)
+        # Compiled once: half of the time of a short run.
+        run(Path(name), ["-m", "compileall", "-q", "streamd"], TESTS_S_MAX)
         yield Path(name)
 
 
@@ -96,7 +98,10 @@ def tree(clean: Path, mutant: Mutant | None = None) -> Iterator[Path]:
         root = Path(name)
         shutil.copytree(clean, root, dirs_exist_ok=True)
         if mutant is not None:
-            (root / "streamd" / mutant.file).write_text(applied(mutant, clean / "streamd"), encoding="utf-8")
+            edited = root / "streamd" / mutant.file
+            edited.write_text(applied(mutant, clean / "streamd"), encoding="utf-8")
+            for compiled in (edited.parent / "__pycache__").glob(f"{edited.stem}.*.pyc"):
+                compiled.unlink()
         yield root
 
 

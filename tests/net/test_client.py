@@ -27,6 +27,7 @@ from fakes import (
 )
 
 from streamd.core.stream import DIRECT_READERS_MAX
+from streamd.core.admission import Admission, Gate
 from streamd.net.client import TRANSITIONS, At, ClientConnection
 from streamd.net.listen import KEEPALIVE_IDLE_S
 from streamd.reasons import CloseReason
@@ -926,3 +927,21 @@ def test_the_peer_for_the_log() -> None:
 def test_each_connection_costs_its_slots_and_no_dict() -> None:
     assert not hasattr(ClientConnection, "__dict__") or "__dict__" not in dir(ClientConnection(None))  # type: ignore[arg-type]
     assert dataclasses.is_dataclass(ClientConnection) is False
+
+
+def test_who_is_turned_away_has_no_place_of_the_reserve_to_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rig() as r:
+        admission = r.runtime.admission
+        monkeypatch.setattr(Admission, "admit_connection", lambda self, price: self._refuse(Gate.CONNECTIONS))
+        room = admission._budget.demands.reserve_connections
+        reserve = [r.client() for _ in range(room)]
+        for _ in range(2):
+            late = r.client()
+            assert late.answer.status == 503 and admission.reserved == room
+            late.fin()
+            assert late.gone and admission.reserved == room
+        reserve.pop().fin()
+        assert admission.reserved == room - 1
+        assert r.client(get()).answer.status == 200
+        for client in reserve:
+            client.fin()
