@@ -253,6 +253,24 @@ class TestStreams:
         admission.release_relay()
         assert admission.admit_relay() is None
 
+    def test_a_refused_relay_took_nothing(self) -> None:
+        admission = admission_for(2)
+        for _ in range(2):
+            assert admission.admit_stream() is None
+        before = admission.status()["in_use"]
+        refusal = admission.admit_relay()
+        assert refusal is not None
+        assert refusal.gate is Gate.STREAMS
+        assert admission.status()["in_use"] == before
+
+    def test_what_a_relay_took_is_given_back(self) -> None:
+        admission = admission_for(2)
+        before = admission.status()["in_use"]
+        assert admission.admit_relay() is None
+        assert admission.status()["in_use"] != before
+        admission.release_relay()
+        assert admission.status()["in_use"] == before
+
     def test_logs_are_charged_as_they_grow(self) -> None:
         admission = admission_for(10)
         admission.charge_logs(budget_for(10).available_bytes)

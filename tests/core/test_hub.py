@@ -385,3 +385,14 @@ def test_a_read_stream_is_halved_and_not_removed() -> None:
     loop.rest()
     assert reader.gaps == [(written + 1, stream.log.seq_first - 1)]
     assert reader.ended is True
+
+
+def test_a_forgotten_keys_stream_takes_nothing_along_when_it_is_removed() -> None:
+    hub = new_hub()
+    first, second = opened(hub), opened(hub)
+    hub.keep_key("a", "k", body_hash(b"1"), first)
+    hub.forget_key("a", "k")
+    hub.keep_key("a", "k", body_hash(b"2"), second)
+    hub.remove(first)
+    kept = hub.by_key("a", "k")
+    assert kept is not None and kept.stream is second

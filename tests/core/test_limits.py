@@ -192,3 +192,13 @@ def test_accounts_are_those_of_the_keys() -> None:
     assert len(accounts) == 1
     first.close_stream()  # its stream ends later
     assert accounts.of(key("k1")) is not first
+
+
+def test_other_workers_see_each_request_and_each_stream_at_once() -> None:
+    entry = [0, 0, 0]
+    account = Account(entry)
+    account.admit_request(key(requests_per_minute=10), 0.0)
+    account.open_stream(key(streams_max=2))
+    assert entry == [1, 0, 1]
+    account.close_stream()
+    assert entry == [1, 0, 0]

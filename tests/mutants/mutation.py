@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 TESTS_OF: Final = {
     "api/access.py": ("tests/api/test_access.py",),
     "api/publish.py": ("tests/api/test_publish.py", "tests/api/test_access.py"),
-    "api/relay.py": ("tests/api/test_relaying.py", "tests/api/test_access.py"),
-    "api/streams.py": ("tests/api/test_publish.py", "tests/api/test_several.py", "tests/api/test_relaying.py"),
+    "api/relay.py": ("tests/live/test_resume.py", "tests/api/test_relaying.py", "tests/api/test_access.py"),
+    "api/streams.py": ("tests/live/test_resume.py", "tests/api/test_publish.py", "tests/api/test_relaying.py"),
     "core/fanout.py": ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     "core/hub.py": ("tests/core/test_hub.py", "tests/core/test_hub_stateful.py"),
     "net/client.py": ("tests/net/test_client.py", "tests/api/test_access.py"),

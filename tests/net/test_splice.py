@@ -7,6 +7,8 @@ import contextlib
 import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -614,3 +616,20 @@ def test_a_splice_given_up_gives_back_its_price_and_both_descriptors() -> None:
         assert charged(r) == (0, 0)
         assert (splice._near.fileno(), splice.far.fileno()) == (-1, -1)
         assert not r.runtime.splices
+def test_a_client_that_leaves_with_its_request_is_a_reader_that_left(files: tuple[Path, Path]) -> None:
+    """Its close_notify comes in one read with the request, before the pair stands."""
+
+    async def main() -> None:
+        async with spliced(files, LONG) as s:
+            await s.generation()
+            (stream,) = s.p.b.streams
+            leaver = await s.client()
+            leaver.tls.write(get(f"/v1/streams/{stream.id}"))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                leaver.tls.unwrap()
+            await leaver.flush()
+            await s.p.b.until(lambda: s.p.b.runtime.counters.connections_closed[CloseReason.READER_GONE] == 2)
+            assert len(stream.readers) == 1 and stream.reason is None
+            s.clients[1].sock.close()
+
+    run(main)
