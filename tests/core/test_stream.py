@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import pytest
-from fakes import DONE, event
+from fakes import DONE, PLENTY, event
 from hypothesis import given
 from hypothesis import strategies as st
 from sinks import RING_SLOTS, Loop, Reader, Source, feed, new_hub, new_stream, said
@@ -691,3 +691,15 @@ def test_marks_keep_the_search_short(monkeypatch: pytest.MonkeyPatch) -> None:
     place = stream.place(stream.event_bytes - 1)
     assert place == (5 * MARK_EVENTS + 1, b"\n")
     assert len(read) <= MARK_EVENTS
+
+
+def test_a_farewell_in_front_of_a_gap_that_was_not_told_yet() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
+    feed(stream, 3)
+    reader.stall()
+    feed(stream, RING_SLOTS + 6)
+    assert reader.subscriber.dropped == 5
+    reader.paused, reader.capacity = False, PLENTY  # there is room again, but nobody has said so yet
+    reader.subscriber.farewell(message="Come back.", retry_ms=1500)
+    assert reader.events[-1].json["last_id"] == f"{stream.id}:4"

@@ -20,7 +20,7 @@ CORE: Final = (
         "Subscriber.pause",
         "if self.own_position == self.stream.log.seq_next:",
         "if True:",
-        ("tests/core/test_stream.py", "tests/core/test_fanout.py"),
+        ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     ),
     Mutant(
         "a reader that had stalled is never told of the end",
@@ -78,7 +78,7 @@ CORE: Final = (
         "Subscriber.finish_if_done",
         " and self.at_end",
         "",
-        ("tests/core/test_stream.py", "tests/core/test_fanout.py"),
+        ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     ),
     Mutant(
         "a fan-out reader that leaves LIVE counts as having got what its pass has not given it",
@@ -86,7 +86,7 @@ CORE: Final = (
         "Subscriber.leave_live",
         "if self.stream.direct:",
         "if True:",
-        ("tests/core/test_stream.py", "tests/core/test_fanout.py"),
+        ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     ),
     Mutant(
         "a reader that counts bytes is sent comments among them",
@@ -129,7 +129,7 @@ CORE: Final = (
         "Stream._count_anew",
         "            reader.leave_live()\n",
         "            pass\n",
-        ("tests/core/test_stream.py", "tests/core/test_fanout.py"),
+        ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     ),
     Mutant(
         "a stream goes back to direct writes while a pass is under way",
@@ -137,7 +137,7 @@ CORE: Final = (
         "Stream.maybe_direct",
         " or fanout.running",
         "",
-        ("tests/core/test_stream.py", "tests/core/test_fanout.py"),
+        ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     ),
     Mutant(
         "a byte position that fell off the log is answered with other bytes",

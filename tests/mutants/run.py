@@ -45,7 +45,7 @@ SEEDS = (5, 17, 23, 104)
 SEED_STEPS = 20_000
 SEED_S_MAX = 300
 
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+?\.py(?:::\w+)?)", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+?\.py(?:::\w+)*)", re.MULTILINE)
 _HANGING = re.compile(r'/(tests/\S+\.py)", line \d+ in (test_\w+)')
 
 _CANARIES = (
