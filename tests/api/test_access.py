@@ -798,3 +798,40 @@ def test_limits_may_change_while_connections_are_open() -> None:
         for client in (uncounted, counted):
             client.reset()
         assert len(r.runtime.admission.addresses) == 0
+
+
+# -- what belongs to another
+
+
+def test_a_sealed_name_is_its_openers_to_open_again(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        put = "/v1/streams/room"
+        assert r.client(get(put, bearer("alice"), method="PUT")).answer.status == 201
+        assert r.client(post(b"", bearer("alice"), path=f"{put}/events?seal=finished")).answer.status == 200
+        taken = r.client(get(put, bearer("bob"), method="PUT")).answer
+        assert (taken.status, taken.error["code"]) == (403, "not_the_owner")
+        assert r.client(get(put, bearer("alice"), method="PUT")).answer.status == 201
+        r.client(get(put, bearer("alice"), method="DELETE"))
+
+
+def test_a_resuming_post_reads_only_what_it_may(tokens: dict[str, Any], keys_file: Path) -> None:
+    with rig(**tokens, keys_file=str(keys_file)) as r:
+        streaming(r, bearer("alice"))
+        (stream,) = r.runtime.hub
+        resume = f"Last-Event-ID: {stream.id}:0"
+        refused = r.client(post(CHAT, bearer("bob"), resume)).answer
+        assert (refused.status, refused.error["code"]) == (401, "token_required")
+        again = r.client(post(CHAT, bearer("alice"), resume))
+        finish(r)
+        assert again.answer.status == 200 and again.answer.whole
+
+
+def test_what_a_key_has_no_room_for_takes_no_room_of_all(tmp_path: Path) -> None:
+    with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
+        running = r.client(post(CHAT, bearer("alice")))
+        before = r.runtime.admission.status()["in_use"]
+        refused = r.client(post(CHAT, bearer("alice"), "Connection: close"))
+        check_told_to_wait(refused.answer)
+        refused.fin()
+        assert r.runtime.admission.status()["in_use"] == before
+        ends_well(r, running)

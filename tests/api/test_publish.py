@@ -874,3 +874,14 @@ def test_started_without_reading_and_never_read() -> None:
         assert not r.link.closed
         r.pass_time(2)
         assert r.link.closed
+
+
+def test_of_two_publishers_the_one_that_goes_on_keeps_the_stream() -> None:
+    with publishing(publisher_grace_s=1.0) as r:
+        stream = opened(r)
+        staying, leaving = r.client(begin(LINES)), r.client(begin(LINES) + chunk(b"1\n"))
+        leaving.reset()
+        r.pass_time(2 * IDLE_S)
+        assert stream.reason is None
+        staying.send(chunk(b"2\n") + LAST)
+        assert last_seq(staying.answer) == 2
