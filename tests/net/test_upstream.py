@@ -400,3 +400,24 @@ def test_a_removed_upstream_pools_nothing() -> None:
         next(iter(r.worker.upstreams)).removed = True
         r.reply(whole_answer(b"ok"))
         assert r.link.closed
+
+
+def test_what_came_in_the_same_turn_as_the_fin_reaches_the_reader() -> None:
+    with rig() as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD)
+        r.link.feed(chunk(event("Hello")))
+        r.link.fin()
+        r.turn()
+        read = events_in(client.answer.body)
+        assert text_of(read[:1]) == "Hello" and read[1].json["error"]["code"] == "upstream_truncated"
+
+
+def test_a_connection_whose_last_reader_was_slow_reads_on_in_the_pool() -> None:
+    with rig() as r:
+        slow = r.client(post(WHOLE), capacity=10)
+        r.reply(whole_answer(bytes(1000)))
+        assert slow.connection.paused and r.link.reading
+        other = r.client(post(WHOLE))
+        r.reply(whole_answer(b"ok"))
+        assert len(r.links) == 1 and other.answer.body == b"ok"
