@@ -757,3 +757,13 @@ def test_a_log_trimmed_to_nothing_goes_on() -> None:
     event = wire(chat(choices=[choice("y")]))
     assert [log.append(event) for _ in range(3)] == [False, True, True]
     assert log.read(end, bytes_max=1000) == [(51, event), (52, event), (53, event)]
+
+
+def test_what_was_given_out_before_leaves_later_texts_their_whole_bound() -> None:
+    """A read of half its bytes, then an event that is like no other, then short texts: three events."""
+    long = [wire(chat(choices=[choice("0123456789" * 10)])) for _ in range(100)]
+    other = b'event: ping\ndata: {"type":"ping"}\n\n'
+    short = [wire(chat(choices=[choice("0123456789")])) for _ in range(200)]
+    log = filled([*long, other, *short], bytes_max=1 << 20)
+    coalesced = log.read_coalesced(log.seek(1))
+    assert [seq for seq, _ in coalesced] == [100, 101, 301]

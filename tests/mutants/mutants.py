@@ -225,6 +225,7 @@ CORE: Final = (
         "ReplayLog.of_parts",
         " - len(log._tail)\n",
         "\n",
+        ("tests/core/test_kept.py",),
     ),
     Mutant(
         "a saved log that lacks its last events is taken for whole",
@@ -232,6 +233,7 @@ CORE: Final = (
         "check_parts",
         "if seq != parts.seq_next:",
         "if False:",
+        ("tests/core/test_kept.py",),
     ),
     Mutant(
         "log_events_max does not bound the log",
