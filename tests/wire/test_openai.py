@@ -429,3 +429,8 @@ def test_templates_of_several_choices_combine_around_texts_as_they_are_on_the_wi
     assert openai.combine([]) is None
     marked = learnt(chat({"content": T}, model="streamd-0-"))
     assert openai.combine([(marked, runs[0][1])]) is None
+
+
+def test_an_escape_does_not_make_a_character_of_its_neighbours() -> None:
+    assert openai.is_string_inside(b"\xc3\xa9\\n")
+    assert not openai.is_string_inside(b"\xc3\\n\xa9")

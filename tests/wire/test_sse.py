@@ -327,3 +327,11 @@ def test_a_frame_read_back_is_the_event() -> None:
 )
 def test_parse_event(event: bytes, parsed: tuple[str | None, bytes]) -> None:
     assert parse_event(event) == parsed
+
+
+def test_a_plain_event_in_one_read_is_bounded_too() -> None:
+    splitter = EventSplitter(event_bytes_max=100)
+    most = b"data: %b\n\n" % (b"x" * 92)
+    assert splitter.feed(most) == [most]
+    with pytest.raises(EventTooLarge):
+        splitter.feed(most.replace(b"x", b"xx", 1))
