@@ -767,3 +767,11 @@ def test_what_was_given_out_before_leaves_later_texts_their_whole_bound() -> Non
     log = filled([*long, other, *short], bytes_max=1 << 20)
     coalesced = log.read_coalesced(log.seek(1))
     assert [seq for seq, _ in coalesced] == [100, 101, 301]
+
+
+def test_a_read_of_events_kept_whole_keeps_to_its_bytes_too() -> None:
+    small, large = b"data: 1\n\n", b"data: %b\n\n" % (b"x" * 1000)
+    log = filled([small, large, small])
+    cursor = log.seek(1)
+    assert log.read(cursor, bytes_max=500) == [(1, small)]
+    assert log.read(cursor, bytes_max=500) == [(2, large)]
