@@ -703,3 +703,10 @@ def test_a_farewell_in_front_of_a_gap_that_was_not_told_yet() -> None:
     reader.paused, reader.capacity = False, PLENTY  # there is room again, but nobody has said so yet
     reader.subscriber.farewell(message="Come back.", retry_ms=1500)
     assert reader.events[-1].json["last_id"] == f"{stream.id}:4"
+
+
+def test_of_several_events_in_one_read_each_is_looked_into() -> None:
+    stream = new_stream()
+    stream.append_all([event("a"), event("b"), DONE], 1.0)
+    assert stream.first_event_at == 1.0
+    assert stream.progress.complete and stream.progress.terminal

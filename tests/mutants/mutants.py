@@ -101,6 +101,7 @@ CORE: Final = (
         "Stream.grace_s",
         "if left.by is By.READER:",
         "if True:",
+        ("tests/core/test_hub.py",),
     ),
     Mutant(
         "after a reader left, the last reader's place in the list is wrong",

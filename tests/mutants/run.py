@@ -228,9 +228,7 @@ def check_clean(clean: Path, tests: Sequence[str], seeds: Sequence[int], pool: T
 def report(outcomes: Sequence[Outcome], seeds: Sequence[int], seconds: float) -> str:
     """The table as Markdown."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, check=True)
-    survived = [each for each in outcomes if not each.killed_by]
-    simulated = [each for each in outcomes if each.mutant.simulated]
-    found = sum(each.seed is not None for each in simulated)
+    survived = sum(not each.killed_by for each in outcomes)
     unseen = sum(not each.killed_by and each.seed is None for each in outcomes)
     lines = [
         "# Mutants",
@@ -238,22 +236,31 @@ def report(outcomes: Sequence[Outcome], seeds: Sequence[int], seconds: float) ->
         f"`make mutants`, {datetime.now(UTC):%Y-%m-%d}, on {machine()}, streamd at {commit.stdout.decode().strip()}, "
         f"{seconds / 60:.0f} minutes.",
         "",
-        f"- {len(outcomes)} mutants; {len(outcomes) - len(survived)} killed by their module's tests, "
-        f"{len(survived)} survived them, {unseen} survived everything",
-        f"- {len(simulated)} of them in code that the simulator runs: seeds {', '.join(map(str, seeds))} with "
-        f"{SEED_STEPS:,} steps each find {found}",
+        f"- {len(outcomes)} mutants; {len(outcomes) - survived} killed by their module's tests, "
+        f"{survived} survived them, {unseen} survived everything",
+        f"- {_simulator_line(outcomes, seeds)}",
         "",
         "| file | with this edit … | killed by | simulator |",
         "| --- | --- | --- | --- |",
     ]
-    for each in outcomes:
-        killed = (
-            f"`{each.killed_by.removeprefix('tests/')}`" if each.killed_by else f"**survived** {each.mutant.reason}"
-        )
-        seed = f"seed {each.seed}, {each.seed_s:.0f} s" if each.seed is not None else "not found"
-        simulator = seed if each.mutant.simulated else "–"
-        lines.append(f"| {each.mutant.file} | {each.mutant.harm} | {killed} | {simulator} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(_row(each, seeds) for each in outcomes)]) + "\n"
+
+
+def _simulator_line(outcomes: Sequence[Outcome], seeds: Sequence[int]) -> str:
+    if not seeds:
+        return "the simulator was not asked"
+    simulated = [each for each in outcomes if each.mutant.simulated]
+    found = sum(each.seed is not None for each in simulated)
+    named = ", ".join(map(str, seeds))
+    return f"the simulator runs the code of {len(simulated)}: seeds {named}, {SEED_STEPS:,} steps each, find {found}"
+
+
+def _row(each: Outcome, seeds: Sequence[int]) -> str:
+    killed = f"`{each.killed_by.removeprefix('tests/')}`" if each.killed_by else f"**survived** {each.mutant.reason}"
+    simulator = "–"
+    if seeds and each.mutant.simulated:
+        simulator = f"seed {each.seed}, {each.seed_s:.0f} s" if each.seed is not None else "not found"
+    return f"| {each.mutant.file} | {each.mutant.harm} | {killed.rstrip()} | {simulator} |"
 
 
 def machine() -> str:
