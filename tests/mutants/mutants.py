@@ -46,8 +46,8 @@ CORE: Final = (
     Mutant(
         "a ring that overflowed keeps references to events that its reader gets from the log",
         "core/stream.py",
-        "Subscriber._hold",
-        "            self.ring.clear()\n",
+        "Subscriber._gives_up_frames",
+        "                self.ring.clear()\n",
         "",
     ),
     Mutant(
@@ -591,7 +591,7 @@ API: Final = (
         "an Idempotency-Key of an answer that is no stream is in progress for ever",
         "api/relay.py",
         "Relay._keep_key",
-        "if forget:",
+        "if kept is not None and kept.stream is None:",
         "if False:",
     ),
     Mutant(

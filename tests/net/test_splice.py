@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -616,6 +615,8 @@ def test_a_splice_given_up_gives_back_its_price_and_both_descriptors() -> None:
         assert charged(r) == (0, 0)
         assert (splice._near.fileno(), splice.far.fileno()) == (-1, -1)
         assert not r.runtime.splices
+
+
 def test_a_client_that_leaves_with_its_request_is_a_reader_that_left(files: tuple[Path, Path]) -> None:
     """Its close_notify comes in one read with the request, before the pair stands."""
 
