@@ -26,6 +26,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import rig
+
 CONNECTIONS = 1000
 BODY_BYTES = 256 * 1024
 
@@ -119,9 +121,9 @@ def ask(sock: Connection, request: str) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    """Of the parent and its worker."""
+    texts = [Path(f"/proc/{process}/status").read_text() for process in rig.tree(pid)]
+    return sum(int(size) for text in texts for size in re.findall(r"VmRSS:\s+(\d+) kB", text)) * 1024
 
 
 if __name__ == "__main__":

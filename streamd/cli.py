@@ -1,24 +1,23 @@
 """The command line: `streamd serve`, `check-config`, `config-reference`, `keys`, `mock-llm`.
 
 The flags of `serve` are the rows of the settings; there is none beside `--config` that isn't one.
+
+A command imports its code, and fills its parser, when it is asked for: `serve` stays in memory as the daemon's parent.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamd
-from streamd import mockllm, reference, schema
 from streamd.config import ENV_PREFIX, ROWS, SECTIONS, ConfigError, Settings, load
-from streamd.daemon import keys_cli
 from streamd.rows import Kind, Row
 
 EXIT_USAGE = 2  # as argparse has it; settings that can't be used are a mistake of the same sort
@@ -56,7 +55,7 @@ _SERVE: dict[str, Any] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit status."""
     command_line = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(command_line)
+    args = build_parser(next(iter(command_line), "")).parse_args(command_line)
     args.command_line = command_line
     try:
         status = args.run(args)
@@ -68,36 +67,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; man pages and completion are made from it."""
+class _Command(NamedTuple):
+    text: str
+    fill: Callable[[argparse.ArgumentParser], None]
+    options: dict[str, Any]
+
+
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of the whole command line, from which man pages and completion are made; or of one command."""
     parser = argparse.ArgumentParser(
         prog="streamd", description=streamd.__doc__, allow_abbrev=False, epilog="streamd COMMAND --help says more."
     )
     parser.add_argument("--version", action="version", version=f"streamd {streamd.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, each in _COMMANDS.items():
+        of_command = commands.add_parser(name, help=each.text, **each.options)
+        if command in ("", name):
+            each.fill(of_command)
+    return parser
 
-    serve = commands.add_parser("serve", help="run the daemon", add_help=False, **_SERVE)
-    _add_settings(serve, SECTIONS, _ShortHelp)
-    serve.set_defaults(run=_serve)
 
-    check = commands.add_parser("check-config", help="say all that is wrong with a file, without starting")
-    check.add_argument("file", metavar="FILE", type=Path)
-    check.set_defaults(run=_check_config)
+def _fill_serve(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser, SECTIONS, _ShortHelp)
+    parser.set_defaults(run=_serve)
 
-    documents = commands.add_parser("config-reference", help="print the reference of all settings")
-    form = documents.add_mutually_exclusive_group()
+
+def _fill_check_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path)
+    parser.set_defaults(run=_check_config)
+
+
+def _fill_config_reference(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
     form.add_argument("--toml", action="store_true", help="a file with every default as a comment, to start from")
     form.add_argument("--schema", action="store_true", help="a JSON Schema of the file, for editors")
-    documents.set_defaults(run=_config_reference)
+    parser.set_defaults(run=_config_reference)
 
-    keys = commands.add_parser("keys", help="add, list and revoke API keys")
-    keys_cli.add_arguments(keys)
-    keys.set_defaults(run=keys_cli.run)
 
-    mock = commands.add_parser("mock-llm", help="run the built-in synthetic upstream, for demos, tests and load")
-    mockllm.add_arguments(mock)
-    mock.set_defaults(run=mockllm.run)
-    return parser
+def _fill_keys(parser: argparse.ArgumentParser) -> None:
+    from streamd.daemon import keys_cli
+
+    keys_cli.add_arguments(parser)
+    parser.set_defaults(run=keys_cli.run)
+
+
+def _fill_mock_llm(parser: argparse.ArgumentParser) -> None:
+    from streamd import mockllm
+
+    mockllm.add_arguments(parser)
+    parser.set_defaults(run=mockllm.run)
+
+
+_COMMANDS = {
+    "serve": _Command("run the daemon", _fill_serve, {"add_help": False, **_SERVE}),
+    "check-config": _Command("say all that is wrong with a file, without starting", _fill_check_config, {}),
+    "config-reference": _Command("print the reference of all settings", _fill_config_reference, {}),
+    "keys": _Command("add, list and revoke API keys", _fill_keys, {}),
+    "mock-llm": _Command("run the built-in synthetic upstream, for demos, tests and load", _fill_mock_llm, {}),
+}
 
 
 class _ShortHelp(argparse.Action):
@@ -146,17 +173,10 @@ def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting
 
 
 def _serve(args: argparse.Namespace) -> int:
-    # Why here: the other commands need neither the loop nor its start-up time.
-    from streamd.daemon import member, single, supervisor
-    from streamd.daemon.orders import WORKER_VARIABLE
+    from streamd.daemon import parent
 
-    if WORKER_VARIABLE in os.environ:
-        return member.run()
     settings = settings_of(args, os.environ)
-    load = functools.partial(settings_of, args, os.environ)
-    if settings.workers > 1:
-        return supervisor.run(settings, load, args.command_line)
-    return single.run(settings, load)
+    return parent.run(settings, functools.partial(settings_of, args, os.environ), args.command_line)
 
 
 def _check_config(args: argparse.Namespace) -> int:
@@ -171,6 +191,10 @@ def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _config_reference(args: argparse.Namespace) -> int:
+    import json
+
+    from streamd import reference, schema
+
     if args.schema:
         print(json.dumps(schema.schema(), indent=2))
     else:

@@ -18,10 +18,9 @@ import uvloop
 
 from streamd.addresses import parse_address
 from streamd.config import Settings, UpstreamSettings
-from streamd.daemon import logs
+from streamd.daemon import listen, logs
 from streamd.daemon.worker import Worker
 from streamd.mockllm import Faults, MockOptions, MockServer, parse_faults, start_mock
-from streamd.net import listen
 from streamd.reasons import CloseReason
 
 T = TypeVar("T")

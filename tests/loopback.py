@@ -20,10 +20,10 @@ from fakes import LAST, Answer, answers_in
 from streamd.addresses import parse_address
 from streamd.config import Settings, UpstreamSettings
 from streamd.core.stream import Stream
-from streamd.daemon import logs
+from streamd.daemon import listen, logs
 from streamd.daemon.worker import Worker
 from streamd.mockllm import MockOptions, MockServer, start_mock
-from streamd.net import client, listen
+from streamd.net import client
 from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 from streamd.reasons import CloseReason

@@ -20,12 +20,12 @@ from loopback import FAST, PATIENCE_S, Daemon
 from streamd.addresses import parse_address
 from streamd.config import Settings, UpstreamSettings
 from streamd.core.admission import Slot
-from streamd.daemon import logs, shared
+from streamd.daemon import listen, logs, shared
 from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.shared import Shared
 from streamd.daemon.worker import Worker
 from streamd.mockllm import MockOptions, MockServer, start_mock
-from streamd.net import client, inquiry, listen
+from streamd.net import client, inquiry
 from streamd.net.peers import Peers
 
 

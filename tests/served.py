@@ -93,7 +93,13 @@ class Notify:
 class Served:
     """A running `streamd serve`."""
 
-    def __init__(self, args: Sequence[str], environ: dict[str, str], listen_fds: Sequence[tuple[str, int]]) -> None:
+    def __init__(
+        self,
+        args: Sequence[str],
+        environ: dict[str, str],
+        listen_fds: Sequence[tuple[str, int]],
+        new_group: bool = False,
+    ) -> None:
         self.notify = Notify()
         self.log = tempfile.NamedTemporaryFile("r+b", prefix="streamd-", suffix=".log")  # noqa: SIM115 (closed in end())
         command = [sys.executable, "-m", "streamd", "serve", "--listen", "127.0.0.1:0", *args]
@@ -109,6 +115,7 @@ class Served:
             stderr=self.log,
             preexec_fn=_end_with_the_tests,
             pass_fds=[fd for _, fd in listen_fds],
+            process_group=0 if new_group else None,
         )
 
     @property
@@ -179,9 +186,11 @@ def refused(d: Served) -> bool:
 
 
 @contextlib.contextmanager
-def served(*args: str, listen_fds: Sequence[tuple[str, int]] = (), **environ: str) -> Iterator[Served]:
+def served(
+    *args: str, listen_fds: Sequence[tuple[str, int]] = (), new_group: bool = False, **environ: str
+) -> Iterator[Served]:
     """A process. Whether it has come up is for the test to wait for: `notify.until("READY=1")`, `line(…)`."""
-    running = Served(args, environ, listen_fds)
+    running = Served(args, environ, listen_fds, new_group)
     try:
         yield running
     finally:

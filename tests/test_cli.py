@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,12 +29,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings that `serve` ran with; the daemon itself is replaced."""
     ran: list[Settings] = []
 
-    def run(settings: Settings, load: Callable[[], Settings]) -> int:
+    def run(settings: Settings, load: Callable[[], Settings], argv: Sequence[str]) -> int:
         assert load() == settings, "a reload reads what the start has read"
         ran.append(settings)
         return 7
 
-    monkeypatch.setattr("streamd.daemon.single.run", run)
+    monkeypatch.setattr("streamd.daemon.parent.run", run)
     return ran
 
 

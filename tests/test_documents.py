@@ -23,7 +23,8 @@ from streamd.api import admin, publish, streams
 from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings
 from streamd.core import fanout, replay, ring, stream
 from streamd.core.admission import Demands
-from streamd.net import fetch, listen, splice, sweep, upstream
+from streamd.daemon import listen
+from streamd.net import fetch, splice, sweep, upstream
 from streamd.reasons import CloseReason
 from streamd.wire import chunked
 

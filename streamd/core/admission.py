@@ -22,7 +22,7 @@ that let in the last one at the same instant overshoot by workers - 1, which the
 lag are a process's own.
 
 Rejected: taking measured memory alone for the gate (it lags behind an arrival by the seconds in which rings and logs
-fill); a lock or a message to the supervisor on each arrival (a round trip for an error of one).
+fill); a lock or a message to the parent on each arrival (a round trip for an error of one).
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ class Demands:
     """What is subtracted before the first connection, and the operator's own bounds (0: derive)."""
 
     process_bytes: int = 48 * MIB  # one worker at start: interpreter, uvloop, orjson, tables; 35-45 MiB of PSS seen
+    parent_bytes: int = 0  # the process that starts the workers
     bodies_bytes_max: int = 256 * MIB  # request bodies being read, all together; at most an eighth of the memory
     logs_bytes_max: int = 0  # all logs together
     reserve_connections: int = 128  # health, metrics, DELETE and polite refusals, beyond the gates
@@ -183,6 +184,7 @@ class Budget:
         bodies = min(demands.bodies_bytes_max, resources.memory_bytes // BODIES_SHARE)
         fixed = (
             (f"{resources.workers} worker(s)", resources.workers * demands.process_bytes),
+            *([("parent", demands.parent_bytes)] if demands.parent_bytes else ()),
             ("request bodies", bodies),
             ("reserve", resources.workers * demands.reserve_connections * price),
         )

@@ -64,6 +64,9 @@ class Group:
         return self.stamps != tuple(map(_stamp, self.paths))
 
 
+LoadedFiles = tuple[tuple[Group, Any], ...]  # with the content of each group
+
+
 class AccessFiles:
     """The files of the current settings. `watch` is for the sweep's on_tick."""
 
@@ -75,11 +78,19 @@ class AccessFiles:
 
     def load(self, settings: Settings) -> None:
         """Read all files of `settings` and take them up together. Raises ConfigError, and then nothing has changed."""
+        self.take(self.read(settings))
+
+    def read(self, settings: Settings) -> LoadedFiles:
+        """Read all files of `settings`, and change nothing. Raises ConfigError."""
         takes = (self._access.take_keys, self._access.take_verifier, self._take_context)
         groups = _groups_of(settings, takes)
-        for group, value in zip(groups, _load_all(groups), strict=True):
+        return tuple(zip(groups, _load_all(groups), strict=True))
+
+    def take(self, files: LoadedFiles) -> None:
+        """Use these files from now on."""
+        for group, value in files:
             group.take(value)
-        self._groups = groups
+        self._groups = tuple(group for group, _ in files)
 
     def watch(self, now: float, lag_s: float) -> None:
         """Once a second: read again what has changed on disk."""
@@ -102,12 +113,6 @@ class AccessFiles:
 
     def _take_context(self, context: ssl.SSLContext | None) -> None:
         self._runtime.tls = context  # for connections that come from now on
-
-
-def check(settings: Settings) -> None:
-    """Read all files of `settings`, for whoever does not use them itself. Raises ConfigError."""
-    nobody: Take = lambda value: None  # noqa: E731
-    _load_all(_groups_of(settings, (nobody, nobody, nobody)))
 
 
 def _groups_of(s: Settings, takes: tuple[Take, Take, Take]) -> tuple[Group, ...]:

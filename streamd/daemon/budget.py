@@ -9,11 +9,14 @@ from streamd.addresses import parse_address
 from streamd.config import Settings
 from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
 from streamd.daemon import machine
-from streamd.net.listen import DUPS
+from streamd.daemon.listen import DUPS
 from streamd.net.peers import DESCRIPTORS_MAX
 
 # Epoll, pipes, the loop's own, standard streams, the mapping, files of a reload and of a certificate, name look-ups.
 OTHER_DESCRIPTORS = 32
+
+# The parent beside the workers: 10 to 13 MiB of PSS (make bench-start), with some room.
+PARENT_BYTES = 16 * 1024 * 1024
 
 
 def prices_of(settings: Settings) -> Prices:
@@ -36,6 +39,7 @@ def budget_of(settings: Settings) -> Budget:
         tcp_memory_bytes=machine.tcp_memory(),
     )
     demands = Demands(
+        parent_bytes=PARENT_BYTES,
         bodies_bytes_max=settings.bodies_bytes_max,
         logs_bytes_max=settings.logs_bytes_max,
         conns_max=settings.conns_max,

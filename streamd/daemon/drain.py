@@ -5,7 +5,7 @@
        answers carry Connection: close, new streams get 503
     2. for drain_timeout running generations go on. Only they hold the drain open, and only with a reader or within a
        grace; connections just accepted do for a moment, until their request is there and refused. Readers of published
-       streams are moved on (`reconnect`), spread evenly over the window
+       streams are sent away (`reconnect`), spread evenly over the window
     3. at the deadline, or when told again: each remaining reader gets `reconnect` with its position, who still waits
        for an answer or sends a body gets 503, upstreams are cut. A cut generation's log ends with an error event for
        those who resume
@@ -16,18 +16,17 @@ A person at a terminal (SIGINT) gets the same with short times. An idle daemon p
 from __future__ import annotations
 
 import asyncio
-import enum
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from streamd.core.stream import Stream
+from streamd.daemon.control import Report
 from streamd.net.client import ANSWERING, At, ClientConnection
 from streamd.net.problem import Problem
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 
-# How often the window is looked at: ten thousand moved readers over 30 s are 17 a step.
+# How often the window is looked at: ten thousand readers that are sent away over 30 s are 17 a step.
 STEP_S = 0.05
 
 # From the last word to a reader until its connection is cut if the bytes don't leave: within the second after the
@@ -40,24 +39,6 @@ FIRST_WORDS_S = 1.0
 
 # At most so many readers are told in one step when there is no window left: 10 us each.
 TOLD_PER_STEP_MAX = 1000
-
-
-class State(enum.Enum):
-    """Of a daemon."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPED = "stopped"
-
-
-@dataclass(slots=True)
-class Report:
-    """What the last log line says."""
-
-    finished: int = 0  # generations that ended by themselves during the drain
-    moved: int = 0  # readers of published streams, told to come back
-    cut: int = 0  # readers told at the deadline, before their stream's end
 
 
 class Drain:
@@ -106,11 +87,11 @@ class Drain:
                 break
             due = math.ceil(len(published) * (now - began_at) / self._timeout_s)
             for client in published[told:due]:
-                self.report.moved += self._tell(client, "streamd is restarting; reconnect to go on reading.")
+                self.report.sent_away += self._tell(client, "streamd is restarting; reconnect to go on reading.")
             told = max(told, due)
             await self._sleep(STEP_S)
         for k, client in enumerate(published[told:], 1):
-            self.report.moved += self._tell(client, "streamd is restarting; reconnect to go on reading.")
+            self.report.sent_away += self._tell(client, "streamd is restarting; reconnect to go on reading.")
             if k % TOLD_PER_STEP_MAX == 0:
                 await asyncio.sleep(0)
 

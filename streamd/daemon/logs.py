@@ -19,8 +19,6 @@ import re
 import traceback
 from collections.abc import Mapping
 
-import orjson
-
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 
@@ -60,6 +58,8 @@ class _Sink:
         head = {"time": _now(), "level": _WORDS[level], "event": name}
         row = head | {key: _plain(value) for key, value in fields.items() if value is not None and key not in head}
         prefix = b"<%d>" % _PRIORITIES[level] if self._journal else b""
+        import orjson  # Why here: the parent needs it only where log_format is json
+
         try:
             return prefix + orjson.dumps(row) + b"\n"
         except TypeError:  # a lone surrogate half, or an int of more than 64 bits: the slow encoder takes both

@@ -1,14 +1,15 @@
 """Shared: the mapping in which all workers count: a row of unsigned 64-bit numbers and a ledger of keys each.
 
-    head       the supervisor's: version, when it started
+    head       version, when the daemon started, whose each row is
     rows       the base row, then each worker's (the layout is net/totals.py's)
     ledgers    the base ledger, then each worker's: what it counted for every API key that it has seen
     crossings  each worker's: connections that each other one has sent to it, and those that it has taken from each
 
 A worker writes its own row and ledger; every process reads all. Aligned 64-bit stores and loads are whole on x86-64 and
-arm64, so a sum may be a moment old but never torn. When a worker dies, the supervisor adds its counts to the base row
-and ledger and clears its own. Who adds up looks at the version, odd while that is going on, before and after: so sums
-of what only grows never fall.
+arm64, so a sum may be a moment old but never torn. When a worker dies, another worker adds its counts to the base row
+and ledger and clears its own; its successor does that where no other is ready. The version is odd while that goes on,
+and a sum is taken again if the version was odd or has changed: so sums of counters never fall. The parent makes the
+mapping and knows nothing of its layout.
 
 Crossings outlast deaths: what was sent to a worker that has died is taken by its successor.
 
@@ -18,11 +19,13 @@ of the key's id, so other workers remember where a key stands.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import mmap
 import os
 import time
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from typing import cast
 
 from streamd.config import WORKERS_MAX
@@ -34,9 +37,9 @@ from streamd.net.totals import BEAT_AT, RESIDENT_AT, Row, Totals
 
 BYTES_PER_NUMBER = 8
 
-# The head: two numbers.
-VERSION, STARTED_MS = range(2)
-HEAD_LEN = 2
+# The head: two numbers, then the pid of each slot's owner: whose counts are in the row.
+VERSION, STARTED_MS, OWNERS = range(3)
+HEAD_LEN = 2 + WORKERS_MAX
 
 # A ledger: two numbers, then entries of four.
 GENERATION, COUNT = range(2)
@@ -51,7 +54,7 @@ CROSSINGS_LEN = 2 * WORKERS_MAX
 # A worker's loop turns at least four times a second; who hasn't for so long is stuck, dead, or not there yet.
 BEAT_STALE_S = 2.0
 
-# Folding takes the supervisor less than a millisecond. One that was killed in the middle of it must not stop us.
+# Folding takes less than a millisecond. A worker that was killed in the middle of it must not stop us.
 LOOKS_MAX = 100
 LOOK_AGAIN_S = 0.0001
 
@@ -120,9 +123,12 @@ class Ledger:
 
 
 class Shared:
-    """All of it. `slot` is this worker's; the supervisor has none of its own and only reads, or buries."""
+    """All of it. `slot` is this worker's; without one it can be read."""
 
     def __init__(self, fd: int, workers: int, names: Sequence[str], slot: int | None = None) -> None:
+        if os.fstat(fd).st_size == 0:  # the first worker of the daemon; the others find the same size
+            os.ftruncate(fd, size_bytes(workers))
+        self._fd = fd
         self._map = mmap.mmap(fd, size_bytes(workers))
         numbers = memoryview(self._map).cast("Q")
         self._head: Row = numbers[:HEAD_LEN]
@@ -233,14 +239,37 @@ class Shared:
         shown = [(name, at) for name, at in places if not name.endswith(("_ppm", "_ms"))]
         return [{name: row[at] for name, at in shown} for row in self.rows]
 
-    def bury(self, slot: int) -> None:
-        """The worker in this slot has died (the supervisor)."""
+    def claim(self, started_at: float) -> None:
+        """Begin in this worker's slot: its predecessor's counts, if nobody has folded them, go to the base row."""
+        self.started_at = started_at
+        with self._folding():
+            assert self._slot is not None
+            self._fold(self._slot)
+            self._head[OWNERS + self._slot] = os.getpid()
+
+    def bury(self, slot: int, pid: int) -> None:
+        """The worker in this slot has died. Nothing happens if its successor was faster and has claimed the slot."""
+        with self._folding():
+            if self._head[OWNERS + slot] == pid:
+                self._fold(slot)
+
+    @contextlib.contextmanager
+    def _folding(self) -> Iterator[None]:
+        """One process folds at a time. The kernel takes the lock off a process that dies."""
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+        self._head[VERSION] |= 1
+        try:
+            yield
+        finally:
+            self._head[VERSION] += 1
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
+    def _fold(self, slot: int) -> None:
         base, ledger = self._ledgers[0], self._ledgers[1 + slot]
-        self._head[VERSION] += 1
         totals.fold(self.base, self.rows[slot])
-        base.fold(ledger)  # first here, then there: limits may see it twice for a moment, but never not at all
+        base.fold(ledger)  # before clearing it: a limit may count it twice for a moment, and never misses it
         ledger.clear()
-        self._head[VERSION] += 1
+        self._head[OWNERS + slot] = 0
 
 
 def _hash(key_id: str) -> int:

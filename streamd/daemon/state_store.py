@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from streamd.api.publish import Publisher
 from streamd.core.kept import (
@@ -46,10 +46,11 @@ from streamd.core.kept import (
 )
 from streamd.core.stream import Stream
 from streamd.daemon import logs, systemd
+from streamd.daemon.control import STATE_FILE
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 
-FILE: Final = "streams.state"
+FILE: Final = STATE_FILE
 
 # Written in pieces: 200 streams of 5 KB a system call.
 WRITE_BYTES: Final = 1024 * 1024
@@ -72,10 +73,21 @@ class _Copy:
     aside: Callable[[], None]
 
 
+class FdStore(Protocol):
+    """systemd's store: systemd.Notifier, or the way to it through the parent."""
+
+    @property
+    def enabled(self) -> bool: ...
+
+    def store_fd(self, name: str, fd: int) -> bool: ...
+
+    def remove_fd(self, name: str) -> bool: ...
+
+
 class StateStore:
     """Both places of one daemon. `take` once at start, `put` once at the end."""
 
-    def __init__(self, notifier: systemd.Notifier, state_dir: str, stored: Sequence[int] = ()) -> None:
+    def __init__(self, notifier: FdStore, state_dir: str, stored: Sequence[int] = ()) -> None:
         """`stored` are systemd's descriptors (systemd.Inherited), which are closed when they were read."""
         self._notifier = notifier
         self._stored = list(stored)
@@ -83,14 +95,9 @@ class StateStore:
 
     # -- at start
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether there is something to take."""
-        return bool(self._stored) or (self._path is not None and self._path.exists())
-
     def take(self) -> Iterator[KeptStream]:
         """The streams of the last save, each once; then both places are empty. Says in the log what can't be read."""
-        self._check_directory()
+        self.check_directory()
         copies = [*self._stored_copies(), *self._file_copy()]
         newest = max(copies, key=lambda copy: copy.header.saved_unix, default=None)
         try:
@@ -103,7 +110,7 @@ class StateStore:
                 with contextlib.suppress(OSError):
                     os.unlink(_loading(self._path))
 
-    def _check_directory(self) -> None:
+    def check_directory(self) -> None:
         """A directory that can't be written is said now, not when the streams are lost."""
         if self._path is None:
             return
@@ -238,7 +245,7 @@ class _Memory:
 
     where = "systemd"
 
-    def __init__(self, notifier: systemd.Notifier) -> None:
+    def __init__(self, notifier: FdStore) -> None:
         self._notifier = notifier
         self.fd = os.memfd_create(systemd.STATE_FDNAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
@@ -303,7 +310,7 @@ def _written(sink: _Memory | _File, piece: bytes) -> bool:
     return True
 
 
-# Several workers: what each has lies in a memfd of its slot, which the supervisor keeps
+# Several workers: what each has lies in a memfd of its slot, which the parent keeps
 
 
 def write_kept(fd: int, kept: Iterable[KeptStream]) -> None:
@@ -335,7 +342,7 @@ def read_kept(fd: int) -> Iterator[KeptStream]:
 
 
 def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
-    """A worker that has drained leaves its streams to the supervisor, as many as there is room for beside the logs."""
+    """A worker that has drained leaves its streams to the parent, as many as there is room for beside the logs."""
     hub, now, now_unix = runtime.hub, runtime.time(), runtime.unix_time()
     chosen = choose(hub, room_bytes)
     try:
@@ -347,7 +354,7 @@ def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
         logs.event(logs.WARNING, "streams not kept", left=len(hub) - len(chosen), room_bytes=room_bytes)
 
 
-def deal_out(store: StateStore, slots: Sequence[int], owner: Callable[[str], int]) -> None:
+def distribute(store: StateStore, slots: Sequence[int], owner: Callable[[str], int]) -> None:
     """What the process before has left, into the memfd of each stream's worker. `slots`: their descriptors."""
     dealt: list[list[KeptStream]] = [[] for _ in slots]
     for kept in store.take():
@@ -357,7 +364,7 @@ def deal_out(store: StateStore, slots: Sequence[int], owner: Callable[[str], int
             write_kept(fd, streams)
 
 
-def gather_in(store: StateStore, slots: Sequence[int]) -> None:
+def collect(store: StateStore, slots: Sequence[int]) -> None:
     """What all workers have left, into the store."""
     kept = [stream for fd in slots for stream in read_kept(fd)]
     if kept:

@@ -8,7 +8,7 @@ The protocols are sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3). Thr
   reads READY and RELOADING in one datagram as one state. STATUS, WATCHDOG and EXTEND_TIMEOUT_USEC are worth nothing
   later and are never owed.
 - The variables are for this process alone. They are taken out of the environment when read, so that no child can
-  believe that it was meant (a worker must not feed the supervisor's watchdog).
+  believe that it was meant (a worker must not feed the parent's watchdog).
 
 Rejected: a connected socket. `systemctl daemon-reexec` may open a new one under the same name; an address finds it.
 """

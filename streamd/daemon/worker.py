@@ -1,6 +1,6 @@
 """Worker: everything that serves in one process, wired together, with its clock work.
 
-It knows no signals and no systemd: daemon/single.py runs one worker as the whole daemon, daemon/supervisor.py several.
+It knows no signals, no systemd and no parent: daemon/worker_process.py runs it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import gc
 import math
 import random
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from streamd import metrics
 from streamd.api.access import Access
@@ -29,13 +29,14 @@ from streamd.config import Settings
 from streamd.core.admission import Admission, Budget
 from streamd.core.hub import CHARGE_TURNS, Hub
 from streamd.core.stream import Stream
-from streamd.daemon import logs, machine
+from streamd.daemon import listen, logs, machine
 from streamd.daemon.access import AccessLog, LateLines
-from streamd.daemon.access_files import AccessFiles
+from streamd.daemon.access_files import AccessFiles, LoadedFiles
 from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
-from streamd.daemon.drain import Drain, Report, State
+from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report, Standing
+from streamd.daemon.drain import Drain
 from streamd.daemon.shared import Shared
-from streamd.net import listen, totals
+from streamd.net import totals
 from streamd.net.client import ClientConnection
 from streamd.net.inquiry import Inquiries
 from streamd.net.layers import Adopted, protocol_factory
@@ -52,6 +53,14 @@ PUBLISH_EVERY_S = 1.0
 
 # The accept queue of a listener that closes is emptied first; a flood must not hold the drain.
 ACCEPT_EMPTY_S_MAX = 1.0
+
+
+class Prepared(NamedTuple):
+    """Everything that a reload needs, read and computed; nothing of it holds yet."""
+
+    settings: Settings
+    budget: Budget
+    files: LoadedFiles
 
 
 class Worker:
@@ -92,8 +101,10 @@ class Worker:
         self.shared: Shared | None = None  # the mapping of all workers' rows, where there are several
         self._publish_at = 0.0
         self._resident_bytes = 0
+        self.parent_bytes = 0  # of the process beside this one, which keeps its size
+        self._standing_events = 0
         self._saturation: dict[str, float] = {}  # the daemon's, as of the last totals()
-        self.state = State.STARTING
+        self.state = DaemonState.STARTING
         self.started_at = loop.time()
         self._lines = LateLines(loop)
         self.draining: Drain | None = None
@@ -160,7 +171,7 @@ class Worker:
         return summed
 
     def _readiness(self) -> str:
-        return "ready" if self.state is State.SERVING else self.state.value
+        return "ready" if self.state is DaemonState.SERVING else self.state.value
 
     def status(self) -> dict[str, Any]:
         runtime, shared, summed = self.runtime, self.shared, self.totals()
@@ -179,10 +190,16 @@ class Worker:
             status["workers"] = shared.each()
         return status
 
-    def status_line(self, tokens_per_s: float) -> str:
-        """What `systemctl status` shows."""
-        saturation = self.runtime.admission.saturation_highest()
-        return f"{status_line(self.state.value, self.totals().gauges, tokens_per_s)}, saturation {saturation:.2f}"
+    def standing(self, elapsed_s: float) -> Standing:
+        """This worker's part of the status line; `elapsed_s` is since the last call."""
+        hub = self.runtime.hub
+        events, self._standing_events = hub.text_events_total - self._standing_events, hub.text_events_total
+        return Standing(
+            connections=len(self.runtime.clients),
+            streams=sum(stream.reason is None for stream in hub),
+            tokens_per_s=events / max(0.001, elapsed_s),
+            saturation=self.runtime.admission.saturation_highest(),
+        )
 
     def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
@@ -213,7 +230,8 @@ class Worker:
         admission.charge_logs(log_bytes - self._charged_logs)
         self._charged_logs = log_bytes
         self._resident_bytes = machine.private_bytes()
-        admission.note_resident(self._resident_bytes if self.shared is None else self.shared.resident_bytes())
+        workers_bytes = self._resident_bytes if self.shared is None else self.shared.resident_bytes()
+        admission.note_resident(workers_bytes + self.parent_bytes)
         if self.shared is not None:
             self._show(self.shared, now)
         self._charge_turn = (self._charge_turn + 1) % CHARGE_TURNS
@@ -320,7 +338,7 @@ class Worker:
         if self.shared is not None:
             self._show(self.shared, self.loop.time())
         self.runtime.sweep.start()
-        self.state = State.SERVING
+        self.state = DaemonState.SERVING
 
     def reload(self, settings: Settings) -> None:
         """Take up new settings for whatever begins from now on. Nobody is dropped.
@@ -328,8 +346,16 @@ class Worker:
         Raises ConfigError for files that can't be used, BudgetError for limits that are too small, and then nothing has
         changed.
         """
-        budget = budget_of(settings)
-        self.access_files.load(settings)
+        self.apply(self.prepare(settings))
+
+    def prepare(self, settings: Settings) -> Prepared:
+        """Read and compute everything that reload() needs, with its exceptions; nothing has changed."""
+        return Prepared(settings, budget_of(settings), self.access_files.read(settings))
+
+    def apply(self, prepared: Prepared) -> None:
+        """The prepared settings hold from now on."""
+        settings, budget, files = prepared
+        self.access_files.take(files)
         self.budget = budget
         self.runtime.admission.reload(budget, limits_of(settings))
         self.settings = settings
@@ -349,7 +375,7 @@ class Worker:
             self.draining.hurry()
             return
         settings = self.settings
-        self.state = State.DRAINING
+        self.state = DaemonState.DRAINING
         self.draining = Drain(
             self.runtime,
             delay_s=0.0 if quick else settings.drain_delay_s,
@@ -360,7 +386,7 @@ class Worker:
 
     async def _drain(self, drain: Drain) -> None:
         report = await drain.run()
-        self.state = State.STOPPED
+        self.state = DaemonState.STOPPED
         self.runtime.sweep.stop()
         self.upstreams.close()
         for splice in tuple(self.runtime.splices):
@@ -383,15 +409,5 @@ class Worker:
         await asyncio.sleep(0)  # those accepted last get to say their first words
 
 
-def status_line(state: str, gauges: Mapping[str, int], tokens_per_s: float) -> str:
-    """What `systemctl status` shows."""
-    return (
-        f"{state}: {gauges['connections']} connections, {gauges['streams_live']} streams, {tokens_per_s:.0f} tokens/s"
-    )
-
-
 # Allocations less frees of containers before the youngest are looked at; of those passes before the next generation.
 GC_THRESHOLDS = (50_000, 50, 100)
-
-# Ctrl-C at a terminal: a person waits.
-QUICK_DRAIN_S = 2.0

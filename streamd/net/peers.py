@@ -5,7 +5,7 @@ its hash. A request that comes to another worker is passed on with its connectio
 read go over a SOCK_SEQPACKET pair (SCM_RIGHTS), once, at the request's head; afterwards nothing is in between. The
 sender keeps nothing but closes its own copy of the descriptor, which ends no connection as long as the other one lives.
 
-Each worker reads from one end of its own pair; the other end is open in all workers and in the supervisor, who keeps
+Each worker reads from one end of its own pair; the other end is open in all workers and in the parent, which keeps
 both over a worker's death, so that its successor takes what still lay there.
 
 A TLS connection can't be passed once its handshake has begun: its keys are in this process. Its request goes to the

@@ -10,7 +10,7 @@ into a base row; its gauges end with it.
 The place of each measure in a row derives from the table in streamd/counters.py, and so does the way in which the
 values of several workers are combined. Nothing here names a counter, but for those that `of_worker` copies.
 
-Upstreams have an index that the supervisor gives out once for a name; from the 64th on they share the last one.
+Upstreams have an index that the parent gives out once for a name; from the 64th on they share the last one.
 """
 
 from __future__ import annotations

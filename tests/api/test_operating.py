@@ -8,7 +8,7 @@ import pytest
 from fakes import CHAT, SSE_HEAD, WHOLE, Rig, chunk, event, get, post, rig, whole_answer
 
 from streamd.config import UpstreamSettings
-from streamd.daemon.drain import State
+from streamd.daemon.control import DaemonState
 
 TWO = (
     UpstreamSettings(name="a", url="http://a.test:1", models=("big", "small"), aliases={"fast": "small"}),
@@ -34,11 +34,11 @@ def test_readiness_follows_the_workers_state_and_not_the_upstreams() -> None:
         r.refusing.add(1)
         r.client(post(WHOLE))
         assert r.client(get("/readyz")).answer.status == 200
-        for state in (State.STARTING, State.DRAINING):
+        for state in (DaemonState.STARTING, DaemonState.DRAINING):
             r.worker.state = state
             answer = r.client(get("/readyz")).answer
             assert answer.status == 503 and json.loads(answer.body) == {"status": state.value}
-        r.worker.state = State.SERVING
+        r.worker.state = DaemonState.SERVING
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/status"])

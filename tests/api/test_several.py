@@ -17,8 +17,9 @@ from streamd.api import responses as responses_module
 from streamd.api.llama import owner_of
 from streamd.api.responses import FORGOTTEN, LEARNED
 from streamd.core.hub import ID_LEN
+from streamd.daemon import listen
 from streamd.mockllm import MockOptions
-from streamd.net import inquiry, listen
+from streamd.net import inquiry
 from streamd.net.inquiry import INQUIRIES_MAX
 from streamd.net.peers import MEMORY_BYTES_MAX, Note
 from streamd.net.totals import BEAT_AT, RESIDENT_AT

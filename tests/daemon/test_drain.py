@@ -11,8 +11,8 @@ import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Client, Rig, chunk, event, events_in, get, post, rig, text_of
 
 from streamd.core.stream import Stream
-from streamd.daemon.drain import FIRST_WORDS_S, LAST_WORDS_S, STEP_S, Drain, Report, State
-from streamd.daemon.worker import QUICK_DRAIN_S
+from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report
+from streamd.daemon.drain import FIRST_WORDS_S, LAST_WORDS_S, STEP_S, Drain
 from streamd.reasons import CloseReason
 
 TIMEOUT_S = 30.0
@@ -40,7 +40,7 @@ def report(r: Rig) -> Report:
     """What the drain came to; it must be over, but for one look."""
     r.pass_time(LOOK_S)
     assert r.worker.drained.done(), "still draining"
-    assert r.worker.state is State.STOPPED
+    assert r.worker.state is DaemonState.STOPPED
     return r.worker.drained.result()
 
 
@@ -265,7 +265,7 @@ def test_published_readers_are_moved_evenly_and_keep_their_position() -> None:
             assert text_of(events_in(reader.answer.body)[:-1]) == ""
             assert [read.json["delta"] for read in events_in(reader.answer.body)[:-1]] in (["one", "two"], ["onetwo"])
         r.pass_time(1)
-        assert (report(r).moved, report(r).cut) == (40, 1)
+        assert (report(r).sent_away, report(r).cut) == (40, 1)
         assert stream.reason is None
         r.worker.streams.stop_stream(stream)
 
@@ -276,7 +276,7 @@ def test_published_streams_never_hold_it_open() -> None:
         reader = r.client(get("/v1/streams/news"))
         before = r.loop.time()
         begin(r)
-        assert report(r) == Report(moved=1)
+        assert report(r) == Report(sent_away=1)
         assert r.loop.time() - before < STEP_S
         assert the_reconnect(reader)["last_id"] == f"news:{stream.epoch}:1"
         r.worker.streams.stop_stream(stream)

@@ -49,13 +49,12 @@ def test_all_workers_see_one_daemon(fd: int) -> None:
     shown = Shared(fd, WORKERS, []).each()
     assert [each["connections"] for each in shown] == [0, 1, 2]
     assert {each["pid"] for each in shown} == {os.getpid()}
-    supervisor = Shared(fd, WORKERS, [])
-    supervisor.started_at = 12.5
+    worker(fd, 0).claim(12.5)
     assert worker(fd, 1).started_at == 12.5
 
 
 def test_a_sum_never_falls_while_a_worker_is_buried(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    supervisor, reader, writer = Shared(fd, WORKERS, ["up"]), worker(fd, 0), worker(fd, 1)
+    burier, reader, writer = Shared(fd, WORKERS, ["up"]), worker(fd, 0), worker(fd, 1)
     counters = Counters()
     counters.requests = 1000
     writer.publish(Totals(counters))
@@ -67,7 +66,7 @@ def test_a_sum_never_falls_while_a_worker_is_buried(fd: int, monkeypatch: pytest
         looks += 1
         base = list(rows[0])
         if looks == 1:
-            supervisor.bury(1)
+            burier.bury(1, 0)
         return add_up([base, *rows[1:]], names)
 
     monkeypatch.setattr(totals, "add_up", torn)
@@ -75,7 +74,38 @@ def test_a_sum_never_falls_while_a_worker_is_buried(fd: int, monkeypatch: pytest
     assert looks == 2
 
 
-def test_a_supervisor_that_was_killed_while_it_buried_stops_nobody(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_counts_of_a_dead_worker_are_folded_once_whoever_comes_first(fd: int) -> None:
+    counters = Counters()
+    counters.requests = 1000
+    successor, other = worker(fd, 1), worker(fd, 0)
+    worker(fd, 1).publish(Totals(counters, gauges={"connections": 5}))
+    successor.claim(1.0)
+    summed = other.add_up()
+    assert (summed.counters.requests, summed.gauges["connections"]) == (1000, 0)
+    successor.publish(Totals(Counters(), gauges={"connections": 7}))
+    other.bury(1, os.getpid() + 1)  # an order that comes late
+    assert other.add_up().gauges["connections"] == 7
+    other.bury(1, os.getpid())
+    other.bury(1, os.getpid())
+    summed = other.add_up()
+    assert (summed.counters.requests, summed.gauges["connections"]) == (1000, 0)
+
+
+def test_a_sum_is_whole_again_after_the_next_folding(fd: int) -> None:
+    one = worker(fd, 0)
+    one._head[VERSION] = 3  # a worker died in the middle of it
+    one.bury(1, 0)
+    assert one._head[VERSION] == 4
+
+
+def test_the_first_worker_lays_the_mapping_out() -> None:
+    fd = os.memfd_create("empty")
+    worker(fd, 0).publish(Totals(Counters(), gauges={"connections": 7}))
+    assert worker(fd, 1).add_up().gauges["connections"] == 7
+    os.close(fd)
+
+
+def test_a_worker_that_was_killed_while_it_folded_counts_stops_no_sum(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_module, "LOOK_AGAIN_S", 0)
     reader = worker(fd, 0)
     reader._head[VERSION] = 1
@@ -89,7 +119,7 @@ def test_requests_under_way_elsewhere(fd: int) -> None:
     two.set_in_flight("not in the list yet", 9)
     assert (one.in_flight_elsewhere("up"), two.in_flight_elsewhere("up")) == (4, 3)
     assert worker(fd, 2).in_flight_elsewhere("up") == 7
-    Shared(fd, WORKERS, ["up"]).bury(1)
+    Shared(fd, WORKERS, ["up"]).bury(1, 0)
     assert one.in_flight_elsewhere("up") == 0
 
 
@@ -99,7 +129,7 @@ def test_who_lives(fd: int) -> None:
     two.beat(1000.0)
     assert one.alive(1, 1000.0) and one.alive(1, 1000.0 + BEAT_STALE_S - 0.1)
     assert not one.alive(1, 1000.0 + BEAT_STALE_S)
-    Shared(fd, WORKERS, []).bury(1)
+    Shared(fd, WORKERS, []).bury(1, 0)
     assert not one.alive(1, 1000.0)
 
 
@@ -137,14 +167,14 @@ def test_tokens_are_seen_with_the_sweep(fd: int) -> None:
 
 
 def test_what_a_dead_worker_had_spent_stays_spent(fd: int) -> None:
-    supervisor = Shared(fd, WORKERS, [])
+    burier = Shared(fd, WORKERS, [])
     one, two = accounts_of(fd, 0), accounts_of(fd, 1)
     limited = key()
     account = two.of(limited)
     account.requests_total, account.tokens_total = 7, 900
     assert account.open_stream(limited) is None
     assert one.elsewhere(limited) == Spent(7, 900, 1)
-    supervisor.bury(1)
+    burier.bury(1, 0)
     assert one.elsewhere(limited) == Spent(7, 900, 0)
     successor = accounts_of(fd, 1)
     assert successor.elsewhere(limited) == Spent(7, 900, 0)
@@ -152,7 +182,7 @@ def test_what_a_dead_worker_had_spent_stays_spent(fd: int) -> None:
     assert successor.of(other).admit_request(other, 0.0) is None  # takes the entry that k1 had
     assert successor.of(limited).admit_request(limited, 0.0) is None
     assert one.elsewhere(limited) == Spent(8, 900, 0) and one.elsewhere(other) == Spent(1, 0, 0)
-    supervisor.bury(1)
+    burier.bury(1, 0)
     assert one.elsewhere(limited) == Spent(8, 900, 0) and one.elsewhere(other) == Spent(1, 0, 0)
 
 

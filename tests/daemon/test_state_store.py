@@ -123,7 +123,6 @@ def test_the_file_alone(nobody: systemd.Notifier, state_dir: Path) -> None:
     assert saved(store, streams) == (str(state_dir / FILE),)
     assert (state_dir / FILE).stat().st_mode & 0o777 == 0o600
     assert os.listdir(state_dir) == [FILE]
-    assert fresh(nobody, state_dir).is_waiting
     assert list(fresh(nobody, state_dir).take()) == streams
 
 
@@ -133,7 +132,6 @@ def test_what_was_taken_is_gone(nobody: systemd.Notifier, state_dir: Path) -> No
     assert len(list(fresh(nobody, state_dir).take())) == 4
     assert os.listdir(state_dir) == []
     assert list(fresh(nobody, state_dir).take()) == []
-    assert not fresh(nobody, state_dir).is_waiting
 
 
 def test_systemds_store_alone(notifier: systemd.Notifier, store: Store) -> None:
@@ -142,7 +140,6 @@ def test_systemds_store_alone(notifier: systemd.Notifier, store: Store) -> None:
     (fd,) = store.look()
     assert store.told == ["FDSTOREREMOVE=1", "FDSTORE=1"]
     again = fresh(notifier, stored=(fd,))
-    assert again.is_waiting
     assert list(again.take()) == streams
     assert store.look() == [] and store.told[2:] == ["FDSTOREREMOVE=1"]
 

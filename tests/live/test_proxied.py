@@ -14,8 +14,7 @@ from loopback import Conn, Daemon, run, serving
 from tlspeer import TlsClient, client_context, make_certificate
 
 from streamd.addresses import parse_address
-from streamd.daemon import logs
-from streamd.net import listen
+from streamd.daemon import listen, logs
 from streamd.net.client import At
 from streamd.reasons import CloseReason
 from streamd.wire.proxy_v2 import SIGNATURE

@@ -234,4 +234,4 @@ def test_a_carried_stream_outlives_the_drain_of_its_carrier(tmp_path: Path) -> N
 
         asyncio.run(main())
         assert d.ended() == 0
-        assert " stopped finished=1 moved=0 cut=0" in d.lines[-1]
+        assert " stopped finished=1 sent_away=0 cut=0" in d.lines[-1]

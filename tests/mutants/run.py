@@ -50,7 +50,7 @@ _HANGING = re.compile(r'/(tests/\S+\.py)", line \d+ in (test_\w+)')
 
 _CANARIES = (
     Mutant("", "core/stream.py", "", "from __future__ import annotations\n", "raise ImportError\n"),
-    Mutant("", "daemon/supervisor.py", "", "from __future__ import annotations\n", "raise ImportError\n"),
+    Mutant("", "daemon/parent.py", "", "from __future__ import annotations\n", "raise ImportError\n"),
 )
 
 

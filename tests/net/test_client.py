@@ -28,8 +28,8 @@ from fakes import (
 
 from streamd.core.admission import Admission, Gate
 from streamd.core.stream import DIRECT_READERS_MAX
+from streamd.daemon.listen import KEEPALIVE_IDLE_S
 from streamd.net.client import TRANSITIONS, At, ClientConnection
-from streamd.net.listen import KEEPALIVE_IDLE_S
 from streamd.reasons import CloseReason
 
 

@@ -325,6 +325,16 @@ def test_a_stuck_worker_takes_only_its_own_streams_along(streamd: Installed) -> 
     assert streamd.is_whole(asyncio.run(streamd.reader(4)), 4)
 
 
+def test_a_killed_only_worker_is_replaced_without_a_restart_and_refuses_nobody(streamd: Installed) -> None:
+    streamd.fresh()
+    main_pid, (worker,) = streamd.main_pid(), streamd.worker_pids()
+    streamd.run("sh", "-c", f"kill -KILL {worker}")
+    assert streamd.get("/healthz") == 200  # it waited in the kernel's queue
+    assert worker not in streamd.worker_pids()
+    assert streamd.main_pid() == main_pid and streamd.show("NRestarts") == "0"
+    assert "worker died" in streamd.journal()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stuck_main_process_is_restarted_by_the_watchdog(streamd: Installed, workers: int) -> None:
     streamd.fresh(f"workers = {workers}")
@@ -337,12 +347,15 @@ def test_a_stuck_main_process_is_restarted_by_the_watchdog(streamd: Installed, w
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_main_process_is_restarted_and_refuses_nobody(streamd: Installed, workers: int) -> None:
     streamd.fresh(f"workers = {workers}")
+    before = streamd.worker_pids()
     streamd.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "streamd.service")
+    # What a worker accepts in the moment until systemd kills it, too, ends with it.
+    until(lambda: all(streamd.ran("kill", "-0", str(pid)).returncode for pid in before), "the end of the workers")
     assert streamd.get("/healthz") == 200  # it waited in the kernel's queue
     until(lambda: streamd.show("NRestarts") == "1" and streamd.show("ActiveState") == "active", "the restart")
     cgroup = streamd.run("cat", f"/proc/{streamd.main_pid()}/cgroup")
     assert "streamd.service" in cgroup
-    assert len(streamd.worker_pids()) == (0 if workers == 1 else workers)
+    until(lambda: len(streamd.worker_pids()) == workers, "the workers")
 
 
 # Stopping and restarting

@@ -11,7 +11,7 @@ import pytest
 
 from streamd.addresses import parse_address
 from streamd.config import Settings
-from streamd.net import listen
+from streamd.daemon import listen
 
 
 def test_tcp_and_what_it_is_called() -> None:

@@ -1,0 +1,19 @@
+"""`python -m streamd.daemon` is a process that the parent starts: a worker, or the mover of saved streams.
+
+It is launched by a variable (daemon/control.py); its command line is the parent's, for `ps`.
+"""
+
+import os
+import sys
+
+from streamd.daemon.control import STATE_VARIABLE, WORKER_VARIABLE
+
+if WORKER_VARIABLE in os.environ:
+    from streamd.daemon import worker_process
+
+    sys.exit(worker_process.run())
+if STATE_VARIABLE in os.environ:
+    from streamd.daemon import state_process
+
+    sys.exit(state_process.run())
+sys.exit("streamd starts this by itself; run `streamd serve`")

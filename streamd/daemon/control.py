@@ -1,0 +1,192 @@
+"""Control messages between the parent and its worker processes, and the facts that a process is launched with.
+
+Each process has one pipe to the parent, a SOCK_SEQPACKET pair, so a message is a datagram: the kind's word and plain
+values. The end of the pipe is a message too: to the parent it says that the process has ended, to a worker that it has
+to. This module belongs to both sides and imports nothing of the data path, because the parent stays small.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import enum
+import json
+import pickle
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeVar
+
+# In the environment of a worker process, and of the process that moves saved streams: how it is launched. The second
+# underscore keeps the names apart from the settings' variables.
+WORKER_VARIABLE = "STREAMD__WORKER"
+STATE_VARIABLE = "STREAMD__STATE"
+
+# The largest message is the settings: 50 KB with a hundred upstreams.
+MESSAGE_BYTES_MAX = 192 * 1024
+
+# Exit statuses of the daemon and of its processes: 1 is a failure that a restart may mend (the port is taken), 2 a
+# mistake in the settings.
+EXIT_FAILED = 1
+EXIT_SETTINGS = 2
+
+# The drain after Ctrl-C at a terminal: a person waits.
+QUICK_DRAIN_S = 2.0
+
+# The file of saved streams, in the state directory.
+STATE_FILE = "streams.state"
+
+# Time for saving or restoring streams: 1 GiB of logs, at the 50 MB/s of a slow disk, is 20 s.
+STATE_S = 30.0
+
+Kind = TypeVar("Kind", bound=enum.Enum)
+
+
+class ToWorker(enum.Enum):
+    """Parent to worker."""
+
+    SETTINGS = "settings"  # (Settings, names of upstreams by index): the first message, the worker starts with it
+    PREPARE = "prepare"  # (number of the reload, Settings, names): read everything that a reload needs, change nothing
+    APPLY = "apply"  # the number: the prepared settings hold from now on
+    DISCARD = "discard"  # the number: another worker has refused these settings
+    DRAIN = "drain"  # quick: bool
+    HURRY = "hurry"
+    LOG_LEVEL = "log_level"  # the word
+    BURY = "bury"  # (slot, pid) of a worker that has died: fold its counts into the base row
+    STORED = "stored"  # the answer to STORE: whether systemd's socket took the descriptor
+
+
+class ToParent(enum.Enum):
+    """Worker to parent."""
+
+    READY = "ready"  # the budget's line for the log
+    FAILED = "failed"  # (exit status, lines): why the worker can't start
+    BEAT = "beat"  # the loop turns
+    STANDING = "standing"  # a Standing
+    PREPARED = "prepared"  # (number of the reload, why the settings can't be used or "")
+    APPLIED = "applied"  # the number
+    DRAIN = "drain"  # a request on the admin surface
+    LOG_LEVEL = "log_level"  # the word, from the admin surface
+    SAVING = "saving"  # the drain is over, the loop stands still while streams are saved
+    DRAINED = "drained"  # the values of its Report
+    STORE = "store"  # a name, with a descriptor for systemd's store
+    REMOVE = "remove"  # a name whose descriptors systemd shall close
+
+
+class DaemonState(enum.Enum):
+    """Where the daemon, or one worker of it, is in its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Report:
+    """The numbers in the last log line."""
+
+    finished: int = 0  # generations that ended by themselves during the drain
+    sent_away: int = 0  # readers of published streams, told to come back
+    cut: int = 0  # readers told at the deadline, before their stream's end
+
+
+class Standing(NamedTuple):
+    """One worker's part of the line that `systemctl status` shows."""
+
+    connections: int = 0
+    streams: int = 0
+    tokens_per_s: float = 0.0
+    saturation: float = 0.0
+
+
+class Launch(NamedTuple):
+    """A worker's slot, and the numbers of the descriptors that it inherits. -1 or (): there is none."""
+
+    slot: int
+    workers: int
+    started_at: float  # of the daemon, on the monotonic clock
+    pipe: int
+    public: tuple[int, ...]
+    public_kept: bool  # systemd holds these listeners too, so a connection in their queues outlives the daemon
+    admin: tuple[int, ...]
+    admin_kept: bool
+    # The only worker restores and saves streams by itself.
+    stored: tuple[int, ...] = ()  # systemd's descriptors with saved streams
+    under_systemd: bool = False  # it may keep a descriptor, and shows a status
+    # Several workers share these.
+    counters: int = -1  # the mapping
+    kept: int = -1  # a memfd with the streams for this worker; and, after its drain, of this worker
+    inbox: int = -1
+    outlets: tuple[int, ...] = ()
+
+    def descriptors(self) -> tuple[int, ...]:
+        fds = {self.pipe, *self.public, *self.admin, *self.stored, self.counters, self.kept, self.inbox, *self.outlets}
+        return tuple(sorted(fds - {-1}))
+
+    def encode(self) -> str:
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        return cls(**_with_tuples(json.loads(text)))
+
+
+class StateLaunch(NamedTuple):
+    """The process that moves saved streams between the store and the memfds of several workers."""
+
+    saves: bool  # from the memfds into the store; else the other way
+    pipe: int
+    kept: tuple[int, ...]  # by slot
+    stored: tuple[int, ...]
+    under_systemd: bool
+    state_dir: str
+    log_level: str
+    log_format: str
+
+    def descriptors(self) -> tuple[int, ...]:
+        return (self.pipe, *self.kept, *self.stored)
+
+    def encode(self) -> str:
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        return cls(**_with_tuples(json.loads(text)))
+
+
+def _with_tuples(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+
+
+class Received(NamedTuple):
+    """A received message: the word of its kind, its values, and a descriptor or -1."""
+
+    kind: str
+    facts: Any
+    fd: int = -1
+
+
+def send(pipe: socket.socket, kind: enum.Enum, facts: object = None, fd: int = -1) -> bool:
+    """Whether the message is on its way: not if the other side is gone, or hasn't read for too long."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
+    with contextlib.suppress(OSError):
+        pipe.sendmsg([pickle.dumps((kind.value, facts))], rights)
+        return True
+    return False
+
+
+def receive(pipe: socket.socket) -> Received | None:
+    """The next message; None at the pipe's end. Raises BlockingIOError or TimeoutError where there is none yet."""
+    try:
+        # Why: not socket.recv_fds(), which drops its flags in CPython 3.11.
+        data, rights, _, _ = pipe.recvmsg(MESSAGE_BYTES_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    except (BlockingIOError, TimeoutError):
+        raise
+    except OSError:
+        return None
+    # The other side is our own parent or child, so unpickling is safe.
+    if not data:
+        return None
+    kind, facts = pickle.loads(data)
+    return Received(kind, facts, int.from_bytes(rights[0][2], sys.byteorder) if rights else -1)

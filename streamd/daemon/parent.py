@@ -1,0 +1,500 @@
+"""Parent: the main process of the daemon, around one worker or several. It runs no event traffic.
+
+It binds or inherits the listening sockets and starts the workers, each a process of its own that accepts on these
+sockets by itself. It alone hears signals and talks to systemd, and it reads the settings. It tells the workers what to
+do over a pipe each (daemon/control.py).
+
+    a worker dies         its connections and streams end, their ids are 410; a new worker takes its slot, after a delay
+                          that grows while deaths follow each other. The listeners stay here: connections that come in
+                          the meantime wait in the kernel's queue
+    a worker is silent    for worker_stuck: killed, then as above
+    the parent is stuck   systemd's watchdog ends all: WATCHDOG=1 needs a turning loop here and a live worker
+    the parent dies       the pipes end: the workers drain quickly, and end
+
+The parent stays small, because it stands beside every worker: it imports nothing of the data path (a contract in
+setup.cfg) and no asyncio (4 MB and 50 ms), but waits in a selector. Rejected: the worker as the main process, with no
+parent where there is only one. A crash of it was a crash of the service, it left its port to whoever came first, and
+signals, reload and systemd were written twice.
+
+Several workers share a mapping for their counts, pairs of sockets over which they pass connections on, and a memfd each
+for streams over a restart. The parent makes these and keeps them over the workers' deaths; what is in them is the
+workers' business. One worker has none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from pathlib import Path
+
+from streamd import __version__
+from streamd.addresses import parse_address
+from streamd.config import ConfigError, Settings
+from streamd.daemon import control, listen, logs, slot, systemd
+from streamd.daemon.control import (
+    EXIT_FAILED,
+    EXIT_SETTINGS,
+    QUICK_DRAIN_S,
+    STATE_FILE,
+    STATE_S,
+    DaemonState,
+    Launch,
+    Received,
+    Report,
+    Standing,
+    StateLaunch,
+    ToParent,
+    ToWorker,
+)
+from streamd.daemon.reload import Load, Reloads
+from streamd.daemon.slot import SIGNALS, Slot
+from streamd.daemon.state_mover import move_streams, relay_to_store
+from streamd.sources import Problem
+
+# The resolution of the parent's time limits; the workers' beats come as often.
+TICK_S = 0.25
+
+# While a drain goes on systemd is told again and again that it may take this much longer.
+EXTEND_S = 10.0
+
+# A second signal counts only when it comes a second later: Ctrl-C reaches the whole foreground group at once.
+SECOND_SIGNAL_S = 1.0
+
+# From the moment that all workers should have stopped until they are killed.
+KILL_AFTER_S = 5.0
+
+# A worker's start is half a second of work; on a busy machine much longer, and with saved streams STATE_S more.
+START_S_MAX = 30.0 + STATE_S
+
+# If the parent's own tick is later than this (half of the shortest worker_stuck), the parent was stalled itself and has
+# not read the workers' beats: it kills nobody for that.
+LATE_S = 1.0
+
+
+class Parent:
+    """The main process. `serve` is its life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Load,
+        notifier: systemd.Notifier,
+        argv: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._notifier = notifier
+        self._argv = argv
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        # the listeners
+        self._public: list[socket.socket] = []
+        self._admin: list[socket.socket] = []
+        self._public_kept = self._admin_kept = False  # systemd holds them too
+        # the workers
+        self._slots = [Slot(number) for number in range(settings.workers)]
+        self._reloads = Reloads(settings, load, notifier, self._slots)
+        self._stored: list[int] = []
+        several = settings.workers if settings.workers > 1 else 0
+        self._counters = os.memfd_create("streamd-counters") if several else -1
+        self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(several)]
+        self._kept = [os.memfd_create(f"streamd-kept-{number}") for number in range(several)]
+        # life
+        self._state = DaemonState.STARTING
+        self._started_at = clock()
+        self._exit_status = 0
+        # clock work
+        self._signalled_at = -SECOND_SIGNAL_S
+        self._ticked_at = self._started_at
+        self._watchdog_at = self._extended_at = 0.0
+        self._kill_at = float("inf")
+
+    @property
+    def _settings(self) -> Settings:
+        return self._reloads.settings
+
+    def serve(self, inherited: systemd.Inherited) -> int:
+        """Start, watch, stop: the exit status. Raises OSError where it can't listen, ConfigError for such sockets."""
+        self._take_sockets(inherited)
+        with self._signals():
+            self._restore()
+            for each in self._slots:
+                self._start(each)
+            while self._state is not DaemonState.STOPPED:
+                self._turn()
+            self._save()
+        report = self._report()
+        if self._exit_status == 0:
+            logs.event(logs.INFO, "stopped", finished=report.finished, sent_away=report.sent_away, cut=report.cut)
+        return self._exit_status
+
+    def _turn(self) -> None:
+        """Wait for a message, a signal or the next tick, and work it off."""
+        due_at = self._ticked_at + TICK_S
+        due = [key.data for key, _ in self._selector.select(max(0.0, due_at - self._clock()))]
+        if self._clock() >= due_at:
+            due.append(self._tick)
+        for work in due:
+            try:
+                work()
+            except Exception as error:  # Why: a bug here must not end the workers, which may not need the parent at all
+                logs.bug("parent", error)
+
+    # -- listeners
+
+    def _take_sockets(self, inherited: systemd.Inherited) -> None:
+        self._public = [sock for name, sock in inherited.listeners if name != "admin"]
+        self._admin = [sock for name, sock in inherited.listeners if name == "admin"]
+        self._stored = list(inherited.stored)
+        check_inherited(self._settings, self._public)
+        self._public_kept, self._admin_kept = bool(self._public), bool(self._admin)
+        if not self._public:
+            self._public = [listen.bind(parse_address(address)) for address in self._settings.listen]
+        if self._settings.admin and not self._admin:
+            self._admin = [listen.bind(parse_address(self._settings.admin))]
+
+    def _close_listeners(self) -> None:
+        """The workers empty the accept queues and close, and the last copy must be a worker's.
+
+        A worker removes the file of a Unix listener; where none has come up, the parent does.
+        """
+        unused = self._state is DaemonState.STARTING
+        for sock, kept in self._listeners():
+            listen.close(sock, remove=unused and not kept)
+        self._public.clear()
+        self._admin.clear()
+
+    def _listeners(self) -> list[tuple[socket.socket, bool]]:
+        return [(sock, self._public_kept) for sock in self._public] + [(sock, self._admin_kept) for sock in self._admin]
+
+    # -- saved streams of several workers; one worker does this by itself
+
+    def _restore(self) -> None:
+        """Bring the streams of the process before to the workers that will own them."""
+        folder = self._settings.state_dir
+        if not self._stored and not (folder and (Path(folder) / STATE_FILE).exists()):
+            return
+        if self._kept:
+            self._move_streams(saves=False)
+            self._close_stored()
+        else:
+            self._notifier.extend_timeout(round(STATE_S * 1_000_000))
+
+    def _save(self) -> None:
+        """Bring the streams that the workers have left to the store."""
+        if any(os.fstat(fd).st_size for fd in self._kept):
+            self._move_streams(saves=True)
+
+    def _move_streams(self, *, saves: bool) -> None:
+        launch = StateLaunch(
+            saves=saves,
+            pipe=-1,
+            kept=tuple(self._kept),
+            stored=tuple(self._stored),
+            under_systemd=self._notifier.enabled,
+            state_dir=self._settings.state_dir,
+            log_level=self._settings.log_level,
+            log_format=self._settings.log_format,
+        )
+        move_streams(launch, self._argv, self._notifier, lambda: self._feed_watchdog(self._clock()))
+
+    def _close_stored(self) -> None:
+        """A process has them now: a start that dies in the middle doesn't meet them again."""
+        for fd in self._stored:
+            os.close(fd)
+        self._stored.clear()
+
+    # -- workers
+
+    def _start(self, place: Slot) -> None:
+        """A new process in the slot."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        launch = self._launch(place, theirs.fileno())
+        pid = slot.spawn(self._argv, control.WORKER_VARIABLE, launch.encode(), launch.descriptors())
+        theirs.close()
+        ours.setblocking(False)
+        place.take(pid, ours, self._clock())
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(place))
+        place.tell(ToWorker.SETTINGS, (self._settings, self._reloads.names))
+        if launch.stored:
+            self._close_stored()
+        self._reloads.started(place)
+
+    def _start_again(self, place: Slot) -> None:
+        try:
+            self._start(place)
+        except OSError as error:  # no memory, or too many processes
+            wait_s = place.plan_successor(self._clock())
+            logs.event(logs.ERROR, "worker can't be started", slot=place.number, error=str(error), wait_s=wait_s)
+
+    def _launch(self, place: Slot, pipe: int) -> Launch:
+        launch = Launch(
+            slot=place.number,
+            workers=len(self._slots),
+            started_at=self._started_at,
+            pipe=pipe,
+            public=tuple(sock.fileno() for sock in self._public),
+            public_kept=self._public_kept,
+            admin=tuple(sock.fileno() for sock in self._admin),
+            admin_kept=self._admin_kept,
+            under_systemd=self._notifier.enabled,
+        )
+        if not self._pairs:
+            return launch._replace(stored=tuple(self._stored))
+        return launch._replace(
+            counters=self._counters,
+            kept=self._kept[place.number],
+            inbox=self._pairs[place.number][0].fileno(),
+            outlets=tuple(outlet.fileno() for _, outlet in self._pairs),
+        )
+
+    def _hear(self, place: Slot) -> None:
+        assert place.pipe is not None
+        with contextlib.suppress(BlockingIOError):
+            message = control.receive(place.pipe)
+            if message is None:
+                self._gone(place)
+            else:
+                place.heard_at = self._clock()
+                self._work_off(place, message)
+
+    def _work_off(self, place: Slot, message: Received) -> None:
+        kind, facts = message.kind, message.facts
+        if kind == ToParent.READY.value:
+            self._worker_ready(place, facts)
+        elif kind == ToParent.FAILED.value:
+            place.error = facts
+        elif kind == ToParent.STANDING.value:
+            place.standing = Standing(*facts)
+            self._notifier.status(self._status_line())
+        elif kind == ToParent.PREPARED.value:
+            self._reloads.prepared(place, *facts)
+        elif kind == ToParent.APPLIED.value:
+            self._reloads.answered(place, facts)
+        elif kind == ToParent.DRAIN.value:
+            self._stop("admin", quick=False)
+        elif kind == ToParent.LOG_LEVEL.value:
+            logs.set_level(facts)
+            self._tell_all(ToWorker.LOG_LEVEL, facts)
+        elif kind == ToParent.SAVING.value:
+            place.saving = True
+        elif kind == ToParent.DRAINED.value:
+            place.report = Report(*facts)
+        elif kind in (ToParent.STORE.value, ToParent.REMOVE.value):
+            assert place.pipe is not None
+            relay_to_store(self._notifier, place.pipe, message)
+
+    def _tell_all(self, kind: ToWorker, facts: object = None) -> None:
+        for each in self._slots:
+            each.tell(kind, facts)
+
+    def _worker_ready(self, place: Slot, budget: str) -> None:
+        place.ready = True
+        if self._state is not DaemonState.STARTING or not all(each.ready for each in self._slots):
+            return
+        self._state = DaemonState.SERVING
+        logs.event(logs.INFO, "budget", text=budget)
+        logs.event(
+            logs.INFO,
+            "serving",
+            version=__version__,
+            listen=tuple(map(listen.shown, self._public)),
+            admin=tuple(map(listen.shown, self._admin)) or None,
+            upstreams=tuple(each.name for each in self._settings.upstreams),
+            keys="yes" if self._settings.keys_file else "none: everybody who reaches it may use it",
+            workers=len(self._slots) if len(self._slots) > 1 else None,
+            pid=os.getpid(),
+        )
+        self._notifier.ready(self._status_line())
+        self._reloads.begin_if_asked()
+
+    def _gone(self, place: Slot) -> None:
+        """The pipe's end: the process has ended, or is about to."""
+        assert place.pipe is not None
+        self._selector.unregister(place.pipe)
+        pid = place.pid
+        status = place.empty()
+        self._reloads.answered(place)
+        if self._state is DaemonState.DRAINING:
+            if status and not self._exit_status:
+                logs.event(logs.ERROR, "worker died in the drain; its streams ended with it", slot=place.number)
+            self._stop_if_all_ended()
+        elif self._state is DaemonState.STARTING and (place.error or status in (EXIT_FAILED, EXIT_SETTINGS)):
+            self._give_up(place, status)
+        else:
+            self._replace(place, pid, status)
+
+    def _give_up(self, place: Slot, status: int) -> None:
+        """The daemon can't start: say why, once for all workers."""
+        self._exit_status, lines = place.error or (status, [])
+        for line in lines:
+            print(f"streamd: {line}", file=sys.stderr)
+        self._begin_drain(quick=True)
+
+    def _replace(self, place: Slot, pid: int, status: int) -> None:
+        """A worker has died: its counts are folded by another, or by its successor where there is no other."""
+        if other := next((each for each in self._slots if each.ready), None):
+            other.tell(ToWorker.BURY, (place.number, pid))
+        wait_s = place.plan_successor(self._clock())
+        why = "; ".join(place.error[1]) if place.error else None
+        text = "worker died; its streams ended with it, a new one is started"
+        logs.event(logs.ERROR, text, slot=place.number, status=status, error=why, wait_s=wait_s)
+
+    # -- signals
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Signals come as bytes through a pair, and are worked off between two messages."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        before = {number: signal.signal(number, lambda number, frame: None) for number in SIGNALS}
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._take_signals(ours.recv(64)))
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._selector.unregister(ours)
+            ours.close()
+            theirs.close()
+
+    def _take_signals(self, numbers: bytes) -> None:
+        for number in map(signal.Signals, numbers):
+            if number is signal.SIGHUP:
+                self.reload()
+            else:
+                self._stop(number.name, quick=number is signal.SIGINT)
+
+    def _stop(self, name: str, *, quick: bool) -> None:
+        now = self._clock()
+        if now - self._signalled_at < SECOND_SIGNAL_S:
+            return
+        self._signalled_at = now
+        if self._state is DaemonState.DRAINING:
+            logs.event(logs.INFO, "hurrying", signal=name)
+            self._tell_all(ToWorker.HURRY)
+            self._kill_at = now + KILL_AFTER_S
+            return
+        logs.event(logs.INFO, "draining", signal=name)
+        self._begin_drain(quick=quick)
+
+    def _begin_drain(self, *, quick: bool) -> None:
+        settings = self._settings
+        self._close_listeners()
+        self._state = DaemonState.DRAINING
+        self._reloads.abandon()
+        if self._exit_status == 0:
+            self._notifier.stopping(self._status_line())
+        longest_s = settings.drain_delay_s + settings.drain_timeout_s
+        self._kill_at = self._clock() + (QUICK_DRAIN_S if quick else longest_s) + KILL_AFTER_S
+        self._tell_all(ToWorker.DRAIN, quick)
+        self._stop_if_all_ended()
+
+    def _stop_if_all_ended(self) -> None:
+        if not any(each.pid for each in self._slots):
+            self._state = DaemonState.STOPPED
+
+    def reload(self) -> None:
+        """SIGHUP. While the daemon starts, the reload waits until it serves."""
+        if self._state is DaemonState.DRAINING:
+            logs.event(logs.WARNING, "reload refused; streamd is stopping")
+            return
+        self._reloads.ask()
+        if self._state is DaemonState.SERVING:
+            self._reloads.begin_if_asked()
+
+    # -- clock work
+
+    def _tick(self) -> None:
+        now = self._clock()
+        if now - self._ticked_at > LATE_S:
+            for each in self._slots:
+                each.heard_at = now
+        self._ticked_at = now
+        for each in self._slots:
+            self._look_after(each, now)
+        if any(each.ready for each in self._slots):
+            self._feed_watchdog(now)
+        if self._state is DaemonState.DRAINING and now >= self._extended_at + EXTEND_S / 2:
+            self._extended_at = now
+            self._notifier.extend_timeout(round(EXTEND_S * 1_000_000))
+
+    def _look_after(self, place: Slot, now: float) -> None:
+        if not place.pid:
+            if place.start_at and place.start_at <= now and self._state is not DaemonState.DRAINING:
+                self._start_again(place)
+            return
+        overdue = now >= self._kill_at and not place.saving
+        if overdue or now - place.heard_at >= self._silence_s_max(place):
+            silent_s = round(now - place.heard_at, 1)
+            logs.event(logs.ERROR, "worker is stuck; killed", slot=place.number, silent_s=silent_s)
+            place.heard_at = now
+            place.kill()
+
+    def _silence_s_max(self, place: Slot) -> float:
+        stuck_s = self._settings.worker_stuck_s
+        if place.saving:
+            return max(stuck_s, STATE_S)
+        return stuck_s if place.ready else max(stuck_s, START_S_MAX)
+
+    # -- systemd
+
+    def _feed_watchdog(self, now: float) -> None:
+        notifier = self._notifier
+        if notifier.watchdog_interval_s and now >= self._watchdog_at:
+            self._watchdog_at = now + notifier.watchdog_interval_s
+            notifier.watchdog()
+
+    def _status_line(self) -> str:
+        """What `systemctl status` shows."""
+        standings = [each.standing for each in self._slots]
+        line = (
+            f"{self._state.value}: {sum(each.connections for each in standings)} connections,"
+            f" {sum(each.streams for each in standings)} streams,"
+            f" {sum(each.tokens_per_s for each in standings):.0f} tokens/s,"
+            f" saturation {max(each.saturation for each in standings):.2f}"
+        )
+        ready = sum(each.ready for each in self._slots)
+        return line if len(self._slots) == 1 else f"{line}, {ready} workers"
+
+    def _report(self) -> Report:
+        reports = [each.report for each in self._slots if each.report is not None]
+        return Report(
+            finished=sum(each.finished for each in reports),
+            sent_away=sum(each.sent_away for each in reports),
+            cut=sum(each.cut for each in reports),
+        )
+
+
+def check_inherited(settings: Settings, public: Sequence[socket.socket]) -> None:
+    """Sockets of systemd's take the place of `listen`, and so does this rule for it. Raises ConfigError."""
+    if settings.keys_file or settings.insecure_public:
+        return
+    wanted = "must be loopback or a Unix socket without keys_file (or say insecure_public: everybody may use it)"
+    problems = [
+        Problem("streamd.socket", "ListenStream", listen.shown(sock), wanted)
+        for sock in public
+        if not listen.is_loopback(sock)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def run(settings: Settings, load: Load, argv: Sequence[str], environ: MutableMapping[str, str] = os.environ) -> int:
+    """`streamd serve`: the exit status. `argv` is the command line behind the program's name."""
+    logs.setup(settings.log_level, settings.log_format, journal_stream=environ.get("JOURNAL_STREAM"))
+    notifier = systemd.Notifier.from_environ(environ, os.getpid())
+    inherited = systemd.inherited(environ, os.getpid())
+    try:
+        return Parent(settings, load, notifier, argv).serve(inherited)
+    except OSError as error:
+        print(f"streamd: {error}", file=sys.stderr)
+        return EXIT_FAILED

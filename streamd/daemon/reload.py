@@ -1,0 +1,144 @@
+"""Reload: new settings for all workers, in two steps, so that they hold everywhere or nowhere.
+
+PREPARE: every worker reads the files that the settings name, computes its budget, and says what is wrong. APPLY, if
+nothing is: the prepared settings hold. A worker that dies meanwhile counts as an answer, because its successor starts
+with the settings that then hold; so a reload also mends a file for which no worker could start any more.
+
+systemd hears RELOADING at the beginning and READY at the end, after the last worker's answer. A signal that comes in
+between is kept, and begins the next reload: the file may have changed since the first one read it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from streamd.config import ROWS, ConfigError, Settings
+from streamd.daemon import logs, systemd
+from streamd.daemon.control import ToWorker
+from streamd.daemon.slot import Slot
+
+Load = Callable[[], Settings]
+
+
+@dataclass(slots=True)
+class Reload:
+    """A reload under way. It goes on when no slot is left in `waiting`."""
+
+    number: int
+    settings: Settings
+    fixed: tuple[str, ...]  # keys that differ, but only a restart changes
+    step: ToWorker
+    waiting: set[int]
+
+
+class Reloads:
+    """The settings that hold, and the way to new ones."""
+
+    def __init__(self, settings: Settings, load: Load, notifier: systemd.Notifier, slots: Sequence[Slot]) -> None:
+        self.settings = settings
+        self.names = tuple(each.name for each in settings.upstreams)  # of all upstreams that there were, by index
+        self._load = load
+        self._notifier = notifier
+        self._slots = slots
+        self._reload: Reload | None = None
+        self._number = 0
+        self._asked = False
+
+    # -- what the parent tells
+
+    def ask(self) -> None:
+        """SIGHUP, possibly before the daemon can reload."""
+        self._asked = True
+
+    def begin_if_asked(self) -> None:
+        """Read the configuration again, unless a reload is under way: its end comes here again."""
+        if not self._asked or self._reload is not None:
+            return
+        self._asked = False
+        self._notifier.reloading(time.monotonic_ns() // 1000)
+        try:
+            settings, fixed = as_far_as_running(self.settings, self._load())
+        except (ConfigError, OSError) as error:
+            self._refuse(str(error))
+            return
+        self._number += 1
+        self._reload = Reload(self._number, settings, fixed, ToWorker.PREPARE, set())
+        for each in self._slots:
+            self.started(each)
+        self._go_on()
+
+    def started(self, place: Slot) -> None:
+        """A worker was started, with the settings that hold: it takes part in a reload that isn't decided."""
+        reload = self._reload
+        if reload is None or reload.step is not ToWorker.PREPARE:
+            return
+        if place.tell(ToWorker.PREPARE, (reload.number, reload.settings, self._names_with(reload.settings))):
+            reload.waiting.add(place.number)
+
+    def prepared(self, place: Slot, number: int, error: str) -> None:
+        """A worker's answer to PREPARE."""
+        if self._reload is None or self._reload.number != number:
+            return
+        if error:
+            for each in self._slots:
+                each.tell(ToWorker.DISCARD, number)
+            self._refuse(error)
+        else:
+            self.answered(place, number)
+
+    def answered(self, place: Slot, number: int | None = None) -> None:
+        """A worker has done its part of the step, or is gone (no number)."""
+        if self._reload is not None and number in (None, self._reload.number):
+            self._reload.waiting.discard(place.number)
+            self._go_on()
+
+    def abandon(self) -> None:
+        """The daemon stops."""
+        self._reload = None
+        self._asked = False
+
+    # -- steps
+
+    def _go_on(self) -> None:
+        reload = self._reload
+        if reload is None or reload.waiting:
+            return
+        if reload.step is ToWorker.PREPARE:
+            self._hold(reload.settings)
+            reload.step = ToWorker.APPLY
+            reload.waiting = {each.number for each in self._slots if each.tell(ToWorker.APPLY, reload.number)}
+        if not reload.waiting:
+            self._finish(reload)
+
+    def _hold(self, settings: Settings) -> None:
+        self.names = self._names_with(settings)
+        self.settings = settings
+        logs.set_level(settings.log_level)
+        logs.set_format(settings.log_format)
+
+    def _names_with(self, settings: Settings) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.names, *(each.name for each in settings.upstreams)]))
+
+    def _finish(self, reload: Reload) -> None:
+        if reload.fixed:
+            logs.event(logs.WARNING, "settings that only a restart changes are as before", settings=reload.fixed)
+        logs.event(logs.INFO, "reloaded", upstreams=tuple(each.name for each in reload.settings.upstreams))
+        self._end()
+
+    def _refuse(self, error: str) -> None:
+        logs.event(logs.ERROR, "reload refused; the old settings hold", error=error)
+        self._end()
+
+    def _end(self) -> None:
+        self._reload = None
+        self._notifier.ready()
+        self.begin_if_asked()
+
+
+def as_far_as_running(running: Settings, fresh: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """Fresh settings, but those that only a restart changes as they are running; and the keys of these that differ."""
+    rows = [row for row in ROWS if row.restart and getattr(running, row.attribute) != getattr(fresh, row.attribute)]
+    kept = {row.attribute: getattr(running, row.attribute) for row in rows}
+    return replace(fresh, **kept), tuple(row.key for row in rows)

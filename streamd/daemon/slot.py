@@ -1,0 +1,121 @@
+"""Slot: the place of one worker: the process in it now, its pipe, and how the processes before it ended.
+
+A process is started by exec, so that it shares with the parent the descriptors that it is given and nothing else. It
+starts with the daemon's signals blocked: Ctrl-C reaches the whole foreground group, and must not end a worker that
+hasn't come to ignore it yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import streamd
+from streamd.daemon import control
+from streamd.daemon.control import Report, Standing, ToWorker
+
+# A worker that dies at once is started again after this long, doubling with each further death within a minute.
+RESTART_S_MIN = 0.1
+RESTART_S_MAX = 10.0
+RESTART_FORGET_S = 60.0
+
+# From the end of a process's pipe to the process's own end: it only has to return.
+END_S = 0.2
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Slot:
+    """One worker's place."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        # the process
+        self.pid = 0  # 0: there is none
+        self.pipe: socket.socket | None = None
+        self.ready = False
+        self.heard_at = 0.0
+        self.saving = False  # its loop stands still while it writes streams
+        self.standing = Standing()
+        self.report: Report | None = None
+        self.error: tuple[int, list[str]] | None = None  # exit status and lines of a worker that can't start
+        # the place
+        self.start_at = 0.0  # when the successor is due; 0: there is nothing to start
+        self._deaths = 0  # within RESTART_FORGET_S of each other
+        self._died_at = -RESTART_FORGET_S
+
+    def take(self, pid: int, pipe: socket.socket, now: float) -> None:
+        """A new process is in the slot."""
+        self.pid = pid
+        self.pipe = pipe
+        self.ready = self.saving = False
+        self.heard_at = now
+        self.standing = Standing()
+        self.report = self.error = None
+        self.start_at = 0.0
+
+    def tell(self, kind: ToWorker, facts: object = None) -> bool:
+        """Send a message. A worker that is dead or stuck misses it, and the parent's tick finds that out."""
+        return self.pipe is not None and control.send(self.pipe, kind, facts)
+
+    def kill(self) -> None:
+        """End the process at once; the end of its pipe does the rest."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def empty(self) -> int:
+        """The pipe has ended: wait for the process, or end it. Its exit status, negative for a signal."""
+        assert self.pipe is not None
+        self.pipe.close()
+        self.pipe = None
+        status = ended(self.pid)
+        self.pid = 0
+        self.ready = self.saving = False
+        self.standing = Standing()
+        return status
+
+    def plan_successor(self, now: float) -> float:
+        """Note a death; how long the successor waits."""
+        self._deaths = self._deaths + 1 if now - self._died_at < RESTART_FORGET_S else 1
+        self._died_at = now
+        wait_s = min(RESTART_S_MIN * float(1 << min(self._deaths - 1, 16)), RESTART_S_MAX)
+        self.start_at = now + wait_s
+        return wait_s
+
+
+def spawn(argv: Sequence[str], variable: str, launch: str, fds: Sequence[int]) -> int:
+    """Start streamd once more, with `launch` in its environment and these descriptors open; its pid."""
+    command = [sys.executable, *_path_flags(), "-m", "streamd.daemon", *argv]
+    actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # onto itself: open over exec (glibc 2.29)
+    environ = {**os.environ, variable: launch}
+    return os.posix_spawn(sys.executable, command, environ, file_actions=actions, setsigmask=SIGNALS)
+
+
+def _path_flags() -> list[str]:
+    """`-m` looks into the working directory first, where another streamd may lie: only if this one came from there."""
+    root = str(Path(streamd.__file__).parents[1])
+    return [] if not sys.flags.safe_path and sys.path[0] == root else ["-P"]
+
+
+def unblock_signals() -> None:
+    """In the new process: ignore the signals that are the parent's, then let those that waited go."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def ended(pid: int, wait_s: float = END_S) -> int:
+    """Wait for a child, then kill it; its exit status, negative for a signal."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not select.select([pidfd], [], [], wait_s)[0]:
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

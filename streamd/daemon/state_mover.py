@@ -1,0 +1,52 @@
+"""State mover: brings saved streams from the store to several workers, and from them to the store.
+
+A process does it (daemon/state_process.py), before the workers start and after they have ended: reading and writing
+streams takes the code of the data path. The parent waits for it, feeds systemd's watchdog, and passes descriptors on
+between that process and systemd, which listens to the main process alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from streamd.daemon import control, logs, slot, systemd
+from streamd.daemon.control import STATE_S, Received, StateLaunch, ToParent, ToWorker
+
+# While the process works, the watchdog is fed as often.
+LOOK_EVERY_S = 0.25
+
+
+def move_streams(
+    launch: StateLaunch, argv: Sequence[str], notifier: systemd.Notifier, alive: Callable[[], None]
+) -> None:
+    """Run the process to its end, or kill it after STATE_S. `launch.pipe` is filled in here."""
+    notifier.extend_timeout(round(STATE_S * 1_000_000))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    launch = launch._replace(pipe=theirs.fileno())
+    pid = slot.spawn(argv, control.STATE_VARIABLE, launch.encode(), launch.descriptors())
+    theirs.close()
+    with ours:
+        ours.settimeout(LOOK_EVERY_S)
+        until = time.monotonic() + STATE_S
+        while time.monotonic() < until:
+            alive()
+            with contextlib.suppress(TimeoutError):
+                message = control.receive(ours)
+                if message is None:
+                    break
+                relay_to_store(notifier, ours, message)
+    if status := slot.ended(pid):
+        logs.event(logs.ERROR, "saved streams are lost", saves=launch.saves, status=status)
+
+
+def relay_to_store(notifier: systemd.Notifier, pipe: socket.socket, message: Received) -> None:
+    """The parent's side of StoreRelay."""
+    if message.kind == ToParent.REMOVE.value:
+        notifier.remove_fd(message.facts)
+    elif message.kind == ToParent.STORE.value:
+        control.send(pipe, ToWorker.STORED, notifier.store_fd(message.facts, message.fd))
+        os.close(message.fd)

@@ -1,0 +1,34 @@
+"""systemd's descriptor store, reached through the parent: systemd listens to the main process alone."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from streamd.daemon import control
+from streamd.daemon.control import ToParent, ToWorker
+
+# The parent answers from its loop; it is late if the machine is, or if it is stopped.
+ANSWER_S_MAX = 5.0
+
+
+class StoreRelay:
+    """The part of systemd.Notifier that the state store needs."""
+
+    def __init__(self, pipe: socket.socket, enabled: bool) -> None:
+        self._pipe = pipe
+        self.enabled = enabled
+
+    def remove_fd(self, name: str) -> bool:
+        return control.send(self._pipe, ToParent.REMOVE, name)
+
+    def store_fd(self, name: str, fd: int) -> bool:
+        """Wait for the parent's answer. Other messages that come in the meantime come too late to matter."""
+        if not control.send(self._pipe, ToParent.STORE, name, fd):
+            return False
+        self._pipe.settimeout(ANSWER_S_MAX)
+        with contextlib.suppress(TimeoutError):
+            while message := control.receive(self._pipe):
+                if message.kind == ToWorker.STORED.value:
+                    return bool(message.facts)
+        return False

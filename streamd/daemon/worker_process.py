@@ -1,0 +1,218 @@
+"""Worker process: one worker, obeying the parent's pipe. It ignores signals, and ends when the pipe does."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import random
+import socket
+from collections.abc import MutableMapping
+from typing import cast
+
+import uvloop
+
+from streamd.config import ConfigError, Settings
+from streamd.core.admission import BudgetError
+from streamd.core.admission import Slot as Number
+from streamd.daemon import control, logs, machine
+from streamd.daemon.budget import admission_of, budget_of
+from streamd.daemon.control import EXIT_FAILED, EXIT_SETTINGS, WORKER_VARIABLE, Launch, ToParent, ToWorker
+from streamd.daemon.shared import Shared
+from streamd.daemon.slot import unblock_signals
+from streamd.daemon.state_store import StateStore, leave_streams, put_streams, read_kept, take_streams
+from streamd.daemon.store_relay import StoreRelay
+from streamd.daemon.worker import Prepared, Worker
+from streamd.net.peers import Peers
+
+# `systemctl status` needs it no fresher.
+STANDING_EVERY_S = 5.0
+
+
+class WorkerProcess:
+    """The process around one worker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, launch: Launch, pipe: socket.socket) -> None:
+        self._loop = loop
+        self._launch = launch
+        self._pipe = pipe
+        self._worker: Worker | None = None
+        self._shared: Shared | None = None
+        self._prepared: tuple[int, Prepared, tuple[str, ...]] | None = None  # number of the reload, upstreams' names
+        self._standing_at = loop.time()
+        self._orphaned = False
+
+    async def serve(self, settings: Settings, names: tuple[str, ...]) -> int:
+        """Raises BudgetError, ConfigError and OSError where the worker can't start."""
+        launch, loop = self._launch, self._loop
+        worker = self._worker = self._alone(settings) if launch.workers == 1 else self._among(settings, names)
+        worker.started_at = launch.started_at
+        worker.parent_bytes = machine.resident_bytes(os.getppid())
+        worker.removes_sockets = launch.slot == 0
+        store = StateStore(StoreRelay(self._pipe, launch.under_systemd), settings.state_dir, launch.stored)
+        self._restore(store, worker)
+        self._pipe.setblocking(False)
+        loop.add_reader(self._pipe.fileno(), self._hear)
+        await worker.listen([_socket(fd) for fd in launch.public], keep_open=launch.public_kept)
+        await worker.listen([_socket(fd) for fd in launch.admin], "admin", keep_open=launch.admin_kept)
+        worker.runtime.sweep.on_tick.append(self._beat)
+        worker.start()
+        self._say(ToParent.READY, worker.budget.describe())
+        report = await worker.drained
+        loop.remove_reader(self._pipe.fileno())
+        if not self._orphaned:  # else another daemon may run already, and must not find streams from before it
+            self._say(ToParent.SAVING)
+            self._save(store, worker)
+        self._say(ToParent.DRAINED, dataclasses.astuple(report))
+        return 0
+
+    def _alone(self, settings: Settings) -> Worker:
+        return Worker(self._loop, settings, on_drain=self._ask_drain, on_level=self._ask_level)
+
+    def _among(self, settings: Settings, names: tuple[str, ...]) -> Worker:
+        """One of several, with its row in the mapping and its way to the others."""
+        launch, loop = self._launch, self._loop
+        shared = self._shared = Shared(launch.counters, launch.workers, names, launch.slot)
+        shared.claim(launch.started_at)
+        rng = random.Random()
+        budget = budget_of(settings)
+        slots = len(Number)
+        row = cast(memoryview, shared.row)[:slots]
+        peer_rows = [cast(memoryview, r)[:slots] for k, r in enumerate(shared.rows) if k != launch.slot]
+        admission = admission_of(settings, budget, rng, row, peer_rows)  # type: ignore[arg-type]  # they are sequences
+        worker = Worker(
+            loop,
+            settings,
+            slot=launch.slot,
+            budget=budget,
+            admission=admission,
+            rng=rng,
+            on_drain=self._ask_drain,
+            on_level=self._ask_level,
+        )
+        inbox, outlets = _socket(launch.inbox), [_socket(fd) for fd in launch.outlets]
+        worker.join(Peers(loop, launch.slot, shared, inbox, outlets, worker.runtime.counters), shared)
+        return worker
+
+    def _restore(self, store: StateStore, worker: Worker) -> None:
+        """Before the worker listens: no reader is answered before its stream is there."""
+        if self._launch.workers == 1:
+            take_streams(store.take(), worker.runtime)
+            return
+        if self._launch.slot == 0:
+            store.check_directory()
+        take_streams(read_kept(self._launch.kept), worker.runtime)
+        os.ftruncate(self._launch.kept, 0)  # a successor must not find them again
+
+    def _save(self, store: StateStore, worker: Worker) -> None:
+        """Memory for saved streams beside everything that is held: half of the free part, the rest is for others."""
+        launch = self._launch
+        free_bytes = worker.budget.resources.memory_bytes // launch.workers - machine.resident_bytes()
+        room_bytes = max(0, free_bytes) // 2
+        if launch.workers == 1:
+            put_streams(store, worker.runtime, room_bytes)
+        else:
+            leave_streams(launch.kept, worker.runtime, room_bytes)
+
+    # -- the pipe
+
+    def _hear(self) -> None:
+        try:
+            message = control.receive(self._pipe)
+        except BlockingIOError:
+            return
+        worker = self._worker
+        assert worker is not None
+        if message is None:
+            self._loop.remove_reader(self._pipe.fileno())
+            self._orphaned = True
+            worker.drain(quick=True)
+            return
+        kind, facts = message.kind, message.facts
+        if kind == ToWorker.PREPARE.value:
+            self._prepare(worker, *facts)
+        elif kind == ToWorker.APPLY.value:
+            self._apply(worker, facts)
+        elif kind == ToWorker.DISCARD.value:
+            self._prepared = None
+        elif kind == ToWorker.DRAIN.value:
+            worker.drain(quick=facts)
+        elif kind == ToWorker.HURRY.value:
+            worker.drain()
+        elif kind == ToWorker.LOG_LEVEL.value:
+            logs.set_level(facts)
+        elif kind == ToWorker.BURY.value:
+            assert self._shared is not None
+            self._shared.bury(*facts)
+
+    def _prepare(self, worker: Worker, number: int, settings: Settings, names: tuple[str, ...]) -> None:
+        error = ""
+        try:
+            self._prepared = number, worker.prepare(settings), names
+        except (ConfigError, BudgetError, OSError) as problem:
+            error = str(problem)
+        self._say(ToParent.PREPARED, (number, error))
+
+    def _apply(self, worker: Worker, number: int) -> None:
+        prepared, self._prepared = self._prepared, None
+        assert prepared is not None and prepared[0] == number
+        if self._shared is not None:
+            self._shared.names = prepared[2]
+        worker.apply(prepared[1])
+        self._say(ToParent.APPLIED, number)
+
+    def _say(self, kind: ToParent, facts: object = None) -> None:
+        control.send(self._pipe, kind, facts)
+
+    def _beat(self, now: float, lag_s: float) -> None:
+        self._say(ToParent.BEAT)
+        if self._launch.under_systemd and now >= self._standing_at + STANDING_EVERY_S:
+            assert self._worker is not None
+            self._say(ToParent.STANDING, tuple(self._worker.standing(now - self._standing_at)))
+            self._standing_at = now
+
+    def _ask_drain(self) -> None:
+        self._say(ToParent.DRAIN)
+
+    def _ask_level(self, level: str) -> None:
+        self._say(ToParent.LOG_LEVEL, level)
+
+
+def _socket(fd: int) -> socket.socket:
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    os.set_inheritable(fd, False)
+    return sock
+
+
+def run(environ: MutableMapping[str, str] = os.environ) -> int:
+    """The exit status of a worker process, launched as STREAMD__WORKER says."""
+    unblock_signals()
+    launch = Launch.decode(environ.pop(WORKER_VARIABLE))
+    pipe = _socket(launch.pipe)
+    pipe.setblocking(True)
+    message = control.receive(pipe)
+    if message is None:  # the parent is gone already
+        return EXIT_FAILED
+    settings, names = message.facts
+    logs.setup(settings.log_level, settings.log_format, journal_stream=environ.get("JOURNAL_STREAM"))
+
+    async def serve() -> int:
+        return await WorkerProcess(asyncio.get_running_loop(), launch, pipe).serve(settings, names)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve())
+    except ConfigError as error:
+        return _failed(pipe, EXIT_SETTINGS, *map(str, error.problems))
+    except BudgetError as error:
+        return _failed(pipe, EXIT_SETTINGS, str(error))
+    except OSError as error:
+        return _failed(pipe, EXIT_FAILED, str(error))
+    finally:
+        pipe.detach()  # the pipe's end says that the process has ended, so it stays open until then
+
+
+def _failed(pipe: socket.socket, status: int, *lines: str) -> int:
+    control.send(pipe, ToParent.FAILED, (status, list(lines)))
+    return status
