@@ -11,8 +11,10 @@ import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Client, Rig, chunk, event, events_in, get, post, rig, text_of
 
 from streamd.core.stream import Stream
+from streamd.daemon import drain as drain_module
 from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report
-from streamd.daemon.drain import FIRST_WORDS_S, LAST_WORDS_S, STEP_S, Drain
+from streamd.daemon.drain import FIRST_WORDS_S, LAST_WORDS_S, STEP_S, Drain, Report
+from streamd.daemon.worker import QUICK_DRAIN_S
 from streamd.reasons import CloseReason
 
 TIMEOUT_S = 30.0
@@ -362,3 +364,14 @@ def test_bytes_that_are_carried_to_another_worker_hold_it_open() -> None:
 
 class Carried:
     """Stands for a splice, of which the drain asks only whether it is there."""
+
+
+def test_readers_that_are_told_over_several_turns_stop_no_generation_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain_module, "TOLD_PER_STEP_MAX", 2)
+    with serving(detached_max=2) as r:
+        readers = [reading(r, event("a")) for _ in range(6)]
+        streams = tuple(r.runtime.hub)
+        begin(r)
+        r.pass_time(TIMEOUT_S + STEP_S)
+        assert [stream.reason for stream in streams] == [CloseReason.RESTARTED] * 6
+        assert all(the_reconnect(reader)["error"]["code"] == "reconnect" for reader in readers)

@@ -535,3 +535,16 @@ def test_a_slots_memory_that_fills_up_holds_nothing(monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     assert list(state_store.read_kept(fd)) == []
     os.close(fd)
+
+
+def test_an_older_copy_that_reads_well_does_not_stand_in_for_a_newer_one(
+    notifier: systemd.Notifier, store: Store, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = some()
+    state_dir.mkdir()
+    monkeypatch.setattr(state_store.time, "time", lambda: 1_000.0)
+    saved(fresh(notifier), streams)
+    (fd,) = store.look()
+    monkeypatch.setattr(state_store.time, "time", lambda: 2_000.0)
+    saved(fresh(systemd.Notifier(), state_dir), streams[1:])
+    assert list(fresh(notifier, state_dir, (fd,)).take()) == streams[1:]

@@ -73,14 +73,6 @@ CORE: Final = (
         "self.position",
     ),
     Mutant(
-        "an answer ends before its last events are written",
-        "core/stream.py",
-        "Subscriber.finish_if_done",
-        " and self.at_end",
-        "",
-        ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
-    ),
-    Mutant(
         "a fan-out reader that leaves LIVE counts as having got what its pass has not given it",
         "core/stream.py",
         "Subscriber.leave_live",
@@ -271,13 +263,6 @@ CORE: Final = (
         "SlicedFanout._has_next_of",
         "if reader.own_position < self._first:",
         "if False:",
-    ),
-    Mutant(
-        "a paused reader that the frames outran is given later ones as if nothing were missing",
-        "core/fanout.py",
-        "SlicedFanout._serve_paused",
-        "            reader.miss(self._first)\n",
-        "",
     ),
     Mutant(
         "readers that a pass had served before the seal never hear of the end",
@@ -964,13 +949,6 @@ NET: Final = (
         "Exchange._timed_out",
         " and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT",
         "",
-    ),
-    Mutant(
-        "a connection that stands after all have left stays open",
-        "net/exchange.py",
-        "Exchange._connect",
-        "            link.close()\n",
-        "            pass\n",
     ),
     Mutant(
         "a list of models without an end fills the memory",

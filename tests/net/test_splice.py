@@ -634,3 +634,21 @@ def test_a_client_that_leaves_with_its_request_is_a_reader_that_left(files: tupl
             s.clients[1].sock.close()
 
     run(main)
+
+
+def test_a_client_that_the_network_lost_has_its_grace_at_the_owner(files: tuple[Path, Path]) -> None:
+    async def main() -> None:
+        async with spliced(files, LONG) as s:
+            await s.generation()
+            (stream,) = s.p.b.streams
+            (splice,) = s.p.a.runtime.splices
+            splice.client_lost()  # what a time-out of its socket comes to
+            await s.p.b.until(lambda: not stream.readers)
+            assert stream.reason is None and stream.grace_until
+            assert s.p.b.runtime.counters.connections_closed[CloseReason.NETWORK_LOST] == 1
+            again = await s.client(get(f"/v1/streams/{stream.id}"), at="b")
+            while b"data: " not in again.received:
+                await again.read()
+            again.sock.close()
+
+    run(main)
