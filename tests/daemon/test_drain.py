@@ -13,8 +13,7 @@ from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Client, Rig, chunk, event, 
 from streamd.core.stream import Stream
 from streamd.daemon import drain as drain_module
 from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report
-from streamd.daemon.drain import FIRST_WORDS_S, LAST_WORDS_S, STEP_S, Drain, Report
-from streamd.daemon.worker import QUICK_DRAIN_S
+from streamd.daemon.drain import FIRST_WORDS_S, LAST_WORDS_S, STEP_S, Drain
 from streamd.reasons import CloseReason
 
 TIMEOUT_S = 30.0
