@@ -202,7 +202,7 @@ def outcome_of(clean: Path, mutant: Mutant, seeds: Sequence[int]) -> Outcome:
 
 def check_canaries(clean: Path) -> None:
     """That tests, and daemons that tests start, import the copy."""
-    for canary, test in zip(_CANARIES, ("tests/core/test_stream.py", "tests/daemon/test_supervisor.py"), strict=True):
+    for canary, test in zip(_CANARIES, ("tests/core/test_stream.py", "tests/daemon/test_slot.py"), strict=True):
         with tree(clean, canary) as root:
             if not failed_test(run_tests(root, [test])):
                 sys.exit(f"{test} passes without {canary.file}: it does not test the copy")
