@@ -95,6 +95,33 @@ def test_respond_async_starts_without_reading() -> None:
         assert text_of(events_in(reader.answer.body)) == "a" and reader.answer.whole
 
 
+def test_a_retry_joins_an_answer_that_turned_out_to_be_a_stream() -> None:
+    with rig() as r:
+        first = r.client(post(CHAT, "Idempotency-Key: k", path="/v1/of-another-kind"))
+        early = r.client(post(CHAT, "Idempotency-Key: k", path="/v1/of-another-kind"))
+        assert (early.answer.status, json.loads(early.answer.body)["error"]["code"]) == (409, "request_in_progress")
+        r.reply(SSE_HEAD + chunk(b'data: {"delta":"a"}\n\n'))
+        running = r.client(post(CHAT, "Idempotency-Key: k", path="/v1/of-another-kind"))
+        r.reply(chunk(b'data: {"delta":"b"}\n\n') + LAST)
+        late = r.client(post(CHAT, "Idempotency-Key: k", path="/v1/of-another-kind"))
+        assert len(r.links) == 1
+        assert {client.answer.get("x-stream-id") for client in (first, running, late)} == {
+            late.answer.get("x-stream-id")
+        }
+        events = [[each.data for each in events_in(client.answer.body)] for client in (first, running)]
+        assert events == [[b'{"delta":"a"}', b'{"delta":"b"}']] * 2
+        assert late.answer.whole
+
+
+def test_a_key_of_an_answer_that_is_no_stream_is_free_again_when_it_is_over() -> None:
+    with rig() as r:
+        r.client(post(WHOLE, "Idempotency-Key: k"))
+        r.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        again = r.client(post(WHOLE, "Idempotency-Key: k"))
+        r.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        assert again.answer.body == b"{}"
+
+
 def test_respond_async_is_for_streams() -> None:
     with rig() as r:
         client = r.client(post(WHOLE, "Prefer: respond-async"))

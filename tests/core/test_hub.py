@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 from fakes import event
 from sinks import Loop, Reader, Source, feed, new_hub
 
+from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import CHARGE_TURNS, ID_LEN, Gone, Hub, body_hash
 from streamd.core.limits import Account
 from streamd.core.stream import CountedStream, Stream, Subscriber
@@ -396,3 +398,21 @@ def test_a_forgotten_keys_stream_takes_nothing_along_when_it_is_removed() -> Non
     hub.remove(first)
     kept = hub.by_key("a", "k")
     assert kept is not None and kept.stream is second
+
+
+def test_a_removed_stream_with_passes_is_freed_without_the_collector() -> None:
+    hub, loop = new_hub(), Loop()
+    gc.collect()
+    gc.disable()
+    try:
+        stream = opened(hub)
+        stream.use_fanout(SlicedFanout(stream, soon=loop.soon, later=loop.later, flush_interval_s=0.1))
+        stream.cancel(CloseReason.CANCELLED, 1.0, message="stopped")
+        while loop.timers or loop.turns:
+            loop.ring()
+            loop.rest()
+        hub.remove(stream)
+        del stream
+        assert not [each for each in gc.get_objects() if isinstance(each, (Stream, SlicedFanout))]
+    finally:
+        gc.enable()

@@ -483,6 +483,15 @@ def test_the_commit() -> None:
         assert text_of(events_in(client.answer.body)) == "a" and client.answer.whole
 
 
+def test_an_upstreams_head_puts_off_no_heartbeat() -> None:
+    with rig(commit_after_s=1.0, heartbeat_s=15.0) as r:
+        client = r.client(post(CHAT))
+        r.pass_time(10)
+        r.reply(SSE_HEAD)  # nothing of it is written to the reader
+        r.pass_time(7)
+        assert client.answer.body.endswith(b": hb\n")
+
+
 def test_the_commit_is_for_those_who_asked_for_a_stream() -> None:
     with rig(commit_after_s=1.0) as r:
         clients = [
