@@ -15,7 +15,7 @@ from sim_reader import Answer, Errand, Reader
 from sim_script import DIALECTS, PATHS, Script
 from sim_transport import Transport
 from sim_upstream import EVENT_BYTES_MAX, LONG, Link, Server, weighted
-from sim_watch import Watch
+from sim_watch import ROUNDING_S, Watch
 
 from streamd.config import Settings, UpstreamSettings
 from streamd.core import fanout
@@ -543,7 +543,8 @@ class World:
         if self.relieving or script is None or not script.events or stream.id in self._deleted:
             return
         kept_s = self.loop.now - stream.sealed_at
-        sim_checks.must(kept_s >= stream.retention_s, "a stream is gone before its time", stream.id, kept_s)
+        lacks_s = stream.retention_s - kept_s
+        sim_checks.must(lacks_s < ROUNDING_S, "a stream is gone before its time", stream.id, lacks_s)
 
     def reader_left(self, stream: Stream) -> None:
         self._left_at[stream.id] = self.loop.now
