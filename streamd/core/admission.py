@@ -1,24 +1,25 @@
-"""Admission: what may still come in, decided before anything is built for it.
+"""Admission: whether a connection, a stream or a body may still come in, decided before anything is built for it.
 
-The promise: what was admitted is never evicted. So a connection or a stream is let in only when its whole price, the
-worst that it can come to, still fits. Three parts, in the order in which a start goes through them:
+The promise: streamd never evicts a connection or stream that it has admitted. So it lets one in only when its whole
+price, the most that it can come to cost, still fits. Three parts, in the order in which a start goes through them:
 
-1. `Prices`, measured constants: what one connection and one stream cost, user space and kernel together.
-2. `Budget`, their sum against a limit: memory, the kernel's TCP memory, file descriptors. From it come the most
-   connections and the most streams, once, at start.
+1. `Prices`, measured constants: the cost of a connection and of a stream, user space and kernel together.
+2. `Budget`, their sum against a limit: memory, the kernel's TCP memory, file descriptors. It says, once, at start, how
+   many connections and how many streams there may be.
 3. `Admission`, the gates: integers that are compared and bumped on each arrival, and given back when it ends.
 
 Why connections are limited to pairs. Nearly every connection carries a relayed stream, and it connects before it
 asks. If connections alone could fill the memory (or the descriptors), a wave of them would take the room of the
-streams that they came for. So one connection is admitted where a connection *and* its stream fit; only a
+streams that they came for. So a connection is admitted where a connection *and* its stream fit; only a
 `streams_max` set lower by the operator (fan-out: many readers, few streams) frees the rest for connections.
 
 Why logs have a budget of their own. A replay log is charged as it grows, but it grows after its stream was admitted.
-What is left when every pair has been paid for (at least `log_expected_bytes` for each) belongs to the logs together
-(or what the operator set): the hub trims them to that, so growing logs never make what was admitted too dear.
+The memory left when every pair has been paid for (at least `log_expected_bytes` for each), or `logs_bytes_max` if the
+operator has set it, belongs to all logs together. The hub trims them to that, so growing logs never take the room of
+admitted streams.
 
-Several workers share one budget. Each bumps only its own row of a shared mapping and sums all of them: two workers
-that let in the last one at the same instant overshoot by workers - 1, which the reserve covers. Descriptors and loop
+Several workers share a budget. Each bumps only its own row of a shared mapping and sums all of them: workers that each
+let in the last connection at the same instant overshoot by workers - 1, which the reserve covers. Descriptors and loop
 lag are a process's own.
 
 Rejected: taking measured memory alone for the gate (it lags behind an arrival by the seconds in which rings and logs
@@ -57,35 +58,34 @@ BODIES_SHARE: Final = 8
 
 
 class BudgetError(ValueError):
-    """The limits are too small for what the settings ask: a reason not to start. Its text says what to change."""
+    """The limits are too small for the settings: a reason not to start. The text says which of them to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What one of each costs, in bytes; measured on Linux 6.18, CPython 3.11, uvloop 0.23, and again by loadtest/."""
+    """Cost of a connection and a stream, in bytes; measured on Linux 6.18, CPython 3.11, uvloop 0.23; see loadtest/."""
 
     # Kernel, any socket: struct sock 2,368, inode and dentry 832 + 192, file 192, epoll item 128, binding and timers:
     # 4.1 KB of slab seen per socket over 10,000 idle ones.
     socket_bytes: int = 4_300
 
-    # Kernel, what a stalled reader leaves in the send queue (`ss -m`, w and f together): TCP_NOTSENT_LOWAT of unsent
-    # bytes, plus what was sent and not acknowledged when the peer's window closed. Of 290 B frames at 1 to 20 ms, 5 or
-    # 6 pages of 4 KiB for 230 of 240 readers, whatever their receive buffer (4 KB to the default), and at most 13;
-    # 4 to 40 KB over frames of 60 B to 32 KB.
+    # Kernel, send queue of a stalled reader (`ss -m`, w and f together): TCP_NOTSENT_LOWAT of unsent bytes, plus those
+    # sent but not acknowledged when the peer's window closed. With 290 B frames at 1 to 20 ms, 230 of 240 readers took
+    # 5 or 6 pages of 4 KiB, whatever their receive buffer (4 KB to the default), and none over 13; with frames of 60 B
+    # to 32 KB it was 4 to 40 KB.
     notsent_lowat_bytes: int = 16 * KIB
     in_flight_bytes: int = 8 * KIB
     # A set SO_SNDBUF bounds the queue's true size at twice its value; 0: not set.
     sndbuf_bytes: int = 0
-    # Unix-domain listeners have SO_SNDBUF 16 KiB in place of all that: 32 KiB of true size, small frames count double.
+    # Unix-domain listeners have an SO_SNDBUF of 16 KiB instead: a true size of 32 KiB, where small frames count double.
     unix_queue_bytes: int = 32 * KIB
 
-    # User space, per connection: protocol, uvloop's transport and handle, an idle request's state (5,000 of them).
+    # User space, per connection: protocol, uvloop's transport and handle, an idle request's state (5,000 measured).
     conn_user_bytes: int = 1_600
-    # A full ring: its slots' frames, never more than ring_bytes_max. A coalescing reader lets it go; until then it is
-    # held.
+    # A full ring: its slots' frames, never more than ring_bytes_max. Held until a coalescing reader lets its ring go.
     ring_slots: int = 64
     ring_bytes_max: int = 32 * KIB
-    frame_bytes: int = 300  # a chat chunk of 200-250 B with its id line and chunk framing, and 33 B of a bytes object
+    frame_bytes: int = 300  # a chat chunk of 200-250 B, its id line and chunk framing, and 33 B of a bytes object
     # TLS in process: OpenSSL's state and buffers, 17.7 KB after a handshake, 19.5 after large bodies, 22.3 with half a
     # record of a hostile client (loadtest/tls_price.py).
     tls_bytes: int = 24 * KIB
@@ -96,44 +96,44 @@ class Prices:
     # Kernel: the upstream's receive queue; read at once, so two frames' skbs at most times.
     upstream_queue_bytes: int = 2_000
 
-    # A replay log of 500 tokens; what a log is expected to come to, charged as it really grows.
+    # A replay log of 500 tokens: the size kept free for each log. A log is charged as it really grows.
     log_expected_bytes: int = 5_632
 
     @property
     def send_queue_bytes(self) -> int:
-        """What a stalled TCP reader keeps in the kernel's send queue."""
+        """Kernel memory of a stalled TCP reader's send queue."""
         unbounded = self.notsent_lowat_bytes + self.in_flight_bytes
         return min(unbounded, 2 * self.sndbuf_bytes) if self.sndbuf_bytes else unbounded
 
     @property
     def ring_bytes(self) -> int:
-        """A ring full of frames, and its slots."""
+        """A full ring: its frames and its slots."""
         return min(self.ring_slots * self.frame_bytes, self.ring_bytes_max) + SLOT_BYTES * self.ring_slots
 
     @property
     def tcp_bytes(self) -> int:
-        """One connection of a TCP listener."""
+        """Price of a connection of a TCP listener."""
         return self.conn_user_bytes + self.ring_bytes + self.socket_bytes + self.send_queue_bytes
 
     @property
     def tls_tcp_bytes(self) -> int:
-        """One connection of a TLS listener."""
+        """Price of a connection of a TLS listener."""
         return self.tcp_bytes + self.tls_bytes
 
     @property
     def unix_bytes(self) -> int:
-        """One connection of a Unix-domain listener."""
+        """Price of a connection of a Unix-domain listener."""
         return self.conn_user_bytes + self.ring_bytes + self.socket_bytes + self.unix_queue_bytes
 
     @property
     def stream_bytes(self) -> int:
-        """One relayed stream without its log."""
+        """Price of a relayed stream without its log."""
         return self.stream_user_bytes + self.socket_bytes + self.upstream_queue_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What there is: the limits that a budget is computed against."""
+    """The limits that a budget is computed against."""
 
     memory_bytes: int
     memory_source: str  # "setting", "cgroup", "machine": for the start-up line
@@ -144,9 +144,9 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """What is subtracted before the first connection, and the operator's own bounds (0: derive)."""
+    """Memory and descriptors taken off before the first connection, and the operator's own bounds (0: derive)."""
 
-    process_bytes: int = 48 * MIB  # one worker at start: interpreter, uvloop, orjson, tables; 35-45 MiB of PSS seen
+    process_bytes: int = 48 * MIB  # a worker at start: interpreter, uvloop, orjson, tables; 35-45 MiB of PSS seen
     parent_bytes: int = 0  # the process that starts the workers
     bodies_bytes_max: int = 256 * MIB  # request bodies being read, all together; at most an eighth of the memory
     logs_bytes_max: int = 0  # all logs together
@@ -164,12 +164,12 @@ class Budget:
     demands: Demands
     prices: Prices
     connection_bytes: int  # the price of the dearest kind of connection that is listened for
-    fixed: tuple[tuple[str, int], ...]  # what was subtracted, by name
+    fixed: tuple[tuple[str, int], ...]  # bytes taken off before the first connection, by name
     available_bytes: int
     connections_max: int
     streams_max: int
     bodies_bytes_max: int
-    logs_bytes_max: int  # all logs together; a worker's share is this through the number of workers
+    logs_bytes_max: int  # all logs together; a worker's share is this divided by the number of workers
     limited_by: str
 
     @classmethod
@@ -178,7 +178,7 @@ class Budget:
     ) -> Budget:
         """The budget of these limits. `connection_bytes` is prices.tcp_bytes unless given.
 
-        Raises BudgetError where not one stream fits, or where the settings ask for more descriptors than there are.
+        Raises BudgetError where no stream fits, or where the settings need more descriptors than the process may have.
         """
         price = prices.tcp_bytes if connection_bytes is None else connection_bytes
         bodies = min(demands.bodies_bytes_max, resources.memory_bytes // BODIES_SHARE)
@@ -224,7 +224,7 @@ class Budget:
         return self.resources.descriptors_per_worker - demands.descriptors_base - demands.reserve_connections
 
     def describe(self) -> str:
-        """The one readable line of the start-up log."""
+        """The line of the start-up log, for people."""
         fixed = ", ".join(f"{name} {_size(size)}" for name, size in self.fixed)
         return (
             f"budget: memory {_size(self.resources.memory_bytes)} ({self.resources.memory_source})"
@@ -236,7 +236,7 @@ class Budget:
         )
 
     def status(self) -> dict[str, object]:
-        """The same for /status. Sizes in bytes."""
+        """The budget for /status. Sizes in bytes."""
         return {
             "memory_limit_bytes": self.resources.memory_bytes,
             "memory_limit_source": self.resources.memory_source,
@@ -262,7 +262,7 @@ def _fit(room: int, connection: int, stream: int, streams_max: int) -> tuple[int
 
 
 def _fit_descriptors(resources: Resources, demands: Demands) -> tuple[int, int]:
-    """The same for descriptors: one each for a connection and for its stream's upstream, over all workers."""
+    """Connections and streams that the descriptors of all workers suffice for: a pair takes two, with its upstream."""
     room = resources.descriptors_per_worker - demands.descriptors_base - demands.reserve_connections
     return _fit(room * resources.workers, 1, 1, demands.streams_max)
 
@@ -270,7 +270,7 @@ def _fit_descriptors(resources: Resources, demands: Demands) -> tuple[int, int]:
 def _check_fits(
     resources: Resources, demands: Demands, available: int, connections: int, streams: int, by_descriptors: int
 ) -> None:
-    """Refuse limits under which the daemon could only refuse, and settings beyond the descriptors."""
+    """Raise BudgetError for limits too small to admit anything, and for a conns_max beyond the descriptors."""
     limit = resources.descriptors_per_worker
     if by_descriptors < max(1, demands.conns_max):
         raise BudgetError(
@@ -287,7 +287,7 @@ def _check_fits(
 
 
 def _size(size: int) -> str:
-    """Bytes as a person reads them."""
+    """A size as people read it."""
     if abs(size) >= 1024 * MIB:
         return f"{size / (1024 * MIB):.1f} GiB"
     if abs(size) >= 10 * MIB:
@@ -296,7 +296,7 @@ def _size(size: int) -> str:
 
 
 class Gate(Choice):
-    """What refused: the label of refusals, and of saturation's parts."""
+    """The gate that refused: the label of refusals, and of saturation's parts."""
 
     CONNECTIONS = "connections"
     ADDRESS = "address"
@@ -309,7 +309,7 @@ class Gate(Choice):
 
 
 class Slot(enum.IntEnum):
-    """Where a worker's shared numbers stand in its row. u64 each; written by that worker only."""
+    """Index of each shared number in a worker's row: u64, written by that worker only."""
 
     CONNECTIONS = 0
     STREAMS = 1
@@ -364,7 +364,7 @@ class Limits:
 
 
 def address_key(address: str) -> str:
-    """What one client is counted by: an IPv4 address, or the /64 of an IPv6 one (one customer's network, RFC 6177).
+    """The key that a client is counted by: its IPv4 address, or its IPv6 /64 (a customer's network, RFC 6177).
 
     An IPv4-mapped IPv6 address counts as its IPv4 address; a zone is left out. Raises ValueError for anything else.
     """
@@ -377,7 +377,7 @@ def address_key(address: str) -> str:
 
 
 class AddressGate:
-    """How many of something each client address has; one with none takes no room. Keys come from `address_key`."""
+    """A count for each client address; an address whose count is 0 takes no room. Keys come from `address_key`."""
 
     __slots__ = ("_counts", "count_max")
 
@@ -386,15 +386,15 @@ class AddressGate:
         self._counts: dict[str, int] = {}  # at most one entry per connection
 
     def has_room(self, key: str) -> bool:
-        """Whether one more may come from `key`."""
+        """Whether `key` may have another."""
         return not self.count_max or self._counts.get(key, 0) < self.count_max
 
     def take(self, key: str) -> None:
-        """Count one more."""
+        """Raise the count of `key` by 1."""
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def give_back(self, key: str) -> None:
-        """Count one less."""
+        """Lower the count of `key` by 1."""
         left = self._counts[key] - 1
         if left:
             self._counts[key] = left
@@ -407,12 +407,12 @@ class AddressGate:
 
 @dataclass(slots=True)
 class _Own:
-    """What this process alone counts."""
+    """Counts of this process, which other workers don't see."""
 
     idle_upstreams: int = 0  # pooled connections: a descriptor each
     reserved: int = 0  # connections beyond the gates
     lag_s: float = 0.0
-    resident_bytes: int = 0  # measured, all workers, as last told
+    resident_bytes: int = 0  # measured over all workers; the latest value
     refused: dict[Gate, int] = field(default_factory=lambda: dict.fromkeys(Gate, 0))
 
 
@@ -445,7 +445,7 @@ class Admission:
         assert len(self._row) == len(Slot)
 
     def reload(self, budget: Budget, limits: Limits) -> None:
-        """Decide by these from now on. What was admitted stays, also where it is more than now fits."""
+        """Decide by these from now on. Admitted connections and streams stay, even more of them than now fit."""
         self._budget = budget
         self._limits = limits
         self._upstream_max = limits.upstream_in_flight_max or budget.streams_max
@@ -454,7 +454,7 @@ class Admission:
     # Connections
 
     def admit_connection(self, price_bytes: int) -> Refusal | None:
-        """Take a connection of a listener whose price is `price_bytes`, or say why not."""
+        """Count a connection of a listener whose price is `price_bytes`, or return the refusal."""
         if self._total(_CONNECTIONS) >= self._budget.connections_max:
             return self._refuse(Gate.CONNECTIONS)
         if self.descriptors >= self._budget.descriptors_max:
@@ -466,18 +466,18 @@ class Admission:
         return None
 
     def release_connection(self, price_bytes: int) -> None:
-        """Give back what `admit_connection` took, at the same price."""
+        """Undo `admit_connection`, at the same price."""
         assert self._row[_CONNECTIONS] > 0
         self._row[_CONNECTIONS] -= 1
         self._row[_MEMORY] -= price_bytes
 
     def adopt_connection(self, price_bytes: int) -> None:
-        """Count a connection that another worker admitted and handed over (it gives its own back)."""
+        """Count a connection that another worker admitted and handed over; that worker takes it off its own count."""
         self._row[_CONNECTIONS] += 1
         self._row[_MEMORY] += price_bytes
 
     def refuse_address(self) -> Refusal:
-        """Count and return the refusal of somebody whose address has no room in `addresses`, or in a gate like it."""
+        """Count and return the refusal of a client whose address has no room in `addresses`, or in a gate like it."""
         return self._refuse(Gate.ADDRESS)
 
     def refuse_descriptors(self) -> Refusal:
@@ -485,10 +485,10 @@ class Admission:
         return self._refuse(Gate.DESCRIPTORS)
 
     def take_reserved(self) -> bool:
-        """A place of the reserve for a connection that was refused.
+        """Take a place of the reserve for a connection that was refused.
 
-        With it, it may ask for health, metrics or DELETE, and is refused politely for anything else. False: none is
-        left, refuse without reading.
+        On it, the client may ask for health, metrics or DELETE, and gets a polite refusal for anything else. False: the
+        reserve is used up, refuse without reading.
         """
         if self._own.reserved >= self._budget.demands.reserve_connections:
             return False
@@ -503,10 +503,10 @@ class Admission:
     # Streams
 
     def admit_relay(self) -> Refusal | None:
-        """Take a request that goes upstream: a stream and its upstream connection, before the upstream is asked."""
+        """Count a stream and its upstream connection, before the upstream is asked; or return the refusal."""
         if self._total(_UPSTREAM) >= self._upstream_max:
             return self._refuse(Gate.UPSTREAM)
-        # A pooled connection is taken up or closed, so it stands for the one that is wanted.
+        # The request takes a pooled connection, or closes it for a new connection: either way its descriptor is free.
         if self.descriptors - self._own.idle_upstreams >= self._budget.descriptors_max:
             return self._refuse(Gate.DESCRIPTORS)
         refusal = self.admit_stream()
@@ -515,13 +515,13 @@ class Admission:
         return refusal
 
     def release_relay(self) -> None:
-        """Give back what `admit_relay` took: the upstream is done with and the stream sealed (not its log)."""
+        """Undo `admit_relay`: the upstream is done and the stream sealed. Its log stays charged."""
         assert self._row[_UPSTREAM] > 0
         self._row[_UPSTREAM] -= 1
         self.release_stream()
 
     def admit_stream(self) -> Refusal | None:
-        """Take a published stream: no upstream, the price of a stream."""
+        """Count a published stream, which has no upstream, at the price of a stream; or return the refusal."""
         if self._total(_STREAMS) >= self._budget.streams_max:
             return self._refuse(Gate.STREAMS)
         price_bytes = self._budget.prices.stream_bytes
@@ -534,48 +534,48 @@ class Admission:
         return None
 
     def release_stream(self) -> None:
-        """Give back what `admit_stream` took: the stream is sealed."""
+        """Undo `admit_stream`: the stream is sealed."""
         assert self._row[_STREAMS] > 0
         self._row[_STREAMS] -= 1
         self._row[_MEMORY] -= self._budget.prices.stream_bytes
 
     def charge_logs(self, delta_bytes: int) -> None:
-        """Logs have grown (or, negative, were trimmed or let go). Never refused: the hub keeps to `logs_bytes_max`."""
+        """Charge growth of the logs (negative: they shrank). Never refused: the hub keeps to `logs_bytes_max`."""
         self._row[_MEMORY] += delta_bytes
 
     # Bodies
 
     def admit_body(self, size_bytes: int) -> Refusal | None:
-        """Take so many further bytes of a request body being read."""
+        """Count `size_bytes` more of a request body being read, or return the refusal."""
         if self._total(_BODIES) + size_bytes > self._budget.bodies_bytes_max:
             return self._refuse(Gate.BODIES)
         self._row[_BODIES] += size_bytes
         return None
 
     def release_body(self, size_bytes: int) -> None:
-        """Let so many go."""
+        """Give `size_bytes` of `admit_body` back."""
         assert self._row[_BODIES] >= size_bytes
         self._row[_BODIES] -= size_bytes
 
-    # What the daemon notices
+    # Measurements
 
     def note_idle_upstreams(self, count: int) -> None:
-        """So many pooled upstream connections are open."""
+        """Note the number of open pooled upstream connections."""
         self._own.idle_upstreams = count
 
     def note_lag(self, late_s: float) -> None:
-        """The loop ran a timer so late. Called by each sweep."""
+        """Note how late the loop ran a timer. Called by each sweep."""
         self._own.lag_s += (late_s - self._own.lag_s) * LAG_WEIGHT
 
     def note_resident(self, size_bytes: int) -> None:
-        """The daemon's measured memory, all workers. The second opinion: over the limit nothing new is let in."""
+        """Note the measured memory of all workers, as a second opinion: over the limit nothing new is let in."""
         self._own.resident_bytes = size_bytes
 
     # Reading
 
     @property
     def prices(self) -> Prices:
-        """What one of each costs."""
+        """The prices of this budget."""
         return self._budget.prices
 
     @property
@@ -620,7 +620,7 @@ class Admission:
         return {gate.value: min(1.0, max(0.0, part)) for gate, part in parts.items()}
 
     def saturation_highest(self) -> float:
-        """The autoscaler's one number: the fullest part."""
+        """The fullest part: the number for an autoscaler."""
         return max(self.saturation().values())
 
     def refused(self) -> dict[str, int]:
@@ -632,7 +632,7 @@ class Admission:
         return self._budget.describe()
 
     def status(self) -> dict[str, object]:
-        """The budget, what is in use of it over all workers, and this worker's refusals, for /status."""
+        """The budget, its use by all workers, and this worker's refusals, for /status."""
         return {
             "budget": self._budget.status(),
             "in_use": {slot.name.lower(): self._total(slot.value) for slot in Slot},

@@ -1,21 +1,22 @@
-"""SlicedFanout: one event to ten thousand readers, without the loop standing still meanwhile.
+"""SlicedFanout: events to ten thousand readers, without the loop standing still meanwhile.
 
 A write costs about 10 us, so ten thousand are 0.1 s in which nothing else would be accepted, relayed or answered.
 With more than DIRECT_READERS_MAX readers (or with a flush interval) a stream hands its frames to this dispatcher
-instead. It goes over the readers in passes, `SLICE_MAX` a loop turn, and gives each whatever is new since it was
-there last, in one write. While a pass is under way new events only join the frames at hand: when the machine is busy,
-passes take in more events each and the cost per event falls by itself.
+instead. It goes over the readers in passes, `SLICE_MAX` readers a loop turn. Each reader gets all frames that are new
+since the last pass, in a single write. While a pass is under way new events only join the frames at hand: when the
+machine is busy, passes take in more events each and the cost per event falls by itself.
 
-Bounds: the frames at hand are at most FRAMES_MAX or FRAMES_BYTES_MAX, or one. A reader whose next frame is no longer
-among them is served from the replay log like any other that lags. Readers that join, leave or end between slices harm
-nothing: a pass goes over a snapshot, each reader knows its own position, and an ended one is skipped.
+Bounds: the frames at hand keep to FRAMES_MAX and FRAMES_BYTES_MAX, but a single frame may be of any size. If a reader's
+next frame is no longer among them, it is served from the replay log like any other that lags. Readers that join, leave
+or end between slices harm nothing: a pass goes over a snapshot, each reader knows its own position, and readers that
+have ended are skipped.
 
-When a pass is over, everybody has what there was when it began: those of the snapshot by the pass, those who came
-meanwhile because they went LIVE at the log's end. So those frames go, and another pass is needed only for what came
-since: events, comments, or the seal, which readers in front of the slice have not been told of.
+When a pass is over, all readers have the frames that were at hand when it began: those of the snapshot from the pass,
+those that joined meanwhile because they went LIVE at the log's end. So these frames are dropped. Another pass is needed
+only for news since then: events, comments, or the seal, of which the readers in front of the slice have not been told.
 
-Rejected: a queue per reader (memory), timestamps to decide who is due (positions say it), a slice measured in time
-(reading the clock for each reader costs more than the unevenness).
+Rejected: a queue per reader (memory), timestamps to decide which readers are due (positions say it), a slice measured
+in time (reading the clock for each reader costs more than the unevenness).
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from collections.abc import Callable
 
 from streamd.core.stream import Stream, Sub, Subscriber
 
-# 256 writes of 10 us are 2.6 ms, well under the 20 ms between two tokens of the fastest readers beside them.
+# Readers served in a loop turn: 256 writes of 10 us are 2.6 ms, well under the 20 ms between two tokens of the fastest
+# streams beside them.
 SLICE_MAX = 256
 
-# A pass over 10,000 readers takes 0.1 to 0.2 s; at 50 events a second that is 10 events, at 500 it is 100: 25 KB. All
-# that is new goes out in one write, which may stay whole in the buffer of a reader that stalls at it, so not more.
+# Bounds of the frames at hand. A pass over 10,000 readers takes 0.1 to 0.2 s: 10 events at 50 a second, 100 (25 KB) at
+# 500 a second. Not more, because all new frames go out in a single write, which may stay whole in the buffer of a
+# reader that stalls at it.
 FRAMES_MAX = 256
 FRAMES_BYTES_MAX = 64 * 1024
 
@@ -38,7 +41,7 @@ Later = Callable[[float, Callable[[], None]], object]
 
 
 class SlicedFanout:
-    """The dispatcher of one stream. Invariant: frames at hand are the seqs first <= seq < log.seq_next."""
+    """The dispatcher of a stream. Invariant: frames at hand are the seqs first <= seq < log.seq_next."""
 
     __slots__ = (
         "_at",
@@ -65,7 +68,7 @@ class SlicedFanout:
         self._frames: deque[bytes] = deque()  # bounded in add()
         self._bytes = 0
         self._first = stream.log.seq_next
-        self._loose = b""  # comments that came last
+        self._loose = b""  # the newest comments
         # pass
         self.running = False
         self._readers: tuple[Subscriber, ...] = ()
@@ -75,7 +78,7 @@ class SlicedFanout:
         self._loose_of_pass = b""
 
     def add(self, seq: int, frame: bytes) -> None:
-        """A new event, in the log already."""
+        """Take the frame of a new event, which the log has already."""
         assert seq == self._first + len(self._frames), f"{seq} after {self._first} + {len(self._frames)}"
         self._frames.append(frame)
         self._bytes += len(frame)
@@ -88,12 +91,12 @@ class SlicedFanout:
         self._first += 1
 
     def loose(self, lines: bytes) -> None:
-        """Comments: those that come last, to whoever is at the live end when the next pass comes by."""
+        """Take comments for the readers that the next pass finds at the live end; the newest replace older ones."""
         self._loose = lines
         self._wake()
 
     def flush(self) -> None:
-        """The stream was sealed: readers end after what is pending."""
+        """The stream was sealed: readers end after their pending events."""
         self._wake()
 
     @property
@@ -103,7 +106,7 @@ class SlicedFanout:
 
     @property
     def flush_interval_s(self) -> float:
-        """For how long; 0: not at all."""
+        """How long events wait for each other; 0: not at all."""
         return self._flush_interval_s
 
     def _wake(self) -> None:
@@ -116,7 +119,7 @@ class SlicedFanout:
             self._soon(self._begin)
 
     def _begin(self) -> None:
-        """A pass over everybody who reads now."""
+        """Begin a pass over the readers of this moment."""
         self._readers = tuple(self._stream.readers)
         self._at = 0
         self._end_at_start = self._stream.log.seq_next
@@ -125,11 +128,11 @@ class SlicedFanout:
         self._turn()
 
     def _turn(self) -> None:
-        """One slice."""
+        """Serve the next slice of the pass."""
         stream, live = self._stream, Sub.LIVE
         end, end_bytes = stream.log.seq_next, stream.frame_bytes
         pieces: dict[int, bytes] = {}  # position to all frames from there, made once a slice and shared
-        position, piece = -1, b""  # the last one used: nearly all readers of a slice stand at the same place
+        position, piece = -1, b""  # of the reader before: nearly all readers of a slice stand at the same place
         readers = self._readers[self._at : self._at + SLICE_MAX]
         for reader in readers:
             if reader.state is live:
@@ -153,7 +156,7 @@ class SlicedFanout:
             self._end_pass()
 
     def _has_next_of(self, reader: Subscriber, end: int) -> bool:
-        """Whether there is something for this LIVE reader among the frames at hand."""
+        """Whether the frames at hand have news for this LIVE reader. If its next frame is gone, it lags."""
         if reader.own_position == end:
             return False
         if reader.own_position < self._first:
@@ -162,7 +165,7 @@ class SlicedFanout:
         return True
 
     def _say_the_rest(self, readers: tuple[Subscriber, ...]) -> None:
-        """What comes behind the events: comments, and the end."""
+        """Give the readers the comments, and the end, which follow the events."""
         sealed, loose = self._stream.reason is not None, self._loose_of_pass
         if sealed or loose:
             for reader in readers:
@@ -172,7 +175,7 @@ class SlicedFanout:
                     reader.finish_if_done()
 
     def _serve_paused(self, reader: Subscriber, end: int) -> None:
-        """Into its ring, one by one, until it overflows by its policy."""
+        """Push the frames into the reader's ring; stop when an overflow, by the policy, ends its pause."""
         seq = reader.position + reader.ring.held
         if seq < self._first:
             reader.miss(self._first)
@@ -189,7 +192,7 @@ class SlicedFanout:
         return b"".join(list(self._frames)[skip:])
 
     def _end_pass(self) -> None:
-        """Let go of what everybody has; go again if more came meanwhile."""
+        """Drop the frames that all readers have; begin another pass if there is news."""
         stream = self._stream
         self._readers = ()
         self.running = False

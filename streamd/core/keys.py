@@ -4,13 +4,13 @@
     {"id": "q7Xw2LzP", "name": "alice", "hash": "sha256:<salt, hex>:<digest, hex>", "models": ["llama-*"]}
     {"id": "b3Kd9TsR", "name": "batch", "hash": "sha256:<salt, hex>:<digest, hex>", "streams_max": 8}
 
-Blank lines and lines beginning with `#` are kept as they are. JSON lines rather than TOML: an error has a line by
-nature, adding is appending, revoking is leaving a line out, and both keep everything else byte for byte.
+Blank lines and lines beginning with `#` are kept as they are. JSON lines rather than TOML: each error has a line by
+nature, adding a key appends a line, revoking a key removes its line, and both keep everything else byte for byte.
 
-A key is `sk-<id>-<secret>`. The id finds the row, so a check is one hash however many keys there are; the hash is one
-SHA-256 over salt and key. Why no slow KDF: the secret has 190 random bits, so there is nothing to guess, and a KDF
-would block the loop for everybody. An unknown id costs the same hash and the same comparison as a wrong secret, and
-gets the same answer.
+A key is `sk-<id>-<secret>`. The id finds the row, so a check is a single hash however many keys there are: SHA-256 over
+salt and key. Why no slow KDF: the secret has 190 random bits, so guessing is hopeless anyway, and a KDF would block the
+loop for all connections. An unknown id costs the same hash and the same comparison as a wrong secret, and gets the same
+answer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any, Final
 from streamd.core.auth import RESERVED_IDS, Key, Principal, Refusal
 from streamd.reasons import CloseReason
 
-# Ten times the keys of the largest gateway we know of; 10,000 rows of 220 B take 0.23 s to parse, at start and
-# on reload only.
+# Most keys in a file: ten times those of the largest gateway we know of. 10,000 rows of 220 B take 0.23 s to parse, at
+# start and on reload only.
 KEYS_MAX: Final = 10_000
 KEYS_FILE_BYTES_MAX: Final = 8 * 1024 * 1024  # KEYS_MAX rows of 400 B, doubled
 PATTERNS_MAX: Final = 64  # each is tried on each request
@@ -41,7 +41,7 @@ ID = re.compile(r"[A-Za-z0-9]{1,32}")
 SHAPE = re.compile(rb"sk-([A-Za-z0-9]{1,32})-([!-~]{16,128})")
 HASH = re.compile(r"sha256:([0-9a-f]{16,64}):([0-9a-f]{64})")
 
-# One text for an unknown id, a wrong secret and a string that is no key: which of them it was is nobody's business.
+# An unknown id, a wrong secret and a string that is no key get the same text: a client can't tell them apart.
 INVALID: Final = Refusal(CloseReason.UNAUTHORIZED, "invalid_api_key", "This API key is not valid.")
 EXPIRED: Final = Refusal(CloseReason.UNAUTHORIZED, "expired_api_key", "This API key has expired.")
 REQUIRED: Final = Refusal(
@@ -50,7 +50,7 @@ REQUIRED: Final = Refusal(
 
 
 class KeyFileError(ValueError):
-    """A key file that can't be used: the line (from 1), the field if it is one field's fault, and what is allowed."""
+    """A key file that can't be used: the line (from 1), the field if a field is wrong, and the allowed values."""
 
     def __init__(self, line: int, field: str, text: str) -> None:
         super().__init__(f"line {line}: {field}: {text}" if field else f"line {line}: {text}")
@@ -68,7 +68,7 @@ class Keys:
 
     @classmethod
     def parse(cls, content: bytes) -> Keys:
-        """The keys of a file's content; KeyFileError at the first line that isn't right, so no row is ever skipped."""
+        """The keys of a file's content; KeyFileError at the first invalid line, so no row is ever skipped."""
         if len(content) > KEYS_FILE_BYTES_MAX:
             raise KeyFileError(1, "", f"the file is over {KEYS_FILE_BYTES_MAX} bytes")
         by_id: dict[str, Key] = {}
@@ -93,7 +93,7 @@ class Keys:
     def authenticate(self, presented: bytes, now_unix: float) -> Principal | Refusal:
         """The principal of a presented key at `now_unix` (seconds since 1970), or a refusal with status 401.
 
-        That a key has expired is told only to who knows its secret.
+        Only a client that knows the secret is told that the key has expired.
         """
         shape = SHAPE.fullmatch(presented)
         if shape is None:
@@ -108,17 +108,17 @@ class Keys:
 
 
 def digest(salt: bytes, presented: bytes) -> bytes:
-    """What the file keeps of a key: `printf` the salt's bytes and the key into sha256sum for the same."""
+    """The digest of a key in the file: that of `sha256sum` over the salt's bytes and the key."""
     return hashlib.sha256(salt + presented).digest()
 
 
-# Stands in for an unknown id, so that one costs the work of a known one. Nobody is ever let in as it, whatever its
-# digest.
+# Stands in for an unknown id, so that its check takes as much work as a known id's. `authenticate` never accepts this
+# key, whatever its digest.
 DECOY: Final = Key(id="", name="", salt=bytes(SALT_BYTES), digest=bytes(32))
 
 
 def with_key(content: bytes, key: Key) -> bytes:
-    """The content with `key` as its last line, all else byte for byte. KeyFileError if that isn't valid."""
+    """The content with `key` as its last line, all else byte for byte. KeyFileError if the result isn't valid."""
     joint = b"" if not content or content.endswith(b"\n") else b"\n"
     changed = content + joint + encode(key) + b"\n"
     Keys.parse(changed)
@@ -126,7 +126,7 @@ def with_key(content: bytes, key: Key) -> bytes:
 
 
 def without_key(content: bytes, key_id: str) -> bytes:
-    """The content without the line of that id, all else byte for byte. KeyError if there is none."""
+    """The content without the line of that id, all else byte for byte. KeyError if no line has it."""
     lines = content.split(b"\n")
     for line, row in _rows(content):
         if row.get("id") == key_id:
@@ -240,7 +240,7 @@ def _parse_expires(field: str, value: str) -> dict[str, Any]:
 
 
 def _parse_patterns(field: str, value: list[str]) -> dict[str, Any]:
-    # An empty list reads as "none" to one and as "no restriction" to another: refused.
+    # An empty list could mean "none" or "no restriction", so it is refused.
     if not isinstance(value, list) or not 1 <= len(value) <= PATTERNS_MAX or not all(map(_is_pattern, value)):
         raise ValueError
     if field == "routes" and not all(pattern.startswith(("/", "*")) for pattern in value):
@@ -256,7 +256,7 @@ LIMITS: Final = ("streams_max", "requests_per_minute", "tokens_per_minute")
 _COUNT: Final = f"a whole number from 1 to {LIMIT_MAX}; leave it out for no limit"
 _PATTERNS: Final = f"a list of 1 to {PATTERNS_MAX} patterns (`*` is any run of characters); leave it out for all"
 
-# field → (its parser, what is allowed)
+# field → (its parser, the allowed values in words)
 FIELDS: Final[Mapping[str, tuple[Callable[[str, Any], dict[str, Any]], str]]] = {
     "id": (_parse_id, f"1 to 32 letters or digits, and none of {', '.join(sorted(RESERVED_IDS))}"),
     "name": (_parse_name, f"1 to {NAME_CHARS_MAX} printable characters"),

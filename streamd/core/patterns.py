@@ -2,7 +2,7 @@
 
 No `?`, no classes, no escapes, no regular expressions: a pattern comes from a key file or from a token, so it must be
 readable at a glance and can't be made slow. A match is a walk of `str.find` from left to right, which is enough
-because taking the leftmost place for each literal part never makes a later one harder to find.
+because taking the leftmost place for a literal part never makes the parts after it harder to find.
 """
 
 from __future__ import annotations
@@ -29,5 +29,5 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def matches_any(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of `patterns` matches the whole of `name`; no patterns match nothing."""
+    """Whether any of `patterns` matches the whole of `name`; an empty list matches nothing."""
     return any(matches(pattern, name) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""ReplayLog: the history of one stream in about ten bytes an event, read back byte for byte, or coalesced.
+"""ReplayLog: the history of a stream in about ten bytes an event, read back byte for byte, or coalesced.
 
 Neighbouring chunks of a generation differ only in the delta's text. So the log keeps what stands around the text once,
 as a *template* (wire/openai.py), and then only texts. What is kept of a text is the JSON-escaped inside of its string,
@@ -15,16 +15,16 @@ The form. The log is a list of sealed *segments* and a tail, all immutable bytes
     SOH 0xFF length (4 bytes) event         an event kept whole, as it is; the current template stays
 
 and opens with the marks for template and `created` if there are any yet, so each segment can be read without those
-before it. The sequence_number grows by one with each text; where it doesn't, a mark says so. What an event brings along
-can't be taken for a mark: texts and padding hold no control bytes, and whole events are skipped by their length.
+before it. The sequence_number grows by 1 with each text; where it doesn't, a mark says so. Bytes of an event can't be
+taken for a mark: texts and padding hold no control bytes, and whole events are skipped by their length.
 
 Why segments of at most 479 bytes: with the 33 of a bytes object they fill pymalloc's class of 512, so that the tail,
-made anew by each append, never leaves the small-object allocator: no realloc, no fragmentation. Tried and rejected: one
-bytearray (over-allocates by an eighth, fragments, and a live memoryview makes an append raise BufferError), a list of
-tuples (58 KB for 500 tokens), offsets in arrays (7.4 KB).
+made anew by each append, never leaves the small-object allocator: no realloc, no fragmentation. Tried and rejected: a
+single bytearray (over-allocates by an eighth, fragments, and a live memoryview makes an append raise BufferError), a
+list of tuples (58 KB for 500 tokens), offsets in arrays (7.4 KB).
 
-Bounds. Both caps are looked at when a segment is sealed, never for each event: the log may exceed them by one segment
-and by one event. What falls off is remembered as seq_first. For every position held: seq_first <= seq <= seq_next.
+Bounds. Both caps are checked when a segment is sealed, never for each event: the log may exceed them by a segment and
+an event. Events in front of seq_first have been dropped. For every position held: seq_first <= seq <= seq_next.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from streamd.wire import openai
 from streamd.wire.openai import PLAIN, Fill, Template
 
 SEGMENT_BYTES_MAX: Final = 479  # see above
-# At most so much text in a coalesced event (docs/PROTOCOL.md, section 3), unless one event alone has more.
+# Most text in a coalesced event (docs/PROTOCOL.md, section 3); a single event with more text stays whole.
 COALESCED_TEXT_BYTES_MAX: Final = 16 * 1024
-# One byte names a template. An answer of many parts (each tool call, each choice, each output of Responses is one)
-# needs a few dozen. Looking through all of them costs an event that fits none 10-20 us.
+# A byte names a template. An answer of many parts (tool calls, choices, outputs of Responses) needs a few dozen: a
+# template for each part. An event that fits none is compared with all of them, which takes 10-20 us.
 TEMPLATES_MAX: Final = 64
-# Learning parses: 10-30 us. A stream that never repeats itself may try this often at first, then once in 16 events, so
-# that an append costs it 2 us more on average.
+# Attempts to learn a template: this many at first, then in every 16th event. An attempt parses, 10-30 us, so an append
+# to a stream that never repeats itself costs 2 us more on average.
 LEARNT_AT_ONCE_MAX: Final = 24
 LEARN_EVERY_LOG2: Final = 4
-# The work of one coalesced read: a run of texts counts 1 (1-2 us), a whole event looked into by JSON 8 (10-15 us). So a
-# call takes at most 1-2 ms of a loop turn, whatever the stream.
+# Limit on the work of a coalesced read: a run of texts counts 1 (1-2 us), a whole event parsed as JSON 8 (10-15 us). So
+# a call takes at most 1-2 ms of a loop turn, whatever the stream.
 WORK_MAX: Final = 1024
 _WORK_OF_PARSING: Final = 8
 
 # Sizes of CPython 3.11 on 64 bits, for bytes_held (tests compare with sys.getsizeof).
 _BYTES_OBJECT: Final = 33
-_TEMPLATE_OBJECT: Final = 64 + 64  # the object and the tuple of its pieces, three of them
-_LOG_OBJECT: Final = 256 + 8 * 32  # slots and garbage collector's head; its integers
+_TEMPLATE_OBJECT: Final = 64 + 64  # the object, and the tuple of its three pieces
+_LOG_OBJECT: Final = 256 + 8 * 32  # slots and the garbage collector's head; the log's integers
 _LIST: Final = 56
 _LIST_PLACE: Final = 9  # a pointer, over-allocated by an eighth
 
@@ -66,18 +66,18 @@ _WHOLE: Final = 0xFF
 _PAD_MARK: Final = b"\x1f"
 _LF: Final = b"\n"
 _PADDING: Final = re.compile(rb"\x1f[^\n]*")
-# What texts may consist of, between their line ends and padding marks, and what a template's pieces may.
+# Bytes allowed in a run of texts (with its LF and US), and in a template's fixed pieces.
 _IN_TEXTS: Final = bytes((*range(0x20, 256), 0x0A, 0x1F))
 _IN_PIECES: Final = bytes((*range(0x20, 256), 0x09, 0x0A))
-_NEVER: Final = b"\0"  # every event ends in LF: none ends like this, so the short path of append is shut
+_NEVER: Final = b"\0"  # no event ends in NUL: as prefix and suffix it shuts join() until a template is in use
 
-Event = tuple[int, bytes]  # its seq (of a coalesced one the last), and its bytes
-# What stands next in a segment, from start to end: one event kept whole, or texts with their line ends.
+Event = tuple[int, bytes]  # its seq (the last seq, if coalesced), and its bytes
+# (segment, start, end, whole): the bytes between are an event kept whole, or texts with their line ends.
 Run = tuple[bytes, int, int, bool]
 
 
 class LogParts(NamedTuple):
-    """All of a log as values: what outlives a process (core/kept.py). The segments are of the form above."""
+    """The content of a log as values, for its snapshot (core/kept.py). The segments have the form above."""
 
     seq_first: int
     seq_next: int
@@ -88,40 +88,40 @@ class LogParts(NamedTuple):
 
 
 class Cursor:
-    """A reader's position: `seq` is the next event to read. The rest makes going on from there O(1)."""
+    """A reader's position: `seq` is the next event to read. The other fields let reading go on from there in O(1)."""
 
     __slots__ = ("_created", "_number", "_offset", "_segment", "_template", "seq")
 
     def __init__(self, seq: int, segment: int) -> None:
         self.seq = seq
-        self._segment = segment  # counted from the first that there ever was
-        self._offset = 0  # 0: at the segment's start, the state below is read from there
+        self._segment = segment  # its number, counted from the log's first segment, which may be gone
+        self._offset = 0  # 0: at the segment's start, where marks set the state below
         self._template: Template | None = None
         self._created = b""
         self._number = -1
 
 
 class _Joined:
-    """What join() touches. Slots of a base class come first: neighbours in memory, so that over thousands of streams,
-    where each line of the cache is a miss, a token costs two lines here and not five.
+    """The fields that join() touches. Slots of a base class come first and so are neighbours in memory: over thousands
+    of streams, where each line of the cache is a miss, a token costs two lines here and not five.
     """
 
     __slots__ = ("_cut", "_from", "_number", "_prefix", "_suffix", "_tail", "seq_next")
 
-    # What an event of the current template begins and ends with (padding empty), and the length of each.
+    # The bytes of the current template's events before and after the text (padding empty), and the length of each.
     _prefix: bytes
     _suffix: bytes
     _from: int
     _cut: int
     _tail: bytes
-    _number: int  # the sequence_number that the next text is to have; below 0: none
-    seq_next: int  # what the next append gets
+    _number: int  # the sequence_number expected of the next text; below 0: none
+    seq_next: int  # the seq of the next append
 
 
 class ReplayLog(_Joined):
-    """The bounded history of one stream.
+    """The bounded history of a stream.
 
-    `bytes_max` bounds bytes_held, `events_max` the number of events, each but for one segment and one event more.
+    `bytes_max` bounds bytes_held, `events_max` the number of events; both may be exceeded by a segment and an event.
     """
 
     __slots__ = (
@@ -147,27 +147,28 @@ class ReplayLog(_Joined):
         self.events_max = events_max
         self.seq_first = 1  # the oldest seq held; seq_next if there is none
         self.seq_next = 1
-        # Texts are counted by what else is there, so that a text counts nothing: events that aren't among text_events,
-        # and the sealed segments' bytes less all bytes of the log, the tail's too, that are no text of those events.
+        # join() updates no counter of texts: text_events and text_bytes are derived from all that isn't text. These are
+        # the number of events that aren't text events, and the size of all segments ever sealed less all bytes ever
+        # written, the tail's included, that are neither the text nor the line end of a text event.
         self._other_events = 0
         self._text_base = 0
         self.bytes_held = 0  # user space: objects and payload, the tail counted as a full segment
-        self._learnt = 0  # attempts so far
+        self._learnt = 0  # attempts to learn a template
         self._base = 0  # number of the first held segment
         self._forget()
 
     def _forget(self) -> None:
-        """To the state of an empty log, where nothing is allocated."""
+        """Return to the state of an empty log, which allocates nothing."""
         self._segments: list[bytes] | None = None
         self._tail = b""
         self._templates: list[Template] | None = None
-        # The state of writing: current template, and what its holes hold.
+        # The state of writing: the current template and the content of its holes.
         self._current = -1
         self._created = b""
         self._number = -1
         self._prefix = self._suffix = _NEVER
         self._from = self._cut = 0
-        # With padding: what stands between text and padding, what after it, and the table that a padding passes.
+        # With padding: the bytes between text and padding, those after it, and a table that leaves padding as it is.
         self._padding: tuple[bytes, bytes, bytes] | None = None
         # With a sequence_number in front of the text: what stands before and after it.
         self._numbering: list[bytes] | None = None
@@ -175,18 +176,18 @@ class ReplayLog(_Joined):
 
     @property
     def text_events(self) -> int:
-        """Events that joined a template: those append said True to."""
+        """Number of events for which append() returned True."""
         return self.seq_next - 1 - self._other_events
 
     @property
     def text_bytes(self) -> int:
-        """Their texts, as on the wire: what was laid down, less the line end of each."""
+        """Size of their texts as on the wire, without the line ends that the log adds."""
         return self._text_base + len(self._tail) - self.text_events
 
     # Writing.
 
     def append(self, event: bytes) -> bool:
-        """Keeps `event` (LF line ends, no `id:` line, blank line included) as number seq_next.
+        """Keep `event` (LF line ends, no `id:` line, blank line included) as number seq_next.
 
         True if it joined a known template: then it is a pure text delta without finish_reason and usage, known without
         parsing. False if it was kept whole, or a template was learnt from it: the caller has to look at it.
@@ -194,10 +195,10 @@ class ReplayLog(_Joined):
         return self.join(event) or self._append_other(event)
 
     def join(self, event: bytes) -> bool:
-        """Keep `event` as number seq_next if it fits the template in use; else False, and nothing was done.
+        """Keep `event` as number seq_next if it fits the template in use; else return False and change nothing.
 
-        It may be asked of bytes that nobody has looked at: what fits begins and ends as an event did that was learnt
-        from, and has one JSON string's inside, thus no line end, between. So it is exactly one event.
+        The bytes may come unchecked from a read: bytes that fit begin and end like the event that the template was
+        learnt from, and the inside of a JSON string, thus no line end, is between. So they are exactly one event.
         """
         if event.startswith(self._prefix) and event.endswith(self._suffix):
             # If beginning and end overlap, this slice is empty.
@@ -215,7 +216,7 @@ class ReplayLog(_Joined):
         return False
 
     def _append_other(self, event: bytes) -> bool:
-        """All that isn't plain text in the current template."""
+        """Keep an event that isn't plain text in the current template."""
         fill = self._fill(event)
         if fill:
             record = self._record(*fill)
@@ -236,7 +237,7 @@ class ReplayLog(_Joined):
         return False
 
     def keep_whole(self, event: bytes) -> None:
-        """append() of an event that no template is looked for or learnt from."""
+        """Append an event without looking for its template and without learning from it."""
         record = b"\x01\xff%b%b" % (len(event).to_bytes(4, "big"), event)
         self._put(record)
         self._text_base -= len(record)
@@ -252,7 +253,7 @@ class ReplayLog(_Joined):
         return is_text
 
     def _fill(self, event: bytes) -> tuple[bytes, bytes] | None:
-        """Text and padding of an event that differs in nothing else from what append compares with."""
+        """Text and padding of an event of the current template; None if anything else in it differs."""
         if not event.startswith(self._prefix):
             return None
         if event.endswith(self._suffix) and len(event) >= self._from + self._cut:
@@ -262,7 +263,7 @@ class ReplayLog(_Joined):
             return None
         middle, after, table = self._padding
         text, found, pad = event[self._from : -len(after)].partition(middle)
-        # A plain text holds no quote, so what `middle` was found behind is the text.
+        # A plain text holds no quote and `middle` begins with a quote, so the text ends at the first `middle`.
         if found and text.translate(PLAIN) is text and pad.translate(table) is pad and event.endswith(after):
             return text, pad
         return None
@@ -272,7 +273,7 @@ class ReplayLog(_Joined):
         return b"%b\x1f%b\n" % (text, pad) if pad else text + _LF
 
     def _find(self, event: bytes) -> tuple[int, Fill] | None:
-        """The template that `event` belongs to. The current one first, then those after it: choices take turns."""
+        """The template that `event` fits. The search goes round from the current template, as choices take turns."""
         templates = self._templates
         if not templates:
             return None
@@ -300,12 +301,12 @@ class ReplayLog(_Joined):
             self._templates = []
         templates = self._templates
         templates.append(template)
-        # The pieces of the current template are held joined as well: charged with the first one, as one or two copies.
+        # The current template's pieces are held joined as well, once or twice: charged with the log's first template.
         copies = 1 if len(templates) > 1 else 2 + (template.numbered or template.padded)
         self.bytes_held += _TEMPLATE_OBJECT + copies * sum(_BYTES_OBJECT + len(piece) for piece in template.fixed)
 
     def _aim(self) -> None:
-        """Sets what append compares with, for the current template and what its holes are to hold."""
+        """Set the bytes that append compares with, from the current template and the content of its holes."""
         assert self._templates
         template = self._templates[self._current]
         pieces = template.around(self._created, self._number)
@@ -323,7 +324,7 @@ class ReplayLog(_Joined):
             self._numbering = halves if len(halves) == 2 else None
 
     def _renumber(self) -> None:
-        """What append compares with gets the next sequence_number."""
+        """Put the next sequence_number into the bytes that append compares with."""
         self._number += 1
         if not self._numbering:
             self._aim()
@@ -332,7 +333,7 @@ class ReplayLog(_Joined):
         self._from = len(self._prefix)
 
     def _put(self, record: bytes) -> None:
-        """A record that needs no mark before it."""
+        """Write a record that needs no mark before it."""
         tail = self._tail + record
         if self._tail and len(tail) <= SEGMENT_BYTES_MAX:
             self._tail = tail
@@ -340,7 +341,7 @@ class ReplayLog(_Joined):
             self._roll(record)
 
     def _put_switching(self, k: int, fill: Fill) -> bytes:
-        """A text of template `k`, with the marks that it needs; the record without them."""
+        """Write a text of template `k` with the marks that it needs; return the record without them."""
         marks = b""
         if k != self._current or fill.number != self._number:
             self._current, self._number = k, fill.number
@@ -367,7 +368,7 @@ class ReplayLog(_Joined):
         return b"\x01\xfe" + self._created
 
     def _roll(self, record: bytes) -> None:
-        """Seals the tail and begins another with `record`, whose event is seq_next."""
+        """Seal the tail and begin another with `record`, whose event is seq_next."""
         if self._tail:
             if self._segments is None:
                 self._segments = []
@@ -388,7 +389,7 @@ class ReplayLog(_Joined):
     # Forgetting.
 
     def _drop(self, bytes_max: int, events_max: int) -> None:
-        """Drops the oldest sealed segments until both hold, or none is left."""
+        """Drop the oldest sealed segments until the log keeps to both bounds, or only the tail is left."""
         segments = self._segments or []
         dropped, held = 0, self.bytes_held
         while dropped < len(segments) and (held > bytes_max or self.seq_next - _first(segments[dropped]) > events_max):
@@ -401,7 +402,7 @@ class ReplayLog(_Joined):
             self.seq_first = _first(segments[0] if segments else self._tail)
 
     def trim_to(self, bytes_max: int) -> None:
-        """Drops the oldest events until bytes_held <= bytes_max, all if need be; an empty log's object remains."""
+        """Drop the oldest events until bytes_held <= bytes_max, all if need be; an empty log's object remains."""
         self._drop(bytes_max, self.events_max)
         if self.bytes_held > bytes_max and self._tail:
             self._base += 1
@@ -412,16 +413,16 @@ class ReplayLog(_Joined):
     # Outliving the process.
 
     def parts(self) -> LogParts:
-        """What of_parts() makes the same log of. No copies: segments are immutable."""
+        """The content from which of_parts() makes the same log. No copies: segments are immutable."""
         templates = tuple((each.fixed, each.holes, each.merges) for each in self._templates or ())
         segments = (*(self._segments or ()), *((self._tail,) if self._tail else ()))
         return LogParts(self.seq_first, self.seq_next, self.text_events, self.text_bytes, templates, segments)
 
     @classmethod
     def of_parts(cls, parts: LogParts, *, bytes_max: int, events_max: int) -> ReplayLog:
-        """A log with this content, trimmed to its caps; parts that didn't come from parts() have to pass check_parts().
+        """A log with this content, trimmed to its caps; parts that don't come from parts() have to pass check_parts().
 
-        The state of writing starts anew: the next event finds its template and brings its marks along.
+        The state of writing starts anew: the next event looks for its template and writes the marks for it.
         """
         log = cls(bytes_max=bytes_max, events_max=events_max)
         log.seq_first, log.seq_next = parts.seq_first, parts.seq_next
@@ -469,7 +470,7 @@ class ReplayLog(_Joined):
         return cursor
 
     def _skip(self, cursor: Cursor, seq: int) -> None:
-        """Over one run, but not further than `seq`."""
+        """Move over a run, but not further than `seq`."""
         run = self._next(cursor)
         assert run
         segment, start, end, whole = run
@@ -482,14 +483,14 @@ class ReplayLog(_Joined):
 
     @staticmethod
     def _pass(cursor: Cursor, events: int, length: int) -> None:
-        """Moves over `events` texts of `length` bytes."""
+        """Move over `events` texts of `length` bytes."""
         cursor.seq += events
         cursor._offset += length
         if cursor._number >= 0:
             cursor._number += events
 
     def _next(self, cursor: Cursor) -> Run | None:
-        """What stands at the cursor, which moves over marks but not over events; None at the end of the log."""
+        """The run at the cursor, which moves over marks but not over events; None at the end of the log."""
         if cursor._segment < self._base:
             if cursor.seq < self.seq_first:
                 raise LookupError(cursor.seq)
@@ -516,7 +517,7 @@ class ReplayLog(_Joined):
                 return None
 
     def _follow(self, cursor: Cursor, segment: bytes, at: int) -> None:
-        """Takes over what the mark at `at` says."""
+        """Apply the mark at `at` to the cursor."""
         assert self._templates
         kind = segment[at + 1]
         cursor._offset = at + 2
@@ -531,9 +532,9 @@ class ReplayLog(_Joined):
             cursor._offset = at + 7
 
     def read(self, cursor: Cursor, *, bytes_max: int) -> list[Event]:
-        """The next events as they came, at most `bytes_max` bytes of them but at least one; [] at the end.
+        """The next events as they came, at most `bytes_max` bytes but at least one event; [] at the end.
 
-        LookupError if what the cursor stands at has fallen off.
+        LookupError if the event at the cursor has been dropped.
         """
         events: list[Event] = []
         left = bytes_max
@@ -551,7 +552,7 @@ class ReplayLog(_Joined):
         return events
 
     def _read_texts(self, cursor: Cursor, run: Run, left: int, events: list[Event]) -> int:
-        """Appends the events of a run of texts as long as `left` lasts; what is left then, 0 or less if no more fit."""
+        """Append a run's events as long as `left` bytes last; return the bytes left then, 0 or less if no more fit."""
         template = cursor._template
         assert template
         segment, start, end, _ = run
@@ -580,21 +581,21 @@ class ReplayLog(_Joined):
     def read_coalesced(self, cursor: Cursor, *, bytes_max: int = COALESCED_TEXT_BYTES_MAX) -> list[Event]:
         """The next events, the texts of neighbours concatenated: (last seq in it, event) each; [] at the end.
 
-        About `bytes_max` bytes in all, at least one event. LookupError if what the cursor stands at has fallen off.
+        About `bytes_max` bytes in all, at least one event. LookupError if the event at the cursor has been dropped.
         """
         return _Coalescing(self, cursor, bytes_max).read()
 
     def last_event(self) -> bytes | None:
-        """The newest event, None if there is none. It costs reading one segment."""
+        """The newest event, None if there is none. It costs reading a segment."""
         if self.seq_first == self.seq_next:
             return None
         return self.read(self.seek(self.seq_next - 1), bytes_max=1)[0][1]
 
 
 def check_parts(parts: LogParts) -> None:
-    """Raises ValueError unless a log can consist of these parts: reading trusts every mark, length and seq.
+    """Raise ValueError unless a log can consist of these parts: reading trusts every mark, length and seq.
 
-    One pass, a step per mark and per run of texts.
+    It is a single pass, with a step for each mark and each run of texts.
     """
     if len(parts.templates) > TEMPLATES_MAX:
         raise ValueError("too many templates")
@@ -605,7 +606,7 @@ def check_parts(parts: LogParts) -> None:
         raise ValueError("impossible counts")
     for segment in parts.segments:
         if len(segment) <= _HEAD or _first(segment) != seq:
-            raise ValueError("a segment out of its place")
+            raise ValueError("a segment that doesn't begin with the seq after its predecessor")
         events = _Check(segment, parts.templates).events()
         if not events:
             raise ValueError("a segment without events")
@@ -621,13 +622,13 @@ def _check_template(fixed: tuple[bytes, ...], holes: bytes) -> None:
     after = [holes.find(hole) for hole in (openai.AGAIN, openai.PAD, openai.SPACES) if hole in holes]
     padded_once = not (openai.PAD in holes and openai.SPACES in holes)
     if len(fixed) != len(holes) + 1 or not once or text < 0 or not padded_once or any(at < text for at in after):
-        raise ValueError("a template with other holes")
+        raise ValueError("a template with an impossible set of holes")
     if any(piece.translate(None, _IN_PIECES) for piece in fixed) or fixed[-1][-2:] != b"\n\n":
-        raise ValueError("a template that is no event")
+        raise ValueError("a template whose pieces can't make an event")
 
 
 class _Check:
-    """One segment, looked through as reading it would."""
+    """Checks a segment, step by step as reading goes through it."""
 
     def __init__(self, segment: bytes, templates: tuple[tuple[tuple[bytes, ...], bytes, bool], ...]) -> None:
         self._segment = segment
@@ -637,7 +638,7 @@ class _Check:
         self._at = _HEAD
 
     def events(self) -> int:
-        """How many events it holds. Raises ValueError for anything that isn't as it has to be."""
+        """The number of events in the segment. Raises ValueError if reading would fail or go astray."""
         segment, events = self._segment, 0
         while self._at < len(segment):
             if segment[self._at] != _MARK:
@@ -645,12 +646,12 @@ class _Check:
             elif (kind := self._take(2)[1]) == _WHOLE:
                 event = self._take(int.from_bytes(self._take(4), "big"))
                 if event[-2:] != b"\n\n":
-                    raise ValueError("an event without its end")
+                    raise ValueError("an event without its blank line")
                 events += 1
             elif kind == _DATE:
                 self._dated = True
                 if not self._take(10).isdigit():
-                    raise ValueError("a date that is none")
+                    raise ValueError("a `created` that isn't 10 digits")
             else:
                 self._switch(kind)
         return events
@@ -664,7 +665,7 @@ class _Check:
 
     def _switch(self, kind: int) -> None:
         if kind >= len(self._templates):
-            raise ValueError("a template that isn't there")
+            raise ValueError("a mark for a template that the log doesn't have")
         self._holes = self._templates[kind][1]
         if openai.NUMBER in self._holes:
             self._take(5)
@@ -675,12 +676,12 @@ class _Check:
         if self._holes is None or (openai.CREATED in self._holes and not self._dated):
             raise ValueError("texts without a template")
         if run[-1:] != _LF or run.translate(None, _IN_TEXTS):
-            raise ValueError("texts that are none")
+            raise ValueError("texts with a forbidden byte, or without their line end")
         return run.count(_LF)
 
 
 class _Coalescing:
-    """One coalesced read. What is gathered and not yet given out is either texts by template, or one Delta."""
+    """A coalesced read. Its pending event, gathered and not given out, is either texts by template or a Delta."""
 
     __slots__ = (
         "_created",
@@ -707,18 +708,18 @@ class _Coalescing:
         self._work = 0
         self._siblings: dict[tuple[Template, Template], bool] = {}
         self.events: list[Event] = []
-        # what is gathered
+        # the pending event
         self._seq = 0  # of the newest event in it
         self._text_bytes = 0
         self._texts: dict[Template, list[bytes]] = {}
-        self._created = b""  # the first's: SDKs take it from the first chunk
-        self._number = -1  # the last's
+        self._created = b""  # of the first text: SDKs take it from the first chunk
+        self._number = -1  # of the last text
         self._pad = b""
         self._delta: openai.Delta | None = None
         self._event = b""  # what the delta was made of
 
     def read(self) -> list[Event]:
-        """Each step gathers or gives out one run, or gives out what was gathered and leaves the cursor where it is."""
+        """Each step gathers or gives out a run, or gives out the pending event and leaves the cursor where it is."""
         log, cursor = self._log, self._cursor
         while self._left > 0 and self._work < WORK_MAX and (run := log._next(cursor)):
             segment, start, end, whole = run
@@ -755,7 +756,7 @@ class _Coalescing:
         self._seq = cursor.seq - 1
 
     def _fits(self, template: Template, text_bytes: int) -> bool:
-        """Whether texts of `template` may go into one event with what is gathered."""
+        """Whether texts of `template` may join the pending event."""
         if self._delta:
             return False
         if not self._texts:
@@ -798,7 +799,7 @@ class _Coalescing:
         self._cursor._offset = end
 
     def _flush(self) -> None:
-        """Gives out what is gathered."""
+        """Give out the pending event."""
         if self._texts:
             event = self._merged_texts()
         elif self._delta:
@@ -836,10 +837,10 @@ def _first(segment: bytes) -> int:
 
 
 def _held(segment: bytes) -> int:
-    """What a sealed segment holds in memory: the object in steps of 16 bytes, and its place in the list."""
+    """Memory of a sealed segment: the object in steps of 16 bytes, and its place in the list."""
     return (_BYTES_OBJECT + len(segment) + 15 & ~15) + _LIST_PLACE
 
 
 def _tail_held(tail: bytes) -> int:
-    """The tail counts as the full segment that it will be."""
+    """Memory charged for the tail, as if it were full: it will be."""
     return _BYTES_OBJECT + max(len(tail), SEGMENT_BYTES_MAX)

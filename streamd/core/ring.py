@@ -1,16 +1,16 @@
-"""Ring: the fixed-size buffer of frame references between one stream and one reader that can't take them just now.
+"""Ring: the fixed-size buffer of frame references between a stream and a reader that can't take them just now.
 
 A reference is a seq: the frame's bytes are in the replay log, where they weigh a tenth, and are made again when they
-are written. Seqs in a ring have no hole, so what the ring has to remember of each frame is its size, and of the first
-one nothing but that it is the reader's position.
+are written. Seqs in a ring have no hole, and the first of them is the reader's position. So all that the ring has to
+remember of a frame is its size.
 
-Why not the frames themselves: a stalled reader kept 64 of them alive, 18 KB that nobody else used. They were freed when
+Why not the frames themselves: a stalled reader kept 64 of them alive, 18 KB that had no other use. They were freed when
 the ring was let go, but scattered over pages that hold longer-lived objects too: over 400 stalled readers 14.5 KB for
 each were not given back. References cost the same whether the ring is empty or full.
 
 Bounds: `slots` references (32 to 128, 64 unless set: at 20 tokens a second 3 s of stall, and 4 B a slot) and
-`bytes_max` of frames (32 KiB: 64 frames of 250 B are 16 KB, doubled), whichever is reached first. A ring always takes
-one frame, however large, so that an event over `bytes_max` can pass at all.
+`bytes_max` of frames (32 KiB: 64 frames of 250 B are 16 KB, doubled), whichever is reached first. An empty ring takes a
+frame of any size, so that an event over `bytes_max` can pass at all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Ring:
     def __init__(self, slots: int, bytes_max: int) -> None:
         if not RING_SLOTS_MIN <= slots <= RING_SLOTS_MAX:
             raise ValueError(f"a ring has {RING_SLOTS_MIN} to {RING_SLOTS_MAX} slots, not {slots}")
-        self._sizes = array("I", (0,)) * slots  # not from bytes, which takes 6 % more than it needs
+        self._sizes = array("I", (0,)) * slots  # built from a tuple: from bytes it would allocate 6 % more
         self._first = 0
         self.held = 0
         self.bytes_held = 0
@@ -44,7 +44,7 @@ class Ring:
         return len(self._sizes)
 
     def push(self, size: int) -> bool:
-        """Take the next frame, of `size` bytes, at the end. False, and nothing changed, if there is no room for it."""
+        """Take the next frame, of `size` bytes, at the end. False, and no change, if the ring has no room for it."""
         held, sizes = self.held, self._sizes
         if held and (held == len(sizes) or self.bytes_held + size > self.bytes_max):
             return False

@@ -2,16 +2,17 @@
 
     {"aud": "streamd", "exp": 1767225600, "sub": "user-17", "streams": ["room-*"], "publish": ["room-17"]}
 
-`streams` and `publish` are lists of patterns (see `patterns`) and grant nothing of each other. `aud` and `exp` are
-required, `nbf` is obeyed. The signature is PyJWT's business; time and audience are ours, because time comes in as an
+`streams` and `publish` are lists of patterns (see `patterns`); neither implies the other. `aud` and `exp` are
+required, `nbf` is obeyed. PyJWT checks the signature; this module checks time and audience, because time comes in as an
 argument here.
 
-What decides the algorithm is the key, never the token (RFC 8725 3.1): a secret file verifies HS256 and nothing else,
-an RSA key RS256, an Ed25519 key EdDSA. So a public key can't be used as an HMAC secret, and `none` is an algorithm
-without a key. A token's header is believed in two words, `alg` and `kid`, as a look-up among our own keys: `jwk`,
-`jku`, `x5u` are never followed, `crit` and `b64` are refused.
+The key decides the algorithm, never the token (RFC 8725 3.1): a secret file verifies HS256 and nothing else, an RSA key
+RS256, an Ed25519 key EdDSA. So a public key can't be used as an HMAC secret, and `none` is an algorithm without a key.
+Two fields of a token's header count, `alg` and `kid`, and they only choose among the configured keys: `jwk`, `jku`,
+`x5u` are never followed, `crit` and `b64` are refused.
 
-Before any cryptography: length, alphabet, header, algorithm, key. What isn't a token costs a regular expression.
+Before any cryptography come the checks of length, alphabet, header, algorithm and key, so that a string that isn't a
+token costs a regular expression.
 
 Rejected: a cache of verified tokens. HS256 takes 35 us, RS256 60, Ed25519 145, once a connection, where the head costs
 50 by itself; and when ten thousand readers come back at once, each has its own token.
@@ -43,14 +44,14 @@ SECRET_BYTES_MIN: Final = 32  # RFC 7518 3.2: a key of the hash's size or larger
 RSA_BITS_MIN: Final = 2048  # RFC 7518 3.3
 JWKS_BYTES_MAX: Final = 256 * 1024  # JWKS_KEYS_MAX keys with certificate chains of 4 KB
 JWKS_KEYS_MAX: Final = 64  # two or three in rotation, times twenty
-PATTERNS_MAX: Final = 64  # what fits a token of 8 KB at names of 100 characters
+PATTERNS_MAX: Final = 64  # a token of 8 KB has room for them at names of 100 characters
 LEEWAY_S_MAX: Final = 300.0
 
 _SHAPE = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# A stream's name (docs/PROTOCOL.md, section 2) with `*` in it. Anything else could never match, so it is a mistake and
-# is told.
+# A stream's name (docs/PROTOCOL.md, section 2) with `*` in it. A pattern of any other form could never match, so it is
+# refused as a mistake.
 _PATTERN = re.compile(r"[A-Za-z0-9._~*-]{1,256}")
-# Type and curve of a JWK → the one algorithm that it verifies. Others are left out, as RFC 7517 5 asks.
+# Type and curve of a JWK → the only algorithm that it verifies. Other keys are left out, as RFC 7517 5 asks.
 _ALGORITHMS: Final = {"RSA": "RS256", "OKP Ed25519": "EdDSA"}
 
 REQUIRED: Final = Refusal(
@@ -62,16 +63,16 @@ EXPIRED: Final = Refusal(CloseReason.TOKEN_EXPIRED, "token_expired", "This token
 
 
 class TokenKeyError(ValueError):
-    """A secret or a key set that can't be used; the text says why and what would do."""
+    """A secret or a key set that can't be used; the text says why, and names the form that is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a verified token allows. Two patterns lists that know nothing of each other."""
+    """The rights of a verified token: two lists of patterns, neither of which implies the other."""
 
     subscribe: tuple[str, ...]
     publish: tuple[str, ...]
-    expires_unix: float  # leeway included: when its reader is closed
+    expires_unix: float  # leeway included; a reader with this token is closed then
     subject: str  # `sub`, or ""; for logs
 
     def may_read(self, stream_id: str) -> bool:
@@ -85,7 +86,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class VerifyKey:
-    """A key with the one algorithm that it verifies."""
+    """A key with the only algorithm that it verifies."""
 
     algorithm: str
     kid: str | None
@@ -93,18 +94,18 @@ class VerifyKey:
 
 
 def load_secret(content: bytes) -> VerifyKey:
-    """The HS256 key of a secret file's content. A text's last line end isn't part of it; other bytes all are."""
+    """The HS256 key of a secret file's content: all its bytes but, in a text, the line ends at the end."""
     text = content.rstrip(b"\r\n")
     secret = text if text.isascii() and text.decode("ascii").isprintable() else content
     if len(secret) < SECRET_BYTES_MIN:
-        raise TokenKeyError(f"the secret has {len(secret)} bytes; HS256 needs {SECRET_BYTES_MIN} random ones or more")
+        raise TokenKeyError(f"the secret has {len(secret)} bytes; HS256 needs {SECRET_BYTES_MIN} random bytes or more")
     if secret.lstrip().startswith(b"-----BEGIN"):
         raise TokenKeyError("the secret is a PEM file; public keys belong into a JWKS file")
     return VerifyKey("HS256", None, secret)
 
 
 def load_jwks(content: bytes) -> tuple[VerifyKey, ...]:
-    """The usable keys of a JWK set (RFC 7517): RSA and Ed25519. TokenKeyError if it has none, or a private one."""
+    """The usable keys of a JWK set (RFC 7517): RSA, Ed25519. TokenKeyError if it has none of them, or a private key."""
     if len(content) > JWKS_BYTES_MAX:
         raise TokenKeyError(f"the key set is over {JWKS_BYTES_MAX} bytes")
     try:
@@ -145,7 +146,7 @@ def _jwk(row: dict[str, Any]) -> VerifyKey | None:
 
 
 class Verifier:
-    """Verifies tokens against fixed keys and one audience. Immutable; changed key files make a new one."""
+    """Verifies tokens against fixed keys and a fixed audience. Immutable: changed key files make a new Verifier."""
 
     __slots__ = ("_audience", "_by_algorithm", "_jws", "_leeway_s")
 
@@ -160,9 +161,9 @@ class Verifier:
             self._by_algorithm[key.algorithm] = (*self._by_algorithm.get(key.algorithm, ()), key)
 
     def verify(self, token: bytes, now_unix: float) -> Grant | Refusal:
-        """What a token grants at `now_unix` (seconds since 1970), or a refusal (401) that says what is wrong.
+        """The rights of a token at `now_unix` (seconds since 1970), or a refusal (401) that names the mistake.
 
-        Nothing is told of a token's claims before its signature holds.
+        A refusal says nothing about a token's claims unless the signature is valid.
         """
         if len(token) > TOKEN_BYTES_MAX:
             return _refuse(f"it is over {TOKEN_BYTES_MAX} bytes")
@@ -174,11 +175,11 @@ class Verifier:
         try:
             payload = self._jws.decode(token, key.key, algorithms=[key.algorithm])
         except (jwt.PyJWTError, ValueError):
-            return _refuse("its signature doesn't hold")
+            return _refuse("its signature is wrong")
         return self._grant(payload, now_unix)
 
     def _key(self, token: bytes) -> VerifyKey | Refusal:
-        """The one key of ours that the token's header asks for."""
+        """The configured key that the token's header asks for."""
         header = _header(token.partition(b".")[0])
         if header is None:
             return _refuse("its header is not one of a JWT")
@@ -186,7 +187,7 @@ class Verifier:
         if keys is None:
             return _refuse(f"its algorithm is none of {', '.join(self._by_algorithm)}")
         kid = header.get("kid")
-        # A key without an id serves every `kid`; a token without one is served if there is no choice.
+        # A key without an id matches every `kid`; a token without a `kid` is taken if there is only one key to choose.
         named = [key for key in keys if key.kid == kid] or [key for key in keys if key.kid is None or kid is None]
         if len(named) != 1:
             return _refuse("its `kid` names none of the keys")
@@ -228,8 +229,7 @@ class Verifier:
 def token_to_read(headers_get: HeadersGet, query: str) -> bytes | None:
     """The token a reader presents: header, else `?access_token=`, else cookie (purpose before habit); None if none.
 
-    b"" (which never verifies) if the parameter or the cookie is there twice: which of them is meant is not for us to
-    guess.
+    b"", which never verifies, if the parameter or the cookie comes twice: no guess is made which of the two is meant.
     """
     token = token_to_publish(headers_get, query)
     return token if token is not None else _only(_cookies(headers_get(b"cookie") or b""))
@@ -238,8 +238,8 @@ def token_to_read(headers_get: HeadersGet, query: str) -> bytes | None:
 def token_to_publish(headers_get: HeadersGet, query: str) -> bytes | None:
     """The token a publisher presents: header, else `?access_token=`.
 
-    Never the cookie: a browser sends that along with any page's form (CSRF), and a write has its effect before CORS is
-    asked.
+    Never the cookie: a browser sends it along with any page's form (CSRF), and CORS keeps a page from reading the
+    answer, not from the effect of a write.
     """
     token = bearer(headers_get)
     if token is not None and not token.startswith(b"sk-"):  # an API key may stand beside a token
@@ -254,7 +254,7 @@ def _only(values: list[bytes]) -> bytes | None:
 
 
 def _cookies(header: bytes) -> list[bytes]:
-    """The values of our cookie in a Cookie header (RFC 6265 4.2.1); quotes around a value aren't part of it."""
+    """The values of `COOKIE` in a Cookie header (RFC 6265 4.2.1); quotes around a value aren't part of it."""
     found = []
     for pair in header.split(b";"):
         name, equals, value = pair.strip().partition(b"=")
@@ -277,7 +277,7 @@ def _header(segment: bytes) -> dict[str, str] | None:
 
 
 def _time(value: object) -> float | None:
-    """A NumericDate (RFC 7519 2), or None for what is none."""
+    """A NumericDate (RFC 7519 2); None for any other value."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return None
     return float(value)
