@@ -1,7 +1,7 @@
 """Bodies by their framing: chunked transfer coding (RFC 9112 7.1), a length, or until the close. And chunks, written.
 
-One interface for all, `BodyDecoder`: `feed` takes the connection's bytes and gives payload pieces; `done` says that the
-body has ended; `rest` is what came behind its end; `eof` says whether the body may end where the connection did.
+All have the interface `BodyDecoder`: `feed` takes the connection's bytes and gives payload pieces; `done` says that the
+body has ended; `rest` has the bytes after its end; `eof` says whether the body may end where the connection did.
 
 The chunked decoder is strict where leniency is how bodies are smuggled: a size is hexadecimal digits and nothing else
 (no sign, `0x`, underscore or blank; 8 significant digits, so 4 GiB), lines end with CRLF alone, the two bytes behind a
@@ -9,9 +9,9 @@ chunk's data *are* CRLF (h11, CVE-2025-43859, took any two), extensions follow t
 (Kestrel, CVE-2025-55315; Go, CVE-2025-22871), trailers are field lines, bounded, and dropped: merged into the head they
 could add a length or a host to it.
 
-It lies on a token's path. Most reads from an inference server hold one chunk, whole, and come when the decoder stands
-at a boundary: then the size line is looked up in a table, which parses and checks it in one step, and the payload is
-one slice. A caller with a faster path of its own asks `at_boundary`, and may pass the decoder by for whole chunks.
+The decoder lies on a token's path. Most reads from an inference server hold a single whole chunk, and come when the
+decoder stands at a boundary. Then a table parses and checks the size line with a single look-up, and the payload is a
+slice. A caller with a faster path of its own asks `at_boundary`, and may pass the decoder by for whole chunks.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _SIZE_LINE_BYTES_MAX = SIZE_DIGITS_MAX + EXTENSION_BYTES_MAX + 2
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
-# RFC 9112 7.1.1, but for blanks in front of the first ';': they would stand behind a size.
+# RFC 9112 7.1.1, but without blanks in front of the first ';', right behind the size: a size has none.
 _EXTENSION = rb";[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+(?:[ \t]*+(?=;))?+"
 _SIZE_LINE = re.compile(rb"(?=[0-9A-Fa-f]{1,16}(?:;|\Z))0*+([0-9A-Fa-f]{0,8})((?:" + _EXTENSION + rb")*+)", re.DOTALL)
 _SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[^\r\n]*+)?+\r?")
 _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+")
 
-# Sizes of one SSE event as servers write them, in either case. A line that isn't in here is parsed with care.
+# Size lines of SSE events as servers write them, in either case. Any other line takes the slow, careful parse.
 USUAL_SIZES = {line: size for size in range(1, 1024) for line in (b"%x" % size, b"%X" % size)}
 
 
 class BodyDecoder(Protocol):
-    """What all decoders share. After `done` nothing may be fed any more."""
+    """The interface of all decoders. After `done` nothing may be fed any more."""
 
     done: bool
     rest: bytes
@@ -53,11 +53,11 @@ class BodyDecoder(Protocol):
         """The connection's next bytes in, the payload in them out. Raises RemoteProtocolError."""
 
     def eof(self) -> bool:
-        """The connection ended here: is the body complete?"""
+        """Note that the connection has ended; return whether the body is complete."""
 
 
 class _At(enum.Enum):
-    """Where in the coding the next byte belongs."""
+    """The part of the coding that the next byte belongs to."""
 
     SIZE = 0
     DATA = 1
@@ -82,7 +82,7 @@ class ChunkedDecoder:
         self._trailer_bytes = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The connection's next bytes in, the payload in them out. Raises RemoteProtocolError, which is the end."""
+        """The connection's next bytes in, the payload in them out. RemoteProtocolError ends the use of the decoder."""
         if self.at_boundary:
             line_end = chunk.find(b"\r\n", 0, 8)
             size = USUAL_SIZES.get(chunk[:line_end])
@@ -122,7 +122,7 @@ class ChunkedDecoder:
         self.at_boundary = self._at is _At.SIZE and not self._line
 
     def _take(self, chunk: bytes, start: int, pieces: list[bytes]) -> int:
-        """One step of the coding from `start` on; returns where the next begins, or `start`: a line isn't whole."""
+        """Decode a step from `start` on; return where the next step begins, or `start` if a line isn't whole yet."""
         if self._at is _At.SIZE:
             return _take_whole_chunks(chunk, start, pieces) or self._take_size_line(chunk, start)
         if self._at is _At.DATA:
@@ -181,7 +181,7 @@ class ChunkedDecoder:
 
 
 def _take_whole_chunks(chunk: bytes, start: int, pieces: list[bytes]) -> int:
-    """The chunks of usual sizes that are wholly here, one look-up each. Returns where the next begins, 0 for none."""
+    """Decode whole chunks of usual sizes, with a look-up each. Returns the end of the last one, 0 if there is none."""
     taken = 0
     while True:
         line_end = chunk.find(b"\r\n", start, start + 5)
@@ -216,7 +216,7 @@ def _bad_size_line(line: bytes) -> RemoteProtocolError:
 
 
 class LengthDecoder:
-    """A body of a known number of bytes; 0 for none at all."""
+    """A body of a known number of bytes; 0 if there is no body."""
 
     __slots__ = ("_bytes_left", "done", "rest")
 
@@ -236,7 +236,7 @@ class LengthDecoder:
         return [chunk] if chunk else []
 
     def eof(self) -> bool:
-        """Complete only if all bytes announced came (RFC 9112 8)."""
+        """Complete only if all announced bytes came (RFC 9112 8)."""
         return self.done
 
 
@@ -250,7 +250,7 @@ class UntilCloseDecoder:
         self.rest = b""
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The connection's next bytes in, which are payload as they are."""
+        """The connection's next bytes in; all of them are payload."""
         assert not self.done
         return [chunk] if chunk else []
 
@@ -261,7 +261,7 @@ class UntilCloseDecoder:
 
 
 def decoder_for(framing: Framing, content_length: int) -> BodyDecoder:
-    """The decoder of a head's body; that of a head without a body is done before it begins."""
+    """The decoder of a head's body. Without a body the decoder is done from the start."""
     if framing is Framing.CHUNKED:
         return ChunkedDecoder()
     if framing is Framing.UNTIL_CLOSE:
@@ -270,6 +270,6 @@ def decoder_for(framing: Framing, content_length: int) -> BodyDecoder:
 
 
 def encode_chunk(payload: bytes) -> bytes:
-    """The payload as one chunk. An empty payload has no chunk: it would be the last."""
+    """The payload as a chunk. An empty payload can't be a chunk: it would be the last chunk, which ends the body."""
     assert payload
     return b"%x\r\n%b\r\n" % (len(payload), payload)

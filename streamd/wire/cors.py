@@ -1,10 +1,10 @@
-"""CORS (WHATWG Fetch 3.2): which pages' scripts may read our answers. Header lists in, header lists out.
+"""CORS (WHATWG Fetch 3.2): which pages' scripts may read streamd's answers. Header lists in, header lists out.
 
 Exact origins only. No `*`, because a wildcard on something that spends GPU time is a mistake sooner or later, and no
 `null`, which any sandboxed frame can claim to be. Off means no header at all.
 
-CORS protects nobody from a request, only its answer from being read by a page: who may ask is decided by keys and
-tokens.
+CORS doesn't keep a page from sending a request, only from reading the answer. Keys and tokens decide which clients may
+send requests.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ HeaderList = list[tuple[bytes, bytes]]
 METHODS: Final = b"GET, POST, PUT, DELETE, HEAD"
 EXPOSED: Final = b"X-Stream-Id, X-Request-Id, X-Upstream, Retry-After"
 MAX_AGE_S: Final = 7200  # Chromium's own maximum; Firefox takes up to a day
-# A preflight names what a script set: the SDKs' X-Stainless-* and ours come to about 15 names and 300 bytes.
+# A preflight names the headers that a script set: the SDKs' X-Stainless-* and streamd's come to about 15 names and 300
+# bytes.
 REQUESTED_NAMES_MAX: Final = 64
 REQUESTED_BYTES_MAX: Final = 2048
 
-# What an upstream says about CORS is about its own pages; with CORS on, these are taken off before ours are put on.
+# An upstream's CORS headers are about its own pages. With CORS on, streamd removes them before it adds its own.
 REPLACED: Final = frozenset(
     b"access-control-" + name
     for name in (
@@ -42,7 +43,7 @@ _NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|
 
 
 def parse_origin(text: str) -> bytes:
-    """An origin as browsers write it: lower case, no path, no default port. ValueError says what is allowed."""
+    """An origin as browsers write it: lower case, no path, no default port. ValueError names the allowed form."""
     shape = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
     if shape is None:
         raise ValueError(
@@ -55,7 +56,7 @@ def parse_origin(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """Who may read, from `parse_origin`. No origins: off."""
+    """The origins whose pages may read, from `parse_origin`. No origins: off."""
 
     origins: frozenset[bytes] = frozenset()
     credentials: bool = False  # cookies and the browser's own authentication may come along
@@ -63,13 +64,13 @@ class Cors:
 
     @classmethod
     def of(cls, origins: Iterable[str], *, credentials: bool) -> Cors:
-        """The rules of the settings. ValueError for what is no origin."""
+        """The rules of the settings. ValueError for a text that isn't an origin."""
         return cls(frozenset(map(parse_origin, origins)), credentials)
 
     def response_headers(self, origin: bytes | None) -> HeaderList:
-        """What every answer carries, an error's too, to a request with this `Origin` (None: without).
+        """The headers of every answer, errors included, to a request with this `Origin` (None: without).
 
-        `Vary` also where nothing is allowed: a cache must not hand one page's answer to another (Fetch 3.2.5).
+        `Vary` also where nothing is allowed: a cache must not give an answer for one page to another (Fetch 3.2.5).
         """
         if not self.origins:
             return []
@@ -79,9 +80,9 @@ class Cors:
         return [(b"Vary", b"Origin"), *self._allow(origin), (b"Access-Control-Expose-Headers", EXPOSED)]
 
     def preflight_headers(self, headers_get: Callable[[bytes], bytes | None]) -> HeaderList:
-        """What the 204 to an OPTIONS request carries. A browser takes what is missing as a no.
+        """The headers of the 204 to an OPTIONS request. A browser takes a missing header as a no.
 
-        `headers_get` gives a header by its lowercase name. Requested header names are echoed when they are all tokens
+        `headers_get` gives a header by its lowercase name. Requested header names are echoed if all of them are tokens
         (RFC 9110 5.6.2), and not at all otherwise.
         """
         if not self.origins:

@@ -1,7 +1,7 @@
-"""Event ids: what a reader sends back as Last-Event-ID, and nothing else.
+"""Event ids: the values that a reader sends back as Last-Event-ID.
 
     <stream id>:<seq>            a stream that streamd named: `s_` + worker slot + incarnation + 22 random characters
-    <name>:<epoch>:<seq>         a name chosen by its publisher, in one of its lives
+    <name>:<epoch>:<seq>         a name chosen by its publisher; the epoch tells apart streams of the same name
 
 The grammar (docs/PROTOCOL.md, section 2) has no place for CR, LF, NUL or a space, so an id that parses can go into a
 header or an event unescaped (CWE-93). The two forms can't be confused: a chosen name has no colon and doesn't begin
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 # 1 worker slot + 4 incarnation + 22 base64url characters (128 random bits).
 STREAM_ID_CHARS = 1 + 4 + 22
 
-# An id may pass through a JavaScript number: Number.MAX_SAFE_INTEGER + 1.
+# Largest seq: an id may pass through a JavaScript number, and this is Number.MAX_SAFE_INTEGER + 1.
 SEQ_MAX = 2**53
 
 _NAME = rb"(?!s_)(?!\.{1,2}(?::|\Z))[A-Za-z0-9._~-]{1,128}"
@@ -40,7 +40,7 @@ class EventId:
 
 
 def valid_last_event_id(raw: bytes) -> EventId | None:
-    """Parse a Last-Event-ID (or `?last_event_id=`); None for anything that streamd can't have written."""
+    """Parse a Last-Event-ID (or `?last_event_id=`); None for a text that streamd can't have written."""
     match = _parse_id(raw)
     if match is None or int(match["seq"]) > SEQ_MAX:
         return None
@@ -59,5 +59,5 @@ def valid_name(raw: bytes) -> bool:
 
 
 def valid_stream_id(raw: bytes) -> bool:
-    """Whether this has the form of an id that streamd gave to a stream."""
+    """Whether this has the form of a stream id drawn by streamd."""
     return _is_stream_id(raw) is not None

@@ -1,16 +1,16 @@
-"""Whose request it is when a proxy stands in front: X-Forwarded-For and Forwarded (RFC 7239), believed from some.
+"""The client's address behind proxies: X-Forwarded-For and Forwarded (RFC 7239), believed from trusted proxies only.
 
-The rule: each proxy appends the address that it saw. Read from the right, addresses of trusted proxies are skipped,
-and the first that isn't one is the client: the last that somebody we trust has seen with their own eyes. What stands
-left of it, a client can write as it likes. An entry that is no address (`unknown`, an obfuscated name, garbage) ends
-the walk at the hop before it.
+The rule: each proxy appends the address that it saw. The chain is read from the right: addresses of trusted proxies are
+skipped, and the first other address is the client's, as a trusted proxy saw it by itself. A client can write the part
+to the left of it as it likes. An entry that is no address (`unknown`, an obfuscated name, garbage) ends the walk at the
+hop before it.
 
-One of the two headers is believed, chosen beforehand: a proxy that writes one passes the other through as the client
-sent it.
+Only the header chosen by the settings is believed: a proxy that writes either of the two passes the other through as
+the client sent it.
 
 Addresses are texts as `ipaddress` writes them; an IPv4-mapped IPv6 address is its IPv4 address, a zone is left out. A
-peer on a Unix socket is None; `unix` among the trusted makes such peers trusted. What an address is counted by (IPv6:
-its /64) is admission's business.
+peer on a Unix socket is None; `unix` among the trusted makes such peers trusted. Admission decides how addresses are
+counted (IPv6: by /64).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 X_FORWARDED_FOR: Final = b"x-forwarded-for"
 FORWARDED: Final = b"forwarded"
 UNIX: Final = "unix"
-# Real chains are one to four; more is somebody's attempt, and what is left of them isn't read.
+# Most hops read, from the right. Real chains have 1 to 4; a longer chain is an attempt to deceive.
 HOPS_MAX: Final = 16
-# A node, a host name of 253 characters, a protocol; bounds the search for an element's begin.
+# Longest element: a node, a host name of 253 characters, a protocol. Bounds the search for an element's begin.
 ELEMENT_CHARS_MAX: Final = 512
 
-_PORT = r"(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?"  # RFC 7239 6; Azure's gateways add one to X-Forwarded-For as well
+_PORT = r"(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?"  # RFC 7239 6; Azure's gateways add a port to X-Forwarded-For too
 _NODE = re.compile(rf"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]){_PORT}")
 # RFC 7239 4: pairs separated by `;`, values tokens or quoted strings. Possessive, so that nothing is tried twice.
 _PAIR = r"""[ \t]*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)=("(?:[^"\\]|\\.)*+"|[!#$%&'*+.^_`|~0-9A-Za-z-]++)[ \t]*+"""
@@ -41,7 +41,7 @@ _FORWARDED_ELEMENT = re.compile(rf"{_PAIR}(?:;{_PAIR})*+")
 
 
 def parse_address(text: str) -> IPAddress | None:
-    """An address of a text without port, or None; mapped IPv4 as IPv4, the zone left out."""
+    """The address that a text without a port is, or None; mapped IPv4 as IPv4, the zone left out."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -53,7 +53,7 @@ def parse_address(text: str) -> IPAddress | None:
 
 @dataclass(frozen=True, slots=True)
 class TrustedProxies:
-    """Who is believed about other people's addresses, and which header says it."""
+    """The proxies that are believed about clients' addresses, and the header that they write."""
 
     networks: tuple[Network, ...] = ()
     unix: bool = False
@@ -61,22 +61,22 @@ class TrustedProxies:
 
     @classmethod
     def of(cls, texts: Iterable[str], *, header: bytes = X_FORWARDED_FOR) -> TrustedProxies:
-        """From the settings: addresses, networks (10.0.0.0/8), `unix`. ValueError says what is allowed."""
+        """From the settings: addresses, networks (10.0.0.0/8), `unix`. ValueError names the allowed forms."""
         assert header in (X_FORWARDED_FOR, FORWARDED)
         texts = tuple(texts)
         return cls(tuple(_network(text) for text in texts if text != UNIX), UNIX in texts, header)
 
     def trusts(self, peer: str | None) -> bool:
-        """Whether a peer (None: on a Unix socket) is one of the proxies."""
+        """Whether a peer (None: on a Unix socket) is a trusted proxy."""
         if peer is None:
             return self.unix
         address = parse_address(peer)
         return address is not None and self._has(address)
 
     def client_address(self, peer: str | None, value: bytes | None) -> str | None:
-        """The client's address: `peer`, or what the trusted chain says. `value` is the believed header's.
+        """The client's address: `peer`, or the address from the believed header's `value` if the peer is trusted.
 
-        None: a Unix peer, and nobody said more.
+        None: the peer is on a Unix socket, and no header names a client.
         """
         client = peer if peer is None else _text(peer)
         if not value or not self.trusts(peer):
@@ -91,7 +91,7 @@ class TrustedProxies:
         return client
 
     def gated(self, peer: str | None) -> str | None:
-        """The address that gates count a connection by; None for loopback, Unix sockets, trusted proxies."""
+        """The address that gates count a connection by; None, not counted: loopback, Unix sockets, trusted proxies."""
         if peer is None or self.trusts(peer):
             return None
         address = parse_address(peer)
@@ -121,14 +121,14 @@ def _text(peer: str) -> str:
 
 
 def _nodes(header: bytes, value: str) -> list[str]:
-    """The chain from right to left, HOPS_MAX of it; the walk ends at a hop that is no address."""
+    """The hops from right to left, at most HOPS_MAX; the walk ends at a hop that is no address."""
     if header == FORWARDED:
         return _forwarded_nodes(value)
     return [node.strip() for node in value.rsplit(",", HOPS_MAX)[: -HOPS_MAX - 1 : -1]]
 
 
 def _forwarded_nodes(value: str) -> list[str]:
-    """The `for` of each element, read from the right, so that what a client wrote can't spoil what a proxy appended."""
+    """The `for` of each element, read from the right: a client's elements can't spoil those that proxies append."""
     nodes: list[str] = []
     end = len(value)
     while end >= 0 and len(nodes) < HOPS_MAX:
@@ -140,7 +140,7 @@ def _forwarded_nodes(value: str) -> list[str]:
 def _last_element(value: str, end: int) -> tuple[int, str]:
     """The place of the comma in front of the element that ends at `end` (-1: none), and its `for` or "".
 
-    A quoted string may hold commas: the element begins behind the first comma from the right that leaves a whole one.
+    A quoted string may hold commas: the search goes left from comma to comma until a whole element is behind the comma.
     """
     comma = end
     while comma >= 0 and end - comma <= ELEMENT_CHARS_MAX:
@@ -151,12 +151,12 @@ def _last_element(value: str, end: int) -> tuple[int, str]:
 
 
 def _for(element: str) -> str:
-    """RFC 7239 4: each parameter at most once; two `for` are none."""
+    """The `for` of an element; "" if it comes twice: RFC 7239 4 allows each parameter once."""
     found = [quoted for name, quoted in _FORWARDED_PAIR.findall(element) if name.lower() == "for"]
     return re.sub(r"\\(.)", r"\1", found[0].strip('"')) if len(found) == 1 else ""
 
 
 def _node_address(node: str) -> IPAddress | None:
-    """The address of one hop: 192.0.2.1, 192.0.2.1:80, [2001:db8::1], [2001:db8::1]:80, 2001:db8::1."""
+    """The address of a hop: 192.0.2.1, 192.0.2.1:80, [2001:db8::1], [2001:db8::1]:80, 2001:db8::1."""
     shape = _NODE.fullmatch(node)
     return parse_address(node if shape is None else shape[1] or shape[2])

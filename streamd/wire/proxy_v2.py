@@ -1,9 +1,9 @@
-"""The PROXY protocol, version 2 (haproxy's proxy-protocol.txt, 2.2): what a proxy writes before the first byte.
+"""The PROXY protocol, version 2 (haproxy's proxy-protocol.txt, 2.2): the header that a proxy sends first.
 
     12 bytes signature | version 2, command | family, transport | length, 2 bytes | addresses | TLVs, skipped
 
-Read only from peers that are configured to send it, and then always: a peer that could leave it out could also write
-it. Version 1 is refused by name, since a proxy that is set to it is the likeliest mistake.
+Read only from peers that are configured to send it, and then always: if it were optional, a client behind the proxy
+could write a header of its own. Version 1 has its own error text, since a proxy set to it is the likeliest mistake.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from typing import Final
 
 SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
-# Addresses take 216 bytes at most (Unix), TLVs are a checksum, an id, and with TLS a name or a certificate's subject.
+# Most bytes of addresses and TLVs: addresses take 216 bytes at most (Unix), TLVs are a checksum, an id, and with TLS a
+# name or a certificate's subject.
 LENGTH_MAX: Final = 4096
 
 _HEAD = struct.Struct("!12sBBH")
 _VERSION_2: Final = 2
 _LOCAL: Final = 0
 _PROXY: Final = 1
-_UNSPECIFIED: Final = 0x00  # AF_UNSPEC, any transport: to be taken as the real peer
+_UNSPECIFIED: Final = 0x00  # AF_UNSPEC, any transport: the connection's real peer counts
 _TCP4: Final = 0x11
 _TCP6: Final = 0x21
 _UNIX: Final = 0x31
-# family and transport → how long its two addresses (and ports) are
+# family and transport → size of the two addresses (and ports)
 _ADDRESSES_BYTES: Final = {_UNSPECIFIED: 0, _TCP4: 12, _TCP6: 36, _UNIX: 216}
 
 
@@ -35,16 +36,16 @@ class ProxyHeaderError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """A whole header: where the connection came from, and how many bytes of the buffer it was."""
+    """A whole header: the source of the connection, and the number of bytes that the header took."""
 
     bytes_read: int
-    local: bool  # the proxy's own connection (a health check), or one that it knows nothing of: its real peer counts
+    local: bool  # the proxy's own connection (a health check), or of unknown source: its real peer counts
     address: str | None = None  # None if `local`, and for a client on a Unix socket of the proxy
     port: int = 0
 
 
 def parse_proxy_v2(buffer: bytes) -> ProxyHeader | None:
-    """The header in front of what has come so far; None: not whole yet. ProxyHeaderError once it can't become one.
+    """The header at the start of the buffer; None: not whole yet. ProxyHeaderError once it can't become a header.
 
     The caller keeps at most `_HEAD.size + LENGTH_MAX` bytes: a buffer of that size is never "not whole yet".
     """
