@@ -2,29 +2,29 @@
 
 A head goes through three gates, and the first that refuses it wins:
 
-1. `HeadReader` collects its bytes. Limits hold before a parser sees anything: what is over `head_bytes_max` is refused
-   before its end has come, and so is what can't become a head any more (a bare LF, a TLS hello on a plain port), so
-   that nobody waits for it.
-2. Our own check. h11 0.16 is lenient where leniency is how requests are smuggled: it takes Content-Length together with
-   Transfer-Encoding, folds lines, takes a bare LF for a line end, control bytes in values, `Host: a b`, HTTP/9.9, and
-   merges equal Content-Lengths. RFC 9112 lets a recipient refuse all of these, and a proxy that reads them differently
-   from its neighbour is the whole of request smuggling, so they are refused here.
-3. h11, with a fresh `h11.Connection` per head that is thrown away afterwards: nothing of it stays per connection. (It
-   costs 50 us a head, and 7 us for each body chunk: heads go through it, bodies never.) Where it refuses, we refuse,
+1. `HeadReader` collects its bytes. Limits hold before a parser sees anything: a head over `head_bytes_max` is refused
+   before its end has come. So are bytes that can't become a head any more (a bare LF, a TLS hello on a plain port), so
+   that no client waits for an answer to them.
+2. The check of this module. h11 0.16 is lenient where leniency is how requests are smuggled: it takes Content-Length
+   together with Transfer-Encoding, folds lines, takes a bare LF for a line end, control bytes in values, `Host: a b`,
+   HTTP/9.9, and merges equal Content-Lengths. RFC 9112 lets a recipient refuse all of these. A proxy that reads them
+   differently from its neighbour is the whole of request smuggling, so they are refused here.
+3. h11, with a fresh `h11.Connection` per head that is thrown away afterwards, so that it takes no memory between heads.
+   (It costs 50 us a head, and 7 us for each body chunk: heads go through it, bodies never.) Its refusals are streamd's,
    but for the CRLF in front of a request, which it never gets to see.
 
 Accepted beside the everyday form, because the RFCs say so: absolute-form targets (their authority replaces Host), up to
 two CRLF in front of a request (RFC 9112 2.2), HTTP/1.0, minor versions above 1 (RFC 9110 2.5), obs-text in values.
 
-Stricter than the RFCs, by choice: a request's Content-Length comes once; Host is limited to what
-names a host in practice (letters, digits, `-._~`, IPv6 in brackets: reg-name would allow percent-encodings and
-`!$&'()*+,;=`, which is how Host poisoning is tried); Connection may not name the fields that frame, route or authorize
-a request; no `%00` and no broken percent-encoding in a path.
+Stricter than the RFCs, by choice: a request's Content-Length comes once; Host is limited to the characters that name
+hosts in practice (letters, digits, `-._~`, IPv6 in brackets: reg-name would allow percent-encodings and `!$&'()*+,;=`,
+which is how Host poisoning is tried); Connection may not name the fields that frame, route or authorize a request; no
+`%00` and no broken percent-encoding in a path.
 
 Two offers of another protocol are ignored, which RFC 9110 7.8 allows, and not counted as `upgrade`: h2c, which RFC 9113
-3.1 retired (Java's HttpClient sends it with every first request), and any in HTTP/1.0.
+3.1 retired (Java's HttpClient sends it with every first request), and any offer in HTTP/1.0.
 
-Rejected: parsing with h11 alone and checking its result (a bare LF or a fold is gone by then); keeping one
+Rejected: parsing with h11 alone and checking its result (a bare LF or a fold is gone by then); keeping an
 h11.Connection per connection (its state machine would have to be told of bodies that it doesn't read).
 """
 
@@ -46,9 +46,9 @@ Headers = tuple[tuple[bytes, bytes], ...]
 class RemoteProtocolError(Exception):
     """The peer broke the rules.
 
-    `status` is what to answer a client, `code` a short snake_case word for logs and the error object, and the text says
-    what to change. In a response's head the status is always 502; in a body it is 400, whoever sent it. `before`: the
-    payload of a body that was whole in the same read, in front of what is broken.
+    `status` is the answer for a client, `code` a short snake_case word for logs and the error object, and the text says
+    how to correct the mistake. For a response's head the status is always 502; for a body, of either side, it is 400.
+    `before`: the payload of a body that was whole in the same read, in front of the broken part.
     """
 
     def __init__(self, text: str, code: str, status: int = 400) -> None:
@@ -59,12 +59,12 @@ class RemoteProtocolError(Exception):
 
 
 class LocalProtocolError(Exception):
-    """We were about to break the rules: a bug of ours, or an injection that got this far."""
+    """streamd was about to break the rules: a bug, or an injection that got this far."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
-    """What one head may take. RFC 9112 3 asks for 8,000 bytes of request line; 100 fields is Apache's number."""
+    """Limits of a head. RFC 9112 3 asks for 8,000 bytes of request line; 100 fields is Apache's number."""
 
     head_bytes_max: int = 16384  # request or status line, fields and blank line
     headers_max: int = 100
@@ -89,17 +89,17 @@ _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([^\r]*+)", re.IGNOREC
 _HOST = re.compile(rb"\r\nhost:[ \t]*+([^\r]*+)", re.IGNORECASE)
 _TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r]*+)", re.IGNORECASE)
 _DIGITS = re.compile(rb"[0-9]{1,18}")  # 18 digits stay below 2^63
-# RFC 3986 3.3 pchar and "/", and what browsers leave raw in a path (WHATWG URL, path percent-encode set).
+# RFC 3986 3.3 pchar and "/", and the characters that browsers leave raw (WHATWG URL, path percent-encode set).
 _PATH = re.compile(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/|\[\]]|%(?!00)[0-9A-Fa-f]{2})*+")
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*+)", re.IGNORECASE)
 _AUTHORITY = re.compile(rb"(?:([A-Za-z0-9\-._~]++)|\[([0-9A-Fa-f:.]++)\])(?::([0-9]{0,5}))?")
 
 
 class HeadReader:
-    """Collects the bytes of one head after another.
+    """Collects the bytes of a connection's heads, one after another.
 
-    `opening` is what a head has to begin with; for requests, which may begin with any method, it is empty and up to
-    `LEADING_LINES_MAX` empty lines in front are skipped. Raises RemoteProtocolError for what can't become a head.
+    Each head has to begin with `opening`. For requests, which may begin with any method, it is empty, and up to
+    `LEADING_LINES_MAX` empty lines in front are skipped. Raises RemoteProtocolError for bytes that can't become a head.
     """
 
     __slots__ = ("_held", "_leading_lines", "_limits", "_opening", "_scanned")
@@ -117,9 +117,9 @@ class HeadReader:
         return len(self._held)
 
     def feed(self, chunk: bytes) -> tuple[bytes, bytes] | None:
-        """The next bytes in; out the whole head with its blank line and what came after it, or None: more is needed.
+        """The next bytes in; out the whole head with its blank line and the bytes after it, or None: more is needed.
 
-        A head may come in any cut; the work is linear in its bytes. After a head the reader is ready for the next one.
+        A head may come in any cut; the work is linear in its bytes. After a head the reader is ready for the next.
         """
         held = self._held
         held += chunk
@@ -189,7 +189,7 @@ def _bad_status_line() -> RemoteProtocolError:
 
 
 class Framing(enum.Enum):
-    """How a body's end is told (RFC 9112 6.3)."""
+    """How a message tells the end of its body (RFC 9112 6.3)."""
 
     NONE = "none"
     LENGTH = "length"
@@ -204,7 +204,7 @@ def _get(headers: Headers, name: bytes) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """One request's head, valid by all rules. `target` is origin-form or `*`, `path` and `query` its parts as sent."""
+    """A request's head, valid by all rules. `target` is origin-form or `*`, `path` and `query` its parts as sent."""
 
     method: str
     target: bytes
@@ -212,14 +212,12 @@ class RequestHead:
     query: str
     http10: bool
     headers: Headers  # lower-case names, in order
-    authority: bytes  # absolute-form's, else Host's; empty for HTTP/1.0 without one
+    authority: bytes  # absolute-form's, else Host's; empty for HTTP/1.0 without either
     framing: Framing  # NONE, LENGTH or CHUNKED
     content_length: int  # 0 unless LENGTH
-    keep_alive: bool  # False for HTTP/1.0: such a client's body is ended by close
+    keep_alive: bool  # False for HTTP/1.0: closing the connection ends the answer's body
     expect_continue: bool
-    upgrade: (
-        bool  # asks for another protocol (h2c isn't counted: RFC 9113 3.1 retired it, and some clients offer it always)
-    )
+    upgrade: bool  # asks for another protocol; h2c isn't counted, see above
 
     def get(self, name: bytes) -> bytes | None:
         """The field's value by lower-case name, several joined with a comma (RFC 9110 5.3); None if absent."""
@@ -228,7 +226,7 @@ class RequestHead:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """One response's head, valid by all rules. A 1xx is one too, with framing NONE: another follows it."""
+    """A response's head, valid by all rules. So is that of a 1xx, with framing NONE: another head follows it."""
 
     status: int
     reason: bytes
@@ -243,7 +241,7 @@ class ResponseHead:
 
 
 def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
-    """A whole head, its blank line included, to its parts. Raises RemoteProtocolError with the status to answer."""
+    """The parts of a whole head with its blank line. Raises RemoteProtocolError with the status to answer."""
     _check_size(head, limits, 431)
     line = _REQUEST_LINE.match(head)
     if line is None:
@@ -287,7 +285,7 @@ _ASKED = h11.Request(method=b"GET", target=b"/", headers=[(b"host", b"a")])
 
 
 def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_LIMITS) -> ResponseHead:
-    """A whole head of the answer to a `request_method`, to its parts. Raises RemoteProtocolError, always a 502."""
+    """The parts of a whole head that answers a `request_method`. Raises RemoteProtocolError, always a 502."""
     _check_size(head, limits, 502)
     line = _STATUS_LINE.match(head)
     if line is None:
@@ -298,12 +296,12 @@ def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_L
     if major != b"1" or not 100 <= status <= 599:
         raise RemoteProtocolError("the answer's status line has no known version and status", "bad_status_line", 502)
     if status == 101:
-        raise RemoteProtocolError("the answer switches protocols, which nobody asked for", "unasked_upgrade", 502)
+        raise RemoteProtocolError("the answer switches protocols unasked", "unasked_upgrade", 502)
     http10 = minor == b"0"
     _check_fields(head, line.end(), 502)
     framing, content_length = _framing(head, http10, 502)
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(head))
-    connection.send(_ASKED)  # h11 takes no 1xx from a server that wasn't asked
+    connection.send(_ASKED)  # h11 takes no 1xx before a request
     event = _through_h11(connection, head, 502)
     assert isinstance(event, h11.Response | h11.InformationalResponse)
     headers = tuple(event.headers)
@@ -325,7 +323,7 @@ def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_L
 def _check_size(head: bytes, limits: HeadLimits, status: int) -> None:
     if len(head) > limits.head_bytes_max:
         raise _head_too_large(limits, status)
-    if head.count(b"\r\n") - 2 > limits.headers_max:  # less the first line and the blank one
+    if head.count(b"\r\n") - 2 > limits.headers_max:  # less the first line and the blank line
         raise RemoteProtocolError(f"send at most {limits.headers_max} header fields", "too_many_headers", status)
 
 
@@ -353,7 +351,7 @@ def _check_fields(head: bytes, start: int, status: int) -> None:
 
 
 def _refuse_bytes(head: bytes, status: int) -> None:
-    """Say which byte can't stand where it stands; return if none is to blame."""
+    """Raise for the first CR, LF or control byte that can't stand where it stands; return if there is none."""
     found = _BARE.search(head)
     if found is None:
         return
@@ -385,7 +383,7 @@ def _refuse_request_line(head: bytes) -> NoReturn:
 
 
 def _through_h11(connection: h11.Connection, head: bytes, status: int) -> object:
-    """The head as h11's event. What our own check let pass and h11 doesn't take is refused with its words."""
+    """The head as h11's event. A head that passed the check of this module but not h11 is refused in h11's words."""
     try:
         connection.receive_data(head)
         event = connection.next_event()
@@ -411,12 +409,12 @@ def _host(head: bytes, http10: bool) -> bytes:
 
 
 def _raw_values(field: re.Pattern[bytes], head: bytes) -> list[bytes]:
-    """A field's values, one per line that has it: before h11 refuses, merges or lower-cases any."""
+    """The values of a field, one for each of its lines: raw, where h11 would refuse, merge or lower-case them."""
     return [value.rstrip(b" \t") for value in field.findall(head)]
 
 
 def _check_authority(authority: bytes) -> None:
-    """RFC 9110 7.2 uri-host [":" port], of the hosts that exist. An empty one is invalid for http (RFC 9110 4.2.1)."""
+    """RFC 9110 7.2 uri-host [":" port], of the hosts that exist. An empty host is invalid for http (RFC 9110 4.2.1)."""
     match = _AUTHORITY.fullmatch(authority)
     if match is not None and int(match[3] or b"0") <= 65535:
         if match[2] is None:
@@ -430,7 +428,7 @@ def _check_authority(authority: bytes) -> None:
 
 
 def _resolve_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes]:
-    """RFC 9112 3.2: the target in origin-form (or `*`), and the authority that it is for."""
+    """RFC 9112 3.2: the target in origin-form (or `*`), and its authority."""
     authority = host
     if method == b"CONNECT":
         raise RemoteProtocolError("use another method: no tunnels are opened here", "connect_unsupported", 501)
@@ -457,7 +455,7 @@ def _resolve_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, b
 
 
 def _framing(head: bytes, http10: bool, status: int) -> tuple[Framing, int]:
-    """RFC 9112 6.3 without its leniencies, from the raw head: h11 merges equal Content-Lengths."""
+    """RFC 9112 6.3 without its leniencies, from the raw head because h11 merges equal Content-Lengths."""
     lengths = _raw_values(_CONTENT_LENGTH, head)
     codings = [coding.lower() for coding in _raw_values(_TRANSFER_ENCODING, head)]
     if codings and lengths:
@@ -484,7 +482,7 @@ _FIXED_FIELDS = frozenset((b"content-length", b"host", b"content-type", b"conten
 def _connection_options(headers: Headers, status: int) -> frozenset[bytes]:
     """The options of Connection. RFC 9110 7.6.1: a sender must not name fields there that are for all recipients.
 
-    Obeying such an option would let a client strip the framing or the credentials off what goes to the next hop.
+    Obeying such an option would let a client strip the framing or the credentials off the request for the next hop.
     """
     named = _get(headers, b"connection")
     if named is None:
@@ -522,7 +520,7 @@ HOP_BY_HOP: frozenset[bytes] = frozenset(
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers for the next hop: without the hop-by-hop ones and those that Connection names (RFC 9110 7.6.1)."""
+    """The headers for the next hop: without hop-by-hop fields and those that Connection names (RFC 9110 7.6.1)."""
     headers = tuple(headers)
     dropped = HOP_BY_HOP
     named = _get(headers, b"connection")
@@ -537,7 +535,7 @@ _STATUS_LINES = {
 
 
 def encode_response_head(status: int, headers: Iterable[tuple[bytes, bytes]], *, reason: bytes | None = None) -> bytes:
-    """A response head with its blank line. `reason` None: the registered one. LocalProtocolError on injection."""
+    """A response head with its blank line. `reason` None: the registered phrase. LocalProtocolError on injection."""
     line = _STATUS_LINES.get(status) if reason is None else None
     if line is None:
         if not 100 <= status <= 599 or not _FIELD_VALUE.fullmatch(reason or b""):

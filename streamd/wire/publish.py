@@ -1,9 +1,9 @@
-"""What publishers send, as events: bytes of a request's body in, events out. Any cut gives the same events but for
-plain text.
+"""Events from publishers: bytes of a request's body in, events out. Except for plain text, the events don't depend on
+how the body is cut into reads.
 
     text/event-stream      events as they are (wire/sse.py), ids removed
-    application/x-ndjson   each line is the data of one event
-    text/plain             what one read held is the text of one event: {"delta": "…"}; never cut inside a character
+    application/x-ndjson   each line is the data of an event
+    text/plain             each read is the text of an event: {"delta": "…"}; never cut inside a character
 
 `[DONE]` as an event's data, or as a line, is passed on and ends the stream; plain text has no such word. Refused, with
 the place: bytes that are no UTF-8, NUL, a CR inside a line, a line that is no JSON, an event over its size.
@@ -23,9 +23,9 @@ DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class PublishError(Exception):
-    """A body that can't be published; the text says what is wrong and where. `status`: 400 or 413.
+    """A body that can't be published; the text names the mistake and its place. `status`: 400 or 413.
 
-    before: what was whole and good in the same piece, in front of it; so where a body is cut decides nothing.
+    before: the good events in front of the mistake in the same piece, so that the cut of a body makes no difference.
     """
 
     def __init__(self, text: str, code: str, status: int = 400) -> None:
@@ -36,7 +36,7 @@ class PublishError(Exception):
 
 
 class Publication(Protocol):
-    """One request's body on its way to events."""
+    """A request's body on its way to events."""
 
     done: bool  # [DONE] was seen: nothing may follow
 
@@ -44,11 +44,11 @@ class Publication(Protocol):
         """The next bytes in; whole events (ending in a blank line) and loose comment lines out. Raises PublishError."""
 
     def finish(self) -> list[bytes]:
-        """The body is complete: what is left. Raises PublishError. Not twice."""
+        """The body is complete: return its last events. Raises PublishError. Call it once."""
 
 
 class TextPublication:
-    """text/plain: the reads of a body, each as far as its characters are complete, are its events."""
+    """text/plain: each read of the body is an event, a large read several; a cut character waits for its rest."""
 
     __slots__ = ("_decoder", "_event_bytes_max", "_offset", "done")
 
@@ -76,7 +76,7 @@ class TextPublication:
         return self._events(text)
 
     def _events(self, text: str) -> list[bytes]:
-        # A character takes at most 6 bytes as JSON (\u0000), and what stands around the text 21: no event is too large.
+        # A character takes at most 6 bytes as JSON (\u0000), and the event around the text 21: no event is too large.
         step = max(1, self._event_bytes_max // 6 - 8)
         return [
             b"data: " + orjson.dumps({"delta": text[start : start + step]}) + b"\n\n"
@@ -85,7 +85,7 @@ class TextPublication:
 
 
 class LinesPublication:
-    """application/x-ndjson: JSON values, one a line; empty lines are skipped."""
+    """application/x-ndjson: each line is a JSON value; empty lines are skipped."""
 
     __slots__ = ("_event_bytes_max", "_held", "_lines", "done")
 
@@ -121,7 +121,7 @@ class LinesPublication:
             raise _too_large(self._lines + 1, "line", self._event_bytes_max)
 
     def _events(self, line: bytes) -> list[bytes]:
-        """The event of a line; none of an empty one."""
+        """The event of a line; none for an empty line."""
         self._lines += 1
         line = line.removesuffix(b"\r").strip(b" \t")
         if not line:

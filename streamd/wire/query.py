@@ -1,4 +1,4 @@
-"""The query string: one parameter of it. No part of a query is ever logged."""
+"""Parameters of a query string. No part of a query is ever logged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from urllib.parse import unquote_plus
 
 
 def parameter(query: str, name: str) -> tuple[str, ...]:
-    """The decoded values of parameter `name` (case counts), in order; empty if there is none."""
+    """The decoded values of parameter `name` (case counts), in order; empty if the query doesn't have it."""
     found = []
     for part in query.split("&"):
         key, _, value = part.partition("=")

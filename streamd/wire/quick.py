@@ -1,8 +1,8 @@
-"""The common case of a relayed token: one read that is one HTTP chunk, which will turn out to be one event.
+"""The common case of a relayed token: a read that is a single HTTP chunk, nearly always with a single event in it.
 
-Inference servers write each token so, and on a network that keeps up it arrives so. one_chunk() decodes it with half a
-dozen C-level operations and no object but the payload; it decides nothing by itself: whatever it doesn't know goes
-through wire/chunked.py, which gives the same payload for the same bytes (a property test holds it).
+Inference servers write each token so, and on a network that keeps up it arrives so. one_chunk() decodes such a read
+with half a dozen C-level operations and no object but the payload. It is only a short cut: a read that it doesn't know
+goes through wire/chunked.py, which gives the same payload for the same bytes (a property test holds it).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ _CRLF = b"\r\n"
 
 
 def _totals() -> dict[bytes, int]:
-    """The first five bytes of a read to the length that it has if it is one chunk of two or three size digits.
+    """The first five bytes of a chunk with a size of two or three digits, mapped to the chunk's length.
 
     Five bytes are the whole size line of three digits, or that of two and the first byte of a payload that begins as
     events do: a field, or a comment.
@@ -29,9 +29,9 @@ _TWO_DIGITS_MAX = 255 + 6
 
 
 def one_chunk(read: bytes) -> bytes | None:
-    """The payload, if `read` is exactly one chunk of 16 to 4,095 bytes; None says: take the long way.
+    """The payload if `read` is exactly one chunk of 16 to 4,095 bytes; None for any other: the decoder has to take it.
 
-    To be asked only when the chunked decoder stands between chunks.
+    Valid only while the chunked decoder stands between chunks.
     """
     total = len(read)
     if TOTALS.get(read[:5]) != total or read[-2:] != _CRLF:

@@ -1,21 +1,22 @@
 """Server-sent events: a byte stream cut into whole events, and events framed for a reader (WHATWG HTML, 9.2).
 
 Nothing is re-encoded. An event goes downstream as the bytes that came, but for four rules (docs/PROTOCOL.md, section
-3): line ends become LF, the stream's leading BOM goes, upstream `id` lines go, and ours is put in front.
+3): line ends become LF, the stream's leading BOM is removed, upstream `id` lines are removed, and streamd's own `id`
+line is put in front.
 
-**Nothing ends in a blank line without a `data` line before it.** Once they have seen an `id` or `retry` line, the
+**No blank line is ever written without a `data` line before it.** Once they have seen an `id` or `retry` line, the
 OpenAI SDKs dispatch at *every* blank line and raise on the empty data. So a block without a data line never leaves here
-as a block: what a reader could still want of it, comments and `retry`, comes as *loose lines* that end in one LF and
-stand in front of whatever is written next. Its other fields have no effect by the standard ("if the data buffer is an
-empty string, set the event type buffer to the empty string and return").
+as a block. Its comments and `retry`, which a reader may still want, become *loose lines*: they end in a single LF and
+stand in front of the next write. Its other fields have no effect by the standard ("if the data buffer is an empty
+string, set the event type buffer to the empty string and return").
 
 Where an event ends: at the first byte that ends its blank line. After CR CR the event is whole, and delivered, though
-an LF may follow and belong to that line end; it is swallowed when it comes. Waiting for it would hold each event back
-for one token.
+an LF may follow and belong to that line end; such an LF is swallowed. Waiting for it would hold each event back
+until the next token.
 
-Line ends are made LF as the bytes arrive, so that a block's end is always two LFs, and the search for it never looks at
-a byte twice. A pending block is bounded (`event_bytes_max`), counted as it will be delivered but with its id lines,
-blank line included; the bound falls on the same byte however the stream was cut.
+Line ends become LF as the bytes arrive, so that a block's end is always two LFs, and the search for it never looks at a
+byte twice. A pending block is bounded by `event_bytes_max`: it counts as it will be delivered, blank line included, but
+with its id lines. The bound falls on the same byte however the stream was cut.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-HEARTBEAT: Final = b": hb\n"  # one line and no blank line: the only form that all SDKs survive
+HEARTBEAT: Final = b": hb\n"  # a line without a blank line: the only form that all SDKs survive
 
 _LF: Final = 0x0A
 _CR: Final = 0x0D
@@ -34,14 +35,14 @@ _without_id_lines = re.compile(rb"^id(?::[^\n]*)?\n", re.MULTILINE).sub
 _loose_lines = re.compile(rb"^(?::[^\n]*|retry(?::[^\n]*)?)\n", re.MULTILINE).findall
 _not_lf = re.compile(rb"[^\n]").search
 
-# What the last byte, or the lack of one, means for the next.
+# Position of the next byte, as far as it changes the byte's meaning.
 _PLAIN: Final = 0
 _AFTER_CR: Final = 1  # an LF is the second half of that line end
 _AT_START: Final = 2  # a BOM is dropped
 
 
 class EventTooLarge(Exception):
-    """A block is larger than `event_bytes_max`. `before`: what was whole in the same read, in front of it."""
+    """A block is larger than `event_bytes_max`. `before`: the whole pieces in front of it, from the same read."""
 
     def __init__(self, event_bytes_max: int, before: list[bytes]) -> None:
         super().__init__(f"an event is larger than {event_bytes_max} bytes")
@@ -49,7 +50,7 @@ class EventTooLarge(Exception):
 
 
 class EventSplitter:
-    """Cuts one upstream's bytes into events. Any split of the input gives the same output.
+    """Cuts an upstream's bytes into events. Any split of the input gives the same output.
 
     Each piece returned is either an *event*: it ends in a blank line, has a data line, LF line ends and no id; or
     *loose lines*: comments and `retry` of a block without data, ending in exactly one LF. `piece.endswith(b"\\n\\n")`
@@ -65,14 +66,14 @@ class EventSplitter:
         self._edge = _AT_START
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Take what was read; return what is whole now. Raises EventTooLarge, after which the splitter is of no use."""
+        """Take a read's bytes; return the pieces that are whole now. EventTooLarge ends the use of the splitter."""
         if not self.pending and _is_plain(chunk) and len(chunk) <= self._event_bytes_max:  # the common case, uncopied
             self._edge = _PLAIN
             return [chunk]
         return self._blocks(self._with_lf(chunk))
 
     def finish(self) -> list[bytes]:
-        """The framing ended properly: complete a last block that lacks its blank line. Raises EventTooLarge."""
+        """The body has ended properly: complete a last block that lacks its blank line. Raises EventTooLarge."""
         if self._held is None:
             return []
         rest = b"\n" if self._held.endswith(b"\n") else b"\n\n"
@@ -81,11 +82,11 @@ class EventSplitter:
 
     @property
     def at_rest(self) -> bool:
-        """Between two events, and the next byte means what it says: no BOM, no half of a CRLF to swallow."""
+        """Whether the next byte begins an event as it is: nothing is held, and no BOM or half of a CRLF may come."""
         return not self.pending and self._edge == _PLAIN
 
     def _with_lf(self, chunk: bytes) -> bytes:
-        """The chunk without a BOM and with LF line ends, as far as it can be known yet."""
+        """The chunk without a BOM and with LF line ends; `_edge` remembers a CR at its end for the next chunk."""
         if not chunk:
             return chunk
         if self._edge == _AT_START:
@@ -115,11 +116,11 @@ class EventSplitter:
         self.pending = len(rest)
 
     def _blocks(self, text: bytes) -> list[bytes]:
-        """Append text with LF line ends; return the pieces that are whole now and hold what is begun."""
+        """Append text with LF line ends; return the pieces that are whole now and hold the unfinished block."""
         held = self._held
         if held is None:
             return self._cut(text)
-        searched = len(held) - 1  # only new bytes are looked at, and the last old one
+        searched = len(held) - 1  # only new bytes are looked at, and the last old byte
         held += text
         self.pending = len(held)
         if held.find(b"\n\n", searched) < 0:
@@ -153,7 +154,7 @@ class EventSplitter:
 
 
 def _is_plain(block: bytes) -> bool:
-    """Whether this is exactly one event of one data line, perhaps with an event type in front, as most are."""
+    """Whether this is exactly one event of a single data line, perhaps behind an event type, as most events are."""
     # Why slices and single numbers: `x[:5] ==` took half the time of startswith, `13 in` a sixth of `b"\r" in` (CPython
     # 3.11).
     if block[-2:] != b"\n\n" or _CR in block:
@@ -167,7 +168,7 @@ def _is_plain(block: bytes) -> bool:
 
 
 def _piece(block: bytes) -> bytes:
-    """What a reader gets of a block with LF line ends: an event, loose lines, or nothing."""
+    """The piece for readers that a block with LF line ends makes: an event, loose lines, or nothing."""
     if _is_plain(block):
         return block
     if b"\ndata:" in block or _has_data_line(block):
@@ -178,15 +179,14 @@ def _piece(block: bytes) -> bytes:
 
 
 # Two tables, for speed: frame() runs once per token and took 205 ns with them, 300 without (CPython 3.11; % formatting
-# of the whole frame 370). 2,048 covers an ordinary answer's seqs, and its events' sizes; beyond, the number is
-# formatted.
+# of the whole frame 370). 2,048 covers an ordinary answer's seqs, and its events' sizes; larger numbers are formatted.
 _TABLE_SIZE: Final = 2048
 _SEQ_LINES: Final = tuple(b"%d\n" % seq for seq in range(_TABLE_SIZE))
 _SIZE_LINES: Final = tuple(b"%x\r\n" % size for size in range(_TABLE_SIZE))
 
 
 def frame(id_prefix: bytes, seq: int, event: bytes, *, chunked: bool) -> bytes:
-    """An event ready for the wire, id line in front, as one HTTP chunk or bare. id_prefix: `id: s_x:`; seq >= 1."""
+    """An event ready for the wire, id line in front, as an HTTP chunk or bare. id_prefix: `id: s_x:`; seq >= 1."""
     seq_line = _SEQ_LINES[seq] if seq < _TABLE_SIZE else b"%d\n" % seq
     if not chunked:
         return b"".join((id_prefix, seq_line, event))
@@ -196,7 +196,7 @@ def frame(id_prefix: bytes, seq: int, event: bytes, *, chunked: bool) -> bytes:
 
 
 def parse_event(event: bytes) -> tuple[str | None, bytes]:
-    """(event type, data) of one event as EventSplitter gives it: the last `event` line; the data lines joined by LF."""
+    """(event type, data) of an event as EventSplitter gives it: the last `event` line; the data lines joined by LF."""
     name: bytes = b""
     data: list[bytes] = []
     for line in event.split(b"\n"):
