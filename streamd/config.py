@@ -1,14 +1,15 @@
-"""Settings: one table, from which the file, the environment, the flags and the reference all derive.
+"""Settings: a single table, from which the file, the environment, the flags and the reference all derive.
 
-The table is the class body of `Settings`: a field is a row, and a row says the kind, the default, the bounds and, in
-two texts, what the setting sets and why the default is so. Everything else reads rows: nothing names a setting a
+The table is the class body of `Settings`: a field is a row, and a row has the kind, the default, the bounds and two
+texts: the meaning of the setting and the reason of its default. All other code reads rows: nothing names a setting a
 second time.
 
     flags (--commit-after 5s) over environment (STREAMD_COMMIT_AFTER=5s) over file (commit_after = "5s") over default
 
 Keys carry no unit, values do (`30s`, `500ms`, `16KiB`; a bare number is seconds or bytes), attributes carry the unit
-that the code computes in (`commit_after_s: float`, `event_bytes_max: int`). Every value given is checked, also one that
-another source overrides, and all problems are reported at once, with the key, the value, what is allowed, and the line.
+that the code computes in (`commit_after_s: float`, `event_bytes_max: int`). Every given value is checked, even if
+another source overrides it, and all problems are reported at once, with the key, the value, the allowed values and the
+line.
 
 `Settings(...)` itself checks nothing, so that a test may choose a bound of 3; `load()` checks all.
 """
@@ -93,7 +94,7 @@ ROUTE = "[[route]]"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamSettings:
-    """One inference server. `url` is kept as the base without /v1, however it was written; `origin` is it in parts."""
+    """An inference server. `url` is kept as the base without /v1, however it was written; `origin` has its parts."""
 
     name: str = text_row(
         UPSTREAM,
@@ -155,7 +156,7 @@ class UpstreamSettings:
     origin: Origin = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Derive the origin, and the name from it. Raises Refused for a URL that isn't one."""
+        """Derive the origin, and the name from it. Raises Refused for an invalid URL."""
         origin = split_url(self.url)
         object.__setattr__(self, "origin", origin)
         object.__setattr__(self, "url", origin.url)
@@ -166,7 +167,7 @@ class UpstreamSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RouteOverride:
-    """One `[[route]]`: a path, exact or a prefix ending in `*`, and what differs there. None: as everywhere else."""
+    """A `[[route]]`: a path, exact or a prefix ending in `*`, and its own settings. None: as everywhere else."""
 
     path: str
     policy: str | None = None
@@ -179,7 +180,7 @@ class RouteOverride:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSettings:
-    """What holds for one path, everything resolved."""
+    """The settings of a path, with all overrides resolved."""
 
     policy: str
     detach_grace_s: float
@@ -406,7 +407,7 @@ class Settings:
         "1s",
         "10m",
         "Longest idle time after which an upstream's connection is used again",
-        "uvicorn, under vLLM, closes at 5 s: a second less, against the race",
+        "uvicorn, under vLLM, closes at 5 s; a second less keeps requests off connections that are just closing",
         zero="never reused",
     )
     pool_idle_max: int = count_row(
@@ -517,7 +518,7 @@ class Settings:
         "0s",
         "10m",
         "Shortest delay that `retry:` asks for; the jitter begins here",
-        "Whatever cut the connection has a second to pass",
+        "A second for the cause of the cut to pass",
     )
     retry_max_s: float = duration_row(
         READERS,
@@ -680,7 +681,7 @@ class Settings:
     _prefixes: tuple[tuple[str, RouteSettings], ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Resolve the routes once: a lookup costs a dict and the prefixes; nothing is kept per path asked for."""
+        """Resolve the routes once: a look-up costs a dict and the prefixes, and stores nothing for the path."""
         resolved = [(override.path, self._resolve(override)) for override in self.routes]
         prefixes = [(path[:-1], route) for path, route in resolved if path.endswith("*")]
         object.__setattr__(self, "_exact", {path: route for path, route in resolved if not path.endswith("*")})
@@ -695,7 +696,7 @@ class Settings:
         return RouteSettings(**values)
 
     def route(self, path: str) -> RouteSettings:
-        """What holds for a path (without its query): its own route, else the longest prefix, else the settings."""
+        """The settings of a path (without its query): its own route, else the longest prefix, else `Settings`."""
         exact = self._exact.get(path)
         return exact or next(route for prefix, route in self._prefixes if path.startswith(prefix))
 
@@ -726,7 +727,7 @@ def load(*, file: Path | None, environ: Mapping[str, str], flags: Mapping[str, o
     """Settings of all sources: flags over environment over file over default.
 
     `flags` has rows' `dest` and "upstream" (a list of URLs) as keys; None is "not given".
-    Raises ConfigError with everything that is wrong.
+    Raises ConfigError with all problems.
     """
     sources = Sources(ROWS, ("upstream", "route"), environ)
     tables = sources.read(file) if file is not None else {}
@@ -777,7 +778,7 @@ def _upstreams(sources: Sources, raw: object) -> Iterator[UpstreamSettings]:
 
 
 def _upstream_urls(sources: Sources, urls: Sequence[object], where: str) -> None:
-    """Take upstreams given as URLs alone, in place of those of the source below."""
+    """Take upstreams given as URLs alone; they replace those of the sources with less precedence."""
     row = next(row for row in UPSTREAM_ROWS if row.key == "url")
     upstreams: list[UpstreamSettings] = []
     seen: set[str] = set()
@@ -790,7 +791,7 @@ def _upstream_urls(sources: Sources, urls: Sequence[object], where: str) -> None
 
 
 def _is_new(sources: Sources, upstream: UpstreamSettings, seen: set[str], where: str) -> bool:
-    """Whether no upstream before this one has its name; a second one is a problem."""
+    """Whether no upstream before this has the same name; note a problem otherwise."""
     if upstream.name in seen:
         sources.refuse(where, "upstream.name", upstream.name, "every upstream needs a name of its own")
         return False
@@ -799,7 +800,7 @@ def _is_new(sources: Sources, upstream: UpstreamSettings, seen: set[str], where:
 
 
 def _key(sources: Sources, values: Mapping[str, Any], index: int) -> str:
-    """Read an upstream's API key from where its table says; what is wrong with it is said without showing it."""
+    """Read an upstream's API key from the file or variable that its table names. No problem's text shows the key."""
     file, variable = values.get("key_file"), values.get("key_env")
     if not file and not variable:
         return ""
@@ -813,7 +814,7 @@ def _key(sources: Sources, values: Mapping[str, Any], index: int) -> str:
         )
     except OSError:
         key = ""
-    if not re.fullmatch(r"[!-~]+", key):  # what may stand in a header field, without blanks
+    if not re.fullmatch(r"[!-~]+", key):  # the characters of a header field, without blanks
         wanted = "must name what holds one API key: visible ASCII on one line"
         sources.refuse(sources.at("upstream", index, name), f"upstream.{name}", file or variable, wanted)
     return key
@@ -824,7 +825,7 @@ def _key_of(attribute: str) -> str:
 
 
 def _written(settings: Settings, attribute: str) -> object:
-    """An attribute's value as a person would write it; None for tables, which are too long to show."""
+    """An attribute's value as people write it; None for tables, which are too long to show."""
     if attribute in ("upstreams", "routes"):
         return None
     row = next(row for row in ROWS if row.attribute == attribute)
@@ -835,13 +836,13 @@ def _written(settings: Settings, attribute: str) -> object:
 
 
 def relations(settings: Settings) -> Iterator[tuple[str, str]]:
-    """What has to hold between settings: yields the attribute to change and what is allowed, for each that doesn't."""
+    """Relations between settings: for each that is broken, yields the attribute to change and its allowed values."""
     s = settings
     at_most = [
         ("target_bytes_max", "head_bytes_max", "the target is a part of the head"),
         ("body_bytes_max", "bodies_bytes_max", "or the largest body never fits"),
         ("event_bytes_max", "log_bytes_max", "or the largest event is a gap at once"),
-        ("ring_slots", "log_events_max", "or what a ring held is gone from the log"),
+        ("ring_slots", "log_events_max", "or the log drops events that a full ring still refers to"),
         ("detach_grace_s", "detach_grace_max_s", "which bounds all detach graces"),
         ("retry_min_s", "retry_max_s", "the jitter runs between them"),
         ("loop_lag_max_s", "worker_stuck_s", "or a worker is killed before it refuses streams"),
@@ -867,7 +868,7 @@ def _relations_of_access(s: Settings) -> Iterator[tuple[str, str]]:
     if not (s.keys_file or s.insecure_public or all(address.is_loopback for address in addresses)):
         yield (
             "listen",
-            "must be loopback or Unix sockets without keys_file (or say insecure_public: everybody may use it)",
+            "must be loopback or Unix sockets unless keys_file is set (or insecure_public: every client may use it)",
         )
     fixed = [address for address in addresses if address.is_unix or address.port]
     if len(set(fixed)) < len(fixed):
@@ -877,7 +878,7 @@ def _relations_of_access(s: Settings) -> Iterator[tuple[str, str]]:
     if bool(s.tls_cert) != bool(s.tls_key):
         yield ("tls_key" if s.tls_cert else "tls_cert"), "tls_cert and tls_key go together"
     if s.proxy_protocol and not s.trusted_proxies:
-        yield "proxy_protocol", "needs trusted_proxies: anybody else could choose an address"
+        yield "proxy_protocol", "needs trusted_proxies: any other peer could choose its address"
     if s.streams_auth == "token" and not (s.token_secret_file or s.token_jwks_file):
         yield "streams_auth", "needs token_secret_file or token_jwks_file"
     if (s.token_secret_file or s.token_jwks_file) and not s.token_audience:

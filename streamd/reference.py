@@ -36,7 +36,7 @@ _TOML_INTRODUCTION = """\
 
 _TOML_WIDTH = 118
 
-# In place of the defaults of the tables, which would say nothing.
+# Examples in place of these tables' defaults, which would say nothing.
 _EXAMPLES = {
     "upstream": {"name": '"gpu1"', "url": '"http://127.0.0.1:8000/v1"', "inflight_max": "256"},
     "route": {"path": '"/v1/responses"', "detach_grace": '"60s"'},
@@ -97,7 +97,7 @@ def _commented(row: Row, key: str, value: str) -> str:
 
 
 def _comment(text: str) -> Iterator[str]:
-    # Why not at hyphens: names and URLs stay whole.
+    # Why no breaks at hyphens: names and URLs stay whole.
     lines = textwrap.wrap(" ".join(text.split()), _TOML_WIDTH, break_on_hyphens=False, break_long_words=False)
     yield from (f"# {line}" for line in lines)
 

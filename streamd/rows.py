@@ -1,6 +1,6 @@
-"""Row: one setting as data (what it sets, why so, what it takes, how it is written), and the units of its values.
+"""Row: a setting as data (its meaning, its reason, its bounds, its default as written), and the units of its values.
 
-`streamd.config` has the rows themselves. A row parses what any source gives: TOML's own types, or the text of a
+`streamd.config` has the rows themselves. A row parses the values of all sources: TOML's own types, or the text of a
 variable or a flag.
 """
 
@@ -30,7 +30,7 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 class Kind(enum.Enum):
-    """What a setting's value is; the word is used in the reference."""
+    """The kind of a setting's value; the word is used in the reference."""
 
     DURATION = "duration"
     BYTES = "bytes"
@@ -44,7 +44,7 @@ class Kind(enum.Enum):
 
 
 class Refused(ValueError):
-    """A value that a row doesn't take; its text says what would be taken."""
+    """A value that a row doesn't take; the text names the allowed values."""
 
 
 def parse_duration(raw: object) -> float:
@@ -97,20 +97,20 @@ Check = Callable[[str], None]  # raises Refused
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One setting: what it sets, why so, and what it takes. The field that has the row gives `attribute`, and `key`."""
+    """A setting: its meaning, its reason, and the values that it takes. Its field gives `attribute`, and `key`."""
 
     kind: Kind
     section: str
-    what: str  # it sets: a noun phrase
-    why: str  # the default and the bounds are as they are; empty where nobody would ask
-    written: str  # the default as a person writes it
+    what: str  # the meaning of the setting: a noun phrase
+    why: str  # the reason of the default and the bounds; empty where it is plain
+    written: str  # the default as people write it
     low: float = 0
     high: float = math.inf
     words: tuple[str, ...] = ()
-    zero: str = ""  # what 0 means, where 0 lies below `low` or means something of its own
+    zero: str = ""  # the meaning of 0, where 0 is below `low` or has a special meaning
     check: Check | None = None  # of a text, or of each text in a list
-    check_value: Check | None = None  # of each value in a table, `check` being of its names
-    wanted: str = ""  # what `check` takes, in words
+    check_value: Check | None = None  # of each value in a table, whose names `check` is for
+    wanted: str = ""  # the texts that `check` takes, in words
     restart: bool = False  # a reload can't change it
     exists: bool = False  # a path that has to be a readable file
     key: str = ""  # as the file has it; "streams.auth" is `auth` in the table [streams]
@@ -118,7 +118,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        """What the setting sets, then why, as sentences."""
+        """The meaning of the setting, then the reason, as sentences."""
         return f"{self.what}. {self.why}." if self.why else f"{self.what}."
 
     @property
@@ -131,11 +131,11 @@ class Row:
 
     @property
     def dest(self) -> str:
-        """The key as an identifier, the one that `load` expects in its `flags`."""
+        """The key as an identifier, as `load` expects it in its `flags`."""
         return self.key.replace(".", "_")
 
     def allowed(self) -> str:
-        """What the row takes, in words."""
+        """The values that the row takes, in words."""
         zero = f", or 0 ({self.zero})" if self.zero else ""
         match self.kind:
             case Kind.DURATION:
@@ -157,7 +157,7 @@ class Row:
                 return self.wanted or ("a file's path" if self.kind is Kind.PATH else "a text")
 
     def parse(self, raw: object) -> object:
-        """The attribute's value of what was written. Raises Refused with what is allowed."""
+        """The attribute's value for a written value. Raises Refused with the allowed values."""
         try:
             return _PARSERS[self.kind](self, raw)
         except Refused:
@@ -187,7 +187,7 @@ def _parse_word(row: Row, raw: object) -> str:
 
 
 def _parse_text(row: Row, raw: object) -> str:
-    # No setting has a use for control bytes, and a path or header with a NUL or CR is somebody's attack.
+    # No setting has a use for control bytes, and a path or header with a NUL or CR is an attack.
     if not isinstance(raw, str) or any(ord(c) < 32 or ord(c) == 127 for c in raw):
         raise Refused
     if raw and row.check is not None:
@@ -231,7 +231,7 @@ _PARSERS: dict[Kind, Callable[[Row, object], object]] = {
 }
 
 
-# How a row stands on its field. They return Any because dataclasses.field() stands for a value of the field's own type.
+# These put a row on its field. They return Any because dataclasses.field() stands for a value of the field's own type.
 
 
 def _on_field(default: object, row: Row) -> Any:
@@ -256,7 +256,7 @@ def count_row(section: str, default: int, low: int, high: int, what: str, why: s
 
 
 def word_row(section: str, default: str, words: Sequence[str], what: str, why: str = "", **more: Any) -> Any:
-    """One of a few words."""
+    """A word from a short list."""
     return _on_field(default, Row(Kind.WORD, section, what, why, default, words=tuple(words), **more))
 
 
@@ -290,7 +290,7 @@ def table_row(section: str, wanted: str, what: str, why: str = "", *, shown: boo
 
 
 def rows_of(cls: type) -> tuple[Row, ...]:
-    """The rows on a dataclass's fields; a row without a key of its own has the field's name less its unit."""
+    """The rows on a dataclass's fields. A row without a key of its own gets the field's name without its unit."""
     rows = []
     for field in dataclasses.fields(cls):
         if (row := field.metadata.get("row")) is not None:

@@ -1,6 +1,6 @@
-"""The JSON Schema of the file of settings, for editors: they complete keys, show what each sets, and mark mistakes.
+"""The JSON Schema of the file of settings, for editors: they complete keys, show their meaning, and mark mistakes.
 
-Made from the table like all else. It describes the usual ways of writing: the daemon takes a few more (numbers as
+It is made from the table of settings. It describes the usual ways of writing: the daemon takes a few more (numbers as
 texts), and checks more (relations between settings, files that have to exist). Draft 2020-12.
 """
 
@@ -17,7 +17,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> dict[str, Any]:
-    """The schema as what json.dumps takes."""
+    """The schema as a dict for json.dumps."""
     tables = {
         "upstream": _table_of(UPSTREAM_ROWS, ["url"], "One inference server."),
         "route": _table_of(ROUTE_ROWS, ["path"], "Settings that differ for one path."),
@@ -78,7 +78,7 @@ def _taken(row: Row) -> dict[str, Any]:
 
 
 def _quantity(row: Row, number: str, units: list[str]) -> dict[str, Any]:
-    """A bare number within the bounds, or a number with a unit, whose case doesn't count."""
+    """A bare number within the bounds, or a number with a unit in either case."""
     unit = "|".join("".join(f"[{letter.upper()}{letter}]" for letter in each) for each in units)
     text = {"type": "string", "pattern": rf"^ *[0-9]{{1,15}}(\.[0-9]{{1,9}})? ?({unit})? *$"}
     return _any_of([*_number(row, number), text])

@@ -1,6 +1,6 @@
 """Sources: values for rows out of a TOML file, the environment and flags, with all problems collected.
 
-Knows rows, not settings: `streamd.config` says which rows there are, and builds its tables from what is collected here.
+This module knows rows, not settings: `streamd.config` has the rows, and builds its tables from the collected values.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 from streamd.rows import ENV_PREFIX, Kind, Refused, Row
 from streamd.tomllines import KeyPath, lines_of
 
-# Kubernetes puts these into every container beside a service named "streamd"; they are nobody's setting.
+# Kubernetes puts these into every container beside a service named "streamd"; they aren't settings.
 _KUBERNETES = re.compile(r"STREAMD_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 # STREAMD__… passes between streamd's own processes; STREAMD_CONFIG names the file.
 _NOT_SETTINGS = ("STREAMD__", "STREAMD_CONFIG")
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: where, which key, what stands there (secrets left out), and what is allowed."""
+    """A mistake in the settings: its place, the key, the value (secrets left out), and the allowed values."""
 
     where: str
     key: str
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(Exception):
-    """Settings that can't be used; `problems` has all that is wrong, in the order of the sources."""
+    """Settings that can't be used; `problems` has all mistakes, in the order of the sources."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -44,7 +44,7 @@ class ConfigError(Exception):
 
 
 class Sources:
-    """One pass over the sources: values by attribute, where each came from, and what is wrong."""
+    """A pass over the sources: values by attribute, the source of each, and all problems."""
 
     def __init__(self, rows: Sequence[Row], tables: Sequence[str], environ: Mapping[str, str]) -> None:
         self.environ = environ
@@ -62,7 +62,7 @@ class Sources:
         self.problems.append(Problem(where, key, shown(key, value), allowed))
 
     def where(self, attribute: str) -> str:
-        """Which source the value of an attribute is from."""
+        """The source of an attribute's value."""
         return self._where.get(attribute, "default")
 
     def at(self, *path: str | int) -> str:
@@ -70,17 +70,17 @@ class Sources:
         return f"{self._file}:{self._lines.get(path, 1)}"
 
     def keep(self, attribute: str, value: object, where: str) -> None:
-        """Take a value over that of any source before."""
+        """Take a value; it replaces that of any source before."""
         self.values[attribute] = value
         self._where[attribute] = where
 
     def take(self, row: Row, raw: object, where: str) -> None:
-        """Parse what a source has for a row and keep it, or note why not."""
+        """Parse a source's value for a row and keep it, or note a problem."""
         self.take_into(self.values, row, raw, where, row.key)
         self._where[row.attribute] = where
 
     def take_into(self, values: dict[str, Any], row: Row, raw: object, where: str, name: str) -> None:
-        """Parse a value into `values`, or note what is wrong with it under `name`."""
+        """Parse a value into `values`, or note a problem under `name`."""
         try:
             value = row.parse(raw)
             if row.kind is Kind.PATH and value:
@@ -91,7 +91,7 @@ class Sources:
             values[row.attribute] = value
 
     def _located(self, row: Row, path: str, where: str) -> str:
-        """A path made absolute: `credential:NAME` is one of systemd's, any other in a file starts beside that file."""
+        """A path made absolute: `credential:NAME` is systemd's, other paths in a file start beside that file."""
         folder = self._folder if self._file and where.startswith(f"{self._file}:") else Path.cwd()
         if path.startswith("credential:"):
             path = path.removeprefix("credential:")
@@ -101,7 +101,7 @@ class Sources:
             folder = Path(credentials)
         found = folder / path
         if row.exists and not (found.is_file() and os.access(found, os.R_OK)):
-            raise Refused(f"a file that can be read, and {found} is none")
+            raise Refused(f"a file that can be read, which {found} is not")
         return str(found)
 
     # file
@@ -173,7 +173,7 @@ class Sources:
     # environment and flags
 
     def read_environment(self, others: Sequence[str]) -> None:
-        """Take STREAMD_… variables; one that no row and none of `others` has is a problem."""
+        """Take STREAMD_… variables; a variable that is neither a row's nor in `others` is a problem."""
         by_variable = {row.variable: row for row in self._rows.values()}
         for variable in sorted(name for name in self.environ if name.startswith(ENV_PREFIX)):
             raw = self.environ[variable]
@@ -189,7 +189,7 @@ class Sources:
                 self.refuse(f"environment {variable}", "", None, f"unknown setting; {did_you_mean(variable, known)}")
 
     def read_flags(self, flags: Mapping[str, object], others: Sequence[str]) -> None:
-        """Take flags by the rows' `dest`; None is "not given". An unknown one is the caller's mistake: KeyError."""
+        """Take flags by the rows' `dest`; None is "not given". An unknown flag is the caller's mistake: KeyError."""
         by_dest = {row.dest: row for row in self._rows.values()}
         for dest, raw in flags.items():
             if dest not in others and raw is not None:
@@ -202,7 +202,7 @@ def split_list(text: str) -> list[str]:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The nearest of the known names as a question, or where to find them all."""
+    """A hint: the nearest of the known names as a question, or the command that lists them all."""
     bare = name.removesuffix("_s").removesuffix("_bytes").replace("-", "_")
     near = [bare] if bare in known else difflib.get_close_matches(name, known, 1, 0.6)
     return f"did you mean {near[0]}?" if near else "`streamd config-reference` lists all"

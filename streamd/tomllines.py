@@ -1,9 +1,9 @@
-"""Where each key of a TOML file stands: key path to line number.
+"""Lines of the keys of a TOML file: key path to line number.
 
 tomllib gives values without lines, and a refusal without its line sends people searching. This walk runs over a text
-that tomllib has already accepted, so it may be simple: it has to find the ends of things, never to judge them. A path
-is what leads to the value in tomllib's result: ("upstream", 1, "url") is the key `url` of the second `[[upstream]]`;
-the elements of an array have paths too. A table has the line of its first header or key.
+that tomllib has already accepted, so it may be simple: it finds the ends of values and never judges them. A path leads
+to the value in tomllib's result: ("upstream", 1, "url") is the key `url` of the second `[[upstream]]`; the elements of
+an array have paths too. A table has the line of its first header or key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ KeyPath = tuple[str | int, ...]
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_SCALAR = re.compile(r"[^,\]}\s#]+(?: [0-9:.+Zz-]+)?")  # numbers, booleans; a date may hold one space before its time
+_SCALAR = re.compile(r"[^,\]}\s#]+(?: [0-9:.+Zz-]+)?")  # numbers, booleans; a date may hold a space before its time
 _STRINGS = (
     re.compile(r'"""(?:[^\\]|\\.)*?"{3,5}', re.S),
     re.compile(r"'''.*?'{3,5}", re.S),
@@ -53,7 +53,7 @@ class _Walk:
         self._found.setdefault(path, self._text.count("\n", 0, at) + 1)
 
     def _header(self) -> KeyPath:
-        """Read `[a.b]` or `[[a.b]]`; return the path that the keys below it belong to."""
+        """Read `[a.b]` or `[[a.b]]`; return the path of the table whose keys follow."""
         start = self._at
         brackets = 2 if self._text.startswith("[[", start) else 1
         self._at += brackets
@@ -72,7 +72,7 @@ class _Walk:
         return path
 
     def _pair(self, table: KeyPath) -> KeyPath:
-        """Read `a.b = value` inside `table`; return `table`, which stays the current one."""
+        """Read `a.b = value` inside `table`; return `table`, which stays current."""
         self._peek()
         start, path = self._at, table
         for name in self._key():
@@ -112,7 +112,7 @@ class _Walk:
             self._at = found.end()
 
     def _enclosed(self, path: KeyPath, end: str) -> None:
-        """Read an array or an inline table, noting what is inside."""
+        """Read an array or an inline table, and note the lines of its elements or keys."""
         self._at += 1
         index = 0
         while (first := self._peek()) != end:
@@ -127,7 +127,7 @@ class _Walk:
         self._at += 1
 
     def _string(self) -> str:
-        """Read a string with its quotes; the long kinds come first, so that their quotes aren't an empty short one."""
+        """Read a string with its quotes; long kinds come first, or their quotes would read as an empty short string."""
         for pattern in _STRINGS:
             found = pattern.match(self._text, self._at)
             if found is not None:

@@ -226,8 +226,8 @@ def test_all_problems_at_once_with_their_lines(file: Path) -> None:
         "streamd.toml:16: upstream.max_inflight = 3: unknown key; did you mean inflight_max?",
         "streamd.toml:19: route.policy = 'drop': must be one of coalesce, drop_oldest, close",
         "environment STREAMD_WORKERS: workers = '0': must be a whole number from 1 to 64, or auto",
-        "streamd.toml:5: listen = ['0.0.0.0:80']: must be loopback or Unix sockets without keys_file "
-        "(or say insecure_public: everybody may use it)",
+        "streamd.toml:5: listen = ['0.0.0.0:80']: must be loopback or Unix sockets unless keys_file is set "
+        "(or insecure_public: every client may use it)",
     ]
 
 
@@ -343,7 +343,7 @@ def test_a_path_in_a_file_starts_beside_it_and_elsewhere_here(file: Path, monkey
 
 def test_a_file_that_is_not_there(file: Path) -> None:
     (problem,) = problems_of(file, '\nkeys_file = "keys"')
-    assert problem == "streamd.toml:2: keys_file = 'keys': must be a file that can be read, and keys is none"
+    assert problem == "streamd.toml:2: keys_file = 'keys': must be a file that can be read, which keys is not"
 
 
 def test_credentials_of_systemd(file: Path) -> None:
