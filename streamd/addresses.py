@@ -1,4 +1,4 @@
-"""Addresses: where streamd listens and where its upstreams are; and the look of other texts among the settings."""
+"""Addresses of listeners and URLs of upstreams, and the form of other texts among the settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamd.rows import Check, Refused
 
 
 class Address(NamedTuple):
-    """Where to listen: `path` for a Unix socket, else `host` and `port` (0: the kernel's choice)."""
+    """Address of a listener: `path` for a Unix socket, else `host` and `port` (0: the kernel's choice)."""
 
     host: str
     port: int
@@ -24,7 +24,7 @@ class Address(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it; a name other than localhost counts as reachable from elsewhere."""
+        """Whether only this machine can reach the address; a name counts as reachable, unless it is localhost."""
         if self.path or self.host == "localhost":
             return True
         try:
@@ -58,22 +58,22 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port), "")
 
 
-# What texts have to look like
+# Checks of texts
 
 
 def check_address(text: str) -> None:
-    """A listener's address."""
+    """Refuse a text that isn't a listener's address."""
     parse_address(text)
 
 
 def check_admin(text: str) -> None:
-    """An address that only this machine reaches."""
+    """Refuse an address that other machines can reach."""
     if not parse_address(text).is_loopback:
         raise Refused
 
 
 def check_network(text: str) -> None:
-    """An IP address or a network of them, or `unix` for peers on Unix sockets."""
+    """Refuse a text that isn't an IP address, a network, or `unix` for peers on Unix sockets."""
     if text == "unix":
         return
     try:
@@ -84,9 +84,9 @@ def check_network(text: str) -> None:
 
 ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.A)
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,128}", re.A)
-FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.A)  # RFC 9110 5.5, less what is obsolete
+FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.A)  # RFC 9110 5.5, without obs-text and folding
 _FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.A)  # RFC 9110 5.1, token
-# What streamd writes itself or what belongs to one connection (RFC 9110 7.6.1); Authorization comes from the key.
+# Fields that streamd writes itself, and those for a single hop (RFC 9110 7.6.1); Authorization comes from the key.
 _OWN_FIELDS = frozenset(
     {
         "accept-encoding",
@@ -106,7 +106,7 @@ ROUTE_PATH = re.compile(r"/[!-)+-~]*\*?", re.A)
 
 
 def matching(pattern: re.Pattern[str]) -> Check:
-    """A check that takes what matches as a whole."""
+    """A check that refuses a text unless the pattern matches all of it."""
 
     def check(text: str) -> None:
         if not pattern.fullmatch(text):
@@ -116,13 +116,13 @@ def matching(pattern: re.Pattern[str]) -> Check:
 
 
 def check_field_name(text: str) -> None:
-    """The name of a header field that streamd doesn't write itself."""
+    """Refuse a text that isn't the name of a header field, or names a field that streamd writes itself."""
     if not _FIELD_NAME.fullmatch(text) or text.lower() in _OWN_FIELDS:
         raise Refused
 
 
 def check_url(text: str) -> None:
-    """An upstream's URL."""
+    """Refuse a text that isn't an upstream's URL."""
     split_url(text)
 
 

@@ -1,10 +1,10 @@
 """Counters: every number that streamd counts, declared once; rendered for Prometheus on demand.
 
 The table is the class body of `Counters`, and `GAUGES`: a row says the metric, its help, its labels and how workers'
-values combine (streamd/measure.py). Where something happens, an attribute is bumped; everything else reads the rows.
+values combine (streamd/measure.py). The code that counts bumps an attribute; all other code reads the rows.
 
-What happens per token isn't counted here at all: a stream's own seq and byte positions say it, and the sweep folds the
-differences in once a second.
+Tokens bump no counter: a stream's own seq and byte positions count them, and the sweep folds the differences in once a
+second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ByReason = dict[CloseReason, int]
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Counters:
-    """One worker's counters since its start. All of them only grow."""
+    """A worker's counters since its start. All of them only grow."""
 
     # connections
     connections_accepted: int = counter("streamd_connections_accepted", "Downstream connections accepted.")
@@ -68,7 +68,7 @@ class Counters:
     upstream_requests: dict[str, int] = counter("streamd_upstream_requests", "Requests sent.", Label.UPSTREAM)
     upstream_connects: dict[str, int] = counter("streamd_upstream_connects", "Connections established.", Label.UPSTREAM)
     upstream_cancels: dict[str, int] = counter(
-        "streamd_upstream_cancels", "Requests cut off because nobody reads.", Label.UPSTREAM
+        "streamd_upstream_cancels", "Requests cut off because no reader is left.", Label.UPSTREAM
     )
     upstream_failures: dict[tuple[str, CloseReason], int] = counter(
         "streamd_upstream_failures", "Failures.", Label.UPSTREAM, Label.REASON
@@ -79,10 +79,10 @@ class Counters:
     )
     # process
     loop_lag_s: Histogram = histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.")
-    bugs: int = counter("streamd_bugs", "Mistakes of streamd itself; the log has each one's traceback.")
+    bugs: int = counter("streamd_bugs", "Mistakes of streamd itself; the log has their tracebacks.")
 
 
-# A worker's state, read by net/totals.py from where it is. Ends with the worker.
+# A worker's state: net/totals.py reads it from the objects that have it. It ends with the worker.
 GAUGES = (
     gauge("connections", "Downstream connections open now.", "streamd_connections", status="connections"),
     gauge("streams_live", "Streams not sealed yet, those without a reader included.", status="streams.live"),
@@ -103,7 +103,7 @@ GAUGES = (
     gauge("beat_ms", "When the loop turned last.", combine=Combine.LAST),
     gauge("in_flight", "Requests under way.", "streamd_upstream_in_flight", Label.UPSTREAM),
     gauge("idle", "Pooled connections.", "streamd_upstream_idle_connections", Label.UPSTREAM),
-    # Each worker judges for itself: 1 as soon as one of them does.
+    # Each worker judges for itself: the sum would count workers, the maximum is 1 if any leaves it out.
     gauge(
         "left_out",
         "1 while left out for failing.",
@@ -115,5 +115,5 @@ GAUGES = (
 
 
 def bump(table: dict[K, int], key: K) -> None:
-    """Count one more of that key."""
+    """Raise the count of that key by 1."""
     table[key] = table.get(key, 0) + 1

@@ -1,4 +1,4 @@
-"""Measure: one number that streamd counts, as data: its name, kind, labels, help, and how workers' values combine.
+"""Measure: a number that streamd counts, as data: its name, kind, labels, help, and how workers' values combine.
 
 `streamd.counters` has the table. The attributes of `Counters`, a worker's numbers in the shared mapping
 (net/totals.py), /metrics and /status derive from it, so that a new measure is declared once and works with several
@@ -14,7 +14,7 @@ from typing import Any
 from streamd.choice import Choice
 from streamd.reasons import CloseReason
 
-# From a tenth of a millisecond (what streamd adds) to five minutes (a long prefill), about three to a decade.
+# From a tenth of a millisecond (the delay that streamd adds) to five minutes (a long prefill), about three to a decade.
 SECONDS_BUCKETS = (
     0.0001,
     0.00025,
@@ -39,7 +39,7 @@ SECONDS_BUCKETS = (
 
 
 class Histogram:
-    """Counts of observations per bucket, the last one without a bound, and their sum."""
+    """Counts of observations per bucket, the last bucket without a bound, and the sum of the observed values."""
 
     __slots__ = ("buckets", "counts", "sum")
 
@@ -54,7 +54,7 @@ class Histogram:
 
 
 class MeasureKind(Choice):
-    """What a measure's value is."""
+    """The kind of a measure's value."""
 
     COUNTER = "counter"  # only grows: an int, or a dict of ints by label
     GAUGE = "gauge"  # the state at this moment: an int
@@ -70,12 +70,12 @@ class Combine(Choice):
 
 
 class Label(Choice):
-    """What the values of a measure are told apart by; net/totals.py has the keys of each."""
+    """A label that tells a measure's values apart; net/totals.py has the possible keys of each."""
 
     REASON = "reason"  # a CloseReason
     STATUS = "status"  # of HTTP, an int
     GATE = "gate"  # a word of core/admission.py's Gate
-    UPSTREAM = "upstream"  # a name; comes first where there are two
+    UPSTREAM = "upstream"  # a name; comes first of two labels
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,14 +85,14 @@ class Measure:
     kind: MeasureKind
     help: str  # a sentence; /metrics shows it
     name: str = ""  # in the code and in /status
-    metric: str = ""  # in /metrics, without `_total`; empty: not there under a name of its own
+    metric: str = ""  # in /metrics, without `_total`; empty: /metrics has no metric of this name
     labels: tuple[Label, ...] = ()
     combine: Combine = Combine.SUM
     status: str = ""  # the member of /status that shows a gauge, `streams.live` for one of a table
 
     def __post_init__(self) -> None:
         if self.kind is not MeasureKind.GAUGE and self.combine is not Combine.SUM:
-            raise ValueError(f"{self.name}: what only grows is a sum, or it would fall when a worker dies")
+            raise ValueError(f"{self.name}: a measure that only grows is a sum, or it would fall when a worker dies")
         if Label.UPSTREAM in self.labels[1:] or len(set(self.labels) - {Label.UPSTREAM}) < len(self.labels) - 1:
             raise ValueError(f"{self.name}: labels are an upstream, or one other, or the upstream and one other")
 
@@ -106,12 +106,12 @@ class Measure:
         return next((label for label in self.labels if label is not Label.UPSTREAM), None)
 
 
-# How a measure stands on its field of Counters. They return Any because dataclasses.field() stands for a value of the
+# These put a measure on its field of Counters. They return Any because dataclasses.field() stands for a value of the
 # field's own type.
 
 
 def counter(metric: str, text: str, *labels: Label) -> Any:
-    """A count; a dict by label where it has labels."""
+    """A count; with labels, a dict from label to count."""
     measure = Measure(MeasureKind.COUNTER, text, metric=metric, labels=labels)
     if labels == (Label.REASON,):  # an end that hasn't happened yet is shown as 0
         return _on_field(measure, default_factory=lambda: dict.fromkeys(CloseReason, 0))
@@ -136,5 +136,5 @@ def measures_of(cls: type) -> tuple[Measure, ...]:
 def gauge(
     name: str, text: str, metric: str = "", *labels: Label, combine: Combine = Combine.SUM, status: str = ""
 ) -> Measure:
-    """A state, read from where it is when it is asked for: gauges have no attributes."""
+    """A state, read on demand from the object that has it: gauges have no attributes."""
     return Measure(MeasureKind.GAUGE, text, name, metric, labels, combine, status)

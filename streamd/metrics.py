@@ -1,4 +1,4 @@
-"""The counters as Prometheus text and as the dict of /status; rendered only when somebody asks.
+"""The counters as Prometheus text and as the dict of /status; rendered only on request.
 
 Names and units follow Prometheus's conventions: base units (seconds, bytes), `_total` on counters, labels from enums
 only.
@@ -22,7 +22,7 @@ from streamd.reasons import CloseReason
 
 
 class StreamdCollector(Collector):
-    """Turns the daemon's totals into metric families: a measure each. `saturation` is by part, 0 to 1."""
+    """Turns the daemon's totals into metric families, a family for each measure. `saturation` is by part, 0 to 1."""
 
     def __init__(self, totals: Callable[[], Totals], saturation: Callable[[], dict[str, float]]) -> None:
         self._totals = totals
@@ -40,7 +40,7 @@ class StreamdCollector(Collector):
         yield from self._derived(totals)
 
     def _derived(self, totals: Totals) -> Iterator[Metric]:
-        """What is no single measure."""
+        """Metrics made of several measures, or of none."""
         gauges = totals.gauges
         streams = GaugeMetricFamily("streamd_streams", "Streams held now, by state.", labels=["state"])
         streams.add_metric(["live"], gauges["streams_live"] - gauges["streams_detached"])
@@ -60,7 +60,7 @@ class StreamdCollector(Collector):
 
 
 class Metrics:
-    """GET /metrics."""
+    """The answer to GET /metrics."""
 
     def __init__(self, collector: Collector) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -72,7 +72,7 @@ class Metrics:
 
 
 def status(totals: Totals, *, state: str, uptime_s: float, admission: dict[str, object]) -> dict[str, Any]:
-    """The state in a person's words, for /status."""
+    """The state for people, as /status shows it."""
     shown: dict[str, Any] = {"version": __version__, "state": state, "uptime_s": round(uptime_s, 1)}
     for measure in GAUGES:
         if measure.status:

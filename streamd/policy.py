@@ -6,7 +6,7 @@ from streamd.choice import Choice
 
 
 class Policy(Choice):
-    """What happens when a subscriber's ring is full."""
+    """The action on a subscriber with a full ring."""
 
     COALESCE = "coalesce"  # let the ring go, catch up from the log in few large events
     DROP_OLDEST = "drop_oldest"  # skip the oldest events, and announce the gap

@@ -1,9 +1,9 @@
 """CloseReason: every way in which a request, a reader or a stream can end, once, for logs, metrics and tests alike.
 
-A row says three things: the word (log field and metric label), the HTTP status that a reader gets when it happens
-before the first byte of an answer (0: none is possible any more, or none is owed), and who ended it. "Who closed
-decides" (docs/PROTOCOL.md, section 4): a reader that left by itself cancels its generation, one that streamd or the
-network cut leaves it a grace.
+A row has three columns: the word (log field and metric label), the HTTP status for an end before the first byte of an
+answer (0: no status is possible any more, or none is owed), and the party that ended it. That party decides about the
+generation (docs/PROTOCOL.md, section 4): a reader that left by itself cancels it; a reader that streamd or the network
+cut leaves it a grace.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from streamd.choice import Choice
 
 
 class By(Choice):
-    """Who ended it."""
+    """The party that ended a request, a reader or a stream."""
 
     READER = "reader"
     STREAMD = "streamd"
@@ -24,22 +24,22 @@ class By(Choice):
 class CloseReason(Choice):
     """The closed list of ends. Members carry (word, status, by)."""
 
-    # An end that is no fault of anybody.
+    # Ends without a fault.
     COMPLETE = ("complete", 0, By.UPSTREAM)
     SEALED = ("sealed", 0, By.UPSTREAM)  # the end of a published stream
     MOVED = ("moved", 0, By.STREAMD)  # handed to another process
     IDLE = ("idle", 0, By.STREAMD)  # kept-alive connection without a request
 
-    # The reader's doing.
+    # Ends of a reader's connection.
     READER_GONE = ("reader_gone", 0, By.READER)  # FIN or RST
     NETWORK_LOST = ("network_lost", 0, By.NETWORK)  # ETIMEDOUT and its like
     SLOW_CONSUMER = ("slow_consumer", 0, By.STREAMD)  # policy `close`
     STALLED = ("stalled", 0, By.STREAMD)  # took nothing for stall_timeout
     PIPELINE_FULL = ("pipeline_full", 0, By.STREAMD)  # sent too much behind a running answer
-    TLS_FAILED = ("tls_failed", 0, By.READER)  # no handshake, or a record that isn't right
+    TLS_FAILED = ("tls_failed", 0, By.READER)  # no handshake, or a broken record
     PROXY_HEADER = ("proxy_header", 0, By.READER)  # a trusted proxy that sent no PROXY v2 header
 
-    # The request's.
+    # Ends of a request.
     BAD_REQUEST = ("bad_request", 400, By.READER)
     HEAD_TIMEOUT = ("head_timeout", 408, By.READER)
     BODY_TIMEOUT = ("body_timeout", 408, By.READER)
@@ -52,14 +52,14 @@ class CloseReason(Choice):
     DRAINING = ("draining", 503, By.STREAMD)
     TOKEN_EXPIRED = ("token_expired", 401, By.STREAMD)
 
-    # The stream's.
+    # Ends of a stream.
     CANCELLED = ("cancelled", 0, By.OPERATOR)  # DELETE
     ABANDONED = ("abandoned", 0, By.STREAMD)  # no reader came back within the grace
     PUBLISHER_GONE = ("publisher_gone", 0, By.UPSTREAM)
     FAILED = ("failed", 0, By.UPSTREAM)  # the publisher said so
     RESTARTED = ("restarted", 0, By.OPERATOR)  # cut by a restart
 
-    # The upstream's.
+    # Failures of an upstream.
     UPSTREAM_CONNECT = ("upstream_connect", 502, By.UPSTREAM)
     UPSTREAM_RESET = ("upstream_reset", 502, By.UPSTREAM)  # before the head
     UPSTREAM_PROTOCOL = ("upstream_protocol", 502, By.UPSTREAM)
@@ -71,7 +71,7 @@ class CloseReason(Choice):
     EVENT_TOO_LARGE = ("event_too_large", 502, By.UPSTREAM)
     NO_UPSTREAM = ("no_upstream", 503, By.STREAMD)
 
-    # Ours.
+    # Bugs of streamd.
     INTERNAL = ("internal", 500, By.STREAMD)
 
     def __init__(self, word: str, status: int, by: By) -> None:
