@@ -1,1 +1,1 @@
-"""What makes a process of it: loop, signals, drain, systemd, logs."""
+"""The daemon's processes: parent and workers, signals, drain, systemd, logs."""

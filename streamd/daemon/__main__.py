@@ -1,6 +1,7 @@
 """`python -m streamd.daemon` is a process that the parent starts: a worker, or the mover of saved streams.
 
-It is launched by a variable (daemon/control.py); its command line is the parent's, for `ps`.
+An environment variable says which of the two, and how (daemon/control.py). The command line repeats the parent's, for
+`ps`.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""The access log: one line per request, at its end, with the numbers. No prompt, answer, key or query is in it.
+"""The access log: a line per request, written at its end, with its numbers but no prompt, answer, key or query.
 
-Lines are written at the end of the loop's turn. A line is 10 us of formatting and a system call: where a thousand
-readers leave at once, a thousand upstreams are cut first.
+Lines are written at the end of the loop's turn, because a line costs 10 us of formatting and a system call: when a
+thousand readers leave at once, their thousand upstreams are cut before the first line is written.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from streamd.net.runtime import Runtime
 
 
 class LateLines:
-    """Lines that wait for the end of the turn; as many as requests and streams ended in it."""
+    """Log lines that wait for the end of the loop's turn; at most a line per request and stream that ended in it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._lines: list[tuple[str, dict[str, logs.Value]]] = []
 
     def info(self, name: str, /, **fields: logs.Value) -> None:
-        """logs.event() at level INFO, in a moment."""
+        """Do logs.event() at level INFO, at the end of the turn."""
         if not self._lines:
             self._loop.call_soon(self.flush)
         self._lines.append((name, fields))
 
     def flush(self) -> None:
-        """Write them now."""
+        """Write the waiting lines now."""
         lines, self._lines = self._lines, []
         for name, fields in lines:
             logs.event(logs.INFO, name, **fields)
 
 
 class AccessLog:
-    """Counts and writes what a request came to."""
+    """Counts each request that has ended, and writes its line."""
 
     def __init__(self, runtime: Runtime, lines: LateLines) -> None:
         self._runtime = runtime

@@ -1,12 +1,12 @@
-"""Files that say who comes in: API keys, tokens' secret and key set, the certificate and its key.
+"""Files with credentials: API keys, the secret and the key set of tokens, the TLS certificate and its key.
 
-Read at start and at every reload, which fail as a whole if one of them isn't right; and looked at every second, since
-people renew certificates and revoke keys without thinking of a daemon. A changed file that isn't right changes nothing:
-what was read before holds, and the log says why, once. Files that belong together (certificate and key) are read
-together; when they are replaced one after the other, the first attempt fails and the second doesn't.
+The files are read at start and at every reload, which fails as a whole if any of them is unusable. They are also
+polled every second, since people renew certificates and revoke keys without thinking of a daemon. A changed file that
+is unusable changes nothing: its previous version stays in use, and the log gives the reason, once. Files that belong
+together (certificate and key) are read together; when they are replaced one after the other, the first attempt fails
+and the second succeeds.
 
-What is secret must not be readable by others: keys' hashes, the token secret and the certificate's key are refused
-otherwise.
+Secret files (the keys' hashes, the token secret, the certificate's key) are refused if other users may read them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from streamd.sources import Problem
 if TYPE_CHECKING:
     from streamd.core.tokens import Verifier
 
-# A revoked key is out within so long; a look is one stat() a file.
+# Poll interval: a revoked key stops working within this time. A poll costs one stat() per file.
 LOOK_EVERY_S = 1.0
 
 Stamp = tuple[int, int, int, int] | None
@@ -39,7 +39,7 @@ Take = Callable[[Any], None]
 
 
 class Unusable(Exception):
-    """A file that can't be used: which setting names it, and why."""
+    """A file that can't be used. `key` is the setting that names it; the text gives the reason."""
 
     def __init__(self, key: str, why: str) -> None:
         super().__init__(why)
@@ -48,12 +48,12 @@ class Unusable(Exception):
 
 @dataclass(slots=True)
 class Group:
-    """Files that are read together, and what is made of them. No files: the feature is off."""
+    """Files that are read together into one object. Without files the feature is off."""
 
     paths: tuple[Path, ...]
     read: Callable[[], Any]  # raises Unusable
     take: Callable[[Any], None]
-    stamps: tuple[Stamp, ...] = field(default=())  # of the files that were last read, well or not
+    stamps: tuple[Stamp, ...] = field(default=())  # of the files at the last read, which may have failed
 
     def load(self) -> Any:
         # Stamps first: a file that changes while it is read is read again.
@@ -64,11 +64,11 @@ class Group:
         return self.stamps != tuple(map(_stamp, self.paths))
 
 
-LoadedFiles = tuple[tuple[Group, Any], ...]  # with the content of each group
+LoadedFiles = tuple[tuple[Group, Any], ...]  # each group with its object
 
 
 class AccessFiles:
-    """The files of the current settings. `watch` is for the sweep's on_tick."""
+    """The files of the current settings. The sweep's on_tick calls `watch`."""
 
     def __init__(self, runtime: Runtime, access: Access) -> None:
         self._runtime = runtime
@@ -77,11 +77,11 @@ class AccessFiles:
         self._look_at = 0.0
 
     def load(self, settings: Settings) -> None:
-        """Read all files of `settings` and take them up together. Raises ConfigError, and then nothing has changed."""
+        """Read all files of `settings` and use them from now on. If it raises ConfigError, nothing has changed."""
         self.take(self.read(settings))
 
     def read(self, settings: Settings) -> LoadedFiles:
-        """Read all files of `settings`, and change nothing. Raises ConfigError."""
+        """Read all files of `settings`, without using them yet. Raises ConfigError."""
         takes = (self._access.take_keys, self._access.take_verifier, self._take_context)
         groups = _groups_of(settings, takes)
         return tuple(zip(groups, _load_all(groups), strict=True))
@@ -93,7 +93,7 @@ class AccessFiles:
         self._groups = tuple(group for group, _ in files)
 
     def watch(self, now: float, lag_s: float) -> None:
-        """Once a second: read again what has changed on disk."""
+        """Once a second: read again each group with a file that has changed on disk."""
         if now < self._look_at:
             return
         self._look_at = now + LOOK_EVERY_S
@@ -106,17 +106,17 @@ class AccessFiles:
         try:
             value = group.load()
         except Unusable as error:
-            logs.event(logs.ERROR, "file refused; what was read before holds", file=files, error=str(error))
+            logs.event(logs.ERROR, "file refused; its previous version stays in use", file=files, error=str(error))
         else:
             group.take(value)
             logs.event(logs.INFO, "file read again", file=files)
 
     def _take_context(self, context: ssl.SSLContext | None) -> None:
-        self._runtime.tls = context  # for connections that come from now on
+        self._runtime.tls = context  # for connections that are accepted from now on
 
 
 def _groups_of(s: Settings, takes: tuple[Take, Take, Take]) -> tuple[Group, ...]:
-    """Keys, tokens, certificate, and who takes what is made of each."""
+    """The groups for keys, tokens and certificate. `takes` has the function that gets the object of each."""
     return (
         Group(_paths(s.keys_file), lambda: _keys(Path(s.keys_file)), takes[0]),
         Group(_paths(s.token_secret_file, s.token_jwks_file), lambda: _verifier(s), takes[1]),
@@ -125,7 +125,7 @@ def _groups_of(s: Settings, takes: tuple[Take, Take, Take]) -> tuple[Group, ...]
 
 
 def _load_all(groups: tuple[Group, ...]) -> list[Any]:
-    """What each group is. Raises ConfigError with all that is wrong."""
+    """The object of each group. Raises ConfigError with the problems of all groups."""
     loaded: list[Any] = []
     problems: list[Problem] = []
     for group in groups:
@@ -143,7 +143,7 @@ def _paths(*names: str) -> tuple[Path, ...]:
 
 
 def _stamp(path: Path) -> Stamp:
-    """What changes when a file is replaced or written to; None if it isn't there."""
+    """Numbers that change when a file is replaced or written; None if the file can't be found."""
     try:
         status = os.stat(path)
     except OSError:
@@ -152,7 +152,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _secret(key: str, path: Path) -> bytes:
-    """The content of a file that others may not read."""
+    """The content of a file that other users must not be able to read."""
     try:
         return keyfile.read(path)
     except keyfile.KeyFileModeError as error:
@@ -169,7 +169,7 @@ def _keys(path: Path) -> Keys:
 
 
 def _verifier(settings: Settings) -> Verifier:
-    from streamd.core import tokens  # Why here: it needs the cryptography package, which only tokens do
+    from streamd.core import tokens  # Why here: it imports the cryptography package, which only tokens need
 
     keys: tuple[tokens.VerifyKey, ...] = ()
     name, path = "token_secret_file", settings.token_secret_file
@@ -185,7 +185,7 @@ def _verifier(settings: Settings) -> Verifier:
 
 
 def _public(key: str, path: Path, bytes_max: int) -> bytes:
-    """The content of a file that anybody may read, and one byte more if it is too large."""
+    """The content of a file that isn't secret. A file that is too large gives `bytes_max` + 1 bytes."""
     try:
         with path.open("rb") as file:
             return file.read(bytes_max + 1)
@@ -194,7 +194,7 @@ def _public(key: str, path: Path, bytes_max: int) -> bytes:
 
 
 def _context(settings: Settings) -> ssl.SSLContext:
-    _secret("tls_key", Path(settings.tls_key))  # for its mode; OpenSSL reads it by itself
+    _secret("tls_key", Path(settings.tls_key))  # checks the file's mode; OpenSSL reads the key by itself
     try:
         return load_context(Path(settings.tls_cert), Path(settings.tls_key))
     except TlsFilesError as error:

@@ -1,4 +1,4 @@
-"""From settings and machine to the gates: the arithmetic of core/admission.py fed with what is true here."""
+"""Makes the admission gates: feeds core/admission.py with the settings and with the limits of this machine."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from streamd.daemon import machine
 from streamd.daemon.listen import DUPS
 from streamd.net.peers import DESCRIPTORS_MAX
 
-# Epoll, pipes, the loop's own, standard streams, the mapping, files of a reload and of a certificate, name look-ups.
+# Descriptors of a worker for neither connections, listeners nor peers: epoll, pipes, the loop's own, standard streams,
+# the mapping, files of a reload and of a certificate, name look-ups.
 OTHER_DESCRIPTORS = 32
 
-# The parent beside the workers: 10 to 13 MiB of PSS (make bench-start), with some room.
+# Memory reserved for the parent process: 10 to 13 MiB of PSS (make bench-start), with some room.
 PARENT_BYTES = 16 * 1024 * 1024
 
 
 def prices_of(settings: Settings) -> Prices:
-    """The price table with this configuration's bounds in it."""
+    """The memory prices of connections and streams under these settings."""
     return Prices(
         notsent_lowat_bytes=settings.notsent_lowat_bytes,
         ring_slots=settings.ring_slots,
@@ -29,7 +30,7 @@ def prices_of(settings: Settings) -> Prices:
 
 
 def budget_of(settings: Settings) -> Budget:
-    """The budget of the whole daemon. Raises BudgetError where the limits are too small for the settings."""
+    """The budget of the whole daemon. Raises BudgetError if the machine's limits are too small for the settings."""
     memory_bytes, source = machine.memory_limit(settings.memory_limit_bytes)
     resources = Resources(
         memory_bytes=memory_bytes,
@@ -51,15 +52,15 @@ def budget_of(settings: Settings) -> Budget:
 
 
 def descriptors_base(settings: Settings) -> int:
-    """Descriptors of one worker that are no connection: the listeners with their dups, the other workers, the rest."""
+    """Descriptors of a worker that aren't connections: listeners with their dups, peers, and OTHER_DESCRIPTORS."""
     listeners = len(settings.listen) * (1 + DUPS) + (2 if settings.admin else 0)
-    # An outlet to each, the inbox, and what waits to be sent.
+    # An outlet to each worker, the inbox, and the descriptors that wait to be sent.
     peers = settings.workers + 1 + DESCRIPTORS_MAX if settings.workers > 1 else 0
     return OTHER_DESCRIPTORS + listeners + peers
 
 
 def price_of(settings: Settings, address: str) -> int:
-    """What one connection of this listener costs."""
+    """The memory that a connection of this listener is charged."""
     prices = prices_of(settings)
     if parse_address(address).is_unix:
         return prices.unix_bytes
@@ -73,10 +74,10 @@ def admission_of(
     row: MutableSequence[int] | None = None,
     peer_rows: Sequence[Sequence[int]] = (),
 ) -> Admission:
-    """One worker's gates."""
+    """The admission gates of a worker."""
     return Admission(budget, limits_of(settings), rng, row, peer_rows)
 
 
 def limits_of(settings: Settings) -> Limits:
-    """The gates that aren't computed."""
+    """The limits that come from settings and not from the budget."""
     return Limits(conns_per_address_max=settings.conns_per_address_max, loop_lag_max_s=settings.loop_lag_max_s)

@@ -1,7 +1,7 @@
-"""Completion for bash and zsh, from the argument parsers and the rows of settings, like the man pages.
+"""Completion for bash and zsh, generated from the argument parsers and the rows of settings, like the man pages.
 
-Both scripts are tables with a little code around them: a command's options, and what each option takes (words, a file,
-or anything). Nothing is run on the person's machine to complete a word.
+Both scripts are tables with a little code around them: the options of each command, and the values of each option
+(words, a file, or anything). The shell runs no program to complete a word.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from streamd.daemon.manpage import commands_of, help_text, options
 from streamd.rows import Kind, Row
 
-# What a metavar has to contain for the value to be a file's name.
+# Words in a metavar that mark its value as the name of a file.
 _FILE_WORDS = ("FILE", "PATH", "DIR", "TOML")
 
 _BASH = """\
@@ -61,11 +61,11 @@ _streamd "$@"
 
 
 class _Command(NamedTuple):
-    """What may follow one first word: further words, and the actions of all of them together."""
+    """A first word (`keys`): its second words (`add`, `list`), and the options and operands of all of them."""
 
     about: str
     words: list[str]
-    actions: list[tuple[argparse.Action, str]]  # with its help text
+    actions: list[tuple[argparse.Action, str]]  # each with its help text
 
 
 def bash(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> str:
@@ -137,7 +137,7 @@ def _bash_choice(words: Sequence[str]) -> str:
 
 
 def _zsh_specs(action: argparse.Action, help_said: str, rows: Sequence[Row]) -> list[str]:
-    """What _arguments wants: `*--flag[help]:value:(words)`, the star for an option that may come again."""
+    """Specs for zsh's _arguments: `*--flag[help]:value:(words)`; the star lets an option be repeated."""
     words = _words(action, rows)
     values = f"({' '.join(words)})" if words else "_files" if _is_file(action, rows) else " "
     if not action.option_strings:
@@ -148,7 +148,7 @@ def _zsh_specs(action: argparse.Action, help_said: str, rows: Sequence[Row]) -> 
 
 
 def _zsh_text(text: str) -> str:
-    """One line without the characters that end a part of a spec."""
+    """The text on a single line, with a backslash before each character that would end a part of a spec."""
     line = " ".join(text.split())
     return "".join("\\" + letter if letter in "[]:\\" else letter for letter in line)
 

@@ -1,8 +1,8 @@
 """Control messages between the parent and its worker processes, and the facts that a process is launched with.
 
-Each process has one pipe to the parent, a SOCK_SEQPACKET pair, so a message is a datagram: the kind's word and plain
-values. The end of the pipe is a message too: to the parent it says that the process has ended, to a worker that it has
-to. This module belongs to both sides and imports nothing of the data path, because the parent stays small.
+Each process has a pipe to the parent, a SOCK_SEQPACKET pair, so a message is a datagram: the kind's word and plain
+values. The end of the pipe is a message too: it tells the parent that the process has ended, and a worker that it has
+to end. Both sides import this module, so it imports nothing of the data path: the parent has to stay small.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeVar
 
-# In the environment of a worker process, and of the process that moves saved streams: how it is launched. The second
-# underscore keeps the names apart from the settings' variables.
+# Environment variables with the Launch of a worker process, and with the StateLaunch of the process that moves saved
+# streams. The second underscore keeps the names apart from the settings' variables.
 WORKER_VARIABLE = "STREAMD__WORKER"
 STATE_VARIABLE = "STREAMD__STATE"
 
-# The largest message is the settings: 50 KB with a hundred upstreams.
+# Size of the buffer that receives a message. The largest message is the settings: 50 KB with a hundred upstreams.
 MESSAGE_BYTES_MAX = 192 * 1024
 
 # Exit statuses of the daemon and of its processes: 1 is a failure that a restart may mend (the port is taken), 2 a
@@ -30,13 +30,13 @@ MESSAGE_BYTES_MAX = 192 * 1024
 EXIT_FAILED = 1
 EXIT_SETTINGS = 2
 
-# The drain after Ctrl-C at a terminal: a person waits.
+# Longest window of a drain after Ctrl-C at a terminal, where a person waits for the end.
 QUICK_DRAIN_S = 2.0
 
 # The file of saved streams, in the state directory.
 STATE_FILE = "streams.state"
 
-# Time for saving or restoring streams: 1 GiB of logs, at the 50 MB/s of a slow disk, is 20 s.
+# Time limit for saving or restoring streams: 1 GiB of logs, at the 50 MB/s of a slow disk, is 20 s.
 STATE_S = 30.0
 
 Kind = TypeVar("Kind", bound=enum.Enum)
@@ -47,11 +47,11 @@ class ToWorker(enum.Enum):
 
     SETTINGS = "settings"  # (Settings, names of upstreams by index): the first message, the worker starts with it
     PREPARE = "prepare"  # (number of the reload, Settings, names): read everything that a reload needs, change nothing
-    APPLY = "apply"  # the number: the prepared settings hold from now on
+    APPLY = "apply"  # the number: use the prepared settings from now on
     DISCARD = "discard"  # the number: another worker has refused these settings
     DRAIN = "drain"  # quick: bool
-    HURRY = "hurry"
-    LOG_LEVEL = "log_level"  # the word
+    HURRY = "hurry"  # end the drain now
+    LOG_LEVEL = "log_level"  # the level's word
     BURY = "bury"  # (slot, pid) of a worker that has died: fold its counts into the base row
     STORED = "stored"  # the answer to STORE: whether systemd's socket took the descriptor
 
@@ -61,20 +61,20 @@ class ToParent(enum.Enum):
 
     READY = "ready"  # the budget's line for the log
     FAILED = "failed"  # (exit status, lines): why the worker can't start
-    BEAT = "beat"  # the loop turns
+    BEAT = "beat"  # the worker's loop has turned
     STANDING = "standing"  # a Standing
     PREPARED = "prepared"  # (number of the reload, why the settings can't be used or "")
     APPLIED = "applied"  # the number
-    DRAIN = "drain"  # a request on the admin surface
-    LOG_LEVEL = "log_level"  # the word, from the admin surface
-    SAVING = "saving"  # the drain is over, the loop stands still while streams are saved
+    DRAIN = "drain"  # a client of the admin surface asks for a drain of the daemon
+    LOG_LEVEL = "log_level"  # the level's word, from the admin surface
+    SAVING = "saving"  # the drain is over; the loop stands still while streams are saved
     DRAINED = "drained"  # the values of its Report
     STORE = "store"  # a name, with a descriptor for systemd's store
-    REMOVE = "remove"  # a name whose descriptors systemd shall close
+    REMOVE = "remove"  # a name: systemd shall close the descriptors that it stores under it
 
 
 class DaemonState(enum.Enum):
-    """Where the daemon, or one worker of it, is in its life."""
+    """The stages in the life of the daemon, and of each worker."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -92,7 +92,7 @@ class Report:
 
 
 class Standing(NamedTuple):
-    """One worker's part of the line that `systemctl status` shows."""
+    """A worker's part of the line that `systemctl status` shows."""
 
     connections: int = 0
     streams: int = 0
@@ -111,12 +111,12 @@ class Launch(NamedTuple):
     public_kept: bool  # systemd holds these listeners too, so a connection in their queues outlives the daemon
     admin: tuple[int, ...]
     admin_kept: bool
-    # The only worker restores and saves streams by itself.
+    # With a single worker, which restores and saves streams by itself:
     stored: tuple[int, ...] = ()  # systemd's descriptors with saved streams
-    under_systemd: bool = False  # it may keep a descriptor, and shows a status
-    # Several workers share these.
-    counters: int = -1  # the mapping
-    kept: int = -1  # a memfd with the streams for this worker; and, after its drain, of this worker
+    under_systemd: bool = False  # systemd can store a descriptor, and shows a status
+    # With several workers:
+    counters: int = -1  # the mapping that all workers share
+    kept: int = -1  # a memfd: at the start the saved streams that this worker restores, after its drain its own streams
     inbox: int = -1
     outlets: tuple[int, ...] = ()
 
@@ -135,7 +135,7 @@ class Launch(NamedTuple):
 class StateLaunch(NamedTuple):
     """The process that moves saved streams between the store and the memfds of several workers."""
 
-    saves: bool  # from the memfds into the store; else the other way
+    saves: bool  # from the memfds into the store; else from the store into the memfds
     pipe: int
     kept: tuple[int, ...]  # by slot
     stored: tuple[int, ...]
@@ -168,7 +168,7 @@ class Received(NamedTuple):
 
 
 def send(pipe: socket.socket, kind: enum.Enum, facts: object = None, fd: int = -1) -> bool:
-    """Whether the message is on its way: not if the other side is gone, or hasn't read for too long."""
+    """Send a message. False if the other side is gone, or hasn't read for so long that the pipe is full."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
     with contextlib.suppress(OSError):
         pipe.sendmsg([pickle.dumps((kind.value, facts))], rights)
@@ -177,7 +177,7 @@ def send(pipe: socket.socket, kind: enum.Enum, facts: object = None, fd: int = -
 
 
 def receive(pipe: socket.socket) -> Received | None:
-    """The next message; None at the pipe's end. Raises BlockingIOError or TimeoutError where there is none yet."""
+    """The next message; None at the pipe's end. Raises BlockingIOError or TimeoutError if there is none yet."""
     try:
         # Why: not socket.recv_fds(), which drops its flags in CPython 3.11.
         data, rights, _, _ = pipe.recvmsg(MESSAGE_BYTES_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)

@@ -1,16 +1,17 @@
 """Drain: SERVING, DRAINING, STOPPED. No deploy cuts a stream that can end by itself, and every reader is told.
 
-    1. readiness is 503 and systemd knows; for drain_delay everything goes on, so that balancers see it
-       then the listeners close (their accept queues emptied first, unless systemd keeps them), idle connections close,
-       answers carry Connection: close, new streams get 503
+    1. readiness is 503 and systemd is told. For drain_delay everything goes on, so that load balancers notice. Then the
+       listeners close (their accept queues are emptied first, unless systemd keeps them), idle connections close,
+       answers carry Connection: close, and new streams get 503
     2. for drain_timeout running generations go on. Only they hold the drain open, and only with a reader or within a
-       grace; connections just accepted do for a moment, until their request is there and refused. Readers of published
-       streams are sent away (`reconnect`), spread evenly over the window
-    3. at the deadline, or when told again: each remaining reader gets `reconnect` with its position, who still waits
-       for an answer or sends a body gets 503, upstreams are cut. A cut generation's log ends with an error event for
-       those who resume
+       grace; a connection just accepted holds it for FIRST_WORDS_S, until its request has arrived and is refused.
+       Readers of published streams are sent away (`reconnect`), spread evenly over the window
+    3. at the deadline, or at a second signal, each remaining reader gets `reconnect` with its position, a client that
+       still waits for an answer or sends a body gets 503, and upstreams are cut. The log of a cut generation ends with
+       an error event, for readers that resume
 
-A person at a terminal (SIGINT) gets the same with short times. An idle daemon passes through all of it at once.
+SIGINT, from a person at a terminal, starts the same drain with short times. An idle daemon passes through all steps at
+once.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from streamd.net.problem import Problem
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 
-# How often the window is looked at: ten thousand readers that are sent away over 30 s are 17 a step.
+# Length of a step of the window: when ten thousand readers are sent away over 30 s, each step tells 17 of them.
 STEP_S = 0.05
 
-# From the last word to a reader until its connection is cut if the bytes don't leave: within the second after the
-# deadline that the operator was promised.
+# Time for the last bytes to leave before their connection is cut. It fits into the second after the deadline that the
+# operator was promised.
 LAST_WORDS_S = 0.8
 
-# A connection that was accepted just before has so long to say what it wants: two round trips over half the world.
-# Without it those who came a moment before the stop would see a close without an answer.
+# Grace for connections accepted just before the drain: two round trips around half the world. Without it a client that
+# connects a moment before the stop would see a close without an answer.
 FIRST_WORDS_S = 1.0
 
-# At most so many readers are told in one step when there is no window left: 10 us each.
+# Readers told per loop turn when no window is left: 10 us each.
 TOLD_PER_STEP_MAX = 1000
 
 
 class Drain:
-    """One drain, once. `close_listeners` returns when nobody waits in the accept queues any more."""
+    """A drain, run once. `close_listeners` returns when the accept queues are empty."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Drain:
         self.report = Report()
 
     def hurry(self) -> None:
-        """Told again: go to the end now."""
+        """A second signal: go to step 3 now."""
         self._hurried.set()
 
     async def run(self) -> Report:
@@ -75,7 +76,7 @@ class Drain:
         return self.report
 
     async def _window(self) -> None:
-        """Until the deadline, as long as something holds it open."""
+        """Step 2: until the deadline, or until nothing holds the drain open any more."""
         began_at = self._runtime.time()
         deadline = began_at + self._timeout_s
         published = [client for client in self._runtime.clients if _reads_published(client)]
@@ -96,9 +97,9 @@ class Drain:
                 await asyncio.sleep(0)
 
     def _held_open(self) -> bool:
-        """A generation that is read or may be resumed, an answer that is still being written, a first request.
+        """Whether a generation is read or may be resumed, an answer is being written, or a first request may come.
 
-        And what is carried to another worker, where the same is decided about it.
+        A tunnel to another worker counts too: that worker makes the same decision about it.
         """
         if self._runtime.splices:
             return True
@@ -108,16 +109,16 @@ class Drain:
         return any(client.at in holding and not _reads_published(client) for client in self._runtime.clients)
 
     def _close_idle(self, *, all_of_them: bool) -> None:
-        """Connections between two requests; those before their first only if all_of_them."""
+        """Close connections between two requests; connections before their first request only with `all_of_them`."""
         for client in tuple(self._runtime.clients):
             if client.at is At.HEAD and (client.seasoned or all_of_them):
                 client.close(CloseReason.IDLE)
 
     async def _last_words(self) -> None:
-        """Tell whoever still reads or waits, cut the upstreams, and give the bytes a moment to leave."""
+        """Step 3: tell all remaining clients, cut the upstreams, and give the bytes a moment to leave."""
         runtime = self._runtime
-        # A told reader leaves its generation within a grace. However many they are, none of them is stopped for that:
-        # all are cut below, for what it is.
+        # A reader that is told leaves its generation detached, within a grace. The bound on detached generations is
+        # lifted, so that none ends for exceeding it: all are cut below, with RESTARTED as their reason.
         runtime.hub.detached_max = len(runtime.hub)
         for k, client in enumerate(tuple(runtime.clients)):
             if client.reader is not None:
@@ -141,13 +142,13 @@ class Drain:
     def _too_late(self) -> Problem:
         text = "streamd stopped before it could answer; try again shortly."
         reason, retry_after_s = CloseReason.DRAINING, self._runtime.retry_after_s()
-        # The upstream may have begun: to retry is for the client to decide, not for its SDK (docs/PROTOCOL.md, 4).
+        # The upstream may have begun: the client has to decide about a retry, and not its SDK (docs/PROTOCOL.md, 4).
         return Problem(
             503, text, code="draining", reason=reason, retry_after_s=retry_after_s, should_retry=False, close=True
         )
 
     def _tell(self, client: ClientConnection, message: str) -> int:
-        """Send a reader away with its position; 1 if it was still there to be told."""
+        """Send a reader away with its position; 1 if it was still streaming, else 0."""
         reader = client.reader
         if reader is None or client.at is not At.STREAMING:
             return 0
@@ -156,7 +157,7 @@ class Drain:
         return 1
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep, unless told to hurry."""
+        """Sleep, but no longer than until hurry() is called."""
         if seconds <= 0 or self._hurried.is_set():
             return
         try:
@@ -167,7 +168,7 @@ class Drain:
 
 
 def _is_generation(stream: Stream) -> bool:
-    """Not published: its events come from an upstream."""
+    """Whether the stream's events come from an upstream, and not from a publisher."""
     return not stream.published
 
 
