@@ -1,9 +1,9 @@
-"""The key file on disk: read only if nobody else can, changed under a lock and in one step.
+"""The key file on disk: refused if other users can read it, changed under a lock and atomically.
 
-A change holds an flock on the file itself, writes a new file beside it, and renames it over: a daemon that reads at
-any moment sees the old content or the new one, whole. Because of the rename, who waited for the lock may hold that of
-a file that is gone; so the inode is compared afterwards, and if it differs the wait begins anew. No lock file is left
-behind.
+A change holds an flock on the file itself, writes a new file beside it, and renames that over the old file: a daemon
+that reads at any moment sees either the old content or the new content, whole. Because of the rename, a process that
+waited for the lock may hold the lock of a file that is gone; so it compares the inode afterwards, and starts over if it
+differs. No lock file is left behind.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Final
 from streamd.core.keys import KEYS_FILE_BYTES_MAX
 
 MODE_NEW: Final = 0o600
-# Hashes of random keys can't be turned back, but names, rights and limits are nobody's business; and who can write is
-# in.
+# A random key can't be computed from its hash, but names, rights and limits are private too; and write permission is
+# enough to add a key.
 MODE_REFUSED: Final = stat.S_IRWXO | stat.S_IWGRP
 
 
 class KeyFileModeError(Exception):
-    """The file is not fit to hold keys; the text says what to do."""
+    """The file's type or mode isn't fit for keys; the text gives the remedy."""
 
 
 def read(path: Path) -> bytes:
-    """The file's content. KeyFileModeError if others may read or change it; OSError as it comes."""
+    """The file's content. Raises KeyFileModeError if other users may read or change the file, and OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
         _check_mode(path, os.fstat(fd))
@@ -38,9 +38,10 @@ def read(path: Path) -> bytes:
 
 
 def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
-    """Replace the content by `edit(content)`, alone; no file is an empty one. If `edit` raises, nothing changes.
+    """Replace the content by `edit(content)`, under the lock. A missing file counts as empty. If `edit` raises, nothing
+    changes.
 
-    A symbolic link is followed, so that the file behind it is replaced and not the link.
+    A symbolic link is followed: the file behind it is replaced, and not the link.
     """
     path = Path(os.path.realpath(path))
     with _locked(path) as fd:
@@ -51,7 +52,7 @@ def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """A descriptor of the file that has the name now, and its lock."""
+    """Lock the file that has this name now; yields its descriptor."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, MODE_NEW)
         try:

@@ -1,4 +1,4 @@
-"""`streamd keys`: add, list and revoke the keys of a key file. The daemon sees a change by itself."""
+"""`streamd keys`: add, list and revoke the keys of a key file. The daemon notices a change by itself."""
 
 from __future__ import annotations
 
@@ -27,25 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Put the subcommand's arguments on its parser."""
     parser.add_argument("--file", type=Path, required=True, metavar="PATH", help="the key file")
     commands = parser.add_subparsers(dest="keys_command", required=True, metavar="COMMAND")
-    add = commands.add_parser("add", help="make a key and print it, this once")
-    add.add_argument("name", help="whose it is; for logs and `list`")
+    add = commands.add_parser("add", help="make a key and print it; it is never shown again")
+    add.add_argument("name", help="the name of its user, for logs and `list`")
     add.add_argument(
-        "--route", action="append", metavar="PATTERN", help="a path it may use, as /v1/chat/*; again for more; all"
+        "--route",
+        action="append",
+        metavar="PATTERN",
+        help="a path it may use, such as /v1/chat/*; may be repeated (default: all)",
     )
     add.add_argument(
-        "--model", action="append", metavar="PATTERN", help="a model it may use, as llama-*; again for more; all"
+        "--model",
+        action="append",
+        metavar="PATTERN",
+        help="a model it may use, such as llama-*; may be repeated (default: all)",
     )
-    add.add_argument("--streams-max", type=int, metavar="N", help="streams at once; no limit")
-    add.add_argument("--rpm", type=int, metavar="N", help="requests per minute; no limit")
-    add.add_argument("--tpm", type=int, metavar="N", help="tokens per minute; no limit")
-    add.add_argument("--expires", metavar="WHEN", help="in 12h, 30d, 4w, or at 2030-01-31[T12:00:00Z]; never")
+    add.add_argument("--streams-max", type=int, metavar="N", help="streams at once (default: no limit)")
+    add.add_argument("--rpm", type=int, metavar="N", help="requests per minute (default: no limit)")
+    add.add_argument("--tpm", type=int, metavar="N", help="tokens per minute (default: no limit)")
+    add.add_argument("--expires", metavar="WHEN", help="in 12h, 30d, 4w, or at 2030-01-31[T12:00:00Z] (default: never)")
     commands.add_parser("list", help="show the keys with their rights and limits, without their hashes")
     revoke = commands.add_parser("revoke", help="take a key out of the file")
     revoke.add_argument("id", help="the middle part of the key, as `list` shows it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked; 0, or 1 with one line on stderr that says what is wrong."""
+    """Run the subcommand; returns 0, or 1 after a line on stderr with the reason."""
     try:
         _COMMANDS[args.keys_command](args)
     except (OSError, ValueError, keyfile.KeyFileModeError) as error:
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_when(text: str, now_unix: float) -> float:
-    """Seconds since 1970 of a duration from now (`30d`) or of a date or time. ValueError says what is allowed."""
+    """The Unix time of a duration from now (`30d`), or of a date or time. Raises ValueError with the allowed forms."""
     try:
         duration = _DURATION.fullmatch(text)
         if duration is None:

@@ -1,4 +1,4 @@
-"""Listening sockets: bound by us or inherited, with the options that accepted sockets take over from them."""
+"""Listening sockets: bound here or inherited from systemd, with the options that accepted sockets inherit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import stat
 from streamd.addresses import Address
 from streamd.config import Settings
 
-# uvloop 0.23 accepts one connection per listener and loop turn, which beside 5 ms of work a turn is 197 a second; the
-# same socket listened on through 16 dups takes 2,906 (docs/PROTOCOL.md, section 8).
+# Descriptors per listening socket that accept connections. uvloop 0.23 accepts a single connection per listener and
+# loop turn: with 5 ms of work per turn that is 197 a second, and 2,906 through 16 dups of the same socket
+# (docs/PROTOCOL.md, section 8).
 DUPS = 16
 
-# Connections that wait in the kernel while a worker restarts or is late: a second at 4,096/s. The kernel's own limit
-# (net.core.somaxconn, 4,096 since Linux 5.4) cuts it.
+# Connections that may wait in the kernel while a worker restarts or is late: a second at 4,096/s. The kernel caps it at
+# net.core.somaxconn (4,096 since Linux 5.4).
 BACKLOG = 4096
 
-# A dead peer on a quiet connection is found after 60 + 5 x 10 s; streams have heartbeats and TCP_USER_TIMEOUT.
+# A dead peer on a quiet connection is found after 60 + 5 x 10 s. Streams have heartbeats and TCP_USER_TIMEOUT instead.
 KEEPALIVE_IDLE_S = 60
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 5
@@ -53,7 +54,7 @@ def _bind_tcp(address: Address) -> socket.socket:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    """A socket that an earlier process left behind is removed; one that somebody listens on is not."""
+    """Bind after removing a socket file that an earlier process left behind, unless a process listens on it."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.stat(path).st_mode) and not _answers(path):
             os.unlink(path)
@@ -80,9 +81,9 @@ def _answers(path: str) -> bool:
 def set_options(sock: socket.socket, settings: Settings) -> None:
     """Options that accepted TCP sockets inherit.
 
-    TCP_NOTSENT_LOWAT is what makes a slow reader known: with the defaults the kernel swallowed 2.6 to 3.7 MB for one
+    TCP_NOTSENT_LOWAT makes a slow reader visible: with the defaults the kernel swallowed 2.6 to 3.7 MB for a single
     stalled reader before the first EAGAIN. TCP_USER_TIMEOUT also ends a reader with a zero window, so it has to be
-    longer than stall_timeout, and is off where that is off.
+    longer than stall_timeout, and is off when stall_timeout is off.
     """
     if sock.family == socket.AF_UNIX:
         return
@@ -106,14 +107,14 @@ def shown(sock: socket.socket) -> str:
 
 
 def is_loopback(sock: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """Whether only this machine can reach the socket."""
     if sock.family == socket.AF_UNIX:
         return True
     host = sock.getsockname()[0]
     return bool(host == "::1" or host.startswith("127."))
 
 
-def somebody_waits(sock: socket.socket) -> bool:
+def connection_waits(sock: socket.socket) -> bool:
     """Whether a connection is in the accept queue."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
@@ -121,7 +122,7 @@ def somebody_waits(sock: socket.socket) -> bool:
 
 
 def close(sock: socket.socket, *, remove: bool) -> None:
-    """Close a listening socket; `remove` its file as well, if it has one."""
+    """Close a listening socket; with `remove`, also remove the file of a Unix socket."""
     if remove and sock.family == socket.AF_UNIX:
         with contextlib.suppress(OSError):
             os.unlink(sock.getsockname())

@@ -1,11 +1,11 @@
-"""The log: one line per event on standard error, `key=value` for people and journald, or JSON.
+"""The log: a line per event on standard error, as `key=value` for people and journald, or as JSON.
 
-Nobody outside can write a line of it: a value that holds anything but plain visible ASCII is quoted and escaped, so a
-header with a newline in it stays one field of one line. A line leaves in one write(2), so that the lines of several
-workers don't mix. Logging never raises and costs some microseconds, once per request: no token is worth a line.
+No peer can forge a line: a value with anything but plain visible ASCII is quoted and escaped, so a header with a
+newline stays within its field. A line leaves in a single write(2), so that the lines of several workers don't mix.
+Logging never raises. It costs some microseconds, once per request: no token is worth a line.
 
-Under journald (JOURNAL_STREAM names our standard error, systemd.exec(5)) a line begins with its priority, `<6>`, and
-journald has the time; elsewhere it begins with the time and the level.
+Under journald (JOURNAL_STREAM names the process's standard error, systemd.exec(5)) a line begins with its priority,
+`<6>`, and journald adds the time; elsewhere a line begins with the time and the level.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections.abc import Mapping
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 
-# A traceback of 20 frames; with 30 short fields beside it a line is below 4,096 bytes, what a pipe takes in one piece.
+# Longest value: a traceback of 20 frames. With 30 short fields beside it a line is below 4,096 bytes, which a pipe
+# takes in one piece.
 VALUE_CHARS_MAX = 2000
 
 _PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}  # syslog(3)
@@ -33,7 +34,7 @@ Value = str | int | float | bool | bytes | enum.Enum | tuple[str, ...] | None
 
 
 class _Sink:
-    """Where lines go and how they look."""
+    """The destination of the lines, and their format."""
 
     def __init__(self, level: int, as_json: bool, fd: int, journal: bool) -> None:
         self.level = level
@@ -58,7 +59,7 @@ class _Sink:
         head = {"time": _now(), "level": _WORDS[level], "event": name}
         row = head | {key: _plain(value) for key, value in fields.items() if value is not None and key not in head}
         prefix = b"<%d>" % _PRIORITIES[level] if self._journal else b""
-        import orjson  # Why here: the parent needs it only where log_format is json
+        import orjson  # Why here: the parent needs it only if log_format is json
 
         try:
             return prefix + orjson.dumps(row) + b"\n"
@@ -71,7 +72,7 @@ def _now() -> str:
 
 
 def _plain(value: Value) -> str | int | float | bool | list[str] | None:
-    """A field's value as JSON has it."""
+    """A field's value as a type of JSON."""
     if isinstance(value, enum.Enum):
         return str(getattr(value, "word", value.value))
     if isinstance(value, bytes):
@@ -84,7 +85,7 @@ def _plain(value: Value) -> str | int | float | bool | list[str] | None:
 
 
 def _quoted(value: Value) -> str:
-    """A field's value as text: as it is where that is plain, else a JSON string of ASCII."""
+    """A field's value as text: plain text as it is, anything else as a JSON string in ASCII."""
     plain = _plain(value)
     if isinstance(plain, bool):
         return "true" if plain else "false"
@@ -95,7 +96,7 @@ def _quoted(value: Value) -> str:
 
 
 class _FromLogging(logging.Handler):
-    """Lines of libraries that use `logging` (asyncio for one)."""
+    """Writes the records of libraries that use `logging`, such as asyncio."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -108,7 +109,7 @@ class _FromLogging(logging.Handler):
 
 
 def _trace(error: BaseException) -> str:
-    """The end of a traceback: the innermost frames and the error are there."""
+    """The end of a traceback, which has the innermost frames and the error."""
     return "".join(traceback.format_exception(error))[-VALUE_CHARS_MAX:]
 
 
@@ -116,11 +117,11 @@ _sink = _Sink(INFO, as_json=False, fd=2, journal=False)
 
 
 def setup(level: str, format: str, *, fd: int = 2, journal_stream: str | None = None) -> None:
-    """Choose the least level ("debug" … "error") and the format ("text", "json"), and take over `logging`.
+    """Choose the lowest level ("debug" … "error") and the format ("text", "json"), and take over `logging`.
 
-    `journal_stream` is the variable JOURNAL_STREAM, "device:inode" of journald's socket.
+    `journal_stream` is the value of the variable JOURNAL_STREAM, "device:inode" of journald's socket.
     """
-    global _sink  # Why: there is one standard error
+    global _sink  # Why: a process has a single standard error
     _sink = _Sink(LEVELS[level], format == "json", fd, _is_journal(fd, journal_stream))
     root = logging.getLogger()
     root.handlers[:] = [_FromLogging()]
@@ -138,7 +139,7 @@ def _is_journal(fd: int, journal_stream: str | None) -> bool:
 
 
 def set_level(level: str) -> None:
-    """Change the least level of a running daemon. Raises KeyError for a word that is none."""
+    """Change the lowest level of a running daemon. Raises KeyError for an unknown level."""
     _sink.level = LEVELS[level]
 
 
@@ -148,7 +149,7 @@ def set_format(format: str) -> None:
 
 
 def event(level: int, name: str, /, **fields: Value) -> None:
-    """Write one line: `name`, then the fields in the order given; those that are None are left out. Never raises.
+    """Write a line: `name`, then the fields in the given order, without fields that are None. Never raises.
 
     Times are seconds; a CloseReason is written as its word.
     """
@@ -157,6 +158,6 @@ def event(level: int, name: str, /, **fields: Value) -> None:
 
 
 def bug(name: str, error: BaseException, /, **fields: Value) -> None:
-    """Write an error that nobody expected, with the end of its traceback."""
+    """Write an unexpected error, with the end of its traceback."""
     last = traceback.format_exception_only(error)[-1].strip()
     event(ERROR, name, **(fields | {"error": last, "trace": _trace(error)}))

@@ -1,7 +1,7 @@
-"""What this machine gives us: memory limit, TCP memory, file descriptors, and what we use of the memory.
+"""The machine's resources: memory limit, TCP memory, file descriptors, and the memory that streamd uses.
 
-Everything is read below an injectable root, so the tests lay out machines of their own. What can't be read (a
-sandbox with ProcSubset=pid hides /proc/sys) is left out, never an error: the budget then goes by what is known.
+All files are read below an injectable root, so that tests can lay out machines of their own. A file that can't be read
+(a sandbox with ProcSubset=pid hides /proc/sys) is never an error: the budget then uses the values that are known.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Final
 
 ROOT: Final = Path("/")
 
-# cgroup v1 says "no limit" with a page-aligned LONG_MAX; anything beyond a petabyte is none.
+# A petabyte: a larger value means that there is no limit. cgroup v1 writes a page-aligned LONG_MAX for that.
 UNLIMITED_BYTES: Final = 1 << 50
 
 
 def memory_limit(setting_bytes: int, root: Path = ROOT) -> tuple[int, str]:
-    """The bytes that all of streamd may use, and where that comes from: "setting", "cgroup" or "machine".
+    """The bytes that all of streamd may use, and the source of this limit: "setting", "cgroup" or "machine".
 
-    The setting (0: none) wins, else the least of all cgroup ancestors' limits (v2 and v1), else the machine's memory.
+    The setting (0: none) wins, else the lowest limit of all cgroup ancestors (v2 and v1), else the machine's memory.
     """
     if setting_bytes:
         return setting_bytes, "setting"
@@ -32,7 +32,7 @@ def memory_limit(setting_bytes: int, root: Path = ROOT) -> tuple[int, str]:
 
 
 def tcp_memory(root: Path = ROOT) -> int | None:
-    """The middle of tcp_mem in bytes, above which the kernel starts to press TCP's buffers; None where unreadable."""
+    """The middle value of tcp_mem in bytes: above it TCP is under memory pressure. None if unreadable."""
     try:
         pages = int((root / "proc/sys/net/ipv4/tcp_mem").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -41,7 +41,7 @@ def tcp_memory(root: Path = ROOT) -> int | None:
 
 
 def raise_descriptors() -> int:
-    """Raise RLIMIT_NOFILE's soft limit to the hard one; where a sandbox forbids it, go on. Returns the soft limit."""
+    """Raise RLIMIT_NOFILE's soft limit to the hard limit, unless a sandbox forbids it. Returns the soft limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
@@ -50,18 +50,18 @@ def raise_descriptors() -> int:
 
 
 def resident_bytes(pid: int | str = "self", root: Path = ROOT) -> int:
-    """User-space memory of one process: PSS (pages shared with others counted by their share), else RSS, else 0.
+    """User-space memory of a process: PSS (pages shared with others counted by their share), else RSS, else 0.
 
-    The kernel walks all pages for it (10 ms for 500 MB): for start-up and for an idle moment, not for every sweep.
+    The kernel walks all pages for it (10 ms for 500 MB): call it at start-up or in an idle moment, not in every sweep.
     """
     process = root / "proc" / str(pid)
     return _kilobytes(process / "smaps_rollup", "Pss:") or _kilobytes(process / "status", "VmRSS:")
 
 
 def private_bytes(root: Path = ROOT) -> int:
-    """User-space memory of this process alone, less what files stand behind (code, mappings); 0 where unreadable.
+    """User-space memory of this process alone, without file-backed pages (code, mappings); 0 if unreadable.
 
-    Two of the kernel's counters, 10 us: for every sweep.
+    It reads two of the kernel's counters in 10 us, which is cheap enough for every sweep.
     """
     try:
         _, resident, shared = (root / "proc/self/statm").read_text().split()[:3]
@@ -79,10 +79,10 @@ def _kilobytes(path: Path, key: str) -> int:
 
 
 def _cgroup_limits(root: Path) -> Iterator[int]:
-    """Every limit that holds for this process, of its own groups and their ancestors, v2 and v1."""
+    """Every memory limit of this process: those of its own groups and of their ancestors, v2 and v1."""
     for mount, file, group in _memory_groups(root):
         inside = mount.joinpath(group.lstrip("/"))
-        # A container may see its own group's path only from outside (no such folder here): its limits are at the mount.
+        # In a container the group's path may be the host's (no such folder here): its limits are then at the mount.
         for folder in (inside, *inside.parents):
             yield from _limit(folder / file)
             if folder == mount:
@@ -105,7 +105,7 @@ def _memory_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _limit(path: Path) -> Iterator[int]:
-    """The one limit in a file, nothing for "max", for v1's unlimited, or where there is no such file."""
+    """The limit in a file; nothing for "max", for v1's "no limit", or if there is no such file."""
     with contextlib.suppress(OSError, ValueError):
         limit = int(path.read_text())
         if 0 < limit < UNLIMITED_BYTES:

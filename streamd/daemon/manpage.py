@@ -1,7 +1,8 @@
-"""streamd(8) and streamd.toml(5) as roff, from what already says it: the argument parsers and the rows of settings.
+"""streamd(8) and streamd.toml(5) as roff, generated from the argument parsers and the rows of settings.
 
-Only what neither knows is written here: signals, files, the dealings with systemd. The pages hold no date, so that
-two builds of one tree are the same bytes. The macros are those of man(7), which groff and mandoc both take.
+This module adds the facts that neither of them has: signals, files, exit statuses, the work with systemd. The pages
+hold no date, so that two builds of the same tree are the same bytes. The macros are those of man(7), which groff and
+mandoc both understand.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from streamd.rows import Kind, Row
 
 NAME = "streams of tokens between inference servers and their readers"
 
-# What no parser and no row says. A pair is a term and its text; line ends and indentation don't count.
+# Facts that no parser and no row has. A pair is a term and its text; line ends and indentation don't count.
 SIGNALS = (
     (
         "SIGTERM",
         """Drain: readiness turns to 503, the listeners close, running generations finish within drain_timeout,
-        everybody else is told where to resume. A second one, a second later, ends the drain at once.""",
+        all other readers are told where to resume. Another SIGTERM, at least a second later, ends it at once.""",
     ),
     ("SIGINT", "The same with short times, for a terminal."),
     (
         "SIGHUP",
-        """Read the configuration again: upstreams, limits, keys, log level. Nobody is dropped. A file with a fault
-        changes nothing and is reported. Settings marked as taking a restart keep their values.""",
+        """Read the configuration again: upstreams, limits, keys, log level. No connection is dropped. A file with a
+        fault changes nothing and is reported. Settings that take a restart keep their values.""",
     ),
 )
 FILES = (
@@ -41,7 +42,7 @@ FILES = (
 SYSTEMD = (
     """The service is of Type=notify: it is started when it listens, its STATUS shows connections and streams, its
     watchdog is fed from the event loop. streamd.socket and streamd-admin.socket hold the listeners, so that
-    connections wait in the kernel while the daemon is restarted. A stop for good names all three: systemctl stop
+    connections wait in the kernel while the daemon is restarted. To stop it for good, name all three: systemctl stop
     streamd.socket streamd-admin.socket streamd.service. systemctl reload checks the file first and fails with the
     reason when it has a fault.""",
     """With PrivateUsers=yes a peer on the admin socket looks like root, streamd or nobody: the socket's mode decides
@@ -53,13 +54,13 @@ EXITS = (
 )
 UNITS = (
     """Durations are written 500ms, 30s, 2m, 1h, sizes 16KiB, 1MiB, 64kB; bare numbers are seconds and bytes. Flags go
-    over environment variables, those over the file, and the file over the default. Every value that was given is
-    checked, and all that is wrong is reported at once, with the key, the value, what is allowed and the line.""",
+    over environment variables, variables over the file, and the file over the default. All given values are checked,
+    and all mistakes are reported at once, each with the key, the value, the allowed values and the line.""",
 )
 
 
 def command_page(parser: argparse.ArgumentParser, rows: Sequence[Row], version: str) -> str:
-    """streamd(8): every command and option of `parser`. Of the settings only the first section is explained here."""
+    """streamd(8): every command and option of `parser`. It explains only the first section of the settings."""
     commands = commands_of(parser)
     lines = [_title("streamd", 8, version), *_section("NAME"), f"streamd \\- {NAME}", *_section("SYNOPSIS")]
     for name, (command, _) in commands.items():
@@ -99,16 +100,16 @@ def settings_page(rows: Sequence[Row], tables: Mapping[str, Sequence[Row]], vers
 
 
 class Command(NamedTuple):
-    """One command: its parser, and what it does in a sentence or more."""
+    """A command: its parser, and a description of a sentence or more."""
 
     parser: argparse.ArgumentParser
     about: str
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, Command]:
-    """The commands of a parser by their words (`keys add`), in order; one without a help text is not for people."""
+    """The commands of a parser by their words (`keys add`), in order; a command without a help text is left out."""
     found = {}
-    # Why the underscores, here and below: argparse has no public way to ask a parser what it takes.
+    # Why the underscores, here and below: argparse has no public way to list a parser's arguments.
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for told in action._choices_actions:
@@ -120,7 +121,7 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, Command]:
 
 
 def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The options and operands of one command, without its subcommands, --help and what is hidden."""
+    """The options and operands of a command, without its subcommands, --help and hidden options."""
     return [
         action
         for action in parser._actions
@@ -131,7 +132,7 @@ def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def escaped(text: str) -> str:
-    """Plain text for roff: no character of it commands, hyphens can be copied as minus signs."""
+    """Plain text for roff: no character acts as a command, and hyphens can be copied as minus signs."""
     text = (
         text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("^", "\\(ha").replace("~", "\\(ti")
     )
@@ -182,7 +183,7 @@ def _terms(terms: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _operands(command: argparse.ArgumentParser) -> str:
-    """What stands behind the command's name: options as one word, operands by name."""
+    """The part of the synopsis after the command's name: `[options]` for all options, then the operands by name."""
     operands = [str(action.metavar or action.dest) for action in options(command) if not action.option_strings]
     return " ".join(["[options]", *operands])
 

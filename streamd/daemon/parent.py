@@ -1,24 +1,24 @@
 """Parent: the main process of the daemon, around one worker or several. It runs no event traffic.
 
 It binds or inherits the listening sockets and starts the workers, each a process of its own that accepts on these
-sockets by itself. It alone hears signals and talks to systemd, and it reads the settings. It tells the workers what to
-do over a pipe each (daemon/control.py).
+sockets by itself. Only the parent receives signals, talks to systemd and reads the settings. It sends orders to each
+worker over a pipe (daemon/control.py).
 
     a worker dies         its connections and streams end, their ids are 410; a new worker takes its slot, after a delay
                           that grows while deaths follow each other. The listeners stay here: connections that come in
                           the meantime wait in the kernel's queue
     a worker is silent    for worker_stuck: killed, then as above
-    the parent is stuck   systemd's watchdog ends all: WATCHDOG=1 needs a turning loop here and a live worker
+    the parent is stuck   systemd's watchdog ends all: WATCHDOG=1 needs a turning loop here and a ready worker
     the parent dies       the pipes end: the workers drain quickly, and end
 
 The parent stays small, because it stands beside every worker: it imports nothing of the data path (a contract in
-setup.cfg) and no asyncio (4 MB and 50 ms), but waits in a selector. Rejected: the worker as the main process, with no
-parent where there is only one. A crash of it was a crash of the service, it left its port to whoever came first, and
+setup.cfg) and no asyncio (4 MB and 50 ms), but waits in a selector. Rejected: a single worker as the main process, with
+no parent. A crash of that worker was a crash of the service, it left its port to any process that bound it first, and
 signals, reload and systemd were written twice.
 
-Several workers share a mapping for their counts, pairs of sockets over which they pass connections on, and a memfd each
-for streams over a restart. The parent makes these and keeps them over the workers' deaths; what is in them is the
-workers' business. One worker has none of it.
+Several workers share a mapping for their counts and pairs of sockets over which they hand connections over, and each
+has a memfd for its streams over a restart. The parent makes these and keeps them over the workers' deaths, but only the
+workers know their content. A single worker has none of them.
 """
 
 from __future__ import annotations
@@ -57,28 +57,29 @@ from streamd.daemon.slot import SIGNALS, Slot
 from streamd.daemon.state_mover import move_streams, relay_to_store
 from streamd.sources import Problem
 
-# The resolution of the parent's time limits; the workers' beats come as often.
+# Interval of the parent's clock work, the resolution of its time limits; a worker's beats come at the same interval.
 TICK_S = 0.25
 
-# While a drain goes on systemd is told again and again that it may take this much longer.
+# Extension of systemd's timeout, requested again and again while a drain goes on.
 EXTEND_S = 10.0
 
-# A second signal counts only when it comes a second later: Ctrl-C reaches the whole foreground group at once.
+# Shortest time between two signals that both count: Ctrl-C reaches the whole foreground group at once.
 SECOND_SIGNAL_S = 1.0
 
-# From the moment that all workers should have stopped until they are killed.
+# Grace for workers that should have stopped, before they are killed.
 KILL_AFTER_S = 5.0
 
-# A worker's start is half a second of work; on a busy machine much longer, and with saved streams STATE_S more.
+# Time limit for a worker's start: half a second of work, much longer on a busy machine, and STATE_S more with saved
+# streams.
 START_S_MAX = 30.0 + STATE_S
 
 # If the parent's own tick is later than this (half of the shortest worker_stuck), the parent was stalled itself and has
-# not read the workers' beats: it kills nobody for that.
+# not read the workers' beats: it kills no worker for that.
 LATE_S = 1.0
 
 
 class Parent:
-    """The main process. `serve` is its life."""
+    """The main process. `serve` runs it from start to end."""
 
     def __init__(
         self,
@@ -119,7 +120,10 @@ class Parent:
         return self._reloads.settings
 
     def serve(self, inherited: systemd.Inherited) -> int:
-        """Start, watch, stop: the exit status. Raises OSError where it can't listen, ConfigError for such sockets."""
+        """Start, watch and stop the workers; returns the exit status.
+
+        Raises OSError if it can't listen, and ConfigError as check_inherited() does.
+        """
         self._take_sockets(inherited)
         with self._signals():
             self._restore()
@@ -134,7 +138,7 @@ class Parent:
         return self._exit_status
 
     def _turn(self) -> None:
-        """Wait for a message, a signal or the next tick, and work it off."""
+        """Wait for a message, a signal or the next tick, and process it."""
         due_at = self._ticked_at + TICK_S
         due = [key.data for key, _ in self._selector.select(max(0.0, due_at - self._clock()))]
         if self._clock() >= due_at:
@@ -159,9 +163,9 @@ class Parent:
             self._admin = [listen.bind(parse_address(self._settings.admin))]
 
     def _close_listeners(self) -> None:
-        """The workers empty the accept queues and close, and the last copy must be a worker's.
+        """Close the parent's copies first: the last copy must be a worker's, which empties the accept queue.
 
-        A worker removes the file of a Unix listener; where none has come up, the parent does.
+        A worker removes the file of a Unix listener; the parent does it if the workers haven't come up yet.
         """
         unused = self._state is DaemonState.STARTING
         for sock, kept in self._listeners():
@@ -172,10 +176,10 @@ class Parent:
     def _listeners(self) -> list[tuple[socket.socket, bool]]:
         return [(sock, self._public_kept) for sock in self._public] + [(sock, self._admin_kept) for sock in self._admin]
 
-    # -- saved streams of several workers; one worker does this by itself
+    # -- saved streams of several workers; a single worker saves and restores by itself
 
     def _restore(self) -> None:
-        """Bring the streams of the process before to the workers that will own them."""
+        """Bring the streams that the previous daemon saved to the workers that will own them."""
         folder = self._settings.state_dir
         if not self._stored and not (folder and (Path(folder) / STATE_FILE).exists()):
             return
@@ -186,7 +190,7 @@ class Parent:
             self._notifier.extend_timeout(round(STATE_S * 1_000_000))
 
     def _save(self) -> None:
-        """Bring the streams that the workers have left to the store."""
+        """Bring the streams in the workers' memfds to the store."""
         if any(os.fstat(fd).st_size for fd in self._kept):
             self._move_streams(saves=True)
 
@@ -204,7 +208,7 @@ class Parent:
         move_streams(launch, self._argv, self._notifier, lambda: self._feed_watchdog(self._clock()))
 
     def _close_stored(self) -> None:
-        """A process has them now: a start that dies in the middle doesn't meet them again."""
+        """A process has its own copies now: if it dies while it starts, its successor doesn't find them again."""
         for fd in self._stored:
             os.close(fd)
         self._stored.clear()
@@ -212,7 +216,7 @@ class Parent:
     # -- workers
 
     def _start(self, place: Slot) -> None:
-        """A new process in the slot."""
+        """Start a new process in the slot."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         launch = self._launch(place, theirs.fileno())
         pid = slot.spawn(self._argv, control.WORKER_VARIABLE, launch.encode(), launch.descriptors())
@@ -314,7 +318,7 @@ class Parent:
         self._reloads.begin_if_asked()
 
     def _gone(self, place: Slot) -> None:
-        """The pipe's end: the process has ended, or is about to."""
+        """The pipe has ended: its process has ended, or is about to."""
         assert place.pipe is not None
         self._selector.unregister(place.pipe)
         pid = place.pid
@@ -330,14 +334,14 @@ class Parent:
             self._replace(place, pid, status)
 
     def _give_up(self, place: Slot, status: int) -> None:
-        """The daemon can't start: say why, once for all workers."""
+        """The daemon can't start: print the reason, once for all workers."""
         self._exit_status, lines = place.error or (status, [])
         for line in lines:
             print(f"streamd: {line}", file=sys.stderr)
         self._begin_drain(quick=True)
 
     def _replace(self, place: Slot, pid: int, status: int) -> None:
-        """A worker has died: its counts are folded by another, or by its successor where there is no other."""
+        """A worker has died: another ready worker folds its counts; if there is none, its successor does."""
         if other := next((each for each in self._slots if each.ready), None):
             other.tell(ToWorker.BURY, (place.number, pid))
         wait_s = place.plan_successor(self._clock())
@@ -349,7 +353,7 @@ class Parent:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Signals come as bytes through a pair, and are worked off between two messages."""
+        """Signals arrive as bytes through a socket pair, and are processed between two messages."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -454,7 +458,7 @@ class Parent:
             notifier.watchdog()
 
     def _status_line(self) -> str:
-        """What `systemctl status` shows."""
+        """The line that `systemctl status` shows."""
         standings = [each.standing for each in self._slots]
         line = (
             f"{self._state.value}: {sum(each.connections for each in standings)} connections,"
@@ -475,7 +479,7 @@ class Parent:
 
 
 def check_inherited(settings: Settings, public: Sequence[socket.socket]) -> None:
-    """Sockets of systemd's take the place of `listen`, and so does this rule for it. Raises ConfigError."""
+    """The rule for `listen`, applied to the sockets of systemd that replace it. Raises ConfigError."""
     if settings.keys_file or settings.insecure_public:
         return
     wanted = "must be loopback or a Unix socket without keys_file (or say insecure_public: everybody may use it)"
@@ -489,7 +493,7 @@ def check_inherited(settings: Settings, public: Sequence[socket.socket]) -> None
 
 
 def run(settings: Settings, load: Load, argv: Sequence[str], environ: MutableMapping[str, str] = os.environ) -> int:
-    """`streamd serve`: the exit status. `argv` is the command line behind the program's name."""
+    """Run `streamd serve`; returns the exit status. `argv` is the command line after the program's name."""
     logs.setup(settings.log_level, settings.log_format, journal_stream=environ.get("JOURNAL_STREAM"))
     notifier = systemd.Notifier.from_environ(environ, os.getpid())
     inherited = systemd.inherited(environ, os.getpid())

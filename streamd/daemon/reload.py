@@ -1,11 +1,11 @@
-"""Reload: new settings for all workers, in two steps, so that they hold everywhere or nowhere.
+"""Reload: new settings for all workers, in two steps, so that either all workers use them or none does.
 
-PREPARE: every worker reads the files that the settings name, computes its budget, and says what is wrong. APPLY, if
-nothing is: the prepared settings hold. A worker that dies meanwhile counts as an answer, because its successor starts
-with the settings that then hold; so a reload also mends a file for which no worker could start any more.
+PREPARE: every worker reads the files that the settings name, computes its budget, and reports problems. APPLY, if there
+are none: every worker uses the prepared settings. The death of a worker counts as its answer, because its successor
+starts with the settings that are current then. So a reload also helps when no worker can start any more.
 
-systemd hears RELOADING at the beginning and READY at the end, after the last worker's answer. A signal that comes in
-between is kept, and begins the next reload: the file may have changed since the first one read it.
+systemd is told RELOADING at the beginning and READY at the end, after the last worker's answer. A SIGHUP in between is
+remembered and begins the next reload: the file may have changed since it was read.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Load = Callable[[], Settings]
 
 @dataclass(slots=True)
 class Reload:
-    """A reload under way. It goes on when no slot is left in `waiting`."""
+    """A reload under way. Its step is done when `waiting` is empty."""
 
     number: int
     settings: Settings
-    fixed: tuple[str, ...]  # keys that differ, but only a restart changes
+    fixed: tuple[str, ...]  # keys that differ, but need a restart
     step: ToWorker
-    waiting: set[int]
+    waiting: set[int]  # numbers of the slots that haven't answered
 
 
 class Reloads:
-    """The settings that hold, and the way to new ones."""
+    """The current settings, and the reload that replaces them."""
 
     def __init__(self, settings: Settings, load: Load, notifier: systemd.Notifier, slots: Sequence[Slot]) -> None:
         self.settings = settings
-        self.names = tuple(each.name for each in settings.upstreams)  # of all upstreams that there were, by index
+        self.names = tuple(each.name for each in settings.upstreams)  # of all upstreams since the start, by index
         self._load = load
         self._notifier = notifier
         self._slots = slots
@@ -46,14 +46,14 @@ class Reloads:
         self._number = 0
         self._asked = False
 
-    # -- what the parent tells
+    # -- calls from the parent
 
     def ask(self) -> None:
-        """SIGHUP, possibly before the daemon can reload."""
+        """A SIGHUP has come, possibly before the daemon can reload."""
         self._asked = True
 
     def begin_if_asked(self) -> None:
-        """Read the configuration again, unless a reload is under way: its end comes here again."""
+        """Read the configuration again, unless a reload is under way: this is called again at its end."""
         if not self._asked or self._reload is not None:
             return
         self._asked = False
@@ -70,7 +70,7 @@ class Reloads:
         self._go_on()
 
     def started(self, place: Slot) -> None:
-        """A worker was started, with the settings that hold: it takes part in a reload that isn't decided."""
+        """A worker was started, with the current settings: it takes part in a reload that is still in PREPARE."""
         reload = self._reload
         if reload is None or reload.step is not ToWorker.PREPARE:
             return
@@ -95,7 +95,7 @@ class Reloads:
             self._go_on()
 
     def abandon(self) -> None:
-        """The daemon stops."""
+        """The daemon stops: forget the reload."""
         self._reload = None
         self._asked = False
 
@@ -123,7 +123,7 @@ class Reloads:
 
     def _finish(self, reload: Reload) -> None:
         if reload.fixed:
-            logs.event(logs.WARNING, "settings that only a restart changes are as before", settings=reload.fixed)
+            logs.event(logs.WARNING, "settings need a restart; their old values stay in use", settings=reload.fixed)
         logs.event(logs.INFO, "reloaded", upstreams=tuple(each.name for each in reload.settings.upstreams))
         self._end()
 
@@ -138,7 +138,7 @@ class Reloads:
 
 
 def as_far_as_running(running: Settings, fresh: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """Fresh settings, but those that only a restart changes as they are running; and the keys of these that differ."""
+    """Fresh settings, except that those which need a restart keep their values; and the keys of those that differ."""
     rows = [row for row in ROWS if row.restart and getattr(running, row.attribute) != getattr(fresh, row.attribute)]
     kept = {row.attribute: getattr(running, row.attribute) for row in rows}
     return replace(fresh, **kept), tuple(row.key for row in rows)

@@ -45,18 +45,19 @@ from streamd.net.runtime import Runtime
 from streamd.net.totals import Totals
 from streamd.net.upstreams import Upstreams
 
-# A pass over the streams goes in slices of so many, 0.15 ms each with a quarter of them charged.
+# Slice size of a pass over all streams: a slice takes 0.15 ms, with a quarter of its streams charged.
 STREAMS_SLICE_MAX = 250
 
-# Adding up 10,000 streams and clients takes 4 ms; who asks another worker gets numbers that are at most so old.
+# Interval at which a worker publishes its numbers, and so their highest age when they are read from another worker.
+# Adding up 10,000 streams and clients takes 4 ms.
 PUBLISH_EVERY_S = 1.0
 
-# The accept queue of a listener that closes is emptied first; a flood must not hold the drain.
+# Time limit for emptying the accept queue of a listener before it closes: a flood must not hold up the drain.
 ACCEPT_EMPTY_S_MAX = 1.0
 
 
 class Prepared(NamedTuple):
-    """Everything that a reload needs, read and computed; nothing of it holds yet."""
+    """Everything that a reload needs, read and computed but not in use yet."""
 
     settings: Settings
     budget: Budget
@@ -64,9 +65,9 @@ class Prepared(NamedTuple):
 
 
 class Worker:
-    """One process's share of the daemon.
+    """The share of the daemon that a process has.
 
-    Raises BudgetError where the machine is too small for the settings, ConfigError for files that can't be used.
+    Raises BudgetError if the machine is too small for the settings, and ConfigError for files that can't be used.
     """
 
     def __init__(
@@ -98,10 +99,10 @@ class Worker:
         self.access = Access(self.runtime)
         self.access_files = AccessFiles(self.runtime, self.access)
         self.access_files.load(settings)
-        self.shared: Shared | None = None  # the mapping of all workers' rows, where there are several
+        self.shared: Shared | None = None  # with several workers: the mapping of their rows
         self._publish_at = 0.0
         self._resident_bytes = 0
-        self.parent_bytes = 0  # of the process beside this one, which keeps its size
+        self.parent_bytes = 0  # of the parent process, which doesn't grow
         self._standing_events = 0
         self._saturation: dict[str, float] = {}  # the daemon's, as of the last totals()
         self.state = DaemonState.STARTING
@@ -113,16 +114,16 @@ class Worker:
         self._charge_turn = 0
         self._servers: list[asyncio.AbstractServer] = []
         self._sockets: list[socket.socket] = []
-        self.removes_sockets = True  # the files of Unix listeners: one worker does
-        self._kept_open: set[int] = set()  # descriptors of sockets that outlive us: systemd's
+        self.removes_sockets = True  # the files of Unix listeners: a single worker of the daemon does
+        self._kept_open: set[int] = set()  # descriptors of sockets that outlive this process: systemd's
         self._drain_task: asyncio.Task[None] | None = None
-        self._on_drain = on_drain or self.drain  # what the admin surface asks for: of the whole daemon
+        self._on_drain = on_drain or self.drain  # called when the admin surface asks for a drain of the whole daemon
         self._on_level = on_level
-        self._adopting: set[asyncio.Task[None]] = set()  # bounded by what peers receive in a turn
+        self._adopting: set[asyncio.Task[None]] = set()  # bounded by the connections that peers receive in a turn
         self._wire()
 
     def _detached_max(self, settings: Settings) -> int:
-        """This worker's share."""
+        """This worker's share of detached_max."""
         return math.ceil(settings.detached_max / self.budget.resources.workers)
 
     def _wire(self) -> None:
@@ -154,13 +155,13 @@ class Worker:
         runtime.hub.soon = self.loop.call_soon
         runtime.sweep.on_tick += [self._tick, upstreams.tick, self.access_files.watch]
 
-    # -- what it says of itself
+    # -- reports
 
     def _rendered(self) -> Callable[[], tuple[bytes, bytes]]:
         return metrics.Metrics(metrics.StreamdCollector(self.totals, lambda: self._saturation)).render
 
     def totals(self) -> Totals:
-        """The daemon's: all workers' rows where there are several."""
+        """The daemon's totals: with several workers, the sum of their rows."""
         own = totals.of_worker(self.runtime, self.upstreams, self._resident_bytes)
         self._saturation = own.saturation
         if self.shared is None:
@@ -191,7 +192,7 @@ class Worker:
         return status
 
     def standing(self, elapsed_s: float) -> Standing:
-        """This worker's part of the status line; `elapsed_s` is since the last call."""
+        """This worker's part of the status line; `elapsed_s` is the time since the last call."""
         hub = self.runtime.hub
         events, self._standing_events = hub.text_events_total - self._standing_events, hub.text_events_total
         return Standing(
@@ -238,7 +239,7 @@ class Worker:
         self.loop.call_soon(self._sweep_streams, tuple(runtime.hub), 0)
 
     def _show(self, shared: Shared, now: float) -> None:
-        """Let the other workers see how this one stands."""
+        """Let the other workers see this worker's beat and numbers."""
         shared.beat(now)
         if now >= self._publish_at:
             self._publish_at = now + PUBLISH_EVERY_S
@@ -256,8 +257,8 @@ class Worker:
     async def listen(self, sockets: Iterable[socket.socket], kind: str = "", *, keep_open: bool = False) -> None:
         """Accept on each socket, through several dups of it.
 
-        `kind` is "admin" or "" (public or loopback, as the address says). keep_open: somebody else holds the socket
-        too, so that what waits in its accept queue when we stop is not lost.
+        `kind` is "admin" or "" (public or loopback, as the address says). `keep_open`: systemd holds the socket too, so
+        that connections in its accept queue aren't lost when this process stops.
         """
         for sock in sockets:
             listen.set_options(sock, self.settings)
@@ -280,7 +281,7 @@ class Worker:
         return prices.tls_tcp_bytes if self.settings.tls_cert else prices.tcp_bytes
 
     def join(self, peers: Peers, shared: Shared) -> None:
-        """Be one of several: own a part of the streams, take connections that others pass on, count where all see."""
+        """Join the other workers: own a part of the streams, take connections from them, count where all can see it."""
         runtime, hub = self.runtime, self.runtime.hub
         self.shared = shared
         runtime.peers = peers
@@ -319,7 +320,7 @@ class Worker:
         try:
             await self.loop.connect_accepted_socket(lambda: adopted, sock)
         except OSError:
-            sock.close()  # it was lost on the way: nobody is there to be told
+            sock.close()  # the connection was lost on the way: there is no peer to tell
         except Exception as error:
             sock.close()
             self.runtime.bug("worker.adopt", error)
@@ -328,9 +329,9 @@ class Worker:
 
     def start(self) -> None:
         """Serve: deadlines run, readiness is 200."""
-        # What exists now stays: the collector need not look at it again. What comes later is freed by its counts; a
-        # collection over 10,000 streams is 100 ms in which no token moves, so the cycles that are left wait for each
-        # other (they come with bugs and exceptions).
+        # Objects that exist now live as long as the process: the collector need not look at them again. Later objects
+        # are freed by their reference counts. A collection over 10,000 streams takes 100 ms in which no token moves, so
+        # the remaining cycles, which come with bugs and exceptions, are left to accumulate before they are collected.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -341,19 +342,19 @@ class Worker:
         self.state = DaemonState.SERVING
 
     def reload(self, settings: Settings) -> None:
-        """Take up new settings for whatever begins from now on. Nobody is dropped.
+        """Use new settings for everything that begins from now on. No connection is dropped.
 
-        Raises ConfigError for files that can't be used, BudgetError for limits that are too small, and then nothing has
-        changed.
+        Raises ConfigError for files that can't be used, BudgetError for limits that are too small; in both cases the
+        old settings stay in use.
         """
         self.apply(self.prepare(settings))
 
     def prepare(self, settings: Settings) -> Prepared:
-        """Read and compute everything that reload() needs, with its exceptions; nothing has changed."""
+        """Read and compute everything that reload() needs, without changing anything. Raises as reload() does."""
         return Prepared(settings, budget_of(settings), self.access_files.read(settings))
 
     def apply(self, prepared: Prepared) -> None:
-        """The prepared settings hold from now on."""
+        """Use the prepared settings from now on."""
         settings, budget, files = prepared
         self.access_files.take(files)
         self.budget = budget
@@ -370,7 +371,7 @@ class Worker:
         logs.set_format(settings.log_format)
 
     def drain(self, *, quick: bool = False) -> None:
-        """Begin to stop; told again, go to the end at once. `drained` has the report."""
+        """Begin to stop; a second call goes to the end at once. `drained` gets the report."""
         if self.draining is not None:
             self.draining.hurry()
             return
@@ -395,10 +396,10 @@ class Worker:
         self.drained.set_result(report)
 
     async def _close_listeners(self) -> None:
-        """Take everybody who waits in an accept queue of ours, then close; others' queues stay."""
+        """Accept every connection that waits in a queue of this daemon, then close; queues that systemd holds stay."""
         deadline = self.loop.time() + ACCEPT_EMPTY_S_MAX
         own = [sock for sock in self._sockets if sock.fileno() not in self._kept_open]
-        while self.loop.time() < deadline and any(map(listen.somebody_waits, own)):  # noqa: ASYNC110 (the kernel's queue)
+        while self.loop.time() < deadline and any(map(listen.connection_waits, own)):  # noqa: ASYNC110 (the kernel's queue)
             await asyncio.sleep(0)
         for server in self._servers:
             server.close()
@@ -406,8 +407,9 @@ class Worker:
             listen.close(sock, remove=self.removes_sockets and sock in own)
         self._servers.clear()
         self._sockets.clear()
-        await asyncio.sleep(0)  # those accepted last get to say their first words
+        await asyncio.sleep(0)  # connections accepted last get a turn before the drain goes on
 
 
-# Allocations less frees of containers before the youngest are looked at; of those passes before the next generation.
+# For gc.set_threshold(): allocations minus frees of containers before a pass over the youngest generation, then the
+# passes over each generation before a pass over the next older.
 GC_THRESHOLDS = (50_000, 50, 100)

@@ -677,10 +677,10 @@ def test_a_file_that_is_not_right_changes_nothing_and_says_why(mock: str, count:
             assert d.generation(tokens=1).getheader("x-upstream") == "one"
         d.notify.until("READY=1", 1 + len(NOT_RIGHT))
         assert d.notify.names() == ["READY"] + ["RELOADING", "READY"] * len(NOT_RIGHT)
-        # And what only a restart changes is named; the rest of that file is taken.
+        # Settings that need a restart are named; the rest of that file is taken.
         write(path, "two", mock, 'admin = "127.0.0.1:1"')
         assert "reloaded upstreams=two" in reload(d)
-        assert d.line(r"only a restart changes.*settings=(\S+)")[1] == "admin"
+        assert d.line(r"settings need a restart.*settings=(\S+)")[1] == "admin"
 
 
 def test_a_reload_takes_all_but_what_needs_a_restart() -> None:
@@ -786,7 +786,7 @@ def test_a_reload_reaches_all_workers_and_a_bad_one_none(mock: str, tmp_path: Pa
         assert upstreams_of(d) == {"debug"} and len(pids(d)) == 2
         path.write_text(path.read_text().replace('keys_file = "keys"', ""))
         d.signal(signal.SIGHUP)
-        d.line(r"WARNING .*only a restart changes.*workers")
+        d.line(r"WARNING .*settings need a restart.*workers")
         until(lambda: upstreams_of(d) == {"warning"}, "the new upstream everywhere")
         # A worker that starts later has the new settings, too.
         before = pids(d)
