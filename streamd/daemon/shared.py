@@ -1,20 +1,20 @@
 """Shared: the mapping in which all workers count: a row of unsigned 64-bit numbers and a ledger of keys each.
 
-    head       version, when the daemon started, whose each row is
+    head       the version, the daemon's start time, and for each row the pid of the worker that counts in it
     rows       the base row, then each worker's (the layout is net/totals.py's)
-    ledgers    the base ledger, then each worker's: what it counted for every API key that it has seen
-    crossings  each worker's: connections that each other one has sent to it, and those that it has taken from each
+    ledgers    the base ledger, then each worker's: its counts for every API key that it has seen
+    crossings  for each worker: how many connections each other worker has sent to it, and how many it has taken
 
 A worker writes its own row and ledger; every process reads all. Aligned 64-bit stores and loads are whole on x86-64 and
-arm64, so a sum may be a moment old but never torn. When a worker dies, another worker adds its counts to the base row
-and ledger and clears its own; its successor does that where no other is ready. The version is odd while that goes on,
-and a sum is taken again if the version was odd or has changed: so sums of counters never fall. The parent makes the
-mapping and knows nothing of its layout.
+arm64, so a sum may be a moment old but never torn. When a worker dies, another worker folds its counts: it adds them to
+the base row and ledger and clears the dead worker's. The successor folds them if no other worker is ready. The version
+is odd during a fold, and a sum is taken again if the version was odd or has changed: so sums of counters never fall.
+The parent makes the mapping and knows nothing of its layout.
 
-Crossings outlast deaths: what was sent to a worker that has died is taken by its successor.
+Crossings outlast deaths: the successor of a dead worker takes the connections that were sent to it.
 
-A ledger is for KEYS_MAX keys, of which only the pages that are used exist. Its entries are only ever appended, by hash
-of the key's id, so other workers remember where a key stands.
+A ledger has room for KEYS_MAX keys, but only its pages in use exist. Its entries are only ever appended, by hash of the
+key's id, so other workers can remember the position of a key's entry.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from streamd.net.totals import BEAT_AT, RESIDENT_AT, Row, Totals
 
 BYTES_PER_NUMBER = 8
 
-# The head: two numbers, then the pid of each slot's owner: whose counts are in the row.
+# The head: two numbers, then for each slot the pid of its owner, the worker that counts in the row.
 VERSION, STARTED_MS, OWNERS = range(3)
 HEAD_LEN = 2 + WORKERS_MAX
 
@@ -48,19 +48,21 @@ HASH, REQUESTS, TOKENS, STREAMS = range(4)
 ENTRY_LEN = 4
 LEDGER_LEN = LEDGER_HEAD_LEN + KEYS_MAX * ENTRY_LEN
 
-# Crossings: of each worker, what was sent to it, by the sender (who writes it), then what it took, by the sender.
+# A worker's crossings: connections sent to it, by sender (each sender writes its own number), then connections that it
+# took, by sender.
 CROSSINGS_LEN = 2 * WORKERS_MAX
 
-# A worker's loop turns at least four times a second; who hasn't for so long is stuck, dead, or not there yet.
+# A worker with an older beat counts as stuck, dead or not started yet: a loop turns at least four times a second.
 BEAT_STALE_S = 2.0
 
-# Folding takes less than a millisecond. A worker that was killed in the middle of it must not stop us.
+# Attempts at a sum while counts are folded, and the pause between them. Folding takes less than a millisecond. A worker
+# that was killed in the middle of it must not stop the readers.
 LOOKS_MAX = 100
 LOOK_AGAIN_S = 0.0001
 
 
 class Ledger:
-    """One worker's, or the base's. The writer has it from the start and appends, readers find by hash."""
+    """The counts per API key of a worker, or of the base. The writer appends entries, readers find them by hash."""
 
     def __init__(self, numbers: memoryview[int]) -> None:
         self._numbers = numbers
@@ -69,9 +71,9 @@ class Ledger:
         self._seen = 0
 
     def place(self, key_hash: int) -> int | None:
-        """Where the entry of a key begins; None if there is none yet."""
+        """The index where a key's entry begins; None if the key has no entry yet."""
         numbers = self._numbers
-        if numbers[GENERATION] != self._generation:  # another worker's now
+        if numbers[GENERATION] != self._generation:  # it was cleared; another worker writes it now
             self._generation = numbers[GENERATION]
             self._places.clear()
             self._seen = 0
@@ -82,7 +84,10 @@ class Ledger:
         return self._places.get(key_hash)
 
     def append(self, key_hash: int) -> int | None:
-        """A new entry; None where KEYS_MAX have one (keys were replaced again and again): it is not shared, then."""
+        """The index of a new entry; None if KEYS_MAX keys have entries already (keys were replaced again and again).
+
+        The counts of a key without an entry aren't shared.
+        """
         numbers = self._numbers
         count = numbers[COUNT]
         if count >= KEYS_MAX:
@@ -107,7 +112,7 @@ class Ledger:
         return Spent(numbers[at + REQUESTS], numbers[at + TOKENS], numbers[at + STREAMS])
 
     def fold(self, other: Ledger) -> None:
-        """Add what a worker that died had counted. What it had under way ended with it."""
+        """Add the counts of a dead worker, except its running streams, which ended with it."""
         theirs = other._numbers
         for k in range(theirs[COUNT]):
             at = LEDGER_HEAD_LEN + k * ENTRY_LEN
@@ -123,7 +128,7 @@ class Ledger:
 
 
 class Shared:
-    """All of it. `slot` is this worker's; without one it can be read."""
+    """The whole mapping. `slot` is this worker's; without a slot the mapping can only be read."""
 
     def __init__(self, fd: int, workers: int, names: Sequence[str], slot: int | None = None) -> None:
         if os.fstat(fd).st_size == 0:  # the first worker of the daemon; the others find the same size
@@ -148,7 +153,7 @@ class Shared:
 
     @property
     def row(self) -> Row:
-        """This worker's."""
+        """This worker's row."""
         assert self._slot is not None
         return self.rows[self._slot]
 
@@ -157,7 +162,7 @@ class Shared:
         own.gauges["pid"] = os.getpid()
         totals.write(self.row, own, self.names)
 
-    # -- who lives (net/peers.py's Board)
+    # -- live workers (net/peers.py's Board)
 
     def beat(self, now: float) -> None:
         """This worker's loop has turned."""
@@ -180,11 +185,11 @@ class Shared:
     # -- requests under way (net/upstream.py's Board)
 
     def set_in_flight(self, upstream: str, count: int) -> None:
-        """This worker's requests at an upstream, as they change: limits look at all workers'."""
+        """Publish the number of this worker's requests at an upstream: limits count the requests of all workers."""
         self.row[self._in_flight_at(upstream)] = count
 
     def in_flight_elsewhere(self, upstream: str) -> int:
-        """The other workers' requests at an upstream; they may overshoot a limit by one each."""
+        """The other workers' requests at an upstream. The sum may overshoot a limit by one request per worker."""
         at = self._in_flight_at(upstream)
         return sum(row[at] for slot, row in enumerate(self.rows) if slot != self._slot)
 
@@ -195,12 +200,12 @@ class Shared:
     # -- keys (core/limits.py's Board)
 
     def entry_of(self, key_id: str) -> MutableSequence[int] | None:
-        """What this worker counts for a key: requests, tokens, streams."""
+        """This worker's counts for a key: requests, tokens, streams."""
         assert self._slot is not None
         return self._ledgers[1 + self._slot].entry(_hash(key_id))
 
     def spent_elsewhere(self, key_id: str) -> Spent:
-        """The same of all other workers, those that died included."""
+        """The same counts summed over all other workers, including the dead."""
         assert self._slot is not None
         key_hash, own = _hash(key_id), 1 + self._slot
         spent = [ledger.spent(key_hash) for k, ledger in enumerate(self._ledgers) if k != own]
@@ -211,7 +216,7 @@ class Shared:
 
     @property
     def started_at(self) -> float:
-        """When the daemon started, in the seconds of all its loops' clocks."""
+        """When the daemon started, in seconds of the clock that all its loops share."""
         return self._head[STARTED_MS] / 1000
 
     @started_at.setter
@@ -240,7 +245,7 @@ class Shared:
         return [{name: row[at] for name, at in shown} for row in self.rows]
 
     def claim(self, started_at: float) -> None:
-        """Begin in this worker's slot: its predecessor's counts, if nobody has folded them, go to the base row."""
+        """Begin in this worker's slot: fold the counts of its predecessor, unless another worker has done it."""
         self.started_at = started_at
         with self._folding():
             assert self._slot is not None
@@ -248,14 +253,14 @@ class Shared:
             self._head[OWNERS + self._slot] = os.getpid()
 
     def bury(self, slot: int, pid: int) -> None:
-        """The worker in this slot has died. Nothing happens if its successor was faster and has claimed the slot."""
+        """Fold the counts of the worker that has died in this slot, unless its successor has claimed the slot."""
         with self._folding():
             if self._head[OWNERS + slot] == pid:
                 self._fold(slot)
 
     @contextlib.contextmanager
     def _folding(self) -> Iterator[None]:
-        """One process folds at a time. The kernel takes the lock off a process that dies."""
+        """Let a single process fold at a time. The kernel releases the lock of a process that dies."""
         fcntl.lockf(self._fd, fcntl.LOCK_EX)
         self._head[VERSION] |= 1
         try:
@@ -277,7 +282,7 @@ def _hash(key_id: str) -> int:
 
 
 def size_bytes(workers: int) -> int:
-    """What the mapping takes: the base row and one for each worker."""
+    """The size of the mapping: the head; rows and ledgers of the base and of each worker; each worker's crossings."""
     return (
         HEAD_LEN + (workers + 1) * (totals.LAYOUT.row_len + LEDGER_LEN) + workers * CROSSINGS_LEN
     ) * BYTES_PER_NUMBER

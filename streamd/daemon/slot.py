@@ -1,8 +1,8 @@
-"""Slot: the place of one worker: the process in it now, its pipe, and how the processes before it ended.
+"""Slot: the place of a worker: its present process, the pipe to that process, and the deaths of earlier processes.
 
-A process is started by exec, so that it shares with the parent the descriptors that it is given and nothing else. It
-starts with the daemon's signals blocked: Ctrl-C reaches the whole foreground group, and must not end a worker that
-hasn't come to ignore it yet.
+A process is started by exec, so that it shares the given descriptors with the parent and nothing else. It starts with
+the daemon's signals blocked: Ctrl-C reaches the whole foreground group, and must not end a worker that doesn't ignore
+it yet.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import streamd
 from streamd.daemon import control
 from streamd.daemon.control import Report, Standing, ToWorker
 
-# A worker that dies at once is started again after this long, doubling with each further death within a minute.
+# Delay before a dead worker's successor starts; it doubles with each further death within a minute.
 RESTART_S_MIN = 0.1
 RESTART_S_MAX = 10.0
 RESTART_FORGET_S = 60.0
 
-# From the end of a process's pipe to the process's own end: it only has to return.
+# Time for a process to end after its pipe has ended: it only has to return.
 END_S = 0.2
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Slot:
-    """One worker's place."""
+    """The place of a worker."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -70,7 +70,7 @@ class Slot:
             os.kill(self.pid, signal.SIGKILL)
 
     def empty(self) -> int:
-        """The pipe has ended: wait for the process, or end it. Its exit status, negative for a signal."""
+        """The pipe has ended: wait for the process, or kill it. Returns its exit status, negative for a signal."""
         assert self.pipe is not None
         self.pipe.close()
         self.pipe = None
@@ -81,7 +81,7 @@ class Slot:
         return status
 
     def plan_successor(self, now: float) -> float:
-        """Note a death; how long the successor waits."""
+        """Note a death; returns the delay before the successor starts."""
         self._deaths = self._deaths + 1 if now - self._died_at < RESTART_FORGET_S else 1
         self._died_at = now
         wait_s = min(RESTART_S_MIN * float(1 << min(self._deaths - 1, 16)), RESTART_S_MAX)
@@ -90,28 +90,28 @@ class Slot:
 
 
 def spawn(argv: Sequence[str], variable: str, launch: str, fds: Sequence[int]) -> int:
-    """Start streamd once more, with `launch` in its environment and these descriptors open; its pid."""
+    """Start a process of streamd with `launch` in its environment and these descriptors open; returns its pid."""
     command = [sys.executable, *_path_flags(), "-m", "streamd.daemon", *argv]
-    actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # onto itself: open over exec (glibc 2.29)
+    actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # a dup onto itself stays open over exec (glibc 2.29)
     environ = {**os.environ, variable: launch}
     return os.posix_spawn(sys.executable, command, environ, file_actions=actions, setsigmask=SIGNALS)
 
 
 def _path_flags() -> list[str]:
-    """`-m` looks into the working directory first, where another streamd may lie: only if this one came from there."""
+    """`-P` keeps `-m` from importing a streamd in the working directory, unless this streamd came from there."""
     root = str(Path(streamd.__file__).parents[1])
     return [] if not sys.flags.safe_path and sys.path[0] == root else ["-P"]
 
 
 def unblock_signals() -> None:
-    """In the new process: ignore the signals that are the parent's, then let those that waited go."""
+    """In the new process: ignore the signals that are meant for the parent, then unblock them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def ended(pid: int, wait_s: float = END_S) -> int:
-    """Wait for a child, then kill it; its exit status, negative for a signal."""
+    """Wait for a child, for `wait_s` at most, then kill it; returns its exit status, negative for a signal."""
     pidfd = os.pidfd_open(pid)
     try:
         if not select.select([pidfd], [], [], wait_s)[0]:

@@ -1,8 +1,8 @@
 """State mover: brings saved streams from the store to several workers, and from them to the store.
 
-A process does it (daemon/state_process.py), before the workers start and after they have ended: reading and writing
-streams takes the code of the data path. The parent waits for it, feeds systemd's watchdog, and passes descriptors on
-between that process and systemd, which listens to the main process alone.
+A separate process does it (daemon/state_process.py), before the workers start and after they have ended, because
+reading and writing streams takes the code of the data path. The parent waits for it, feeds systemd's watchdog, and
+passes descriptors on between that process and systemd, which listens to the main process alone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 from streamd.daemon import control, logs, slot, systemd
 from streamd.daemon.control import STATE_S, Received, StateLaunch, ToParent, ToWorker
 
-# While the process works, the watchdog is fed as often.
+# Interval at which the watchdog is fed while the process works.
 LOOK_EVERY_S = 0.25
 
 
 def move_streams(
     launch: StateLaunch, argv: Sequence[str], notifier: systemd.Notifier, alive: Callable[[], None]
 ) -> None:
-    """Run the process to its end, or kill it after STATE_S. `launch.pipe` is filled in here."""
+    """Run the process to its end, or kill it after STATE_S. This function fills in `launch.pipe`."""
     notifier.extend_timeout(round(STATE_S * 1_000_000))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     launch = launch._replace(pipe=theirs.fileno())
@@ -44,7 +44,7 @@ def move_streams(
 
 
 def relay_to_store(notifier: systemd.Notifier, pipe: socket.socket, message: Received) -> None:
-    """The parent's side of StoreRelay."""
+    """The parent's side of StoreRelay: passes a request on to systemd, and answers it."""
     if message.kind == ToParent.REMOVE.value:
         notifier.remove_fd(message.facts)
     elif message.kind == ToParent.STORE.value:

@@ -1,7 +1,7 @@
 """State process: moves saved streams between the store and the memfds of several workers, and ends.
 
 It runs before the workers start and after they have ended, because it takes the code of the data path, which the parent
-doesn't have.
+doesn't import.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamd.net.peers import owner_of
 
 
 def run(environ: MutableMapping[str, str] = os.environ) -> int:
-    """The exit status of the process, launched as STREAMD__STATE says."""
+    """Run the process that STREAMD__STATE describes; returns its exit status."""
     unblock_signals()
     launch = StateLaunch.decode(environ.pop(STATE_VARIABLE))
     logs.setup(launch.log_level, launch.log_format, journal_stream=environ.get("JOURNAL_STREAM"))

@@ -1,20 +1,21 @@
-"""Where streams wait while no process runs: systemd's file descriptor store, and a file in the state directory.
+"""Storage for streams while no process runs: systemd's file descriptor store, and a file in the state directory.
 
     systemctl restart       systemd keeps a memfd named `streamd-state` and passes it to the next process
-    stop, later start       systemd (252) lets its store go with the unit: the file is what is left
-    a crash, kill -9        nothing was saved, and nothing older is found: what is taken up is removed at once
+    stop, later start       systemd (252) drops its store with the unit: only the file is left
+    a crash, kill -9        nothing was saved, and no older save is found: a start removes the save that it reads
 
-So at an orderly stop one pass over the streams writes both, as far as they are there: the memfd under systemd, the file
-with a `state_dir`. That systemd's store is open for us (FileDescriptorStoreMax=) can't be seen from here; where it
-isn't, systemd closes what it gets. The file is complete or not there: written beside its place, synced, renamed.
+So at an orderly stop a single pass over the streams writes both places, if they exist: the memfd under systemd, the
+file with a `state_dir`. A process can't see whether systemd's store is open for it (FileDescriptorStoreMax=); if it
+isn't, systemd closes the descriptor. The file is complete or absent: it is written beside its place, synced, renamed.
 
-At start both may be there. The newest save counts; of its copies the first that reads to its end, and what a damaged
-one lacks comes from the other. An older save is never mixed in: a published stream would lose events in silence. A file
-that can't be read is left aside as FILE.damaged, and its streams are 410 like those of a process that crashed.
+At start both may exist. Only the newest save counts. The first of its copies that reads to its end is enough, and
+streams that a damaged copy lacks come from the other. An older save is never mixed in: a published stream would lose
+events in silence. A file that can't be read is left aside as FILE.damaged, and its streams are 410 like those of a
+process that crashed.
 
-Bounds. What is chosen (core/kept.py) is at most what the logs may take. The memfd is memory of the same control group
-beside the logs themselves, so it is written only into half of what is free of the limit, and where that isn't enough
-for everything, the file alone is.
+Bounds. The chosen streams (core/kept.py) take at most the memory bound of the logs. The memfd is memory of the same
+control group beside the logs themselves, so it may take half of the free memory below the limit. If that isn't enough
+for all streams, only the file is written; without a `state_dir` the memfd gets the streams that fit.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ from streamd.reasons import CloseReason
 
 FILE: Final = STATE_FILE
 
-# Written in pieces: 200 streams of 5 KB a system call.
+# Size of a write: 200 streams of 5 KB per system call.
 WRITE_BYTES: Final = 1024 * 1024
 
-# systemd's notification socket may be full for a moment: this is the one datagram that has to arrive now.
+# Attempts to hand the memfd over, and the pause between them. systemd's notification socket may be full for a moment,
+# and this datagram has to arrive now.
 STORE_TRIES: Final = 20
 STORE_WAIT_S: Final = 0.05
 
@@ -64,7 +66,7 @@ _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fc
 
 @dataclass(slots=True)
 class _Copy:
-    """One copy of a save, opened. `aside` leaves it for a person to look at."""
+    """An opened copy of a save. `aside` keeps it for a person to look at."""
 
     where: str
     fd: int
@@ -74,7 +76,7 @@ class _Copy:
 
 
 class FdStore(Protocol):
-    """systemd's store: systemd.Notifier, or the way to it through the parent."""
+    """systemd's store: systemd.Notifier, or the StoreRelay that reaches it through the parent."""
 
     @property
     def enabled(self) -> bool: ...
@@ -85,10 +87,10 @@ class FdStore(Protocol):
 
 
 class StateStore:
-    """Both places of one daemon. `take` once at start, `put` once at the end."""
+    """Both places of a daemon. Call `take` once at the start, and `put` once at the end."""
 
     def __init__(self, notifier: FdStore, state_dir: str, stored: Sequence[int] = ()) -> None:
-        """`stored` are systemd's descriptors (systemd.Inherited), which are closed when they were read."""
+        """`stored` are systemd's descriptors (systemd.Inherited); they are closed after they are read."""
         self._notifier = notifier
         self._stored = list(stored)
         self._path = Path(state_dir) / FILE if state_dir else None
@@ -96,7 +98,7 @@ class StateStore:
     # -- at start
 
     def take(self) -> Iterator[KeptStream]:
-        """The streams of the last save, each once; then both places are empty. Says in the log what can't be read."""
+        """The streams of the last save, each once; then both places are empty. Copies that can't be read are logged."""
         self.check_directory()
         copies = [*self._stored_copies(), *self._file_copy()]
         newest = max(copies, key=lambda copy: copy.header.saved_unix, default=None)
@@ -111,7 +113,7 @@ class StateStore:
                     os.unlink(_loading(self._path))
 
     def check_directory(self) -> None:
-        """A directory that can't be written is said now, not when the streams are lost."""
+        """Log that the directory can't be written now, and not when the streams are lost."""
         if self._path is None:
             return
         folder = self._path.parent
@@ -128,7 +130,7 @@ class StateStore:
             yield from _opened("systemd", fd, lambda: None)
 
     def _file_copy(self) -> Iterator[_Copy]:
-        """The file, out of its place from now on: a start that dies in the middle doesn't meet it again."""
+        """The file, which is first moved out of its place: if this start dies, the next start doesn't find it again."""
         path = self._path
         if path is None:
             return
@@ -147,7 +149,7 @@ class StateStore:
     # -- at the end
 
     def put(self, kept: Iterable[KeptStream], *, in_memory: bool) -> tuple[str, ...]:
-        """Save streams in every place there is; those that worked. `in_memory`: there is room for the memfd."""
+        """Save streams in every place; returns the places that worked. `in_memory`: the memfd has room."""
         sinks = list(self._sinks(in_memory))
         if not sinks:
             return ()
@@ -163,7 +165,7 @@ class StateStore:
         return self._path is None
 
     def _sinks(self, in_memory: bool) -> Iterator[_Memory | _File]:
-        """Those that can be had; one that can't is named in the log."""
+        """The places that can be opened; the log names those that can't."""
         places: list[tuple[str, Callable[[], _Memory | _File]]] = []
         if self._notifier.enabled and in_memory:
             places.append((_Memory.where, partial(_Memory, self._notifier)))
@@ -181,17 +183,17 @@ def _loading(path: Path) -> Path:
 
 
 def _leave_aside(path: Path) -> None:
-    """As FILE.damaged, in place of one that was there before."""
+    """Rename the file to FILE.damaged, which replaces an earlier FILE.damaged."""
     with contextlib.suppress(OSError):
         os.rename(_loading(path), path.with_name(path.name + ".damaged"))
 
 
 def _opened(where: str, fd: int, aside: Callable[[], None]) -> Iterator[_Copy]:
-    """The copy behind a descriptor, if it begins like one."""
+    """The copy behind a descriptor, if it begins with the header of a save."""
     offset = 0
 
     def read(count: int) -> bytes:
-        # Not the file's own position: systemd's copy of the descriptor shares that.
+        # Why not os.read(): systemd's copy of the descriptor shares the file's position.
         nonlocal offset
         piece = os.pread(fd, count, offset)
         offset += len(piece)
@@ -208,7 +210,7 @@ def _opened(where: str, fd: int, aside: Callable[[], None]) -> Iterator[_Copy]:
 
 
 def _merged(copies: Sequence[_Copy]) -> Iterator[KeptStream]:
-    """All copies are of one save: the first that reads to its end has everything."""
+    """The streams of several copies of the same save: the first copy that reads to its end has all of them."""
     seen: set[str] = set()
     for copy in copies:
         try:
@@ -250,19 +252,19 @@ class _Memory:
         self.fd = os.memfd_create(systemd.STATE_FDNAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
     def finish(self) -> bool:
-        """Hand it over, unchangeable. Whether systemd's socket took it."""
+        """Seal the memfd and hand it over; returns whether systemd's socket took it."""
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         self._notifier.remove_fd(systemd.STATE_FDNAME)
         taken = any(self._offer() for _ in range(STORE_TRIES))
         os.close(self.fd)
         if not taken:
-            _say_unsaved(self.where, OSError("its socket takes nothing"))
+            _say_unsaved(self.where, OSError("the notification socket refused the descriptor"))
         return taken
 
     def _offer(self) -> bool:
         if self._notifier.store_fd(systemd.STATE_FDNAME, self.fd):
             return True
-        time.sleep(STORE_WAIT_S)  # nothing is served any more
+        time.sleep(STORE_WAIT_S)  # blocking is fine: no connection is served any more
         return False
 
 
@@ -279,7 +281,7 @@ class _File:
         self.fd = os.open(self._unfinished, flags, 0o600)
 
     def finish(self) -> bool:
-        """Sync it and give it its name. Whether that worked."""
+        """Sync the file and give it its name; returns whether that worked."""
         try:
             _sync_and_close(self.fd)
             os.rename(self._unfinished, self._path)
@@ -298,7 +300,7 @@ def _sync_and_close(fd: int) -> None:
 
 
 def _written(sink: _Memory | _File, piece: bytes) -> bool:
-    """Whether all of the piece is in the sink; if not, it is closed and given up."""
+    """Write a piece; returns whether all of it was written. If not, the sink is closed and given up."""
     left = memoryview(piece)
     try:
         while left:
@@ -310,11 +312,11 @@ def _written(sink: _Memory | _File, piece: bytes) -> bool:
     return True
 
 
-# Several workers: what each has lies in a memfd of its slot, which the parent keeps
+# Several workers: the streams of each lie in the memfd of its slot, which the parent keeps
 
 
 def write_kept(fd: int, kept: Iterable[KeptStream]) -> None:
-    """Streams into a slot's memfd, in place of what is there. Raises OSError, and leaves it empty."""
+    """Write streams into a slot's memfd, in place of its content. If it raises OSError, the memfd is empty."""
     os.ftruncate(fd, 0)
     offset = 0
     try:
@@ -329,7 +331,7 @@ def write_kept(fd: int, kept: Iterable[KeptStream]) -> None:
 
 
 def read_kept(fd: int) -> Iterator[KeptStream]:
-    """The streams in a slot's memfd; says in the log what can't be read. Nothing there: nothing."""
+    """The streams in a slot's memfd, which may be empty. The log tells of streams that can't be read."""
     if not os.fstat(fd).st_size:
         return
     for copy in _opened("worker", os.dup(fd), lambda: None):
@@ -342,7 +344,7 @@ def read_kept(fd: int) -> Iterator[KeptStream]:
 
 
 def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
-    """A worker that has drained leaves its streams to the parent, as many as there is room for beside the logs."""
+    """Write a drained worker's streams into its slot's memfd, as many as there is room for beside the logs."""
     hub, now, now_unix = runtime.hub, runtime.time(), runtime.unix_time()
     chosen = choose(hub, room_bytes)
     try:
@@ -355,7 +357,7 @@ def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
 
 
 def distribute(store: StateStore, slots: Sequence[int], owner: Callable[[str], int]) -> None:
-    """What the process before has left, into the memfd of each stream's worker. `slots`: their descriptors."""
+    """Write the streams of the last save into the memfds of the workers that own them. `slots`: these memfds."""
     dealt: list[list[KeptStream]] = [[] for _ in slots]
     for kept in store.take():
         dealt[owner(kept.facts.id)].append(kept)
@@ -365,18 +367,18 @@ def distribute(store: StateStore, slots: Sequence[int], owner: Callable[[str], i
 
 
 def collect(store: StateStore, slots: Sequence[int]) -> None:
-    """What all workers have left, into the store."""
+    """Save the streams from all workers' memfds in the store."""
     kept = [stream for fd in slots for stream in read_kept(fd)]
     if kept:
         where = store.put(kept, in_memory=True)
         logs.event(logs.INFO, "streams kept", streams=len(kept) if where else 0, where=where or ("nowhere",))
 
 
-# One worker's hub
+# A worker's hub
 
 
 def put_streams(store: StateStore, runtime: Runtime, room_bytes: int) -> None:
-    """Save the streams of a worker that has drained. `room_bytes`: memory that may be used beside the logs."""
+    """Save the streams of a drained worker in the store. `room_bytes`: memory that may be used beside the logs."""
     hub, now, now_unix = runtime.hub, runtime.time(), runtime.unix_time()
     if not len(hub):
         return
@@ -392,7 +394,7 @@ def put_streams(store: StateStore, runtime: Runtime, room_bytes: int) -> None:
 
 
 def take_streams(kept_streams: Iterable[KeptStream], runtime: Runtime) -> None:
-    """Register what was saved with a worker that begins, as far as its logs' budget goes."""
+    """Register saved streams with a worker that starts, as many as its budget for logs allows."""
     hub = runtime.hub
     taken = live = left = 0
     for kept in kept_streams:

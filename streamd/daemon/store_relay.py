@@ -8,7 +8,7 @@ import socket
 from streamd.daemon import control
 from streamd.daemon.control import ToParent, ToWorker
 
-# The parent answers from its loop; it is late if the machine is, or if it is stopped.
+# Time limit for the parent's answer, which comes from its loop: late only on a slow machine, or if it is stopped.
 ANSWER_S_MAX = 5.0
 
 
@@ -23,7 +23,7 @@ class StoreRelay:
         return control.send(self._pipe, ToParent.REMOVE, name)
 
     def store_fd(self, name: str, fd: int) -> bool:
-        """Wait for the parent's answer. Other messages that come in the meantime come too late to matter."""
+        """Send the descriptor and wait for the parent's answer. Other messages before it come too late to matter."""
         if not control.send(self._pipe, ToParent.STORE, name, fd):
             return False
         self._pipe.settimeout(ANSWER_S_MAX)

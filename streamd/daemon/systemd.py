@@ -1,14 +1,14 @@
-"""systemd, spoken natively: notifications and passed descriptors. Standard library only, no libsystemd.
+"""systemd's protocols, natively: notifications and passed descriptors. Standard library only, no libsystemd.
 
 The protocols are sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3). Three rules hold here:
 
-- Nothing blocks and nothing raises towards the caller: a daemon that serves readers goes on when nobody listens.
-- What says where the daemon is in its life (READY, RELOADING, STOPPING) must arrive, and in order. If systemd's socket
-  is full for the moment, such a datagram is owed: it goes out before the next one, each on its own, because systemd
-  reads READY and RELOADING in one datagram as one state. STATUS, WATCHDOG and EXTEND_TIMEOUT_USEC are worth nothing
+- No call blocks or raises: a daemon that serves readers goes on when systemd doesn't listen.
+- The datagrams of the daemon's life (READY, RELOADING, STOPPING) must arrive, and in order. If systemd's socket is full
+  for the moment, such a datagram is owed: it is sent before the next datagram, and on its own, because systemd takes
+  READY and RELOADING in the same datagram for a single state. STATUS, WATCHDOG and EXTEND_TIMEOUT_USEC are worthless
   later and are never owed.
-- The variables are for this process alone. They are taken out of the environment when read, so that no child can
-  believe that it was meant (a worker must not feed the parent's watchdog).
+- systemd's variables are for this process alone. They leave the environment when they are read, so that no child acts
+  on them (a worker must not feed the parent's watchdog).
 
 Rejected: a connected socket. `systemctl daemon-reexec` may open a new one under the same name; an address finds it.
 """
@@ -28,21 +28,21 @@ LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
 STATE_FDNAME = "streamd-state"  # the memfd with the streams' logs, told apart from listeners by this name
 FDNAME_UNKNOWN = "unknown"  # sd_listen_fds_with_names(3): what a descriptor without a name is called
 FDNAME_CHARS_MAX = 255  # FDNAME_MAX in systemd's fd-util.h
-# A life has READY, STOPPING and a pair for each reload: more than two pairs owed says nothing new.
+# A life has READY, STOPPING and a pair for each reload: with more than two pairs owed, the older say nothing new.
 OWED_DATAGRAMS_MAX = 8
 STATUS_CHARS_MAX = 512  # one line of `systemctl status`
 
 
 class Notifier:
-    """The way to systemd, or nowhere: without an address every call does nothing and says False.
+    """Sends notifications to systemd; without an address every call does nothing and returns False.
 
-    Each call returns whether the datagram was taken by the socket, which is not yet read by systemd.
+    Each call returns whether the socket took the datagram, which doesn't mean that systemd has read it.
     """
 
     __slots__ = ("_address", "_owed", "_socket", "watchdog_interval_s")
 
     def __init__(self, address: str = "", watchdog_interval_s: float = 0.0) -> None:
-        """`address` as in NOTIFY_SOCKET: an absolute path, or `@name` for an abstract one; anything else is nowhere."""
+        """`address` as in NOTIFY_SOCKET: an absolute path, or `@name` for an abstract socket; else there is none."""
         # process
         self.watchdog_interval_s = watchdog_interval_s  # seconds between two watchdog() calls; 0.0: none are wanted
         self._address = _address_bytes(address)
@@ -57,15 +57,15 @@ class Notifier:
 
     @property
     def enabled(self) -> bool:
-        """Is anybody there to tell?"""
+        """Whether there is a systemd to notify."""
         return self._address is not None
 
     def ready(self, status: str = "") -> bool:
-        """Listening (again): start-up or reload is complete. `status` goes along, if there is one."""
+        """Start-up or reload is complete: the daemon listens (again). A `status` is sent along."""
         return self._tell(b"READY=1" + (b"\nSTATUS=" + _status_bytes(status) if status else b""), must_arrive=True)
 
     def reloading(self, now_monotonic_usec: int) -> bool:
-        """The configuration is read again; ready() ends it. `time.monotonic_ns() // 1000` is what systemd wants."""
+        """A reload begins; ready() ends it. systemd wants `time.monotonic_ns() // 1000`."""
         return self._tell(b"RELOADING=1\nMONOTONIC_USEC=%d" % now_monotonic_usec, must_arrive=True)
 
     def stopping(self, status: str = "") -> bool:
@@ -77,17 +77,17 @@ class Notifier:
         return self._tell(b"STATUS=" + _status_bytes(text))
 
     def extend_timeout(self, usec: int) -> bool:
-        """While starting or stopping: this many microseconds more, counted from now."""
+        """While starting or stopping: ask for `usec` microseconds, counted from now."""
         return self._tell(b"EXTEND_TIMEOUT_USEC=%d" % usec)
 
     def watchdog(self) -> bool:
-        """Alive. To be called from the event loop that it vouches for, and from nowhere else."""
+        """The daemon is alive. Only the event loop that this vouches for may call it."""
         return self._tell(b"WATCHDOG=1")
 
     def store_fd(self, name: str, fd: int) -> bool:
-        """Give systemd a copy of `fd`, back at the next start under `name`.
+        """Give systemd a copy of `fd`, which it passes to the next start under `name`.
 
-        Older ones of that name stay in the store: remove_fd() first.
+        Older descriptors of that name stay in the store: call remove_fd() first.
         """
         return self._tell(b"FDSTORE=1\nFDNAME=" + _fdname_bytes(name), fd=fd)
 
@@ -96,7 +96,7 @@ class Notifier:
         return self._tell(b"FDSTOREREMOVE=1\nFDNAME=" + _fdname_bytes(name))
 
     def close(self) -> None:
-        """Let the socket go; what is owed is given up."""
+        """Close the socket; owed datagrams are given up."""
         self._owed.clear()
         if self._socket is not None:
             self._socket.close()
@@ -121,24 +121,25 @@ class Notifier:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             # Why: not socket.send_fds(), which drops its address argument in CPython 3.11.
             self._socket.sendmsg([datagram], rights, 0, self._address)
-        except OSError:  # full, gone, or a bad descriptor: told by the return value
+        except OSError:  # full, gone, or a bad descriptor: the return value tells
             return False
         return True
 
 
 class Inherited(NamedTuple):
-    """What systemd passed at the start, sorted."""
+    """The descriptors that systemd passed at the start, by kind."""
 
     # (FileDescriptorName of its socket unit, listening socket), in the units' order
     listeners: list[tuple[str, socket.socket]]
     stored: list[int]  # descriptors named STATE_FDNAME that are no sockets; the newest last
-    refused: list[str]  # names of what was neither; already closed
+    refused: list[str]  # names of all other descriptors; already closed
 
 
 def inherited(environ: MutableMapping[str, str], pid: int, fd_first: int = LISTEN_FDS_START) -> Inherited:
-    """The descriptors passed to this process, close-on-exec from now on; LISTEN_* leave `environ`, whoever was meant.
+    """The descriptors passed to this process, close-on-exec from now on. LISTEN_* leave `environ` in any case.
 
-    `fd_first` is the number of the first one. Empty when LISTEN_PID is another process's, or the numbers make no sense.
+    `fd_first` is the first descriptor's number. The result is empty if LISTEN_PID is another process's, or if the
+    numbers make no sense.
     """
     passed = Inherited([], [], [])
     for name, fd in _named_fds(environ, pid, fd_first):
@@ -179,7 +180,7 @@ def _fdname_bytes(name: str) -> bytes:
 
 
 def _watchdog_interval_s(environ: MutableMapping[str, str], pid: int) -> float:
-    """Half of what systemd allows, as sd_watchdog_enabled(3) recommends: one late turn is forgiven."""
+    """Half of the time that systemd allows, as sd_watchdog_enabled(3) recommends: a single late turn is forgiven."""
     usec = _decimal(environ.pop("WATCHDOG_USEC", ""))
     meant_pid = environ.pop("WATCHDOG_PID", str(pid))
     return usec / 2e6 if _decimal(meant_pid) == pid else 0.0
@@ -196,7 +197,7 @@ def _named_fds(environ: MutableMapping[str, str], pid: int, fd_first: int) -> li
 
 
 def _listener(fd: int) -> socket.socket | None:
-    """The socket, if it is one that accepts connections; else None, and `fd` stays open."""
+    """The socket, if it accepts connections; else None, and `fd` stays open."""
     candidate = socket.socket(fileno=fd)
     accepts = 0
     with contextlib.suppress(OSError):
@@ -209,5 +210,5 @@ def _listener(fd: int) -> socket.socket | None:
 
 
 def _decimal(text: str) -> int:
-    """The number, or 0 for anything that is none: an odd variable is no reason not to start."""
+    """The number in `text`, or 0 if it is no number: an odd variable is no reason not to start."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0

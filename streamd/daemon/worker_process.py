@@ -1,4 +1,4 @@
-"""Worker process: one worker, obeying the parent's pipe. It ignores signals, and ends when the pipe does."""
+"""Worker process: a worker that obeys the parent's messages. It ignores signals, and ends when the pipe does."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from streamd.daemon.store_relay import StoreRelay
 from streamd.daemon.worker import Prepared, Worker
 from streamd.net.peers import Peers
 
-# `systemctl status` needs it no fresher.
+# Interval of the numbers for `systemctl status`, which need be no fresher.
 STANDING_EVERY_S = 5.0
 
 
 class WorkerProcess:
-    """The process around one worker."""
+    """The process around a worker."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, launch: Launch, pipe: socket.socket) -> None:
         self._loop = loop
@@ -38,12 +38,12 @@ class WorkerProcess:
         self._pipe = pipe
         self._worker: Worker | None = None
         self._shared: Shared | None = None
-        self._prepared: tuple[int, Prepared, tuple[str, ...]] | None = None  # number of the reload, upstreams' names
+        self._prepared: tuple[int, Prepared, tuple[str, ...]] | None = None  # and the reload's number, upstreams' names
         self._standing_at = loop.time()
         self._orphaned = False
 
     async def serve(self, settings: Settings, names: tuple[str, ...]) -> int:
-        """Raises BudgetError, ConfigError and OSError where the worker can't start."""
+        """Serve until drained; returns the exit status. Raises BudgetError, ConfigError and OSError at the start."""
         launch, loop = self._launch, self._loop
         worker = self._worker = self._alone(settings) if launch.workers == 1 else self._among(settings, names)
         worker.started_at = launch.started_at
@@ -60,7 +60,7 @@ class WorkerProcess:
         self._say(ToParent.READY, worker.budget.describe())
         report = await worker.drained
         loop.remove_reader(self._pipe.fileno())
-        if not self._orphaned:  # else another daemon may run already, and must not find streams from before it
+        if not self._orphaned:  # if orphaned: another daemon may run already, and must not find streams from before it
             self._say(ToParent.SAVING)
             self._save(store, worker)
         self._say(ToParent.DRAINED, dataclasses.astuple(report))
@@ -70,7 +70,7 @@ class WorkerProcess:
         return Worker(self._loop, settings, on_drain=self._ask_drain, on_level=self._ask_level)
 
     def _among(self, settings: Settings, names: tuple[str, ...]) -> Worker:
-        """One of several, with its row in the mapping and its way to the others."""
+        """A worker of several, with its row in the mapping and its sockets to the others."""
         launch, loop = self._launch, self._loop
         shared = self._shared = Shared(launch.counters, launch.workers, names, launch.slot)
         shared.claim(launch.started_at)
@@ -79,7 +79,7 @@ class WorkerProcess:
         slots = len(Number)
         row = cast(memoryview, shared.row)[:slots]
         peer_rows = [cast(memoryview, r)[:slots] for k, r in enumerate(shared.rows) if k != launch.slot]
-        admission = admission_of(settings, budget, rng, row, peer_rows)  # type: ignore[arg-type]  # they are sequences
+        admission = admission_of(settings, budget, rng, row, peer_rows)  # type: ignore[arg-type]  # memoryviews
         worker = Worker(
             loop,
             settings,
@@ -95,7 +95,7 @@ class WorkerProcess:
         return worker
 
     def _restore(self, store: StateStore, worker: Worker) -> None:
-        """Before the worker listens: no reader is answered before its stream is there."""
+        """Restore saved streams before the worker listens: no reader is answered before its stream is there."""
         if self._launch.workers == 1:
             take_streams(store.take(), worker.runtime)
             return
@@ -105,7 +105,7 @@ class WorkerProcess:
         os.ftruncate(self._launch.kept, 0)  # a successor must not find them again
 
     def _save(self, store: StateStore, worker: Worker) -> None:
-        """Memory for saved streams beside everything that is held: half of the free part, the rest is for others."""
+        """Save the streams, in half of the memory that is still free; the other half is for other processes."""
         launch = self._launch
         free_bytes = worker.budget.resources.memory_bytes // launch.workers - machine.resident_bytes()
         room_bytes = max(0, free_bytes) // 2
@@ -186,7 +186,7 @@ def _socket(fd: int) -> socket.socket:
 
 
 def run(environ: MutableMapping[str, str] = os.environ) -> int:
-    """The exit status of a worker process, launched as STREAMD__WORKER says."""
+    """Run the worker that STREAMD__WORKER describes; returns its exit status."""
     unblock_signals()
     launch = Launch.decode(environ.pop(WORKER_VARIABLE))
     pipe = _socket(launch.pipe)
