@@ -217,13 +217,13 @@ class Parent:
 
     def _start(self, place: Slot) -> None:
         """Start a new process in the slot."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        launch = self._launch(place, theirs.fileno())
+        own_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        launch = self._launch(place, worker_end.fileno())
         pid = slot.spawn(self._argv, control.WORKER_VARIABLE, launch.encode(), launch.descriptors())
-        theirs.close()
-        ours.setblocking(False)
-        place.take(pid, ours, self._clock())
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(place))
+        worker_end.close()
+        own_end.setblocking(False)
+        place.take(pid, own_end, self._clock())
+        self._selector.register(own_end, selectors.EVENT_READ, lambda: self._hear(place))
         place.tell(ToWorker.SETTINGS, (self._settings, self._reloads.names))
         if launch.stored:
             self._close_stored()
@@ -354,21 +354,21 @@ class Parent:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Signals arrive as bytes through a socket pair, and are processed between two messages."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
+        read_end, write_end = socket.socketpair()
+        read_end.setblocking(False)
+        write_end.setblocking(False)
         before = {number: signal.signal(number, lambda number, frame: None) for number in SIGNALS}
-        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._take_signals(ours.recv(64)))
+        signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
+        self._selector.register(read_end, selectors.EVENT_READ, lambda: self._take_signals(read_end.recv(64)))
         try:
             yield
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._selector.unregister(ours)
-            ours.close()
-            theirs.close()
+            self._selector.unregister(read_end)
+            read_end.close()
+            write_end.close()
 
     def _take_signals(self, numbers: bytes) -> None:
         for number in map(signal.Signals, numbers):

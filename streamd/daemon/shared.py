@@ -113,13 +113,13 @@ class Ledger:
 
     def fold(self, other: Ledger) -> None:
         """Add the counts of a dead worker, except its running streams, which ended with it."""
-        theirs = other._numbers
-        for k in range(theirs[COUNT]):
+        numbers = other._numbers
+        for k in range(numbers[COUNT]):
             at = LEDGER_HEAD_LEN + k * ENTRY_LEN
-            entry = self.entry(theirs[at + HASH])
+            entry = self.entry(numbers[at + HASH])
             if entry is not None:
-                entry[0] += theirs[at + REQUESTS]
-                entry[1] += theirs[at + TOKENS]
+                entry[0] += numbers[at + REQUESTS]
+                entry[1] += numbers[at + TOKENS]
 
     def clear(self) -> None:
         for k in range(COUNT, LEDGER_HEAD_LEN + self._numbers[COUNT] * ENTRY_LEN):

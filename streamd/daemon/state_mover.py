@@ -25,20 +25,20 @@ def move_streams(
 ) -> None:
     """Run the process to its end, or kill it after STATE_S. This function fills in `launch.pipe`."""
     notifier.extend_timeout(round(STATE_S * 1_000_000))
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    launch = launch._replace(pipe=theirs.fileno())
+    own_end, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    launch = launch._replace(pipe=other_end.fileno())
     pid = slot.spawn(argv, control.STATE_VARIABLE, launch.encode(), launch.descriptors())
-    theirs.close()
-    with ours:
-        ours.settimeout(LOOK_EVERY_S)
+    other_end.close()
+    with own_end:
+        own_end.settimeout(LOOK_EVERY_S)
         until = time.monotonic() + STATE_S
         while time.monotonic() < until:
             alive()
             with contextlib.suppress(TimeoutError):
-                message = control.receive(ours)
+                message = control.receive(own_end)
                 if message is None:
                     break
-                relay_to_store(notifier, ours, message)
+                relay_to_store(notifier, own_end, message)
     if status := slot.ended(pid):
         logs.event(logs.ERROR, "saved streams are lost", saves=launch.saves, status=status)
 
