@@ -1,8 +1,9 @@
 """The command line: `streamd serve`, `check-config`, `config-reference`, `keys`, `mock-llm`.
 
-The flags of `serve` are the rows of the settings; there is none beside `--config` that isn't one.
+The flags of `serve` are the rows of the settings, beside `--config` and the two kinds of help.
 
-A command imports its code, and fills its parser, when it is asked for: `serve` stays in memory as the daemon's parent.
+A command imports its code and fills its parser only when it is called, because `serve` stays in memory as the daemon's
+parent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import streamd
 from streamd.config import ENV_PREFIX, ROWS, SECTIONS, ConfigError, Settings, load
 from streamd.rows import Kind, Row
 
-EXIT_USAGE = 2  # as argparse has it; settings that can't be used are a mistake of the same sort
+EXIT_USAGE = 2  # argparse's own status; settings that can't be used are the same kind of mistake
 
 _METAVARS = {
     Kind.DURATION: "DURATION",
@@ -74,7 +75,8 @@ class _Command(NamedTuple):
 
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The parser of the whole command line, from which man pages and completion are made; or of one command."""
+    """The parser of the whole command line, from which man pages and completion are made. With `command`, it has the
+    arguments of this command alone."""
     parser = argparse.ArgumentParser(
         prog="streamd", description=streamd.__doc__, allow_abbrev=False, epilog="streamd COMMAND --help says more."
     )
@@ -120,7 +122,7 @@ def _fill_mock_llm(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS = {
     "serve": _Command("run the daemon", _fill_serve, {"add_help": False, **_SERVE}),
-    "check-config": _Command("say all that is wrong with a file, without starting", _fill_check_config, {}),
+    "check-config": _Command("report all mistakes in a file, without starting", _fill_check_config, {}),
     "config-reference": _Command("print the reference of all settings", _fill_config_reference, {}),
     "keys": _Command("add, list and revoke API keys", _fill_keys, {}),
     "mock-llm": _Command("run the built-in synthetic upstream, for demos, tests and load", _fill_mock_llm, {}),
@@ -128,7 +130,7 @@ _COMMANDS = {
 
 
 class _ShortHelp(argparse.Action):
-    """--help of `serve`: one screen, the settings of the first section and where the others are."""
+    """--help of `serve`, on a single screen: the settings of the first section, and the names of the other sections."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         short = argparse.ArgumentParser(add_help=False, epilog=_SERVE_MORE, **_SERVE)
@@ -164,7 +166,7 @@ def _add_setting(group: argparse._ArgumentGroup, row: Row) -> None:
 
 
 def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
-    """The settings that a `serve` command line asks for; again for each reload. Raises ConfigError."""
+    """The settings of a `serve` command line, read again for each reload. Raises ConfigError."""
     flags = {row.dest: getattr(args, row.dest) for row in ROWS} | {"upstream": args.upstream}
     file = args.config
     if file is None and environ.get(f"{ENV_PREFIX}CONFIG"):
@@ -186,7 +188,7 @@ def _check_config(args: argparse.Namespace) -> int:
 
 
 def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without our own variables: a file is judged by itself, but may name a key's variable."""
+    """The environment without the settings' variables: a file is checked by itself, but may name a key's variable."""
     return {name: value for name, value in environ.items() if not name.startswith(ENV_PREFIX)}
 
 

@@ -1,4 +1,4 @@
-"""`python -m streamd.mockllm`: the mock by itself."""
+"""`python -m streamd.mockllm` is `streamd mock-llm`."""
 
 import argparse
 import sys

@@ -1,8 +1,8 @@
-"""One answer on its way: what is due next, when, and where it goes wrong if it was told to.
+"""An answer in progress: its next step, the time of that step, and the fault that it shall have.
 
-An answer is woken by its server at `due`, writes at most once, and says whether it wants to be woken again. A
-connection that takes nothing makes it skip its turns: tokens are made when they are written, so a stalled reader costs
-no memory here.
+The server wakes an answer at `due`; the answer writes at most once, and says whether it is to be woken again. While its
+connection takes no bytes it skips its turns: tokens are made when they are written, so a stalled reader costs no memory
+here.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ HEAD_UNSENT: Final = -1
 
 
 class Body(Protocol):
-    """What an answer says, in steps (streamd.mockllm.shape)."""
+    """The bytes of an answer's body, in steps (streamd.mockllm.shape)."""
 
     def preamble(self) -> bytes:
-        """What comes with the head."""
+        """The bytes sent with the head."""
 
     def tokens(self) -> Iterator[bytes]:
-        """What comes one at a time."""
+        """The steps after the preamble, each sent when it is due."""
 
     def tail(self) -> bytes:
-        """What comes last."""
+        """The last bytes."""
 
 
 class Peer(Protocol):
@@ -41,7 +41,7 @@ class Peer(Protocol):
     paused: bool
 
     def write(self, wire: bytes) -> None:
-        """Send."""
+        """Send bytes."""
 
     def complete(self) -> None:
         """The answer is whole."""
@@ -51,7 +51,7 @@ class Peer(Protocol):
 
 
 class Answer:
-    """One answer. `due` is when it wants to be woken (seconds, monotonic)."""
+    """An answer. `due` is the time at which it wants to be woken (seconds, monotonic)."""
 
     __slots__ = (
         "_body",
@@ -94,13 +94,13 @@ class Answer:
         # progress
         self.due = self._step_due = due
         self.over = False
-        self._sent = HEAD_UNSENT  # tokens sent; HEAD_UNSENT <= _sent <= _stop, where there is one
+        self._sent = HEAD_UNSENT  # tokens sent; HEAD_UNSENT <= _sent <= _stop, if there is a _stop
         self._tokens: Iterator[bytes] = iter(())
         self._last = False  # the last step has been handed out
-        self._writes: Iterator[bytes] | None = None  # what the cutter has made of the last step
+        self._writes: Iterator[bytes] | None = None  # the cutter's remaining writes of the last step
 
     def wake(self, now: float) -> bool:
-        """Send what is due. False: nothing will ever be due again. Sets `due` otherwise."""
+        """Send the bytes that are due. Sets `due` and returns True, or returns False if nothing will be due again."""
         if self.over:
             return False
         if self._peer.paused:
@@ -111,7 +111,7 @@ class Answer:
         return self._begin(now) if self._sent == HEAD_UNSENT else self._step(now)
 
     def send_head_early(self) -> None:
-        """The head leaves before anything is due."""
+        """Send the head before its time."""
         self._peer.write(self._head)
         self._head = b""
 
@@ -139,7 +139,7 @@ class Answer:
         return self._send(self._body.tail(), now, last=True)
 
     def _send(self, payload: bytes, now: float, last: bool) -> bool:
-        """The head, if it is still here, and a step. `last`: the body ends with it."""
+        """Send a step, behind the head if that is still unsent. `last`: the body ends with this step."""
         head, self._head = self._head, b""
         self._last = last
         self._plan(now)
@@ -153,7 +153,7 @@ class Answer:
         return not last or self._complete()
 
     def _write_next(self, now: float) -> bool:
-        """One of the cutter's writes; the next one in the next loop turn, so that the peer reads them apart."""
+        """Do one of the cutter's writes; the next is due in the next loop turn, so that the peer reads them apart."""
         assert self._writes is not None
         wire = next(self._writes, None)
         if wire is not None:
@@ -165,7 +165,7 @@ class Answer:
         return not self._last or self._complete()
 
     def _plan(self, now: float) -> None:
-        """When the next step is due: evenly from the last one, but never a burst after a delay."""
+        """Set the time of the next step: an even interval after the last step, but no burst after a delay."""
         options = self._options
         interval_s = options.interval_s
         if options.jitter_s:
@@ -181,7 +181,7 @@ class Answer:
         return False
 
     def _fail(self) -> bool:
-        """Go wrong as told, for good."""
+        """Do the fault that ends the answer."""
         faults = self._options.faults
         wire = self._cutter.flush() if self._cutter is not None else b""
         if faults.half:

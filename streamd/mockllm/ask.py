@@ -1,4 +1,4 @@
-"""What a request asks for, in words that all dialects share: how many tokens of which text, choices, and which tool."""
+"""The content of a request, in terms that all dialects share: number of tokens, text, choices, and the tool to call."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ import orjson
 from streamd.mockllm import text
 from streamd.mockllm.options import MockOptions
 
-CHOICES_MAX: Final = 128  # what OpenAI allows for `n`
-SCHEMA_DEPTH_MAX: Final = (
-    8  # deeper schemas get null: an example call needs no more, and a recursive $ref would never end
-)
-ARGUMENT_PIECE_CHARS: Final = 6  # about what a token of JSON is long
+CHOICES_MAX: Final = 128  # OpenAI's bound of `n`
+# Deeper schemas get null: an example call needs no more, and a recursive $ref would never end.
+SCHEMA_DEPTH_MAX: Final = 8
+ARGUMENT_PIECE_CHARS: Final = 6  # about the length of a token of JSON
 PROMPT_BYTES_PER_TOKEN: Final = 4  # the usual rule of thumb for English
 
-# Where each dialect keeps its prompt and its bound on the answer's length.
+# The members in which the dialects have their prompt, and their bound of the answer's length.
 PROMPT_KEYS: Final = ("messages", "input", "prompt")
 LENGTH_KEYS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 class BadAsk(ValueError):
-    """The request can't be answered: whose member is wrong, and what is allowed."""
+    """The request can't be answered. The text gives the allowed values, `param` names the wrong member."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -35,7 +34,7 @@ class BadAsk(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """The one call that the mock makes: a tool of the request with arguments made up from its schema."""
+    """The single call that the mock makes: a tool of the request, with arguments made up from its schema."""
 
     name: str
     arguments: str  # JSON
@@ -43,9 +42,9 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One generation, asked for."""
+    """The generation that a request asks for."""
 
-    serial: int  # counts this server's generations; the ids are made of it
+    serial: int  # number of the generation on this server, which the ids contain
     created: int  # Unix time, seconds
     model: str
     stream: bool
@@ -59,7 +58,7 @@ class Ask:
     tool: Tool | None
 
     def pieces(self, choice: int = 0) -> Iterator[bytes]:
-        """What a choice says, token by token, each as the inside of a JSON string."""
+        """The tokens of a choice, each as the inside of a JSON string."""
         if self.tool is not None:
             return text.pieces(self.tool.arguments, ARGUMENT_PIECE_CHARS)
         if self.stamped:
@@ -67,7 +66,7 @@ class Ask:
         return text.tokens(self._seed_of(choice), self.tokens)
 
     def text(self, choice: int = 0) -> str:
-        """What a choice says, as one text. Not that of stamped tokens, which is not known before it is sent."""
+        """The whole text of a choice. Stamped tokens have no such text: it is not known before it is sent."""
         return text.text(self._seed_of(choice), self.tokens)
 
     def _seed_of(self, choice: int) -> int:
@@ -75,13 +74,13 @@ class Ask:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all choices, for the usage."""
+        """The number of tokens in all choices, for the usage."""
         each = self.tokens if self.tool is None else -(-len(self.tool.arguments) // ARGUMENT_PIECE_CHARS)
         return self.choices * each
 
 
 def parse(body: bytes, serial: int, options: MockOptions) -> Ask:
-    """The request's body, read as any of the dialects. Raises BadAsk."""
+    """Read a request's body in any of the dialects. Raises BadAsk."""
     asked = json_object(body)
     prompt = next((asked[key] for key in PROMPT_KEYS if asked.get(key)), None)
     if prompt is None:
@@ -108,7 +107,7 @@ def parse(body: bytes, serial: int, options: MockOptions) -> Ask:
 
 
 def json_object(body: bytes) -> Mapping[str, Any]:
-    """A body that has to be a JSON object. Raises BadAsk."""
+    """Decode a body that has to be a JSON object. Raises BadAsk."""
     try:
         asked = orjson.loads(body)
     except orjson.JSONDecodeError as wrong:
@@ -136,7 +135,7 @@ def _choices(asked: Mapping[str, Any]) -> int:
 
 
 def _tool(asked: Mapping[str, Any]) -> Tool | None:
-    """The tool to call: only where `tool_choice` insists on one. Left the choice, the mock answers with text."""
+    """The tool to call, only if `tool_choice` demands a call. If the mock may choose, it answers with text."""
     tools = [tool.get("function", tool) for tool in asked.get("tools") or () if isinstance(tool, dict)]
     choice = asked.get("tool_choice")
     if not tools or choice is None or choice in ("auto", "none"):

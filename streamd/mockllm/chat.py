@@ -145,7 +145,7 @@ class Completion:
 
 
 def in_turn(ask: Ask, patterns: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
-    """Each token of each choice put into its choice's pattern; the choices take turns, as in a batch."""
+    """The events of all tokens, each put into the pattern of its choice; the choices take turns, as in a batch."""
     if len(patterns) == 1:
         before, after = patterns[0]
         for piece in ask.pieces():

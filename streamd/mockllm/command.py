@@ -1,4 +1,4 @@
-"""`streamd mock-llm`: flags in, a server that runs until it is told to stop."""
+"""`streamd mock-llm`: turns flags into a server that runs until a signal stops it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamd.mockllm.server import start_mock
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """argparse wants its own exception to show the reason."""
+    """Turn BadOption into argparse's exception, so that argparse shows the reason."""
 
     def argument(value: str) -> object:
         try:
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_checked(parse_integer),
         default=defaults.seed,
         metavar="N",
-        help="of texts and jitter (default %(default)s)",
+        help="seed of texts and jitter (default %(default)s)",
     )
     add("--stamp", action="store_true", help="tokens are `@<monotonic ns> ` in place of text")
     add(
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> MockOptions:
-    """The options that the flags say. Raises BadOption."""
+    """The options that the flags give. Raises BadOption."""
     return MockOptions(
         interval_s=args.interval_s,
         jitter_s=args.jitter_s,
@@ -102,7 +102,7 @@ def from_arguments(args: argparse.Namespace) -> MockOptions:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM; the exit status. Says on standard output where, once it listens."""
+    """Serve until SIGINT or SIGTERM; returns the exit status. Prints the URL once the mock listens."""
     try:
         options = from_arguments(args)
         host, port = _address(args.listen)
@@ -127,9 +127,9 @@ def _address(listen: str) -> tuple[str, int]:
 
 
 def _raise_descriptor_limit() -> None:
-    """One descriptor per stream: take what the system allows."""
+    """Raise the limit to the hard limit: each stream needs a descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it; then fewer streams have to do
+    with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it; then fewer streams are possible
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

@@ -1,4 +1,4 @@
-"""One client's connection: heads and bodies of requests in, one answer at a time out."""
+"""A client's connection: reads the heads and bodies of requests, and sends one answer at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from streamd.mockllm.routes import error_body
 from streamd.wire import chunked
 from streamd.wire.http1 import HeadReader, RemoteProtocolError, RequestHead, encode_response_head, parse_request
 
-BODY_BYTES_MAX: Final = 32 * 1024 * 1024  # what streamd lets through
-HELD_BYTES_MAX: Final = 65_536  # of further requests behind a running answer; more is no client of ours
+BODY_BYTES_MAX: Final = 32 * 1024 * 1024  # the largest body that streamd lets through
+HELD_BYTES_MAX: Final = 65_536  # of further requests behind a running answer; no client that the mock is for sends more
 
 
 class Server(Protocol):
@@ -32,7 +32,7 @@ class Server(Protocol):
         """An answer was sent whole."""
 
     def paused(self) -> None:
-        """The peer takes no more."""
+        """The peer takes no more bytes for now."""
 
     def aborted(self) -> None:
         """The peer left in the middle of an answer."""
@@ -42,7 +42,7 @@ class Server(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: requests in, one answer at a time out."""
+    """A client's connection: requests in, an answer at a time out."""
 
     __slots__ = (
         "_answer",
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._heads = HeadReader()
         self._requests = 0
-        self._held = b""  # what came behind the request that is being answered
+        self._held = b""  # bytes after the request that is being answered
         self.paused = False
         # request
         self._head: RequestHead | None = None
@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._keeps = True
 
-    # The transport's side.
+    # Calls of the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accepted."""
@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         self._server.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Gone, whoever wanted it."""
+        """The connection is gone, closed by either side."""
         self._transport = None
         if self._answer is not None:
             self._answer.over = True
@@ -91,22 +91,22 @@ class Connection(asyncio.Protocol):
         self._server.disconnected(self)
 
     def eof_received(self) -> bool:
-        """A FIN counts as gone. Why abort: a close would wait for a peer that may never read what is still buffered."""
+        """A FIN counts as gone. Why abort: a close would wait for a peer that may never read the buffered bytes."""
         if self._answer is not None and self._transport is not None:
             self._transport.abort()
         return False
 
     def pause_writing(self) -> None:
-        """The kernel takes no more."""
+        """The kernel takes no more bytes."""
         self.paused = True
         self._server.paused()
 
     def resume_writing(self) -> None:
-        """The kernel has taken all."""
+        """The kernel has taken all bytes."""
         self.paused = False
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of requests."""
+        """Bytes of requests have come."""
         if self._answer is None:
             self._take(data)
         elif len(self._held) + len(data) <= HELD_BYTES_MAX:
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def _take_some(self, data: bytes) -> bytes:
-        """A head, or a part of a body; what is left of `data` behind it."""
+        """Read a head, or a part of a body; returns the rest of `data` behind it."""
         if self._decoder is None:
             return self._take_head(data)
         self._body += self._decoder.feed(data)
@@ -159,11 +159,11 @@ class Connection(asyncio.Protocol):
         self._server.received(self, self._head, body)
         return rest
 
-    # Answers, as the server and the answer itself want them sent.
+    # Calls of the server and of the answer.
 
     @property
     def requests(self) -> int:
-        """How many requests this connection has had."""
+        """The number of requests that this connection has had."""
         return self._requests
 
     def begin(self, answer: Answer, keeps: bool) -> None:
@@ -172,13 +172,13 @@ class Connection(asyncio.Protocol):
         self._keeps = keeps
 
     def write(self, wire: bytes) -> None:
-        """Send."""
+        """Send bytes."""
         if self._is_open():
             assert self._transport is not None
             self._transport.write(wire)
 
     def complete(self) -> None:
-        """The answer is whole: the next request, or the end."""
+        """The answer is whole: go on with the next request, or close."""
         self._answer = None
         self._server.completed()
         if not self._keeps:
@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
             self._take(held)
 
     def break_off(self, reset: bool) -> None:
-        """End in mid-answer, by RST or FIN."""
+        """End the connection in the middle of an answer, by RST or FIN."""
         self._answer = None
         self._server.broke()
         if reset:
@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def reset(self) -> None:
-        """RST instead of FIN: what SO_LINGER with zero seconds is known for."""
+        """End the connection by RST instead of FIN: SO_LINGER with zero seconds does that."""
         if self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -205,12 +205,12 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """FIN, behind what was written."""
+        """Send a FIN behind the bytes already written."""
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """At once, whatever is still unsent."""
+        """End the connection at once; unsent bytes are lost."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: a few numbers that follow from the text, so that the same text gets the same vector."""
+"""OpenAI's embeddings: a few numbers derived from the text, so that the same text gets the same vector."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import orjson
 
 from streamd.mockllm.ask import PROMPT_BYTES_PER_TOKEN, BadAsk, json_object
 
-DIMENSIONS: Final = 8  # the bytes of a SHA-256 as eight signed numbers: enough to be compared, short enough to be read
-INPUTS_MAX: Final = 2048  # what OpenAI allows
+DIMENSIONS: Final = 8  # a SHA-256 as eight signed numbers: enough to compare, short enough to read
+INPUTS_MAX: Final = 2048  # OpenAI's bound
 
 
 def embeddings(body: bytes, model: str) -> bytes:
-    """The answer to a request's body. `model`: the name where the request has none. Raises BadAsk."""
+    """The answer to a request's body. `model`: the name if the request has none. Raises BadAsk."""
     asked = json_object(body)
     given = asked.get("input")
-    # Why: a list of numbers is one input that was tokenized before.
+    # Why: a list of numbers is a single input, tokenized before.
     inputs = given if isinstance(given, list) and not all(isinstance(each, int) for each in given) else [given]
     if not given or len(inputs) > INPUTS_MAX:
         raise BadAsk(f"`input` has to be a text or a list of 1 to {INPUTS_MAX} of them.", "input")

@@ -1,8 +1,8 @@
-"""Faults: what the mock does wrong, or oddly, on demand. One table; flag, request header and help derive from it.
+"""Faults: failures and oddities of the mock, on demand. Flag, request header and help derive from a single table.
 
-A fault is a word or `word=number`; several are joined with `;` or `,`. `--fault` sets them for all requests,
-`X-Mock-Fault` for one. Behind a relay a reader must not notice an oddity (cuts, crlf, comments, …), and must be told of
-a failure.
+A fault is a word or `word=number`; several are joined with `;` or `,`. `--fault` sets faults for all requests,
+`X-Mock-Fault` for a single request. Behind a relay a reader must not notice an oddity (cuts, crlf, comments, …), and
+must be told of a failure.
 """
 
 from __future__ import annotations
@@ -22,38 +22,37 @@ def _word(doc: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Everything that can go wrong, each on its own and most of it together. K counts tokens; of an answer that is not
-    streamed, any K means its middle."""
+    """All faults; most can be combined. K counts tokens; in an answer that isn't streamed, any K is its middle."""
 
     # failures
     status: int | None = _number("answer with this status and the dialect's error object")
     break_fin: int | None = _number("end the connection (FIN) after K tokens, in mid-body")
     break_rst: int | None = _number("reset the connection (RST) after K tokens")
-    stall: int | None = _number("forever silent after K tokens; 0: the request is taken and never answered")
-    bad_chunk: int | None = _number("send a chunk size that is none after K tokens, then nothing")
-    half: bool = _word("with break, stall or bad-chunk: half of the next event still goes out")
+    stall: int | None = _number("fall silent forever after K tokens; 0: take the request and never answer")
+    bad_chunk: int | None = _number("send an invalid chunk size after K tokens, then nothing")
+    half: bool = _word("with break, stall or bad-chunk: send half of the next event first")
     no_done: bool = _word("end without the stream's terminal ([DONE], response.completed, message_stop)")
-    no_finish: bool = _word("end without terminal, finish_reason and usage: a clean end that is none")
-    garbage_status: bool = _word("answer with a status line that is none")
+    no_finish: bool = _word("end without terminal, finish_reason and usage, though the framing ends properly")
+    garbage_status: bool = _word("answer with an invalid status line")
     reset_in_head: bool = _word("reset the connection in the middle of the response head")
     close_on_reuse: bool = _word("close without a byte at the second request of a connection")
-    first: int | None = _number("the faults hold for the server's first K faulty requests only")
+    first: int | None = _number("limit the faults to the server's first K faulty requests")
     # oddities
     early_head: bool = _word("send the head at once, not with the first event; with stall=0: the head, then silence")
     cuts: int | None = _number("cut chunks and writes at odd places, drawn from this seed")
-    bytewise: bool = _word("each byte of the body its own chunk and its own write")
-    crlf: bool = _word("lines end with CR LF")
-    cr: bool = _word("lines end with CR")
-    content_length: bool = _word("a stream with Content-Length in place of chunks")
-    until_close: bool = _word("a stream that ends with the connection")
-    comments: bool = _word("comments, in blocks of their own and inside of events")
-    ids: bool = _word("an upstream's own id: lines")
-    retry: bool = _word("retry: lines, in a block of their own and inside of events")
-    bom: bool = _word("a byte order mark first")
+    bytewise: bool = _word("send each byte of the body in a chunk and a write of its own")
+    crlf: bool = _word("end lines with CR LF")
+    cr: bool = _word("end lines with CR")
+    content_length: bool = _word("send a stream with Content-Length in place of chunks")
+    until_close: bool = _word("end a stream by closing the connection")
+    comments: bool = _word("add comments, in blocks of their own and inside of events")
+    ids: bool = _word("add id: lines of the upstream's own")
+    retry: bool = _word("add retry: lines, in a block of their own and inside of events")
+    bom: bool = _word("begin with a byte order mark")
     no_blank: bool = _word("leave out the blank line of the last event")
 
     def stops_after(self) -> int | None:
-        """The token after which the answer goes wrong for good, if it does."""
+        """The number of tokens after which a failure ends the answer; None without such a failure."""
         asked = [k for k in (self.break_fin, self.break_rst, self.stall, self.bad_chunk) if k is not None]
         return min(asked, default=None)
 
@@ -62,7 +61,7 @@ NO_FAULTS: Final = Faults()
 
 
 class BadOption(ValueError):
-    """An option's value is no good; the text says what is allowed."""
+    """An option's value is wrong; the text says which values are allowed."""
 
 
 def parse_faults(words: str, base: Faults = NO_FAULTS) -> Faults:
@@ -86,7 +85,7 @@ _TAKES: Final = {each.name: str(each.metadata["takes"]) for each in fields(Fault
 
 
 def describe() -> str:
-    """The table for --help, one fault a line."""
+    """The table for --help, with a fault per line."""
     suffixes = {"number": "=K", "nothing": ""}
     words = [each.name.replace("_", "-") + suffixes[each.metadata["takes"]] for each in fields(Faults)]
     return "\n".join(f"  {word:<17}{each.metadata['doc']}" for word, each in zip(words, fields(Faults), strict=True))

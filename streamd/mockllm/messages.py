@@ -1,4 +1,4 @@
-"""Anthropic's messages, as a script: named events, pings, one content block."""
+"""Anthropic's messages, as a script: named events, pings, a single content block."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from streamd.mockllm.ask import Ask
 from streamd.mockllm.script import MARK, around, named
 
 PING: Final = named({"type": "ping"})
-PING_TOKENS: Final = 50  # one ping every so many tokens, so that a stream of the usual length has some in its middle
+PING_TOKENS: Final = 50  # tokens between two pings: a stream of the usual length has some pings in its middle
 
 
 class Anthropic:
-    """`/v1/messages`. One content block, text or tool use."""
+    """`/v1/messages`. A single content block, text or tool use."""
 
     __slots__ = ("_ask",)
 

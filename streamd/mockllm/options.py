@@ -1,4 +1,4 @@
-"""How the mock behaves: the defaults of a server, and what one request's `X-Mock-…` headers change."""
+"""The mock's behaviour: the defaults of a server, and the changes by a single request's `X-Mock-…` headers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SECONDS_MAX: Final = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class MockOptions:
-    """What a server does unless a request says otherwise."""
+    """The behaviour of a server, unless a request's headers change it."""
 
-    interval_s: float = 0.040  # 25 tokens a second, in the middle of what models do (20 to 80 ms)
+    interval_s: float = 0.040  # 25 tokens a second; models take 20 to 80 ms a token
     jitter_s: float = 0.0  # each interval is off by up to this much, either way
     ttft_s: float = 0.150  # time to the first event, head included
     tokens: int = 160  # a paragraph or two
@@ -28,7 +28,7 @@ class MockOptions:
     faults: Faults = NO_FAULTS
 
     def for_request(self, get: Callable[[bytes], bytes | None]) -> MockOptions:
-        """These options with what the request's headers change. `get` finds a header's value. Raises BadOption."""
+        """These options with the changes of a request's headers. `get` finds a header's value. Raises BadOption."""
         changes: dict[str, object] = {}
         for header, (name, parse) in _HEADERS.items():
             value = get(header)
@@ -41,7 +41,7 @@ class MockOptions:
 
 
 def parse_seconds(milliseconds: str) -> float:
-    """Milliseconds, as flags and headers have them, to seconds. Raises BadOption."""
+    """Seconds from the milliseconds of a flag or header. Raises BadOption."""
     try:
         seconds = float(milliseconds) / 1000
     except ValueError:

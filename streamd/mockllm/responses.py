@@ -14,7 +14,7 @@ _SEQUENCE: Final = 9_999_999_999  # stands for the sequence number in the patter
 
 
 class Responses:
-    """`/v1/responses`. One output, a message or a function call; `n` is not known to this dialect."""
+    """`/v1/responses`. A single output, a message or a function call; this dialect has no `n`."""
 
     __slots__ = ("_ask", "_sequence")
 

@@ -1,4 +1,4 @@
-"""What is answered to a request: path and body in; status, body and pace out. No sockets, no clocks."""
+"""The answer to a request: path and body in; status, body and pace out. No sockets, no clocks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from streamd.mockllm.shape import Dressed, Plain, Whole
 from streamd.wire.http1 import RequestHead, encode_response_head
 
 SERVER: Final = b"mock-llm"
-MODEL_CREATED: Final = 1_700_000_000  # Unix time; any will do
-RETRY_AFTER_S: Final = 7  # with 429 and 503: a number that nobody else would make up
+MODEL_CREATED: Final = 1_700_000_000  # Unix time; any time will do
+RETRY_AFTER_S: Final = 7  # with 429 and 503: a number that no other program would choose
 SCRIPTS: Final[dict[str, Callable[[ask.Ask], Script]]] = {
     "/v1/chat/completions": Chat,
     "/v1/completions": Completion,
@@ -40,7 +40,7 @@ ERROR_TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer before it has a head."""
+    """An answer before it has a head."""
 
     status: int
     body: Body
@@ -50,7 +50,7 @@ class Reply:
 
 
 def whole(status: int, payload: bytes, options: MockOptions, delay_s: float = 0.0) -> Reply:
-    """An answer that is all there. Why halves only with faults: without them one write is what a real server makes."""
+    """An answer that is not streamed. Why halves only with faults: a real server sends it in a single write."""
     return Reply(status, Whole(payload, in_halves=options.faults != NO_FAULTS), len(payload), delay_s=delay_s)
 
 
@@ -104,7 +104,7 @@ def error_body(status: int, text: str, path: str, param: str | None = None) -> b
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """An answer's head, and what it promises."""
+    """An answer's head, and the framing that it announces."""
 
     wire: bytes
     is_chunked: bool

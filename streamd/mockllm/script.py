@@ -1,8 +1,8 @@
-"""A script: everything that one generation will send, event by event, in the dialect of its route.
+"""A script: everything that a generation will send, event by event, in the dialect of its route.
 
-Taken in this order: `preamble`, each of `tokens`, then `finish` and `terminal`; or `whole`, where no stream was asked
-for. Every part is a run of whole SSE events with LF line ends. What a dialect repeats in each token event is put
-together once, in `tokens`, and a token costs two concatenations.
+A stream takes the parts in this order: `preamble`, each of `tokens`, `finish`, `terminal`. An answer that is not
+streamed takes `whole` alone. Every part is a run of whole SSE events with LF line ends. The text around the tokens is
+the same in each event, so `tokens` makes it once, and a token costs two concatenations.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import orjson
 
 from streamd.mockllm.ask import Ask
 
-MARK: Final = "\x7fmark"  # stands for the text in a pattern; JSON leaves it as it is, and nothing else of ours has it
+# Stands for the text in a pattern. JSON doesn't escape it, and the mock writes it nowhere else.
+MARK: Final = "\x7fmark"
 
 
 class Script(Protocol):
-    """One generation in one dialect."""
+    """A generation in a dialect."""
 
     def preamble(self) -> bytes:
-        """What comes before the first token: the role, the opening events."""
+        """The events before the first token: the role, the opening events."""
 
     def tokens(self) -> Iterator[bytes]:
-        """The events of each token; with several choices one event of each choice at a time."""
+        """The events of each token in turn; with several choices, an event of each choice together."""
 
     def finish(self) -> bytes:
-        """What says that the text is complete: finish_reason, usage, the `done` events."""
+        """The events that complete the text: finish_reason, usage, the `done` events."""
 
     def terminal(self) -> bytes:
-        """What says that the stream is complete: `[DONE]`, `response.completed`, `message_stop`."""
+        """The event that completes the stream: `[DONE]`, `response.completed`, `message_stop`."""
 
     def whole(self) -> bytes:
-        """The same answer as one JSON object."""
+        """The same answer as a single JSON object."""
 
 
 def data(payload: Any) -> bytes:
@@ -47,7 +48,7 @@ def named(payload: dict[str, Any]) -> bytes:
 
 
 def around(event: bytes, mark: bytes) -> tuple[bytes, bytes]:
-    """What stands before and after `mark`, which stands for the text in a pattern of an event."""
+    """The bytes before and after `mark`, which stands for the text in a pattern of an event."""
     before, found, after = event.partition(mark)
     assert found and mark not in after
     return before, after

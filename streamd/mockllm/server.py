@@ -1,4 +1,4 @@
-"""The mock's listener, and the one ticker that paces all of its answers."""
+"""The mock's listener, and the single ticker that paces all of its answers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ from streamd.mockllm.wheel import Wheel
 from streamd.wire.http1 import RequestHead
 
 BACKLOG: Final = 4096
-LISTENERS: Final = (
-    16  # uvloop accepts one connection per listener and loop turn; 16 dups took 2,900 a second where one took 200
-)
-WAKES_PER_TURN_MAX: Final = 500  # about 5 ms of writes; the loop sees its readers in between
+# uvloop accepts one connection per listener and loop turn: 16 dups took 2,900 a second, a single listener 200.
+LISTENERS: Final = 16
+WAKES_PER_TURN_MAX: Final = 500  # about 5 ms of writes; the loop reads from its sockets in between
 NOTSENT_LOWAT_BYTES: Final = 16_384  # without it the kernel takes megabytes for a reader that has stopped reading
 QUIET: Final = MockOptions()  # all defaults, no faults
 
 
 class MockServer:
-    """A listening mock. `url` is where, `stats` what happened; `options` may be replaced between requests."""
+    """A listening mock. `url` is its address, `stats` its counters; `options` may be replaced between requests."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, options: MockOptions) -> None:
         self.options = options
@@ -67,7 +66,7 @@ class MockServer:
         if self._ticker is not None:
             self._ticker.cancel()
 
-    # What connections tell.
+    # Calls of connections.
 
     def connected(self, connection: Connection) -> None:
         """A connection was accepted."""
@@ -88,7 +87,7 @@ class MockServer:
         self._ended()
 
     def paused(self) -> None:
-        """A peer takes no more for now."""
+        """A peer takes no more bytes for now."""
         self.stats.pauses += 1
         self.stats.changed()
 
@@ -133,7 +132,7 @@ class MockServer:
         self.stats.changed()
 
     def _limited(self, options: MockOptions) -> MockOptions:
-        """Without faults, once those have held for as many requests as `first` says."""
+        """The options, without their faults once `first` requests have had them."""
         if options.faults.first is None:
             return options
         self._faulty += 1
@@ -144,7 +143,7 @@ class MockServer:
         if head.method == "HEAD":
             reply = routes.whole(reply.status, b"", QUIET)
         if not reply.is_stream:
-            options = replace(options, interval_s=0.0, jitter_s=0.0)  # the halves of a body belong together
+            options = replace(options, interval_s=0.0, jitter_s=0.0)  # the halves of a body follow each other at once
         now = self._loop.time()
         answer = Answer(
             connection, opening.wire, reply.body, opening.is_chunked, options, now + reply.delay_s, self._random
@@ -176,7 +175,7 @@ class MockServer:
             self._ticker = None
 
     def _tick(self) -> None:
-        """Wake what is due, but no more than a turn's share; the rest in the next turn."""
+        """Wake the answers that are due, up to WAKES_PER_TURN_MAX; the next turn wakes the rest."""
         now = self._loop.time()
         self._ready.extend(self._wheel.turn(now))
         for _ in range(min(len(self._ready), WAKES_PER_TURN_MAX)):
@@ -191,7 +190,7 @@ class MockServer:
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
-    """Bound, not yet listening. Accepted sockets inherit its options."""
+    """A bound socket that doesn't listen yet. Accepted sockets inherit its options."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -209,7 +208,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
 async def start_mock(
     loop: asyncio.AbstractEventLoop, host: str = "127.0.0.1", port: int = 0, options: MockOptions = QUIET
 ) -> MockServer:
-    """A mock that listens, on `loop`, which has to be the running one. Raises OSError where the port is taken."""
+    """A mock that listens on `loop`, which has to be the running loop. Raises OSError if the port is taken."""
     server = MockServer(loop, options)
     await server.listen(host, port)
     return server

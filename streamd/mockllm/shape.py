@@ -1,6 +1,6 @@
-"""The shape of what goes out: how events are dressed (comments, ids, line ends) and how the bytes are cut.
+"""The shape of a body on the wire: additions to events (comments, ids, line ends) and cuts in the bytes.
 
-Only faulty answers come here; a plain one is a chunk per step, written as it is.
+Only faulty answers are dressed and cut; a plain answer is a chunk per step, written as it is.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from streamd.mockllm.faults import Faults
 from streamd.mockllm.script import Script
 from streamd.wire import chunked
 
-CUT_CHUNK_BYTES_MAX: Final = 97  # well under an event (about 250 B), so that most events are cut somewhere
-CUT_WRITE_BYTES_MAX: Final = 211  # coprime with the above: writes and chunks rarely end together
+CUT_CHUNK_BYTES_MAX: Final = 97  # well under the size of an event (about 250 B), so that most events are cut
+CUT_WRITE_BYTES_MAX: Final = 211  # coprime with the chunks' bound: writes and chunks rarely end together
 
 
 class Whole:
-    """An answer that is not streamed; in two halves where it may have to be broken in its middle."""
+    """An answer that is not streamed; in two halves if a fault may break it in its middle."""
 
     __slots__ = ("_body", "_cut_at")
 
@@ -38,7 +38,7 @@ class Whole:
 
 
 class Plain:
-    """A stream as its dialect has it."""
+    """A stream without changes to its dialect's events."""
 
     __slots__ = ("_script",)
 
@@ -56,7 +56,7 @@ class Plain:
 
 
 class Dressed:
-    """A stream with the oddities of `faults`. Put together in advance, for its length has to be known."""
+    """A stream with the oddities of `faults`, made in advance because its length has to be known."""
 
     __slots__ = ("_events", "_faults", "_preamble", "_tail", "_tokens")
 
@@ -65,7 +65,7 @@ class Dressed:
         self._events = 0
         self._preamble = (b"\xef\xbb\xbf" if faults.bom else b"") + self._dress(script.preamble())
         self._tokens = [self._dress(step) for step in script.tokens()]
-        # Why: both are called whatever the faults, for a dialect may count its events.
+        # Why: both are called with any faults, because a dialect may count its events.
         finish, terminal = script.finish(), script.terminal()
         tail = b"" if faults.no_finish else finish if faults.no_done else finish + terminal
         self._tail = self._dress(tail)
@@ -118,7 +118,7 @@ class Cutter:
         self._bytewise = faults.bytewise
         self._chunked = is_chunked
         self._random = random.Random(faults.cuts or 0)
-        self._held = b""  # the end of a step that leaves with the next one: a chunk may hold parts of several events
+        self._held = b""  # the end of a step, sent with the next step: a chunk may hold parts of several events
 
     def head(self, head: bytes) -> Iterator[bytes]:
         """The writes of the response head."""
@@ -136,7 +136,7 @@ class Cutter:
         return self._cut(framed + b"".join(self._end() if last else ()), CUT_WRITE_BYTES_MAX)
 
     def flush(self) -> bytes:
-        """What was held back, framed: before a break everything promised has to be out."""
+        """The bytes held back, framed: all bytes before a break have to be sent."""
         held, self._held = self._held, b""
         return self._frame(held) if held else b""
 

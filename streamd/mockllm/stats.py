@@ -1,4 +1,4 @@
-"""What the mock has seen and done: counters to assert on, and a way to wait for them without sleeping."""
+"""The mock's record: counters for a test to assert on, and a way to wait for them without sleeping."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-ABORTED_AT_MAX: Final = 16_384  # twice 5,000 readers leaving at once, and some
-SEEN_MAX: Final = 64  # the requests of one test
+ABORTED_AT_MAX: Final = 16_384  # 5,000 readers that leave at once, twice, and some more
+SEEN_MAX: Final = 64  # the requests of a test
 SEEN_BODY_BYTES_MAX: Final = 65_536
 WAIT_S: Final = 60.0  # a test that waits longer for a counter has failed
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request as it came."""
+    """A received request."""
 
     method: str
     target: bytes
@@ -24,12 +24,12 @@ class Seen:
     body: bytes
 
     def get(self, name: bytes) -> bytes | None:
-        """The first field of that (lower-case) name."""
+        """The value of the first field with this (lower-case) name."""
         return next((value for field, value in self.headers if field == name), None)
 
 
 class Stats:
-    """Counters of one server. An answer is a response, streamed or not; begun = open + completed + aborted + broken."""
+    """Counters of a server. An answer is a response, streamed or not; begun = open + completed + aborted + broken."""
 
     __slots__ = (
         "_waiting",
@@ -48,23 +48,23 @@ class Stats:
     def __init__(self) -> None:
         self.connections = 0
         self.connections_open = 0
-        self.requests: Counter[str] = Counter()  # by `METHOD path`; unknown paths under one name
+        self.requests: Counter[str] = Counter()  # by `METHOD path`; unknown paths share a name
         self.open = 0  # answers begun and not ended
         self.completed = 0
         self.aborted = 0  # by the peer
-        self.pauses = 0  # times that a peer's socket took no more
-        self.broken = 0  # by a fault of ours
+        self.pauses = 0  # times that a peer's socket took no more bytes
+        self.broken = 0  # by a fault of the mock
         self.aborted_at: deque[float] = deque(maxlen=ABORTED_AT_MAX)  # seconds, monotonic
         self.seen: deque[Seen] = deque(maxlen=SEEN_MAX)
         self._waiting: list[tuple[Callable[[Stats], bool], asyncio.Future[None]]] = []
 
     @property
     def requests_total(self) -> int:
-        """Requests of all paths, the mock's own left out."""
+        """Requests of all paths, without those for the mock's own pages."""
         return self.requests.total()
 
     def changed(self) -> None:
-        """Some counter has changed: wake whoever waited for that."""
+        """A counter has changed: wake the tasks that waited for that."""
         if not self._waiting:
             return
         for reached, future in self._waiting:

@@ -1,7 +1,7 @@
-"""The text that the mock speaks: readable, endless, the same for the same seed, and a mock's by its first words.
+"""The mock's text: readable, endless, the same for the same seed, and recognizable as a mock's by its first words.
 
-Tokens are kept as the JSON-escaped inside of a string, the only form in which a stream needs them. The corpus has what
-real text has to trip a relay over: quotes, backslashes, newlines, and characters of two, three and four bytes.
+Tokens are kept as the JSON-escaped inside of a string, the only form in which a stream needs them. The corpus has the
+characters of real text that may trip a relay: quotes, backslashes, newlines, and characters of two to four bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SENTENCES: Final = (
     "And so the story goes on, word by word, until the count is full.",
 )
 
-# A token as tokenizers make it: a word with the blank before it, or a run of what is no word.
+# A token as tokenizers make it: a word with the blank before it, or a run of other characters.
 _TOKEN: Final = re.compile(r" ?\w+|[^\w\s]+|\s+")
 
 _STAMP: Final = b"@%d "
@@ -61,7 +61,7 @@ def _endless(seed: int) -> Iterator[bytes]:
     yield from _OPENING_TOKENS
     state = seed & 0x7FFFFFFF
     while True:
-        state = (state * 1103515245 + 12345) & 0x7FFFFFFF  # the constants of C's rand(), as good as any here
+        state = (state * 1103515245 + 12345) & 0x7FFFFFFF  # the constants of C's rand(), which are good enough here
         yield from _SENTENCE_TOKENS[(state >> 8) % len(_SENTENCE_TOKENS)]
 
 
@@ -71,21 +71,21 @@ def tokens(seed: int, count: int) -> Iterator[bytes]:
 
 
 def stamps(count: int) -> Iterator[bytes]:
-    """`count` tokens that are the monotonic clock, in ns, when they are taken (`@<ns> `): a reader knows their age."""
+    """`count` tokens, each the monotonic clock in ns when it is taken (`@<ns> `), so that a reader knows its age."""
     for _ in range(count):
         yield _STAMP % time.monotonic_ns()
 
 
 def unescape(pieces: Iterator[bytes]) -> str:
-    """The text that these tokens make together."""
+    """The whole text of these tokens."""
     return str(orjson.loads(b'"' + b"".join(pieces) + b'"'))
 
 
 def text(seed: int, count: int) -> str:
-    """The same tokens as `tokens(seed, count)`, as one text."""
+    """The same tokens as `tokens(seed, count)`, as a single text."""
     return unescape(tokens(seed, count))
 
 
 def pieces(whole: str, size: int) -> Iterator[bytes]:
-    """`whole` in pieces of `size` characters, each as the inside of a JSON string: how tool-call arguments come."""
+    """`whole` in pieces of `size` characters, each as the inside of a JSON string, as tool-call arguments are sent."""
     return (_escape(whole[at : at + size]) for at in range(0, len(whole), size))

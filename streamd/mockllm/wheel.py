@@ -1,7 +1,7 @@
-"""A timing wheel: ten thousand streams that each want to be woken once a second, and one timer for all of them.
+"""A timing wheel: wakes ten thousand streams once a second each, with a single timer.
 
-An entry lies in the slot of its due time; an entry further away than the wheel is round lies in the same slot and is
-put back when the hand passes. Nothing is ever taken out: what has died in the meantime is dropped by whoever wakes it.
+An entry lies in the slot of its due time. An entry that is due later than a full round lies in the same slot, and is
+put back when the hand passes. Entries are never removed: the caller of turn() drops those that have died meanwhile.
 Order within a slot is the order of arrival. Invariant: every entry lies in a slot that the hand has yet to reach.
 """
 
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Final, Generic, Protocol, TypeVar
 
-SLOT_S: Final = (
-    0.005  # a fifth of the shortest interval that models have (about 20 ms), and 200 wake-ups a second at most
-)
-SLOTS: Final = 1024  # 5.12 s round: an interval of a second, the usual one under load, never goes round twice
+# A quarter of the shortest interval that models have (about 20 ms), and 200 wake-ups a second at most.
+SLOT_S: Final = 0.005
+SLOTS: Final = 1024  # 5.12 s a round, so an interval of a second, usual under load, never takes a second round
 
 
 class HasDue(Protocol):
-    """Anything with the time at which it wants to be woken (seconds, monotonic)."""
+    """An object with the time at which it wants to be woken (seconds, monotonic)."""
 
     due: float
 
@@ -42,16 +41,16 @@ class Wheel(Generic[Entry]):
         return int(when / self._slot_s)
 
     def add(self, entry: Entry) -> None:
-        """Wake `entry` at `entry.due`, or at the next turn of the hand if that is past."""
+        """Wake `entry` at `entry.due`, or at the hand's next turn if that time has passed."""
         slot = max(self._slot_of(entry.due), self._hand + 1)
         self._slots[slot % len(self._slots)].append(entry)
         self._count += 1
 
     def turn(self, now: float) -> list[Entry]:
-        """All entries whose slot has come. Call it at least once per `next_turn`; a late call catches up."""
+        """All entries that are due. Call it at least once per `next_turn`; a late call catches up."""
         goal = self._slot_of(now)
         due: list[Entry] = []
-        # Why: a hand that is a whole round late empties each slot once, not once per missed round.
+        # Why: a hand that is more than a round late empties each slot once, not once per missed round.
         for slot in range(max(self._hand + 1, goal - len(self._slots) + 1), goal + 1):
             self._hand = slot
             due += self._empty(slot, goal)
