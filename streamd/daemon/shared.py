@@ -3,7 +3,7 @@
     head       the version, the daemon's start time, and for each row the pid of the worker that counts in it
     rows       the base row, then each worker's (the layout is net/totals.py's)
     ledgers    the base ledger, then each worker's: its counts for every API key that it has seen
-    crossings  for each worker: how many connections each other worker has sent to it, and how many it has taken
+    crossings  for each worker: how many connections it was sent by each other worker, and has taken from each
 
 A worker writes its own row and ledger; every process reads all. Aligned 64-bit stores and loads are whole on x86-64 and
 arm64, so a sum may be a moment old but never torn. When a worker dies, another worker folds its counts: it adds them to

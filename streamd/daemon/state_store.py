@@ -113,7 +113,7 @@ class StateStore:
                     os.unlink(_loading(self._path))
 
     def check_directory(self) -> None:
-        """Log that the directory can't be written now, and not when the streams are lost."""
+        """Log at the start that the directory can't be written, and not only when the streams are lost."""
         if self._path is None:
             return
         folder = self._path.parent
