@@ -119,7 +119,9 @@ class Access:
     def usage_of(self, request: Request) -> UsageTail | None:
         """What charges the tokens of an answer that is no stream to the request's key, where they are limited."""
         key = request.principal.key
-        return UsageTail(self._accounts.of(key)) if key is not None and key.tokens_per_minute is not None else None
+        if key is None or key.tokens_per_minute is None:
+            return None
+        return UsageTail(self._accounts.of(key), request.dialect.api)
 
     def note_stream(self, request: Request) -> Account | None:
         """The same for an answer that turned out to be a stream: it runs already, so it counts and isn't refused."""

@@ -25,7 +25,7 @@ from streamd.net.runtime import Runtime, head_of
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
-from streamd.wire.dialect import Dialect
+from streamd.wire.dialect import KEY_FIELDS
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
 
 # What a client's path may not hold, so that it can't leave the upstream's base: dot segments, empty segments, and
@@ -48,7 +48,7 @@ _OURS = frozenset(
         b"idempotency-key",
         b"last-event-id",
         b"prefer",
-        b"x-api-key",
+        *KEY_FIELDS,
         b"x-conversation-id",
         b"x-forwarded-for",
         b"x-forwarded-host",
@@ -87,7 +87,7 @@ class Relay:
         if request.body:
             self._access.check_model(request, model if isinstance(model, str) else None)
             self._say_once(request, fields)
-        wants_stream = fields.get("stream") is True and request.dialect is not Dialect.UNKNOWN
+        wants_stream = request.dialect.api.wants_stream(fields)
         request.conversation = llama.conversation_of(request) if wants_stream else ""
         policy = policy_of(request) or Policy(request.route.policy)
         if request.method == "POST" and self._resumes(connection, request, policy):
@@ -315,10 +315,10 @@ def _detach_grace(request: Request, max_s: float) -> float:
 def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
     """The request as it goes upstream: written anew from its parsed parts, never copied."""
     head = head_of(request)
-    body, dialect, request_id = request.body, request.dialect, request.id
+    body, api, request_id = request.body, request.dialect.api, request.id
     ours = (b"x-request-id", request_id.encode())
     passed = [field for field in end_to_end(head.headers) if field[0] not in _OURS]
-    secrets: Headers = tuple(field for field in head.headers if field[0] in (b"authorization", b"x-api-key"))
+    secrets: Headers = tuple(field for field in head.headers if field[0] in (b"authorization", *KEY_FIELDS))
     bodiless = head.method in ("GET", "HEAD") and not body
 
     def fields_for(upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
@@ -328,9 +328,7 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
         out += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
         out.append((b"accept-encoding", b"identity"))
         if settings.key:
-            out.append((b"authorization", b"Bearer " + settings.key.encode()))
-            if dialect is Dialect.MESSAGES:
-                out.append((b"x-api-key", settings.key.encode()))
+            out += api.credentials(settings.key.encode())
         elif settings.pass_client_key:
             out += secrets
         if not bodiless:

@@ -14,6 +14,7 @@ from typing import Final
 
 from streamd.core.patterns import matches_any
 from streamd.reasons import CloseReason
+from streamd.wire.dialect import KEY_FIELDS
 
 HeadersGet = Callable[[bytes], bytes | None]
 """A request's header by its lowercase name; None if there is none."""
@@ -107,8 +108,9 @@ def bearer(headers_get: HeadersGet) -> bytes | None:
 
 
 def presented_key(headers_get: HeadersGet) -> bytes | None:
-    """The API key a request brings: Bearer (OpenAI's SDKs), else `x-api-key` (Anthropic's); None if it brings none."""
-    return bearer(headers_get) or (headers_get(b"x-api-key") or b"").strip() or None
+    """The API key a request brings: Bearer (OpenAI's SDKs), else in a field of another API; None if it brings none."""
+    fields = (headers_get(field) for field in KEY_FIELDS)
+    return bearer(headers_get) or next((key for field in fields if field and (key := field.strip())), None)
 
 
 def principal_without_keys(headers_get: HeadersGet) -> Principal:

@@ -39,7 +39,7 @@ from streamd.core.hub import Hub, KeptName
 from streamd.core.replay import LogParts, ReplayLog, check_parts
 from streamd.core.stream import CountedStream, Policy, Stream
 from streamd.reasons import CloseReason
-from streamd.wire.dialect import Dialect
+from streamd.wire.dialect import Dialect, dialect_named
 from streamd.wire.event_id import SEQ_MAX, valid_name, valid_stream_id
 
 MAGIC: Final = b"streamd-state\0"
@@ -215,7 +215,7 @@ def restore(hub: Hub, kept: KeptStream, now: float, now_unix: float) -> Stream |
     stream = hub.restore(
         facts.id,
         log,
-        Dialect(facts.dialect),
+        dialect_named(facts.dialect),
         opened_at,
         kind=CountedStream if facts.counted else Stream,
         epoch=facts.epoch,

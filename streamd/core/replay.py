@@ -1,9 +1,9 @@
 """ReplayLog: the history of a stream in about ten bytes an event, read back byte for byte, or coalesced.
 
 Neighbouring chunks of a generation differ only in the delta's text. So the log keeps what stands around the text once,
-as a *template* (wire/openai.py), and then only texts. What is kept of a text is the JSON-escaped inside of its string,
-which can hold no control byte; so a newline ends a text and nothing else is needed: no offsets, no object for each
-event. Concatenating the texts of one template *is* the coalesced event, without parsing.
+as a *template* (wire/template.py), and then only texts. What is kept of a text is the JSON-escaped inside of its
+string, which can hold no control byte; so a newline ends a text and nothing else is needed: no offsets, no object for
+each event. Concatenating the texts of one template *is* the coalesced event, without parsing.
 
 The form. The log is a list of sealed *segments* and a tail, all immutable bytes. A segment is
 
@@ -33,8 +33,21 @@ import re
 from bisect import bisect_right
 from typing import Final, NamedTuple
 
-from streamd.wire import openai
-from streamd.wire.openai import PLAIN, Fill, Template
+from streamd.wire.template import (
+    AGAIN,
+    CREATED,
+    NUMBER,
+    PAD,
+    PLAIN,
+    SPACES,
+    TEXT,
+    Delta,
+    Fill,
+    Template,
+    combine,
+    is_string_inside,
+    learn,
+)
 
 SEGMENT_BYTES_MAX: Final = 479  # see above
 # Most text in a coalesced event (docs/PROTOCOL.md, section 3); a single event with more text stays whole.
@@ -258,7 +271,7 @@ class ReplayLog(_Joined):
             return None
         if event.endswith(self._suffix) and len(event) >= self._from + self._cut:
             text = event[self._from : -self._cut]
-            return (text, b"") if openai.is_string_inside(text) else None
+            return (text, b"") if is_string_inside(text) else None
         if not self._padding:
             return None
         middle, after, table = self._padding
@@ -289,7 +302,7 @@ class ReplayLog(_Joined):
         if count == TEMPLATES_MAX or self._learnt >= LEARNT_AT_ONCE_MAX + (self.seq_next >> LEARN_EVERY_LOG2):
             return None
         self._learnt += 1
-        template = openai.learn(event)
+        template = learn(event)
         fill = template and template.match(event)
         if not template or not fill:
             return None
@@ -616,11 +629,11 @@ def check_parts(parts: LogParts) -> None:
 
 
 def _check_template(fixed: tuple[bytes, ...], holes: bytes) -> None:
-    known = (openai.TEXT, openai.AGAIN, openai.CREATED, openai.NUMBER, openai.PAD, openai.SPACES)
+    known = (TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES)
     once = len(set(holes)) == len(holes) and set(holes) <= set(known)
-    text = holes.find(openai.TEXT)
-    after = [holes.find(hole) for hole in (openai.AGAIN, openai.PAD, openai.SPACES) if hole in holes]
-    padded_once = not (openai.PAD in holes and openai.SPACES in holes)
+    text = holes.find(TEXT)
+    after = [holes.find(hole) for hole in (AGAIN, PAD, SPACES) if hole in holes]
+    padded_once = not (PAD in holes and SPACES in holes)
     if len(fixed) != len(holes) + 1 or not once or text < 0 or not padded_once or any(at < text for at in after):
         raise ValueError("a template with an impossible set of holes")
     if any(piece.translate(None, _IN_PIECES) for piece in fixed) or fixed[-1][-2:] != b"\n\n":
@@ -667,13 +680,13 @@ class _Check:
         if kind >= len(self._templates):
             raise ValueError("a mark for a template that the log doesn't have")
         self._holes = self._templates[kind][1]
-        if openai.NUMBER in self._holes:
+        if NUMBER in self._holes:
             self._take(5)
 
     def _texts(self) -> int:
         end = self._segment.find(_MARK_BYTE, self._at)
         run = self._take((end if end >= 0 else len(self._segment)) - self._at)
-        if self._holes is None or (openai.CREATED in self._holes and not self._dated):
+        if self._holes is None or (CREATED in self._holes and not self._dated):
             raise ValueError("texts without a template")
         if run[-1:] != _LF or run.translate(None, _IN_TEXTS):
             raise ValueError("texts with a forbidden byte, or without their line end")
@@ -715,7 +728,7 @@ class _Coalescing:
         self._created = b""  # of the first text: SDKs take it from the first chunk
         self._number = -1  # of the last text
         self._pad = b""
-        self._delta: openai.Delta | None = None
+        self._delta: Delta | None = None
         self._event = b""  # what the delta was made of
 
     def read(self) -> list[Event]:
@@ -769,7 +782,7 @@ class _Coalescing:
         known = self._siblings.get((one, other))
         if known is None:
             fill = Fill(b"1700000000", 0, b"", b"")
-            known = self._siblings[one, other] = openai.combine([(one, fill), (other, fill)]) is not None
+            known = self._siblings[one, other] = combine([(one, fill), (other, fill)]) is not None
         return known
 
     def _take_whole(self, event: bytes, end: int) -> None:
@@ -778,7 +791,7 @@ class _Coalescing:
             return
         delta = None
         if len(event) <= 2 * COALESCED_TEXT_BYTES_MAX:
-            delta = openai.Delta.of(event)
+            delta = Delta.of(event)
             self._work += _WORK_OF_PARSING
         if self._delta:
             limit = min(COALESCED_TEXT_BYTES_MAX, self._left)
@@ -820,7 +833,7 @@ class _Coalescing:
         ]
         if len(runs) == 1:
             return runs[0][0].render(runs[0][1])
-        event = openai.combine(runs)
+        event = combine(runs)
         assert event is not None  # siblings all
         return event
 

@@ -613,7 +613,7 @@ class Stream(_PerToken):
         self.retention_s = 0.0
         # events
         self.log = log
-        self.progress = Progress(dialect)
+        self.progress = Progress(dialect.api)
         self.frame_bytes = 0
         self.touched_at = now
         self.first_event_at = 0.0
@@ -647,7 +647,7 @@ class Stream(_PerToken):
         seq = self.log.seq_next
         if ours:
             self.log.keep_whole(event)
-            unseen = seq == 1 or self.dialect is Dialect.RESPONSES  # the first one's time; numbers, which go on
+            unseen = seq == 1 or self.dialect.api.numbered  # the first one's time; numbers, which go on
         else:
             unseen = not self.log.append(event)
         if unseen:
@@ -739,7 +739,7 @@ class Stream(_PerToken):
 
     def fail(self, reason: CloseReason, now: float, *, message: str, code: str = "") -> None:
         """Seal after an error event in the stream's dialect: the log's last entry, for resuming readers too."""
-        last = self.log.last_event() if self.dialect is Dialect.RESPONSES else None
+        last = self.log.last_event() if self.dialect.api.numbered else None
         number = sequence_number_of(last) if last is not None else None
         event = error_event(
             self.dialect,

@@ -7,23 +7,21 @@ a JSON string the quote behind the name would have a backslash in front of it.
 
 from __future__ import annotations
 
-import re
-
 from streamd.core.limits import Account
+from streamd.wire.dialects.api import Api
 
 # Behind `usage` stand a fingerprint, a service tier, of /v1/responses up to 16 pairs of metadata of 600 B.
 TAIL_BYTES = 12 * 1024
-
-_output_tokens = re.compile(rb'"(?:completion|output)_tokens"\s*+:\s*+([0-9]{1,9})(?![0-9])').findall
 
 
 class UsageTail:
     """The end of one answer, for one key's account."""
 
-    __slots__ = ("_account", "_tail")
+    __slots__ = ("_account", "_api", "_tail")
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, api: Api) -> None:
         self._account = account
+        self._api = api  # it knows under which names its servers count
         self._tail = b""
 
     def passed(self, piece: bytes) -> None:
@@ -32,7 +30,7 @@ class UsageTail:
 
     def over(self) -> None:
         """The answer is over: charge what it says of itself, nothing if it doesn't or broke off before."""
-        found = _output_tokens(self._tail)
+        tokens = self._api.output_tokens(self._tail)
         self._tail = b""
-        if found:
-            self._account.correct(0, int(found[-1]))
+        if tokens is not None:
+            self._account.correct(0, tokens)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streamd.core import replay
 from streamd.core.replay import Cursor, ReplayLog
-from streamd.wire import openai
+from streamd.wire.template import learn
 
 # What tempts a log that keeps texts between templates: structure, escapes, its own marks, halves of characters.
 TEXTS = st.sampled_from(
@@ -719,8 +719,7 @@ def test_reads_keep_to_their_bytes_but_give_one_event_at_least() -> None:
 
 def test_a_stream_that_never_repeats_itself_learns_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    learn = openai.learn
-    monkeypatch.setattr(replay.openai, "learn", lambda event: (tried.append(event), learn(event))[1])
+    monkeypatch.setattr(replay, "learn", lambda event: (tried.append(event), learn(event))[1])
     events = [wire(chat(id=f"chatcmpl-{n}", choices=[choice("x")])) for n in range(2000)]
     log = filled(events)
     assert len(tried) <= replay.LEARNT_AT_ONCE_MAX + (2000 >> replay.LEARN_EVERY_LOG2)

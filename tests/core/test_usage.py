@@ -8,13 +8,14 @@ import pytest
 
 from streamd.core.limits import Account
 from streamd.core.usage import TAIL_BYTES, UsageTail
+from streamd.wire.dialect import Dialect
 
 CHAT = {"id": "1", "choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 70}}
 
 
-def charged(body: bytes, size: int = 0) -> int:
+def charged(body: bytes, size: int = 0, dialect: Dialect = Dialect.CHAT) -> int:
     account = Account()
-    tail = UsageTail(account)
+    tail = UsageTail(account, dialect.api)
     for start in range(0, len(body), size or len(body) or 1):
         tail.passed(body[start : start + (size or len(body))])
     tail.over()
@@ -47,7 +48,7 @@ def test_usage(body: bytes, tokens: int, size: int) -> None:
 
 
 def test_only_the_end_is_held() -> None:
-    tail = UsageTail(Account())
+    tail = UsageTail(Account(), Dialect.UNKNOWN.api)
     for _ in range(100):
         tail.passed(b"x" * 5000)
         assert len(tail._tail) <= TAIL_BYTES

@@ -19,13 +19,17 @@ TESTS_OF: Final = {
     "net/fetch.py": ("tests/api/test_operating.py",),
     "net/tls.py": ("tests/net/test_splice.py", "tests/live/test_tls.py"),
     "net/upstream.py": ("tests/net/test_upstream.py", "tests/net/test_exchange.py"),
+    "wire/dialects/api.py": ("tests/wire/test_dialect.py",),
+    "wire/dialects/chat.py": ("tests/wire/test_template.py", "tests/wire/test_dialect.py"),
+    "wire/dialects/members.py": ("tests/wire/test_dialect.py",),
 }
 
 # What the simulator plays: readers and upstreams over a virtual network, with streams between them.
 SIMULATED: Final = frozenset(
     {
         *("core/stream.py", "core/ring.py", "core/replay.py", "core/fanout.py", "core/hub.py", "core/admission.py"),
-        *("wire/http1.py", "wire/chunked.py", "wire/quick.py", "wire/sse.py", "wire/openai.py", "wire/dialect.py"),
+        *("wire/http1.py", "wire/chunked.py", "wire/quick.py", "wire/sse.py", "wire/template.py", "wire/dialect.py"),
+        *("wire/dialects/api.py", "wire/dialects/chat.py", "wire/dialects/members.py"),
         *("net/client.py", "net/upstream.py", "net/exchange.py", "net/sweep.py"),
     }
 )

@@ -23,8 +23,8 @@ from streamd.net.client import ClientConnection
 from streamd.net.exchange import Exchange
 from streamd.net.upstream import Upstream
 from streamd.reasons import CloseReason
-from streamd.wire import openai
 from streamd.wire.dialect import Progress
+from streamd.wire.template import Delta
 
 STEPS = 4_000
 RARE_MAX = 12  # situations that 40,000 steps may miss
@@ -228,13 +228,13 @@ def gives_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def merges_two_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of different ids become one event."""
-    absorb = openai.Delta.absorb
+    absorb = Delta.absorb
 
-    def greedy(self: openai.Delta, later: openai.Delta) -> bool:
+    def greedy(self: Delta, later: Delta) -> bool:
         self._rest = later._rest
         return absorb(self, later)
 
-    monkeypatch.setattr(openai.Delta, "absorb", greedy)
+    monkeypatch.setattr(Delta, "absorb", greedy)
 
 
 def counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,13 +255,13 @@ def forgets_to_catch_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def takes_half_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer is complete when one of its choices has finished."""
-    see = Progress._see_chunk
+    weigh = Progress.weigh_choices
 
-    def hasty(self: Progress, body: Any) -> None:
-        see(self, body)
+    def hasty(self: Progress) -> None:
+        weigh(self)
         self.complete = self.complete or bool(self._finished)
 
-    monkeypatch.setattr(Progress, "_see_chunk", hasty)
+    monkeypatch.setattr(Progress, "weigh_choices", hasty)
 
 
 def joins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def typed(kind: str, **fields: Any) -> bytes:
 
 
 def seen(dialect: Dialect, *events: bytes) -> Progress:
-    progress = Progress(dialect)
+    progress = Progress(dialect.api)
     for each in events:
         progress.see(each)
     return progress
@@ -203,7 +203,7 @@ bodies = st.binary(max_size=30) | st.dictionaries(keys, trees, max_size=6) | kin
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(Dialect), st.lists(bodies, max_size=5))
 def test_progress_tolerates_anything_and_only_ever_ends_complete(dialect: Dialect, bodies: list[Any]) -> None:
-    progress = Progress(dialect)
+    progress = Progress(dialect.api)
     for body in bodies:
         ended = progress.terminal
         progress.see(event(body.replace(b"\n", b"").replace(b"\r", b"") if isinstance(body, bytes) else body))
@@ -274,16 +274,16 @@ def test_a_gap_has_the_shape_of_a_chunk(dialect: Dialect) -> None:
     head = {"id": "c-1", "object": "chat.completion.chunk", "created": 1700000000, "model": "m"}
     assert parse_event(made)[0] == "gap"
     assert json_of(made) == {**head, "choices": [], "gap": {"from": 5, "to": 9}}
-    unseen = json_of(gap_event(dialect, Progress(dialect), 1, 1, reset=True))
+    unseen = json_of(gap_event(dialect, Progress(dialect.api), 1, 1, reset=True))
     assert unseen["gap"] == {"from": 1, "to": 1, "reset": True}
     assert unseen["object"] == ("chat.completion.chunk" if dialect is Dialect.CHAT else "text_completion")
 
 
 def test_gaps_of_the_other_dialects() -> None:
     gap = {"gap": {"from": 5, "to": 9}}
-    made = gap_event(Dialect.MESSAGES, Progress(Dialect.MESSAGES), 5, 9)
+    made = gap_event(Dialect.MESSAGES, Progress(Dialect.MESSAGES.api), 5, 9)
     assert (parse_event(made)[0], json_of(made)) == ("ping", {"type": "ping", **gap})
-    made = gap_event(Dialect.UNKNOWN, Progress(Dialect.UNKNOWN), 5, 9)
+    made = gap_event(Dialect.UNKNOWN, Progress(Dialect.UNKNOWN.api), 5, 9)
     assert (parse_event(made)[0], json_of(made)) == ("gap", gap)
     progress = seen(Dialect.RESPONSES, typed("response.in_progress", sequence_number=3))
     made = gap_event(Dialect.RESPONSES, progress, 5, 9)

@@ -57,7 +57,7 @@ def upstream(body: bytes) -> Iterator[str]:
 
 def on_the_wire(dialect: Dialect, events: list[bytes], *, clean_end: bool) -> bytes:
     """The events as a reader gets them at worst: ids, heartbeats, comments, retry lines and gaps between them."""
-    progress = Progress(dialect)
+    progress = Progress(dialect.api)
     noise = HEARTBEAT + b": upstream comment\nretry: 1500\n"
     wire = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (HEARTBEAT, noise))
     for at, each in enumerate(events):
@@ -201,7 +201,7 @@ def test_ids_heartbeats_retries_and_gaps_are_survived(dialect: Dialect, events: 
 def test_a_gap_may_come_first(dialect: Dialect, events: list[bytes], read: Any) -> None:
     if read is responses_accumulated:
         pytest.skip("it takes nothing in front of response.created, whatever its shape")
-    gap = frame(PREFIX, 1, gap_event(dialect, Progress(dialect), 1, 1, reset=True), chunked=True)
+    gap = frame(PREFIX, 1, gap_event(dialect, Progress(dialect.api), 1, 1, reset=True), chunked=True)
     with upstream(gap + on_the_wire(dialect, events, clean_end=True)) as url:
         assert read(url) == "Hello"
 

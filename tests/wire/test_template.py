@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamd.wire import openai
-from streamd.wire.openai import Delta, Fill, Template, learn
+from streamd.wire.template import TEMPLATE_BYTES_MAX, Delta, Fill, Template, combine, is_string_inside, learn
 
 
 def wire(parsed: Any, *, name: str = "", spaced: bool = False, ascii_only: bool = False) -> bytes:
@@ -166,8 +165,8 @@ def test_what_is_odd_as_bytes_is_not_learnt(event: bytes) -> None:
 
 
 def test_an_event_larger_than_a_template_may_be_is_not_learnt() -> None:
-    assert learn(wire(chat({"content": T}, system_fingerprint="f" * openai.TEMPLATE_BYTES_MAX))) is None
-    assert learn(wire(chat({"content": T * openai.TEMPLATE_BYTES_MAX})))
+    assert learn(wire(chat({"content": T}, system_fingerprint="f" * TEMPLATE_BYTES_MAX))) is None
+    assert learn(wire(chat({"content": T * TEMPLATE_BYTES_MAX})))
 
 
 def test_a_text_whose_half_character_orjson_refuses_is_learnt() -> None:
@@ -180,7 +179,7 @@ def test_a_role_beside_the_text_is_learnt_but_never_merged() -> None:
     template = learn(event)
     assert template and not template.merges
     assert Delta.of(event) is None
-    assert openai.combine([(template, fill_of(template, event))]) is None
+    assert combine([(template, fill_of(template, event))]) is None
 
 
 def fill_of(template: Template, event: bytes) -> Fill:
@@ -281,7 +280,7 @@ def test_the_inside_of_a_string_is_what_a_json_parser_takes(inside: bytes) -> No
         parsed = json.loads((b'"%b"' % inside).decode())  # json itself lets halves of characters pass as UTF-8
     except ValueError:
         parsed = None
-    assert openai.is_string_inside(inside) == isinstance(parsed, str)
+    assert is_string_inside(inside) == isinstance(parsed, str)
 
 
 @settings(max_examples=300, deadline=None)
@@ -389,7 +388,7 @@ def test_chunks_of_different_ids_stay_apart(make: Any) -> None:
     assert merged(first, first) and merged(first, later) is None and merged(later, first) is None
     assert learnt(first).match(wire(later)) is None
     runs = [(learnt(each), fill_of(learnt(each), wire(each))) for each in (first, later)]
-    assert openai.combine(runs) is None
+    assert combine(runs) is None
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, True), (1, 1.0), (0, False), (None, 0), ({"a": 1}, {"a": True})])
@@ -419,18 +418,18 @@ def test_templates_of_several_choices_combine_around_texts_as_they_are_on_the_wi
     for index, text in enumerate([b"\\ud83d", b'streamd-0-\\"streamd-1-\\"', b"streamd-0-"]):
         template = learnt(chat({"content": T}, {"index": index}))
         runs.append((template, Fill(b"1700000000", -1, text, b"")))
-    event = openai.combine(runs)
+    event = combine(runs)
     assert event
     texts = [one["delta"]["content"] for one in json.loads(event[6:])["choices"]]
     assert texts == ["\ud83d", 'streamd-0-"streamd-1-"', "streamd-0-"]
-    assert openai.combine([runs[0], runs[0]]) is None
+    assert combine([runs[0], runs[0]]) is None
     other = learnt(chat({"reasoning_content": T}))
-    assert openai.combine([runs[0], (other, runs[0][1])]) is None
-    assert openai.combine([]) is None
+    assert combine([runs[0], (other, runs[0][1])]) is None
+    assert combine([]) is None
     marked = learnt(chat({"content": T}, model="streamd-0-"))
-    assert openai.combine([(marked, runs[0][1])]) is None
+    assert combine([(marked, runs[0][1])]) is None
 
 
 def test_an_escape_does_not_make_a_character_of_its_neighbours() -> None:
-    assert openai.is_string_inside(b"\xc3\xa9\\n")
-    assert not openai.is_string_inside(b"\xc3\\n\xa9")
+    assert is_string_inside(b"\xc3\xa9\\n")
+    assert not is_string_inside(b"\xc3\\n\xa9")

@@ -1,8 +1,7 @@
-"""The little that is known of the JSON: is an event a text delta, which part of it is the text, how do neighbours join.
+"""Templates of text deltas: which events are pure text, which part of them is the text, and how neighbours join.
 
-Four dialects are known: chat completions, completions, Responses, and Anthropic's messages; and streamd's own form of
-published text, `{"delta": "…"}`. An event is a *text delta* if text is all that it adds: one text in the delta, no
-finish_reason, no logprobs, no usage. Two uses:
+An event is a *text delta* if text is all that it adds. Which events are, says the API that they are of (the modules in
+wire/dialects/); what follows from it is here, for all of them alike. Two uses:
 
 - A `Template` is learnt from one event and cuts it into fixed pieces and *holes*: the text, and what changes beside it
   from event to event: `created`, `sequence_number`, padding. The replay log keeps the pieces once. A later event
@@ -11,17 +10,19 @@ finish_reason, no logprobs, no usage. Two uses:
   rendering is byte-exact.
 - A `Delta` is one parsed event, for what fits no template: neighbours of one kind and index are merged by value.
 
-What is doubtful is no delta: the price is bytes, never correctness. Two things look mergeable and are not: a `role`
-beside the text (some servers repeat it; the OpenAI SDK *concatenates* it), so such events get a template and are never
-merged; and unknown fields inside a delta, which that SDK concatenates or adds up.
+What is doubtful is no delta: the price is bytes, never correctness.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
+
+from streamd.wire.dialect import APIS
+from streamd.wire.dialects.api import Api, Part
+from streamd.wire.dialects.members import Json, json_object
 
 # The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side),
 # PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace.
@@ -47,9 +48,8 @@ _CREATED: Final = re.compile(rb"[1-9][0-9]{9}")
 
 # One event of one data line, with or without an `event:` line before it. Control bytes fit nowhere.
 _EVENT: Final = re.compile(rb"((?:event:[^\x00-\x1f]*\n)?data:)([^\x00-\x08\x0a-\x1f]*)\n\n")
-_TEXT_KEY: Final = re.compile(
-    rb'"(?:content|reasoning_content|reasoning|arguments|text|delta|thinking|partial_json)"\s*:\s*"(?!")'
-)
+_TEXT_KEYS: Final = dict.fromkeys(key for api in APIS for key in api.text_keys)
+_TEXT_KEY: Final = re.compile(rb'"(?:%b)"\s*:\s*"(?!")' % "|".join(_TEXT_KEYS).encode())
 _CREATED_KEY: Final = re.compile(rb'"created"\s*:\s*(?=[1-9][0-9]{9}[\s,}])')
 _NUMBER_KEY: Final = re.compile(rb'"sequence_number"\s*:\s*(?=(?:0|[1-9][0-9]{0,11})[\s,}])')
 _PAD_KEY: Final = re.compile(rb'"obfuscation"\s*:\s*"(?=[ !#-\[\]-~]*")')
@@ -57,42 +57,12 @@ _LAST_BRACE: Final = re.compile(rb" *\}\s*\n\n\Z")
 # orjson reads a whole number beyond 64 bits as a float; such an event is not written anew.
 _BIG_NUMBER: Final = re.compile(rb"[:,\[]\s*-?[0-9]{19}")
 
-# Fields that may be there with any value, as long as it is the same in each event. Others have to be null or absent.
-_TOP_KNOWN: Final = frozenset(
-    (
-        *(
-            "id",
-            "object",
-            "created",
-            "model",
-            "choices",
-            "system_fingerprint",
-            "service_tier",
-            "obfuscation",
-            "provider",
-        ),
-        *("type", "sequence_number", "item_id", "output_index", "content_index", "summary_index", "index", "delta"),
-    )
-)
-_CHOICE_KNOWN: Final = frozenset(("index", "delta", "text", "content_filter_results"))
-_DELTA_TEXTS: Final = ("content", "reasoning_content", "reasoning")
-_RESPONSES_DELTAS: Final = frozenset(
-    (
-        "response.output_text.delta",
-        "response.refusal.delta",
-        "response.reasoning_text.delta",
-        "response.reasoning_summary_text.delta",
-        "response.function_call_arguments.delta",
-        "response.mcp_call_arguments.delta",
-        "response.custom_tool_call_input.delta",
-    )
-)
-_MESSAGES_DELTAS: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
-# Fields beside the text that differ from event to event and are no part of what is compared. Of all but `created` the
-# last one wins; `created` is the first's, as SDKs take it from the first chunk that they see.
-_LAST_WINS: Final = ("usage", "timings", "sequence_number", "obfuscation")
-
-Json = dict[str, Any]
+# What the APIs say of the top level, together: events of any of them may be published, and servers mix them.
+_KNOWN: Final = frozenset(name for api in APIS for name in api.known)
+_CHANGING: Final = tuple(dict.fromkeys(name for api in APIS for name in api.changing))
+_COUNTED: Final = tuple(dict.fromkeys(name for api in APIS for name in api.counted))
+_LAST_WINS: Final = (*_COUNTED, *(name for name in _CHANGING if name != "created"))
+_NOT_COMPARED: Final = frozenset((*_CHANGING, *(api.listed for api in APIS)))
 
 
 def is_string_inside(text: bytes) -> bool:
@@ -230,13 +200,13 @@ def learn(event: bytes) -> Template | None:
     texts = sum(end - start for start, end, _ in holes)
     if len(event) - texts > TEMPLATE_BYTES_MAX:
         return None
-    parsed = _parse(_replaced(event, holes)[framed.start(2) :])
-    if parsed is None or not _is_known(parsed):
+    parsed = json_object(_replaced(event, holes)[framed.start(2) :])
+    if parsed is None:
         return None
-    parts = _parts(parsed)
-    if len(parts) != 1 or parts[0].texts() != [_SENTINEL] * len(holes):
+    api, parts = _parts(parsed)
+    if len(parts) != 1 or parts[0].texts() != [_SENTINEL] * len(holes) or not _is_known(api, parsed):
         return None
-    template = _cut(event, sorted(holes + _other_holes(event, holes, parsed)), merges=not parts[0].role)
+    template = _cut(event, sorted(holes + _other_holes(event, holes, api)), merges=not parts[0].role)
     fill = template.match(event)
     return template if fill and template.render(fill) == event else None
 
@@ -262,7 +232,7 @@ def _replaced(event: bytes, holes: list[Hole]) -> bytes:
     return event
 
 
-def _other_holes(event: bytes, texts: list[Hole], parsed: Json) -> list[Hole]:
+def _other_holes(event: bytes, texts: list[Hole], api: Api) -> list[Hole]:
     """The holes beside the text: of each kind the only one, and outside the text; padding only after it."""
     found: list[Hole] = []
     kinds = [(_CREATED_KEY, _CREATED, CREATED), (_NUMBER_KEY, _NUMBER, NUMBER), (_PAD_KEY, _PAD, PAD)]
@@ -274,11 +244,7 @@ def _other_holes(event: bytes, texts: list[Hole], parsed: Json) -> list[Hole]:
         if filled:
             found.append((filled.start(), filled.end(), kind))
     padded = any(kind == PAD for _, _, kind in found)
-    if (
-        not padded
-        and parsed.get("type") == "content_block_delta"
-        and (brace := _LAST_BRACE.search(event, texts[-1][1]))
-    ):
+    if not padded and api.spaces_end and (brace := _LAST_BRACE.search(event, texts[-1][1])):
         start = brace.start()
         found.append((start, start + event[start:].index(b"}"), SPACES))
     return [hole for hole in found if not any(start <= hole[0] < end for start, end, _ in texts)]
@@ -292,106 +258,21 @@ def _cut(event: bytes, holes: list[Hole], merges: bool) -> Template:
     return Template((*fixed, event[at:]), bytes(kind for _, _, kind in holes), merges)
 
 
-def _parse(json: bytes) -> Json | None:
-    try:
-        parsed = orjson.loads(json)
-    except orjson.JSONDecodeError:
-        return None
-    return parsed if isinstance(parsed, dict) else None
-
-
-def _is_known(parsed: Json) -> bool:
-    """Whether all fields outside the delta are known, or null."""
-    choices = parsed.get("choices") or ()
-    return (
-        _all_known(parsed, _TOP_KNOWN)
-        and all(_all_known(choice, _CHOICE_KNOWN) for choice in choices if isinstance(choice, dict))
-        and not parsed.get("logprobs")
+def _is_known(api: Api, parsed: Json) -> bool:
+    """Whether all members outside the delta are known, or null."""
+    known = all(
+        value is None or name in _KNOWN or (name == "logprobs" and value == []) for name, value in parsed.items()
     )
+    return known and api.is_known(parsed)
 
 
-def _all_known(fields: Json, known: frozenset[str]) -> bool:
-    return all(value is None or name in known or (name == "logprobs" and value == []) for name, value in fields.items())
-
-
-class _Part:
-    """One choice's text in a parsed event: the dict that holds it, under which names, and the choice around (or {})."""
-
-    __slots__ = ("holder", "index", "names", "role", "whole")
-
-    def __init__(self, whole: Json, index: int, holder: Json, names: tuple[str, ...], role: bool = False) -> None:
-        self.whole = whole
-        self.index = index
-        self.holder = holder
-        self.names = names
-        self.role = role
-
-    def texts(self) -> list[str]:
-        return [self.holder[name] for name in self.names]
-
-
-def _parts(parsed: Json) -> list[_Part]:
-    """The texts of an event, one part for each choice; [] unless text is all that it adds."""
-    choices = parsed.get("choices")
-    if isinstance(choices, list):
-        parts = [_choice_part(choice) for choice in choices]
-        known = [part for part in parts if part]
-        return known if len({part.index for part in known}) == len(parts) else []
-    kind, delta = parsed.get("type"), parsed.get("delta")
-    if len(parsed) == 1 and _is_text(delta):  # what streamd makes of published text (wire/publish.py)
-        return [_Part({}, 0, parsed, ("delta",))]
-    if not isinstance(kind, str):
-        return []
-    if kind in _RESPONSES_DELTAS and _is_text(delta) and not parsed.get("logprobs"):
-        return [_Part({}, 0, parsed, ("delta",))]
-    if (
-        kind == "content_block_delta"
-        and isinstance(delta, dict)
-        and delta.keys() <= {"type", *_MESSAGES_DELTAS.values()}
-    ):
-        name = _MESSAGES_DELTAS.get(str(delta.get("type")), "")
-        if len(delta) == 2 and _is_text(delta.get(name)):
-            return [_Part({}, 0, delta, (name,))]
-    return []
-
-
-def _choice_part(choice: Any) -> _Part | None:
-    if not isinstance(choice, dict) or type(choice.get("index")) is not int:
-        return None
-    if choice.get("finish_reason") is not None or choice.get("logprobs") is not None:
-        return None
-    delta = choice.get("delta")
-    if delta is None:
-        return _Part(choice, choice["index"], choice, ("text",)) if _is_text(choice.get("text")) else None
-    if not isinstance(delta, dict) or "text" in choice:
-        return None
-    names = tuple(name for name in _DELTA_TEXTS if delta.get(name))
-    known = {*_DELTA_TEXTS, "role", "tool_calls"}
-    if not all(_is_text(delta[name]) for name in names) or any(
-        delta[name] is not None for name in delta.keys() - known
-    ):
-        return None
-    calls, role = delta.get("tool_calls"), bool(delta.get("role"))
-    if not calls:
-        return _Part(choice, choice["index"], delta, names, role) if names else None
-    function = _arguments_only(calls)
-    return _Part(choice, choice["index"], function, ("arguments",), role) if function and not names else None
-
-
-def _arguments_only(calls: Any) -> Json | None:
-    """The `function` of the only tool call if arguments are all that it adds: no id, no name."""
-    if not isinstance(calls, list) or len(calls) != 1 or not isinstance(calls[0], dict):
-        return None
-    call, function = calls[0], calls[0].get("function")
-    if type(call.get("index")) is not int or not isinstance(function, dict) or not _is_text(function.get("arguments")):
-        return None
-    if call.keys() - {"index", "function", "type", "id"} or function.keys() - {"arguments", "name"}:
-        return None
-    return None if call.get("id") or function.get("name") else function
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+def _parts(parsed: Json) -> tuple[Api, list[Part]]:
+    """The API that an event is of, and its texts, one part for each choice; [] unless text is all that it adds."""
+    for api in APIS:
+        parts = api.parts(parsed)
+        if parts is not None:
+            return api, parts
+    return APIS[-1], []
 
 
 class Delta:
@@ -401,12 +282,13 @@ class Delta:
     padding, usage, timings).
     """
 
-    __slots__ = ("_line", "_parsed", "_parts", "_rest", "_shapes", "_texts", "text_bytes")
+    __slots__ = ("_api", "_line", "_parsed", "_parts", "_rest", "_shapes", "_texts", "text_bytes")
 
     text_bytes: int  # of all texts in it, as UTF-8
 
-    def __init__(self, line: bytes, parsed: Json, parts: list[_Part]) -> None:
+    def __init__(self, line: bytes, parsed: Json, api: Api, parts: list[Part]) -> None:
         self._line = line
+        self._api = api
         self._parsed = parsed
         self._parts = {part.index: part for part in parts}
         self._texts = {part.index: [part.texts()] for part in parts}
@@ -423,22 +305,22 @@ class Delta:
         framed = _EVENT.fullmatch(event)
         if not framed or _BIG_NUMBER.search(event):
             return None
-        parsed = _parse(framed[2])
+        parsed = json_object(framed[2])
         if parsed is None:
             return None
-        parts = _parts(parsed)
-        return cls(framed[1], parsed, parts) if parts and not any(part.role for part in parts) else None
+        api, parts = _parts(parsed)
+        return cls(framed[1], parsed, api, parts) if parts and not any(part.role for part in parts) else None
 
     def absorb(self, later: Delta) -> bool:
         """Takes in the texts of `later`, the next event; False, and nothing has changed, if they differ."""
-        if self._line != later._line or self._rest != later._rest:
+        if self._line != later._line or self._api is not later._api or self._rest != later._rest:
             return False
         if any(self._shapes.get(index, shape) != shape for index, shape in later._shapes.items()):
             return False
         for index, part in later._parts.items():
             if index not in self._parts:
                 self._parts[index] = part
-                self._parsed["choices"].append(part.whole)
+                self._parsed[self._api.listed].append(part.whole)
             self._texts.setdefault(index, []).extend(later._texts[index])
         self._shapes.update(later._shapes)
         self._parsed.update({name: later._parsed[name] for name in _LAST_WINS if name in later._parsed})
@@ -454,10 +336,9 @@ class Delta:
 
 
 def _comparable(parsed: Json) -> Json:
-    """What has to be equal: of usage and timings only whether they are there, of the choices nothing yet."""
-    changing = {"choices", "created", "sequence_number", "obfuscation"}
-    rest = {name: value for name, value in parsed.items() if name not in changing}
-    return rest | {name: parsed[name] is None for name in ("usage", "timings") if name in parsed}
+    """What has to be equal: of the counted only whether they are there, of the choices nothing yet."""
+    rest = {name: value for name, value in parsed.items() if name not in _NOT_COMPARED}
+    return rest | {name: parsed[name] is None for name in _COUNTED if name in parsed}
 
 
 def _canonical(value: Json) -> bytes:

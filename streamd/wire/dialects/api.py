@@ -1,0 +1,224 @@
+"""Api: everything that streamd knows of one API. Each module beside this one holds an API, and an instance of it.
+
+The defaults are those of a server that does as OpenAI's does. An API says five things:
+
+    requests    which paths are its own, and which of them ask for a stream
+    keys        where its clients put a key, and where its servers look for one
+    progress    when an answer is complete, which text and how many tokens it holds
+    words       the shape of an error, a gap and a farewell, such that its SDKs take them rightly
+    texts       which events are pure text, and where: what the replay log learns templates of (wire/template.py)
+
+The log is told no API: published events may be those of any. So for texts all of them are asked, and what one of them
+knows of an event's top level holds for the events of the others as well.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Final
+
+from streamd.wire.dialects.members import Json, Usage, clean, count_of, json_object, object_of, updated
+from streamd.wire.sse import parse_event
+
+# A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
+CHOICE_INDEX_MAX: Final = 1023
+
+_output_tokens = re.compile(rb'"(?:completion|output)_tokens"\s*+:\s*+([0-9]{1,9})(?![0-9])').findall
+
+
+class Part:
+    """One choice's text in a parsed event: the dict that holds it, under which names, and the choice around (or {}).
+
+    `role`: the event repeats who speaks, which the OpenAI SDK would concatenate.
+    """
+
+    __slots__ = ("holder", "index", "names", "role", "whole")
+
+    def __init__(self, whole: Json, index: int, holder: Json, names: tuple[str, ...], role: bool = False) -> None:
+        self.whole = whole
+        self.index = index
+        self.holder = holder
+        self.names = names
+        self.role = role
+
+    def texts(self) -> list[str]:
+        """The text under each name; twice the same if a server sends it under two."""
+        return [self.holder[name] for name in self.names]
+
+
+class Api:
+    """One API, with the defaults of OpenAI's."""
+
+    # requests
+    paths: ClassVar[tuple[str, ...]] = ()  # paths that are the API's own,
+    below: ClassVar[tuple[str, ...]] = ()  # and what all others of its paths begin with
+    streams: ClassVar[bool] = True  # whether a request can ask for a stream
+    # keys
+    key_field: ClassVar[bytes] = b""  # the header field where clients put a key, beside Authorization
+    # progress
+    done_ends: ClassVar[bool] = False  # whether `[DONE]` is the end
+    framing_ends: ClassVar[bool] = False  # whether an answer is complete wherever its framing ends
+    numbered: ClassVar[bool] = False  # whether events have a sequence_number, which errors go on with
+    # words
+    error_name: ClassVar[str | None] = None  # the event type of an error,
+    reconnect_name: ClassVar[str | None] = "reconnect"  # and of a farewell
+    # texts
+    text_keys: ClassVar[tuple[str, ...]] = ()  # members that may hold the text
+    listed: ClassVar[str] = ""  # the member that holds a list of choices, each with a text of its own
+    spaces_end: ClassVar[bool] = False  # whether servers pad events with spaces in front of the last brace
+    # Members of the top level that may be there with any value, as long as it is the same in each event.
+    known: ClassVar[tuple[str, ...]] = ()
+    # Members of the top level that differ from event to event and don't keep neighbours from being merged. The last
+    # value wins; `created` is the first's, as SDKs take it from the first chunk that they see.
+    changing: ClassVar[tuple[str, ...]] = ()
+    # The same, but all neighbours have to have the member, or none of them.
+    counted: ClassVar[tuple[str, ...]] = ()
+
+    # -- requests
+
+    def serves(self, path: str) -> bool:
+        """Whether a request's path, without its query, is one of this API's."""
+        return path in self.paths or path.startswith(self.below)
+
+    def wants_stream(self, fields: Json) -> bool:
+        """Whether a request with this body asks for a stream."""
+        return self.streams and fields.get("stream") is True
+
+    # -- keys
+
+    def credentials(self, key: bytes) -> list[tuple[bytes, bytes]]:
+        """The header fields that carry an upstream's own key to it."""
+        return [(b"authorization", b"Bearer " + key)]
+
+    # -- progress
+
+    def see(self, progress: Progress, body: Json, name: str | None) -> None:
+        """Note what an event's body says of the end; `name` is the event's type."""
+
+    def texts(self, body: Json) -> list[str | None]:
+        """Every piece of generated text in one event."""
+        return []
+
+    def usage(self, body: Json, before: Usage | None) -> Usage | None:
+        """The usage after an event; as it was where the event says nothing of it."""
+        return tokens_of(object_of(body, "usage"), before)
+
+    def output_tokens(self, tail: bytes) -> int | None:
+        """The output tokens of an answer that is no stream, from its last bytes; None if they don't say."""
+        found = _output_tokens(tail)
+        return int(found[-1]) if found else None
+
+    # -- words
+
+    def error(self, status: int, message: str, type: str, code: str, param: str | None) -> Json:
+        """The body of an HTTP error. `type` and `code` are the OpenAI error object's."""
+        return {"error": openai_error(message, type, code, param)}
+
+    def error_event(self, message: str, type: str, code: str, param: str | None) -> Json:
+        """The data of an error event; its `error` is an object."""
+        return {"error": openai_error(message, type, code, param)}
+
+    def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
+        """Type and data of an event that the SDKs take for one without content; `gap` is a member of it."""
+        return "gap", b"{%b}" % gap
+
+    # -- texts
+
+    def parts(self, parsed: Json) -> list[Part] | None:
+        """The texts of an event of this API, one part for each choice; [] unless text is all that it adds.
+
+        None for an event of another API.
+        """
+        return None
+
+    def is_known(self, parsed: Json) -> bool:
+        """Whether all members below the top level, but for the delta, are known, or null."""
+        return True
+
+
+class Progress:
+    """How far one stream has come, from the events that were shown to it. Tolerates anything.
+
+    It has to see every event but those known to be pure text like one that it saw: at least the first of each choice.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_finished",
+        "api",
+        "chunk_head",
+        "complete",
+        "response_id",
+        "sequence_number",
+        "terminal",
+        "text_bytes",
+        "text_events",
+        "usage",
+    )
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.complete = api.framing_ends  # a proper end of the framing from here on is no truncation
+        self.terminal = False  # nothing can follow: the reader may close and has completed. terminal implies complete
+        self._begun = 0  # bit i: choice i was mentioned
+        self._finished = 0  # bit i: choice i has its finish_reason
+        self.usage: Usage | None = None  # by the upstream's own count
+        self.text_events = 0  # events with text, of those seen
+        self.text_bytes = 0  # UTF-8 bytes of that text
+        self.response_id: str | None = None  # of the first response.created; it doesn't change any more
+        self.sequence_number: int | None = None  # the last one seen (Responses)
+        # What a gap event repeats of the first chunk: its id, object, created, model, as JSON members.
+        self.chunk_head = b""
+
+    def see(self, event: bytes) -> None:
+        """Take note of one whole event."""
+        name, data = parse_event(event)
+        if data.startswith(b"[DONE]"):  # the OpenAI SDK's own rule
+            if self.api.done_ends:
+                self.end()
+            return
+        body = json_object(data)
+        if body is None:
+            return
+        self._count(body)
+        self.api.see(self, body, name)
+
+    def _count(self, body: Json) -> None:
+        text_bytes = sum(len(text.encode()) for text in self.api.texts(body) if text)
+        if text_bytes:
+            self.text_events += 1
+            self.text_bytes += text_bytes
+        self.usage = self.api.usage(body, self.usage)
+
+    def end(self) -> None:
+        """The answer is complete, and nothing can follow."""
+        self.complete = self.terminal = True
+
+    def see_choice(self, index: object, finished: bool) -> None:
+        """A choice was mentioned, perhaps with its end."""
+        if type(index) is int and 0 <= index <= CHOICE_INDEX_MAX:
+            self._begun |= 1 << index
+            if finished:
+                self._finished |= 1 << index
+
+    def weigh_choices(self) -> None:
+        """The answer is complete when every choice that was mentioned has its end."""
+        if not self.terminal:
+            self.complete = self._begun != 0 and self._begun == self._finished
+
+
+def tokens_of(usage: Json, before: Usage | None) -> Usage | None:
+    """OpenAI's usage object, or Anthropic's: servers of either write both."""
+    read = count_of(usage, "prompt_tokens", "input_tokens")
+    made = count_of(usage, "completion_tokens", "output_tokens")
+    return updated(before, read, made)
+
+
+def openai_error(message: str, type: str, code: str, param: str | None) -> Json:
+    """OpenAI's error object."""
+    return {
+        "message": clean(message),
+        "type": type,
+        "param": None if param is None else clean(param),
+        "code": code,
+    }

@@ -1,0 +1,18 @@
+"""OpenAI's completions, the older API: chunks like those of chat, with the text in the choice and not in a delta."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from streamd.wire.dialects.chat import Chat
+from streamd.wire.dialects.members import Json, objects_of, string_of
+
+
+class Completions(Chat):
+    """`/v1/completions`."""
+
+    paths: ClassVar = ("/v1/completions",)
+    chunk: ClassVar[str] = "text_completion"
+
+    def texts(self, body: Json) -> list[str | None]:
+        return [string_of(choice, "text") for choice in objects_of(body, "choices")]

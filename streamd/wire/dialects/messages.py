@@ -1,0 +1,56 @@
+"""Anthropic's Messages. Complete with message_stop.
+
+The SDK looks at an event's type alone: `ping` is skipped, `error` raises, and no type at all is skipped in silence.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from streamd.wire.dialects.api import Api, Part, Progress, tokens_of
+from streamd.wire.dialects.members import Json, Usage, clean, is_text, object_of, string_of
+
+_DELTAS: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
+
+
+class Messages(Api):
+    """`/v1/messages`, and what is below it."""
+
+    paths: ClassVar = ("/v1/messages",)
+    below: ClassVar = ("/v1/messages/",)
+    key_field: ClassVar = b"x-api-key"
+    error_name: ClassVar = "error"
+    reconnect_name: ClassVar = "error"
+    text_keys: ClassVar = tuple(_DELTAS.values())
+    spaces_end: ClassVar = True
+    known: ClassVar = ("type", "index", "delta")
+
+    def credentials(self, key: bytes) -> list[tuple[bytes, bytes]]:
+        return [*super().credentials(key), (self.key_field, key)]
+
+    def see(self, progress: Progress, body: Json, name: str | None) -> None:
+        if (string_of(body, "type") or name) == "message_stop":
+            progress.end()
+
+    def texts(self, body: Json) -> list[str | None]:
+        return [string_of(object_of(body, "delta"), key) for key in _DELTAS.values()]
+
+    def usage(self, body: Json, before: Usage | None) -> Usage | None:
+        return tokens_of(object_of(object_of(body, "message"), "usage"), super().usage(body, before))
+
+    def error(self, status: int, message: str, type: str, code: str, param: str | None) -> Json:
+        return self.error_event(message, type, code, param)
+
+    def error_event(self, message: str, type: str, code: str, param: str | None) -> Json:
+        return {"type": "error", "error": {"type": type, "message": clean(message)}}
+
+    def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
+        return "ping", b'{"type":"ping",%b}' % gap
+
+    def parts(self, parsed: Json) -> list[Part] | None:
+        delta = parsed.get("delta")
+        if parsed.get("type") != "content_block_delta" or not isinstance(delta, dict):
+            return None
+        name = _DELTAS.get(str(delta.get("type")), "")
+        is_pure = name != "" and delta.keys() == {"type", name} and is_text(delta[name])
+        return [Part({}, 0, delta, (name,))] if is_pure else []

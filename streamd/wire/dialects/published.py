@@ -1,0 +1,35 @@
+"""Events of no API that streamd knows: what applications publish, and answers of other paths. The framing decides.
+
+Published text has a form of streamd's own, `{"delta": "…"}` (wire/publish.py).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from streamd.wire.dialects.api import Api, Part, tokens_of
+from streamd.wire.dialects.members import Json, Usage, is_text, object_of, string_of
+
+
+class Published(Api):
+    """Every path that is none of the other APIs'."""
+
+    streams: ClassVar = False
+    done_ends: ClassVar = True
+    framing_ends: ClassVar = True
+    text_keys: ClassVar = ("delta",)
+    known: ClassVar = ("delta",)
+
+    def texts(self, body: Json) -> list[str | None]:
+        return [string_of(body, "delta")]
+
+    def usage(self, body: Json, before: Usage | None) -> Usage | None:
+        """An unknown server's, wherever a known one would have it."""
+        for holder in (body, object_of(body, "response"), object_of(body, "message")):
+            before = tokens_of(object_of(holder, "usage"), before)
+        return before
+
+    def parts(self, parsed: Json) -> list[Part] | None:
+        if len(parsed) == 1 and is_text(parsed.get("delta")):
+            return [Part({}, 0, parsed, ("delta",))]
+        return None

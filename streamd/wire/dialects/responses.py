@@ -1,0 +1,79 @@
+"""OpenAI's Responses. Complete with response.completed, response.failed or response.incomplete.
+
+Its events are numbered by themselves: `sequence_number` is what the SDK's `starting_after` means, and what it compares.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from streamd.wire.dialects.api import Api, Part, Progress, openai_error, tokens_of
+from streamd.wire.dialects.members import Json, Usage, is_text, json_object, object_of, string_of
+from streamd.wire.sse import parse_event
+
+_END: Final = frozenset({"response.completed", "response.failed", "response.incomplete"})
+_DELTAS: Final = frozenset(
+    (
+        "response.output_text.delta",
+        "response.refusal.delta",
+        "response.reasoning_text.delta",
+        "response.reasoning_summary_text.delta",
+        "response.function_call_arguments.delta",
+        "response.mcp_call_arguments.delta",
+        "response.custom_tool_call_input.delta",
+    )
+)
+
+
+class Responses(Api):
+    """`/v1/responses`, and what is below it."""
+
+    paths: ClassVar = ("/v1/responses",)
+    below: ClassVar = ("/v1/responses/",)
+    numbered: ClassVar = True
+    error_name: ClassVar = "error"
+    text_keys: ClassVar = ("delta",)
+    known: ClassVar = (
+        *("type", "sequence_number", "item_id", "output_index", "content_index", "summary_index", "delta"),
+        "obfuscation",
+    )
+    changing: ClassVar = ("sequence_number", "obfuscation")
+
+    def see(self, progress: Progress, body: Json, name: str | None) -> None:
+        kind = string_of(body, "type") or name
+        number = body.get("sequence_number")
+        if type(number) is int:
+            progress.sequence_number = number
+        if kind in _END:
+            progress.end()
+        elif kind == "response.created" and progress.response_id is None:
+            progress.response_id = string_of(object_of(body, "response"), "id")
+
+    def texts(self, body: Json) -> list[str | None]:
+        return [string_of(body, "delta")]
+
+    def usage(self, body: Json, before: Usage | None) -> Usage | None:
+        return tokens_of(object_of(object_of(body, "response"), "usage"), super().usage(body, before))
+
+    def error_event(self, message: str, type: str, code: str, param: str | None) -> Json:
+        error = openai_error(message, type, code, param)
+        top = {key: error[key] for key in ("code", "message", "param")}
+        return {"type": "error", **top, "error": error}
+
+    def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
+        """An event of a type that the SDK doesn't know. It compares the number, so there has to be one."""
+        return "gap", b'{"type":"gap","sequence_number":%d,%b}' % (progress.sequence_number or 0, gap)
+
+    def parts(self, parsed: Json) -> list[Part] | None:
+        kind = parsed.get("type")
+        if not isinstance(kind, str) or kind not in _DELTAS:
+            return None
+        is_pure = is_text(parsed.get("delta")) and not parsed.get("logprobs")
+        return [Part({}, 0, parsed, ("delta",))] if is_pure else []
+
+
+def sequence_number_of(event: bytes) -> int | None:
+    """The API's own number of an event, which `starting_after` means; None if it has none."""
+    body = json_object(parse_event(event)[1])
+    number = None if body is None else body.get("sequence_number")
+    return number if type(number) is int else None
