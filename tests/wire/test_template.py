@@ -118,6 +118,15 @@ def test_text_deltas_of_all_servers_are_learnt(parsed: dict[str, Any], name: str
     assert Delta.of(event)
 
 
+@pytest.mark.parametrize("choices", [1, 1.5, True, {"index": 0}, "no list"])
+@pytest.mark.parametrize("kind", ["published text", "messages", "responses"])
+def test_choices_that_are_no_list_break_nothing(kind: str, choices: Any) -> None:
+    event = wire(DELTAS[kind] | {"choices": choices})
+    template = learn(event)
+    assert template is None or template.match(event)
+    Delta.of(event)
+
+
 @pytest.mark.parametrize("parsed", OTHERS.values(), ids=OTHERS.keys())
 def test_what_is_more_or_less_than_a_text_is_not(parsed: dict[str, Any]) -> None:
     assert learn(wire(parsed)) is None
