@@ -113,6 +113,21 @@ def messages(rng: random.Random) -> Iterator[bytes]:
         yield _event({"type": kind, "index": 0, "delta": {"type": "text_delta", "text": english(rng)}}, kind)
 
 
+def gemini(rng: random.Random) -> Iterator[bytes]:
+    """Counts grow with each event, as Google's do; its servers put several tokens into one."""
+    for made in range(1, TOKENS + 1):
+        content = {"parts": [{"text": english(rng)}], "role": "model"}
+        usage = {
+            "promptTokenCount": 8,
+            "candidatesTokenCount": 4 * made,
+            "totalTokenCount": 4 * made + 8,
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 8}],
+        }
+        candidates = [{"content": content, "index": 0}]
+        rest = {"usageMetadata": usage, "modelVersion": "gemini-2.5-flash", "responseId": "Hq3naLWHMMv_xN8P1_S5mAM"}
+        yield _event({"candidates": candidates} | rest)
+
+
 SHAPES = [
     chat,
     chat_chinese,
@@ -122,6 +137,7 @@ SHAPES = [
     chat_usage,
     responses,
     messages,
+    gemini,
 ]
 
 

@@ -146,14 +146,14 @@ class Origin(NamedTuple):
 
 
 def split_url(text: str) -> Origin:
-    """Take an upstream's URL apart, with or without a trailing /v1. Raises Refused, also for a password in it."""
+    """Take an upstream's URL apart, with or without a trailing /v1 or /v1beta. Raises Refused: no passwords."""
     wanted = "http://HOST[:PORT][/BASE] or https://…, without user, query and fragment"
     try:
         parts = urllib.parse.urlsplit(text)
         port = parts.port
     except ValueError:
         raise Refused(wanted) from None
-    base = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    base = re.sub(r"/v1(?:beta)?\Z", "", parts.path.rstrip("/")).rstrip("/")
     odd = re.search(r"[^!-~]|//|/\.\.?(/|$)|%2[ef]|%5c|[\\\\?#@]", text.partition("://")[2], re.I)
     host = parts.hostname or ""
     if parts.scheme not in ("http", "https") or odd or not (_HOST.fullmatch(host) or _is_ipv6(host)) or port == 0:

@@ -107,7 +107,7 @@ class UpstreamSettings:
     url: str = text_row(
         UPSTREAM,
         "",
-        "Base URL of the server, with or without a trailing /v1; required",
+        "Base URL of the server, with or without a trailing /v1 or /v1beta; required",
         check=check_url,
         wanted="http://HOST[:PORT][/BASE] or https://…, without user, query and fragment",
     )

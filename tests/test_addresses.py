@@ -61,7 +61,8 @@ def test_no_address(text: str) -> None:
         ("https://API.example/openai/v1", Origin(True, "api.example", 443, "/openai"), "https://api.example/openai"),
         ("https://h:8443/a/b/", Origin(True, "h", 8443, "/a/b"), "https://h:8443/a/b"),
         ("http://[::1]:81", Origin(False, "::1", 81, ""), "http://[::1]:81"),
-        ("http://h/v1beta", Origin(False, "h", 80, "/v1beta"), "http://h/v1beta"),
+        ("http://h/v1alpha", Origin(False, "h", 80, "/v1alpha"), "http://h/v1alpha"),
+        ("http://h/base/v1beta/", Origin(False, "h", 80, "/base"), "http://h/base"),
         ("http://h/xv1", Origin(False, "h", 80, "/xv1"), "http://h/xv1"),
     ],
 )

@@ -221,6 +221,27 @@ def test_openai_responses_call_a_tool() -> None:
     with_sdk(use)
 
 
+def test_gemini_says_the_same_streamed_whole_and_as_an_array() -> None:
+    ask = {"contents": [{"parts": [{"text": "x"}]}], "generationConfig": {"candidateCount": 2, "maxOutputTokens": 9}}
+
+    async def answers(mock: MockServer) -> None:
+        said = []
+        for operation in ("streamGenerateContent?alt=sse", "streamGenerateContent", "generateContent"):
+            path = f"/v1beta/models/m:{operation}"
+            _, _, body = (await exchange(mock, request_bytes(ask, path, connection="close"))).partition(b"\r\n\r\n")
+            events = re.findall(rb"data: (\{.*\})\r\n\r\n", body)
+            whole = json.loads(body) if not events else [json.loads(event) for event in events]
+            said.append(whole if isinstance(whole, list) else [whole])
+            assert said[-1][-1]["usageMetadata"]["candidatesTokenCount"] == 18
+        texts = [["", ""] for _ in said]
+        for spoken, events in zip(texts, said, strict=True):
+            for candidate in (one for event in events for one in event["candidates"]):
+                spoken[candidate["index"]] += candidate["content"]["parts"][0]["text"]
+        assert texts[0] == texts[1] == texts[2] and all(texts[0]) and len(said[0]) == 20
+
+    with_mock(answers)
+
+
 def test_anthropic_messages() -> None:
     def use(mock: MockServer) -> None:
         client = anthropic_client(mock)

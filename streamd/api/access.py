@@ -52,9 +52,11 @@ class Access:
         """Whose request it is; ANONYMOUS for one that brings nothing. Raises Problem 401 for a key that is no good."""
         if connection.listener == "admin":
             return ADMIN
+        query = request.head.query if request.head is not None else ""
+        parameter = request.dialect.api.key_parameter
         if self.keys is None:
-            return principal_without_keys(request.get)
-        presented = presented_key(request.get)
+            return principal_without_keys(request.get, query, parameter)
+        presented = presented_key(request.get, query, parameter)
         if presented is None or not presented.startswith(b"sk-"):
             return ANONYMOUS  # a token, if anything: the stream's own check looks at it
         found = self.keys.authenticate(presented, self._runtime.unix_time())
@@ -73,12 +75,15 @@ class Access:
         if refusal is not None:
             raise problem_of(refusal)
 
-    def check_model(self, request: Request, model: str | None) -> None:
-        """None: a body that names none, or that isn't parsed. Raises Problem."""
+    def check_models(self, request: Request, models: list[str]) -> None:
+        """Empty: a body that names none, or that isn't parsed. Raises Problem."""
         key = request.principal.key
-        refusal = key.refuse_model(model) if key is not None else None
-        if refusal is not None:
-            raise problem_of(refusal)
+        if key is None:
+            return
+        refusals = [key.refuse_model(model) for model in models] or [key.refuse_model(None)]
+        for refusal in refusals:
+            if refusal is not None:
+                raise problem_of(refusal)
 
     def answer_preflight(self, connection: ClientConnection, request: Request) -> None:
         """OPTIONS of a browser, before any key is asked for: it sends none along (WHATWG Fetch 3.2.2)."""

@@ -1,8 +1,12 @@
-"""GET /v1/models: the models of all upstreams, merged, with their aliases. An upstream that fails is left out."""
+"""GET /v1/models and /v1beta/models: the models of all upstreams, merged, with their aliases.
+
+An upstream that fails is left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -16,8 +20,10 @@ from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
+from streamd.wire.dialects.api import Api
+from streamd.wire.dialects.members import Json, json_object
 
-PATH = "/v1/models"
+PATHS = ("/v1/models", "/v1beta/models")
 
 
 class Models:
@@ -30,13 +36,16 @@ class Models:
         self._methods = {"GET": Plan(answer=self.answer)}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
-        return self._methods if request.path == PATH and request.method in ("GET", "HEAD") else None
+        return self._methods if request.path in PATHS and request.method in ("GET", "HEAD") else None
 
     def answer(self, connection: ClientConnection, request: Request) -> None:
         upstreams = tuple(self._upstreams)
         if not upstreams:
             self._upstreams.choose("", self._runtime.time())
-        _Merge(self._runtime, connection, request, upstreams, self._ask(request, {}))
+        ask, query = self._ask(request, {}), request.dialect.api.list_query
+        if query:
+            ask = replace(ask, target=lambda upstream: f"{request.path}?{query}".encode())
+        _Merge(self._runtime, connection, request, upstreams, ask)
 
 
 class _Merge:
@@ -52,8 +61,9 @@ class _Merge:
     ) -> None:
         self._connection: ClientConnection | None = connection
         self._request = request
+        self._api = request.dialect.api
         self._upstreams = upstreams
-        self._lists: dict[str, list[dict[str, Any]]] = {}
+        self._lists: dict[str, list[tuple[str, Json]]] = {}
         self._missing = len(upstreams)
         request.waiting = self
         self._fetches = [Fetch(runtime, upstream, ask, self._arrived) for upstream in upstreams]
@@ -64,7 +74,7 @@ class _Merge:
         """One upstream's answer; status 0 if it failed."""
         self._missing -= 1
         if status == 200:
-            self._lists[upstream.settings.name] = _models_of(body)
+            self._lists[upstream.settings.name] = self._api.models_listed(json_object(body) or {})
         if not self._missing:
             self._finish()
 
@@ -79,11 +89,11 @@ class _Merge:
                 Problem(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
             )
             return
-        merged: dict[str, dict[str, Any]] = {}
+        merged: dict[str, Json] = {}
         for upstream in self._upstreams:
-            for model in _offered(upstream, self._lists.get(upstream.settings.name)):
-                merged.setdefault(model["id"], model)
-        body = orjson.dumps({"object": "list", "data": list(merged.values())})
+            for name, model in _offered(self._api, upstream, self._lists.get(upstream.settings.name)):
+                merged.setdefault(name, model)
+        body = orjson.dumps(self._api.model_list(list(merged.values())))
         connection.answer(200, body, [(b"content-type", b"application/json")])
 
     # -- Waiting
@@ -100,24 +110,13 @@ class _Merge:
         """Nothing is written before the whole answer is."""
 
 
-def _models_of(body: bytes) -> list[dict[str, Any]]:
-    """The list's entries that have an id; an answer of another shape has none."""
-    try:
-        entries = orjson.loads(body)["data"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return []
-    if not isinstance(entries, list):
-        return []
-    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
-
-
-def _offered(upstream: Upstream, models: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+def _offered(api: Api, upstream: Upstream, models: list[tuple[str, Json]] | None) -> list[tuple[str, Json]]:
     """What may be asked for here: the models that the configuration lets through, then its aliases."""
     if models is None:
         return []
     settings = upstream.settings
-    offered = [model for model in models if upstream.serves(model["id"])]
-    by_id = {model["id"]: model for model in models}
+    offered = [(name, model) for name, model in models if upstream.serves(name)]
+    by_name = dict(models)
     for alias, name in settings.aliases.items():
-        offered.append({**by_id.get(name, {"object": "model", "owned_by": settings.name}), "id": alias})
+        offered.append((alias, api.alias_listed(alias, by_name.get(name), settings.name)))
     return offered

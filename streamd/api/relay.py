@@ -26,7 +26,9 @@ from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import KEY_FIELDS
+from streamd.wire.dialects.api import Api
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
+from streamd.wire.query import parameter
 
 # What a client's path may not hold, so that it can't leave the upstream's base: dot segments, empty segments, and
 # anything that a server behind could decode into one.
@@ -81,13 +83,15 @@ class Relay:
 
     def answer(self, connection: ClientConnection, request: Request) -> None:
         """The request is whole: join what runs already, or ask an upstream. Raises Problem."""
+        head, api = head_of(request), request.dialect.api
         fields = _json_of(request)
-        model = fields.get("model")
-        request.model = model[:200] if isinstance(model, str) else ""
+        models = api.models(head.path, fields)
+        request.model = models[0][:200] if models else ""
         if request.body:
-            self._access.check_model(request, model if isinstance(model, str) else None)
+            self._access.check_models(request, models)
             self._say_once(request, fields)
-        wants_stream = request.dialect.api.wants_stream(fields)
+        wants_stream = api.wants_stream(head.path, head.query, fields)
+        request.data_only = api.data_only and b"text/event-stream" not in (request.get(b"accept") or b"").lower()
         request.conversation = llama.conversation_of(request) if wants_stream else ""
         policy = policy_of(request) or Policy(request.route.policy)
         if request.method == "POST" and self._resumes(connection, request, policy):
@@ -318,7 +322,7 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
     body, api, request_id = request.body, request.dialect.api, request.id
     ours = (b"x-request-id", request_id.encode())
     passed = [field for field in end_to_end(head.headers) if field[0] not in _OURS]
-    secrets: Headers = tuple(field for field in head.headers if field[0] in (b"authorization", *KEY_FIELDS))
+    secrets = _secrets(head, api)
     bodiless = head.method in ("GET", "HEAD") and not body
 
     def fields_for(upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
@@ -335,22 +339,37 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
             out.append((b"content-length", b"%d" % length))
         return out
 
-    def body_for(upstream: Upstream) -> bytes:
+    def renamed_for(upstream: Upstream) -> tuple[str, dict[str, Any] | None]:
         alias = upstream.settings.aliases.get(request.model) if request.model else None
-        return orjson.dumps({**fields, "model": alias}) if alias is not None else body
+        return (head.path, None) if alias is None else api.renamed(head.path, fields, request.model, alias)
 
-    return Ask(head.method, _target(head), request.model, fields_for, body_for)
+    def target_for(upstream: Upstream) -> bytes:
+        return _target(renamed_for(upstream)[0], head.query, api)
+
+    def body_for(upstream: Upstream) -> bytes:
+        renamed = renamed_for(upstream)[1]
+        return body if renamed is None else orjson.dumps(renamed)
+
+    return Ask(head.method, target_for, request.model, fields_for, body_for)
 
 
-def _is_ours(parameter: str) -> bool:
-    return unquote_plus(parameter.partition("=")[0]) in ("access_token", "last_event_id")
+def _secrets(head: RequestHead, api: Api) -> Headers:
+    """The client's own credentials; one in the query goes on in the API's field, where no log shows it."""
+    fields = [field for field in head.headers if field[0] in (b"authorization", *KEY_FIELDS)]
+    in_query = parameter(head.query, api.key_parameter) if api.key_parameter else ()
+    return (*fields, *((api.key_field, key.encode()) for key in in_query if key.isascii() and key.isprintable()))
 
 
-def _target(head: RequestHead) -> bytes:
+def _target(path: str, query: str, api: Api) -> bytes:
     """Path and query for the upstream, without what only streamd is told in a query.
 
     Names are decoded as wire/query.py does it, or `access%5Ftoken=` would be read here and leak there; `;` separates
     too, as some servers have it.
     """
-    query = "&".join(part for part in head.query.split("&") if not any(map(_is_ours, part.split(";"))))
-    return (head.path + (f"?{query}" if query else "")).encode("ascii")
+    for_streamd = {"access_token", "last_event_id", *filter(None, (api.key_parameter,))}
+
+    def is_for_streamd(part: str) -> bool:
+        return any(unquote_plus(each.partition("=")[0]) in for_streamd for each in part.split(";"))
+
+    kept = "&".join(part for part in query.split("&") if not is_for_streamd(part))
+    return (path + (f"?{kept}" if kept else "")).encode("ascii")

@@ -1,6 +1,7 @@
 """Router: (method, path) to what is done with a request, decided from its head.
 
-Precedence as in docs/PROTOCOL.md, section 1: streamd's own paths first, then everything under /v1/ goes upstream.
+Precedence as in docs/PROTOCOL.md, section 1: streamd's own paths first, then all of /v1/ and /v1beta/
+goes upstream.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from streamd.net.runtime import Runtime, refused
 from streamd.wire.cors import is_preflight
 
 Methods = dict[str, Plan]
+
+# What goes upstream unless streamd answers it itself; all of the second is Google's.
+RELAYED = ("/v1/", "/v1beta/")
 
 
 class Router:
@@ -82,7 +86,7 @@ class Router:
         if methods is not None:
             self._access.check_relay(request)
             return _of(methods, request)
-        if request.path.startswith(("/v1/streams", "/v1/stream/")) or not request.path.startswith("/v1/"):
+        if request.path.startswith(("/v1/streams", "/v1/stream/")) or not request.path.startswith(RELAYED):
             raise not_found(request.path)
         return self._relay.plan(connection, request)
 

@@ -15,6 +15,7 @@ from typing import Final
 from streamd.core.patterns import matches_any
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import KEY_FIELDS
+from streamd.wire.query import parameter
 
 HeadersGet = Callable[[bytes], bytes | None]
 """A request's header by its lowercase name; None if there is none."""
@@ -107,18 +108,24 @@ def bearer(headers_get: HeadersGet) -> bytes | None:
     return credential.strip() or None
 
 
-def presented_key(headers_get: HeadersGet) -> bytes | None:
-    """The API key a request brings: Bearer (OpenAI's SDKs), else in a field of another API; None if it brings none."""
+def presented_key(headers_get: HeadersGet, query: str = "", key_parameter: str = "") -> bytes | None:
+    """The API key a request brings; None if it brings none.
+
+    Bearer (OpenAI's SDKs), else in another API's field, else in the parameter of the query that this API has for it.
+    """
     fields = (headers_get(field) for field in KEY_FIELDS)
-    return bearer(headers_get) or next((key for field in fields if field and (key := field.strip())), None)
+    in_head = bearer(headers_get) or next((key for field in fields if field and (key := field.strip())), None)
+    if in_head is not None or not key_parameter:
+        return in_head
+    return next((key.encode("utf-8", "replace") for key in parameter(query, key_parameter) if key), None)
 
 
-def principal_without_keys(headers_get: HeadersGet) -> Principal:
+def principal_without_keys(headers_get: HeadersGet, query: str = "", key_parameter: str = "") -> Principal:
     """Whose request it is when there is no key file: a hash of the credential, whatever it is, else `anonymous`.
 
     128 bits of SHA-256, the same in every worker and after a restart. The credential itself is kept nowhere.
     """
-    credential = presented_key(headers_get) or headers_get(b"authorization")
+    credential = presented_key(headers_get, query, key_parameter) or headers_get(b"authorization")
     if not credential:
         return ANONYMOUS
     digest = hashlib.sha256(credential).digest()[:16]

@@ -8,7 +8,7 @@ each event. Concatenating the texts of one template *is* the coalesced event, wi
 The form. The log is a list of sealed *segments* and a tail, all immutable bytes. A segment is
 
     first seq (5 bytes), then records:
-    text [US padding] LF                    an event of the current template
+    text [US padding] LF                    an event of the current template; its counts are its padding
     SOH k [number]                          from here on template k; where it has a hole for it, the sequence_number
                                             (5 bytes) of the next text follows
     SOH 0xFE created                        from here on this `created` (10 digits), for all templates
@@ -31,10 +31,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from streamd.wire.template import (
     AGAIN,
+    COUNT,
+    COUNT_DIGITS_MAX,
     CREATED,
     NUMBER,
     PAD,
@@ -77,6 +80,7 @@ _MARK_BYTE: Final = b"\x01"
 _DATE: Final = 0xFE
 _WHOLE: Final = 0xFF
 _PAD_MARK: Final = b"\x1f"
+_ZERO: Final = 0x30
 _LF: Final = b"\n"
 _PADDING: Final = re.compile(rb"\x1f[^\n]*")
 # Bytes allowed in a run of texts (with its LF and US), and in a template's fixed pieces.
@@ -139,6 +143,7 @@ class ReplayLog(_Joined):
 
     __slots__ = (
         "_base",
+        "_counting",
         "_created",
         "_current",
         "_learnt",
@@ -183,6 +188,8 @@ class ReplayLog(_Joined):
         self._from = self._cut = 0
         # With padding: the bytes between text and padding, those after it, and a table that leaves padding as it is.
         self._padding: tuple[bytes, bytes, bytes] | None = None
+        # With counts: what stands between text and first count, between the counts, and after the last.
+        self._counting: tuple[bytes, ...] | None = None
         # With a sequence_number in front of the text: what stands before and after it.
         self._numbering: list[bytes] | None = None
         self.bytes_held = _LOG_OBJECT
@@ -272,6 +279,8 @@ class ReplayLog(_Joined):
         if event.endswith(self._suffix) and len(event) >= self._from + self._cut:
             text = event[self._from : -self._cut]
             return (text, b"") if is_string_inside(text) else None
+        if self._counting:
+            return self._fill_counted(event, self._counting)
         if not self._padding:
             return None
         middle, after, table = self._padding
@@ -280,6 +289,23 @@ class ReplayLog(_Joined):
         if found and text.translate(PLAIN) is text and pad.translate(table) is pad and event.endswith(after):
             return text, pad
         return None
+
+    def _fill_counted(self, event: bytes, pieces: tuple[bytes, ...]) -> tuple[bytes, bytes] | None:
+        """As _fill: the text is plain, so the first piece is behind it where it is found first, and so on."""
+        at = end = event.find(pieces[0], self._from)
+        text = event[self._from : end]
+        if end < 0 or text.translate(PLAIN) is not text:
+            return None
+        counts = []
+        for before, after in pairwise(pieces):
+            at += len(before)
+            end = event.find(after, at)
+            count = event[at:end]
+            if not count.isdigit() or len(count) > COUNT_DIGITS_MAX or (count[0] == _ZERO and len(count) > 1):
+                return None
+            counts.append(count)
+            at = end
+        return (text, b" ".join(counts)) if at + len(pieces[-1]) == len(event) else None
 
     @staticmethod
     def _record(text: bytes, pad: bytes) -> bytes:
@@ -328,8 +354,11 @@ class ReplayLog(_Joined):
             return
         self._prefix, self._suffix = pieces
         self._from, self._cut = len(self._prefix), len(self._suffix)
-        self._padding = self._numbering = None
-        if template.padded:
+        self._padding = self._numbering = self._counting = None
+        if template.counted and not template.numbered:
+            counts = b" ".join([_PAD_MARK] * template.holes.count(COUNT))
+            self._counting = tuple(template.around(self._created, self._number, counts)[1].split(_PAD_MARK))
+        elif template.padded and not template.counted:
             middle, after = template.around(self._created, self._number, _PAD_MARK)[1].split(_PAD_MARK)
             self._padding = middle, after, template.pad_table
         if template.numbered:
@@ -629,11 +658,12 @@ def check_parts(parts: LogParts) -> None:
 
 
 def _check_template(fixed: tuple[bytes, ...], holes: bytes) -> None:
-    known = (TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES)
-    once = len(set(holes)) == len(holes) and set(holes) <= set(known)
+    known = (TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES, COUNT)
+    single = bytes(hole for hole in holes if hole != COUNT)
+    once = len(set(single)) == len(single) and set(holes) <= set(known)
     text = holes.find(TEXT)
-    after = [holes.find(hole) for hole in (AGAIN, PAD, SPACES) if hole in holes]
-    padded_once = not (PAD in holes and SPACES in holes)
+    after = [holes.find(hole) for hole in (AGAIN, PAD, SPACES, COUNT) if hole in holes]
+    padded_once = sum(hole in holes for hole in (PAD, SPACES, COUNT)) <= 1
     if len(fixed) != len(holes) + 1 or not once or text < 0 or not padded_once or any(at < text for at in after):
         raise ValueError("a template with an impossible set of holes")
     if any(piece.translate(None, _IN_PIECES) for piece in fixed) or fixed[-1][-2:] != b"\n\n":
@@ -782,7 +812,8 @@ class _Coalescing:
         known = self._siblings.get((one, other))
         if known is None:
             fill = Fill(b"1700000000", 0, b"", b"")
-            known = self._siblings[one, other] = combine([(one, fill), (other, fill)]) is not None
+            alike = one.counts_around == other.counts_around
+            known = self._siblings[one, other] = alike and combine([(one, fill), (other, fill)]) is not None
         return known
 
     def _take_whole(self, event: bytes, end: int) -> None:

@@ -15,8 +15,8 @@ as one frame (id line and HTTP chunk around it, made once, the same bytes object
                costs a position instead of a buffer
     CATCHING   writable again and behind: each loop turn writes one piece read from the log, at most
                `catchup_bytes_max`, the texts of neighbouring deltas concatenated; at the log's end it goes LIVE
-    FOLLOWING  at the log's end, for a reader whose wire form isn't the shared one (HTTP/1.0, raw): each event is read
-               from the log with its own framing. The same cursor as CATCHING; no second mechanism
+    FOLLOWING  at the log's end, for a reader whose wire form isn't the shared one (HTTP/1.0, raw, data lines only):
+               each event is read from the log with its own framing. The same cursor as CATCHING; no second mechanism
     ENDED      nothing is written any more
 
     A late joiner and a resuming reader are subscribers that begin in CATCHING with a cursor of their choice.
@@ -24,6 +24,9 @@ as one frame (id line and HTTP chunk around it, made once, the same bytes object
     A raw reader counts bytes and comes back with their number (llama.cpp's dialect). So it gets the log's events and
     nothing else: no ids, no heartbeats, no comments, no farewell. A gap can't be announced to it without making its
     count wrong: it is cut off, and its resume is refused because what it asks for is gone.
+
+    A reader of data lines only (Gemini's) gets events and nothing else as well, for its parser breaks on any other
+    line; but gaps and a farewell are events of its dialect, and texts are merged for it.
 
 INVARIANTS
     1. append() puts an event into the log before any subscriber sees it. So the log's end, taken when pause_writing()
@@ -75,9 +78,15 @@ class Form(Choice):
     BARE = "bare"  # HTTP/1.0: no transfer coding, ended by close
     RAW_CHUNKED = "raw_chunked"  # the events' own bytes and nothing else, so that they can be counted
     RAW_BARE = "raw_bare"
+    DATA_CHUNKED = "data_chunked"  # events as the dialect has them, without ids: its clients take no other line
+    DATA_BARE = "data_bare"
 
 
 RAW = (Form.RAW_CHUNKED, Form.RAW_BARE)
+# Forms in which nothing but events may be written.
+EVENTS_ONLY = (*RAW, Form.DATA_CHUNKED, Form.DATA_BARE)
+# Forms with the HTTP chunk of HTTP/1.1 around what is written.
+IN_CHUNKS = (Form.CHUNKED, Form.RAW_CHUNKED, Form.DATA_CHUNKED)
 
 
 class Sub(Choice):
@@ -349,10 +358,9 @@ class Subscriber(_PerEvent):
         return [gap] if gap else []
 
     def _encode(self, seq: int, event: bytes) -> bytes:
-        if self.form is Form.RAW_CHUNKED:
-            return encode_chunk(event)
-        if self.form is Form.RAW_BARE:
-            return event
+        if self.form in EVENTS_ONLY:
+            shown = event if self.form in RAW else sse.data_lines(event)
+            return encode_chunk(shown) if self.form in IN_CHUNKS else shown
         return sse.frame(self.stream.id_prefix, seq, event, chunked=self.form is Form.CHUNKED)
 
     def _follow(self, frame: bytes) -> None:
@@ -435,14 +443,14 @@ class Subscriber(_PerEvent):
 
     def heartbeat(self) -> bool:
         """Write the heartbeat line if nothing else is on its way. True if it was written."""
-        if self.state not in (Sub.LIVE, Sub.FOLLOWING) or self.form in RAW:
+        if self.state not in (Sub.LIVE, Sub.FOLLOWING) or self.form in EVENTS_ONLY:
             return False
         self.loose(sse.HEARTBEAT)
         return True
 
     def loose(self, lines: bytes) -> None:
         """Comment and retry lines, no event, no seq: only for a reader that is at the live end."""
-        if self.state in (Sub.LIVE, Sub.FOLLOWING) and self.form not in RAW:
+        if self.state in (Sub.LIVE, Sub.FOLLOWING) and self.form not in EVENTS_ONLY:
             frame = encode_chunk(lines) if self.form is Form.CHUNKED else lines
             self._bytes_written += len(frame)
             self.write(frame)
@@ -457,7 +465,9 @@ class Subscriber(_PerEvent):
         # What drop_oldest gave up and nobody was told of yet may still be in the log: resume in front of it.
         last_id = self.stream.event_id((self._gap_from or self.position) - 1)
         event = reconnect_event(self.stream.dialect, message=message, last_id=last_id, retry_ms=retry_ms)
-        frame = encode_chunk(event) if self.form is Form.CHUNKED else event
+        if self.form in EVENTS_ONLY:
+            event = sse.data_lines(event)
+        frame = encode_chunk(event) if self.form in IN_CHUNKS else event
         self.end()
         self._bytes_written += len(frame)
         self.write(frame)

@@ -19,9 +19,9 @@ SCHEMA_DEPTH_MAX: Final = 8
 ARGUMENT_PIECE_CHARS: Final = 6  # about the length of a token of JSON
 PROMPT_BYTES_PER_TOKEN: Final = 4  # the usual rule of thumb for English
 
-# The members in which the dialects have their prompt, and their bound of the answer's length.
-PROMPT_KEYS: Final = ("messages", "input", "prompt")
-LENGTH_KEYS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+# Where each dialect keeps its prompt and its bound on the answer's length.
+PROMPT_KEYS: Final = ("messages", "input", "prompt", "contents")
+LENGTH_KEYS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "maxOutputTokens")
 
 
 class BadAsk(ValueError):
@@ -82,9 +82,11 @@ class Ask:
 def parse(body: bytes, serial: int, options: MockOptions) -> Ask:
     """Read a request's body in any of the dialects. Raises BadAsk."""
     asked = json_object(body)
+    if isinstance(google := asked.get("generationConfig"), dict):
+        asked = {**asked, **google, "n": google.get("candidateCount")}
     prompt = next((asked[key] for key in PROMPT_KEYS if asked.get(key)), None)
     if prompt is None:
-        raise BadAsk("Missing the prompt: send `messages`, `input` or `prompt`.", PROMPT_KEYS[0])
+        raise BadAsk("Missing the prompt: send `messages`, `input`, `prompt` or `contents`.", PROMPT_KEYS[0])
     prompt_bytes = orjson.dumps(prompt)
     limit = _length_limit(asked)
     tokens = options.tokens if limit is None else min(options.tokens, limit)
@@ -138,6 +140,9 @@ def _tool(asked: Mapping[str, Any]) -> Tool | None:
     """The tool to call, only if `tool_choice` demands a call. If the mock may choose, it answers with text."""
     tools = [tool.get("function", tool) for tool in asked.get("tools") or () if isinstance(tool, dict)]
     choice = asked.get("tool_choice")
+    if isinstance(google := asked.get("toolConfig"), dict) and tools and tools[0].get("functionDeclarations"):
+        tools = tools[0]["functionDeclarations"]
+        choice = "any" if google.get("functionCallingConfig", {}).get("mode") == "ANY" else None
     if not tools or choice is None or choice in ("auto", "none"):
         return None
     if isinstance(choice, dict):

@@ -24,7 +24,7 @@ def embeddings(body: bytes, model: str) -> bytes:
     if not given or len(inputs) > INPUTS_MAX:
         raise BadAsk(f"`input` has to be a text or a list of 1 to {INPUTS_MAX} of them.", "input")
     as_base64 = asked.get("encoding_format") == "base64"
-    vectors = [_vector(orjson.dumps(each)) for each in inputs]
+    vectors = [vector_of(orjson.dumps(each)) for each in inputs]
     tokens = len(orjson.dumps(inputs)) // PROMPT_BYTES_PER_TOKEN + 1
     entries: list[dict[str, Any]] = [
         {"object": "embedding", "index": index, "embedding": _packed(vector) if as_base64 else vector}
@@ -35,7 +35,8 @@ def embeddings(body: bytes, model: str) -> bytes:
     return orjson.dumps({"object": "list", "data": entries, "model": named, "usage": usage})
 
 
-def _vector(text: bytes) -> list[float]:
+def vector_of(text: bytes) -> list[float]:
+    """The vector of a text."""
     numbers = struct.unpack(f"<{DIMENSIONS}i", hashlib.sha256(text).digest())
     return [number / 2**31 for number in numbers]
 

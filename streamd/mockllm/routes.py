@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
 
-from streamd.mockllm import ask
+from streamd.mockllm import ask, gemini
 from streamd.mockllm.answer import Body
 from streamd.mockllm.chat import Chat, Completion
 from streamd.mockllm.embeddings import embeddings
@@ -30,6 +31,7 @@ SCRIPTS: Final[dict[str, Callable[[ask.Ask], Script]]] = {
     "/v1/messages": Anthropic,
 }
 ALLOWED: Final = dict.fromkeys((*SCRIPTS, "/v1/embeddings"), "POST") | dict.fromkeys(("/v1/models", "/health"), "GET")
+GEMINI_MODELS: Final = "/v1beta/models"
 ERROR_TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -57,9 +59,12 @@ def whole(status: int, payload: bytes, options: MockOptions, delay_s: float = 0.
 def reply_to(head: RequestHead, body: bytes, options: MockOptions, serial: int) -> Reply:
     """The answer to a request; `serial` numbers the generation if it is one. Raises BadAsk."""
     path = head.path
+    found = gemini.PATH.fullmatch(path)
+    if found is not None or path == GEMINI_MODELS:
+        return _gemini(found, head, body, options, serial)
     allowed = ALLOWED.get(path)
     if options.faults.status is not None:
-        return _refusal(options.faults.status, f"mock-llm was told to answer {options.faults.status}.", path, options)
+        return _told(path, options)
     if allowed is None:
         return _refusal(404, f"mock-llm has nothing at {path}.", path, options)
     if head.method != allowed and not (head.method == "HEAD" and allowed == "GET"):
@@ -69,6 +74,31 @@ def reply_to(head: RequestHead, body: bytes, options: MockOptions, serial: int) 
     if path == "/v1/embeddings":
         return whole(200, embeddings(body, options.models[0]), options)
     return whole(200, _models(options) if path == "/v1/models" else b'{"status":"ok"}', options)
+
+
+def _told(path: str, options: MockOptions) -> Reply:
+    status = options.faults.status or 500
+    return _refusal(status, f"mock-llm was told to answer {status}.", path, options)
+
+
+def _gemini(found: re.Match[str] | None, head: RequestHead, body: bytes, options: MockOptions, serial: int) -> Reply:
+    """Google's API: what is asked for stands in the path behind the model."""
+    path, operation = head.path, found[2] if found else None
+    if options.faults.status is not None:
+        return _told(path, options)
+    if head.method != ("POST" if operation else "GET"):
+        return _refusal(405, f"{path} takes {'POST' if operation else 'GET'}.", path, options)
+    if found is None:
+        return whole(200, orjson.dumps({"models": [gemini.model(name) for name in options.models]}), options)
+    if operation is None:
+        return whole(200, orjson.dumps(gemini.model(found[1].removeprefix("models/"))), options)
+    if operation in gemini.ANSWERS:
+        return whole(200, gemini.ANSWERS[operation](body), options)
+    if operation not in gemini.GENERATIONS:
+        return _refusal(404, f"mock-llm has nothing at {path}.", path, options)
+    is_sse = operation == gemini.STREAM and "alt=sse" in head.query.split("&")
+    asked = replace(ask.parse(body, serial, options), stream=is_sse, model=found[1].removeprefix("models/"))
+    return _generation(gemini.GeminiArray if operation == gemini.STREAM else gemini.Gemini, asked, options)
 
 
 def _generation(dialect: Callable[[ask.Ask], Script], asked: ask.Ask, options: MockOptions) -> Reply:
@@ -96,6 +126,9 @@ def _refusal(status: int, text: str, path: str, options: MockOptions) -> Reply:
 def error_body(status: int, text: str, path: str, param: str | None = None) -> bytes:
     """The error object of the route's dialect."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    if gemini.PATH.fullmatch(path) or path == GEMINI_MODELS:
+        word = gemini.STATUSES.get(status, "INTERNAL")
+        return orjson.dumps({"error": {"code": status, "message": text, "status": word}})
     error: dict[str, Any] = {"type": kind, "message": text}
     if path == "/v1/messages":
         return orjson.dumps({"type": "error", "error": error})

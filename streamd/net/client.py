@@ -560,6 +560,7 @@ class ClientConnection(asyncio.Protocol):
             type=problem.type,
             code=problem.code,
             param=problem.param,
+            status=problem.status,
             dialect=request.dialect,
         )
         if problem.last_seq is not None:
@@ -614,9 +615,9 @@ class ClientConnection(asyncio.Protocol):
         request.head = None
         self._go(Step.STREAM)
         # A line, not a block (docs/PROTOCOL.md, section 3): it stands in front of the first event's lines.
-        opening = rest if request.raw else b"retry: %d\n" % runtime.retry_ms()
+        opening = rest if request.raw else b"" if request.data_only else b"retry: %d\n" % runtime.retry_ms()
         self.write(head + (encode_chunk(opening) if self._chunked and opening else opening))
-        form = _form(chunked=self._chunked, raw=request.raw)
+        form = _form(chunked=self._chunked, raw=request.raw, data_only=request.data_only)
         ring = Ring(runtime.settings.ring_slots, runtime.settings.ring_bytes_max)
         reader = Subscriber(stream, self, policy=policy, ring=ring, form=form)
         self.reader = reader
@@ -973,9 +974,11 @@ class ClientConnection(asyncio.Protocol):
 _OURS = frozenset({b"content-length", b"x-request-id", b"x-stream-id", b"x-upstream"}) | REPLACED
 
 
-def _form(*, chunked: bool, raw: bool) -> Form:
+def _form(*, chunked: bool, raw: bool, data_only: bool) -> Form:
     if raw:
         return Form.RAW_CHUNKED if chunked else Form.RAW_BARE
+    if data_only:
+        return Form.DATA_CHUNKED if chunked else Form.DATA_BARE
     return Form.CHUNKED if chunked else Form.BARE
 
 

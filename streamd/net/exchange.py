@@ -68,11 +68,12 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 class Ask:
     """What is asked of an upstream; let go at the answer's first byte.
 
-    `fields` makes the header fields for one upstream, `body` the body for it (a model may have another name there).
+    `fields` makes the header fields for one upstream; `target` and `body` are for one too, as a model may have another
+    name there.
     """
 
     method: str
-    target: bytes  # below the upstream's base
+    target: Callable[[Upstream], bytes]  # below the upstream's base; the path may name the model
     model: str
     fields: Callable[[Upstream, int], list[tuple[bytes, bytes]]]  # (upstream, length of the body)
     body: Callable[[Upstream], bytes]
@@ -206,7 +207,7 @@ class Exchange:
         ask, upstream = self._ask, self._upstream
         assert ask is not None and upstream is not None
         body = ask.body(upstream)
-        target = upstream.settings.origin.base.encode() + ask.target
+        target = upstream.settings.origin.base.encode() + ask.target(upstream)
         head = encode_request_head(ask.method, target, ask.fields(upstream, len(body)))
         self._link = link
         self._answers_before = link.answers

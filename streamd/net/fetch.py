@@ -70,7 +70,7 @@ class Fetch:
     def _request(self) -> bytes:
         ask, upstream = self._ask, self._upstream
         body = ask.body(upstream)
-        target = upstream.settings.origin.base.encode() + ask.target
+        target = upstream.settings.origin.base.encode() + ask.target(upstream)
         return encode_request_head("GET", target, ask.fields(upstream, len(body))) + body
 
     def _send(self, link: UpstreamConnection, request: bytes) -> None:

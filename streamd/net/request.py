@@ -56,6 +56,7 @@ class Request:
         "body",
         "client",
         "conversation",
+        "data_only",
         "dialect",
         "expires_at",
         "extra_headers",
@@ -94,6 +95,7 @@ class Request:
         self.expires_at = 0.0  # monotonic seconds at which the right to read ends; 0: never
         self.started_at = now
         self.conversation = ""  # llama.cpp's dialect
+        self.data_only = False  # a stream goes out as data lines and nothing else: the dialect's clients take no other
         # answer
         self.extra_headers: list[tuple[bytes, bytes]] = []
         self.model = ""

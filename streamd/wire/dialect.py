@@ -18,6 +18,7 @@ import orjson
 from streamd.wire.dialects.api import CHOICE_INDEX_MAX, Api, Progress
 from streamd.wire.dialects.chat import Chat
 from streamd.wire.dialects.completions import Completions
+from streamd.wire.dialects.gemini import Gemini
 from streamd.wire.dialects.members import Json, clean
 from streamd.wire.dialects.messages import Messages
 from streamd.wire.dialects.published import Published
@@ -46,6 +47,7 @@ class Dialect(enum.Enum):
     COMPLETIONS = "completions", Completions()
     RESPONSES = "responses", Responses()
     MESSAGES = "messages", Messages()
+    GEMINI = "gemini", Gemini()
     UNKNOWN = "unknown", Published()
 
     api: Api
@@ -104,7 +106,8 @@ def reconnect_event(dialect: Dialect, *, message: str, last_id: str, retry_ms: i
     body["error"].update(position)
     if api.numbered:
         body["sequence_number"] = None
-    return b"retry: %d\n" % retry_ms + _event(api.reconnect_name, orjson.dumps(body))
+    retry = b"" if api.data_only else b"retry: %d\n" % retry_ms
+    return retry + _event(api.reconnect_name, orjson.dumps(body))
 
 
 def gap_event(

@@ -195,6 +195,14 @@ def frame(id_prefix: bytes, seq: int, event: bytes, *, chunked: bool) -> bytes:
     return b"".join((size_line, id_prefix, seq_line, event, b"\r\n"))
 
 
+def data_lines(event: bytes) -> bytes:
+    """The event without any line but those of its data, each beginning with `data: `: all that some clients take."""
+    if event.startswith(b"data: ") and event.count(b"\n") == 2:
+        return event
+    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+    return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
+
+
 def parse_event(event: bytes) -> tuple[str | None, bytes]:
     """(event type, data) of an event as EventSplitter gives it: the last `event` line; the data lines joined by LF."""
     name: bytes = b""

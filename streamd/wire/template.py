@@ -25,14 +25,16 @@ from streamd.wire.dialects.api import Api, Part
 from streamd.wire.dialects.members import Json, json_object
 
 # The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side),
-# PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace.
-TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES = b"TACNPS"
+# PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace. COUNT is a number of Gemini's
+# usage, the only kind that a template may have several of: what fills them is held as one padding, blanks between.
+TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES, COUNT = b"TACNPSU"
 
 # A template holds what it was learnt from: 2 KiB is ten times an ordinary chunk (200 B), and with the log's 64
 # templates at most 128 KiB, an eighth of its cap.
 TEMPLATE_BYTES_MAX: Final = 2048
 
 _SENTINEL: Final = "streamd"
+_COUNT_MARK: Final = 730_214_886_100  # a number that no event has; those after it stand for further counts
 
 # What may stand unescaped in a text on the shortest path: printable ASCII without quote and backslash. `translate`
 # gives the same object back if nothing changed, which is the quickest test that there is (35 ns; a regex 130).
@@ -44,6 +46,9 @@ _TO_QUOTE: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _PAD: Final = re.compile(rb"[ !#-\[\]-~]*")
 _SPACES: Final = re.compile(rb" *")
 _NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,11}")
+# As many digits as a sequence_number: a trillion tokens.
+COUNT_DIGITS_MAX: Final = 12
+_COUNT: Final = re.compile(rb"(?:0|[1-9][0-9]{0,11})(?=[\s,}\]])")
 _CREATED: Final = re.compile(rb"[1-9][0-9]{9}")
 
 # One event of one data line, with or without an `event:` line before it. Control bytes fit nowhere.
@@ -114,7 +119,17 @@ class Template:
     @property
     def padded(self) -> bool:
         """Whether something of random length stands beside the text."""
-        return PAD in self.holes or SPACES in self.holes
+        return PAD in self.holes or SPACES in self.holes or self.counted
+
+    @property
+    def counted(self) -> bool:
+        """Whether there are counts after the text."""
+        return COUNT in self.holes
+
+    @property
+    def counts_around(self) -> tuple[bytes, ...]:
+        """What stands between the counts and after them: templates that are alike in it may share their counts."""
+        return self.fixed[self.holes.index(COUNT) + 1 :] if self.counted else ()
 
     @property
     def pad_table(self) -> bytes:
@@ -138,6 +153,8 @@ class Template:
                 created = event[at:end]
             elif hole == NUMBER:
                 number = int(event[at:end])
+            elif hole == COUNT:
+                pad = b"%b %b" % (pad, event[at:end]) if pad else event[at:end]
             elif hole != AGAIN:
                 pad = event[at:end]
             at = end
@@ -152,6 +169,7 @@ class Template:
     def pieces(self, created: bytes, number: bytes, pad: bytes) -> list[bytes]:
         """As `around`, with the number as its digits, or as a mark to be found again."""
         pieces = [b""]
+        counts = iter(pad.split(b" "))
         for piece, hole in zip(self.fixed, self.holes, strict=False):
             pieces[-1] += piece
             if hole in (TEXT, AGAIN):
@@ -160,6 +178,8 @@ class Template:
                 pieces[-1] += created
             elif hole == NUMBER:
                 pieces[-1] += number
+            elif hole == COUNT:
+                pieces[-1] += next(counts, b"") or b"0"
             else:
                 pieces[-1] += pad
         pieces[-1] += self.fixed[-1]
@@ -180,6 +200,8 @@ def _hole_end(hole: int, event: bytes, at: int, text: bytes) -> int:
         found = _CREATED.match(event, at)
     elif hole == NUMBER:
         found = _NUMBER.match(event, at)
+    elif hole == COUNT:
+        found = _COUNT.match(event, at)
     else:
         found = (_PAD if hole == PAD else _SPACES).match(event, at)
     return found.end() if found else -1
@@ -247,7 +269,21 @@ def _other_holes(event: bytes, texts: list[Hole], api: Api) -> list[Hole]:
     if not padded and api.spaces_end and (brace := _LAST_BRACE.search(event, texts[-1][1])):
         start = brace.start()
         found.append((start, start + event[start:].index(b"}"), SPACES))
+    if not padded and api.counts is not None:
+        found += _count_holes(event, texts[-1][1], api.counts)
     return [hole for hole in found if not any(start <= hole[0] < end for start, end, _ in texts)]
+
+
+def _count_holes(event: bytes, after: int, keys: re.Pattern[bytes]) -> list[Hole]:
+    """The numbers behind these keys, if each is inside a counted member."""
+    counts = [count for key in keys.finditer(event, after) if (count := _COUNT.match(event, key.end()))]
+    holes = [(count.start(), count.end(), COUNT) for count in counts]
+    marks = range(_COUNT_MARK, _COUNT_MARK + len(holes))
+    for (start, end, _), mark in zip(reversed(holes), reversed(marks), strict=True):
+        event = b"%b%d%b" % (event[:start], mark, event[end:])
+    parsed = json_object(event[event.index(b"data:") + 5 :]) or {}
+    counted = orjson.dumps({name: parsed[name] for name in _COUNTED if name in parsed})
+    return holes if all(b"%d" % mark in counted for mark in marks) else []
 
 
 def _cut(event: bytes, holes: list[Hole], merges: bool) -> Template:

@@ -72,6 +72,17 @@ def wire(parsed: Any, *, name: str = "", compact: bool = True, ascii_only: bool 
     return (f"event: {name}\n" if name else "").encode() + b"data: " + text + b"\n\n"
 
 
+def gemini(parts: list[Any], made: int, index: int = 0, finish: str | None = None, thoughts: bool = False) -> Any:
+    candidate = {"content": {"parts": parts, "role": "model"}, "index": index}
+    counts = {"promptTokenCount": 8, "candidatesTokenCount": made, "totalTokenCount": made + 8}
+    return {
+        "candidates": [candidate | ({"finishReason": finish} if finish else {})],
+        "usageMetadata": counts | ({"thoughtsTokenCount": made} if thoughts else {}),
+        "modelVersion": "m",
+        "responseId": "r",
+    }
+
+
 @st.composite
 def deltas(draw: st.DrawFn) -> dict[str, Any]:
     """What a choice may add: mostly text of one kind, sometimes what must not be merged."""
@@ -123,7 +134,11 @@ def chat_events(draw: st.DrawFn) -> bytes:
 @st.composite
 def other_dialects(draw: st.DrawFn) -> bytes:
     text, number, index = draw(TEXTS), draw(st.integers(0, 9)), draw(SMALL)
-    kind = draw(st.sampled_from(["completion", "responses", "responses_first", "messages", "messages_json", "topic"]))
+    kind = draw(
+        st.sampled_from(
+            ["completion", "responses", "responses_first", "messages", "messages_json", "topic", "gemini", "gemini"]
+        )
+    )
     if kind == "completion":
         return wire(chat(choices=[{"index": index, "text": text, "finish_reason": None, "logprobs": None}]))
     if kind.startswith("responses"):
@@ -133,6 +148,9 @@ def other_dialects(draw: st.DrawFn) -> bytes:
             {"sequence_number": number} | head if kind == "responses_first" else head | {"sequence_number": number}
         )
         return wire(numbered | {"delta": text, "logprobs": []}, name=name)
+    if kind == "gemini":
+        shapes = [{"text": text}] * 5 + [{"text": text, "thought": True}, {"functionCall": {"name": text}}]
+        return wire(gemini(draw(st.lists(st.sampled_from(shapes), min_size=1, max_size=2)), number, index=index))
     if kind == "topic":
         return wire({"delta": text})
     name = "content_block_delta"
@@ -199,8 +217,13 @@ def runs(draw: st.DrawFn) -> list[bytes]:
         dated = draw(st.booleans())
         numbered = draw(st.booleans())
         padded = draw(st.booleans())
+        google = draw(st.sampled_from([False, False, True]))
         for at, text in enumerate(texts):
-            if numbered:
+            if google:
+                part = {"text": text} | ({"thought": True} if numbered and at < 5 else {})
+                index = at % 2 if take_turns else 0
+                events.append(wire(gemini([part], 11 * at, index, thoughts=padded and (dated or at > 6))))
+            elif numbered:
                 name = "response.output_text.delta"
                 fields = {
                     "type": name,
@@ -282,6 +305,8 @@ class Sdk:
             self.others.append(event)
         elif isinstance(parsed.get("choices"), list) and all(isinstance(one, dict) for one in parsed["choices"]):
             self.take_choices(parsed)
+        elif isinstance(parsed.get("candidates"), list):
+            self.take_candidates(parsed)
         elif isinstance(parsed.get("delta"), dict) and "index" in parsed:
             self.part((parsed.get("type"), parsed["index"], parsed["delta"].get("type")), parsed["delta"])
         elif isinstance(parsed.get("delta"), str) and "output_index" in parsed:
@@ -289,6 +314,19 @@ class Sdk:
             self.top["sequence_number"] = parsed.get("sequence_number")
         else:
             self.others.append(event)
+
+    def take_candidates(self, parsed: dict[str, Any]) -> None:
+        """Texts by candidate and kind, in runs: google-genai hands out parts, and its users join those of a kind."""
+        self.top |= {k: repr(v) for k, v in parsed.items() if k != "candidates"}
+        for one in parsed["candidates"]:
+            mine = self.choices.setdefault(("google", one.get("index", 0)), {"parts": []})
+            mine |= {k: repr(v) for k, v in one.items() if k != "content"}
+            for part in one.get("content", {}).get("parts", []):
+                *_, last = mine["parts"] or [{}]
+                if "text" in part and "text" in last and part.keys() == last.keys():
+                    last["text"] += part["text"]
+                else:
+                    mine["parts"].append(dict(part))
 
     def part(self, key: Any, fields: dict[str, Any]) -> None:
         for name, text in fields.items():
@@ -375,6 +413,7 @@ def test_what_append_calls_a_text_is_one(events: list[bytes]) -> None:
         assert (log.text_events, log.text_bytes) == (len(joined), text_bytes)
     for event in joined:
         parsed = json.loads(event.split(b"\n")[-3].removeprefix(b"data:"))
+        assert not any(one.get("finishReason") for one in parsed.get("candidates", ()))
         choices = parsed.get("choices") or []
         assert len(choices) <= 1
         assert not parsed.get("usage") and not parsed.get("timings") and parsed.get("unknown") is None
@@ -396,7 +435,11 @@ def spaced(text: str) -> bytes:
     return event.replace(b"}\n\n", b"   }\n\n")
 
 
-SHAPES = st.sampled_from([lambda text: wire(chat(choices=[choice(text)])), padded, numbered, spaced])
+def counted(text: str) -> bytes:
+    return wire(gemini([{"text": text}], 7))
+
+
+SHAPES = st.sampled_from([lambda text: wire(chat(choices=[choice(text)])), padded, numbered, spaced, counted])
 INSIDES = st.lists(
     st.sampled_from(
         [

@@ -23,6 +23,20 @@ def charged(body: bytes, size: int = 0, dialect: Dialect = Dialect.CHAT) -> int:
     return account.tokens_total
 
 
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"promptTokenCount": 3, "candidatesTokenCount": 5, "totalTokenCount": 8}, 5),
+        ({"promptTokenCount": 3, "candidatesTokenCount": 5, "thoughtsTokenCount": 100}, 105),
+        ({"promptTokenCount": 3}, 0),
+    ],
+)
+def test_geminis_tokens_are_those_of_the_answer_and_of_its_thoughts(usage: dict[str, int], tokens: int) -> None:
+    earlier = {"usageMetadata": {"candidatesTokenCount": 2, "thoughtsTokenCount": 100}} if tokens > 5 else {}
+    body = json.dumps([earlier, {"candidates": [], "usageMetadata": usage, "modelVersion": "m"}], indent=1).encode()
+    assert charged(body, 7, Dialect.GEMINI) == tokens
+
+
 @pytest.mark.parametrize("size", [0, 1, 7])
 @pytest.mark.parametrize(
     ("body", "tokens"),

@@ -20,6 +20,7 @@ STREAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "completions": ("/v1/completions", {"model": "m", "stream": True, "prompt": "Say"}),
     "responses": ("/v1/responses", {"model": "m", "stream": True, "input": "Say"}),
     "messages": ("/v1/messages", {"model": "m", "stream": True, "messages": PROMPT, "max_tokens": 99}),
+    "gemini": ("/v1beta/models/m:streamGenerateContent?alt=sse", {"contents": [{"parts": [{"text": "Say"}]}]}),
 }
 WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "whole": ("/v1/chat/completions", {"model": "m", "messages": PROMPT}),
@@ -31,7 +32,7 @@ LIMITS: dict[str, Any] = {"ttft_timeout_s": 300.0, "idle_timeout_s": 120.0, "com
 
 def request(route: str, *fields: str) -> bytes:
     path, body = ROUTES[route]
-    return post(body, *fields, path=path)
+    return post(body, "Accept: text/event-stream", *fields, path=path)
 
 
 def error_of(route: str, answer: Answer) -> dict[str, Any]:
@@ -39,6 +40,9 @@ def error_of(route: str, answer: Answer) -> dict[str, Any]:
     body = json.loads(answer.body)
     if route == "messages":
         assert body["type"] == "error" and set(body["error"]) == {"type", "message"}
+    elif route == "gemini":
+        assert set(body["error"]) == {"code", "message", "status", "details"}
+        return {"code": body["error"]["details"][0]["reason"], "message": body["error"]["message"]}
     else:
         assert set(body["error"]) == {"message", "type", "param", "code"}
     error: dict[str, Any] = body["error"]
@@ -59,6 +63,9 @@ def check_error_event(route: str, answer: Answer, code: str) -> list[Read]:
         assert last.json["code"] == last.json["error"]["code"] == code
         numbers = [each.json["sequence_number"] for each in before]
         assert last.json["sequence_number"] == (numbers[-1] + 1 if numbers else 0)
+    elif route == "gemini":
+        assert last.name is None and last.json["error"]["details"][0]["reason"] == code
+        assert last.json["error"]["status"] in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
     else:
         assert last.name is None and last.json["error"]["code"] == code
         assert set(last.json["error"]) == {"message", "type", "param", "code"}
@@ -173,7 +180,7 @@ MATRIX: dict[str, Cell] = {
     "early FIN, until close": cell("break-fin=3; until-close", cut_off("upstream_truncated")),
     "bad chunk size": cell("bad-chunk=3", cut_off("upstream_protocol")),
     # Some servers never send it: with a finish_reason on every choice a chat is complete.
-    "no [DONE]": cell("no-done", cut_off("upstream_truncated", clean_for=("chat", "completions", *WHOLE))),
+    "no [DONE]": cell("no-done", cut_off("upstream_truncated", clean_for=("chat", "completions", "gemini", *WHOLE))),
     "no [DONE] and no finish_reason": cell("no-finish", cut_off("upstream_truncated", clean_for=tuple(WHOLE))),
     **{f"status {status}": cell(f"status={status}", passed_on(status)) for status in (400, 401, 404, 429, 500, 503)},
 }
@@ -260,7 +267,8 @@ def test_a_stream_after_the_commit(route: str) -> None:
         if route in ("chat", "completions"):
             assert answer.whole and [each.data for each in events_in(answer.body)][-1] == b"[DONE]"
         else:
-            assert not answer.whole and events_in(answer.body)[-1].name == "error"
+            last = events_in(answer.body)[-1]
+            assert not answer.whole and (last.name == "error" or (route == "gemini" and "error" in last.json))
 
     pieces = [SSE_HEAD, chunk(b'data: {"sequence_number": 4}\n\n'), chunk(DONE), LAST]
     script = when_told(*pieces)

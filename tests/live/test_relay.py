@@ -167,6 +167,7 @@ ODDITIES = (
         ("/v1/completions", {"model": "m", "stream": True, "prompt": "Say"}),
         ("/v1/responses", {"model": "m", "stream": True, "input": "Say"}),
         ("/v1/messages", {**CHAT, "max_tokens": 99}),
+        ("/v1beta/models/m:streamGenerateContent?alt=sse", {"contents": [{"parts": [{"text": "Say"}]}]}),
     ],
 )
 def test_an_upstreams_oddities_dont_show_over_real_sockets(path: str, body: dict[str, object]) -> None:
@@ -174,7 +175,7 @@ def test_an_upstreams_oddities_dont_show_over_real_sockets(path: str, body: dict
         async with serving(MockOptions(interval_s=0, ttft_s=0, tokens=12)) as d:
             told = []
             for fault in ("", *ODDITIES):
-                answer = await d.ask(post(body, f"X-Mock-Fault: {fault}", path=path))
+                answer = await d.ask(post(body, "Accept: text/event-stream", f"X-Mock-Fault: {fault}", path=path))
                 assert answer.whole
                 events = events_in(answer.body)
                 assert [each.seq for each in events] == list(range(1, len(events) + 1))
@@ -186,7 +187,9 @@ def test_an_upstreams_oddities_dont_show_over_real_sockets(path: str, body: dict
 
 def stable(data: bytes) -> bytes:
     """Without what counts generations or is the time of day."""
-    return re.sub(rb'"(id|item_id|created|created_at|response_id|completed_at)":("[^"]*"|[0-9.]+)', b"", data)
+    return re.sub(
+        rb'"(id|item_id|created|created_at|response_id|responseId|completed_at)":("[^"]*"|[0-9.]+)', b"", data
+    )
 
 
 def test_a_large_event_and_many_small_ones_in_one_piece() -> None:

@@ -84,7 +84,7 @@ CORE: Final = (
         "a reader that counts bytes is sent comments among them",
         "core/stream.py",
         "Subscriber.loose",
-        " and self.form not in RAW",
+        " and self.form not in EVENTS_ONLY",
         "",
     ),
     Mutant(
@@ -589,9 +589,9 @@ API: Final = (
     Mutant(
         "a token in a query goes upstream when its name is percent-encoded",
         "api/relay.py",
-        "_is_ours",
-        'unquote_plus(parameter.partition("=")[0])',
-        'parameter.partition("=")[0]',
+        "_target",
+        'unquote_plus(each.partition("=")[0])',
+        'each.partition("=")[0]',
     ),
 )
 

@@ -23,7 +23,7 @@ UP = UpstreamSettings(name="up", url=f"http://up.test:{PORT}/base")
 def ask() -> Ask:
     return Ask(
         method="GET",
-        target=b"/models",
+        target=lambda upstream: b"/models",
         model="",
         fields=lambda upstream, length: [(b"host", b"up.test"), (b"x-length", b"%d" % length)],
         body=lambda upstream: b"",
@@ -222,7 +222,7 @@ def test_a_mistake_of_ours_in_the_answer_is_told_at_once_and_counted(
 def test_a_request_that_can_not_be_written_takes_nothing(f: Fetching) -> None:
     f.begun()
     f.r.reply(whole_answer(b"all"))
-    fetch = f.made(dataclasses.replace(ask(), target=b"/models\r\n"))
+    fetch = f.made(dataclasses.replace(ask(), target=lambda upstream: b"/models\r\n"))
     with pytest.raises(LocalProtocolError):
         fetch.start()
     assert f.at_rest and f.upstream.idle == 1

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 venv=.venv-openai2
 if [ ! -e "$venv/.ready" ] || [ setup.cfg -nt "$venv/.ready" ]; then
     [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable . 'openai>=2,<3' anthropic pytest hypothesis
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable . 'openai>=2,<3' anthropic google-genai pytest hypothesis
     touch "$venv/.ready"
 fi
 "$venv/bin/python" -c 'import openai; print("openai", openai.__version__)'

@@ -64,6 +64,14 @@ def json_of(event: bytes) -> Any:
         ("/v1/responses/resp_1", Dialect.RESPONSES),
         ("/v1/messages", Dialect.MESSAGES),
         ("/v1/messages/count_tokens", Dialect.MESSAGES),
+        ("/v1beta/models/gemini-2.5-flash:streamGenerateContent", Dialect.GEMINI),
+        ("/v1beta/models/gemini-2.5-flash%3AgenerateContent", Dialect.GEMINI),
+        ("/v1beta/tunedModels/t1:generateContent", Dialect.GEMINI),
+        ("/v1beta/models", Dialect.GEMINI),
+        ("/v1/models/m:countTokens", Dialect.GEMINI),
+        ("/v1/models/m:brew", Dialect.UNKNOWN),
+        ("/v1/models/m", Dialect.UNKNOWN),
+        ("/v1/models", Dialect.UNKNOWN),
         ("/v1/embeddings", Dialect.UNKNOWN),
         ("/v1/chat/completions/", Dialect.UNKNOWN),
         ("/v1/responsesx", Dialect.UNKNOWN),
@@ -72,6 +80,53 @@ def json_of(event: bytes) -> Any:
 )
 def test_the_path_decides_the_dialect(path: str, dialect: Dialect) -> None:
     assert dialect_of(path) is dialect
+
+
+def google(*texts: str, finish: str | None = None, index: int | None = 0, **more: Any) -> bytes:
+    candidate: dict[str, Any] = {"content": {"parts": [{"text": text} for text in texts], "role": "model"}}
+    candidate |= {} if index is None else {"index": index}
+    candidate |= {} if finish is None else {"finishReason": finish}
+    return event({"candidates": [candidate], **more})
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "asked"),
+    [
+        ("/v1beta/models/m:streamGenerateContent", "alt=sse", True),
+        ("/v1/models/m:streamGenerateContent", "x=1&alt=sse", True),
+        ("/v1beta/models/m%3AstreamGenerateContent", "%24alt=s%73e", True),
+        ("/v1beta/models/m:streamGenerateContent", "alt=json", False),
+        ("/v1beta/models/m:streamGenerateContent", "", False),
+        ("/v1beta/models/m:generateContent", "alt=sse", False),
+    ],
+)
+def test_geminis_path_and_query_ask_for_a_stream(path: str, query: str, asked: bool) -> None:
+    assert Dialect.GEMINI.api.wants_stream(path, query, {"stream": not asked}) is asked
+
+
+@pytest.mark.parametrize(
+    ("events", "complete"),
+    [
+        ([], False),
+        ([google("a")], False),
+        ([google("a"), google("b", finish="STOP")], True),
+        ([google("a", index=None), google(finish="MAX_TOKENS", index=None)], True),
+        ([google("a", finish="FINISH_REASON_UNSPECIFIED")], False),
+        ([google("a", finish="")], False),
+        ([google("a"), google("b", index=1), google(finish="STOP")], False),
+        ([google("a"), google("b", index=1), google(finish="STOP"), google(index=1, finish="SAFETY")], True),
+        ([event({"promptFeedback": {"blockReason": "SAFETY"}})], True),
+        ([event({"promptFeedback": {"safetyRatings": []}})], False),
+        ([event({"usageMetadata": {"promptTokenCount": 1}})], False),
+        ([DONE], False),
+        ([event({"error": {"code": 503}})], False),
+    ],
+)
+def test_gemini_is_complete_with_every_candidates_reason_or_a_blocked_prompt(
+    events: list[bytes], complete: bool
+) -> None:
+    progress = seen(Dialect.GEMINI, *events)
+    assert (progress.complete, progress.terminal) == (complete, False)
 
 
 CHUNKED = [Dialect.CHAT, Dialect.COMPLETIONS]
@@ -158,6 +213,15 @@ def test_of_an_unknown_dialect_the_framing_decides() -> None:
             ],
             (25, 15),
         ),
+        (Dialect.GEMINI, [google("a")], None),
+        (
+            Dialect.GEMINI,
+            [
+                google("a", usageMetadata={"promptTokenCount": 8, "candidatesTokenCount": 1}),
+                google("b", usageMetadata={"candidatesTokenCount": 5, "thoughtsTokenCount": 90}),
+            ],
+            (8, 95),
+        ),
         (Dialect.UNKNOWN, [event({"usage": {"input_tokens": 1}})], (1, 0)),
     ],
 )
@@ -181,6 +245,8 @@ def test_the_last_usage_wins(dialect: Dialect, events: list[bytes], usage: tuple
         (Dialect.MESSAGES, typed("content_block_delta", delta={"type": "text_delta", "text": "ab"}), 2),
         (Dialect.MESSAGES, typed("content_block_delta", delta={"partial_json": "{"}), 1),
         (Dialect.MESSAGES, typed("content_block_delta", delta={"thinking": "hm"}), 2),
+        (Dialect.GEMINI, google("ab", "cd"), 4),
+        (Dialect.GEMINI, event({"candidates": [{"content": {"parts": [{"functionCall": {}}]}}, 1]}), 0),
         (Dialect.UNKNOWN, event({"delta": "published"}), 9),
         (Dialect.UNKNOWN, event(b"[1]"), 0),
     ],
@@ -261,9 +327,12 @@ def test_error_bodies() -> None:
 @pytest.mark.parametrize("dialect", Dialect)
 def test_reconnect_says_where_and_when(dialect: Dialect) -> None:
     made = reconnect_event(dialect, message="restarting", last_id="s_x:12", retry_ms=1500)
-    assert made.startswith(b"retry: 1500\n")
     said = json_of(made)
-    assert parse_event(made)[0] == ("error" if dialect is Dialect.MESSAGES else "reconnect")
+    if dialect is Dialect.GEMINI:
+        assert made.startswith(b'data: {"error":') and made.count(b"\n") == 2
+    else:
+        assert made.startswith(b"retry: 1500\n")
+        assert parse_event(made)[0] == ("error" if dialect is Dialect.MESSAGES else "reconnect")
     for where in (said, said["error"]):
         assert (where["last_id"], where["retry_ms"]) == ("s_x:12", 1500)
 
@@ -279,8 +348,32 @@ def test_a_gap_has_the_shape_of_a_chunk(dialect: Dialect) -> None:
     assert unseen["object"] == ("chat.completion.chunk" if dialect is Dialect.CHAT else "text_completion")
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "word"),
+    [
+        ("upstream_truncated", 503, "UNAVAILABLE"),
+        ("upstream_idle_timeout", 504, "DEADLINE_EXCEEDED"),
+        ("cancelled", 499, "CANCELLED"),
+    ],
+)
+def test_geminis_error_events_have_googles_shape(code: str, status: int, word: str) -> None:
+    made = error_event(Dialect.GEMINI, message="it broke", type="upstream_error", code=code)
+    assert made.startswith(b'data: {"error":') and made.count(b"\n") == 2
+    info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": code, "domain": "streamd"}
+    assert json_of(made) == {"error": {"code": status, "message": "it broke", "status": word, "details": [info]}}
+
+
+def test_geminis_error_bodies_have_the_answers_status() -> None:
+    said = {"message": "m", "type": "t", "code": "c", "param": "p"}
+    error = json.loads(error_body(**said, status=429, dialect=Dialect.GEMINI))["error"]
+    assert (error["code"], error["status"]) == (429, "RESOURCE_EXHAUSTED")
+    assert error["details"][0]["metadata"] == {"param": "p"}
+    assert json.loads(error_body(**said, status=418, dialect=Dialect.GEMINI))["error"]["status"] == "UNKNOWN"
+
+
 def test_gaps_of_the_other_dialects() -> None:
     gap = {"gap": {"from": 5, "to": 9}}
+    assert gap_event(Dialect.GEMINI, Progress(Dialect.GEMINI.api), 5, 9) == b'data: {"gap":{"from":5,"to":9}}\n\n'
     made = gap_event(Dialect.MESSAGES, Progress(Dialect.MESSAGES.api), 5, 9)
     assert (parse_event(made)[0], json_of(made)) == ("ping", {"type": "ping", **gap})
     made = gap_event(Dialect.UNKNOWN, Progress(Dialect.UNKNOWN.api), 5, 9)

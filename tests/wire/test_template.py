@@ -36,6 +36,18 @@ def messages(delta: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "content_block_delta", "index": 0, "delta": delta} | more
 
 
+def gemini(text: str, part: dict[str, Any] | None = None, made: int = 3, **candidate: Any) -> dict[str, Any]:
+    content = {"parts": [{"text": text} | (part or {})], "role": "model"}
+    counts = {"promptTokenCount": 8, "candidatesTokenCount": made, "totalTokenCount": made + 8}
+    details = {"promptTokensDetails": [{"modality": "IMAGE", "tokenCount": 8}]}
+    return {
+        "candidates": [{"content": content, "index": 0} | candidate],
+        "usageMetadata": counts | details,
+        "modelVersion": "gemini-2.5-flash",
+        "responseId": "r1",
+    }
+
+
 # One chunk of each kind that servers send in the middle of a text; the text is always the same.
 T = "TEXT"
 DELTAS = {
@@ -67,6 +79,11 @@ DELTAS = {
     "messages thinking": messages({"type": "thinking_delta", "thinking": T}),
     "messages json": messages({"type": "input_json_delta", "partial_json": T}),
     "published text": {"delta": T},
+    "gemini": gemini(T),
+    "gemini thoughts": gemini(T, {"thought": True}),
+    "gemini second candidate": gemini(T, index=1),
+    "gemini without an index": {"candidates": [{"content": {"parts": [{"text": T}]}}]},
+    "gemini rated": gemini(T, safetyRatings=[{"category": "HARM", "probability": "LOW"}]),
 }
 # Text, but not alone, or in no shape that is known.
 OTHERS = {
@@ -96,6 +113,16 @@ OTHERS = {
     "type is no string": messages({"type": "text_delta", "text": T}) | {"type": 1},
     "published text and more": {"delta": T, "n": 1},
     "error": {"error": {"message": T}},
+    "gemini finishes": gemini(T, finishReason="STOP"),
+    "gemini signature": gemini(T, {"thoughtSignature": "abc"}),
+    "gemini call": {"candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": {"text": T}}}]}}]},
+    "gemini two parts": {"candidates": [{"content": {"parts": [{"text": T}, {"text": T}]}, "index": 0}]},
+    "gemini no parts": {"candidates": [{"content": {"role": "model"}, "index": 0}]},
+    "gemini no content": {"candidates": [{"index": 0}]},
+    "gemini candidate is no object": {"candidates": [T]},
+    "gemini index is no number": gemini(T, index="0"),
+    "gemini thought is no flag": gemini(T, {"thought": 1}),
+    "gemini usage alone": {"usageMetadata": {"promptTokenCount": 8}, "candidates": []},
     "list": [T],
     "number": 1,
 }
@@ -214,6 +241,54 @@ def test_what_changes_beside_the_text_is_a_hole() -> None:
     assert fill_of(template, spaced) == Fill(b"", -1, b"b", b"    ")
 
 
+def test_the_counts_of_a_usage_are_holes_and_the_last_ones_stand() -> None:
+    template = learnt(gemini(T, made=3))
+    assert template.counted and template.padded
+    later = wire(gemini("b", made=1234))
+    fill = fill_of(template, later)
+    assert fill == Fill(b"", -1, b"b", b"1234 1242") and template.render(fill) == later
+    assert merged(gemini("a", made=1), gemini("b", made=2)) == gemini("ab", made=2)
+    thinking = {"promptTokenCount": 8, "totalTokenCount": 9, "thoughtsTokenCount": 1}
+    detailed = thinking | {"candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 7}]}
+    for usage, pad in [(thinking, b"9 1"), (detailed, b"9 1 7"), ({"promptTokenCount": 8}, b"")]:
+        event = wire(gemini(T) | {"usageMetadata": usage})
+        assert fill_of(learnt(gemini(T) | {"usageMetadata": usage}), event).pad == pad
+
+
+@pytest.mark.parametrize("digits", [b"07", b"-1", b"1.5", b"1e3", b"1234567890123", b'"7"', b"null", b""])
+def test_a_count_of_another_kind_fits_no_template(digits: bytes) -> None:
+    template, event = learnt(gemini(T, made=77)), wire(gemini(T, made=77))
+    assert template.match(event.replace(b'"candidatesTokenCount":77', b'"candidatesTokenCount":' + digits)) is None
+
+
+def test_a_count_outside_of_the_usage_is_no_hole() -> None:
+    rated = gemini(T, safetyRatings=[{"totalTokenCount": 5}])
+    template = learn(wire(rated))
+    assert template and not template.counted
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        gemini("b", {"thought": True}),
+        gemini("b", {"thought": False}),
+        gemini("b") | {"responseId": "r2"},
+        {"delta": "b"},
+    ],
+)
+def test_other_parts_of_gemini_do_not_merge(other: dict[str, Any]) -> None:
+    assert merged(gemini("a"), other) is None and merged(other, gemini("a")) is None
+
+
+def test_candidates_of_gemini_are_merged_each_index_once() -> None:
+    parsed = merged(*(gemini(text, index=index) for index, text in [(1, "a"), (0, "b"), (1, "c")]))
+    assert parsed
+    assert [(one["index"], one["content"]["parts"]) for one in parsed["candidates"]] == [
+        (1, [{"text": "ac"}]),
+        (0, [{"text": "b"}]),
+    ]
+
+
 @pytest.mark.parametrize(
     "digits", [b"17000000000", b"170000000", b"0700000000", b"1700000000.5", b"-170000000", b"null"]
 )
@@ -293,7 +368,7 @@ def test_the_inside_of_a_string_is_what_a_json_parser_takes(inside: bytes) -> No
 
 
 @settings(max_examples=300, deadline=None)
-@given(INSIDES, st.sampled_from(["openai", "llama.cpp", "vllm reasoning", "responses", "messages", "tool"]))
+@given(INSIDES, st.sampled_from(["openai", "llama.cpp", "vllm reasoning", "responses", "messages", "tool", "gemini"]))
 def test_what_matches_is_the_same_json_with_another_text(inside: bytes, server: str) -> None:
     parsed = DELTAS[server]
     template, event = learnt(parsed), wire(parsed).replace(b"TEXT", inside)
@@ -378,10 +453,14 @@ def test_other_kinds_and_other_fields_do_not_merge(other: dict[str, Any]) -> Non
 def test_no_field_of_any_server_is_lost_to_a_merge() -> None:
     """Only texts, choices and the fields that are documented to change may differ between events that are merged."""
     may_change = {"choices", "created", "sequence_number", "obfuscation", "delta"}
+    may_grow = {"usageMetadata"}  # if both have it
     for server, parsed in DELTAS.items():
         for field in parsed.keys() - may_change:
             first = Delta.of(wire(parsed))
-            for other in (parsed | {field: "other"}, {name: parsed[name] for name in parsed if name != field}):
+            others = [{name: parsed[name] for name in parsed if name != field}]
+            if field not in may_grow:
+                others.append(parsed | {field: "other"})
+            for other in others:
                 later = Delta.of(wire(other))
                 if later is None:  # without that field it isn't a delta
                     continue

@@ -17,7 +17,17 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-from streamd.wire.dialects.members import Json, Usage, clean, count_of, json_object, object_of, updated
+from streamd.wire.dialects.members import (
+    Json,
+    Usage,
+    clean,
+    count_of,
+    json_object,
+    object_of,
+    objects_of,
+    string_of,
+    updated,
+)
 from streamd.wire.sse import parse_event
 
 # A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
@@ -54,12 +64,14 @@ class Api:
     below: ClassVar[tuple[str, ...]] = ()  # and what all others of its paths begin with
     streams: ClassVar[bool] = True  # whether a request can ask for a stream
     # keys
-    key_field: ClassVar[bytes] = b""  # the header field where clients put a key, beside Authorization
+    key_field: ClassVar[bytes] = b""  # the header field where clients put a key, beside Authorization,
+    key_parameter: ClassVar[str] = ""  # and the parameter of the query
     # progress
     done_ends: ClassVar[bool] = False  # whether `[DONE]` is the end
     framing_ends: ClassVar[bool] = False  # whether an answer is complete wherever its framing ends
     numbered: ClassVar[bool] = False  # whether events have a sequence_number, which errors go on with
     # words
+    data_only: ClassVar[bool] = False  # whether an answer may hold no other lines than an event's data
     error_name: ClassVar[str | None] = None  # the event type of an error,
     reconnect_name: ClassVar[str | None] = "reconnect"  # and of a farewell
     # texts
@@ -73,6 +85,8 @@ class Api:
     changing: ClassVar[tuple[str, ...]] = ()
     # The same, but all neighbours have to have the member, or none of them.
     counted: ClassVar[tuple[str, ...]] = ()
+    # What stands in front of numbers in a counted member that change from event to event.
+    counts: ClassVar[re.Pattern[bytes] | None] = None
 
     # -- requests
 
@@ -80,9 +94,35 @@ class Api:
         """Whether a request's path, without its query, is one of this API's."""
         return path in self.paths or path.startswith(self.below)
 
-    def wants_stream(self, fields: Json) -> bool:
+    def wants_stream(self, path: str, query: str, fields: Json) -> bool:
         """Whether a request with this body asks for a stream."""
         return self.streams and fields.get("stream") is True
+
+    def models(self, path: str, fields: Json) -> list[str]:
+        """Every model that a request names; the first is the one that it is for."""
+        model = fields.get("model")
+        return [model] if isinstance(model, str) else []
+
+    def renamed(self, path: str, fields: Json, model: str, alias: str) -> tuple[str, Json | None]:
+        """Path and body with the upstream's own name of a model, `alias`; None for a body that stays as it is."""
+        return path, {**fields, "model": alias}
+
+    # -- lists of models
+
+    list_query: ClassVar[str] = ""  # the query that asks for all models on one page
+
+    def models_listed(self, body: Json) -> list[tuple[str, Json]]:
+        """A server's list of models as (name, entry); entries without a name are left out."""
+        entries = objects_of(body, "data")
+        return [(name, entry) for entry in entries if (name := string_of(entry, "id")) is not None]
+
+    def alias_listed(self, alias: str, entry: Json | None, owner: str) -> Json:
+        """A list's entry for an alias of the model that `entry` is, or of one that isn't listed."""
+        return {**(entry or {"object": "model", "owned_by": owner}), "id": alias}
+
+    def model_list(self, entries: list[Json]) -> Json:
+        """The list that has these entries."""
+        return {"object": "list", "data": entries}
 
     # -- keys
 

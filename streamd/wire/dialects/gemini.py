@@ -1,0 +1,210 @@
+"""Google's Gemini API: `/v1beta/models/{model}:streamGenerateContent`, as generativelanguage.googleapis.com has it.
+
+The path names the model and says what is asked for; with `alt=sse` the answer is a stream, without it a JSON array that
+passes as it is. Complete when every candidate that appeared has its finishReason, or when the prompt was blocked: there
+is no last event.
+
+The SDKs (google-genai 1.0 to 3.6 was read) take each line that isn't blank and doesn't begin with `data: ` for JSON:
+an id, a comment, an event's type, a `retry:` each raise, and some parsers in other languages want `data: ` to stand at
+the very beginning. So an answer has data lines and nothing else (`data_only`), and so do streamd's own words in it. An
+error raises if its object is the event's first member. A gap is an event without candidates, as those with only usage.
+
+Each event repeats the usage, whose numbers grow: they are holes of a template, and when neighbours are merged the last
+one's stand. A part with `thought` is another text than one without; a function call, a signature, several parts in one
+event are kept as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Final
+from urllib.parse import quote, unquote
+
+from streamd.wire.dialects.api import Api, Part, Progress
+from streamd.wire.dialects.members import (
+    Json,
+    Usage,
+    clean,
+    count_of,
+    is_text,
+    object_of,
+    objects_of,
+    string_of,
+    updated,
+)
+from streamd.wire.query import parameter
+
+# The path below the version, decoded: a resource, `models/{id}` or `tunedModels/{id}`, and an operation.
+_RESOURCE: Final = re.compile(r"/(v1beta|v1)/((?:models|tunedModels)/[^:/]+)(?::([A-Za-z]+))?")
+_STREAM: Final = "streamGenerateContent"
+_OPERATIONS: Final = frozenset({_STREAM, "generateContent", "countTokens", "embedContent", "batchEmbedContents"})
+# google.rpc.Code by HTTP status; all other statuses are UNKNOWN.
+_CODES: Final = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ABORTED",
+    413: "INVALID_ARGUMENT",
+    422: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+_PART_KNOWN: Final = frozenset({"text", "thought"})
+_CANDIDATE_KNOWN: Final = frozenset({"content", "index", "safetyRatings"})
+# finishReason's value for "not finished"; servers leave it out.
+_UNFINISHED: Final = "FINISH_REASON_UNSPECIFIED"
+
+_output_tokens = re.compile(rb'"(candidates|thoughts)TokenCount"\s*+:\s*+([0-9]{1,9})(?![0-9])').findall
+
+
+class Gemini(Api):
+    """`/v1beta/…`, and the same operations under `/v1/models/…`."""
+
+    below: ClassVar = ("/v1beta/",)
+    data_only: ClassVar = True
+    key_field: ClassVar = b"x-goog-api-key"
+    key_parameter: ClassVar = "key"
+    reconnect_name: ClassVar = None
+    text_keys: ClassVar = ("text",)
+    listed: ClassVar = "candidates"
+    known: ClassVar = ("candidates", "usageMetadata", "modelVersion", "responseId", "createTime")
+    counted: ClassVar = ("usageMetadata",)
+    counts: ClassVar = re.compile(
+        rb'"(?:(?:candidates|thoughts|total)TokenCount|candidatesTokensDetails"\s*:\s*\[\s*\{[^][{}]*"tokenCount)"\s*:\s*'
+    )
+
+    # -- requests
+
+    def serves(self, path: str) -> bool:
+        if super().serves(path):
+            return True
+        found = _RESOURCE.fullmatch(unquote(path))
+        return found is not None and found[3] in _OPERATIONS
+
+    def wants_stream(self, path: str, query: str, fields: Json) -> bool:
+        found = _RESOURCE.fullmatch(unquote(path))
+        is_sse = "sse" in (*parameter(query, "alt"), *parameter(query, "$alt"))
+        return is_sse and found is not None and found[3] == _STREAM
+
+    def models(self, path: str, fields: Json) -> list[str]:
+        """That of the path, and those in the body, which the servers want to be the same."""
+        found = _RESOURCE.fullmatch(unquote(path))
+        holders = (fields, object_of(fields, "generateContentRequest"), *objects_of(fields, "requests"))
+        in_body = [name for holder in holders if (name := string_of(holder, "model")) is not None]
+        return [name.removeprefix("models/") for name in ([found[2], *in_body] if found else in_body)]
+
+    def renamed(self, path: str, fields: Json, model: str, alias: str) -> tuple[str, Json | None]:
+        found = _RESOURCE.fullmatch(unquote(path))
+        resource = alias if "/" in alias else f"models/{alias}"
+        if found is not None:
+            path = f"/{found[1]}/{quote(resource)}" + (f":{found[3]}" if found[3] else "")
+        return path, _renamed(fields, {model, f"models/{model}"}, resource)
+
+    # -- lists of models
+
+    list_query: ClassVar = "pageSize=1000"
+
+    def models_listed(self, body: Json) -> list[tuple[str, Json]]:
+        entries = [(string_of(entry, "name"), entry) for entry in objects_of(body, "models")]
+        return [(name.removeprefix("models/"), entry) for name, entry in entries if name is not None]
+
+    def alias_listed(self, alias: str, entry: Json | None, owner: str) -> Json:
+        return {**(entry or {}), "name": alias if "/" in alias else f"models/{alias}"}
+
+    def model_list(self, entries: list[Json]) -> Json:
+        """All on one page."""
+        return {"models": entries}
+
+    # -- keys
+
+    def credentials(self, key: bytes) -> list[tuple[bytes, bytes]]:
+        """Google takes `Authorization` for an OAuth token and refuses an API key there."""
+        return [(self.key_field, key)]
+
+    # -- progress
+
+    def see(self, progress: Progress, body: Json, name: str | None) -> None:
+        for candidate in objects_of(body, "candidates"):
+            finish = candidate.get("finishReason")
+            progress.see_choice(candidate.get("index", 0), is_text(finish) and finish != _UNFINISHED)
+        progress.weigh_choices()
+        if is_text(object_of(body, "promptFeedback").get("blockReason")):
+            progress.complete = True
+
+    def texts(self, body: Json) -> list[str | None]:
+        contents = [object_of(candidate, "content") for candidate in objects_of(body, "candidates")]
+        return [string_of(part, "text") for content in contents for part in objects_of(content, "parts")]
+
+    def usage(self, body: Json, before: Usage | None) -> Usage | None:
+        usage = object_of(body, "usageMetadata")
+        made = [count_of(usage, name) for name in ("candidatesTokenCount", "thoughtsTokenCount")]
+        counted = [count for count in made if count is not None]
+        return updated(before, count_of(usage, "promptTokenCount"), sum(counted) if counted else None)
+
+    def output_tokens(self, tail: bytes) -> int | None:
+        """The last number under each of the two names: thoughts are counted apart."""
+        found = dict(_output_tokens(tail))
+        return sum(map(int, found.values())) if found else None
+
+    # -- words
+
+    def error(self, status: int, message: str, type: str, code: str, param: str | None) -> Json:
+        metadata = {} if param is None else {"metadata": {"param": clean(param)}}
+        info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": code, "domain": "streamd"}
+        word = _CODES.get(status, "UNKNOWN")
+        return {"error": {"code": status, "message": clean(message), "status": word, "details": [info | metadata]}}
+
+    def error_event(self, message: str, type: str, code: str, param: str | None) -> Json:
+        status = 499 if code == "cancelled" else 504 if code.endswith("timeout") else 503
+        return self.error(status, message, type, code, param)
+
+    def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
+        return None, b"{%b}" % gap
+
+    # -- texts
+
+    def parts(self, parsed: Json) -> list[Part] | None:
+        candidates = parsed.get("candidates")
+        if not isinstance(candidates, list):
+            return None
+        known = [part for candidate in candidates if (part := _part(candidate))]
+        return known if len({part.index for part in known}) == len(candidates) else []
+
+    def is_known(self, parsed: Json) -> bool:
+        candidates = objects_of(parsed, "candidates")
+        return all(value is None or name in _CANDIDATE_KNOWN for each in candidates for name, value in each.items())
+
+
+def _part(candidate: Any) -> Part | None:
+    """The text of a candidate that adds one part, and in it text alone."""
+    if not isinstance(candidate, dict) or candidate.get("finishReason") is not None:
+        return None
+    index, content = candidate.get("index", 0), candidate.get("content")
+    if type(index) is not int or not isinstance(content, dict) or content.keys() - {"parts", "role"}:
+        return None
+    parts = content.get("parts")
+    if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict):
+        return None
+    part = parts[0]
+    is_pure = is_text(part.get("text")) and part.keys() <= _PART_KNOWN and type(part.get("thought", True)) is bool
+    return Part(candidate, index, part, ("text",)) if is_pure else None
+
+
+def _renamed(fields: Json, names: set[str], resource: str) -> Json | None:
+    """The body with another model wherever it names this one; None if it names it nowhere."""
+    renamed = dict(fields)
+    if fields.get("model") in names:
+        renamed["model"] = resource
+    if inner := object_of(fields, "generateContentRequest"):
+        renamed["generateContentRequest"] = _renamed(inner, names, resource) or inner
+    if isinstance(requests := fields.get("requests"), list):
+        renamed["requests"] = [
+            _renamed(each, names, resource) or each if isinstance(each, dict) else each for each in requests
+        ]
+    return renamed if renamed != fields else None
