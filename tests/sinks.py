@@ -156,7 +156,7 @@ class Reader:
     def body(self) -> bytes:
         """All that was written, without HTTP's framing."""
         written = bytes(self.sent + self.held)
-        if self.subscriber.form in (Form.BARE, Form.RAW_BARE):
+        if self.subscriber.form in (Form.BARE, Form.RAW_BARE, Form.DATA_BARE):
             return written
         return b"".join(ChunkedDecoder().feed(written))
 

@@ -355,12 +355,14 @@ class ReplayLog(_Joined):
         self._prefix, self._suffix = pieces
         self._from, self._cut = len(self._prefix), len(self._suffix)
         self._padding = self._numbering = self._counting = None
-        if template.counted and not template.numbered:
-            counts = b" ".join([_PAD_MARK] * template.holes.count(COUNT))
-            self._counting = tuple(template.around(self._created, self._number, counts)[1].split(_PAD_MARK))
-        elif template.padded and not template.counted:
-            middle, after = template.around(self._created, self._number, _PAD_MARK)[1].split(_PAD_MARK)
-            self._padding = middle, after, template.pad_table
+        if template.padded:
+            marks = b" ".join([_PAD_MARK] * max(1, template.holes.count(COUNT)))
+            split = template.around(self._created, self._number, marks)[1].split(_PAD_MARK)
+            if template.counted:
+                self._counting = tuple(split)
+            else:
+                middle, after = split
+                self._padding = middle, after, template.pad_table
         if template.numbered:
             halves = template.pieces(self._created, _MARK_BYTE, b"")[0].split(_MARK_BYTE)
             self._numbering = halves if len(halves) == 2 else None

@@ -119,7 +119,7 @@ class Template:
     @property
     def padded(self) -> bool:
         """Whether something of random length stands beside the text."""
-        return PAD in self.holes or SPACES in self.holes or self.counted
+        return PAD in self.holes or SPACES in self.holes or COUNT in self.holes
 
     @property
     def counted(self) -> bool:
@@ -169,7 +169,7 @@ class Template:
     def pieces(self, created: bytes, number: bytes, pad: bytes) -> list[bytes]:
         """As `around`, with the number as its digits, or as a mark to be found again."""
         pieces = [b""]
-        counts = iter(pad.split(b" "))
+        counts: list[bytes] | None = None
         for piece, hole in zip(self.fixed, self.holes, strict=False):
             pieces[-1] += piece
             if hole in (TEXT, AGAIN):
@@ -179,7 +179,8 @@ class Template:
             elif hole == NUMBER:
                 pieces[-1] += number
             elif hole == COUNT:
-                pieces[-1] += next(counts, b"") or b"0"
+                counts = pad.split(b" ")[::-1] if counts is None else counts
+                pieces[-1] += (counts.pop() if counts else b"") or b"0"
             else:
                 pieces[-1] += pad
         pieces[-1] += self.fixed[-1]
@@ -223,10 +224,10 @@ def learn(event: bytes) -> Template | None:
     if len(event) - texts > TEMPLATE_BYTES_MAX:
         return None
     parsed = json_object(_replaced(event, holes)[framed.start(2) :])
-    if parsed is None:
+    if parsed is None or not _is_known(parsed):
         return None
     api, parts = _parts(parsed)
-    if len(parts) != 1 or parts[0].texts() != [_SENTINEL] * len(holes) or not _is_known(api, parsed):
+    if len(parts) != 1 or parts[0].texts() != [_SENTINEL] * len(holes) or not api.is_known(parsed):
         return None
     template = _cut(event, sorted(holes + _other_holes(event, holes, api)), merges=not parts[0].role)
     fill = template.match(event)
@@ -294,12 +295,11 @@ def _cut(event: bytes, holes: list[Hole], merges: bool) -> Template:
     return Template((*fixed, event[at:]), bytes(kind for _, _, kind in holes), merges)
 
 
-def _is_known(api: Api, parsed: Json) -> bool:
-    """Whether all members outside the delta are known, or null."""
-    known = all(
+def _is_known(parsed: Json) -> bool:
+    """Whether all members of the top level are known, or null."""
+    return all(
         value is None or name in _KNOWN or (name == "logprobs" and value == []) for name, value in parsed.items()
     )
-    return known and api.is_known(parsed)
 
 
 def _parts(parsed: Json) -> tuple[Api, list[Part]]:

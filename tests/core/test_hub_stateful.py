@@ -351,17 +351,21 @@ class Life(RuleBasedStateMachine):
 
 
 def covered_by(reader: Reader) -> Iterator[int]:
-    """The seqs that a reader has, or knows of as lost, in the order of its events."""
+    """The seqs that a reader has, or knows of as lost, in the order of its events. Readers of data lines see no ids."""
+    has_ids = reader.subscriber.form not in core_stream.EVENTS_ONLY
+    last = reader.subscriber.seq_start - 1
     for each in reader.events:
-        if each.name == "gap":
-            yield from range(each.json["gap"]["from"], each.json["gap"]["to"] + 1)
+        assert (each.id is not None) is has_ids and (has_ids or each.name is None)
+        if "gap" in each.json:
+            words = [*range(each.json["gap"]["from"], each.json["gap"]["to"] + 1)]
         elif each.data.startswith(b'{"error"'):
-            yield each.seq
+            words = [last + 1]
         else:
             text = each.json["choices"][0]["delta"]["content"]
             words = [int(word) for word in text.replace("x", "").split()]
-            assert words[-1] == each.seq
-            yield from words
+        last = words[-1]
+        assert not has_ids or each.seq == last
+        yield from words
 
 
 class LeavingReader(Reader):

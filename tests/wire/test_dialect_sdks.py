@@ -209,6 +209,7 @@ READERS = [
     (Dialect.MESSAGES, MESSAGES, messages_accumulated),
     (Dialect.GEMINI, GEMINI, gemini_text),
 ]
+assert {dialect for dialect, _, _ in READERS} == set(Dialect) - {Dialect.UNKNOWN}, "each API's own SDK reads here"
 NAMES = [read.__name__ for _, _, read in READERS]
 
 readers = pytest.mark.parametrize(("dialect", "events", "read"), READERS, ids=NAMES)

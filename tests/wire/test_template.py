@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamd.wire.dialect import APIS
+from streamd.wire.dialects.api import Api
 from streamd.wire.template import TEMPLATE_BYTES_MAX, Delta, Fill, Template, combine, is_string_inside, learn
 
 
@@ -143,6 +145,11 @@ def test_text_deltas_of_all_servers_are_learnt(parsed: dict[str, Any], name: str
         assert fill and template.render(fill) == changed
         assert json.loads(b'"%b"' % fill.text) == text
     assert Delta.of(event)
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: type(api).__name__)
+def test_every_api_has_its_texts_in_the_table_above(api: Api) -> None:
+    assert any(api.parts(dict(parsed)) for parsed in DELTAS.values())
 
 
 @pytest.mark.parametrize("choices", [1, 1.5, True, {"index": 0}, "no list"])
