@@ -199,8 +199,8 @@ def data_lines(event: bytes) -> bytes:
     """The event without any line but those of its data, each beginning with `data: `: all that some clients take."""
     if event.startswith(b"data: ") and event.count(b"\n") == 2:
         return event
-    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-    return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
+    fields = (line.partition(b":") for line in event.split(b"\n"))
+    return b"".join(b"data: %b\n" % value.removeprefix(b" ") for name, _, value in fields if name == b"data") + b"\n"
 
 
 def parse_event(event: bytes) -> tuple[str | None, bytes]:

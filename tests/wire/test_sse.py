@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streamd.wire.sse import HEARTBEAT, EventSplitter, EventTooLarge, frame, parse_event
+from streamd.wire.sse import HEARTBEAT, EventSplitter, EventTooLarge, data_lines, frame, parse_event
 
 MAX = 1 << 20
 
@@ -327,6 +327,22 @@ def test_a_frame_read_back_is_the_event() -> None:
 )
 def test_parse_event(event: bytes, parsed: tuple[str | None, bytes]) -> None:
     assert parse_event(event) == parsed
+
+
+@pytest.mark.parametrize(
+    ("event", "lines"),
+    [
+        (b"data: a\n\n", b"data: a\n\n"),
+        (b"data:a\n\n", b"data: a\n\n"),
+        (b"data\n\n", b"data: \n\n"),
+        (b"event: x\ndata: a\ndata\ndata:  b\n\n", b"data: a\ndata: \ndata:  b\n\n"),
+        (b": c\nretry: 1\ndatabase: 2\ndata: a: b\n\n", b"data: a: b\n\n"),
+        (b"data: a\nother: b\n\n", b"data: a\n\n"),
+    ],
+)
+def test_data_lines_keep_the_data_and_no_other_line(event: bytes, lines: bytes) -> None:
+    assert data_lines(event) == lines
+    assert parse_event(lines) == (None, parse_event(event)[1])
 
 
 def test_a_plain_event_in_one_read_is_bounded_too() -> None:
