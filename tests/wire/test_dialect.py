@@ -116,6 +116,7 @@ def test_geminis_path_and_query_ask_for_a_stream(path: str, query: str, asked: b
         ([google("a"), google("b", index=1), google(finish="STOP")], False),
         ([google("a"), google("b", index=1), google(finish="STOP"), google(index=1, finish="SAFETY")], True),
         ([event({"promptFeedback": {"blockReason": "SAFETY"}})], True),
+        ([event({"promptFeedback": {"blockReason": "SAFETY"}}), event({"usageMetadata": {}})], True),
         ([event({"promptFeedback": {"safetyRatings": []}})], False),
         ([event({"usageMetadata": {"promptTokenCount": 1}})], False),
         ([DONE], False),

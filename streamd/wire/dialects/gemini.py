@@ -130,10 +130,12 @@ class Gemini(Api):
     # -- progress
 
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
-        for candidate in objects_of(body, "candidates"):
+        candidates = objects_of(body, "candidates")
+        for candidate in candidates:
             finish = candidate.get("finishReason")
             progress.see_choice(candidate.get("index", 0), is_text(finish) and finish != _UNFINISHED)
-        progress.weigh_choices()
+        if candidates:  # a blocked prompt's usage may come behind the reason
+            progress.weigh_choices()
         if is_text(object_of(body, "promptFeedback").get("blockReason")):
             progress.complete = True
 
