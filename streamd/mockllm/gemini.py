@@ -14,10 +14,12 @@ import orjson
 from streamd.mockllm.ask import PROMPT_BYTES_PER_TOKEN, Ask, BadAsk, json_object
 from streamd.mockllm.embeddings import vector_of
 from streamd.mockllm.script import MARK, around
+from streamd.wire.http1 import RequestHead
 
-# /v1beta/models/{model}:{operation}, and the same below /v1. A GET of a model has no operation; below /v1 that is
-# OpenAI's.
-PATH: Final = re.compile(r"/v1(?:beta(?=/)|(?=/.*:))/((?:models|tunedModels)/[^:/]+)(?::([A-Za-z]+))?")
+# /v1beta/models/{model}:{operation}, and the same below /v1. A GET of a model, or of the list, has no operation.
+PATH: Final = re.compile(r"/v1(?:beta)?/((?:models|tunedModels)/[^:/]+)(?::([A-Za-z]+))?")
+LIST: Final = re.compile(r"/v1(?:beta)?/models")
+CLIENT_FIELDS: Final = (b"x-goog-api-client", b"x-goog-api-key")
 STREAM: Final = "streamGenerateContent"
 GENERATIONS: Final = (STREAM, "generateContent")
 STATUSES: Final = {
@@ -115,6 +117,18 @@ class GeminiArray(Gemini):
 
 def _event(payload: Any) -> bytes:
     return b"data: %b\r\n\r\n" % orjson.dumps(payload)
+
+
+def is_own(path: str) -> bool:
+    """Whether a path is this API's alone: OpenAI's has the list and the models below /v1 as well."""
+    found = PATH.fullmatch(path) or LIST.fullmatch(path)
+    return found is not None and (path.startswith("/v1beta/") or ":" in path)
+
+
+def serves(head: RequestHead) -> bool:
+    """Whether a request is for this API; on a path that OpenAI's has too, if a client of Google's sends it."""
+    shared = PATH.fullmatch(head.path) or LIST.fullmatch(head.path)
+    return is_own(head.path) or bool(shared and any(head.get(field) is not None for field in CLIENT_FIELDS))
 
 
 def counted(body: bytes) -> bytes:

@@ -31,7 +31,6 @@ SCRIPTS: Final[dict[str, Callable[[ask.Ask], Script]]] = {
     "/v1/messages": Anthropic,
 }
 ALLOWED: Final = dict.fromkeys((*SCRIPTS, "/v1/embeddings"), "POST") | dict.fromkeys(("/v1/models", "/health"), "GET")
-GEMINI_MODELS: Final = "/v1beta/models"
 ERROR_TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -59,9 +58,8 @@ def whole(status: int, payload: bytes, options: MockOptions, delay_s: float = 0.
 def reply_to(head: RequestHead, body: bytes, options: MockOptions, serial: int) -> Reply:
     """The answer to a request; `serial` numbers the generation if it is one. Raises BadAsk."""
     path = head.path
-    found = gemini.PATH.fullmatch(path)
-    if found is not None or path == GEMINI_MODELS:
-        return _gemini(found, head, body, options, serial)
+    if gemini.serves(head):
+        return _gemini(gemini.PATH.fullmatch(path), head, body, options, serial)
     allowed = ALLOWED.get(path)
     if options.faults.status is not None:
         return _told(path, options)
@@ -126,7 +124,7 @@ def _refusal(status: int, text: str, path: str, options: MockOptions) -> Reply:
 def error_body(status: int, text: str, path: str, param: str | None = None) -> bytes:
     """The error object of the route's dialect."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    if gemini.PATH.fullmatch(path) or path == GEMINI_MODELS:
+    if gemini.is_own(path):
         word = gemini.STATUSES.get(status, "INTERNAL")
         return orjson.dumps({"error": {"code": status, "message": text, "status": word}})
     error: dict[str, Any] = {"type": kind, "message": text}

@@ -393,7 +393,8 @@ class ClientConnection(asyncio.Protocol):
         self._opened = True
         self._keep_alive = head.keep_alive
         self._chunked = not head.http10
-        request = Request(head, now=now, route=runtime.settings.route(head.path), dialect=dialect_of(head.path))
+        dialect = dialect_of(head.path, head.query, head.get)
+        request = Request(head, now=now, route=runtime.settings.route(head.path), dialect=dialect)
         self.request = request
         self._go(Step.BEGIN)
         self._decoder = decoder_for(head.framing, head.content_length)

@@ -11,6 +11,7 @@ through the SDKs, which look at different things (tests/wire/test_dialect_sdks.p
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
 
 import orjson
@@ -41,7 +42,7 @@ __all__ = [
 
 
 class Dialect(enum.Enum):
-    """Which API a stream speaks; decided by the path of its request."""
+    """Which API a stream speaks; decided by the path of its request, for a few paths by its client."""
 
     CHAT = "chat", Chat()
     COMPLETIONS = "completions", Completions()
@@ -64,9 +65,12 @@ APIS: Final = tuple(dialect.api for dialect in Dialect)
 KEY_FIELDS: Final = tuple(api.key_field for api in APIS if api.key_field)
 
 
-def dialect_of(path: str) -> Dialect:
-    """The dialect of a request's path, without its query."""
-    return next((dialect for dialect in Dialect if dialect.api.serves(path)), Dialect.UNKNOWN)
+def dialect_of(path: str, query: str = "", field: Callable[[bytes], bytes | None] = lambda name: None) -> Dialect:
+    """The dialect of a request's path; where several APIs have it, that of the client. `field` gives a header field."""
+    for dialect in Dialect:
+        if dialect.api.serves(path):
+            return dialect
+    return next((dialect for dialect in Dialect if dialect.api.claims(path, query, field)), Dialect.UNKNOWN)
 
 
 def dialect_named(word: str) -> Dialect:

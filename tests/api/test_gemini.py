@@ -263,11 +263,20 @@ def test_a_key_limited_to_some_models_names_no_other_anywhere(tmp_path: Path, pa
             assert r.links == []
 
 
-def test_the_list_of_models_is_merged_on_one_page() -> None:
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1beta/models?pageSize=1&pageToken=x", []),
+        ("/v1/models?pageSize=1", ["X-Goog-Api-Key: AIza-mine"]),
+        ("/v1/models", ["X-Goog-Api-Client: google-genai-sdk/3.6.0"]),
+        ("/v1/models?key=AIza-mine", []),
+    ],
+)
+def test_the_list_of_models_is_merged_on_one_page(path: str, fields: list[str]) -> None:
     limited = UpstreamSettings(name="b", url="http://b.test:2", models=("b-1",))
     with rig(upstreams=(GOOGLE, limited)) as r:
-        client = r.client(get("/v1beta/models?pageSize=1&pageToken=x"))
-        assert sent_of(r)[0] == "/v1beta/models?pageSize=1000"
+        client = r.client(get(path, *fields))
+        assert sent_of(r)[0] == f"{path.partition('?')[0]}?pageSize=1000"
         lists = (
             [{"name": "models/gemini-flash", "inputTokenLimit": 7}, {"x": 1}],
             [{"name": "models/b-1"}, {"name": "c"}],
@@ -279,6 +288,14 @@ def test_the_list_of_models_is_merged_on_one_page() -> None:
         assert json.loads(client.answer.body) == {
             "models": [flash, flash | {"name": "models/fast"}, {"name": "models/b-1"}]
         }
+
+
+def test_a_model_below_v1_is_looked_up_where_it_is_for_googles_clients() -> None:
+    local = UpstreamSettings(name="local", url="http://l.test:2", models=("m",))
+    with rig(upstreams=(local, GOOGLE)) as r:
+        r.client(get("/v1/models/fast?key=AIza-mine"))
+        target, fields, _ = sent_of(r)
+        assert r.dialled == [1] and target == "/v1/models/gemini-flash" and "x-goog-api-key: AIza-up" in fields
 
 
 @pytest.mark.parametrize("path", ["/v1beta", "/v1beta/../x", "/v1beta/models%2f..%2fx", "/v1beta//x", "/v1betax/y"])

@@ -74,8 +74,9 @@ def test_a_function_call_stays_whole(served: Live) -> None:
     assert [call.name for part in parts for call in part.function_calls or ()] == ["look_up"]
 
 
-def test_the_other_operations_pass(served: Live) -> None:
-    with client(served.url) as sdk:
+@pytest.mark.parametrize("version", ["v1beta", "v1"])
+def test_the_other_operations_pass(served: Live, version: str) -> None:
+    with client(served.url, version) as sdk:
         assert sdk.models.count_tokens(**ASK).total_tokens > 0
         embedded = sdk.models.embed_content(model="m", contents=["a", "b"]).embeddings
         assert len(embedded) == 2 and embedded[0].values != embedded[1].values

@@ -82,6 +82,28 @@ def test_the_path_decides_the_dialect(path: str, dialect: Dialect) -> None:
     assert dialect_of(path) is dialect
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m", "/v1/tunedModels", "/v1/models/m%2Dx"])
+@pytest.mark.parametrize(
+    ("query", "fields", "dialect"),
+    [
+        ("", {}, Dialect.UNKNOWN),
+        ("pageSize=3&monkey=1", {b"authorization": b"Bearer sk-x", b"user-agent": b"OpenAI/Python"}, Dialect.UNKNOWN),
+        ("", {b"x-goog-api-key": b"AIza"}, Dialect.GEMINI),
+        ("", {b"x-goog-api-client": b"google-genai-sdk/3.6.0 gl-python/3.11"}, Dialect.GEMINI),
+        ("a=1&k%65y=AIza", {}, Dialect.GEMINI),
+    ],
+)
+def test_the_client_decides_the_dialect_of_a_list_of_models(
+    path: str, query: str, fields: dict[bytes, bytes], dialect: Dialect
+) -> None:
+    assert dialect_of(path, query, fields.get) is dialect
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/chat/completions", "/v1/models/m/x", "/v1/files"])
+def test_googles_key_makes_no_other_path_gemini(path: str) -> None:
+    assert dialect_of(path, "key=AIza", {b"x-goog-api-key": b"AIza"}.get) is not Dialect.GEMINI
+
+
 def google(*texts: str, finish: str | None = None, index: int | None = 0, **more: Any) -> bytes:
     candidate: dict[str, Any] = {"content": {"parts": [{"text": text} for text in texts], "role": "model"}}
     candidate |= {} if index is None else {"index": index}

@@ -15,6 +15,7 @@ knows of an event's top level holds for the events of the others as well.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import ClassVar, Final
 
 from streamd.wire.dialects.members import (
@@ -93,6 +94,10 @@ class Api:
     def serves(self, path: str) -> bool:
         """Whether a request's path, without its query, is one of this API's."""
         return path in self.paths or path.startswith(self.below)
+
+    def claims(self, path: str, query: str, field: Callable[[bytes], bytes | None]) -> bool:
+        """Whether a request is this API's although other APIs have its path too; `field` gives a header field."""
+        return False
 
     def wants_stream(self, path: str, query: str, fields: Json) -> bool:
         """Whether a request with this body asks for a stream."""

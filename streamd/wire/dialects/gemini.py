@@ -17,6 +17,7 @@ event are kept as they are.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
@@ -36,6 +37,10 @@ from streamd.wire.query import parameter
 
 # The path below the version, decoded: a resource, `models/{id}` or `tunedModels/{id}`, and an operation.
 _RESOURCE: Final = re.compile(r"/(v1beta|v1)/((?:models|tunedModels)/[^:/]+)(?::([A-Za-z]+))?")
+# Paths that OpenAI's API has as well, decoded.
+_SHARED: Final = re.compile(r"/v1/(?:models|tunedModels)(?:/[^:/]+)?")
+# The header field in which Google's SDKs name themselves.
+_CLIENT_FIELD: Final = b"x-goog-api-client"
 _STREAM: Final = "streamGenerateContent"
 _OPERATIONS: Final = frozenset({_STREAM, "generateContent", "countTokens", "embedContent", "batchEmbedContents"})
 # google.rpc.Code by HTTP status; all other statuses are UNKNOWN.
@@ -64,7 +69,7 @@ _output_tokens = re.compile(rb'"(candidates|thoughts)TokenCount"\s*+:\s*+([0-9]{
 
 
 class Gemini(Api):
-    """`/v1beta/…`, and the same operations under `/v1/models/…`."""
+    """`/v1beta/…`, the same operations under `/v1/models/…`, and the list under `/v1` for Google's clients."""
 
     below: ClassVar = ("/v1beta/",)
     data_only: ClassVar = True
@@ -86,6 +91,13 @@ class Gemini(Api):
             return True
         found = _RESOURCE.fullmatch(unquote(path))
         return found is not None and found[3] in _OPERATIONS
+
+    def claims(self, path: str, query: str, field: Callable[[bytes], bytes | None]) -> bool:
+        """The list of models below /v1, and a model in it, if the client names Google's SDK or brings a key its way."""
+        if _SHARED.fullmatch(unquote(path)) is None:
+            return False
+        is_named = field(self.key_field) is not None or field(_CLIENT_FIELD) is not None
+        return is_named or parameter(query, self.key_parameter) != ()
 
     def wants_stream(self, path: str, query: str, fields: Json) -> bool:
         found = _RESOURCE.fullmatch(unquote(path))
