@@ -593,6 +593,14 @@ API: Final = (
         'unquote_plus(each.partition("=")[0])',
         'each.partition("=")[0]',
     ),
+    Mutant(
+        "a key in the query of a Gemini request goes upstream",
+        "api/relay.py",
+        "_target",
+        ", *filter(None, (api.key_parameter,))",
+        "",
+        ("tests/api/test_gemini.py",),
+    ),
 )
 
 WIRE: Final = (
@@ -680,6 +688,34 @@ WIRE: Final = (
         "EventSplitter.feed",
         " and len(chunk) <= self._event_bytes_max",
         "",
+    ),
+    Mutant(
+        "a line that isn't data reaches a client that raises on it",
+        "wire/sse.py",
+        "data_lines",
+        'event.startswith(b"data: ") and event.count(b"\\n") == 2',
+        'event.startswith(b"data: ")',
+    ),
+    Mutant(
+        "a key limited to some models uses another that only a Gemini body names",
+        "wire/dialects/gemini.py",
+        "Gemini.models",
+        "[found[2], *in_body] if found",
+        "[found[2]] if found",
+    ),
+    Mutant(
+        "a blocked prompt counts as truncated when its usage comes behind the reason",
+        "wire/dialects/gemini.py",
+        "Gemini.see",
+        "if candidates:",
+        "if True:",
+    ),
+    Mutant(
+        "an OpenAI client gets Google's list of models",
+        "wire/dialects/gemini.py",
+        "Gemini.claims",
+        "parameter(query, self.key_parameter) != ()",
+        'query != ""',
     ),
     Mutant(
         "chunks of different ids are merged",

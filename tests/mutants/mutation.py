@@ -21,6 +21,7 @@ TESTS_OF: Final = {
     "net/upstream.py": ("tests/net/test_upstream.py", "tests/net/test_exchange.py"),
     "wire/dialects/api.py": ("tests/wire/test_dialect.py",),
     "wire/dialects/chat.py": ("tests/wire/test_template.py", "tests/wire/test_dialect.py"),
+    "wire/dialects/gemini.py": ("tests/wire/test_dialect.py", "tests/api/test_gemini.py"),
     "wire/dialects/members.py": ("tests/wire/test_dialect.py",),
 }
 
@@ -29,7 +30,8 @@ SIMULATED: Final = frozenset(
     {
         *("core/stream.py", "core/ring.py", "core/replay.py", "core/fanout.py", "core/hub.py", "core/admission.py"),
         *("wire/http1.py", "wire/chunked.py", "wire/quick.py", "wire/sse.py", "wire/template.py", "wire/dialect.py"),
-        *("wire/dialects/api.py", "wire/dialects/chat.py", "wire/dialects/members.py"),
+        *("wire/dialects/api.py", "wire/dialects/chat.py", "wire/dialects/gemini.py"),
+        "wire/dialects/members.py",
         *("net/client.py", "net/upstream.py", "net/exchange.py", "net/sweep.py"),
     }
 )

@@ -9,7 +9,7 @@ from sim_loop import Violation
 from sim_reader import Reader
 
 from streamd.core.admission import Slot
-from streamd.core.stream import Stream, Sub
+from streamd.core.stream import EVENTS_ONLY, Stream, Sub
 from streamd.net.client import At, ClientConnection
 from streamd.net.exchange import Exchange, Phase
 from streamd.net.fetch import Fetch
@@ -275,7 +275,8 @@ def _check_client_times(world: World, client: ClientConnection, transport: Any, 
     expires_at = client.request.expires_at
     if expires_at:
         must(now - max(expires_at, client.wrote_at) <= slack_s, "a reader stays beyond its right", now - expires_at)
-    if settings.heartbeat_s and reader.state in (Sub.LIVE, Sub.FOLLOWING) and reader.stream.reason is None:
+    is_due = reader.state in (Sub.LIVE, Sub.FOLLOWING) and reader.form not in EVENTS_ONLY
+    if settings.heartbeat_s and is_due and reader.stream.reason is None:
         silent_s = now - max(transport.written_at, transport.taken_at)
         must(silent_s <= settings.heartbeat_s + slack_s, "a silent stream without a heartbeat", silent_s)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from sim_loop import Violation
-from sim_script import TEXTS, Script, effects
+from sim_script import PATHS, TEXTS, Script, data_of, effects
 from sim_transport import Transport
 from sim_upstream import weighted
 
@@ -68,6 +68,12 @@ class Errand:
         serial = crc32(self.rid.encode())
         return 0.3 + serial // 15 % 30 / 10 if serial % 15 == 0 else 0.0
 
+    @property
+    def data_only(self) -> bool:
+        """Whether the answer has data lines and nothing else."""
+        wants_ids = any(wish.startswith(b"Accept: ") for wish in self.wishes)
+        return self.method == "POST" and self.path == PATHS["gemini"] and not wants_ids
+
     def request(self) -> bytes:
         """The request as it goes out."""
         lines = [b"%b %b HTTP/1.%d" % (self.method.encode(), self.path.encode(), 0 if self.http10 else 1)]
@@ -85,6 +91,7 @@ class Answer:
     """An incremental parser of one answer, and the judge of a stream in it."""
 
     __slots__ = (
+        "_data_only",
         "_head",
         "_left",
         "_mode",
@@ -115,6 +122,7 @@ class Answer:
         self._head = self._raw = self._text = b""
         self._left = 0
         self._prefix = b""
+        self._data_only = errand.data_only
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
@@ -265,6 +273,9 @@ class Answer:
     # -- events
 
     def _block(self, block: bytes) -> None:
+        if self._data_only:
+            self._data_block(block)
+            return
         while block[:1] == b":" or block[:6] == b"retry:":
             block = block[block.find(b"\n") + 1 :]
         prefix = self._prefix
@@ -281,10 +292,41 @@ class Answer:
             and seq <= len(script.events)
             and script.events[seq - 1] == event
         ):
-            self.position = seq + 1
-            self.ids.append(seq)
+            self._pass(seq)
             return
         self._unusual(seq, event)
+
+    def _data_block(self, block: bytes) -> None:
+        """An event without an id: its place is behind the last one's, and its end is found by what it says."""
+        if any(not line.startswith(b"data: ") for line in block[:-2].split(b"\n")):
+            raise Violation(f"a line that isn't data: {block[:200]!r}")
+        if self.script is None:
+            self.script = self.world.script_of(self.errand.stream_id)
+        events = self.script.events if self.script is not None else []
+        if self.position <= len(events) and data_of(events[self.position - 1]) == block and not self.error_seen:
+            self._pass(self.position)
+        elif block.startswith(b'data: {"gap":'):
+            self._unusual(json.loads(block[6:])["gap"]["to"], block)
+        elif b'"last_id"' in block:
+            self._loose_block(block)
+        elif b'"error"' in block:
+            self._unusual(self.position, block)
+        else:
+            self._unusual(self._end_of(block, events), block)
+            self.world.seen["a reader of data lines gets texts merged"] += 1
+
+    def _end_of(self, block: bytes, events: list[bytes]) -> int:
+        """The last of the events that were merged into this one: the usage is the last one's."""
+        total = b'"totalTokenCount":%d' % json.loads(block[6:]).get("usageMetadata", {}).get("totalTokenCount", -1)
+        said = effects([block])
+        for end in range(self.position, len(events) + 1):
+            if total in events[end - 1] and said == effects(events[self.position - 1 : end]):
+                return end
+        raise Violation(f"nothing at {self.position} of {len(events)} comes to {block[:300]!r}")
+
+    def _pass(self, seq: int) -> None:
+        self.position = seq + 1
+        self.ids.append(seq)
 
     def _loose_block(self, block: bytes) -> None:
         if b'"last_id"' in block and (self.world.stopping or self.errand.right_s):
@@ -311,12 +353,11 @@ class Answer:
             pass
         else:
             raise Violation(f"{self.position}..{seq} coalesced to {event!r}, {effects([event])}, not {wanted}")
-        self.position = seq + 1
-        self.ids.append(seq)
+        self._pass(seq)
 
     def _is_gap(self, seq: int, event: bytes) -> bool:
         name = event.split(b"\n", 1)[0]
-        if name not in (b"event: gap", b"event: ping"):
+        if name not in (b"event: gap", b"event: ping") and not name.startswith(b'data: {"gap":'):
             return False
         gap = json.loads(event.partition(b"data: ")[2])["gap"]
         first, last = gap["from"], gap["to"]
@@ -329,8 +370,7 @@ class Answer:
         if last >= self.stream.log.seq_next:
             raise Violation(f"gap {first}..{last} beyond the stream's end")
         self.gaps.append((first, last))
-        self.position = last + 1
-        self.ids.append(last)
+        self._pass(last)
         return True
 
     def _last(self, seq: int, event: bytes, events: list[bytes]) -> None:

@@ -51,9 +51,10 @@ PATHS = {
     "completions": "/v1/completions",
     "responses": "/v1/responses",
     "messages": "/v1/messages",
+    "gemini": "/v1beta/models/m:streamGenerateContent?alt=sse",
     "unknown": "/v1/other",
 }
-DIALECTS = ("chat", "chat", "chat", "completions", "responses", "messages", "unknown")
+DIALECTS = ("chat", "chat", "chat", "completions", "responses", "messages", "gemini", "unknown")
 
 
 def _line(body: bytes, name: bytes = b"") -> bytes:
@@ -64,6 +65,7 @@ class Script:
     """One answer: made event by event, recorded as it is read by the relay."""
 
     __slots__ = (
+        "_begun",
         "_half",
         "_number",
         "_padded",
@@ -104,6 +106,7 @@ class Script:
         self._shape = rng.randrange(6)
         self._padded = rng.random() < 0.1
         self._number = 0
+        self._begun = -1  # the candidate of the last event that had one
         self._half = 0
 
     # -- events
@@ -141,13 +144,15 @@ class Script:
             kind = (b"text_delta", b"text") if self._shape < 3 else (b"thinking_delta", b"thinking")
             row = b'{"type":"content_block_delta","index":0,"delta":{"type":"%b","%b":"%b"}}'
             return _line(row % (*kind, text), b"content_block_delta")
+        if self.dialect == "gemini":
+            return self._candidate(part, self._part(text))
         return _line(b'{"delta":"%b"}' % text)
 
     def closing(self) -> list[bytes]:
         """What makes it complete."""
         before = len(self.events) + len(self.pending)
-        if self.dialect == "chat":
-            return self._chat_closing(before)
+        if self.dialect in ("chat", "gemini"):
+            return self._chat_closing(before) if self.dialect == "chat" else self._gemini_closing(before)
         if self.dialect == "completions":
             ends = [_line(b"[DONE]")]
         elif self.dialect == "responses":
@@ -175,6 +180,44 @@ class Script:
             ends.append(_line(b"[DONE]"))
             self.terminal_at = before + len(ends)
         return ends
+
+    def _gemini_closing(self, before: int) -> list[bytes]:
+        """Finish reasons, for all candidates or all but one that was begun; or the prompt was blocked. No terminal."""
+        if not self.said:
+            ends = [_line(b'{"promptFeedback":{"blockReason":"SAFETY"}}')]
+            self.finished_at = before + 1
+        else:
+            self.partly_finished = self._begun >= 0 and self._rng.random() < 0.1
+            spared = self._begun if self.partly_finished else -1
+            parts = [k for k in range(self._parts) if k != spared]
+            ends = [self._candidate(k, b'{"text":""}', b'"finishReason":"STOP",') for k in parts]
+            if not self.partly_finished:
+                self.finished_at = before + len(ends)
+        if self._rng.random() < 0.3:
+            ends.append(_line(b"{%b}" % self._usage()))
+        return ends
+
+    def _candidate(self, index: int, part: bytes, finish: bytes = b"") -> bytes:
+        row = b'{"candidates":[{"content":{"parts":[%b],"role":"model"},%b"index":%d}],%b,"responseId":"%b"}'
+        self._begun = index
+        name = b"%b-%d" % (self.name, self.said // 15) if self._shape == 5 else self.name
+        return _line(row % (part, finish, index, self._usage(), name))
+
+    def _part(self, text: bytes) -> bytes:
+        """A text, a thought in the first third, or a call now and then."""
+        if self._shape in (1, 2) and self.said < self.total // 3:
+            return b'{"text":"%b","thought":true}' % text
+        if self._shape == 2 and self.said % 40 == 0:
+            return b'{"functionCall":{"name":"f","args":{"n":%d}}}' % self.said
+        return b'{"text":"%b"}' % text
+
+    def _usage(self) -> bytes:
+        """Counts that grow with each event, or with every fifth."""
+        said = self.said // 5 * 5 if self._shape == 3 else self.said
+        row = (
+            b'"usageMetadata":{"promptTokenCount":5,"candidatesTokenCount":%d,"totalTokenCount":%d},"modelVersion":"g"'
+        )
+        return row % (said, said + 5)
 
     def _text(self) -> bytes:
         if self._half:
@@ -339,7 +382,7 @@ _TEXT_KEYS = {
     "partial_json",
     "thinking",
 }
-_MARKS = ("type", "output_index", "content_index", "item_id", "index")
+_MARKS = ("type", "output_index", "content_index", "item_id", "index", "thought")
 _IGNORED = {"created", "obfuscation"}  # the first one stands, and padding
 
 
@@ -366,13 +409,23 @@ def effects(events: list[bytes]) -> dict[Any, Any] | None:
     return found
 
 
+def data_of(event: bytes) -> bytes:
+    """The event as its data lines alone."""
+    lines = [line.removeprefix(b"data").removeprefix(b":").removeprefix(b" ") for line in _data_lines(event)]
+    return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
+
+
+def _data_lines(event: bytes) -> list[bytes]:
+    return [line for line in event.split(b"\n") if line == b"data" or line.startswith(b"data:")]
+
+
 def _walk(value: Any, place: tuple[Any, ...], found: dict[Any, Any]) -> None:
     if isinstance(value, dict):
         marks = tuple(value.get(mark) for mark in _MARKS if not isinstance(value.get(mark), (dict, list)))
         for key, inner in value.items():
             if key in _IGNORED or inner is None:
                 continue
-            if key == "id":  # which messages the events belong to: all of them, in order
+            if key in ("id", "responseId"):  # which messages the events belong to: all of them, in order
                 named = found.setdefault((*place, key), [])
                 if not named or named[-1] != inner:
                     named.append(inner)

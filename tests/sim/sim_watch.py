@@ -45,6 +45,7 @@ SITUATIONS = (
     # coalescing
     "texts of several choices are coalesced",
     "events kept whole are coalesced",
+    "a reader of data lines gets texts merged",
     # reads
     "a read holds several events",
     "several upstreams are read in one turn",

@@ -366,6 +366,8 @@ class World:
         rng = self.rng
         rid = self._rid()
         errand = Errand("generate", "POST", PATHS[rng.choice(DIALECTS)], rid)
+        if errand.data_only and rng.random() < 0.5:
+            errand.wishes.append(b"Accept: text/event-stream")
         errand.body = b'{"model":"m","stream":true,"n":"%b"}' % rid.encode()
         self._errands[rid] = errand
         if rng.random() < 0.25:

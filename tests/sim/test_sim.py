@@ -14,6 +14,7 @@ import sim_watch
 from sim_loop import Violation
 from sim_world import World
 
+from streamd.core import stream as core_stream
 from streamd.core.hub import EVERY_TURN, Hub
 from streamd.core.replay import ReplayLog
 from streamd.core.ring import Ring
@@ -286,6 +287,11 @@ def closes_the_patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Subscriber, "_hold", hold)
 
 
+def frames_data_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that breaks on any line but data is sent ids."""
+    monkeypatch.setattr(core_stream, "EVENTS_ONLY", core_stream.RAW)
+
+
 SEEDS_MAX = 40
 
 # The message is pinned: a rule that is broken must be found as itself, not by what falls over later.
@@ -316,6 +322,7 @@ BROKEN = {
     takes_half_for_all: "ended cleanly, its answer didn't",
     joins_nothing: "was paid for again",
     drops_a_fresh_segment: "a segment was dropped that had room",
+    frames_data_lines: "a line that isn't data",
     closes_the_patient: "a full ring met the wrong policy|a slow reader is closed against its policy",
 }
 
