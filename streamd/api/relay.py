@@ -133,8 +133,8 @@ class Relay:
         kept = self._runtime.hub.by_key(request.principal.id, key)
         if kept is None:
             return False
-        if kept.body_hash != body_hash(request.body):
-            text = "This Idempotency-Key was used with another body; use a new key for a new request."
+        if kept.body_hash != _hash_of(request):
+            text = "This Idempotency-Key was used with another path or body; use a new key for a new request."
             raise Problem(422, text, code="idempotency_key_reused", param="idempotency-key")
         if kept.stream is None:
             text = "The first request with this Idempotency-Key is still being answered."
@@ -217,7 +217,7 @@ class Relay:
         """Under its Idempotency-Key the request is known until its stream is removed, or its answer is over."""
         hub, admission, principal_id = self._runtime.hub, self._runtime.admission, request.principal.id
         if key:
-            hub.keep_key(principal_id, key, body_hash(request.body), exchange.stream)
+            hub.keep_key(principal_id, key, _hash_of(request), exchange.stream)
 
         def over() -> None:
             admission.release_relay()
@@ -351,6 +351,11 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
         return body if renamed is None else orjson.dumps(renamed)
 
     return Ask(head.method, target_for, request.model, fields_for, body_for)
+
+
+def _hash_of(request: Request) -> bytes:
+    """Two requests with one Idempotency-Key are the same if this is: Gemini's path names the model."""
+    return body_hash(b"%b\n%b" % (request.path.encode(), request.body))
 
 
 def _secrets(head: RequestHead, api: Api) -> Headers:

@@ -100,6 +100,16 @@ def test_the_same_post_resumes_behind_the_last_event_and_asks_nothing() -> None:
         assert len(r.links) == 1
 
 
+def test_an_idempotency_key_joins_the_same_models_stream_and_no_other() -> None:
+    with rig() as r:
+        first = streaming(r, "Idempotency-Key: k")
+        again = r.client(post(ASK, "Idempotency-Key: k", path=STREAM))
+        assert again.answer.get("x-stream-id") == first.answer.get("x-stream-id") and len(r.links) == 1
+        other = r.client(post(ASK, "Idempotency-Key: k", path=STREAM.replace("/m:", "/other:")))
+        assert other.answer.status == 422 and other.answer.error["details"][0]["reason"] == "idempotency_key_reused"
+        assert len(r.links) == 1
+
+
 def test_a_break_is_told_in_googles_words_as_the_logs_last_event() -> None:
     with rig() as r:
         client = streaming(r)
