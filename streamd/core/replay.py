@@ -1,16 +1,16 @@
 """ReplayLog: the history of a stream in about ten bytes an event, read back byte for byte, or coalesced.
 
-Neighbouring chunks of a generation differ only in the delta's text. So the log keeps what stands around the text once,
-as a *template* (wire/template.py), and then only texts. What is kept of a text is the JSON-escaped inside of its
-string, which can hold no control byte; so a newline ends a text and nothing else is needed: no offsets, no object for
-each event. Concatenating the texts of one template *is* the coalesced event, without parsing.
+Neighbouring chunks of a generation differ only in the delta's text. So the log keeps the bytes around the text once, as
+a *template* (wire/template.py), and then only texts. A text is kept as the JSON-escaped inside of its string, which can
+hold no control byte. So a newline ends a text, and the log needs no offsets and no object for each event. Concatenating
+the texts of a template *is* the coalesced event, without parsing.
 
 The form. The log is a list of sealed *segments* and a tail, all immutable bytes. A segment is
 
     first seq (5 bytes), then records:
     text [US padding] LF                    an event of the current template; its counts are its padding
-    SOH k [number]                          from here on template k; where it has a hole for it, the sequence_number
-                                            (5 bytes) of the next text follows
+    SOH k [number]                          from here on template k; if it has a hole for the sequence_number, that of
+                                            the next text follows (5 bytes)
     SOH 0xFE created                        from here on this `created` (10 digits), for all templates
     SOH 0xFF length (4 bytes) event         an event kept whole, as it is; the current template stays
 
@@ -188,9 +188,9 @@ class ReplayLog(_Joined):
         self._from = self._cut = 0
         # With padding: the bytes between text and padding, those after it, and a table that leaves padding as it is.
         self._padding: tuple[bytes, bytes, bytes] | None = None
-        # With counts: what stands between text and first count, between the counts, and after the last.
+        # With counts: the bytes between text and first count, those between the counts, and those after the last count.
         self._counting: tuple[bytes, ...] | None = None
-        # With a sequence_number in front of the text: what stands before and after it.
+        # With a sequence_number in front of the text: the bytes before and after the number.
         self._numbering: list[bytes] | None = None
         self.bytes_held = _LOG_OBJECT
 
@@ -291,7 +291,7 @@ class ReplayLog(_Joined):
         return None
 
     def _fill_counted(self, event: bytes, pieces: tuple[bytes, ...]) -> tuple[bytes, bytes] | None:
-        """As _fill: the text is plain, so the first piece is behind it where it is found first, and so on."""
+        """As _fill, for counts. A plain text holds no quote, so the first piece ends it; the other pieces follow."""
         at = end = event.find(pieces[0], self._from)
         text = event[self._from : end]
         if end < 0 or text.translate(PLAIN) is not text:
@@ -761,7 +761,7 @@ class _Coalescing:
         self._number = -1  # of the last text
         self._pad = b""
         self._delta: Delta | None = None
-        self._event = b""  # what the delta was made of
+        self._event = b""  # the delta's event, until another is absorbed
 
     def read(self) -> list[Event]:
         """Each step gathers or gives out a run, or gives out the pending event and leaves the cursor where it is."""
@@ -867,7 +867,7 @@ class _Coalescing:
         if len(runs) == 1:
             return runs[0][0].render(runs[0][1])
         event = combine(runs)
-        assert event is not None  # siblings all
+        assert event is not None  # all are siblings
         return event
 
 

@@ -182,7 +182,7 @@ class EventsPublication:
         return pieces
 
     def _check(self, piece: bytes) -> None:
-        """Whether an event, or loose lines, may go out."""
+        """Raise PublishError if the event, or the loose lines, may not go out."""
         is_event = piece.endswith(b"\n\n")
         self._events += is_event
         if self.done and is_event:
