@@ -20,10 +20,10 @@ from unittest import mock
 from streamd.config import Settings, UpstreamSettings
 from streamd.daemon import logs
 from streamd.daemon.worker import Worker
+from streamd.net import answer as net_answer
 from streamd.net import sweep
 from streamd.net.client import ClientConnection
 from streamd.net.exchange import Exchange
-from streamd.net.request import Request
 from streamd.net.upstream import Up, UpstreamConnection
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import ChunkedDecoder, encode_chunk
@@ -247,7 +247,7 @@ class Client:
 
     def __init__(self, rig: Rig, capacity: int = PLENTY, listener: str = "loopback") -> None:
         self.rig = rig
-        self.connection = ClientConnection(rig.worker.runtime, listener)
+        self.connection = ClientConnection(rig.worker.application, rig.worker.entrance(listener))
         self.transport = FakeTransport(rig.loop, self.connection, capacity)
         self.methods: tuple[str, ...] = ()  # of requests without a body in the answer
         self.connection.connection_made(self.transport)
@@ -302,8 +302,8 @@ class Rig:
         self.worker = Worker(self.loop, Settings(**settings))
         self.runtime = self.worker.runtime
         self.runtime.on_bug = lambda where, error: self.bugs.append(error)
-        self._ended = self.runtime.on_request_end
-        self.runtime.on_request_end = self._request_ended
+        self._ended = self.worker.application.ended
+        self.worker.application.ended = self._request_ended
         self.worker.start()
         self.bugs: list[BaseException] = []
         self.refusing: set[int] = set()  # ports
@@ -329,9 +329,10 @@ class Rig:
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.bugs.append(context.get("exception") or RuntimeError(context["message"]))
 
-    def _request_ended(self, connection: ClientConnection, request: Request) -> None:
+    def _request_ended(self, answer: net_answer.Answer) -> None:
+        request = answer.request
         self.ended.append((f"{request.method} {request.path}", request.reason, request.status))
-        self._ended(connection, request)
+        self._ended(answer)
 
     # -- time
 

@@ -180,20 +180,20 @@ class Daemon:
         self._watch()
 
     def _watch(self) -> None:
-        runtime = self.runtime
-        add, request_ended = runtime.sweep.add, runtime.on_request_end
+        runtime, application = self.runtime, self.worker.application
+        add, request_ended = runtime.sweep.add, application.ended
 
         def added(member: Any) -> None:
             if isinstance(member, Exchange):
                 self.exchanges_seen.add(member)
             add(member)
 
-        def ended(connection: Any, request: Any) -> None:
-            self.ended.append((request.path, request.reason))
-            request_ended(connection, request)
+        def ended(answer: Any) -> None:
+            self.ended.append((answer.request.path, answer.request.reason))
+            request_ended(answer)
 
         runtime.sweep.add = added  # type: ignore[method-assign]
-        runtime.on_request_end = ended
+        application.ended = ended
         runtime.on_bug = lambda where, error: self.bugs.append((where, error))
         self.loop.set_exception_handler(
             lambda loop, context: self.bugs.append(
@@ -288,7 +288,7 @@ class Daemon:
 
 def alive(kind: type, exchanges: weakref.WeakSet[Exchange]) -> list[bool]:
     """Whether the connections of exchanges that are still referred to are open."""
-    return [exchange._link is not None for exchange in exchanges]
+    return [exchange._attempt is not None and exchange._attempt.link is not None for exchange in exchanges]
 
 
 @contextlib.asynccontextmanager

@@ -130,9 +130,10 @@ async def _worker(
     rng, budget = random.Random(slot), budget_of(settings)
     slots = len(Slot)
     row, other = board.rows[slot], board.rows[1 - slot]
-    admission = admission_of(settings, budget, rng, row[:slots], [other[:slots]])  # type: ignore[index]
+    admission = admission_of(settings, budget, row[:slots], [other[:slots]])  # type: ignore[index]
     worker = Worker(loop, settings, slot=slot, budget=budget, admission=admission, rng=rng)
-    peers = Peers(loop, slot, board, ends[slot][0], [end for _, end in ends], worker.runtime.counters)
+    outlets, runtime = [end for _, end in ends], worker.runtime
+    peers = Peers(loop, slot, board, ends[slot][0], outlets, runtime.counters, receiver=worker, on_bug=runtime.bug)
     worker.join(peers, board)
     p.boards.append(board)
     p.peers.append(peers)

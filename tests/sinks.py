@@ -3,6 +3,7 @@ test's own."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -192,6 +193,11 @@ def new_hub(loop: Loop | None = None, **bounds: int) -> Hub:
 def new_stream(loop: Loop | None = None, dialect: Dialect = Dialect.CHAT, **bounds: int) -> Stream:
     """A stream of a hub of its own."""
     return new_hub(loop, **bounds).open(dialect, 0.0)
+
+
+def agree(stream: Stream, **terms: Any) -> None:
+    """Change some of a stream's terms, which it is opened with elsewhere."""
+    stream.terms = dataclasses.replace(stream.terms, **terms)
 
 
 def feed(stream: Stream, count: int, *, now: float = 1.0) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 FUNCTION_LINES_MAX = 70  # what one looks at without scrolling
+CLASS_METHODS_MAX = 45  # of a class in net/, where states, deadlines and callbacks meet
+CLASS_ATTRIBUTES_MAX = 25
 
 # Words that say nothing about the thing named. The dialect of Anthropic's /v1/messages has its name from outside.
 EMPTY_WORDS = {
@@ -141,6 +144,41 @@ def test_the_environment_is_read_at_the_edge(name: str) -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.environb", "os.getenv")
     ]
     assert reads == [] or name.startswith(("streamd/cli.py", "streamd/daemon/"))
+
+
+def test_net_has_no_import_circle() -> None:
+    """Types count too: an import under TYPE_CHECKING, or inside of a function, is an arrow like any other."""
+    arrows: dict[str, set[str]] = {}
+    for name in modules("streamd/net/"):
+        found = [node.module for node in ast.walk(tree(name)) if isinstance(node, ast.ImportFrom) and node.module]
+        arrows[Path(name).stem] = {module.split(".")[2] for module in found if module.startswith("streamd.net.")}
+    assert "client" in arrows and "answer" in arrows["client"]
+    assert list(graphlib.TopologicalSorter(arrows).static_order())  # raises CycleError with the circle
+
+
+def attributes(node: ast.ClassDef) -> set[str]:
+    """What a class's methods assign to on `self`, and what its body declares."""
+    declared = {
+        each.target.id for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+    }
+    stored = {
+        each.attr
+        for each in ast.walk(node)
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and ast.unparse(each.value) == "self"
+    }
+    return declared | stored
+
+
+@pytest.mark.parametrize("name", modules("streamd/net/"))
+def test_classes_of_net_are_of_a_size_that_is_understood(name: str) -> None:
+    classes = [node for node in tree(name).body if isinstance(node, ast.ClassDef)]
+    methods = {
+        node.name: sum(isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)) for each in node.body)
+        for node in classes
+    }
+    assert {own: count for own, count in methods.items() if count > CLASS_METHODS_MAX} == {}
+    large = {node.name: len(attributes(node)) for node in classes if len(attributes(node)) > CLASS_ATTRIBUTES_MAX}
+    assert large == {}
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamd.core.auth import ADMIN, ANONYMOUS, Principal, Refusal, presented_key, principal_without_keys
+from streamd.core.auth import ADMIN, ANONYMOUS, Principal, presented_key, principal_without_keys
 from streamd.core.keys import REQUIRED, Keys
 from streamd.core.limits import Account, Accounts, Board
+from streamd.core.refusal import Refusal
 from streamd.core.stream import Stream
 from streamd.core.usage import UsageTail
-from streamd.net.client import ClientConnection
+from streamd.net.answer import Answer
 from streamd.net.problem import Problem
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
@@ -48,9 +49,10 @@ class Access:
 
     # -- who
 
-    def identify(self, connection: ClientConnection, request: Request) -> Principal:
+    def identify(self, answer: Answer) -> Principal:
         """Whose request it is; ANONYMOUS for one that brings nothing. Raises Problem 401 for a key that is no good."""
-        if connection.listener == "admin":
+        request = answer.request
+        if answer.origin.listener == "admin":
             return ADMIN
         query = request.head.query if request.head is not None else ""
         parameter = request.dialect.api.key_parameter
@@ -61,7 +63,7 @@ class Access:
             return ANONYMOUS  # a token, if anything: the stream's own check looks at it
         found = self.keys.authenticate(presented, self._runtime.unix_time())
         if isinstance(found, Refusal):
-            raise problem_of(found)
+            raise self._runtime.refused(found)
         return found
 
     def check_relay(self, request: Request) -> None:
@@ -70,25 +72,25 @@ class Access:
         if self.keys is None or principal.admin:
             return
         if principal.key is None:
-            raise problem_of(REQUIRED)
+            raise self._runtime.refused(REQUIRED)
         refusal = principal.key.refuse_route(request.path)
         if refusal is not None:
-            raise problem_of(refusal)
+            raise self._runtime.refused(refusal)
 
     def check_models(self, request: Request, models: list[str]) -> None:
         """Empty: a body that names none, or that isn't parsed. Raises Problem."""
         key = request.principal.key
         if key is None:
             return
-        refusals = [key.refuse_model(model) for model in models] or [key.refuse_model(None)]
-        for refusal in refusals:
+        for refusal in [key.refuse_model(model) for model in models] or [key.refuse_model(None)]:
             if refusal is not None:
-                raise problem_of(refusal)
+                raise self._runtime.refused(refusal)
 
-    def answer_preflight(self, connection: ClientConnection, request: Request) -> None:
+    def answer_preflight(self, answer: Answer) -> None:
         """OPTIONS of a browser, before any key is asked for: it sends none along (WHATWG Fetch 3.2.2)."""
+        request = answer.request
         request.extra_headers = self._runtime.cors.preflight_headers(request.get)
-        connection.answer(204)
+        answer.send(204)
 
     # -- how much
 
@@ -108,7 +110,7 @@ class Access:
         accounts = self._accounts
         refusal = accounts.of(key).admit_request(key, self._runtime.time(), accounts.elsewhere(key))
         if refusal is not None:
-            raise problem_of(refusal)
+            raise self._runtime.refused(refusal)
 
     def open_stream(self, request: Request) -> Account | None:
         """Reserve one of the key's streams at once; its account's close_stream() gives it back. Raises Problem 429."""
@@ -118,7 +120,7 @@ class Access:
         account = self._accounts.of(key)
         refusal = account.open_stream(key, self._accounts.elsewhere(key))
         if refusal is not None:
-            raise problem_of(refusal)
+            raise self._runtime.refused(refusal)
         return account
 
     def usage_of(self, request: Request) -> UsageTail | None:
@@ -148,12 +150,12 @@ class Access:
             if not self._owns(principal, stream):
                 self._check_token(request, stream.id)
             return
-        if self.keys is None or stream.id.startswith("s_") or stream.name_public:
+        if self.keys is None or stream.id.startswith("s_") or stream.terms.name_public:
             return
         if principal.key is None:
             self._check_token(request, stream.id)
         elif (refusal := principal.key.refuse_route(request.path)) is not None:
-            raise problem_of(refusal)
+            raise self._runtime.refused(refusal)
 
     def check_publish(self, request: Request, name: str) -> None:
         """May this request open a stream of that name ("": one of ours)? Raises Problem."""
@@ -163,7 +165,7 @@ class Access:
         if principal.key is not None:
             refusal = principal.key.refuse_route(request.path)
             if refusal is not None:
-                raise problem_of(refusal)
+                raise self._runtime.refused(refusal)
             return
         self._check_publish_token(request, name)
 
@@ -187,7 +189,7 @@ class Access:
         """Whether the stream is its. With keys only a key owns; nobody in particular never does."""
         if principal is ANONYMOUS or (self.keys is not None and principal.key is None):
             return False
-        return principal.id == stream.owner
+        return principal.id == stream.terms.owner
 
     def _check_token(self, request: Request, stream_id: str) -> None:
         grant = self._grant(request, publish=False)
@@ -204,28 +206,15 @@ class Access:
     def _grant(self, request: Request, *, publish: bool) -> Grant:
         """The rights of the token that the request brings. Raises Problem 401."""
         if self.verifier is None:
-            raise problem_of(REQUIRED)
+            raise self._runtime.refused(REQUIRED)
         from streamd.core import tokens  # Why here: it needs the cryptography package, which only tokens do
 
         query = request.head.query if request.head is not None else ""
         find = tokens.token_to_publish if publish else tokens.token_to_read
         token = find(request.get, query)
         if token is None:
-            raise problem_of(tokens.REQUIRED)
+            raise self._runtime.refused(tokens.REQUIRED)
         found = self.verifier.verify(token, self._runtime.unix_time())
         if isinstance(found, Refusal):
-            raise problem_of(found)
+            raise self._runtime.refused(found)
         return found
-
-
-def problem_of(refusal: Refusal) -> Problem:
-    """A core refusal as an answer."""
-    headers = ((b"www-authenticate", refusal.challenge),) if refusal.challenge is not None else ()
-    return Problem(
-        refusal.status,
-        refusal.message,
-        code=refusal.code,
-        reason=refusal.reason,
-        retry_after_s=refusal.retry_after_s or None,
-        headers=headers,
-    )

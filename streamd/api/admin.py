@@ -10,9 +10,9 @@ import orjson
 
 from streamd.api.gather import Gathered, all_others, gather
 from streamd.api.streams import JSON, state_of
-from streamd.net.client import ClientConnection
+from streamd.net.answer import Answer
+from streamd.net.application import Plan
 from streamd.net.problem import Problem
-from streamd.net.request import Plan, Request
 from streamd.net.runtime import Runtime
 
 WORST = "worst"  # what other workers are asked
@@ -35,28 +35,28 @@ class Admin:
             "/log-level": {"PUT": Plan(answer=self.log_level, body_bytes_max=64)},
         }
 
-    def routes(self, connection: ClientConnection, request: Request) -> dict[str, Plan] | None:
-        return self._routes.get(request.path) if connection.listener == "admin" else None
+    def routes(self, answer: Answer) -> dict[str, Plan] | None:
+        return self._routes.get(answer.request.path) if answer.origin.listener == "admin" else None
 
-    def drain(self, connection: ClientConnection, request: Request) -> None:
+    def drain(self, answer: Answer) -> None:
         """As SIGTERM; a second one goes to the end at once."""
         self._drain()
-        connection.answer(202, b'{"state":"draining"}\n', [JSON])
+        answer.send(202, b'{"state":"draining"}\n', [JSON])
 
-    def streams(self, connection: ClientConnection, request: Request) -> None:
+    def streams(self, answer: Answer) -> None:
         """The streams whose readers lag most, worst first."""
 
         def finish(others: Gathered) -> None:
             states = self._worst()
-            for answer in others.answers:
-                states += orjson.loads(answer)
+            for each in others.answers:
+                states += orjson.loads(each)
             states.sort(key=lambda state: -state["lag_max"])
             fields: dict[str, Any] = {"data": states[:STREAMS_SHOWN_MAX]}
             if others.missing:
                 fields["workers_missing"] = len(others.missing)
-            connection.answer(200, orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n", [JSON])
+            answer.send(200, orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n", [JSON])
 
-        gather(self._runtime, connection, request, WORST, all_others(self._runtime), finish)
+        gather(self._runtime, answer, WORST, all_others(self._runtime), finish)
 
     def answer_worst(self, question: bytes) -> bytes:
         """For another worker: ours."""
@@ -68,10 +68,10 @@ class Admin:
             STREAMS_SHOWN_MAX, (state_of(s, now) for s in self._runtime.hub), key=lambda state: -state["lag_max"]
         )
 
-    def log_level(self, connection: ClientConnection, request: Request) -> None:
+    def log_level(self, answer: Answer) -> None:
         """PUT /log-level with the word as body; until the next reload or restart."""
-        word = request.body.decode("ascii", "replace").strip()
+        word = answer.request.body.decode("ascii", "replace").strip()
         if word not in LEVELS:
             raise Problem(400, f"The log level is one of {', '.join(LEVELS)}.", code="bad_log_level")
         self._set_level(word)
-        connection.answer(204)
+        answer.send(204)

@@ -23,11 +23,12 @@ from streamd.api.access import Access
 from streamd.api.gather import Gathered, gather
 from streamd.api.streams import JSON, Streams, query_of
 from streamd.core.stream import CountedStream
-from streamd.net.client import ClientConnection
+from streamd.net.answer import Answer
+from streamd.net.application import Plan
 from streamd.net.peers import Peers
 from streamd.net.problem import Problem
-from streamd.net.request import Plan, Request
-from streamd.net.runtime import Runtime, worker_busy
+from streamd.net.request import Request
+from streamd.net.runtime import WORKER_BUSY, Runtime
 from streamd.reasons import CloseReason
 
 HEADER = b"x-conversation-id"
@@ -57,8 +58,9 @@ class Llama:
             return self._one
         return self._lookup if request.path == LOOKUP else None
 
-    def read(self, connection: ClientConnection, request: Request) -> None:
+    def read(self, answer: Answer) -> None:
         """The stream from a byte on. Raises Problem: 404, or 400 for a byte that is gone or was never sent."""
+        request = answer.request
         conversation = _conversation_asked(request)
         stream = self._runtime.hub.by_conversation(request.principal.id, conversation)
         if stream is None:
@@ -73,23 +75,24 @@ class Llama:
         if place is None:
             raise Problem(400, f"Byte {offset} is no longer held; start again.", code="position_lost", param="from")
         request.conversation = conversation
-        request.model, request.upstream = stream.model, stream.upstream
+        request.model, request.upstream = stream.terms.model, stream.upstream
         self._runtime.counters.resumes += 1
-        connection.begin_stream(stream, seq=place.seq, rest=place.rest, policy=stream.policy)
+        answer.stream(stream, seq=place.seq, rest=place.rest, policy=stream.terms.policy)
 
-    def stop(self, connection: ClientConnection, request: Request) -> None:
+    def stop(self, answer: Answer) -> None:
         """The user's Stop: cancel and forget. Said twice it is no error."""
-        hub = self._runtime.hub
+        hub, request = self._runtime.hub, answer.request
         conversation = _conversation_asked(request)
         stream = hub.by_conversation(request.principal.id, conversation)
         if stream is not None:
             self._access.check_write(request, stream)
             hub.forget_conversation(request.principal.id, conversation)
             self._streams.stop_stream(stream)
-        connection.answer(204)
+        answer.send(204)
 
-    def lookup(self, connection: ClientConnection, request: Request) -> None:
+    def lookup(self, answer: Answer) -> None:
         """What is known of the conversations that the client names, and of nobody else's. Raises Problem 400, 503."""
+        request = answer.request
         asked = tuple(dict.fromkeys(_ids_asked(request.body)))
         principal_id, peers = request.principal.id, self._runtime.peers
         questions: dict[int, bytes] = {}
@@ -103,14 +106,14 @@ class Llama:
 
         def finish(others: Gathered) -> None:
             if others.missing:
-                raise worker_busy(self._runtime)
+                raise self._runtime.refused(WORKER_BUSY)
             found = self._found(principal_id, own)
-            for answer in others.answers:
-                found.update(orjson.loads(answer))
+            for each in others.answers:
+                found.update(orjson.loads(each))
             states = [state for conversation in asked for state in found[conversation]]
-            connection.answer(200, orjson.dumps(states), [JSON, (b"cache-control", b"no-store")])
+            answer.send(200, orjson.dumps(states), [JSON, (b"cache-control", b"no-store")])
 
-        gather(self._runtime, connection, request, LOOKUP, questions, finish)
+        gather(self._runtime, answer, LOOKUP, questions, finish)
 
     def answer_lookup(self, question: bytes) -> bytes:
         """For another worker: the conversations that live here."""

@@ -11,11 +11,12 @@ from typing import Any
 
 import orjson
 
-from streamd.net.client import At, ClientConnection
-from streamd.net.exchange import Ask
+from streamd.net.answer import Answer, Pending
+from streamd.net.application import Plan
+from streamd.net.attempt import Ask
 from streamd.net.fetch import Fetch
 from streamd.net.problem import Problem
-from streamd.net.request import Plan, Request
+from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
@@ -38,34 +39,27 @@ class Models:
     def routes(self, request: Request) -> dict[str, Plan] | None:
         return self._methods if request.path in PATHS and request.method in ("GET", "HEAD") else None
 
-    def answer(self, connection: ClientConnection, request: Request) -> None:
+    def answer(self, answer: Answer) -> None:
         upstreams = tuple(self._upstreams)
         if not upstreams:
             self._upstreams.choose("", self._runtime.time())
-        ask, query = self._ask(request, {}), request.dialect.api.list_query
+        request = answer.request
+        ask, query = replace(self._ask(request, {}), method="GET"), request.dialect.api.list_query
         if query:
             ask = replace(ask, target=lambda upstream: f"{request.path}?{query}".encode())
-        _Merge(self._runtime, connection, request, upstreams, ask)
+        _Merge(self._runtime, answer, upstreams, ask)
 
 
-class _Merge:
+class _Merge(Pending):
     """One request for the list: its parts as they come."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        connection: ClientConnection,
-        request: Request,
-        upstreams: tuple[Upstream, ...],
-        ask: Ask,
-    ) -> None:
-        self._connection: ClientConnection | None = connection
-        self._request = request
-        self._api = request.dialect.api
+    def __init__(self, runtime: Runtime, answer: Answer, upstreams: tuple[Upstream, ...], ask: Ask) -> None:
+        self._answer = answer
+        self._api = answer.request.dialect.api
         self._upstreams = upstreams
         self._lists: dict[str, list[tuple[str, Json]]] = {}
         self._missing = len(upstreams)
-        request.waiting = self
+        answer.later(self)
         self._fetches = [Fetch(runtime, upstream, ask, self._arrived) for upstream in upstreams]
         for fetch in self._fetches:
             fetch.start()
@@ -76,38 +70,22 @@ class _Merge:
         if status == 200:
             self._lists[upstream.settings.name] = self._api.models_listed(json_object(body) or {})
         if not self._missing:
-            self._finish()
+            self._answer.settle(self._respond)
 
-    def _finish(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None or connection.at is not At.WAITING:
-            return
-        self._request.waiting = None
+    def _respond(self) -> None:
         if not self._lists:
             text = "No upstream answered with a list of models."
-            connection.answer_problem(
-                Problem(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
-            )
-            return
+            raise Problem(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
         merged: dict[str, Json] = {}
         for upstream in self._upstreams:
             for name, model in _offered(self._api, upstream, self._lists.get(upstream.settings.name)):
                 merged.setdefault(name, model)
         body = orjson.dumps(self._api.model_list(list(merged.values())))
-        connection.answer(200, body, [(b"content-type", b"application/json")])
+        self._answer.send(200, body, [(b"content-type", b"application/json")])
 
-    # -- Waiting
-
-    def reader_gone(self, reason: CloseReason) -> None:
-        self._connection = None
+    def on_gone(self, reason: CloseReason) -> None:
         for fetch in self._fetches:
             fetch.cancel()
-
-    def reader_paused(self) -> None:
-        """Nothing is written before the whole answer is."""
-
-    def reader_resumed(self) -> None:
-        """Nothing is written before the whole answer is."""
 
 
 def _offered(api: Api, upstream: Upstream, models: list[tuple[str, Json]] | None) -> list[tuple[str, Json]]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from streamd.net.client import ClientConnection
-from streamd.net.request import Plan, Request
+from streamd.net.answer import Answer
+from streamd.net.application import Plan
 from streamd.net.runtime import Runtime
 
 JSON = (b"content-type", b"application/json")
@@ -37,27 +37,27 @@ class Ops:
             "/status": {"GET": Plan(answer=self.status)},
         }
 
-    def routes(self, connection: ClientConnection, request: Request) -> dict[str, Plan] | None:
+    def routes(self, answer: Answer) -> dict[str, Plan] | None:
         """The methods of an operator's path; private ones only where the listener is (docs/PROTOCOL.md, section 1)."""
-        private = self._private.get(request.path)
-        if private is not None and (self._runtime.settings.ops_public or not connection.is_from_outside(request)):
+        private = self._private.get(answer.request.path)
+        if private is not None and (self._runtime.settings.ops_public or not answer.origin.is_outside(answer.request)):
             return private
-        return self._public.get(request.path)
+        return self._public.get(answer.request.path)
 
-    def health(self, connection: ClientConnection, request: Request) -> None:
+    def health(self, answer: Answer) -> None:
         """The process lives and its loop turns."""
-        connection.answer(200, b'{"status":"ok"}', [JSON, NOT_STORED])
+        answer.send(200, b'{"status":"ok"}', [JSON, NOT_STORED])
 
-    def readiness(self, connection: ClientConnection, request: Request) -> None:
+    def readiness(self, answer: Answer) -> None:
         """Whether a balancer should send requests here. Upstreams don't matter to it: a 502 says more."""
         state = self._ready()
         body = b'{"status":"%b"}' % state.encode()
-        connection.answer(200 if state == "ready" else 503, body, [JSON, NOT_STORED])
+        answer.send(200 if state == "ready" else 503, body, [JSON, NOT_STORED])
 
-    def metrics(self, connection: ClientConnection, request: Request) -> None:
+    def metrics(self, answer: Answer) -> None:
         content_type, text = self._metrics()
-        connection.answer(200, text, [(b"content-type", content_type), NOT_STORED])
+        answer.send(200, text, [(b"content-type", content_type), NOT_STORED])
 
-    def status(self, connection: ClientConnection, request: Request) -> None:
+    def status(self, answer: Answer) -> None:
         body = orjson.dumps(self._status(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        connection.answer(200, body, [JSON, NOT_STORED])
+        answer.send(200, body, [JSON, NOT_STORED])

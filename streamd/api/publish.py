@@ -23,12 +23,15 @@ from streamd.api.access import Access
 from streamd.api.streams import PREFIX, Streams, name_of, query_of
 from streamd.config import Settings
 from streamd.core.limits import Account
-from streamd.core.stream import Policy, Stream
-from streamd.net.client import ClientConnection
+from streamd.core.stream import Stream
+from streamd.core.terms import Terms
+from streamd.net.answer import Answer
+from streamd.net.application import BodySink, Plan
 from streamd.net.problem import Problem
-from streamd.net.request import BodySink, Plan, Request
+from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.sweep import NEVER
+from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.rows import Refused, parse_bytes, parse_duration
 from streamd.wire.dialect import Dialect
@@ -43,10 +46,6 @@ OPTIONS = ("retention", "policy", "log_bytes_max", "log_events_max", "flush_inte
 OPTIONS_BYTES_MAX = 16 * 1024
 RETENTION_S_MAX = 24 * 3600.0
 FLUSH_INTERVAL_S_MAX = 1.0
-
-# So much is appended at once, like one read of an upstream: a write of it may stay whole in the buffer of a reader that
-# stalls at it; the next one finds its ring.
-APPEND_BYTES_MAX = 64 * 1024
 
 _seq = re.compile(rb"0|[1-9][0-9]{0,15}").fullmatch
 
@@ -134,8 +133,9 @@ class Publish:
 
     # -- opening
 
-    def open_named(self, connection: ClientConnection, request: Request) -> None:
+    def open_named(self, answer: Answer) -> None:
         """Open a stream under a name of the publisher's choice."""
+        request = answer.request
         name = name_of(request)
         if not valid_name(name.encode("utf-8", "replace")):
             text = "A stream's name is 1 to 128 of A-Z a-z 0-9 . _ ~ -, not beginning with s_, and not . or .."
@@ -149,17 +149,26 @@ class Publish:
                 state = "is live" if known.reason is None else "still has readers"
                 raise Problem(409, f"The stream {name} {state}.", code="stream_exists", param="name")
             self._runtime.hub.remove(known)
-        self._answer_opened(connection, request, self._open(request, name, options))
+        self._answer_opened(answer, self._open(request, name, options))
 
-    def open_any(self, connection: ClientConnection, request: Request) -> None:
+    def open_any(self, answer: Answer) -> None:
         """Open a stream under an id of ours."""
+        request = answer.request
         self._access.check_publish(request, "")
         options = _options(request.body, self._runtime.settings)
-        self._answer_opened(connection, request, self._open(request, "", options))
+        self._answer_opened(answer, self._open(request, "", options))
 
     def _open(self, request: Request, name: str, options: dict[str, Any]) -> Stream:
         runtime, settings = self._runtime, self._runtime.settings
-        account = self._admit(request)
+        terms = Terms(
+            owner=request.principal.id,
+            account=self._admit(request),
+            name_public=bool(options.get("public", False)),
+            published=True,
+            policy=Policy(options.get("policy", request.route.policy)),
+            catchup_bytes_max=settings.catchup_bytes_max,
+            retention_s=options.get("retention", settings.retention_s),
+        )
         stream = runtime.hub.open(
             Dialect.UNKNOWN,
             runtime.time(),
@@ -167,14 +176,8 @@ class Publish:
             epoch=secrets.token_urlsafe(5)[:6] if name else "",
             log_bytes_max=options.get("log_bytes_max", 0),
             log_events_max=options.get("log_events_max", 0),
+            terms=terms,
         )
-        stream.account = account
-        stream.owner = request.principal.id
-        stream.name_public = bool(options.get("public", False))
-        stream.policy = Policy(options.get("policy", request.route.policy))
-        stream.retention_s = options.get("retention", settings.retention_s)
-        stream.catchup_bytes_max = settings.catchup_bytes_max
-        stream.published = True
         stream.source = Publisher(runtime, stream)
         flush_interval_s = options.get("flush_interval", settings.flush_interval_s)
         if flush_interval_s:
@@ -194,7 +197,7 @@ class Publish:
             raise
         return account
 
-    def _answer_opened(self, connection: ClientConnection, request: Request, stream: Stream) -> None:
+    def _answer_opened(self, answer: Answer, stream: Stream) -> None:
         location = f"{PREFIX}{stream.id}".encode()
         body = orjson.dumps({"id": stream.id, "epoch": stream.epoch or None, "last_seq": 0})
         headers = [
@@ -202,12 +205,13 @@ class Publish:
             (b"location", location),
             (b"x-stream-id", stream.id.encode()),
         ]
-        connection.answer(201, body, headers)
+        answer.send(201, body, headers)
 
     # -- events
 
-    def take_events(self, connection: ClientConnection, request: Request) -> BodySink:
+    def take_events(self, answer: Answer) -> BodySink:
         """Between head and body: is this a stream that the sender may write to, and does it stand where they think?"""
+        request = answer.request
         head = head_of(request)
         stream = self._streams.get(urllib.parse.unquote(request.path[len(PREFIX) : -len(EVENTS) - 1]))
         self._access.check_write(request, stream)
@@ -231,14 +235,14 @@ class Publish:
         if whole and head.content_length > self._runtime.settings.body_bytes_max:
             text = f"The body is larger than {self._runtime.settings.body_bytes_max} bytes; send it chunked."
             raise Problem(413, text, code="body_too_large", reason=CloseReason.BODY_TOO_LARGE)
-        return Publishing(self._runtime, connection, publisher, publication, whole=whole, seal=seal, expected=expected)
+        return Publishing(self._runtime, answer, publisher, publication, whole=whole, seal=seal, expected=expected)
 
 
 class Publishing:
     """One publishing request: a BodySink. Chunked bodies go out as they come, others as a whole at their end."""
 
     __slots__ = (
-        "_connection",
+        "_answer",
         "_expected",
         "_fence",
         "_held",
@@ -254,7 +258,7 @@ class Publishing:
     def __init__(
         self,
         runtime: Runtime,
-        connection: ClientConnection,
+        answer: Answer,
         publisher: Publisher,
         publication: Publication,
         *,
@@ -263,7 +267,7 @@ class Publishing:
         expected: int | None,
     ) -> None:
         self._runtime = runtime
-        self._connection = connection
+        self._answer = answer
         self._publisher = publisher
         self._publication = publication
         self._whole = whole
@@ -297,7 +301,7 @@ class Publishing:
             self._publisher.seal(failed=self._seal == "failed")
         self._end(broken=False)
         body = orjson.dumps({"last_seq": stream.events})
-        self._connection.answer(200, body, [(b"content-type", b"application/json")])
+        self._answer.send(200, body, [(b"content-type", b"application/json")])
 
     def body_lost(self, reason: CloseReason) -> None:
         """The publisher broke off, or was refused in the middle."""
@@ -326,27 +330,12 @@ class Publishing:
             self._publisher.seal(failed=False)
 
     def _append(self, pieces: list[bytes]) -> None:
-        """Events and comments, in order; neighbouring events together, so that a reader gets them in one write."""
+        """Publish events and comments, unless the stream has moved on meanwhile."""
         stream, now = self._publisher.stream, self._runtime.time()
         if pieces:
             _check_expected(self._expected, stream)
             self._expected = None
-        events: list[bytes] = []
-        events_bytes = 0
-        for piece in pieces:
-            if piece[-2:] == b"\n\n" and (not events or events_bytes + len(piece) <= APPEND_BYTES_MAX):
-                events.append(piece)
-                events_bytes += len(piece)
-                continue
-            if events:
-                stream.append_all(events, now)
-            events, events_bytes = [], 0
-            if piece[-2:] == b"\n\n":
-                events, events_bytes = [piece], len(piece)
-            else:
-                stream.loose(piece, now)
-        if events:
-            stream.append_all(events, now)
+        stream.append_pieces(pieces, now)
 
     def _end(self, *, broken: bool) -> None:
         if not self._over:

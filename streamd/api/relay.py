@@ -7,6 +7,7 @@ Idempotency-Key that was seen before; neither ever starts a second generation.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -16,14 +17,19 @@ from streamd.api import llama
 from streamd.api.access import Access
 from streamd.api.streams import Streams, last_event_id, policy_of
 from streamd.core.hub import body_hash
-from streamd.core.stream import Policy, Stream
-from streamd.net.client import ClientConnection
-from streamd.net.exchange import Ask, Exchange
+from streamd.core.limits import Account
+from streamd.core.stream import Stream
+from streamd.core.terms import Terms
+from streamd.net.answer import Answer
+from streamd.net.application import Plan
+from streamd.net.attempt import Ask
+from streamd.net.exchange import Exchange
 from streamd.net.problem import Problem, not_found
-from streamd.net.request import Plan, Request
+from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
+from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import KEY_FIELDS
 from streamd.wire.dialects.api import Api
@@ -72,7 +78,7 @@ class Relay:
         self._streams = streams
         self._plan = Plan(answer=self.answer)
 
-    def plan(self, connection: ClientConnection, request: Request) -> Plan:
+    def plan(self, request: Request) -> Plan:
         """Refuse from the head what no body can mend. Raises Problem."""
         if _climbs(request.path):
             raise not_found(request.path)
@@ -81,8 +87,9 @@ class Relay:
         self._access.check_relay(request)
         return self._plan
 
-    def answer(self, connection: ClientConnection, request: Request) -> None:
+    def answer(self, answer: Answer) -> None:
         """The request is whole: join what runs already, or ask an upstream. Raises Problem."""
+        request = answer.request
         head, api = head_of(request), request.dialect.api
         fields = _json_of(request)
         models = api.models(head.path, fields)
@@ -94,12 +101,12 @@ class Relay:
         request.data_only = api.data_only and b"text/event-stream" not in (request.get(b"accept") or b"").lower()
         request.conversation = llama.conversation_of(request) if wants_stream else ""
         policy = policy_of(request) or Policy(request.route.policy)
-        if request.method == "POST" and self._resumes(connection, request, policy):
+        if request.method == "POST" and self._resumes(answer, policy):
             return
         key = _idempotency_key(request)
-        if key and self._joins(connection, request, key, wants_stream, policy):
+        if key and self._joins(answer, key, policy):
             return
-        self._ask(connection, request, fields, wants_stream, policy, key)
+        self._ask(answer, fields, wants_stream, policy, key)
 
     def _say_once(self, request: Request, fields: dict[str, Any]) -> None:
         """For a key that is limited to some models: write the body anew, so that it names one model to every parser.
@@ -115,21 +122,21 @@ class Relay:
 
     # -- requests that were made before
 
-    def _resumes(self, connection: ClientConnection, request: Request, policy: Policy) -> bool:
+    def _resumes(self, answer: Answer, policy: Policy) -> bool:
         """The same POST with a Last-Event-ID: its stream, or 404 and 410, but never a new generation."""
+        request = answer.request
         last = last_event_id(request)
         if last is None:
             return False
         stream = self._streams.get(last.stream)
         self._access.check_read(request, stream)
         seq = self._streams.position(request, stream, last)
-        self._streams.join(connection, request, stream, seq, policy, resumed=True)
+        self._streams.join(answer, stream, seq, policy, resumed=True)
         return True
 
-    def _joins(
-        self, connection: ClientConnection, request: Request, key: str, wants_stream: bool, policy: Policy
-    ) -> bool:
+    def _joins(self, answer: Answer, key: str, policy: Policy) -> bool:
         """The same Idempotency-Key from the same principal: the generation that runs, or ran."""
+        request = answer.request
         kept = self._runtime.hub.by_key(request.principal.id, key)
         if kept is None:
             return False
@@ -139,21 +146,13 @@ class Relay:
         if kept.stream is None:
             text = "The first request with this Idempotency-Key is still being answered."
             raise Problem(409, text, code="request_in_progress", param="idempotency-key", should_retry=True)
-        self._streams.join(connection, request, kept.stream, 1, policy, resumed=True)
+        self._streams.join(answer, kept.stream, 1, policy, resumed=True)
         return True
 
     # -- new ones
 
-    def _ask(
-        self,
-        connection: ClientConnection,
-        request: Request,
-        fields: dict[str, Any],
-        wants_stream: bool,
-        policy: Policy,
-        key: str,
-    ) -> None:
-        runtime = self._runtime
+    def _ask(self, answer: Answer, fields: dict[str, Any], wants_stream: bool, policy: Policy, key: str) -> None:
+        request, runtime = answer.request, self._runtime
         detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
         # Refuse before anything is opened.
@@ -162,14 +161,26 @@ class Relay:
         self._supersede(request)
         runtime.admit_relay()
         try:
-            exchange = self._exchange(connection, request, fields, wants_stream, policy, grace_s)
+            ask = ask_of(request, fields)
+            stream = self._open(request, policy, grace_s) if wants_stream else None
         except Problem:
             runtime.admission.release_relay()
             raise
-        self._keep_key(request, key, exchange)
+        exchange = Exchange(
+            runtime,
+            self._upstreams,
+            ask,
+            answer=answer,
+            request=request,
+            stream=stream,
+            policy=policy,
+            usage=self._access.usage_of(request),
+            open_stream=lambda: self._open_unasked(request, policy, grace_s, key),
+            on_over=self._keep_key(request, key, stream),
+        )
         exchange.start()
-        if detached and exchange.stream is not None:
-            self._accept(connection, request, exchange.stream, max(grace_s, runtime.settings.detach_grace_max_s))
+        if detached and stream is not None and answer.is_open:  # else it failed at once and was answered
+            self._accept(exchange, answer, stream, max(grace_s, runtime.settings.detach_grace_max_s))
 
     def _supersede(self, request: Request) -> None:
         """A conversation has one generation: the next request cancels the one before, and takes its place."""
@@ -179,45 +190,11 @@ class Relay:
                 text = "The conversation went on with another request."
                 old.cancel(CloseReason.CANCELLED, self._runtime.time(), message=text)
 
-    def _exchange(
-        self,
-        connection: ClientConnection,
-        request: Request,
-        fields: dict[str, Any],
-        wants_stream: bool,
-        policy: Policy,
-        grace_s: float,
-    ) -> Exchange:
-        runtime = self._runtime
-        ask = ask_of(request, fields)
-        stream = self._open(request, policy, grace_s) if wants_stream else None
-        exchange = Exchange(
-            runtime,
-            self._upstreams,
-            ask,
-            connection=connection,
-            request=request,
-            stream=stream,
-            policy=policy,
-        )
-        key = _idempotency_key(request)
-        exchange.on_opened = lambda opened: self._became_stream(opened, request, policy, grace_s, key)
-        exchange.usage = self._access.usage_of(request)
-        return exchange
-
-    def _became_stream(self, stream: Stream, request: Request, policy: Policy, grace_s: float, key: str) -> None:
-        """Not asked for by a `"stream": true` that is known here, and a stream all the same."""
-        stream.account = self._access.note_stream(request)
-        self._dress(stream, request, policy, grace_s)
-        kept = self._runtime.hub.by_key(request.principal.id, key) if key else None
-        if kept is not None:  # from now on a retry of the request joins the stream
-            self._runtime.hub.keep_key(request.principal.id, key, kept.body_hash, stream)
-
-    def _keep_key(self, request: Request, key: str, exchange: Exchange) -> None:
-        """Under its Idempotency-Key the request is known until its stream is removed, or its answer is over."""
+    def _keep_key(self, request: Request, key: str, stream: Stream | None) -> Callable[[], None]:
+        """Know the request by its Idempotency-Key until its stream is removed or its answer over: call the result."""
         hub, admission, principal_id = self._runtime.hub, self._runtime.admission, request.principal.id
         if key:
-            hub.keep_key(principal_id, key, _hash_of(request), exchange.stream)
+            hub.keep_key(principal_id, key, _hash_of(request), stream)
 
         def over() -> None:
             admission.release_relay()
@@ -225,12 +202,10 @@ class Relay:
             if kept is not None and kept.stream is None:
                 hub.forget_key(principal_id, key)
 
-        exchange.on_over = over
+        return over
 
-    def _accept(self, connection: ClientConnection, request: Request, stream: Stream, grace_s: float) -> None:
-        """Prefer: respond-async. The generation runs on; whoever reads it first has detach_grace_max to come."""
-        if request.waiting is None:
-            return  # it failed at once and was answered
+    def _accept(self, exchange: Exchange, answer: Answer, stream: Stream, grace_s: float) -> None:
+        """Prefer: respond-async. The generation runs on; its first reader has detach_grace_max to come."""
         if stream.reason is None and not stream.readers:
             self._runtime.hub.orphan(stream, grace_s, CloseReason.READER_GONE, self._runtime.time())
         location = f"/v1/streams/{stream.id}".encode()
@@ -241,36 +216,41 @@ class Relay:
             (b"x-stream-id", stream.id.encode()),
             (b"preference-applied", b"respond-async"),
         ]
-        exchange, request.waiting = request.waiting, None
-        assert isinstance(exchange, Exchange)
-        exchange.connection = None
-        connection.answer(202, body, headers)
+        exchange.answer = None
+        answer.settle(lambda: answer.send(202, body, headers))
 
     def _open(self, request: Request, policy: Policy, grace_s: float) -> Stream:
-        account = self._access.open_stream(request)
-        hub, now, principal_id = self._runtime.hub, self._runtime.time(), request.principal.id
-        stream: Stream
+        terms = self._terms(request, policy, grace_s, self._access.open_stream(request))
+        hub, now = self._runtime.hub, self._runtime.time()
+        self._runtime.counters.streams_opened += 1
         if request.conversation:
-            stream = hub.open_conversation(
-                request.dialect, now, principal=principal_id, conversation=request.conversation
-            )
-        else:
-            stream = hub.open(request.dialect, now)
-        stream.account = account
-        self._dress(stream, request, policy, grace_s)
+            return hub.open_conversation(request.dialect, now, conversation=request.conversation, terms=terms)
+        return hub.open(request.dialect, now, terms=terms)
+
+    def _open_unasked(self, request: Request, policy: Policy, grace_s: float, key: str) -> Stream:
+        """Not asked for by a `"stream": true` that is known here, and a stream all the same."""
+        terms = self._terms(request, policy, grace_s, self._access.note_stream(request))
+        hub = self._runtime.hub
+        self._runtime.counters.streams_opened += 1
+        stream = hub.open(request.dialect, self._runtime.time(), terms=terms)
+        kept = hub.by_key(request.principal.id, key) if key else None
+        if kept is not None:  # from now on a retry of the request joins the stream
+            hub.keep_key(request.principal.id, key, kept.body_hash, stream)
         return stream
 
-    def _dress(self, stream: Stream, request: Request, policy: Policy, grace_s: float) -> None:
-        """The rules that hold for this stream, from its request and the settings of this moment."""
+    def _terms(self, request: Request, policy: Policy, grace_s: float, account: Account | None) -> Terms:
+        """The rules that hold for a stream, from its request and the settings of this moment."""
         settings = self._runtime.settings
-        stream.owner = request.principal.id
-        stream.model = request.model
-        stream.policy = policy
-        stream.detach_grace_s = grace_s
-        stream.resume_grace_s = settings.resume_grace_s
-        stream.retention_s = settings.retention_s
-        stream.catchup_bytes_max = settings.catchup_bytes_max
-        self._runtime.counters.streams_opened += 1
+        return Terms(
+            owner=request.principal.id,
+            account=account,
+            model=request.model,
+            policy=policy,
+            catchup_bytes_max=settings.catchup_bytes_max,
+            detach_grace_s=grace_s,
+            resume_grace_s=settings.resume_grace_s,
+            retention_s=settings.retention_s,
+        )
 
 
 def _json_of(request: Request) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from streamd.api.access import Access
 from streamd.api.streams import policy_of, query_of
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
-from streamd.net.client import ClientConnection
+from streamd.net.answer import Answer
+from streamd.net.application import Plan
 from streamd.net.peers import Note
 from streamd.net.problem import Problem
-from streamd.net.request import Plan, Request
+from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.reasons import By, CloseReason
 from streamd.wire.dialect import sequence_number_of
@@ -70,7 +71,7 @@ class Responses:
     def _tell(self, kind: str, stream: Stream) -> None:
         peers = self._runtime.peers
         if peers is not None:
-            body = orjson.dumps([stream.owner, stream.progress.response_id])
+            body = orjson.dumps([stream.terms.owner, stream.progress.response_id])
             for slot in peers.others():
                 peers.tell(slot, kind, body)
 
@@ -102,8 +103,9 @@ class Responses:
             return None
         return stream
 
-    def read(self, connection: ClientConnection, request: Request) -> None:
+    def read(self, answer: Answer) -> None:
         """The stream, after `starting_after` if given. Raises Problem."""
+        request = answer.request
         stream = self._known(request)
         if stream is None:  # it ended while the request was read
             raise Problem(404, "The response is not known any more.", code="not_found", reason=CloseReason.NOT_FOUND)
@@ -113,9 +115,9 @@ class Responses:
             text = "starting_after is the sequence_number of the last event that you have."
             raise Problem(400, text, code="bad_starting_after", param="starting_after")
         seq = 1 if given is None else _seq_after(stream, int(given))
-        request.model, request.upstream = stream.model, stream.upstream
+        request.model, request.upstream = stream.terms.model, stream.upstream
         self._runtime.counters.resumes += 1
-        connection.begin_stream(stream, seq=seq, policy=policy_of(request) or stream.policy)
+        answer.stream(stream, seq=seq, policy=policy_of(request) or stream.terms.policy)
 
 
 def _found(request: Request) -> str | None:

@@ -18,11 +18,12 @@ from streamd.api.publish import Publish
 from streamd.api.relay import Relay
 from streamd.api.responses import Responses
 from streamd.api.streams import PREFIX, Streams, last_event_id, query_of
-from streamd.net.client import ClientConnection
-from streamd.net.peers import Elsewhere, Peers
+from streamd.net.answer import Answer
+from streamd.net.application import Plan
+from streamd.net.peers import Peers
 from streamd.net.problem import Problem, method_not_allowed, not_found
-from streamd.net.request import Plan, Request
-from streamd.net.runtime import Runtime, refused
+from streamd.net.request import Request
+from streamd.net.runtime import Runtime
 from streamd.wire.cors import is_preflight
 
 Methods = dict[str, Plan]
@@ -59,8 +60,9 @@ class Router:
         self._llama = llama
         self._responses = responses
 
-    def plan(self, connection: ClientConnection, request: Request) -> Plan:
-        """What to do with the request. Raises Problem: 404, 405, 501 and what a route refuses from the head alone."""
+    def plan(self, answer: Answer) -> Plan:
+        """How the request is served. Raises Problem: 404, 405, 501 and what a route refuses from the head alone."""
+        request = answer.request
         head = request.head
         assert head is not None
         if head.upgrade:
@@ -68,13 +70,16 @@ class Router:
             raise Problem(501, text, code="no_upgrade", close=True)
         if head.method == "OPTIONS" and is_preflight(head.get):
             return self._preflight
-        methods = self._ops.routes(connection, request) or self._admin.routes(connection, request)
+        methods = self._ops.routes(answer) or self._admin.routes(answer)
         if methods is not None:
             return _of(methods, request)
-        if connection.refusal is not None and request.method != "DELETE":
-            raise refused(connection.refusal, close=True)
-        request.principal = self._access.identify(connection, request)
-        self._check_owner(connection, request)
+        refusal = answer.origin.refusal
+        if refusal is not None and request.method != "DELETE":
+            raise self._runtime.refused(refusal, close=True)
+        request.principal = self._access.identify(answer)
+        owner = self._other_owner(request)
+        if owner is not None:
+            return Plan(owner=owner)
         families = (self._streams, self._publish, self._llama)
         methods = {method: plan for each in families for method, plan in (each.routes(request) or {}).items()}
         if methods:
@@ -88,16 +93,15 @@ class Router:
             return _of(methods, request)
         if request.path.startswith(("/v1/streams", "/v1/stream/")) or not request.path.startswith(RELAYED):
             raise not_found(request.path)
-        return self._relay.plan(connection, request)
+        return self._relay.plan(request)
 
-    def _check_owner(self, connection: ClientConnection, request: Request) -> None:
-        """With several workers: raise Elsewhere for what lives in another one. Once, or it could go in circles."""
+    def _other_owner(self, request: Request) -> int | None:
+        """With several workers: the slot of another worker that has to serve this request."""
         peers = self._runtime.peers
-        if peers is None or connection.passed is not None:
-            return
+        if peers is None or request.is_handed_over:
+            return None
         slot = self._owner(peers, request)
-        if slot is not None and slot != peers.slot:
-            raise Elsewhere(slot)
+        return slot if slot != peers.slot else None
 
     def _owner(self, peers: Peers, request: Request) -> int | None:
         """The slot that this request belongs to; None: any worker may answer it."""

@@ -7,7 +7,6 @@ import heapq
 import re
 import statistics
 import urllib.parse
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,12 +14,14 @@ import orjson
 from streamd.api.access import Access
 from streamd.api.gather import Gathered, all_others, gather
 from streamd.core.hub import Gone
-from streamd.core.stream import Policy, Stream
-from streamd.net.client import At, ClientConnection
+from streamd.core.stream import Stream
+from streamd.net.answer import Answer, Pending
+from streamd.net.application import Plan
 from streamd.net.problem import Problem
-from streamd.net.request import Plan, Request
+from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
+from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire.event_id import EventId, valid_last_event_id, valid_name
 
@@ -71,51 +72,46 @@ class Streams:
 
     # -- reading
 
-    def read(self, connection: ClientConnection, request: Request) -> None:
+    def read(self, answer: Answer) -> None:
         """The stream from a position on, live if it still runs; its state, if JSON is asked for."""
+        request = answer.request
         last = last_event_id(request)
         name = name_of(request)
         stream = self.known(name)
         if stream is None:
             wait_s = self._wait_s(request)
             if wait_s and valid_name(name.encode("utf-8", "replace")):
-                self._wait(connection, request, name, wait_s)
+                self._wait(answer, name, wait_s)
                 return
             stream = self.get(name)
-        self.read_from(connection, request, stream, last)
+        self.read_from(answer, stream, last)
 
-    def read_from(self, connection: ClientConnection, request: Request, stream: Stream, last: EventId | None) -> None:
+    def read_from(self, answer: Answer, stream: Stream, last: EventId | None) -> None:
         """Answer with the stream, after `last` if given. Raises Problem."""
+        request = answer.request
         self._access.check_read(request, stream)
         if _wants_json(request):
             body = orjson.dumps(state_of(stream, self._runtime.time()))
-            connection.answer(200, body, [JSON, (b"x-stream-id", stream.id.encode())])
+            answer.send(200, body, [JSON, (b"x-stream-id", stream.id.encode())])
             return
-        policy = policy_of(request) or stream.policy
+        policy = policy_of(request) or stream.terms.policy
         reset = last is not None and last.stream == stream.id and (last.epoch or "") != stream.epoch
         seq = 1 if reset else self.position(request, stream, last)
-        self.join(connection, request, stream, seq, policy, resumed=last is not None, reset=reset)
+        self.join(answer, stream, seq, policy, resumed=last is not None, reset=reset)
 
     def join(
-        self,
-        connection: ClientConnection,
-        request: Request,
-        stream: Stream,
-        seq: int,
-        policy: Policy,
-        *,
-        resumed: bool,
-        reset: bool = False,
+        self, answer: Answer, stream: Stream, seq: int, policy: Policy, *, resumed: bool, reset: bool = False
     ) -> None:
-        """Subscribe the connection; past the end of a sealed stream 204, the only polite way to stop an EventSource."""
-        request.model = request.model or stream.model
+        """Subscribe the client; past the end of a sealed stream 204, the only polite way to stop an EventSource."""
+        request = answer.request
+        request.model = request.model or stream.terms.model
         request.upstream = stream.upstream
         if stream.reason is not None and seq >= stream.log.seq_next and not reset:
-            connection.answer(204, headers=[(b"x-stream-id", stream.id.encode())])
+            answer.send(204, fields=[(b"x-stream-id", stream.id.encode())])
             return
         if resumed:
             self._runtime.counters.resumes += 1
-        connection.begin_stream(stream, seq=seq, policy=policy, reset=reset)
+        answer.stream(stream, seq=seq, policy=policy, reset=reset)
 
     def known(self, stream_id: str) -> Stream | None:
         """The stream, if it is here. Raises Problem 410 where it was and can't be any more."""
@@ -158,8 +154,8 @@ class Streams:
             raise Problem(400, "wait is a number of seconds, at most 60.", code="bad_wait", param="wait")
         return min(float(given), self._runtime.settings.wait_max_s)
 
-    def _wait(self, connection: ClientConnection, request: Request, name: str, wait_s: float) -> None:
-        waiting = WaitForName(self._runtime, self, connection, request, name, wait_s)
+    def _wait(self, answer: Answer, name: str, wait_s: float) -> None:
+        waiting = WaitForName(self._runtime, self, answer, name, wait_s)
         self._waiting.setdefault(name, []).append(waiting)
 
     def wake_waiting(self, stream: Stream) -> None:
@@ -176,12 +172,13 @@ class Streams:
 
     # -- stopping
 
-    def stop(self, connection: ClientConnection, request: Request) -> None:
+    def stop(self, answer: Answer) -> None:
         """End a stream now: its upstream is aborted, its readers are told. A sealed one is forgotten."""
+        request = answer.request
         stream = self.get(name_of(request))
         self._access.check_write(request, stream)
         self.stop_stream(stream)
-        connection.answer(204)
+        answer.send(204)
 
     def stop_stream(self, stream: Stream) -> None:
         if stream.reason is None:
@@ -192,11 +189,12 @@ class Streams:
 
     # -- listing
 
-    def list(self, connection: ClientConnection, request: Request) -> None:
+    def list(self, answer: Answer) -> None:
         """The caller's streams, oldest first; all on the admin surface. ?state=live|sealed, ?limit=, ?after=<id>.
 
         With several workers each lists its own; the one asked is the one that has `after`.
         """
+        request = answer.request
         query = query_of(request)
         state, limit = query.get("state"), query.get("limit", str(PAGE_STREAMS))
         if state not in (None, "live", "sealed"):
@@ -209,17 +207,17 @@ class Streams:
 
         def finish(others: Gathered) -> None:
             entries = self._listed(wanted)
-            for answer in others.answers:
-                entries += orjson.loads(answer)
+            for each in others.answers:
+                entries += orjson.loads(each)
             entries.sort(key=lambda entry: (entry[0], entry[1]))
             page = [entry[2] for entry in entries[: wanted.limit]]
             more = len(entries) > len(page)
             fields = {"data": page, "has_more": more, "last_id": page[-1]["id"] if page else None}
             if others.missing:
                 fields["workers_missing"] = len(others.missing)
-            connection.answer(200, orjson.dumps(fields), [JSON, (b"cache-control", b"no-store")])
+            answer.send(200, orjson.dumps(fields), [JSON, (b"cache-control", b"no-store")])
 
-        gather(self._runtime, connection, request, LIST, all_others(self._runtime, question), finish)
+        gather(self._runtime, answer, LIST, all_others(self._runtime, question), finish)
 
     def answer_list(self, question: bytes) -> bytes:
         """For another worker: our part of its page."""
@@ -230,7 +228,7 @@ class Streams:
     def _position_of(self, after: str, owners: tuple[str, ...] | None) -> Place:
         """Where a list goes on. Raises Problem 400 for a stream that isn't in it."""
         stream = self.known(after)
-        if stream is None or (owners is not None and stream.owner not in owners):
+        if stream is None or (owners is not None and stream.terms.owner not in owners):
             raise Problem(400, "after is not the id of a stream in this list.", code="bad_after", param="after")
         return stream.opened_at, stream.id
 
@@ -239,7 +237,7 @@ class Streams:
         shown = (
             (stream.opened_at, stream.id, stream)
             for stream in self._runtime.hub
-            if (wanted.owners is None or stream.owner in wanted.owners)
+            if (wanted.owners is None or stream.terms.owner in wanted.owners)
             and wanted.state in (None, state_word(stream))
             and (wanted.after is None or (stream.opened_at, stream.id) > wanted.after)
         )
@@ -248,65 +246,39 @@ class Streams:
         return [(opened_at, name, state_of(stream, now)) for opened_at, name, stream in page]
 
 
-class WaitForName:
+class WaitForName(Pending):
     """A reader that came before its stream was opened (?wait=)."""
 
-    __slots__ = ("_connection", "_request", "_runtime", "_streams", "due_at", "name")
+    __slots__ = ("_answer", "_runtime", "_streams", "due_at", "name")
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        streams: Streams,
-        connection: ClientConnection,
-        request: Request,
-        name: str,
-        wait_s: float,
-    ) -> None:
+    def __init__(self, runtime: Runtime, streams: Streams, answer: Answer, name: str, wait_s: float) -> None:
         self._runtime = runtime
         self._streams = streams
-        self._connection = connection
-        self._request = request
+        self._answer = answer
         self.name = name
         self.due_at = runtime.time() + wait_s
-        request.waiting = self
+        answer.later(self)
         runtime.sweep.add(self)
 
     def opened(self, stream: Stream) -> None:
         """The stream is there: answer as if it had been from the start."""
-        last = last_event_id(self._request)  # of an earlier life of the name, if the reader had one
-        self._end(lambda: self._streams.read_from(self._connection, self._request, stream, last))
+        answer = self._answer
+        last = last_event_id(answer.request)  # of an earlier life of the name, if the reader had one
+        self._runtime.sweep.discard(self)
+        answer.settle(lambda: self._streams.read_from(answer, stream, last))
 
     def on_due(self, now: float) -> float:
         """It did not come."""
-        self._streams.forget_waiting(self)
-
-        def refuse() -> None:
-            self._streams.get(self.name)
-
-        self._end(refuse)
+        self.on_gone(CloseReason.NOT_FOUND)
+        self._answer.settle(self._refuse)
         return NEVER
 
-    def _end(self, answer: Callable[[], None]) -> None:
-        self._runtime.sweep.discard(self)
-        self._request.waiting = None
-        if self._connection.at is not At.WAITING:
-            return
-        try:
-            answer()
-        except Problem as problem:
-            self._connection.answer_problem(problem)
+    def _refuse(self) -> None:
+        self._streams.get(self.name)
 
-    # -- Waiting
-
-    def reader_gone(self, reason: CloseReason) -> None:
+    def on_gone(self, reason: CloseReason) -> None:
         self._runtime.sweep.discard(self)
         self._streams.forget_waiting(self)
-
-    def reader_paused(self) -> None:
-        """Nothing is written before the answer begins."""
-
-    def reader_resumed(self) -> None:
-        """Nothing is written before the answer begins."""
 
 
 def state_word(stream: Stream) -> str:
@@ -332,8 +304,8 @@ def state_of(stream: Stream, now: float) -> dict[str, Any]:
         "lag_median": statistics.median(lags) if lags else 0,
         "dropped_events": stream.drops + sum(reader.dropped for reader in stream.readers),
         "age_s": round(now - stream.opened_at, 3),
-        "policy": stream.policy.value,
-        "model": stream.model or None,
+        "policy": stream.terms.policy.value,
+        "model": stream.terms.model or None,
         "upstream": stream.upstream or None,
     }
 

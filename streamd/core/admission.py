@@ -30,24 +30,17 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-import math
-import random
 from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from streamd.choice import Choice
+from streamd.core.refusal import Refusal, Retry
 from streamd.core.ring import SLOT_BYTES
 from streamd.reasons import CloseReason
 
 KIB: Final = 1024
 MIB: Final = 1024 * 1024
-
-# Retry-After of a refusal, uniformly drawn, so that those who were refused in one second don't return in one second.
-# PROTOCOL 4 allows 60 s at most; ten thousand refused over these ten seconds are a thousand a second, the ramp we
-# carry.
-RETRY_S_MIN: Final = 2
-RETRY_S_MAX: Final = 12
 
 # A sample of loop lag weighs one half, so one pause of twice the limit isn't enough but two in a row are.
 LAG_WEIGHT: Final = 0.5
@@ -326,31 +319,55 @@ _MEMORY: Final = Slot.MEMORY.value
 _BODIES: Final = Slot.BODIES.value
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why not, ready to be answered. `message` tells a person what to do; `retry_after_s` is already jittered."""
-
-    gate: Gate
-    reason: CloseReason
-    code: str  # of the error object
-    message: str
-    retry_after_s: int
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self.reason.status
-
-
-_MESSAGES: Final = {
-    Gate.CONNECTIONS: "The server has as many connections as its memory allows. Try again later.",
-    Gate.ADDRESS: "Too many connections from your address. Close some, or try again later.",
-    Gate.STREAMS: "The server has as many streams as its memory allows. Try again later.",
-    Gate.UPSTREAM: "As many requests as allowed are under way to the inference servers. Try again later.",
-    Gate.MEMORY: "The server's memory budget is used up. Try again later.",
-    Gate.BODIES: "Too many large request bodies are being received. Try again later.",
-    Gate.DESCRIPTORS: "The server has as many connections as its file limit allows. Try again later.",
-    Gate.LOOP_LAG: "The server is overloaded. Try again later.",
+REFUSALS: Final = {
+    Gate.CONNECTIONS: Refusal(
+        CloseReason.OVER_BUDGET,
+        "over_capacity",
+        "The server has as many connections as its memory allows. Try again later.",
+        retry=Retry.WITH_ROOM,
+    ),
+    Gate.ADDRESS: Refusal(
+        CloseReason.RATE_LIMITED,
+        "too_many_connections",
+        "Too many connections from your address. Close some, or try again later.",
+        retry=Retry.WITH_ROOM,
+    ),
+    Gate.STREAMS: Refusal(
+        CloseReason.OVER_BUDGET,
+        "over_capacity",
+        "The server has as many streams as its memory allows. Try again later.",
+        retry=Retry.WITH_ROOM,
+    ),
+    Gate.UPSTREAM: Refusal(
+        CloseReason.OVER_BUDGET,
+        "over_capacity",
+        "As many requests as allowed are under way to the inference servers. Try again later.",
+        retry=Retry.WITH_ROOM,
+    ),
+    Gate.MEMORY: Refusal(
+        CloseReason.OVER_BUDGET,
+        "over_capacity",
+        "The server's memory budget is used up. Try again later.",
+        retry=Retry.WITH_ROOM,
+    ),
+    Gate.BODIES: Refusal(
+        CloseReason.OVER_BUDGET,
+        "bodies_over_budget",
+        "Too many large request bodies are being received. Try again later.",
+        retry=Retry.WITH_ROOM,
+    ),
+    Gate.DESCRIPTORS: Refusal(
+        CloseReason.OVER_BUDGET,
+        "over_capacity",
+        "The server has as many connections as its file limit allows. Try again later.",
+        retry=Retry.WITH_ROOM,
+    ),
+    Gate.LOOP_LAG: Refusal(
+        CloseReason.OVER_BUDGET,
+        "over_capacity",
+        "The server is overloaded. Try again later.",
+        retry=Retry.WITH_ROOM,
+    ),
 }
 
 
@@ -420,23 +437,21 @@ class Admission:
     """The gates of one worker. Every admit has its release; both are O(1) and keep nothing for the admitted.
 
     `row` is this worker's numbers (len(Slot) of them), `peer_rows` those of the others: lists in a single process,
-    slices of the shared mapping else. `rng` draws the jitter.
+    slices of the shared mapping else.
     """
 
-    __slots__ = ("_budget", "_limits", "_own", "_peer_rows", "_rng", "_row", "_upstream_max", "addresses")
+    __slots__ = ("_budget", "_limits", "_own", "_peer_rows", "_row", "_upstream_max", "addresses")
 
     def __init__(
         self,
         budget: Budget,
         limits: Limits,
-        rng: random.Random,
         row: MutableSequence[int] | None = None,
         peer_rows: Sequence[Sequence[int]] = (),
     ) -> None:
         # process
         self._budget = budget
         self._limits = limits
-        self._rng = rng
         self._row: MutableSequence[int] = [0] * len(Slot) if row is None else row
         self._peer_rows = peer_rows
         self._upstream_max = limits.upstream_in_flight_max or budget.streams_max
@@ -658,11 +673,4 @@ class Admission:
 
     def _refuse(self, gate: Gate) -> Refusal:
         self._own.refused[gate] += 1
-        mine = gate is Gate.ADDRESS
-        return Refusal(
-            gate=gate,
-            reason=CloseReason.RATE_LIMITED if mine else CloseReason.OVER_BUDGET,
-            code="too_many_connections" if mine else "over_capacity",
-            message=_MESSAGES[gate],
-            retry_after_s=math.ceil(self._rng.uniform(RETRY_S_MIN, RETRY_S_MAX)),
-        )
+        return REFUSALS[gate]

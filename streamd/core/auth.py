@@ -1,7 +1,7 @@
-"""Who is asking, and what they may do: Principal, Key, Refusal.
+"""Who is asking, and what they may do: Principal and Key.
 
 How a key is proved is in `keys`, how a token is in `tokens`, what a key has left is in `limits`. All of them answer
-with one of the values below, and none of them reads a clock or a file.
+with one of the values below or a Refusal, and none of them reads a clock or a file.
 """
 
 from __future__ import annotations
@@ -13,39 +13,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from streamd.core.patterns import matches_any
+from streamd.core.refusal import Refusal
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import KEY_FIELDS
 from streamd.wire.query import parameter
 
 HeadersGet = Callable[[bytes], bytes | None]
 """A request's header by its lowercase name; None if there is none."""
-
-# RFC 9110 15.5.2: a 401 carries a challenge. `Bearer` makes no browser ask for a password.
-CHALLENGE: Final = b'Bearer realm="streamd"'
-# What a challenge says of a credential that was there and was no good (RFC 6750 3.1).
-CHALLENGE_INVALID: Final = b'Bearer realm="streamd", error="invalid_token"'
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A no: why (log word, metric label and status in one), what the client reads, and when to ask again."""
-
-    reason: CloseReason
-    code: str  # the `code` of the error object
-    message: str  # says what to change; never holds a credential or a part of one
-    retry_after_s: float = 0.0  # 0: asking again won't help; at most RETRY_AFTER_S_MAX of `limits`
-
-    @property
-    def status(self) -> int:
-        """The HTTP status before the first byte."""
-        return self.reason.status
-
-    @property
-    def challenge(self) -> bytes | None:
-        """The value of WWW-Authenticate; None where the status takes none."""
-        if self.status != 401:
-            return None
-        return CHALLENGE if self.code.endswith("_required") else CHALLENGE_INVALID
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeVar
 
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import CountedStream, Fanout, Stream, Subscriber
+from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 
@@ -66,6 +67,21 @@ CHARGE_TURNS = 4
 EVERY_TURN = -1
 
 
+DEFAULT_TERMS = Terms()
+
+
+def _nothing(stream: Stream) -> None:
+    """No part of the process has to know."""
+
+
+def _at_once(turn: Callable[[], None]) -> None:
+    turn()
+
+
+def _no_fanout(stream: Stream) -> Fanout:
+    raise NotImplementedError("the worker gives the hub its loop")
+
+
 class Hub:
     """All streams of one worker. One thread, no locks; `now` in monotonic seconds."""
 
@@ -106,7 +122,15 @@ class Hub:
         slot: int = 0,
         incarnation: str = "",
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        on_sealed: Callable[[Stream], None] = _nothing,
+        on_removed: Callable[[Stream], None] = _nothing,
+        on_response_id: Callable[[Stream], None] = _nothing,
+        new_fanout: Callable[[Stream], Fanout] = _no_fanout,
+        soon: Callable[[Callable[[], None]], object] = _at_once,
     ) -> None:
+        """`soon` runs a call in a later turn of the loop; `new_fanout` makes the dispatcher of a stream with many
+        readers; the others are told of a stream that is sealed, removed, or named by its API.
+        """
         self._slot = SLOT_CHARS[slot]
         self._incarnation = incarnation or new_incarnation()
         self._random = random_bytes
@@ -127,11 +151,11 @@ class Hub:
         self.text_events_total = 0
         self.detached = 0
         self.detached_max = detached_max
-        self.on_removed: Callable[[Stream], None] = lambda stream: None
-        self.on_response_id: Callable[[Stream], None] = lambda stream: None
-        self.on_sealed: Callable[[Stream], None] = lambda stream: None
-        self.new_fanout: Callable[[Stream], Fanout] = _no_fanout
-        self.soon: Callable[[Callable[[], None]], object] = _at_once
+        self.on_removed = on_removed
+        self.on_response_id = on_response_id
+        self.on_sealed = on_sealed
+        self.new_fanout = new_fanout
+        self.soon = soon
 
     # -- opening and finding
 
@@ -148,26 +172,27 @@ class Hub:
         epoch: str = "",
         log_bytes_max: int = 0,
         log_events_max: int = 0,
+        terms: Terms = DEFAULT_TERMS,
     ) -> Stream:
         """Register a new stream, under `name` if the publisher chose one (which must not be live: KeyError)."""
         log = ReplayLog(
             bytes_max=min(log_bytes_max or self.stream_log_bytes_max, self.stream_log_bytes_max),
             events_max=min(log_events_max or self.stream_log_events_max, self.stream_log_events_max),
         )
-        return self._register(Stream, name or self.new_id(), log, dialect, now, epoch)
+        return self._register(Stream, name or self.new_id(), log, dialect, now, terms, epoch)
 
-    def open_conversation(self, dialect: Dialect, now: float, *, principal: str, conversation: str) -> CountedStream:
+    def open_conversation(self, dialect: Dialect, now: float, *, conversation: str, terms: Terms) -> CountedStream:
         """Register a new stream as the one of a conversation from here on (llama.cpp's dialect)."""
         log = ReplayLog(bytes_max=self.stream_log_bytes_max, events_max=self.stream_log_events_max)
-        stream = self._register(CountedStream, self.new_id(), log, dialect, now)
-        stream.owner = principal
+        principal = terms.owner
+        stream = self._register(CountedStream, self.new_id(), log, dialect, now, terms)
         self.forget_conversation(principal, conversation)
         self._by_conversation.setdefault(principal, {})[conversation] = stream
         self._conversation_of[stream.id] = conversation
         return stream
 
     def _register(
-        self, kind: type[S], stream_id: str, log: ReplayLog, dialect: Dialect, now: float, epoch: str = ""
+        self, kind: type[S], stream_id: str, log: ReplayLog, dialect: Dialect, now: float, terms: Terms, epoch: str = ""
     ) -> S:
         if stream_id in self._streams:
             raise KeyError(stream_id)
@@ -177,9 +202,8 @@ class Hub:
             dialect,
             now=now,
             epoch=epoch,
-            on_sealed=self._sealed,
-            on_response_id=self._keep_response_id,
-            new_fanout=self.new_fanout,
+            keeper=self,
+            terms=terms,
         )
         self._streams[stream_id] = stream
         self._next_turn = (self._next_turn + 1) % CHARGE_TURNS
@@ -191,7 +215,7 @@ class Hub:
     @staticmethod
     def _count_from_here(stream: Stream) -> None:
         """What a restored stream brings along was counted by the process that it came to."""
-        stream.counted_events, stream.counted_text_events = stream.events, stream.text_events
+        stream.ledger.counted_events, stream.ledger.counted_text_events = stream.events, stream.text_events
 
     def get(self, stream_id: str) -> Stream | None:
         """The stream, or None. Raises Gone for an id made by a worker that has ended."""
@@ -229,10 +253,10 @@ class Hub:
 
     # -- names that other APIs give to streams: each principal's own, since nobody promises that they can't be guessed
 
-    def _keep_response_id(self, stream: Stream) -> None:
+    def stream_named(self, stream: Stream) -> None:
         """OpenAI Responses names its own streams, in their first event."""
         if stream.progress.response_id is not None:
-            self._by_response[stream.owner, stream.progress.response_id] = stream
+            self._by_response[stream.terms.owner, stream.progress.response_id] = stream
             self.on_response_id(stream)
 
     def by_response_id(self, principal: str, response_id: str) -> Stream | None:
@@ -257,12 +281,20 @@ class Hub:
     # -- streams that outlive their process (core/kept.py)
 
     def restore(
-        self, stream_id: str, log: ReplayLog, dialect: Dialect, opened_at: float, *, kind: type[S], epoch: str = ""
+        self,
+        stream_id: str,
+        log: ReplayLog,
+        dialect: Dialect,
+        opened_at: float,
+        *,
+        kind: type[S],
+        terms: Terms,
+        epoch: str = "",
     ) -> S | None:
         """Register a stream of an earlier process, whose id goes on to hold; None if there is one of that id."""
         if stream_id in self._streams:
             return None
-        return self._register(kind, stream_id, log, dialect, opened_at, epoch)
+        return self._register(kind, stream_id, log, dialect, opened_at, terms, epoch)
 
     def name_of(self, stream: Stream) -> KeptName:
         """What restore_names() takes."""
@@ -275,9 +307,9 @@ class Hub:
         if name.key:
             self.keep_key(name.principal, name.key, name.body_hash, stream)
         if name.conversation and isinstance(stream, CountedStream):
-            self._by_conversation.setdefault(stream.owner, {})[name.conversation] = stream
+            self._by_conversation.setdefault(stream.terms.owner, {})[name.conversation] = stream
             self._conversation_of[stream.id] = name.conversation
-        self._keep_response_id(stream)
+        self.stream_named(stream)
         self._count_from_here(stream)
 
     # -- readers leave
@@ -313,13 +345,14 @@ class Hub:
         self.settle(stream)
         stream.join(reader)
 
-    def _sealed(self, stream: Stream) -> None:
+    def stream_sealed(self, stream: Stream) -> None:
+        """Keeper: settle its accounts."""
         self.settle(stream)
         self.charge(stream)
-        if stream.account is not None:
-            stream.account.close_stream()
+        if stream.terms.account is not None:
+            stream.terms.account.close_stream()
             if stream.progress.usage is not None:
-                stream.account.correct(stream.text_events, stream.progress.usage[1])
+                stream.terms.account.correct(stream.text_events, stream.progress.usage[1])
         self.on_sealed(stream)
 
     # -- sweeping
@@ -336,13 +369,13 @@ class Hub:
                 continue
             if self._streams.get(stream.id) is not stream:
                 continue  # removed since the snapshot was taken: nobody would give its charge back
-            if charging and stream.log.seq_next - 1 != stream.counted_events:
+            if charging and stream.log.seq_next - 1 != stream.ledger.counted_events:
                 self.charge(stream)
             if stream.reason is None:
                 if stream.grace_until and stream.grace_until <= now:
                     self.abandon(stream, now)
                 continue
-            if not stream.readers and stream.sealed_at + stream.retention_s <= now:
+            if not stream.readers and stream.sealed_at + stream.terms.retention_s <= now:
                 self.remove(stream)
         if self.log_bytes > self.log_bytes_max:
             self.relieve()
@@ -368,17 +401,17 @@ class Hub:
         stream.fanout = None  # the two hold each other, and the collector hardly runs
         self.settle(stream)
         self.charge(stream)
-        self.log_bytes -= stream.charged_bytes
-        stream.charged_bytes = 0
+        self.log_bytes -= stream.ledger.charged_bytes
+        stream.ledger.charged_bytes = 0
         key = self._forget_on_remove.pop(stream.id, None)
         if key is not None:
             self._by_key.pop(key, None)
-        named = (stream.owner, stream.progress.response_id or "")
+        named = (stream.terms.owner, stream.progress.response_id or "")
         if self._by_response.get(named) is stream:
             del self._by_response[named]
         conversation = self._conversation_of.get(stream.id)
         if conversation is not None:
-            self.forget_conversation(stream.owner, conversation)
+            self.forget_conversation(stream.terms.owner, conversation)
         self.on_removed(stream)
 
     # -- memory
@@ -386,16 +419,16 @@ class Hub:
     def charge(self, stream: Stream) -> None:
         """Bring the accounts up to what the log weighs now and what came since."""
         held = stream.log.bytes_held
-        self.log_bytes += held - stream.charged_bytes
-        stream.charged_bytes = held
+        self.log_bytes += held - stream.ledger.charged_bytes
+        stream.ledger.charged_bytes = held
         events, text_events = stream.events, stream.text_events
-        self.events_total += events - stream.counted_events
-        self.event_bytes_total += stream.frame_bytes - stream.counted_bytes
-        self.text_events_total += text_events - stream.counted_text_events
-        if stream.account is not None:
-            stream.account.tokens_total += text_events - stream.counted_text_events
-        stream.counted_events, stream.counted_bytes = events, stream.frame_bytes
-        stream.counted_text_events = text_events
+        self.events_total += events - stream.ledger.counted_events
+        self.event_bytes_total += stream.frame_bytes - stream.ledger.counted_bytes
+        self.text_events_total += text_events - stream.ledger.counted_text_events
+        if stream.terms.account is not None:
+            stream.terms.account.tokens_total += text_events - stream.ledger.counted_text_events
+        stream.ledger.counted_events, stream.ledger.counted_bytes = events, stream.frame_bytes
+        stream.ledger.counted_text_events = text_events
 
     def relieve(self) -> None:
         """Over the logs' budget: finished streams first, oldest first; then the oldest halves of the longest."""
@@ -410,14 +443,6 @@ class Hub:
                 return
             stream.log.trim_to(stream.log.bytes_held // 2)
             self.charge(stream)
-
-
-def _at_once(turn: Callable[[], None]) -> None:
-    turn()
-
-
-def _no_fanout(stream: Stream) -> Fanout:
-    raise NotImplementedError("the worker gives the hub its loop")
 
 
 def body_hash(body: bytes) -> bytes:

@@ -37,7 +37,9 @@ import orjson
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub, KeptName
 from streamd.core.replay import LogParts, ReplayLog, check_parts
-from streamd.core.stream import CountedStream, Policy, Stream
+from streamd.core.stream import CountedStream, Stream
+from streamd.core.terms import Terms
+from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect, dialect_named
 from streamd.wire.event_id import SEQ_MAX, valid_name, valid_stream_id
@@ -151,23 +153,23 @@ def keep(hub: Hub, stream: Stream, now: float, now_unix: float) -> KeptStream:
     """A stream of this hub as values. `now` in monotonic seconds, `now_unix` the same instant's wall-clock time."""
     progress, name = stream.progress, hub.name_of(stream)
     input_tokens, output_tokens = progress.usage or (-1, -1)
-    retention_s = stream.retention_s
+    retention_s = stream.terms.retention_s
     if stream.reason is CloseReason.RESTARTED:
         # Its readers were told to come back; without a retention they would find nothing.
-        retention_s = max(retention_s, stream.resume_grace_s)
+        retention_s = max(retention_s, stream.terms.resume_grace_s)
     facts = Facts(
         id=stream.id,
         epoch=stream.epoch,
         dialect=stream.dialect.value,
-        owner=stream.owner,
-        public=stream.name_public,
-        published=stream.published,
-        model=stream.model,
+        owner=stream.terms.owner,
+        public=stream.terms.name_public,
+        published=stream.terms.published,
+        model=stream.terms.model,
         upstream=stream.upstream,
-        policy=stream.policy.value,
+        policy=stream.terms.policy.value,
         retention_s=retention_s,
         flush_interval_s=stream.fanout.flush_interval_s if isinstance(stream.fanout, SlicedFanout) else 0.0,
-        catchup_bytes_max=stream.catchup_bytes_max,
+        catchup_bytes_max=stream.terms.catchup_bytes_max,
         log_bytes_max=stream.log.bytes_max,
         log_events_max=stream.log.events_max,
         opened_unix=now_unix - (now - stream.opened_at),
@@ -218,11 +220,13 @@ def restore(hub: Hub, kept: KeptStream, now: float, now_unix: float) -> Stream |
         dialect_named(facts.dialect),
         opened_at,
         kind=CountedStream if facts.counted else Stream,
+        terms=_terms_of(facts),
         epoch=facts.epoch,
     )
     if stream is None:
         return None
-    _dress(stream, facts)
+    _restore_progress(stream, facts)
+    stream.upstream = facts.upstream
     stream.touched_at = now
     if not kept.live:
         stream.reason = _REASONS[facts.reason]
@@ -232,15 +236,19 @@ def restore(hub: Hub, kept: KeptStream, now: float, now_unix: float) -> Stream |
     return stream
 
 
-def _dress(stream: Stream, facts: Facts) -> None:
-    stream.owner = facts.owner
-    stream.name_public = facts.public
-    stream.published = facts.published
-    stream.model = facts.model
-    stream.upstream = facts.upstream
-    stream.policy = Policy(facts.policy)
-    stream.retention_s = facts.retention_s
-    stream.catchup_bytes_max = facts.catchup_bytes_max
+def _terms_of(facts: Facts) -> Terms:
+    return Terms(
+        owner=facts.owner,
+        name_public=facts.public,
+        published=facts.published,
+        model=facts.model,
+        policy=Policy(facts.policy),
+        retention_s=facts.retention_s,
+        catchup_bytes_max=facts.catchup_bytes_max,
+    )
+
+
+def _restore_progress(stream: Stream, facts: Facts) -> None:
     if isinstance(stream, CountedStream):
         stream.event_bytes = facts.event_bytes
     progress = stream.progress

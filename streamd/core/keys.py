@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from streamd.core.auth import RESERVED_IDS, Key, Principal, Refusal
+from streamd.core.auth import RESERVED_IDS, Key, Principal
+from streamd.core.refusal import Refusal
 from streamd.reasons import CloseReason
 
 # Most keys in a file: ten times those of the largest gateway we know of. 10,000 rows of 220 B take 0.23 s to parse, at

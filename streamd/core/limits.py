@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Container, MutableSequence
 from typing import Final, NamedTuple, Protocol
 
-from streamd.core.auth import Key, Refusal
+from streamd.core.auth import Key
 from streamd.core.keys import KEYS_MAX
+from streamd.core.refusal import Refusal
 from streamd.reasons import CloseReason
 
 # Longest Retry-After (docs/PROTOCOL.md, section 4): the SDKs don't wait for longer than a minute.

@@ -54,9 +54,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, assert_never
 
 from streamd.choice import Choice
-from streamd.core.limits import Account
 from streamd.core.replay import Cursor, ReplayLog
 from streamd.core.ring import Ring
+from streamd.core.terms import Terms
 from streamd.policy import Policy as Policy
 from streamd.reasons import By, CloseReason
 from streamd.wire import sse
@@ -66,6 +66,10 @@ from streamd.wire.dialect import Dialect, Progress, error_event, gap_event, reco
 # With more subscribers than this an event is handed out in slices over several loop turns (core/fanout.py); up to it,
 # at once: 64 writes of 10 us are 0.6 ms, about what one TLS handshake or request head takes as well.
 DIRECT_READERS_MAX = 64
+
+# Events of one read that go out in one write. A write may stay whole in the buffer of a reader that stalls at it; the
+# next one finds the reader's ring. 64 KiB are more than most servers write at once.
+APPEND_BYTES_MAX = 64 * 1024
 
 # Of a stream whose bytes are counted: a walk over so many events is 0.15 ms; a mark is about 130 B.
 MARK_EVENTS = 1024
@@ -173,6 +177,32 @@ class Fanout(Protocol):
         """The stream was sealed: finish the readers after what is pending."""
 
 
+class Keeper(Protocol):
+    """The registry of a stream (core/hub.py)."""
+
+    @property
+    def new_fanout(self) -> Callable[[Stream], Fanout]:
+        """Makes the dispatcher of a stream with many readers."""
+
+    def stream_sealed(self, stream: Stream) -> None:
+        """No more events will come."""
+
+    def stream_named(self, stream: Stream) -> None:
+        """OpenAI Responses has named it: progress.response_id is known now."""
+
+
+class Ledger:
+    """What the hub has charged for a stream's log, and has counted of it."""
+
+    __slots__ = ("charged_bytes", "counted_bytes", "counted_events", "counted_text_events")
+
+    def __init__(self) -> None:
+        self.charged_bytes = 0
+        self.counted_bytes = 0
+        self.counted_events = 0
+        self.counted_text_events = 0
+
+
 def _skip(frame: bytes) -> None:
     """push of a subscriber that reads the log, or nothing at all."""
 
@@ -268,7 +298,7 @@ class Subscriber(_PerEvent):
         out = self._begin_reading()
         assert self._cursor is not None
         while self._cursor.seq < end:
-            for seq, event in self.stream.log.read(self._cursor, bytes_max=self.stream.catchup_bytes_max):
+            for seq, event in self.stream.log.read(self._cursor, bytes_max=self.stream.terms.catchup_bytes_max):
                 out.append(self._encode(seq, event))
         self.own_position = self._cursor.seq
         self._cursor = None
@@ -338,9 +368,9 @@ class Subscriber(_PerEvent):
         out = self._begin_reading()
         assert self._cursor is not None
         if raw:
-            events = log.read(self._cursor, bytes_max=stream.catchup_bytes_max)
+            events = log.read(self._cursor, bytes_max=stream.terms.catchup_bytes_max)
         else:
-            events = log.read_coalesced(self._cursor, bytes_max=stream.catchup_bytes_max)
+            events = log.read_coalesced(self._cursor, bytes_max=stream.terms.catchup_bytes_max)
         out += [self._encode(seq, event) for seq, event in events]
         self.own_position = self._cursor.seq
         return b"".join(out)
@@ -556,14 +586,7 @@ class Stream(_PerToken):
     """
 
     __slots__ = (
-        "account",
-        "catchup_bytes_max",
         "charge_turn",
-        "charged_bytes",
-        "counted_bytes",
-        "counted_events",
-        "counted_text_events",
-        "detach_grace_s",
         "dialect",
         "direct",
         "drops",
@@ -573,22 +596,15 @@ class Stream(_PerToken):
         "first_event_at",
         "grace_until",
         "id",
-        "model",
-        "name_public",
-        "new_fanout",
-        "on_response_id",
-        "on_sealed",
+        "keeper",
+        "ledger",
         "opened_at",
-        "owner",
-        "policy",
         "progress",
-        "published",
         "readers",
         "reason",
-        "resume_grace_s",
-        "retention_s",
         "sealed_at",
         "source",
+        "terms",
         "upstream",
     )
 
@@ -599,9 +615,8 @@ class Stream(_PerToken):
         dialect: Dialect,
         *,
         now: float,
-        on_sealed: Callable[[Stream], None],
-        on_response_id: Callable[[Stream], None],
-        new_fanout: Callable[[Stream], Fanout],
+        keeper: Keeper,
+        terms: Terms,
         epoch: str = "",
     ) -> None:
         # identity
@@ -609,18 +624,8 @@ class Stream(_PerToken):
         self.epoch = epoch
         self.id_prefix = b"id: " + (f"{stream_id}:{epoch}:" if epoch else f"{stream_id}:").encode()
         self.dialect = dialect
-        self.owner = ""  # the principal that opened it
-        self.account: Account | None = None  # of its key, which pays for its tokens
-        self.name_public = False
-        self.published = False  # by an application: its source isn't an upstream, and it holds no drain open
-        self.model = ""
         self.upstream = ""
-        # rules
-        self.policy = Policy.COALESCE
-        self.catchup_bytes_max = 16 * 1024
-        self.detach_grace_s = 0.0
-        self.resume_grace_s = 0.0
-        self.retention_s = 0.0
+        self.terms = terms
         # events
         self.log = log
         self.progress = Progress(dialect.api)
@@ -635,20 +640,15 @@ class Stream(_PerToken):
         self.drops = 0  # events that readers who left had lost
         # life
         self.source: Source | None = None
-        self.on_sealed = on_sealed
-        self.on_response_id = on_response_id  # OpenAI Responses: progress.response_id is known now
-        self.new_fanout = new_fanout
+        self.keeper = keeper
         self.opened_at = now
         self.grace_until = 0.0  # the hub's: when a generation without a reader ends; 0: it isn't counted as detached
         self.reason: CloseReason | None = None
         self.ended_clean = False
         self.sealed_at = 0.0
-        # accounting: what the hub has charged for the log, and has counted
-        self.charge_turn = 0  # in which of the hub's sweeps
-        self.charged_bytes = 0
-        self.counted_events = 0
-        self.counted_bytes = 0
-        self.counted_text_events = 0
+        # accounting: the hub's
+        self.charge_turn = 0  # in which of its sweeps
+        self.ledger = Ledger()
 
     # -- events in
 
@@ -712,6 +712,26 @@ class Stream(_PerToken):
             for k, frame in enumerate(frames):
                 self.fanout.add(seq + k, frame)
 
+    def append_pieces(self, pieces: list[bytes], now: float) -> None:
+        """Events and loose lines of one read, in order; neighbouring events go out in one write."""
+        if len(pieces) == 1 and pieces[0][-2:] == b"\n\n":  # is_event(), without its call
+            self.append(pieces[0], now)
+            return
+        events: list[bytes] = []
+        events_bytes = 0
+        for piece in pieces:
+            is_event = sse.is_event(piece)
+            if events and not (is_event and events_bytes + len(piece) <= APPEND_BYTES_MAX):
+                self.append_all(events, now)
+                events, events_bytes = [], 0
+            if is_event:
+                events.append(piece)
+                events_bytes += len(piece)
+            else:
+                self.loose(piece, now)
+        if events:
+            self.append_all(events, now)
+
     def _see(self, seq: int, event: bytes, now: float) -> None:
         """Events that aren't plain text of a known shape, the first one among them: look inside."""
         if seq == 1:
@@ -720,7 +740,7 @@ class Stream(_PerToken):
         known = progress.response_id
         progress.see(event)
         if progress.response_id != known:
-            self.on_response_id(self)
+            self.keeper.stream_named(self)
 
     def loose(self, lines: bytes, now: float) -> None:
         """An upstream's comments: a sign of life, passed to those who read live, kept nowhere."""
@@ -740,7 +760,7 @@ class Stream(_PerToken):
         self.sealed_at = now
         self.ended_clean = clean
         self.source = None
-        self.on_sealed(self)
+        self.keeper.stream_sealed(self)
         if self.fanout is not None and not self.direct:
             self.fanout.flush()
             return
@@ -782,7 +802,7 @@ class Stream(_PerToken):
         self.readers.append(reader)
         self.aim()
         if self.direct and len(self.readers) > DIRECT_READERS_MAX:
-            self.use_fanout(self.new_fanout(self))
+            self.use_fanout(self.keeper.new_fanout(self))
 
     def use_fanout(self, fanout: Fanout) -> None:
         """From here on events go out in passes."""
@@ -829,8 +849,8 @@ class Stream(_PerToken):
     def grace_s(self, left: CloseReason) -> float:
         """How long the generation may go on after its last reader left like this: who closed decides."""
         if left.by is By.READER:
-            return self.detach_grace_s
-        return max(self.detach_grace_s, self.resume_grace_s)
+            return self.terms.detach_grace_s
+        return max(self.terms.detach_grace_s, self.terms.resume_grace_s)
 
     # -- reports
 
@@ -921,6 +941,6 @@ class CountedStream(Stream):
         """The events seq <= number < end, a small piece of the log at a time."""
         cursor = self.log.seek(seq)
         while cursor.seq < end:
-            for number, event in self.log.read(cursor, bytes_max=self.catchup_bytes_max):
+            for number, event in self.log.read(cursor, bytes_max=self.terms.catchup_bytes_max):
                 if number < end:
                     yield number, event

@@ -30,8 +30,9 @@ from typing import Any, Final
 import jwt
 import orjson
 
-from streamd.core.auth import HeadersGet, Refusal, bearer
+from streamd.core.auth import HeadersGet, bearer
 from streamd.core.patterns import matches_any
+from streamd.core.refusal import Refusal
 from streamd.reasons import CloseReason
 from streamd.wire.query import parameter
 

@@ -10,8 +10,7 @@ import asyncio
 
 from streamd.core.auth import ANONYMOUS
 from streamd.daemon import logs
-from streamd.net.client import ClientConnection
-from streamd.net.request import Request
+from streamd.net.answer import Answer
 from streamd.net.runtime import Runtime
 
 
@@ -42,13 +41,13 @@ class AccessLog:
         self._runtime = runtime
         self._lines = lines
 
-    def request_ended(self, connection: ClientConnection, request: Request) -> None:
+    def request_ended(self, answer: Answer) -> None:
+        request, reader = answer.request, answer.reader
         counters, now = self._runtime.counters, self._runtime.time()
         duration_s = now - request.started_at
         assert request.reason is not None
         counters.requests_ended[request.reason] += 1
         counters.request_s.observe(duration_s)
-        reader = connection.reader
         stream = reader.stream if reader is not None else None
         events = delivered = dropped = None
         first_s = request.answered_at - request.started_at if request.answered_at else None
@@ -64,7 +63,7 @@ class AccessLog:
         self._lines.info(
             "request",
             id=request.id,
-            peer=connection.peer,
+            peer=answer.origin.peer(request),
             method=request.method,
             path=request.path,
             status=request.status,
@@ -72,7 +71,7 @@ class AccessLog:
             duration_s=round(duration_s, 4),
             first_s=round(first_s, 4) if first_s is not None else None,
             events=events,
-            bytes=delivered if delivered is not None else connection.bytes_passed,
+            bytes=delivered if delivered is not None else answer.body_bytes,
             dropped=dropped or None,
             stream=stream.id if stream is not None else None,
             upstream=request.upstream or None,

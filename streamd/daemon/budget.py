@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import MutableSequence, Sequence
 
 from streamd.addresses import parse_address
@@ -70,12 +69,11 @@ def price_of(settings: Settings, address: str) -> int:
 def admission_of(
     settings: Settings,
     budget: Budget,
-    rng: random.Random,
     row: MutableSequence[int] | None = None,
     peer_rows: Sequence[Sequence[int]] = (),
 ) -> Admission:
     """The admission gates of a worker."""
-    return Admission(budget, limits_of(settings), rng, row, peer_rows)
+    return Admission(budget, limits_of(settings), row, peer_rows)
 
 
 def limits_of(settings: Settings) -> Limits:

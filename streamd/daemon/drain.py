@@ -20,11 +20,11 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 
+from streamd.core.refusal import Retry
 from streamd.core.stream import Stream
 from streamd.daemon.control import Report
-from streamd.net.client import ANSWERING, At, ClientConnection
 from streamd.net.problem import Problem
-from streamd.net.runtime import Runtime
+from streamd.net.runtime import Client, Runtime
 from streamd.reasons import CloseReason
 
 # Length of a step of the window: when ten thousand readers are sent away over 30 s, each step tells 17 of them.
@@ -40,6 +40,10 @@ FIRST_WORDS_S = 1.0
 
 # Readers told per loop turn when no window is left: 10 us each.
 TOLD_PER_STEP_MAX = 1000
+
+
+MOVE_ON = "streamd is restarting; reconnect to go on reading."
+CUT = "streamd stopped before this answer was complete; reconnect."
 
 
 class Drain:
@@ -88,11 +92,11 @@ class Drain:
                 break
             due = math.ceil(len(published) * (now - began_at) / self._timeout_s)
             for client in published[told:due]:
-                self.report.sent_away += self._tell(client, "streamd is restarting; reconnect to go on reading.")
+                self.report.sent_away += client.send_away(CloseReason.DRAINING, MOVE_ON)
             told = max(told, due)
             await self._sleep(STEP_S)
         for k, client in enumerate(published[told:], 1):
-            self.report.sent_away += self._tell(client, "streamd is restarting; reconnect to go on reading.")
+            self.report.sent_away += client.send_away(CloseReason.DRAINING, MOVE_ON)
             if k % TOLD_PER_STEP_MAX == 0:
                 await asyncio.sleep(0)
 
@@ -105,14 +109,12 @@ class Drain:
             return True
         if any(_is_generation(s) and (s.readers or s.grace_until) for s in self._runtime.hub):
             return True
-        holding = (At.HEAD, *ANSWERING)
-        return any(client.at in holding and not _reads_published(client) for client in self._runtime.clients)
+        return any(client.is_awaited and not _reads_published(client) for client in self._runtime.clients)
 
     def _close_idle(self, *, all_of_them: bool) -> None:
         """Close connections between two requests; connections before their first request only with `all_of_them`."""
         for client in tuple(self._runtime.clients):
-            if client.at is At.HEAD and (client.seasoned or all_of_them):
-                client.close(CloseReason.IDLE)
+            client.close_if_idle(fresh_too=all_of_them)
 
     async def _last_words(self) -> None:
         """Step 3: tell all remaining clients, cut the upstreams, and give the bytes a moment to leave."""
@@ -122,11 +124,9 @@ class Drain:
         runtime.hub.detached_max = len(runtime.hub)
         for k, client in enumerate(tuple(runtime.clients)):
             if client.reader is not None:
-                self.report.cut += self._tell(client, "streamd stopped before this answer was complete; reconnect.")
-            elif client.at in (At.BODY, At.WAITING):
-                client.answer_problem(self._too_late())
-            elif client.at in (At.HEAD, At.PASSING):
-                client.close(CloseReason.DRAINING)
+                self.report.cut += client.send_away(CloseReason.DRAINING, CUT)
+            else:
+                client.last_word(self._too_late())
             if k % TOLD_PER_STEP_MAX == TOLD_PER_STEP_MAX - 1:
                 await asyncio.sleep(0)
         now = runtime.time()
@@ -141,20 +141,11 @@ class Drain:
 
     def _too_late(self) -> Problem:
         text = "streamd stopped before it could answer; try again shortly."
-        reason, retry_after_s = CloseReason.DRAINING, self._runtime.retry_after_s()
+        reason, retry_after_s = CloseReason.DRAINING, self._runtime.retry_after_s(Retry.SOON)
         # The upstream may have begun: the client has to decide about a retry, and not its SDK (docs/PROTOCOL.md, 4).
         return Problem(
             503, text, code="draining", reason=reason, retry_after_s=retry_after_s, should_retry=False, close=True
         )
-
-    def _tell(self, client: ClientConnection, message: str) -> int:
-        """Send a reader away with its position; 1 if it was still streaming, else 0."""
-        reader = client.reader
-        if reader is None or client.at is not At.STREAMING:
-            return 0
-        reader.farewell(message=message, retry_ms=self._runtime.retry_ms())
-        client.close(CloseReason.DRAINING)
-        return 1
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep, but no longer than until hurry() is called."""
@@ -169,8 +160,8 @@ class Drain:
 
 def _is_generation(stream: Stream) -> bool:
     """Whether the stream's events come from an upstream, and not from a publisher."""
-    return not stream.published
+    return not stream.terms.published
 
 
-def _reads_published(client: ClientConnection) -> bool:
-    return client.reader is not None and client.reader.stream.published
+def _reads_published(client: Client) -> bool:
+    return client.reader is not None and client.reader.stream.terms.published

@@ -37,9 +37,12 @@ from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report, Standing
 from streamd.daemon.drain import Drain
 from streamd.daemon.shared import Shared
 from streamd.net import totals
+from streamd.net.application import Application
 from streamd.net.client import ClientConnection
+from streamd.net.handover import hand_over
 from streamd.net.inquiry import Inquiries
 from streamd.net.layers import Adopted, protocol_factory
+from streamd.net.origin import Entrance
 from streamd.net.peers import Malformed, Note, Passed, Peers
 from streamd.net.runtime import Runtime
 from streamd.net.totals import Totals
@@ -86,15 +89,20 @@ class Worker:
         self.settings = settings
         self.rng = rng or random.Random()
         self.budget = budget or budget_of(settings)
-        admission = admission or admission_of(settings, self.budget, self.rng)
+        admission = admission or admission_of(settings, self.budget)
         hub = Hub(
             log_bytes_max=admission.logs_bytes_max,
             stream_log_bytes_max=settings.log_bytes_max,
             stream_log_events_max=settings.log_events_max,
             detached_max=self._detached_max(settings),
             slot=slot,
+            on_sealed=self._stream_sealed,
+            on_removed=lambda stream: self.responses.forgotten(stream),
+            on_response_id=lambda stream: self.responses.learned(stream),
+            new_fanout=lambda stream: self.runtime.new_fanout(stream),
+            soon=loop.call_soon,
         )
-        self.runtime = Runtime(loop, settings, hub, admission=admission, rng=self.rng)
+        self.runtime = Runtime(loop, settings, hub, admission=admission, rng=self.rng, on_bug=logs.bug)
         self.upstreams = Upstreams(self.runtime, settings)
         self.access = Access(self.runtime)
         self.access_files = AccessFiles(self.runtime, self.access)
@@ -112,6 +120,7 @@ class Worker:
         self.drained: asyncio.Future[Report] = loop.create_future()
         self._charged_logs = 0
         self._charge_turn = 0
+        self._entrances: dict[tuple[str, int, bool], Entrance] = {}
         self._servers: list[asyncio.AbstractServer] = []
         self._sockets: list[socket.socket] = []
         self.removes_sockets = True  # the files of Unix listeners: a single worker of the daemon does
@@ -147,12 +156,11 @@ class Worker:
             WORST: admin.answer_worst,
             LOOKUP: llama.answer_lookup,
         }
-        runtime.plan = self.router.plan
-        runtime.on_request_end = AccessLog(runtime, self._lines).request_ended
-        runtime.on_bug = logs.bug
-        runtime.hub.on_sealed = self._stream_sealed
-        runtime.hub.new_fanout = runtime.new_fanout
-        runtime.hub.soon = self.loop.call_soon
+        self.application = Application(
+            plan=self.router.plan,
+            ended=AccessLog(runtime, self._lines).request_ended,
+            hand_over=functools.partial(hand_over, runtime),
+        )
         runtime.sweep.on_tick += [self._tick, upstreams.tick, self.access_files.watch]
 
     # -- reports
@@ -217,7 +225,7 @@ class Worker:
             input_tokens=usage[0] if usage else None,
             output_tokens=usage[1] if usage else None,
             upstream=stream.upstream or None,
-            model=stream.model or None,
+            model=stream.terms.model or None,
         )
 
     # -- clock work
@@ -266,13 +274,20 @@ class Worker:
             if keep_open:
                 self._kept_open.add(sock.fileno())
             name = kind or ("loopback" if listen.is_loopback(sock) else "public")
-            make = protocol_factory(self.runtime, name, sock, self._price(sock))
+            make = protocol_factory(self.application, self.entrance(name, self._price(sock)), sock)
             for _ in range(1 if kind == "admin" else listen.DUPS):
                 if sock.family == socket.AF_UNIX:
                     server = await self.loop.create_unix_server(make, sock=sock.dup(), backlog=listen.BACKLOG)
                 else:
                     server = await self.loop.create_server(make, sock=sock.dup(), backlog=listen.BACKLOG)
                 self._servers.append(server)
+
+    def entrance(self, listener: str, price_bytes: int = 0, *, is_tunnelled: bool = False) -> Entrance:
+        """Where connections of a kind come in: the same object for all of them."""
+        key = (listener, price_bytes, is_tunnelled)
+        if key not in self._entrances:
+            self._entrances[key] = Entrance(self.runtime, *key)
+        return self._entrances[key]
 
     def _price(self, sock: socket.socket) -> int:
         prices = prices_of(self.settings)
@@ -282,32 +297,27 @@ class Worker:
 
     def join(self, peers: Peers, shared: Shared) -> None:
         """Join the other workers: own a part of the streams, take connections from them, count where all can see it."""
-        runtime, hub = self.runtime, self.runtime.hub
         self.shared = shared
-        runtime.peers = peers
-        runtime.inquiries = Inquiries(self.loop, peers)
-        runtime.inquiries.answerers.update(self._answerers)
-        hub.on_response_id = self.responses.learned
-        hub.on_removed = self.responses.forgotten
+        self.runtime.peers = peers
+        self.runtime.inquiries = Inquiries(self.loop, peers, self._answerers)
         self.upstreams.share(shared)
         self.access.share(shared)
-        peers.on_bug = runtime.bug
-        peers.on_note = self._take_note
-        peers.on_passed = self._take_passed
         peers.start()
 
-    def _take_note(self, note: Note) -> None:
+    def take_note(self, note: Note) -> None:
+        """Another worker asks, answers, or tells. Raises Malformed for a kind that no worker sends."""
         inquiries = self.runtime.inquiries
         assert inquiries is not None
         if not inquiries.take(note) and not self.responses.take(note):
             raise Malformed(f"a note of an unknown kind: {note.kind!r}")
 
-    def _take_passed(self, passed: Passed) -> None:
+    def take_passed(self, passed: Passed) -> None:
+        """Another worker hands a connection over."""
+        entrance = self.entrance(passed.listener, passed.price_bytes, is_tunnelled=passed.spliced)
         if passed.fresh:
-            make = protocol_factory(self.runtime, passed.listener, passed.sock, passed.price_bytes, stays=True)
+            make = protocol_factory(self.application, entrance, passed.sock, stays=True)
         else:
-            connection = ClientConnection(self.runtime, passed.listener, passed.price_bytes)
-            connection.passed = passed
+            connection = ClientConnection(self.application, entrance, adopted=passed.data, remote=passed.remote)
             make = lambda: connection  # noqa: E731
         shared = self.shared
         assert shared is not None

@@ -79,7 +79,7 @@ class WorkerProcess:
         slots = len(Number)
         row = cast(memoryview, shared.row)[:slots]
         peer_rows = [cast(memoryview, r)[:slots] for k, r in enumerate(shared.rows) if k != launch.slot]
-        admission = admission_of(settings, budget, rng, row, peer_rows)  # type: ignore[arg-type]  # memoryviews
+        admission = admission_of(settings, budget, row, peer_rows)  # type: ignore[arg-type]  # they are sequences
         worker = Worker(
             loop,
             settings,
@@ -91,7 +91,9 @@ class WorkerProcess:
             on_level=self._ask_level,
         )
         inbox, outlets = _socket(launch.inbox), [_socket(fd) for fd in launch.outlets]
-        worker.join(Peers(loop, launch.slot, shared, inbox, outlets, worker.runtime.counters), shared)
+        counters, bug = worker.runtime.counters, worker.runtime.bug
+        peers = Peers(loop, launch.slot, shared, inbox, outlets, counters, receiver=worker, on_bug=bug)
+        worker.join(peers, shared)
         return worker
 
     def _restore(self, store: StateStore, worker: Worker) -> None:

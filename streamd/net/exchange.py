@@ -1,9 +1,9 @@
 """Exchange: one request carried upstream, its tries, its time limits, and what becomes of the answer.
 
-    CHOOSING    no connection yet: being established, or none taken
+    CONNECTING  no connection yet: being established, or none taken
     ASKED       the request is out, the answer's head is awaited
     STREAMING   the answer feeds a stream
-    PASSING     the answer goes through as bytes
+    PROXYING    the answer goes through as bytes
     COLLECTING  the reader has its 200 already (commit_after), but the answer is no stream: it is read for its error
                 text
     OVER
@@ -18,92 +18,79 @@ who leaves before the first token can leave it a grace.
 
 from __future__ import annotations
 
-import asyncio
-import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import orjson
 
 from streamd.choice import Choice
-from streamd.core.stream import Policy, Stream
+from streamd.core.stream import Stream
 from streamd.core.usage import UsageTail
 from streamd.counters import bump
-from streamd.net.client import At, ClientConnection
+from streamd.net.answer import Answer, Pending
+from streamd.net.attempt import Ask, Attempt
 from streamd.net.problem import Problem
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
-from streamd.net.upstream import Up, Upstream, UpstreamConnection
+from streamd.net.upstream import Upstream, UpstreamConnection
 from streamd.net.upstreams import Upstreams
+from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire.http1 import Framing, ResponseHead, encode_request_head
+from streamd.wire.http1 import Framing, ResponseHead
 
 # An error text for an event: the object of an OpenAI-compatible server takes a few hundred bytes.
 COLLECTED_BYTES_MAX = 16 * 1024
 
 
-class Phase(Choice):
+class ExchangeState(Choice):
     """How far an exchange has come; the module says what each means."""
 
-    CHOOSING = "choosing"
+    CONNECTING = "connecting"
     ASKED = "asked"
     STREAMING = "streaming"
-    PASSING = "passing"
+    PROXYING = "proxying"
     COLLECTING = "collecting"
     OVER = "over"
 
 
-TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.CHOOSING: frozenset((Phase.ASKED, Phase.OVER)),
-    Phase.ASKED: frozenset((Phase.CHOOSING, Phase.STREAMING, Phase.PASSING, Phase.COLLECTING, Phase.OVER)),
-    Phase.STREAMING: frozenset((Phase.OVER,)),
-    Phase.PASSING: frozenset((Phase.OVER,)),
-    Phase.COLLECTING: frozenset((Phase.OVER,)),
-    Phase.OVER: frozenset(),
+TRANSITIONS: dict[ExchangeState, frozenset[ExchangeState]] = {
+    ExchangeState.CONNECTING: frozenset((ExchangeState.ASKED, ExchangeState.OVER)),
+    ExchangeState.ASKED: frozenset(
+        (
+            ExchangeState.CONNECTING,
+            ExchangeState.STREAMING,
+            ExchangeState.PROXYING,
+            ExchangeState.COLLECTING,
+            ExchangeState.OVER,
+        )
+    ),
+    ExchangeState.STREAMING: frozenset((ExchangeState.OVER,)),
+    ExchangeState.PROXYING: frozenset((ExchangeState.OVER,)),
+    ExchangeState.COLLECTING: frozenset((ExchangeState.OVER,)),
+    ExchangeState.OVER: frozenset(),
 }
 
 
-@dataclass(slots=True)
-class Ask:
-    """What is asked of an upstream; let go at the answer's first byte.
-
-    `fields` makes the header fields for one upstream; `target` and `body` are for one too, as a model may have another
-    name there.
-    """
-
-    method: str
-    target: Callable[[Upstream], bytes]  # below the upstream's base; the path may name the model
-    model: str
-    fields: Callable[[Upstream, int], list[tuple[bytes, bytes]]]  # (upstream, length of the body)
-    body: Callable[[Upstream], bytes]
-
-
-class Exchange:
-    """One request on its way. `connection` is None once its reader has left or has its stream."""
+class Exchange(Pending):
+    """One request on its way. `answer` is None once its reader has left or has its stream."""
 
     __slots__ = (
         "__weakref__",
-        "_answers_before",
         "_ask",
-        "_asked_at",
+        "_attempt",
         "_collected",
-        "_connect_by",
-        "_connecting",
-        "_link",
-        "_phase",
+        "_on_over",
+        "_open_stream",
         "_request",
-        "_reused_once",
         "_route",
         "_runtime",
+        "_stale_links",
         "_started_at",
+        "_state",
         "_tried",
-        "_upstream",
         "_upstreams",
-        "connection",
+        "answer",
         "due_at",
-        "on_opened",
-        "on_over",
         "policy",
         "stream",
         "usage",
@@ -115,11 +102,15 @@ class Exchange:
         upstreams: Upstreams,
         ask: Ask,
         *,
-        connection: ClientConnection | None,
+        answer: Answer | None,
         request: Request,
         stream: Stream | None,
         policy: Policy,
+        usage: UsageTail | None,
+        open_stream: Callable[[], Stream],
+        on_over: Callable[[], None],
     ) -> None:
+        """`open_stream` opens one for an answer that turns out to be a stream; `on_over` is told of the end, once."""
         # process
         self._runtime = runtime
         self._upstreams = upstreams
@@ -127,24 +118,19 @@ class Exchange:
         self._ask: Ask | None = ask
         self._request = request
         self._route = request.route
-        self.connection = connection
+        self.answer = answer
         self.policy = policy
         self.stream = stream
-        self.on_opened: Callable[[Stream], None] | None = None  # an answer that turned out to be a stream
-        self.on_over: Callable[[], None] | None = None
-        self.usage: UsageTail | None = None  # of an answer that passes, where its key's tokens are limited
+        self._open_stream = open_stream
+        self._on_over = on_over
+        self.usage = usage  # of an answer that is proxied, where its key's tokens are limited
         # tries
-        self._phase = Phase.CHOOSING
+        self._state = ExchangeState.CONNECTING
         self._tried: tuple[Upstream, ...] = ()
-        self._reused_once = False
-        self._upstream: Upstream | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._connect_by = 0.0
-        self._link: UpstreamConnection | None = None
-        self._answers_before = 0
+        self._attempt: Attempt | None = None  # the one under way
+        self._stale_links = 0  # pooled connections that ended without a byte; the first may be asked again
         # time
         self._started_at = runtime.time()
-        self._asked_at = 0.0
         self.due_at = NEVER
         # answer
         self._collected = b""
@@ -154,8 +140,8 @@ class Exchange:
     def start(self) -> None:
         """Take an upstream and ask. Raises Problem if there is none."""
         upstream = self._choose()
-        if self.connection is not None:
-            self._request.waiting = self
+        if self.answer is not None:
+            self.answer.later(self)
         if self.stream is not None:
             self.stream.source = self
         self._runtime.sweep.add(self)
@@ -166,65 +152,27 @@ class Exchange:
         return self._upstreams.choose(self._ask.model, self._runtime.time(), without=self._tried)
 
     def _try(self, upstream: Upstream) -> None:
-        now = self._runtime.time()
-        self._upstream = upstream
-        upstream.in_flight += 1
+        assert self._ask is not None
         self._request.upstream = upstream.settings.name
         if self.stream is not None:
             self.stream.upstream = upstream.settings.name
-        link = None if self._reused_once else upstream.take_idle(now)
-        if link is not None:
-            self._send(link)
-            return
-        self._connect_by = now + self._runtime.settings.connect_timeout_s
-        self.due_at = min(self._connect_by, self._commit_at())
-        self._connecting = self._runtime.loop.create_task(self._connect(upstream, now))
+        attempt = self._attempt = Attempt(self._runtime, upstream, self._ask, self)
+        attempt.start(pooled=not self._stale_links)
+        if attempt.is_connecting:
+            self.due_at = min(attempt.connect_by, self._commit_at())
 
-    async def _connect(self, upstream: Upstream, began_at: float) -> None:
-        """The only task there is: it lives until the connection stands."""
-        counters = self._runtime.counters
-        try:
-            link = await upstream.connect()
-        except OSError as error:
-            self._connecting = None
-            self._not_connected(upstream, error)
-            return
-        except Exception as error:
-            self._connecting = None
-            self.on_bug(error)
-            return
-        self._connecting = None
-        bump(counters.upstream_connects, upstream.settings.name)
-        counters.upstream_connect_s.observe(self._runtime.time() - began_at)
-        if self._phase is Phase.OVER:
-            link.close()
-        elif link.at is Up.CLOSED:  # accepted and closed at once: nothing of ours was read there
-            self._not_connected(upstream, ConnectionResetError(errno.ECONNRESET, "closed as soon as it was accepted"))
-        else:
-            self._send(link)
-
-    def _send(self, link: UpstreamConnection) -> None:
-        ask, upstream = self._ask, self._upstream
-        assert ask is not None and upstream is not None
-        body = ask.body(upstream)
-        target = upstream.settings.origin.base.encode() + ask.target(upstream)
-        head = encode_request_head(ask.method, target, ask.fields(upstream, len(body)))
-        self._link = link
-        self._answers_before = link.answers
-        self._asked_at = self._runtime.time()
-        self._go(Phase.ASKED)
-        bump(self._runtime.counters.upstream_requests, upstream.settings.name)
+    def on_asked(self, attempt: Attempt) -> None:
+        self._go(ExchangeState.ASKED)
+        bump(self._runtime.counters.upstream_requests, attempt.upstream.settings.name)
         self.due_at = self._next_due()
-        link.send(head + body, self, method=ask.method)
 
     # -- when it doesn't get there
 
-    def _not_connected(self, upstream: Upstream, error: BaseException) -> None:
+    def on_unreachable(self, attempt: Attempt, error: BaseException) -> None:
         """Never established: nothing was done there, so another one may be tried."""
-        if self._phase is Phase.OVER:
-            return
+        upstream = attempt.upstream
         self._count_failure(upstream, CloseReason.UPSTREAM_CONNECT)
-        self._release(upstream)
+        attempt.end()
         if self._try_another(upstream):
             return
         self._fail(
@@ -237,14 +185,6 @@ class Exchange:
             )
         )
 
-    def _give_up_connecting(self, connecting: asyncio.Task[None]) -> None:
-        """Why here and not asyncio.timeout(): ten thousand timers were 5 % of a ramp; the sweep passes by anyway."""
-        upstream = self._upstream
-        assert upstream is not None
-        self._connecting = None
-        connecting.cancel()
-        self._not_connected(upstream, TimeoutError())
-
     def _try_another(self, failed: Upstream) -> bool:
         """Go on with an upstream that was not tried yet, if there is one."""
         self._tried = (*self._tried, failed)
@@ -252,8 +192,8 @@ class Exchange:
             upstream = self._choose()
         except Problem:
             return False
-        if self._phase is Phase.ASKED:
-            self._go(Phase.CHOOSING)
+        if self._state is ExchangeState.ASKED:
+            self._go(ExchangeState.CONNECTING)
         self._try(upstream)
         return True
 
@@ -261,69 +201,61 @@ class Exchange:
         bump(self._runtime.counters.upstream_failures, (upstream.settings.name, reason))
         upstream.failed(self._runtime.time(), self._runtime.rng)
 
-    def _release(self, upstream: Upstream) -> None:
-        upstream.in_flight -= 1
-        self._upstream = None
-        self._link = None
-
     # -- Asker
 
     def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:
-        upstream, now = self._upstream, self._runtime.time()
-        assert upstream is not None
-        self._runtime.counters.upstream_first_byte_s.observe(now - self._asked_at)
-        if head.status in (429, 503) and self._elsewhere(link, upstream, head.status):
+        attempt = self._attempt
+        assert attempt is not None
+        self._runtime.counters.upstream_first_byte_s.observe(self._runtime.time() - attempt.asked_at)
+        if head.status in (429, 503) and self._elsewhere(attempt, head.status):
             return
-        upstream.worked()
+        attempt.upstream.worked()
         if _is_event_stream(head):
-            self._take_stream(link, head)
-        elif self.connection is not None and self.connection.at is At.WAITING:
-            self._pass(link, upstream, head, self.connection)
+            self._take_stream(link, head, attempt.asked_at)
+        elif self.answer is not None and self.answer.is_open:
+            self._proxy(link, attempt.upstream, head, self.answer)
         elif self.stream is not None:
-            self._go(Phase.COLLECTING)
+            self._go(ExchangeState.COLLECTING)
             self._collected = f"The upstream answered {head.status}".encode()
             link.take_body(head)
         else:
             self.cancel(CloseReason.READER_GONE)
 
-    def _elsewhere(self, link: UpstreamConnection, upstream: Upstream, status: int) -> bool:
+    def _elsewhere(self, attempt: Attempt, status: int) -> bool:
         """503, or 429 with another upstream free: that one refused before it began, so asking another costs nothing."""
         if self._ask is None:
             return False
+        upstream = attempt.upstream
         tried = (*self._tried, upstream)
         if self._upstreams.free(self._ask.model, self._runtime.time(), without=tried) is None:
             return False
-        link.close()
         if status == 503:
             upstream.failed(self._runtime.time(), self._runtime.rng)
-        self._release(upstream)
+        attempt.end()
         return self._try_another(upstream)
 
-    def _take_stream(self, link: UpstreamConnection, head: ResponseHead) -> None:
-        request, now = self._request, self._runtime.time()
-        stream = self.stream
+    def _take_stream(self, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
+        request, stream = self._request, self.stream
         if stream is None:
-            stream = self.stream = self._runtime.hub.open(request.dialect, now)
+            stream = self.stream = self._open_stream()
             stream.source = self
             stream.upstream = request.upstream
-            if self.on_opened is not None:
-                self.on_opened(stream)
         self._let_ask_go()
-        self._runtime.counters.added_s.observe(self._asked_at - request.started_at)
-        self._go(Phase.STREAMING)
+        self._runtime.counters.added_s.observe(asked_at - request.started_at)
+        self._go(ExchangeState.STREAMING)
         link.take_events(stream, head)
         self.due_at = self._next_due()
         self._attach(stream)
 
     def _attach(self, stream: Stream) -> None:
         """Give the one who asked its stream, if it is still waiting for it."""
-        connection, self.connection = self.connection, None
-        if connection is not None and connection.at is At.WAITING:
-            connection.begin_stream(stream, seq=1, policy=self.policy)
+        answer, self.answer = self.answer, None
+        if answer is not None and answer.is_open:
+            answer.stream(stream, seq=1, policy=self.policy)
 
-    def _pass(self, link: UpstreamConnection, upstream: Upstream, head: ResponseHead, to: ClientConnection) -> None:
+    def _proxy(self, link: UpstreamConnection, upstream: Upstream, head: ResponseHead, answer: Answer) -> None:
         self._let_ask_go()
-        self._go(Phase.PASSING)
+        self._go(ExchangeState.PROXYING)
         headers = [(b"x-upstream", upstream.settings.name.encode())]
         fields = head.headers
         if head.status >= 400:
@@ -333,10 +265,10 @@ class Exchange:
         if self.stream is not None:
             self._drop_stream(self.stream)
         link.take_body(head)
-        if to.paused:
+        if answer.paused:
             link.pause()
         self.due_at = self._next_due()
-        to.pass_head(head, headers)
+        answer.proxy_head(head, headers)
 
     def _drop_stream(self, stream: Stream) -> None:
         """The answer is no stream. Those who joined it meanwhile are told, else nothing is left of it."""
@@ -350,23 +282,21 @@ class Exchange:
             self._runtime.hub.remove(stream)
 
     def on_piece(self, piece: bytes) -> None:
-        if self._phase is Phase.PASSING and self.connection is not None:
+        if self._state is ExchangeState.PROXYING and self.answer is not None:
             if self.usage is not None:
                 self.usage.passed(piece)
-            self.connection.pass_body(piece)
-        elif self._phase is Phase.COLLECTING and len(self._collected) < COLLECTED_BYTES_MAX:
+            self.answer.proxy_body(piece)
+        elif self._state is ExchangeState.COLLECTING and len(self._collected) < COLLECTED_BYTES_MAX:
             if b"\n" not in self._collected:
                 self._collected += b"\n"
             self._collected += piece[:COLLECTED_BYTES_MAX]
 
     def on_end(self, link: UpstreamConnection) -> None:
-        phase, stream, connection = self._phase, self.stream, self.connection
-        if phase is Phase.PASSING and connection is not None:
+        state, stream, answer = self._state, self.stream, self.answer
+        if state is ExchangeState.PROXYING and answer is not None:
             self._over()
-            if connection.request is not None:
-                connection.request.waiting = None
-            connection.pass_end()
-        elif phase is Phase.COLLECTING:
+            answer.proxy_end()
+        elif state is ExchangeState.COLLECTING:
             self._fail(_refused(self._collected))
         elif stream is not None and stream.progress.complete:
             self._over()
@@ -375,19 +305,20 @@ class Exchange:
             self._truncated(CloseReason.UPSTREAM_TRUNCATED, "The upstream ended its answer before it was complete.")
 
     def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
-        upstream = self._upstream
-        assert upstream is not None
-        if self._phase is Phase.ASKED and not link.any_byte and self._answers_before and not self._reused_once:
+        attempt = self._attempt
+        assert attempt is not None
+        is_unread = self._state is ExchangeState.ASKED and attempt.is_reused and not link.any_byte
+        if is_unread and not self._stale_links:
             # A pooled connection that the server was closing: nothing of ours was read there.
-            self._reused_once = True
-            self._release(upstream)
-            self._go(Phase.CHOOSING)
-            self._try(upstream)
+            self._stale_links += 1
+            attempt.end()
+            self._go(ExchangeState.CONNECTING)
+            self._try(attempt.upstream)
             return
-        self._count_failure(upstream, reason)
-        if self._phase is Phase.ASKED:
+        self._count_failure(attempt.upstream, reason)
+        if self._state is ExchangeState.ASKED:
             self._fail(Problem(502, text, code=reason.word, reason=reason, should_retry=False))
-        elif self._phase is Phase.COLLECTING:
+        elif self._state is ExchangeState.COLLECTING:
             self._fail(_refused(self._collected))
         else:
             self._truncated(reason, text)
@@ -396,7 +327,7 @@ class Exchange:
         self._runtime.counters.bugs += 1
         self._runtime.on_bug("upstream.data_received", error)
         text = "streamd made a mistake; its log says more."
-        if self._phase in (Phase.STREAMING, Phase.PASSING):
+        if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
             self._truncated(CloseReason.INTERNAL, text)
         else:
             self._fail(Problem(500, text, code="internal", reason=CloseReason.INTERNAL, should_retry=False))
@@ -405,60 +336,50 @@ class Exchange:
 
     def _truncated(self, reason: CloseReason, text: str) -> None:
         """The answer has begun and will not become whole: never an ending that looks clean."""
-        connection, stream = self.connection, self.stream
+        answer, stream = self.answer, self.stream
         self._over()
         if stream is not None:
             stream.fail(reason, self._runtime.time(), message=text)
-        elif connection is not None and connection.at is At.PASSING:
-            if connection.request is not None:
-                connection.request.waiting = None
-            connection.abort(reason)
+        elif answer is not None:
+            answer.break_off(reason)
 
     def _fail(self, problem: Problem) -> None:
         """No answer came that could be passed on: an error status if nothing was sent yet, else an error event."""
-        connection, stream = self.connection, self.stream
+        answer, stream = self.answer, self.stream
         self._over()
-        waiting = connection is not None and connection.at is At.WAITING
+        is_awaited = answer is not None and answer.is_open
         if stream is not None:
             stream.source = None
             stream.fail(problem.reason, self._runtime.time(), message=problem.message, code=problem.code)
-            if waiting and not stream.readers:
+            if is_awaited and not stream.readers:
                 self._runtime.hub.remove(stream)
-        if connection is not None and waiting:
-            self._request.waiting = None
-            connection.answer_problem(problem)
+        if answer is not None:
+            answer.settle(lambda: answer.refuse(problem))
 
     def _over(self) -> None:
         """Leave the process's books; what is under way upstream is cut."""
-        if self._phase is Phase.OVER:
+        if self._state is ExchangeState.OVER:
             return
-        self._go(Phase.OVER)
+        self._go(ExchangeState.OVER)
         self._runtime.sweep.discard(self)
-        link, upstream, connecting = self._link, self._upstream, self._connecting
-        if upstream is not None:
-            self._release(upstream)
-        if link is not None and link.at not in (Up.IDLE, Up.CLOSED):
-            link.close()
-        if connecting is not None and connecting is not asyncio.current_task(self._runtime.loop):
-            connecting.cancel()
-        self._connecting = None
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.end()
         self._ask = None
         if self.usage is not None:
             self.usage.over()
-        on_over, self.on_over = self.on_over, None
-        if on_over is not None:
-            on_over()
+        self._on_over()
 
     def _let_ask_go(self) -> None:
         self._ask = None
-        if self.connection is not None:
-            self.connection.let_body_go()
+        if self.answer is not None:
+            self.answer.release_body()
 
-    # -- Waiting: what the connection says
+    # -- Pending: told by the answer
 
-    def reader_gone(self, reason: CloseReason) -> None:
+    def on_gone(self, reason: CloseReason) -> None:
         """The reader left before its answer was complete."""
-        self.connection = None
+        self.answer = None
         stream = self.stream
         if stream is None:
             self.cancel(reason)
@@ -466,41 +387,42 @@ class Exchange:
             hub = self._runtime.hub
             hub.orphan(stream, stream.grace_s(reason), reason, self._runtime.time())
 
-    def reader_paused(self) -> None:
-        if self._link is not None:
-            self._link.pause()
+    def on_paused(self) -> None:
+        if self._attempt is not None and self._attempt.link is not None:
+            self._attempt.link.pause()
 
-    def reader_resumed(self) -> None:
-        if self._link is not None:
-            self._link.resume()
+    def on_resumed(self) -> None:
+        if self._attempt is not None and self._attempt.link is not None:
+            self._attempt.link.resume()
 
     # -- Source: what the stream says
 
     @property
     def needs_reader(self) -> bool:
         """Unless the one who asked still waits for the first byte: others may come and go meanwhile."""
-        return self.connection is None or self.connection.at is not At.WAITING
+        return self.answer is None or not self.answer.is_open
 
     def cancel(self, reason: CloseReason) -> None:
         """Nobody wants the answer: end it upstream now."""
-        if self._upstream is not None:
-            bump(self._runtime.counters.upstream_cancels, self._upstream.settings.name)
-        connection = self.connection
+        if self._attempt is not None:
+            bump(self._runtime.counters.upstream_cancels, self._attempt.upstream.settings.name)
+        answer = self.answer
         self._over()
-        if connection is not None and connection.at is At.WAITING:
-            self._request.waiting = None
+        if answer is not None:
             text = "The generation was stopped before it began to answer."
-            connection.answer_problem(Problem(409, text, code=reason.word, reason=reason, should_retry=False))
+            problem = Problem(409, text, code=reason.word, reason=reason, should_retry=False)
+            answer.settle(lambda: answer.refuse(problem))
 
     # -- deadlines
 
     def on_due(self, now: float) -> float:
-        if self._phase is Phase.OVER:
+        attempt = self._attempt
+        if attempt is None:
             return NEVER
-        if self._connecting is not None and now >= self._connect_by:
-            self._give_up_connecting(self._connecting)
+        if attempt.is_connecting and now >= attempt.connect_by:
+            attempt.time_out()
             return self._next_due()
-        reason = self._time_out(now)
+        reason = self._time_out(now, attempt)
         if reason is not None:
             self._timed_out(reason)
             return NEVER
@@ -508,38 +430,38 @@ class Exchange:
             self._commit()
         return self._next_due()
 
-    def _time_out(self, now: float) -> CloseReason | None:
+    def _time_out(self, now: float, attempt: Attempt) -> CloseReason | None:
         settings, route = self._runtime.settings, self._route
         if settings.stream_timeout_s and now - self._started_at >= settings.stream_timeout_s:
             return CloseReason.UPSTREAM_STREAM_TIMEOUT
-        if self._phase is Phase.CHOOSING:
+        if self._state is ExchangeState.CONNECTING:
             return None
         if self._before_first():
-            late = route.ttft_timeout_s and now - self._asked_at >= route.ttft_timeout_s
+            late = route.ttft_timeout_s and now - attempt.asked_at >= route.ttft_timeout_s
             return CloseReason.UPSTREAM_TTFT_TIMEOUT if late else None
-        late = route.idle_timeout_s and now - self._last_sign() >= route.idle_timeout_s
+        late = route.idle_timeout_s and now - self._last_sign(attempt) >= route.idle_timeout_s
         return CloseReason.UPSTREAM_IDLE_TIMEOUT if late and not self._reader_is_slow() else None
 
     def _before_first(self) -> bool:
         """ttft_timeout runs until the first event: some servers send their head at once."""
-        if self._phase is Phase.STREAMING:
+        if self._state is ExchangeState.STREAMING:
             return self.stream is not None and not self.stream.events
-        return self._phase is Phase.ASKED
+        return self._state is ExchangeState.ASKED
 
-    def _last_sign(self) -> float:
-        if self._phase is Phase.STREAMING and self.stream is not None:
+    def _last_sign(self, attempt: Attempt) -> float:
+        if self._state is ExchangeState.STREAMING and self.stream is not None:
             return self.stream.touched_at
-        return self._link.touched_at if self._link is not None else self._asked_at
+        return attempt.link.touched_at if attempt.link is not None else attempt.asked_at
 
     def _reader_is_slow(self) -> bool:
-        """PASSING, and it is we who don't read."""
-        return self._phase is Phase.PASSING and self.connection is not None and self.connection.paused
+        """PROXYING, and it is we who don't read."""
+        return self._state is ExchangeState.PROXYING and self.answer is not None and self.answer.paused
 
     def _timed_out(self, reason: CloseReason) -> None:
-        if self._upstream is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # our own limit
-            self._count_failure(self._upstream, reason)
+        if self._attempt is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # our own limit
+            self._count_failure(self._attempt.upstream, reason)
         text = _TIME_OUT_TEXTS[reason]
-        if self._phase in (Phase.STREAMING, Phase.PASSING):
+        if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
             self._truncated(reason, text)
         else:
             self._fail(Problem(504, text, code=reason.word, reason=reason, should_retry=False))
@@ -547,7 +469,7 @@ class Exchange:
     @property
     def _commits(self) -> bool:
         """Whether the reader gets its 200 before the upstream's head."""
-        return self.stream is not None and self.connection is not None and self.connection.at is At.WAITING
+        return self.stream is not None and self.answer is not None and self.answer.is_open
 
     def _commit_at(self) -> float:
         return self._started_at + self._route.commit_after_s if self._commits else NEVER
@@ -556,34 +478,36 @@ class Exchange:
         """A long prefill: answer 200 now and send heartbeats, so that no proxy in between gives up."""
         stream = self.stream
         assert stream is not None
-        self._request.waiting = None
         self._attach(stream)
 
     def _next_due(self) -> float:
-        settings, route = self._runtime.settings, self._route
+        settings, route, attempt = self._runtime.settings, self._route, self._attempt
+        if attempt is None:
+            return NEVER
         due = self._commit_at()
         if settings.stream_timeout_s:
             due = min(due, self._started_at + settings.stream_timeout_s)
-        if self._phase is Phase.CHOOSING:
-            return min(due, self._connect_by)
+        if self._state is ExchangeState.CONNECTING:
+            return min(due, attempt.connect_by)
         before_first = self._before_first()
         if before_first and route.ttft_timeout_s:
-            due = min(due, self._asked_at + route.ttft_timeout_s)
+            due = min(due, attempt.asked_at + route.ttft_timeout_s)
         if not route.idle_timeout_s:
             return due
         # Idle time begins with the first event, which stores nothing here and may come at once; that of a slow reader
         # begins anew when it reads again. Until then there is nothing to measure, and the earliest it could end is
         # from now.
-        since = self._runtime.time() if before_first or self._reader_is_slow() else self._last_sign()
+        since = self._runtime.time() if before_first or self._reader_is_slow() else self._last_sign(attempt)
         return min(due, since + route.idle_timeout_s)
 
-    def _go(self, phase: Phase) -> None:
-        assert phase in TRANSITIONS[self._phase], f"{self._phase} to {phase}"
-        self._phase = phase
+    def _go(self, state: ExchangeState) -> None:
+        assert state in TRANSITIONS[self._state], f"{self._state} to {state}"
+        self._state = state
 
     @property
-    def phase(self) -> Phase:
-        return self._phase
+    def state(self) -> ExchangeState:
+        """How far it has come."""
+        return self._state
 
 
 _TIME_OUT_TEXTS = {

@@ -11,7 +11,8 @@ counted keeps the keys that it was counted by, so that limits may change while c
 from __future__ import annotations
 
 from streamd.config import Settings
-from streamd.core.admission import AddressGate, Admission, Refusal, address_key
+from streamd.core.admission import AddressGate, Admission, address_key
+from streamd.core.refusal import Refusal
 from streamd.wire.forwarded import TrustedProxies
 
 Keys = tuple[str, str]
@@ -56,8 +57,9 @@ class AddressGates:
 
     def opened(self, keys: Keys) -> Keys:
         """The connection has sent a complete request: what it is counted by from now on."""
-        if keys[1]:
-            self._opening.give_back(keys[1])
+        if not keys[1]:
+            return keys
+        self._opening.give_back(keys[1])
         return keys[0], ""
 
     def leave(self, keys: Keys) -> None:

@@ -36,12 +36,14 @@ class Inquiry:
 class Inquiries:
     """All questions of one worker, and what it answers to those of the others."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, peers: Peers) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, peers: Peers, answerers: Mapping[str, Callable[[bytes], bytes]]
+    ) -> None:
         self._loop = loop
         self._peers = peers
         self._under_way: dict[int, Inquiry] = {}
         self._asked = 0
-        self.answerers: dict[str, Callable[[bytes], bytes]] = {}
+        self._answerers = answerers  # by kind of question
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -64,7 +66,7 @@ class Inquiries:
     def take(self, note: Note) -> bool:
         """Whether a note belongs here: a question that was answered, or an answer."""
         if note.kind.startswith("?"):
-            answer = self.answerers[note.kind[1:]](note.body[_number.size :])
+            answer = self._answerers[note.kind[1:]](note.body[_number.size :])
             self._peers.tell(note.slot, "!", note.body[: _number.size] + answer)
             return True
         if note.kind != "!":

@@ -7,27 +7,29 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
+from streamd.net.application import Application
 from streamd.net.client import ClientConnection
+from streamd.net.origin import Entrance
 from streamd.net.peers import Passed
 from streamd.net.proxied import ProxiedConnection
-from streamd.net.runtime import Runtime
 from streamd.net.tls import TlsLayer
 
 
 def protocol_factory(
-    runtime: Runtime, listener: str, sock: socket.socket, price_bytes: int = 0, *, stays: bool = False
+    application: Application, entrance: Entrance, sock: socket.socket, *, stays: bool = False
 ) -> Callable[[], asyncio.Protocol]:
-    """What makes the protocol of each connection of `sock`. `runtime` is asked anew each time: a reload counts.
+    """Makes the protocol of each connection of `sock`. The runtime is asked anew each time: a reload counts.
 
     TCP listeners speak TLS where there is a certificate; the admin listener is for this machine and stays plain. With
     several workers a connection may go to another one at once, unless it `stays`.
     """
+    runtime, is_admin = entrance.runtime, entrance.listener == "admin"
     over_tcp = sock.family != socket.AF_UNIX
 
     def make() -> asyncio.Protocol:
-        connection = ClientConnection(runtime, listener, price_bytes)
+        connection = ClientConnection(application, entrance)
         below: asyncio.Protocol = connection
-        if listener == "admin":
+        if is_admin:
             return below
         if runtime.tls is not None and over_tcp:
             below = TlsLayer(runtime.tls, connection)
@@ -35,9 +37,9 @@ def protocol_factory(
             return ProxiedConnection(runtime, connection, below)
         return below
 
-    if stays or listener == "admin":
+    if stays or is_admin:
         return make
-    return lambda: make() if runtime.peers is None else Arriving(runtime, listener, price_bytes, make)
+    return lambda: make() if runtime.peers is None else Arriving(entrance, make)
 
 
 class Arriving(asyncio.Protocol):
@@ -46,22 +48,21 @@ class Arriving(asyncio.Protocol):
     Why not decided as it is accepted: several are in one turn of the loop, and none of them is counted yet.
     """
 
-    __slots__ = ("_listener", "_make", "_price_bytes", "_runtime")
+    __slots__ = ("_entrance", "_make")
 
-    def __init__(self, runtime: Runtime, listener: str, price_bytes: int, make: Callable[[], asyncio.Protocol]) -> None:
-        self._runtime = runtime
-        self._listener = listener
-        self._price_bytes = price_bytes
+    def __init__(self, entrance: Entrance, make: Callable[[], asyncio.Protocol]) -> None:
+        self._entrance = entrance
         self._make = make
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        raw, runtime = cast(asyncio.Transport, transport), self._runtime
+        raw, entrance = cast(asyncio.Transport, transport), self._entrance
+        runtime = entrance.runtime
         peers = runtime.peers
         assert peers is not None
         slot = None if runtime.draining else peers.lighter(runtime.time())
         if slot is not None:
             sock = raw.get_extra_info("socket")
-            if peers.pass_on(slot, Passed(sock, self._listener, self._price_bytes, None, b"", fresh=True)):
+            if peers.pass_on(slot, Passed(sock, entrance.listener, entrance.price_bytes, None, b"", fresh=True)):
                 raw.abort()
                 return
         step_aside(raw, self._make())

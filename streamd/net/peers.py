@@ -70,14 +70,6 @@ class Board(Protocol):
         """Whether its loop has turned a moment ago."""
 
 
-class Elsewhere(Exception):
-    """The request belongs to the worker in this slot."""
-
-    def __init__(self, slot: int) -> None:
-        super().__init__(slot)
-        self.slot = slot
-
-
 class Passed(NamedTuple):
     """A connection that came from another worker."""
 
@@ -97,6 +89,16 @@ class Note(NamedTuple):
     slot: int  # of the sender
     kind: str
     body: bytes
+
+
+class Receiver(Protocol):
+    """The worker, which takes what others send to it."""
+
+    def take_passed(self, passed: Passed) -> None:
+        """A connection."""
+
+    def take_note(self, note: Note) -> None:
+        """A note. Raises Malformed for a kind that no worker sends."""
 
 
 class Malformed(ValueError):
@@ -121,6 +123,9 @@ class Peers:
         inbox: socket.socket,
         outlets: Sequence[socket.socket],
         counters: Counters,
+        *,
+        receiver: Receiver,
+        on_bug: Callable[[str, Exception], None],
     ) -> None:
         # process
         self._loop = loop
@@ -132,10 +137,8 @@ class Peers:
         self._counters = counters
         self._waiting: list[deque[tuple[bytes, list[int]]]] = [deque() for _ in outlets]  # OUTBOX_MAX in all
         self._waiting_count = 0
-        # wiring
-        self.on_passed: Callable[[Passed], None] = _unwired
-        self.on_note: Callable[[Note], None] = _unwired
-        self.on_bug: Callable[[str, Exception], None] = lambda where, error: None
+        self._receiver = receiver
+        self._on_bug = on_bug
 
     def start(self) -> None:
         self._inbox.setblocking(False)
@@ -256,7 +259,7 @@ class Peers:
                 return
             except OSError as error:
                 _close(fds)
-                self.on_bug("peers.send", error)
+                self._on_bug("peers.send", error)
             waiting.popleft()
             self._waiting_count -= 1
         self._loop.remove_writer(self._outlets[slot].fileno())
@@ -276,11 +279,11 @@ class Peers:
         try:
             found = _decoded(message, fds, flags)
             if isinstance(found, Note):
-                self.on_note(found)
+                self._receiver.take_note(found)
             else:
-                self.on_passed(found)
+                self._receiver.take_passed(found)
         except Exception as error:
-            self.on_bug("peers.take", error)
+            self._on_bug("peers.take", error)
 
 
 def _decoded(message: bytes, fds: list[int], flags: int) -> Passed | Note:
@@ -337,7 +340,3 @@ def _close(fds: list[int]) -> None:
         with contextlib.suppress(OSError):
             os.close(fd)
     fds.clear()
-
-
-def _unwired(what: object) -> None:
-    raise NotImplementedError("the worker wires its peers")

@@ -33,7 +33,7 @@ class ProxiedConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         if self._runtime.gates.proxies.trusts(peer[0] if isinstance(peer, tuple) else None):
-            self._connection.await_remote()
+            self._connection.origin.await_remote()
         else:
             self._transport.set_protocol(self._below)
         self._below.connection_made(transport)

@@ -1,12 +1,9 @@
-"""Request: one request on a client connection, from its head to the log line at its end."""
+"""Request: the facts of one request, from its head to the log line at its end. Its response is net/answer.py's."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 from streamd.config import RouteSettings
 from streamd.core.auth import ANONYMOUS, Principal
@@ -14,38 +11,9 @@ from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.http1 import Framing, RequestHead
 
-if TYPE_CHECKING:
-    from streamd.net.client import ClientConnection
-
 # What may be echoed and logged as it came (CWE-93, CWE-117); UUIDs, ULIDs and most tracing ids fit.
 _sane_request_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 _sane_traceparent = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
-
-
-class Waiting(Protocol):
-    """Who works on the answer while the connection waits or passes a body through."""
-
-    def reader_gone(self, reason: CloseReason) -> None:
-        """The connection is lost, or closed by us: stop."""
-
-    def reader_paused(self) -> None:
-        """The connection takes nothing more for now."""
-
-    def reader_resumed(self) -> None:
-        """It takes more."""
-
-
-class BodySink(Protocol):
-    """Takes a request's body while it arrives (publishing)."""
-
-    def body_piece(self, piece: bytes) -> None:
-        """The next bytes. May raise Problem."""
-
-    def body_end(self) -> None:
-        """The body is complete: answer."""
-
-    def body_lost(self, reason: CloseReason) -> None:
-        """The rest of the body will not come; there is nobody to answer."""
 
 
 class Request:
@@ -63,6 +31,8 @@ class Request:
         "gate_key",
         "head",
         "id",
+        "is_handed_over",
+        "keep_alive",
         "method",
         "model",
         "path",
@@ -73,14 +43,12 @@ class Request:
         "status",
         "traceparent",
         "upstream",
-        "waiting",
     )
 
     def __init__(self, head: RequestHead, *, now: float, route: RouteSettings, dialect: Dialect) -> None:
         # until the answer begins
         self.head: RequestHead | None = head
         self.body = b""
-        self.waiting: Waiting | None = None
         # request
         self.method = head.method
         self.path = head.path
@@ -93,10 +61,12 @@ class Request:
         self.gate_key = ""  # what that address is counted by while this is answered
         self.principal: Principal = ANONYMOUS
         self.expires_at = 0.0  # monotonic seconds at which the right to read ends; 0: never
+        self.is_handed_over = False  # another worker did, with its connection: at most once, or it could go in circles
         self.started_at = now
         self.conversation = ""  # llama.cpp's dialect
         self.data_only = False  # a stream goes out as data lines and nothing else: the dialect's clients take no other
         # answer
+        self.keep_alive = head.keep_alive  # whether another request may follow on the connection
         self.extra_headers: list[tuple[bytes, bytes]] = []
         self.model = ""
         self.upstream = ""
@@ -138,16 +108,3 @@ def request_id(given: bytes | None) -> str:
     if given is not None and _sane_request_id(given):
         return given.decode()
     return "req_" + secrets.token_hex(12)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be done with a request, decided from its head alone.
-
-    Exactly one of: `answer` once the whole body is there; `take_body`, which may raise Problem and returns a sink for
-    a body that is worked on as it arrives.
-    """
-
-    answer: Callable[[ClientConnection, Request], None] | None = None
-    take_body: Callable[[ClientConnection, Request], BodySink] | None = None
-    body_bytes_max: int = 0  # for `answer`; 0: the configured limit

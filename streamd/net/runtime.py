@@ -3,34 +3,77 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from streamd.config import Settings
-from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Refusal, Resources
+from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
-from streamd.core.stream import Stream
+from streamd.core.refusal import Refusal, Retry
+from streamd.core.stream import Stream, Subscriber
 from streamd.counters import Counters
 from streamd.net.gates import AddressGates
 from streamd.net.inquiry import Inquiries
 from streamd.net.peers import Peers
 from streamd.net.problem import Problem
+from streamd.net.request import Request
 from streamd.net.sweep import Sweep
 from streamd.net.turn import Turn
 from streamd.reasons import CloseReason
 from streamd.wire.cors import Cors
-from streamd.wire.http1 import HeadLimits
+from streamd.wire.http1 import HeadLimits, RequestHead
 
-if TYPE_CHECKING:
-    from streamd.net.client import ClientConnection
-    from streamd.net.request import Plan, Request
-    from streamd.net.splice import Splice
-    from streamd.wire.http1 import RequestHead
+# Retry-After where others have to leave first. PROTOCOL 4 allows 60 s at most; ten thousand refused over these ten
+# seconds are a thousand a second, the ramp that streamd carries.
+ROOM_S_MIN = 2
+ROOM_S_MAX = 12
+
+RESTARTING = Refusal(CloseReason.DRAINING, "draining", "streamd is restarting; try again shortly.", retry=Retry.SOON)
+WORKER_BUSY = Refusal(
+    CloseReason.OVER_BUDGET,
+    "worker_busy",
+    "The worker that this belongs to is too far behind; try again shortly.",
+    retry=Retry.SOON,
+)
+
+
+class Client(Protocol):
+    """A client connection, as far as its process as a whole deals with it: totals and the drain."""
+
+    paused: bool
+
+    @property
+    def reader(self) -> Subscriber | None:
+        """Its subscriber, while its answer is a stream."""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a request is still to come, or its answer to be written."""
+
+    def close_if_idle(self, *, fresh_too: bool) -> None:
+        """Close it between two requests; before its first only if `fresh_too`."""
+
+    def send_away(self, reason: CloseReason, message: str) -> bool:
+        """End a reader's answer in mid-stream, with its position. False: it has no reader."""
+
+    def last_word(self, problem: Problem) -> None:
+        """Close what isn't a reader: with this problem if it waits for an answer or sends its request."""
+
+    def abort(self, reason: CloseReason) -> None:
+        """Close now."""
+
+
+class Tunnel(Protocol):
+    """A TLS connection whose bytes are carried to another worker."""
+
+    def abort(self) -> None:
+        """Close both ends now."""
 
 
 class Runtime:
@@ -45,14 +88,16 @@ class Runtime:
         admission: Admission | None = None,
         rng: random.Random | None = None,
         unix_time: Callable[[], float] = time.time,
+        on_bug: Callable[[str, BaseException], None] = lambda where, error: None,
     ) -> None:
         # process
         self.loop = loop
         self.time = loop.time
         self.unix_time = unix_time
         self.rng = rng or random.Random()
-        self.admission = admission or unlimited(self.rng)
+        self.admission = admission or unlimited()
         self.counters = Counters()
+        self.on_bug = on_bug
         self.sweep = Sweep(loop, self.bug)
         self.turn = Turn(loop)
         self.hub = hub
@@ -64,13 +109,9 @@ class Runtime:
         self.limits = HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
         self.cors = Cors.of(settings.cors_origins, credentials=settings.cors_credentials)
         self.tls: ssl.SSLContext | None = None  # the TCP listeners'
-        # wiring, set once by the worker
-        self.plan: Callable[[ClientConnection, Request], Plan] = _nothing_here
-        self.on_request_end: Callable[[ClientConnection, Request], None] = lambda connection, request: None
-        self.on_bug: Callable[[str, BaseException], None] = lambda where, error: None
         # state
-        self.clients: set[ClientConnection] = set()
-        self.splices: set[Splice] = set()  # TLS connections whose bytes are carried to another worker
+        self.clients: set[Client] = set()
+        self.splices: set[Tunnel] = set()
         self.draining = False
         self._date = b""
         self._date_until = 0.0
@@ -91,14 +132,14 @@ class Runtime:
         self.check_not_draining()
         refusal = self.admission.admit_stream()
         if refusal is not None:
-            raise refused(refusal)
+            raise self.refused(refusal)
 
     def admit_relay(self) -> None:
         """Take a request for an upstream. Raises Problem as above."""
         self.check_not_draining()
         refusal = self.admission.admit_relay()
         if refusal is not None:
-            raise refused(refusal)
+            raise self.refused(refusal)
 
     @property
     def bodies_bytes(self) -> int:
@@ -109,14 +150,7 @@ class Runtime:
         """So many bytes of a request's body are to be kept; let_body_go() gives them back. Raises Problem 503."""
         refusal = self.admission.admit_body(count)
         if refusal is not None:
-            raise Problem(
-                refusal.status,
-                refusal.message,
-                code="bodies_over_budget",
-                reason=refusal.reason,
-                retry_after_s=refusal.retry_after_s,
-                should_retry=True,
-            )
+            raise self.refused(refusal)
 
     def let_body_go(self, count: int) -> None:
         """So many bytes less are kept."""
@@ -125,14 +159,7 @@ class Runtime:
     def check_not_draining(self) -> None:
         """Raises Problem 503 once the drain has closed the listeners."""
         if self.draining:
-            raise Problem(
-                503,
-                "streamd is restarting; try again shortly.",
-                code="draining",
-                reason=CloseReason.DRAINING,
-                retry_after_s=self.retry_after_s(),
-                should_retry=True,
-            )
+            raise self.refused(RESTARTING)
 
     def reload(self, settings: Settings) -> None:
         self.settings = settings
@@ -140,13 +167,33 @@ class Runtime:
         self.cors = Cors.of(settings.cors_origins, credentials=settings.cors_credentials)
         self.gates.reload(settings)
 
+    # -- when to come back: drawn, so that ten thousand clients don't come in one second
+
     def retry_ms(self) -> int:
-        """When to come back, spread so that ten thousand readers don't come in one second."""
+        """For the `retry:` of a stream, in milliseconds."""
         return round(self.rng.uniform(self.settings.retry_min_s, self.settings.retry_max_s) * 1000)
 
-    def retry_after_s(self) -> float:
-        """The same for a Retry-After header, in whole seconds."""
+    def retry_after_s(self, retry: Retry) -> float | None:
+        """For a Retry-After, in whole seconds; None: there is none."""
+        if retry is Retry.NEVER:
+            return None
+        if retry is Retry.WITH_ROOM:
+            return float(math.ceil(self.rng.uniform(ROOM_S_MIN, ROOM_S_MAX)))
         return max(1.0, round(self.rng.uniform(self.settings.retry_min_s, self.settings.retry_max_s)))
+
+    def refused(self, refusal: Refusal, *, close: bool = False) -> Problem:
+        """A refusal as an answer."""
+        retry_after_s = refusal.retry_after_s or self.retry_after_s(refusal.retry)
+        return Problem(
+            refusal.status,
+            refusal.message,
+            code=refusal.code,
+            reason=refusal.reason,
+            retry_after_s=retry_after_s,
+            should_retry=True if refusal.retry is not Retry.NEVER else None,
+            headers=((b"www-authenticate", refusal.challenge),) if refusal.challenge is not None else (),
+            close=close,
+        )
 
     def date(self) -> bytes:
         """The Date field (RFC 9110 6.6.1), made once a second."""
@@ -157,39 +204,10 @@ class Runtime:
         return self._date
 
 
-def _nothing_here(connection: ClientConnection, request: Request) -> Plan:
-    raise NotImplementedError("the worker wires the routes")
-
-
-def refused(refusal: Refusal, *, close: bool = False) -> Problem:
-    """What admission refused, as an answer."""
-    return Problem(
-        refusal.status,
-        refusal.message,
-        code=refusal.code,
-        reason=refusal.reason,
-        retry_after_s=refusal.retry_after_s,
-        should_retry=True,
-        close=close,
-    )
-
-
-def worker_busy(runtime: Runtime) -> Problem:
-    """Another worker, without which there is no answer, doesn't keep up."""
-    return Problem(
-        503,
-        "The worker that this belongs to is too far behind; try again shortly.",
-        code="worker_busy",
-        reason=CloseReason.OVER_BUDGET,
-        retry_after_s=runtime.retry_after_s(),
-        should_retry=True,
-    )
-
-
-def unlimited(rng: random.Random) -> Admission:
+def unlimited() -> Admission:
     """Gates that are never shut, for a runtime whose machine nobody measured."""
     resources = Resources(memory_bytes=1 << 50, memory_source="none", descriptors_per_worker=1 << 30)
-    return Admission(Budget.compute(resources, Demands(), Prices()), Limits(loop_lag_max_s=0), rng)
+    return Admission(Budget.compute(resources, Demands(), Prices()), Limits(loop_lag_max_s=0))
 
 
 def head_of(request: Request) -> RequestHead:

@@ -13,23 +13,65 @@ Priced here as what it is, a TLS connection and one end of a pair; the other end
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import select
 import socket
-import struct
-import termios
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from streamd.core.admission import Refusal
+from streamd.choice import Choice
+from streamd.core.refusal import Refusal
+from streamd.net.outlet import UNIX_SNDBUF_BYTES, LastBytes
+from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
 from streamd.reasons import CloseReason
 
-if TYPE_CHECKING:
-    from streamd.net.runtime import Runtime
 
-# Unix sockets inherit nothing, and TCP_NOTSENT_LOWAT has no meaning there: 16 KiB are 7.8 KB of small frames before
-# EAGAIN, against 50 KB with the default (docs/PROTOCOL.md, section 8).
-UNIX_SNDBUF_BYTES = 16 * 1024
+class SpliceState(Choice):
+    """Where a splice is."""
+
+    MADE = "made"  # the owner doesn't have the far end yet
+    CONNECTING = "connecting"  # the near end is becoming a transport
+    DESERTED = "deserted"  # the same, and the client has left meanwhile
+    BEREFT = "bereft"  # the same, and the network has lost the client meanwhile
+    OPEN = "open"
+    LEFT = "left"  # the client has left, and the owner was told
+    LOST = "lost"  # the network has lost the client, and the owner's end is cut
+    CLOSING = "closing"  # the owner has closed; the client may still have something to take
+    OVER = "over"
+
+
+class SpliceEvent(Choice):
+    """A step of a splice."""
+
+    BEGIN = "begin"
+    CONNECTED = "connected"
+    CLIENT_LEFT = "client_left"
+    CLIENT_LOST = "client_lost"
+    OWNER_CLOSED = "owner_closed"
+    END = "end"
+
+
+_CONNECTED_STEPS = {SpliceEvent.OWNER_CLOSED: SpliceState.CLOSING, SpliceEvent.END: SpliceState.OVER}
+
+TRANSITIONS: dict[SpliceState, dict[SpliceEvent, SpliceState]] = {
+    SpliceState.MADE: {SpliceEvent.BEGIN: SpliceState.CONNECTING, SpliceEvent.END: SpliceState.OVER},
+    SpliceState.CONNECTING: {
+        SpliceEvent.CLIENT_LEFT: SpliceState.DESERTED,
+        SpliceEvent.CLIENT_LOST: SpliceState.BEREFT,
+        SpliceEvent.CONNECTED: SpliceState.OPEN,
+        **_CONNECTED_STEPS,
+    },
+    SpliceState.DESERTED: {SpliceEvent.CONNECTED: SpliceState.LEFT, **_CONNECTED_STEPS},
+    SpliceState.BEREFT: {SpliceEvent.CONNECTED: SpliceState.LOST, **_CONNECTED_STEPS},
+    SpliceState.OPEN: {
+        SpliceEvent.CLIENT_LEFT: SpliceState.LEFT,
+        SpliceEvent.CLIENT_LOST: SpliceState.LOST,
+        **_CONNECTED_STEPS,
+    },
+    SpliceState.LEFT: _CONNECTED_STEPS,
+    SpliceState.LOST: _CONNECTED_STEPS,
+    SpliceState.CLOSING: {SpliceEvent.END: SpliceState.OVER},
+    SpliceState.OVER: {},
+}
 
 
 class Spliced(asyncio.Protocol):
@@ -97,16 +139,15 @@ class Splice:
         self._client = Spliced(self, is_client=True)
         self._owner = Spliced(self, is_client=False)
         self._client.other, self._owner.other = self._owner, self._client
+        self._state = SpliceState.MADE
         self._connecting: asyncio.Task[None] | None = None
-        self._client_end: CloseReason | None = None  # READER_GONE or NETWORK_LOST, whichever came first
-        self._closing = False  # the owner has closed; the client may still have something to take
-        self._closing_since = 0.0
-        self._outstanding = 0
+        self._last_bytes: LastBytes | None = None  # once it is CLOSING
         self.due_at = NEVER
 
     def begin(self, transport: asyncio.Transport) -> None:
         """The owner has the far end: carry to it what comes on `transport` from now on."""
         runtime = self._runtime
+        self._go(SpliceEvent.BEGIN)
         self.far.close()
         runtime.admission.adopt_connection(self._price_bytes)
         runtime.splices.add(self)
@@ -117,7 +158,8 @@ class Splice:
         self._connecting = runtime.loop.create_task(self._connect())
 
     def give_up(self) -> None:
-        """It was made in vain."""
+        """The owner has no room for the connection: no bytes will be carried."""
+        self._go(SpliceEvent.END)
         self.far.close()
         self._near.close()
         self._client.splice = self._owner.splice = None
@@ -133,9 +175,10 @@ class Splice:
             self.side_ended()
             return
         self._connecting = None
-        if self._client_end is CloseReason.READER_GONE:
+        self._go(SpliceEvent.CONNECTED)
+        if self._state is SpliceState.LEFT:
             self.client_left()
-        elif self._client_end is CloseReason.NETWORK_LOST:
+        elif self._state is SpliceState.LOST:
             self.client_lost()
         if self._client.transport is not None:
             self._client.transport.resume_reading()
@@ -144,7 +187,7 @@ class Splice:
 
     def client_left(self) -> None:
         """The client's own FIN or RST: the owner gets a FIN, and closes in its own time."""
-        self._client_end = self._client_end or CloseReason.READER_GONE
+        self._note(SpliceEvent.CLIENT_LEFT)
         transport = self._owner.transport
         if transport is None or transport.is_closing():
             return
@@ -154,7 +197,7 @@ class Splice:
 
     def client_lost(self) -> None:
         """The network lost the client: for the owner, the pair is gone."""
-        self._client_end = self._client_end or CloseReason.NETWORK_LOST
+        self._note(SpliceEvent.CLIENT_LOST)
         if self._owner.transport is not None:
             self._owner.transport.abort()
 
@@ -169,7 +212,7 @@ class Splice:
 
     def abort(self) -> None:
         """Now, and whatever is under way: the client's end that follows isn't its own doing."""
-        self._client_end = self._client_end or CloseReason.NETWORK_LOST
+        self._note(SpliceEvent.CLIENT_LOST)
         for side in (self._client, self._owner):
             if side.transport is not None:
                 side.transport.abort()
@@ -179,7 +222,8 @@ class Splice:
         if self._client.transport is not None or self._owner.transport is not None or self._connecting is not None:
             return
         runtime = self._runtime
-        if self in runtime.splices:
+        if self._state is not SpliceState.OVER:
+            self._go(SpliceEvent.END)
             self._client.splice = self._owner.splice = None
             runtime.splices.discard(self)
             runtime.sweep.discard(self)
@@ -193,29 +237,39 @@ class Splice:
         self.due_at = min(self.due_at, self._runtime.time() + self._runtime.settings.close_timeout_s)
 
     def _begin_closing(self) -> None:
-        self._closing = True
-        self._closing_since = self._runtime.time()
-        self._outstanding = -1
-        self.due_at = self._closing_since + self._runtime.settings.close_timeout_s
+        if self._state is SpliceState.CLOSING:
+            return
+        self._go(SpliceEvent.OWNER_CLOSED)
+        now = self._runtime.time()
+        self._last_bytes = LastBytes(now)
+        self.due_at = now + self._runtime.settings.close_timeout_s
 
     def on_due(self, now: float) -> float:
         """The owner has closed: the client may take the rest as long as it takes anything, within stall_timeout."""
         transport, owner, settings = self._client.transport, self._owner.transport, self._runtime.settings
         if transport is None:
             return NEVER
-        if not self._closing:
+        if self._state is not SpliceState.CLOSING:
             if owner is None or owner.is_reading():
                 return NEVER
             if not is_closed(owner.get_extra_info("socket")):
                 return now + settings.close_timeout_s
             self._begin_closing()
-        left = outstanding(transport)
-        moving = self._outstanding < 0 or left < self._outstanding
-        if left and moving and now - self._closing_since < settings.stall_timeout_s:
-            self._outstanding = left
+        assert self._last_bytes is not None
+        if self._last_bytes.may_go_on(transport, now, settings):
             return now + settings.close_timeout_s
         self.abort()
         return NEVER
+
+    def _note(self, event: SpliceEvent) -> None:
+        """An end of the client: the first of them counts."""
+        if event in TRANSITIONS[self._state]:
+            self._go(event)
+
+    def _go(self, event: SpliceEvent) -> None:
+        state = TRANSITIONS[self._state].get(event)
+        assert state is not None, f"{event} in {self._state}"
+        self._state = state
 
 
 def open_splice(runtime: Runtime, price_bytes: int) -> Splice | Refusal:
@@ -241,13 +295,3 @@ def is_closed(sock: socket.socket) -> bool:
 def reason_of_end(sock: socket.socket) -> CloseReason:
     """At the owner, after a FIN on its end of the pair: did the reader leave, or the process in between?"""
     return CloseReason.NETWORK_LOST if is_closed(sock) else CloseReason.READER_GONE
-
-
-def outstanding(transport: asyncio.Transport) -> int:
-    """Bytes that were written and that the peer's kernel has not taken (acknowledged) yet."""
-    sock = transport.get_extra_info("socket")
-    queued = 0
-    if sock is not None:
-        packed = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-        queued = int(struct.unpack("i", packed)[0])
-    return transport.get_write_buffer_size() + queued

@@ -18,12 +18,10 @@ import asyncio
 import contextlib
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
+from streamd.net.client import ClientConnection
 from streamd.reasons import CloseReason
-
-if TYPE_CHECKING:
-    from streamd.net.client import ClientConnection
 
 # A quarter of a TLS record (RFC 8446 5.1): twenty tokens in one piece, and 12 KB less for each BIO that ever saw a
 # body.

@@ -312,32 +312,16 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         if payloads:
             # All events of one read in one write, also where each came in a chunk of its own.
             pieces = splitter.feed(payloads[0] if len(payloads) == 1 else b"".join(payloads))
-            if len(pieces) == 1 and pieces[0][-2:] == b"\n\n":
-                stream.append(pieces[0], self._time())
-            elif pieces:
-                self._append(pieces)
+            if pieces:
+                stream.append_pieces(pieces, self._time())
         self._quick = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
         if decoder.done:
             self._append(splitter.finish())
             self._finish()
 
     def _append(self, pieces: list[bytes]) -> None:
-        """Events and loose lines, in order; neighbouring events in one write."""
-        stream = self.stream
-        if stream is None or not pieces:
-            return
-        now = self._time()
-        events: list[bytes] = []
-        for piece in pieces:
-            if piece[-2:] == b"\n\n":
-                events.append(piece)
-                continue
-            if events:
-                stream.append_all(events, now)
-                events = []
-            stream.loose(piece, now)
-        if events:
-            stream.append_all(events, now)
+        if self.stream is not None and pieces:
+            self.stream.append_pieces(pieces, self._time())
 
     def _take_body(self, data: bytes) -> None:
         decoder, asker = self._decoder, self._asker

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streamd.config import Settings
+from streamd.core.refusal import Refusal, Retry
 from streamd.net.problem import Problem
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Board, Upstream
 from streamd.reasons import CloseReason
+
+NONE_AVAILABLE = Refusal(
+    CloseReason.NO_UPSTREAM,
+    "no_upstream_available",
+    "No upstream can take this request now: all are at their limit or failing. Try again shortly.",
+    retry=Retry.SOON,
+)
 
 
 class Upstreams:
@@ -62,14 +70,7 @@ class Upstreams:
             raise self._nobody(model)
         chosen = self.free(model, now, without=without)
         if chosen is None:
-            raise Problem(
-                503,
-                "No upstream can take this request now: all are at their limit or failing. Try again shortly.",
-                code="no_upstream_available",
-                reason=CloseReason.NO_UPSTREAM,
-                retry_after_s=self._runtime.retry_after_s(),
-                should_retry=True,
-            )
+            raise self._runtime.refused(NONE_AVAILABLE)
         return chosen
 
     def free(self, model: str, now: float, *, without: tuple[Upstream, ...] = ()) -> Upstream | None:

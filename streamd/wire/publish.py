@@ -17,7 +17,7 @@ from typing import Protocol
 
 import orjson
 
-from streamd.wire.sse import EventSplitter, EventTooLarge, parse_event
+from streamd.wire.sse import EventSplitter, EventTooLarge, is_event, parse_event
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
@@ -183,18 +183,18 @@ class EventsPublication:
 
     def _check(self, piece: bytes) -> None:
         """Raise PublishError if the event, or the loose lines, may not go out."""
-        is_event = piece.endswith(b"\n\n")
-        self._events += is_event
-        if self.done and is_event:
+        whole = is_event(piece)
+        self._events += whole
+        if self.done and whole:
             raise PublishError(f"Event {self._events} comes after [DONE].", "after_done")
-        where = f"Event {self._events}" if is_event else f"What follows event {self._events}"
+        where = f"Event {self._events}" if whole else f"What follows event {self._events}"
         if b"\0" in piece:
             raise PublishError(f"{where} has a NUL byte.", "bad_event")
         try:
             piece.decode()
         except UnicodeDecodeError as error:
             raise PublishError(f"{where} is not UTF-8 at its byte {error.start}.", "bad_utf8") from None
-        if b"[DONE]" in piece and is_event:
+        if b"[DONE]" in piece and whole:
             self.done = parse_event(piece)[1] == b"[DONE]"
 
 

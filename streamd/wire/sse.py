@@ -49,12 +49,16 @@ class EventTooLarge(Exception):
         self.before = before
 
 
+def is_event(piece: bytes) -> bool:
+    """Whether a piece of an EventSplitter is an event, and not loose lines."""
+    return piece[-2:] == b"\n\n"
+
+
 class EventSplitter:
     """Cuts an upstream's bytes into events. Any split of the input gives the same output.
 
     Each piece returned is either an *event*: it ends in a blank line, has a data line, LF line ends and no id; or
-    *loose lines*: comments and `retry` of a block without data, ending in exactly one LF. `piece.endswith(b"\\n\\n")`
-    tells which.
+    *loose lines*: comments and `retry` of a block without data, ending in exactly one LF. is_event() tells which.
     """
 
     __slots__ = ("_edge", "_event_bytes_max", "_held", "pending")

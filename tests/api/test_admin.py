@@ -10,7 +10,7 @@ from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, get, po
 
 from streamd.api.admin import LEVELS, STREAMS_SHOWN_MAX, WORST
 from streamd.daemon import logs
-from streamd.daemon.drain import State
+from streamd.daemon.control import DaemonState
 from streamd.net.inquiry import ANSWER_S, Inquiries
 from streamd.net.peers import Note, Peers
 from streamd.reasons import CloseReason
@@ -63,7 +63,7 @@ def test_a_drain_is_answered_and_lets_generations_end() -> None:
         r.reply(SSE_HEAD + chunk(event("a")))
         answer = admin(r, get("/drain", "Content-Length: 0", method="POST")).answer
         assert (answer.status, json.loads(answer.body)) == (202, {"state": "draining"})
-        assert r.worker.state is State.DRAINING and not r.worker.drained.done()
+        assert r.worker.state is DaemonState.DRAINING and not r.worker.drained.done()
         assert not reader.gone
         r.reply(chunk(event("b"), DONE) + LAST)
         r.pass_time(1)
@@ -168,8 +168,7 @@ class Others:
     def __init__(self, r: Rig) -> None:
         self.r = r
         self.asked: list[Note] = []
-        self.inquiries = r.runtime.inquiries = Inquiries(r.loop, cast(Peers, self))
-        self.inquiries.answerers.update(r.worker._answerers)
+        self.inquiries = r.runtime.inquiries = Inquiries(r.loop, cast(Peers, self), r.worker._answerers)
         r.runtime.peers = cast(Peers, self)
 
     def others(self) -> list[int]:

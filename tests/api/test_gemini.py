@@ -171,7 +171,7 @@ def test_without_a_key_file_the_key_says_whose_stream_it_is() -> None:
     with rig() as r:
         streaming(r, path=STREAM + "&key=AIza-one")
         (stream,) = r.runtime.hub
-        assert stream.owner.startswith("h-")
+        assert stream.terms.owner.startswith("h-")
         listed = r.client(get("/v1/streams", "X-Goog-Api-Key: AIza-one")).answer
         assert [each["id"] for each in json.loads(listed.body)["data"]] == [stream.id]
 

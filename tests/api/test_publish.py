@@ -173,7 +173,11 @@ def test_every_option_is_taken() -> None:
             "public": True,
         }
         stream = opened(r, **options)
-        assert (stream.retention_s, stream.policy, stream.name_public) == (300.0, Policy.DROP_OLDEST, True)
+        assert (stream.terms.retention_s, stream.terms.policy, stream.terms.name_public) == (
+            300.0,
+            Policy.DROP_OLDEST,
+            True,
+        )
         assert (stream.log.bytes_max, stream.log.events_max) == (65536, 500)
         assert stream.fanout is not None
         assert stream.fanout.batches
@@ -223,7 +227,7 @@ def test_options_that_are_no_object(body: bytes, code: str) -> None:
 def test_settings_are_the_defaults() -> None:
     with publishing(flush_interval_s=0.05, retention_s=7.0) as r:
         stream = opened(r)
-        assert stream.retention_s == 7.0
+        assert stream.terms.retention_s == 7.0
         assert stream.fanout is not None
 
 

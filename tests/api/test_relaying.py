@@ -73,7 +73,7 @@ def test_a_route_of_its_own() -> None:
         client = r.client(post({"model": "m", "stream": True, "prompt": "x"}, path="/v1/completions"))
         r.reply(SSE_HEAD)
         (stream,) = r.runtime.hub
-        assert stream.policy.value == "drop_oldest" and stream.detach_grace_s == 20.0
+        assert stream.terms.policy.value == "drop_oldest" and stream.terms.detach_grace_s == 20.0
         r.pass_time(6)
         assert client.raw.endswith(b": hb\n\r\n")
         client.fin()

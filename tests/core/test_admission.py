@@ -13,8 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from streamd.core.admission import (
     KIB,
     MIB,
-    RETRY_S_MAX,
-    RETRY_S_MIN,
+    REFUSALS,
     AddressGate,
     Admission,
     Budget,
@@ -27,6 +26,7 @@ from streamd.core.admission import (
     Slot,
     address_key,
 )
+from streamd.core.refusal import Refusal, Retry
 from streamd.core.ring import SLOT_BYTES
 from streamd.reasons import CloseReason
 
@@ -44,8 +44,13 @@ def budget_for(pairs: int, *, prices: Prices = PRICES, demands: Demands = DEMAND
     return Budget.compute(resources, demands, prices)
 
 
+def gate_of(refusal: Refusal) -> Gate:
+    """The gate that refused."""
+    return next(gate for gate, each in REFUSALS.items() if each is refusal)
+
+
 def admission_for(pairs: int, limits: Limits | None = None, demands: Demands = DEMANDS) -> Admission:
-    return Admission(budget_for(pairs, demands=demands), limits or Limits(), random.Random(1))
+    return Admission(budget_for(pairs, demands=demands), limits or Limits())
 
 
 class TestPrices:
@@ -179,7 +184,7 @@ class TestConnections:
         assert [admission.admit_connection(PRICES.tcp_bytes) for _ in range(3)] == [None] * 3
         refusal = admission.admit_connection(PRICES.tcp_bytes)
         assert refusal is not None
-        assert (refusal.gate, refusal.status, refusal.reason) == (Gate.CONNECTIONS, 503, CloseReason.OVER_BUDGET)
+        assert (gate_of(refusal), refusal.status, refusal.reason) == (Gate.CONNECTIONS, 503, CloseReason.OVER_BUDGET)
         admission.release_connection(PRICES.tcp_bytes)
         assert admission.admit_connection(PRICES.tcp_bytes) is None
 
@@ -193,12 +198,12 @@ class TestConnections:
         admission = admission_for(1)
         refusal = admission.admit_connection(10 * PRICES.tls_tcp_bytes)
         assert refusal is not None
-        assert refusal.gate is Gate.MEMORY
+        assert gate_of(refusal) is Gate.MEMORY
 
     def test_an_address_without_room_gets_429_and_is_counted(self) -> None:
         admission = admission_for(10)
         refusal = admission.refuse_address()
-        assert (refusal.gate, refusal.status) == (Gate.ADDRESS, 429)
+        assert (gate_of(refusal), refusal.status) == (Gate.ADDRESS, 429)
         assert admission.refused()["address"] == 1
 
     def test_a_refused_one_took_nothing(self) -> None:
@@ -210,12 +215,12 @@ class TestConnections:
 
     def test_descriptors_are_counted_with_the_idle_upstreams(self) -> None:
         budget = Budget.compute(Resources(GIB, "machine", 12 + 10), DEMANDS, PRICES)
-        admission = Admission(budget, Limits(), random.Random(1))
+        admission = Admission(budget, Limits())
         admission.note_idle_upstreams(9)
         assert admission.admit_connection(1) is None
         refusal = admission.admit_connection(1)
         assert refusal is not None
-        assert refusal.gate is Gate.DESCRIPTORS
+        assert gate_of(refusal) is Gate.DESCRIPTORS
         # A pooled connection is used for the relay, so it takes no further descriptor.
         assert admission.admit_relay() is None
 
@@ -241,14 +246,14 @@ class TestStreams:
         assert [admission.admit_stream() for _ in range(2)] == [None, None]
         refusal = admission.admit_stream()
         assert refusal is not None
-        assert (refusal.gate, refusal.code) == (Gate.STREAMS, "over_capacity")
+        assert (gate_of(refusal), refusal.code) == (Gate.STREAMS, "over_capacity")
 
     def test_upstream_in_flight(self) -> None:
         admission = admission_for(10, Limits(upstream_in_flight_max=1))
         assert admission.admit_relay() is None
         refusal = admission.admit_relay()
         assert refusal is not None
-        assert refusal.gate is Gate.UPSTREAM
+        assert gate_of(refusal) is Gate.UPSTREAM
         assert admission.admit_stream() is None
         admission.release_relay()
         assert admission.admit_relay() is None
@@ -260,7 +265,7 @@ class TestStreams:
         before = admission.status()["in_use"]
         refusal = admission.admit_relay()
         assert refusal is not None
-        assert refusal.gate is Gate.STREAMS
+        assert gate_of(refusal) is Gate.STREAMS
         assert admission.status()["in_use"] == before
 
     def test_what_a_relay_took_is_given_back(self) -> None:
@@ -276,7 +281,7 @@ class TestStreams:
         admission.charge_logs(budget_for(10).available_bytes)
         refusal = admission.admit_stream()
         assert refusal is not None
-        assert refusal.gate is Gate.MEMORY
+        assert gate_of(refusal) is Gate.MEMORY
         admission.charge_logs(-PRICES.stream_bytes)
         assert admission.admit_stream() is None
 
@@ -287,7 +292,7 @@ class TestStreams:
         admission.note_lag(0.9)
         refusal = admission.admit_relay()
         assert refusal is not None
-        assert refusal.gate is Gate.LOOP_LAG
+        assert gate_of(refusal) is Gate.LOOP_LAG
         assert admission.admit_connection(1) is None
         admission.note_lag(0.0)
         assert admission.admit_relay() is None
@@ -297,7 +302,7 @@ class TestStreams:
         admission.note_resident(budget_for(10).resources.memory_bytes + 1)
         refusal = admission.admit_stream()
         assert refusal is not None
-        assert refusal.gate is Gate.MEMORY
+        assert gate_of(refusal) is Gate.MEMORY
 
 
 class TestBodies:
@@ -306,7 +311,7 @@ class TestBodies:
         assert admission.admit_body(MIB - 1) is None
         refusal = admission.admit_body(2)
         assert refusal is not None
-        assert refusal.gate is Gate.BODIES
+        assert gate_of(refusal) is Gate.BODIES
         admission.release_body(MIB - 1)
         assert admission.admit_body(MIB) is None
 
@@ -315,8 +320,8 @@ class TestWorkers:
     def test_rows_are_summed_and_only_the_own_one_is_written(self) -> None:
         budget = budget_for(3, workers=2)
         rows = [[0] * len(Slot), [0] * len(Slot)]
-        first = Admission(budget, Limits(), random.Random(1), rows[0], [rows[1]])
-        second = Admission(budget, Limits(), random.Random(2), rows[1], [rows[0]])
+        first = Admission(budget, Limits(), rows[0], [rows[1]])
+        second = Admission(budget, Limits(), rows[1], [rows[0]])
         assert first.admit_connection(1) is None
         assert second.admit_connection(1) is None
         assert first.admit_connection(1) is None
@@ -326,17 +331,15 @@ class TestWorkers:
 
     def test_logs_are_shared_out(self) -> None:
         budget = budget_for(10, workers=2)
-        assert Admission(budget, Limits(), random.Random(1)).logs_bytes_max == budget.logs_bytes_max // 2
+        assert Admission(budget, Limits()).logs_bytes_max == budget.logs_bytes_max // 2
 
 
 class TestRefusal:
-    def test_retry_after_is_jittered_within_its_bounds(self) -> None:
+    def test_it_may_be_tried_again_when_others_have_left(self) -> None:
         admission = admission_for(1)
         admission.admit_stream()
-        seconds = {refusal.retry_after_s for _ in range(300) if (refusal := admission.admit_stream())}
-        assert min(seconds) > RETRY_S_MIN
-        assert max(seconds) <= RETRY_S_MAX
-        assert len(seconds) == RETRY_S_MAX - RETRY_S_MIN
+        refusal = admission.admit_stream()
+        assert refusal is not None and refusal.retry is Retry.WITH_ROOM
 
     def test_every_gates_refusal_is_counted(self) -> None:
         admission = admission_for(1)

@@ -9,7 +9,7 @@ import pytest
 from fakes import event
 from hypothesis import given
 from hypothesis import strategies as st
-from sinks import RING_BYTES_MAX, RING_SLOTS, Loop, Reader, Source, feed, new_hub, new_stream, said
+from sinks import RING_BYTES_MAX, RING_SLOTS, Loop, Reader, Source, agree, feed, new_hub, new_stream, said
 
 from streamd.core import fanout as core_fanout
 from streamd.core import stream as core_stream
@@ -224,7 +224,9 @@ def test_a_reader_that_resumes_between_passes_and_is_full_at_once_loses_nothing_
 ) -> None:
     """The log is ahead of the ring then: the reader goes on where the ring ended, not at the log's end."""
     stream, loop, readers = crowd(policy=policy)
-    stream.catchup_bytes_max = 1  # so that one event is a piece, and the ring's events are no part of a larger one
+    agree(
+        stream, catchup_bytes_max=1
+    )  # so that one event is a piece, and the ring's events are no part of a larger one
     slow = readers[-1]
     slow.stall()
     for _ in range(3):
@@ -506,7 +508,7 @@ class Crowd:
         self.policy = policy
         self.loop = Loop()
         self.stream = new_stream(self.loop)
-        self.stream.catchup_bytes_max = 600
+        agree(self.stream, catchup_bytes_max=600)
         if flush_interval_s:
             self.stream.use_fanout(self.loop.fanout(self.stream, flush_interval_s))
         self.readers: list[Reader] = []

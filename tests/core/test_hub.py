@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import pytest
 from fakes import event
-from sinks import Loop, Reader, Source, feed, new_hub
+from sinks import Loop, Reader, Source, agree, feed, new_hub
 
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import CHARGE_TURNS, ID_LEN, Gone, Hub, body_hash
 from streamd.core.limits import Account
 from streamd.core.stream import CountedStream, Stream, Subscriber
+from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.event_id import valid_stream_id
@@ -21,7 +22,7 @@ from streamd.wire.event_id import valid_stream_id
 
 def opened(hub: Hub, now: float = 0.0, *, retention_s: float = 60.0, **given: object) -> Stream:
     stream = hub.open(Dialect.CHAT, now, **given)  # type: ignore[arg-type]
-    stream.retention_s = retention_s
+    agree(stream, retention_s=retention_s)
     stream.source = Source()
     return stream
 
@@ -103,7 +104,7 @@ def test_responses_are_found_by_the_id_that_the_upstream_gave_them() -> None:
     hub = new_hub()
     streams = [hub.open(Dialect.RESPONSES, 0.0) for _ in range(2)]
     for stream, owner in zip(streams, "ab", strict=True):
-        stream.owner = owner
+        agree(stream, owner=owner)
         stream.append(created("resp_1"), 1.0)
     assert [hub.by_response_id(owner, "resp_1") for owner in "abc"] == [*streams, None]
     streams[0].seal(CloseReason.COMPLETE, 1.0, clean=True)
@@ -124,7 +125,7 @@ def test_an_id_said_again_is_the_newest_streams() -> None:
 
 
 def conversation(hub: Hub, principal: str, name: str) -> CountedStream:
-    return hub.open_conversation(Dialect.CHAT, 0.0, principal=principal, conversation=name)
+    return hub.open_conversation(Dialect.CHAT, 0.0, conversation=name, terms=Terms(owner=principal))
 
 
 def test_a_conversation_is_its_newest_stream() -> None:
@@ -206,7 +207,7 @@ def test_a_published_stream_outlives_its_readers() -> None:
 def test_who_closed_decides_how_long_it_goes_on(left: CloseReason, grace_s: int) -> None:
     hub = new_hub()
     stream = opened(hub)
-    stream.detach_grace_s, stream.resume_grace_s = 10.0, 30.0
+    agree(stream, detach_grace_s=10.0, resume_grace_s=30.0)
     reading(hub, stream, left, now=5.0).leave()
     assert (hub.detached, stream.grace_until) == (1, 5.0 + grace_s)
     hub.sweep(hub, 5.0 + grace_s - 0.1)
@@ -218,7 +219,7 @@ def test_who_closed_decides_how_long_it_goes_on(left: CloseReason, grace_s: int)
 def test_a_reader_that_comes_back_settles_it_and_the_next_grace_is_whole() -> None:
     hub = new_hub()
     stream = opened(hub)
-    stream.detach_grace_s = 10.0
+    agree(stream, detach_grace_s=10.0)
     reading(hub, stream, now=0.0).leave()
     back = reading(hub, stream, now=8.0)
     assert (hub.detached, stream.grace_until) == (0, 0.0)
@@ -236,7 +237,7 @@ def test_live_streams_are_charged_in_turn_and_graces_end_at_once() -> None:
     charged: list[int] = []
     for turn in range(CHARGE_TURNS):
         hub.sweep(hub, 1.0, turn)
-        charged.append(sum(stream.counted_events == 3 for stream in streams))
+        charged.append(sum(stream.ledger.counted_events == 3 for stream in streams))
     assert charged == [1, 3, 4, 5]
     left = streams[0]
     hub.orphan(left, 5.0, CloseReason.READER_GONE, 1.0)
@@ -258,7 +259,7 @@ def test_the_detached_are_bounded() -> None:
     hub = new_hub(detached_max=2)
     streams = [opened(hub) for _ in range(3)]
     for stream in streams:
-        stream.detach_grace_s = 10.0
+        agree(stream, detach_grace_s=10.0)
         reading(hub, stream).leave()
     assert [stream.reason for stream in streams] == [None, None, CloseReason.READER_GONE]
     assert hub.detached == 2
@@ -308,7 +309,8 @@ def test_what_is_sealed_is_told_and_settled() -> None:
 def test_a_keys_account_pays_for_the_tokens() -> None:
     hub = new_hub()
     stream = opened(hub)
-    account = stream.account = Account()
+    account = Account()
+    agree(stream, account=account)
     account.streams_now = 1
     feed(stream, 10)
     hub.sweep(hub, 1.0)
@@ -374,7 +376,7 @@ def test_then_the_oldest_halves_of_the_longest() -> None:
 def test_a_read_stream_is_halved_and_not_removed() -> None:
     hub = new_hub()
     stream = opened(hub)
-    stream.catchup_bytes_max = 800
+    agree(stream, catchup_bytes_max=800)
     feed(stream, 2000)
     loop = Loop()
     reader = Reader(stream, loop, capacity=0)

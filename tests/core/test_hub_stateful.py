@@ -10,12 +10,13 @@ from fakes import PLENTY, event
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from sinks import Loop, Reader, Source, new_hub
+from sinks import Loop, Reader, Source, agree, new_hub
 
 from streamd.core import fanout as core_fanout
 from streamd.core import stream as core_stream
 from streamd.core.hub import body_hash
 from streamd.core.stream import CountedStream, Form, Policy, Stream, Sub, Subscriber
+from streamd.core.terms import Terms
 from streamd.reasons import By, CloseReason
 from streamd.wire.dialect import Dialect
 
@@ -71,10 +72,14 @@ class Life(RuleBasedStateMachine):
     # -- open
 
     def dress(self, stream: Stream, *, needs_reader: bool) -> None:
-        stream.retention_s = RETENTION_S
-        stream.detach_grace_s = GRACE_S if len(self.opened) % 2 else 0.0
-        stream.resume_grace_s = GRACE_S
-        stream.catchup_bytes_max = 800
+        detach_grace_s = GRACE_S if len(self.opened) % 2 else 0.0
+        agree(
+            stream,
+            retention_s=RETENTION_S,
+            detach_grace_s=detach_grace_s,
+            resume_grace_s=GRACE_S,
+            catchup_bytes_max=800,
+        )
         stream.source = self.sources[stream.id] = Source(needs_reader=needs_reader)
         self.opened.append(stream)
         self.bytes_said[stream.id] = 0
@@ -101,7 +106,7 @@ class Life(RuleBasedStateMachine):
         old = self.hub.by_conversation("p", name)
         if old is not None:
             old.cancel(CloseReason.CANCELLED, self.now, message="again")
-        stream = self.hub.open_conversation(Dialect.CHAT, self.now, principal="p", conversation=name)
+        stream = self.hub.open_conversation(Dialect.CHAT, self.now, conversation=name, terms=Terms(owner="p"))
         self.dress(stream, needs_reader=True)
 
     # -- publish
@@ -260,10 +265,10 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def accounts_are_sums(self) -> None:
         hub = self.hub
-        assert hub.log_bytes == sum(stream.charged_bytes for stream in hub)
+        assert hub.log_bytes == sum(stream.ledger.charged_bytes for stream in hub)
         assert hub.detached == sum(bool(stream.grace_until) for stream in hub)
         assert 0 <= hub.detached <= DETACHED_MAX
-        assert all(not stream.charged_bytes for stream in self.opened if not self.known(stream))
+        assert all(not stream.ledger.charged_bytes for stream in self.opened if not self.known(stream))
 
     @invariant()
     def seqs_have_no_hole(self) -> None:

@@ -11,6 +11,7 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sinks import agree
 from test_replay import chat, choice, coalesce_all, filled, read_all, runs, wire
 
 from streamd.core import kept as kept_module
@@ -19,6 +20,7 @@ from streamd.core.hub import Hub, body_hash
 from streamd.core.kept import KeptStream, StateError, choose, keep, load, read_header, restore, save
 from streamd.core.replay import ReplayLog, check_parts
 from streamd.core.stream import CountedStream, Stream
+from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect, sequence_number_of
 
@@ -35,7 +37,7 @@ def new_hub(incarnation: str = "AAAA", **limits: int) -> Hub:
 
 def opened(hub: Hub, events: Iterable[bytes], dialect: Dialect = Dialect.CHAT, **options: Any) -> Stream:
     stream = hub.open(dialect, NOW - 10, **options)
-    stream.retention_s = 60.0
+    agree(stream, retention_s=60.0)
     for event in events:
         stream.append(event, NOW - 5)
     return stream
@@ -112,11 +114,12 @@ def test_a_log_is_trimmed_to_smaller_caps() -> None:
 def test_a_cut_generation_comes_back_whole_with_its_error_for_last() -> None:
     hub = new_hub()
     stream = opened(hub, HELLO)
-    stream.owner, stream.model, stream.upstream = "key:one", "m", "gpu-1"
+    stream.upstream = "gpu-1"
+    agree(stream, owner="key:one", model="m")
     stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
     there, back = again(hub, stream)
     assert there.get(stream.id) is back
-    assert (back.owner, back.model, back.upstream, back.dialect) == ("key:one", "m", "gpu-1", Dialect.CHAT)
+    assert (back.terms.owner, back.terms.model, back.upstream, back.dialect) == ("key:one", "m", "gpu-1", Dialect.CHAT)
     assert (back.reason, back.ended_clean) == (CloseReason.RESTARTED, False)
     events = read_all(back.log, back.log.seek(1))
     assert [event for _, event in events[:-1]] == HELLO
@@ -142,8 +145,8 @@ def test_what_a_gap_a_usage_and_the_counts_need_comes_back() -> None:
 def test_a_stream_is_found_by_its_other_names_too() -> None:
     hub = new_hub()
     stream = opened(hub, [wire({"type": "response.created", "response": {"id": "resp_1"}})], Dialect.RESPONSES)
-    stream.owner = "key:one"
-    hub._keep_response_id(stream)
+    agree(stream, owner="key:one")
+    hub.stream_named(stream)
     hub.keep_key("key:one", "again", body_hash(b"{}"), stream)
     stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
     there, back = again(hub, stream)
@@ -157,8 +160,8 @@ def test_a_stream_is_found_by_its_other_names_too() -> None:
 
 def test_a_conversation_goes_on_counting_bytes() -> None:
     hub = new_hub()
-    stream = hub.open_conversation(Dialect.CHAT, NOW, principal="key:one", conversation="c 1/é")
-    stream.retention_s = 60.0
+    stream = hub.open_conversation(Dialect.CHAT, NOW, conversation="c 1/é", terms=Terms(owner="key:one"))
+    agree(stream, retention_s=60.0)
     for event in HELLO:
         stream.append(event, NOW)
     stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
@@ -172,7 +175,7 @@ def test_a_conversation_goes_on_counting_bytes() -> None:
 def test_a_published_stream_comes_back_live_and_goes_on() -> None:
     hub = new_hub()
     stream = opened(hub, [wire({"delta": "a"})], Dialect.UNKNOWN, name="news", epoch="abc_-1")
-    stream.published = stream.name_public = True
+    agree(stream, published=True, name_public=True)
     fanout = SlicedFanout(stream, soon=lambda turn: None, later=lambda s, turn: None, flush_interval_s=0.05)
     stream.use_fanout(fanout)
     (kept,) = loaded(saved(keep(hub, stream, NOW, UNIX)))
@@ -180,7 +183,7 @@ def test_a_published_stream_comes_back_live_and_goes_on() -> None:
     there = new_hub("BBBB")
     back = restore(there, kept, LATER, LATER_UNIX)
     assert back is not None and back.reason is None and back.source is None
-    assert back.published and back.name_public
+    assert back.terms.published and back.terms.name_public
     assert back.event_id(1) == "news:abc_-1:1"
     back.append(wire({"delta": "b"}), LATER)
     assert [event for _, event in read_all(back.log, back.log.seek(1))] == [wire({"delta": text}) for text in "ab"]
@@ -202,7 +205,7 @@ def test_responses_go_on_with_their_own_numbers() -> None:
 def kept_for(retention_s: float, sealed_s_ago: float) -> KeptStream:
     hub = new_hub()
     stream = opened(hub, HELLO)
-    stream.retention_s = retention_s
+    agree(stream, retention_s=retention_s)
     stream.seal(CloseReason.COMPLETE, NOW - sealed_s_ago, clean=True)
     return keep(hub, stream, NOW, UNIX)
 
@@ -230,7 +233,7 @@ def test_a_clock_that_was_set_back_counts_as_sealed_now() -> None:
 def test_a_cut_generation_is_kept_for_its_readers_to_come_back() -> None:
     hub = new_hub()
     stream = opened(hub, HELLO)
-    stream.retention_s, stream.resume_grace_s = 0.0, 30.0
+    agree(stream, retention_s=0.0, resume_grace_s=30.0)
     stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
     assert restore(new_hub(), keep(hub, stream, NOW, UNIX), LATER, LATER_UNIX) is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from unittest import mock
@@ -10,11 +11,12 @@ import pytest
 from fakes import DONE, PLENTY, event
 from hypothesis import given
 from hypothesis import strategies as st
-from sinks import RING_SLOTS, Loop, Reader, Source, feed, new_hub, new_stream, said
+from sinks import RING_SLOTS, Loop, Reader, Source, agree, feed, new_hub, new_stream, said
 
 from streamd.config import ROWS
 from streamd.core import stream as core_stream
-from streamd.core.stream import MARK_EVENTS, CountedStream, Form, Policy, Stream, Sub, Turn
+from streamd.core.stream import APPEND_BYTES_MAX, MARK_EVENTS, CountedStream, Form, Policy, Stream, Sub, Turn
+from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.sse import HEARTBEAT
@@ -27,6 +29,13 @@ def check_counters(reader: Reader) -> None:
     if reader.subscriber.form not in (Form.RAW_CHUNKED, Form.RAW_BARE):
         last = max([each.seq for each in reader.events], default=subscriber.seq_start - 1)
         assert subscriber.position == last + 1
+
+
+def test_a_stream_has_its_terms_in_one_object_that_does_not_change() -> None:
+    slots = [slot for kind in Stream.__mro__ for slot in getattr(kind, "__slots__", ())]
+    assert len(slots) <= 25
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        new_stream().terms.retention_s = 1.0  # type: ignore[misc]
 
 
 # -- live
@@ -49,6 +58,23 @@ def test_events_of_one_read_go_in_one_write() -> None:
     stream.append_all([event("a"), event("b"), event("c")], 1.0)
     stream.append_all([event("d")], 1.0)
     assert len(reader.frames) == 2
+    assert reader.seqs == [1, 2, 3, 4]
+
+
+def test_loose_lines_stay_between_the_events_that_they_came_between() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    stream.append_pieces([event("a"), event("b"), b": c\n", event("d"), event("e")], 1.0)
+    assert [len(reader.frames), reader.seqs] == [3, [1, 2, 3, 4]]
+    assert b": c\n" in reader.frames[1]
+
+
+def test_a_read_of_many_events_goes_in_writes_of_a_bounded_size() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    large = event("x" * 40_000)
+    stream.append_pieces([large, large, event("y"), large], 1.0)
+    assert [len(frame) <= APPEND_BYTES_MAX + 1000 for frame in reader.frames] == [True] * 3
     assert reader.seqs == [1, 2, 3, 4]
 
 
@@ -152,7 +178,7 @@ def test_coalesce_lets_the_ring_go_and_catches_up_from_the_log() -> None:
 
 def test_a_catch_up_writes_one_piece_a_turn() -> None:
     stream, loop = new_stream(), Loop()
-    stream.catchup_bytes_max = 2000
+    agree(stream, catchup_bytes_max=2000)
     reader = Reader(stream, loop)
     overflow(reader, stream, 3000)
     writes = len(reader.frames)
@@ -162,14 +188,14 @@ def test_a_catch_up_writes_one_piece_a_turn() -> None:
         before = len(reader.frames)
         loop.turn()
         assert len(reader.frames) - before == 1
-        assert len(reader.frames[-1]) < 2 * stream.catchup_bytes_max + 500
+        assert len(reader.frames[-1]) < 2 * stream.terms.catchup_bytes_max + 500
     assert reader.text == said(stream)
     check_counters(reader)
 
 
 def test_stalled_again_in_the_middle_of_a_catch_up() -> None:
     stream, loop = new_stream(), Loop()
-    stream.catchup_bytes_max = 1000
+    agree(stream, catchup_bytes_max=1000)
     reader = Reader(stream, loop)
     overflow(reader, stream, 1000)
     seen = set()
@@ -560,7 +586,7 @@ def test_a_farewell_says_where_the_reader_stands() -> None:
 def test_the_upstreams_own_name_of_a_response_is_told_once() -> None:
     hub = new_hub()
     stream = hub.open(Dialect.RESPONSES, 0.0)
-    stream.owner = "p"
+    agree(stream, owner="p")
     for name in ("resp_1", "resp_2"):
         data = {"type": "response.created", "sequence_number": 0, "response": {"id": name}}
         stream.append(b"data: " + json.dumps(data).encode() + b"\n\n", 1.0)
@@ -583,7 +609,7 @@ LOSSLESS = st.lists(
 def play(steps: list[tuple[str, int]], policy: Policy, form: Form = Form.CHUNKED, **bounds: int) -> Reader:
     """A reader's life with a stream, up to its end with everything read."""
     stream, loop = new_stream(**bounds), Loop()
-    stream.catchup_bytes_max = 700
+    agree(stream, catchup_bytes_max=700)
     reader = Reader(stream, loop, policy=policy, form=form, capacity=0, slots=32)
     for step, count in steps:
         if step == "feed":
@@ -646,7 +672,7 @@ def test_close_gives_a_beginning_without_a_hole(steps: list[tuple[str, int]]) ->
 
 
 def counted(**bounds: int) -> CountedStream:
-    return new_hub(**bounds).open_conversation(Dialect.CHAT, 0.0, principal="p", conversation="c")
+    return new_hub(**bounds).open_conversation(Dialect.CHAT, 0.0, conversation="c", terms=Terms(owner="p"))
 
 
 PIECES = st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=5), min_size=1, max_size=30)

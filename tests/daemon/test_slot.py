@@ -10,6 +10,7 @@ import pytest
 
 from streamd.config import Settings
 from streamd.daemon import systemd
+from streamd.daemon.control import STATE_S
 from streamd.daemon.parent import START_S_MAX, Parent
 from streamd.daemon.slot import RESTART_FORGET_S, Slot
 
@@ -58,6 +59,15 @@ def test_a_worker_that_starts_slowly_is_not_stuck(alone: Parent, slot: Slot, kil
 
 def test_a_worker_that_never_starts_is_stuck_in_the_end(alone: Parent, slot: Slot, killed: list[int]) -> None:
     alone._look_after(slot, 1000.0 + START_S_MAX)
+    assert killed == [0]
+
+
+def test_a_worker_that_saves_streams_is_neither_stuck_nor_overdue(alone: Parent, slot: Slot, killed: list[int]) -> None:
+    slot.ready = slot.saving = True
+    alone._kill_at = 1001.0
+    alone._look_after(slot, 1000.0 + STATE_S - 0.1)
+    assert not killed
+    alone._look_after(slot, 1000.0 + STATE_S)
     assert killed == [0]
 
 

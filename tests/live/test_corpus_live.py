@@ -13,8 +13,7 @@ from fakes import Answer, answers_in, get
 from loopback import Conn, Daemon, RawUpstream, raw_upstream, run, serving
 
 from streamd.config import UpstreamSettings
-from streamd.net.client import ClientConnection
-from streamd.net.request import Request
+from streamd.net import answer as net_answer
 from streamd.reasons import CloseReason
 from streamd.wire.http1 import RemoteProtocolError
 
@@ -51,8 +50,8 @@ async def all_rows(rows: list[Any], check: Any) -> list[str]:
     return wrong
 
 
-def at_once(connection: ClientConnection, request: Request) -> None:
-    connection.answer(204)
+def at_once(answer: net_answer.Answer) -> None:
+    answer.send(204)
 
 
 async def check_request(d: Daemon, row: Any) -> str:
@@ -78,13 +77,14 @@ def test_every_request_row() -> None:
     async def main() -> None:
         async with serving() as d:
             # What goes upstream is answered here: rows are about what is a request, and their FIN would cancel it.
-            plan = d.runtime.plan
+            application = d.worker.application
+            plan = application.plan
 
-            def planned(connection: ClientConnection, request: Request) -> Any:
-                made = plan(connection, request)
+            def planned(answer: net_answer.Answer) -> Any:
+                made = plan(answer)
                 return made if made.take_body else type(made)(answer=at_once)
 
-            d.runtime.plan = planned
+            application.plan = planned
             assert await all_rows(REQUESTS, lambda row: check_request(d, row)) == []
             assert d.runtime.bodies_bytes == 0
             await d.until(lambda: len(d.runtime.clients) == 0)

@@ -15,7 +15,7 @@ from tlspeer import TlsClient, client_context, make_certificate
 
 from streamd.addresses import parse_address
 from streamd.daemon import listen, logs
-from streamd.net.client import At
+from streamd.net.client import ClientState
 from streamd.reasons import CloseReason
 from streamd.wire.proxy_v2 import SIGNATURE
 
@@ -105,7 +105,7 @@ def test_the_time_for_it_is_absolute() -> None:
             (client,) = daemon.runtime.clients
             wire = header(more=bytes(3000))
             sent = 0
-            while client.at is At.HEAD and sent < len(wire):
+            while client.at is ClientState.FRESH and sent < len(wire):
                 await conn.send(wire[sent : sent + 1])
                 sent += 1
                 next_at = daemon.loop.time() + 0.02

@@ -18,13 +18,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fakes import CHAT, answers_in, events_in, get, post
 from loopback import FAST, Daemon, run, serving
+from sinks import agree
 from tlspeer import TlsClient, client_context, make_certificate
 
 from streamd.api.publish import Publisher
 from streamd.config import ConfigError
 from streamd.core.stream import Policy
 from streamd.daemon import access_files
-from streamd.net.client import At, ClientConnection
+from streamd.net.client import ClientConnection
 from streamd.net.tls import PIECE_BYTES_MAX, TlsFilesError, load_context
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
@@ -127,7 +128,7 @@ def test_a_record_that_was_changed_on_the_way(files: dict[str, str]) -> None:
 
 def only(daemon: Daemon) -> ClientConnection:
     """The connection that reads a stream."""
-    (found,) = [client for client in daemon.runtime.clients if client.at is At.STREAMING]
+    (found,) = [client for client in daemon.runtime.clients if client.reader is not None]
     return found
 
 
@@ -163,7 +164,7 @@ def published(daemon: Daemon) -> Any:
     """A stream that the test publishes to, named room."""
     daemon.runtime.admit_stream()
     stream = daemon.runtime.hub.open(Dialect.UNKNOWN, daemon.loop.time(), name="room", epoch="abcdef")
-    stream.policy = Policy.COALESCE
+    agree(stream, policy=Policy.COALESCE)
     stream.source = Publisher(daemon.runtime, stream)
     return stream
 

@@ -297,7 +297,7 @@ CORE: Final = (
         "a removed stream's log weighs on the budget for ever",
         "core/hub.py",
         "Hub.remove",
-        "        self.log_bytes -= stream.charged_bytes\n",
+        "        self.log_bytes -= stream.ledger.charged_bytes\n",
         "",
     ),
     Mutant(
@@ -311,8 +311,8 @@ CORE: Final = (
         "retention is counted from a stream's beginning",
         "core/hub.py",
         "Hub.sweep",
-        "stream.sealed_at + stream.retention_s",
-        "stream.opened_at + stream.retention_s",
+        "stream.sealed_at + stream.terms.retention_s",
+        "stream.opened_at + stream.terms.retention_s",
     ),
     Mutant(
         "when memory runs short the newest finished streams go first",
@@ -325,8 +325,8 @@ CORE: Final = (
         "tokens are charged to a key again and again",
         "core/hub.py",
         "Hub.charge",
-        "stream.account.tokens_total += text_events - stream.counted_text_events",
-        "stream.account.tokens_total += text_events",
+        "tokens_total += text_events - stream.ledger.counted_text_events",
+        "tokens_total += text_events",
     ),
     Mutant(
         "a key's request is forgotten when the stream of a forgotten one is removed",
@@ -361,7 +361,7 @@ CORE: Final = (
         "readers of a cut generation who were told to come back find nothing",
         "core/kept.py",
         "keep",
-        "retention_s = max(retention_s, stream.resume_grace_s)",
+        "retention_s = max(retention_s, stream.terms.resume_grace_s)",
         "pass",
     ),
     Mutant(
@@ -540,7 +540,7 @@ API: Final = (
     Mutant(
         "readers that leave while they wait for a name stay in the table",
         "api/streams.py",
-        "WaitForName.reader_gone",
+        "WaitForName.on_gone",
         "        self._streams.forget_waiting(self)\n",
         "",
     ),
@@ -805,40 +805,40 @@ WIRE: Final = (
 )
 
 NET: Final = (
-    # net/client.py: deadlines, keep-alive, pipelining, close and abort
+    # net/client.py and its parts net/answer.py, intake, origin, outlet: deadlines, keep-alive, pipelining, ends
     Mutant(
         "a reader that leaves while its end waits in the transport counts as complete",
-        "net/client.py",
-        "ClientConnection._reason_of_reader",
-        " and not self.paused",
+        "net/answer.py",
+        "Answer._reason_of_reader",
+        " and not self._carrier.paused",
         "",
     ),
     Mutant(
         "a reader that leaves before it got all events counts as complete",
-        "net/client.py",
-        "ClientConnection._reason_of_reader",
+        "net/answer.py",
+        "Answer._reason_of_reader",
         " and reader.at_end",
         "",
     ),
     Mutant(
         "a paused reader whose token expired reads on until it stalls",
         "net/client.py",
-        "ClientConnection._due_stall",
-        "self._progress_at + limit_s, self._expires_at())",
-        "self._progress_at + limit_s)",
+        "ClientConnection._due_answer",
+        "return min(self._next_look(), answer.expires_at)",
+        "return self._next_look()",
     ),
     Mutant(
         "a slow reader that takes bytes counts as stalled",
-        "net/client.py",
-        "ClientConnection._due_stall",
-        "                self._progress_at = now\n",
+        "net/outlet.py",
+        "Stall.is_over",
+        "                self.progress_at = now\n",
         "                pass\n",
     ),
     Mutant(
         "requests are begun while their client takes no answers",
         "net/client.py",
         "ClientConnection._take",
-        " or (self.at is At.HEAD and self.paused)",
+        " and not self.paused",
         "",
     ),
     Mutant(
@@ -851,45 +851,45 @@ NET: Final = (
     Mutant(
         "a stalled peer keeps a closed connection's socket",
         "net/client.py",
-        "ClientConnection.close",
+        "ClientConnection._begin_closing",
         "        self._arm_abort()\n",
         "",
     ),
     Mutant(
         "a connection whose answer ends in a drain is kept alive",
         "net/client.py",
-        "ClientConnection._next",
+        "ClientConnection.answered",
         " or self._runtime.draining",
         "",
         ("tests/net/test_client.py", "tests/daemon/test_drain.py"),
     ),
     Mutant(
         "an HTTP/1.0 answer that was cut off looks whole",
-        "net/client.py",
-        "ClientConnection.pass_head",
-        "            self._linger_s(0)\n",
+        "net/answer.py",
+        "Answer.proxy_head",
+        "            self._reset_on_close(on=True)\n",
         "",
         ("tests/net/test_client.py", "tests/net/test_exchange.py", "tests/live/test_http10.py"),
     ),
     Mutant(
         "a connection that was turned away gives back a reserved place that it never had",
-        "net/client.py",
-        "ClientConnection.connection_lost",
-        "elif not self._turned_away:",
+        "net/origin.py",
+        "Origin.leave",
+        "elif self._place is Place.RESERVED:",
         "else:",
     ),
     Mutant(
         "a body that was refused in the middle stays in the books",
-        "net/client.py",
-        "ClientConnection._forget_body",
-        "            self._runtime.let_body_go(len(self._body))\n",
+        "net/intake.py",
+        "Intake.break_off",
+        "            self._runtime.let_body_go(len(held))\n",
         "            pass\n",
     ),
     Mutant(
         "a reader that half-closes loses the end of a finished answer",
         "net/client.py",
         "ClientConnection.eof_received",
-        "if self.at is At.STREAMING and self.reader is not None and self.reader.stream.reason is not None:",
+        "if answer is not None and answer.is_ending:",
         "if False:",
     ),
     # net/upstream.py: the quick path, the pool, half events
@@ -950,19 +950,19 @@ NET: Final = (
         "",
         ("tests/net/test_upstream.py", "tests/net/test_exchange.py", "tests/net/test_upstreams.py"),
     ),
-    # net/exchange.py: retries, time limits, cancelling
+    # net/exchange.py, net/attempt.py, net/fetch.py: retries, time limits, cancelling
     Mutant(
         "between an upstream's head and its first event no ttft_timeout runs",
         "net/exchange.py",
         "Exchange._next_due",
         "if before_first and route.ttft_timeout_s:",
-        "if self._phase is Phase.ASKED and route.ttft_timeout_s:",
+        "if self._state is ExchangeState.ASKED and route.ttft_timeout_s:",
     ),
     Mutant(
         "a request is sent again after its fresh connection broke, and is paid for twice",
         "net/exchange.py",
         "Exchange.on_broken",
-        " and self._answers_before",
+        " and attempt.is_reused",
         "",
     ),
     Mutant(
@@ -976,7 +976,7 @@ NET: Final = (
         "a slow reader makes its upstream look silent",
         "net/exchange.py",
         "Exchange._reader_is_slow",
-        "self.connection.paused",
+        "self.answer.paused",
         "False",
     ),
     Mutant(
@@ -995,10 +995,11 @@ NET: Final = (
     ),
     Mutant(
         "a fetch that nobody waits for any more leaves its connection open",
-        "net/fetch.py",
-        "Fetch._close",
-        "            self._link.close()\n",
+        "net/attempt.py",
+        "Attempt.end",
+        "            link.close()\n",
         "            pass\n",
+        ("tests/net/test_fetch.py", "tests/net/test_exchange.py"),
     ),
     # net/peers.py, net/splice.py, net/tls.py, net/sweep.py
     Mutant(
@@ -1085,8 +1086,8 @@ DAEMON: Final = (
         "a connection that was accepted just before a drain is closed unheard",
         "daemon/drain.py",
         "Drain._close_idle",
-        "(client.seasoned or all_of_them)",
-        "True",
+        "fresh_too=all_of_them",
+        "fresh_too=True",
     ),
     Mutant(
         "a generation within its grace does not hold a drain open",

@@ -29,7 +29,10 @@ from fakes import (
 from streamd.core.admission import Admission, Gate
 from streamd.core.stream import DIRECT_READERS_MAX
 from streamd.daemon.listen import KEEPALIVE_IDLE_S
-from streamd.net.client import TRANSITIONS, At, ClientConnection
+from streamd.net.answer import Answer
+from streamd.net.client import TRANSITIONS, ClientConnection, ClientState
+from streamd.net.origin import Entrance
+from streamd.net.request import Request
 from streamd.reasons import CloseReason
 
 
@@ -44,9 +47,9 @@ def reading(r: Rig, *fields: str, capacity: int = 1 << 60, version: str = "1.1")
 
 
 def test_the_table_has_a_way_out_of_every_place() -> None:
-    assert set(TRANSITIONS) == set(At)
+    assert set(TRANSITIONS) == set(ClientState)
     for at, steps in TRANSITIONS.items():
-        assert at is At.LOST or At.LOST in steps.values()
+        assert at is ClientState.LOST or ClientState.LOST in steps.values()
 
 
 def test_a_head_in_any_cut() -> None:
@@ -259,7 +262,7 @@ def test_a_later_head_has_its_time_from_its_first_byte() -> None:
         client = r.client(get())
         r.pass_time(50)
         for _ in range(11):
-            client.send(b"G" if client.connection._reader_of_heads is None else b"E")
+            client.send(b"G" if client.connection._heads is None else b"E")
             r.pass_time(1.0)
         assert client.statuses == [200, 408]
 
@@ -686,8 +689,8 @@ def test_the_right_to_read_ends_in_time_whatever_else_the_reader_waits_for(
     soon = {"retention_s": 1.0, "detach_grace_max_s": 1.0, "resume_grace_s": 1.0}
     with rig(stall_timeout_s=stall_timeout_s, heartbeat_s=heartbeat_s, **soon) as r:
         client = r.client(post(CHAT), capacity=PLENTY if pause == "none" else 600)
-        assert client.connection.request is not None
-        client.connection.request.expires_at = r.loop.time() + 40.0
+        assert client.connection.answer is not None
+        client.connection.answer.request.expires_at = r.loop.time() + 40.0
         r.reply(SSE_HEAD)
         r.reply(chunk(event("a" * 1000)))
         assert client.connection.paused is (pause != "none")
@@ -750,10 +753,10 @@ def test_an_event_source_that_is_refused_for_now_is_told_to_come_back(status: in
     with rig() as r:
         reason = CloseReason.OVER_BUDGET if status == 503 else CloseReason.RATE_LIMITED
 
-        def refuse(connection: ClientConnection, request: object) -> None:
+        def refuse(answer: Answer) -> None:
             raise Problem(status, "Not now.", code=limit, reason=reason, retry_after_s=3)
 
-        r.runtime.plan = refuse  # type: ignore[assignment]
+        r.worker.application.plan = refuse  # type: ignore[assignment]
         source = r.client(get("/v1/streams/x", "Accept: text/event-stream"))
         answer = source.answer
         assert answer.status == 200 and answer.get("content-type") == "text/event-stream; charset=utf-8"
@@ -877,15 +880,15 @@ def test_a_bug_is_told_and_only_this_connections() -> None:
         bugs: list[str] = []
         r.runtime.on_bug = lambda where, error: bugs.append(where)
 
-        def broken(connection: ClientConnection, request: object) -> None:
+        def broken(answer: Answer) -> None:
             raise ZeroDivisionError
 
-        plan = r.runtime.plan
-        r.runtime.plan = broken  # type: ignore[assignment]
+        application = r.worker.application
+        plan, application.plan = application.plan, broken  # type: ignore[assignment]
         client = r.client(get())
         assert client.answer.status == 500 and client.answer.error["code"] == "internal"
         assert bugs == ["client.data_received"] and r.runtime.counters.bugs == 1
-        r.runtime.plan = plan
+        application.plan = plan
         assert r.client(get()).statuses == [200]
         r.runtime.counters.bugs = 0
 
@@ -906,7 +909,7 @@ def test_a_problem_between_requests_can_only_end_the_connection() -> None:
 
     with rig() as r:
         client = r.client()
-        client.connection.answer_problem(not_found("/"))
+        client.connection.last_word(not_found("/"))
         r.turn()
         assert client.gone and r.closed == {CloseReason.NOT_FOUND: 1}
 
@@ -914,18 +917,19 @@ def test_a_problem_between_requests_can_only_end_the_connection() -> None:
 def test_the_peer_for_the_log() -> None:
     with rig() as r:
         client = r.client()
-        assert client.connection.peer == "192.0.2.1:40000"
+        request = Request.unparsed(now=0.0, route=r.runtime.settings.route(""))
+        assert client.connection.origin.peer(request) == "192.0.2.1:40000"
 
         class Unix(FakeTransport):
             def get_extra_info(self, name: str, default: object = None) -> object:
                 return "" if name == "peername" else default
 
-        client.connection.transport = Unix(r.loop, client.connection)
-        assert client.connection.peer == "unix"
+        client.connection.origin._transport = Unix(r.loop, client.connection)
+        assert client.connection.origin.peer(request) == "unix"
 
 
 def test_each_connection_costs_its_slots_and_no_dict() -> None:
-    assert not hasattr(ClientConnection, "__dict__") or "__dict__" not in dir(ClientConnection(None))  # type: ignore[arg-type]
+    assert not hasattr(ClientConnection, "__dict__") or "__dict__" not in dir(ClientConnection(None, Entrance(None)))  # type: ignore[arg-type]
     assert dataclasses.is_dataclass(ClientConnection) is False
 
 

@@ -28,7 +28,7 @@ from fakes import (
 
 from streamd.config import UpstreamSettings
 from streamd.net.client import BROKEN_END_S
-from streamd.net.exchange import TRANSITIONS, Phase
+from streamd.net.exchange import TRANSITIONS, ExchangeState
 from streamd.reasons import CloseReason
 
 TWO = (UpstreamSettings(name="a", url="http://a.test:1"), UpstreamSettings(name="b", url="http://b.test:2"))
@@ -59,8 +59,9 @@ def pooled(r: Rig, count: int = 1) -> None:
 
 
 def test_the_table_has_an_end() -> None:
-    assert set(TRANSITIONS) == set(Phase)
-    assert all(Phase.OVER in steps for phase, steps in TRANSITIONS.items() if phase is not Phase.OVER)
+    assert set(TRANSITIONS) == set(ExchangeState)
+    over = ExchangeState.OVER
+    assert all(over in steps for state, steps in TRANSITIONS.items() if state is not over)
 
 
 # -- the request as it goes up

@@ -11,7 +11,7 @@ from fakes import FakeTransport, Rig, refuse_all, rig, whole_answer
 
 from streamd.config import UpstreamSettings
 from streamd.net import upstream as upstream_module
-from streamd.net.exchange import Ask
+from streamd.net.attempt import Ask
 from streamd.net.fetch import ANSWER_BYTES_MAX, TIMEOUT_S, Fetch
 from streamd.net.upstream import Up, Upstream, UpstreamConnection
 from streamd.wire.http1 import LocalProtocolError

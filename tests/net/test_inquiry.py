@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -33,7 +33,8 @@ class Asking:
     def __init__(self) -> None:
         self.loop = FakeLoop()
         self.outbox = Outbox()
-        self.inquiries = Inquiries(self.loop, cast(Peers, self.outbox))
+        self.answerers: dict[str, Callable[[bytes], bytes]] = {}
+        self.inquiries = Inquiries(self.loop, cast(Peers, self.outbox), self.answerers)
         self.got: list[Answers] = []
 
     def ask(self, *slots: int, kind: str = "list") -> None:
@@ -156,13 +157,13 @@ def test_an_asker_may_ask_again_when_it_is_told(asking: Asking) -> None:
 
 
 def test_a_question_of_another_worker_is_answered_at_once_under_its_number(asking: Asking) -> None:
-    asking.inquiries.answerers["list"] = lambda question: b"answer to " + question
+    asking.answerers["list"] = lambda question: b"answer to " + question
     assert asking.inquiries.take(Note(4, "?list", b"\0\0\0\0\0\0\0\x07all"))
     assert asking.outbox.told == [Note(4, "!", b"\0\0\0\0\0\0\0\x07answer to all")]
 
 
 def test_an_answer_that_the_asker_has_no_room_for_is_dropped(asking: Asking) -> None:
-    asking.inquiries.answerers["list"] = lambda question: b"answer"
+    asking.answerers["list"] = lambda question: b"answer"
     asking.outbox.full = {4}
     assert asking.inquiries.take(Note(4, "?list", b"\0\0\0\0\0\0\0\x07"))
     assert asking.outbox.told == []

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,11 +81,14 @@ class Ends:
         self.notes: list[Note] = []
         self.bugs: list[Exception] = []
         outlets = [outlet for _, outlet in self.pairs]
-        self.peers = Peers(self.loop, 0, crowd, self.pairs[0][0], outlets, self.counters)
-        self.peers.on_passed = self.passed.append
-        self.peers.on_note = self.notes.append
-        self.peers.on_bug = lambda where, error: self.bugs.append(error)
+        self.take_passed = self.passed.append
+        self.take_note: Callable[[Note], None] = self.notes.append
+        inbox = self.pairs[0][0]
+        self.peers = Peers(self.loop, 0, crowd, inbox, outlets, self.counters, receiver=self, on_bug=self.bug)
         self.peers.start()
+
+    def bug(self, where: str, error: Exception) -> None:
+        self.bugs.append(error)
 
     def turn(self) -> None:
         for _ in range(3):
@@ -277,7 +280,7 @@ def test_a_mistake_in_what_a_message_sets_off_ends_there(ends: Ends) -> None:
     def broken(note: Note) -> None:
         raise ZeroDivisionError
 
-    ends.peers.on_note = broken
+    ends.take_note = broken
     assert ends.peers.tell(0, "kind", b"")
     ends.turn()
     assert [type(bug) for bug in ends.bugs] == [ZeroDivisionError]
@@ -349,7 +352,7 @@ def test_who_asks_through_another_worker_is_logged_and_gone_as_ever() -> None:
             asker = await p.a.connect(post(CHAT))
             stream_id = (await asker.begun()).get("x-stream-id") or ""
             addresses: list[str] = []
-            p.b.runtime.on_request_end = lambda connection, request: addresses.append(connection.peer)
+            p.b.worker.application.ended = lambda answer: addresses.append(answer.origin.peer(answer.request))
             await p.b.connect(get("/healthz"))
             reader = await p.b.connect(get(f"/v1/streams/{stream_id}"))
             await reader.begun()

@@ -10,23 +10,11 @@ import pytest
 from fakes import FakeLoop
 
 from streamd.config import Settings
-from streamd.core.admission import (
-    RETRY_S_MAX,
-    RETRY_S_MIN,
-    Admission,
-    Budget,
-    Demands,
-    Gate,
-    Limits,
-    Prices,
-    Refusal,
-    Resources,
-)
+from streamd.core.admission import Admission, Budget, Demands, Gate, Limits, Prices, Resources
 from streamd.core.hub import Hub
-from streamd.net.client import ClientConnection
+from streamd.core.refusal import Refusal, Retry
 from streamd.net.problem import Problem
-from streamd.net.request import Request
-from streamd.net.runtime import Runtime, refused, worker_busy
+from streamd.net.runtime import ROOM_S_MAX, ROOM_S_MIN, WORKER_BUSY, Runtime
 from streamd.reasons import CloseReason
 from streamd.wire.http1 import HeadLimits
 
@@ -34,10 +22,10 @@ GIB = 1 << 30
 SMALL = Demands(bodies_bytes_max=1 << 20)
 
 
-def small(rng: random.Random) -> Admission:
+def small() -> Admission:
     """Room for some thousand streams and a mebibyte of request bodies."""
     resources = Resources(memory_bytes=GIB, memory_source="setting", descriptors_per_worker=20_000)
-    return Admission(Budget.compute(resources, SMALL, Prices()), Limits(loop_lag_max_s=0.5), rng)
+    return Admission(Budget.compute(resources, SMALL, Prices()), Limits(loop_lag_max_s=0.5))
 
 
 class Made:
@@ -53,11 +41,15 @@ class Made:
         hub = Hub(
             log_bytes_max=1 << 20, stream_log_bytes_max=1 << 16, stream_log_events_max=100, detached_max=1, slot=0
         )
-        made = Runtime(
-            self.loop, Settings(**settings), hub, admission=admission, rng=rng, unix_time=lambda: self.unix_now
+        return Runtime(
+            self.loop,
+            Settings(**settings),
+            hub,
+            admission=admission,
+            rng=rng,
+            unix_time=lambda: self.unix_now,
+            on_bug=lambda where, error: self.bugs.append((where, error)),
         )
-        made.on_bug = lambda where, error: self.bugs.append((where, error))
-        return made
 
 
 @pytest.fixture
@@ -77,7 +69,7 @@ BOTH_WAYS = pytest.mark.parametrize("admit", [Runtime.admit_stream, Runtime.admi
 
 @BOTH_WAYS
 def test_what_is_admitted_is_charged_and_what_is_refused_is_not(m: Made, admit: Admit) -> None:
-    runtime = m.runtime(admission=small(random.Random(1)))
+    runtime = m.runtime(admission=small())
     admit(runtime)
     assert in_use(runtime)["streams"] == 1 and in_use(runtime)["upstream"] == (admit is Runtime.admit_relay)
     before = in_use(runtime)
@@ -86,7 +78,7 @@ def test_what_is_admitted_is_charged_and_what_is_refused_is_not(m: Made, admit: 
         admit(runtime)
     problem = caught.value
     assert (problem.status, problem.code, problem.reason) == (503, "over_capacity", CloseReason.OVER_BUDGET)
-    assert problem.should_retry and RETRY_S_MIN <= (problem.retry_after_s or 0) <= RETRY_S_MAX
+    assert problem.should_retry and ROOM_S_MIN < (problem.retry_after_s or 0) <= ROOM_S_MAX
     assert not problem.close, "the connection may ask again"
     assert in_use(runtime) == before
     assert runtime.admission.refused() == {gate.value: int(gate is Gate.MEMORY) for gate in Gate}
@@ -97,7 +89,7 @@ def test_what_is_admitted_is_charged_and_what_is_refused_is_not(m: Made, admit: 
 
 @BOTH_WAYS
 def test_a_drain_refuses_before_admission_is_asked(m: Made, admit: Admit) -> None:
-    runtime = m.runtime(admission=small(random.Random(1)), retry_min_s=3.0, retry_max_s=3.0)
+    runtime = m.runtime(admission=small(), retry_min_s=3.0, retry_max_s=3.0)
     runtime.draining = True
     with pytest.raises(Problem) as caught:
         admit(runtime)
@@ -108,7 +100,7 @@ def test_a_drain_refuses_before_admission_is_asked(m: Made, admit: Admit) -> Non
 
 
 def test_request_bodies_are_held_up_to_their_budget(m: Made) -> None:
-    runtime = m.runtime(admission=small(random.Random(1)))
+    runtime = m.runtime(admission=small())
     runtime.hold_body(SMALL.bodies_bytes_max - 1)
     with pytest.raises(Problem) as caught:
         runtime.hold_body(2)
@@ -131,16 +123,26 @@ def test_without_a_measured_machine_connections_and_streams_are_never_refused(m:
 
 
 @pytest.mark.parametrize("close", [True, False])
-def test_a_refusal_becomes_an_answer_of_the_same_words(close: bool) -> None:
-    refusal = Refusal(Gate.ADDRESS, CloseReason.RATE_LIMITED, "too_many_connections", "Too many.", 7)
-    problem = refused(refusal, close=close)
+def test_a_refusal_becomes_an_answer_of_the_same_words(m: Made, close: bool) -> None:
+    refusal = Refusal(CloseReason.RATE_LIMITED, "too_many_connections", "Too many.", 7.0, Retry.WITH_ROOM)
+    problem = m.runtime().refused(refusal, close=close)
     assert (problem.status, problem.code, problem.message) == (429, "too_many_connections", "Too many.")
     assert (problem.reason, problem.close) == (CloseReason.RATE_LIMITED, close)
     assert problem.response_headers() == [(b"retry-after", b"7"), (b"x-should-retry", b"true")]
 
 
+def test_a_wait_that_is_known_exactly_is_told_exactly(m: Made) -> None:
+    problem = m.runtime().refused(Refusal(CloseReason.RATE_LIMITED, "rate_limit_exceeded", "Slow down.", 7.0))
+    assert problem.retry_after_s == 7.0 and problem.should_retry is None
+
+
+def test_a_refusal_that_waiting_does_not_mend_has_no_retry_after(m: Made) -> None:
+    fields = m.runtime().refused(Refusal(CloseReason.UNAUTHORIZED, "api_key_required", "A key.")).response_headers()
+    assert [name for name, _ in fields] == [b"www-authenticate"]
+
+
 def test_a_busy_worker_is_an_answer_with_a_wait(m: Made) -> None:
-    problem = worker_busy(m.runtime(retry_min_s=2.0, retry_max_s=2.0))
+    problem = m.runtime(retry_min_s=2.0, retry_max_s=2.0).refused(WORKER_BUSY)
     assert (problem.status, problem.code, problem.reason) == (503, "worker_busy", CloseReason.OVER_BUDGET)
     assert problem.response_headers() == [(b"retry-after", b"2"), (b"x-should-retry", b"true")]
 
@@ -150,7 +152,10 @@ def test_waits_are_spread_over_their_range_and_a_header_says_at_least_a_second(m
     waits_ms = [runtime.retry_ms() for _ in range(1000)]
     assert all(100 <= wait <= 4000 for wait in waits_ms)
     assert min(waits_ms) < 300 and max(waits_ms) > 3800
-    assert {runtime.retry_after_s() for _ in range(1000)} == {1.0, 2.0, 3.0, 4.0}
+    assert {runtime.retry_after_s(Retry.SOON) for _ in range(1000)} == {1.0, 2.0, 3.0, 4.0}
+    with_room = {runtime.retry_after_s(Retry.WITH_ROOM) for _ in range(1000)}
+    assert with_room == set(range(ROOM_S_MIN + 1, ROOM_S_MAX + 1)), "others have to leave first"
+    assert runtime.retry_after_s(Retry.NEVER) is None
 
 
 def test_the_date_is_made_anew_once_a_second_of_the_loop(m: Made) -> None:
@@ -208,11 +213,7 @@ def test_a_member_of_the_sweep_that_fails_is_a_bug(m: Made) -> None:
     assert runtime.counters.bugs == 1
 
 
-def test_a_runtime_without_a_worker_has_no_routes_and_tells_nobody(m: Made) -> None:
+def test_a_runtime_without_a_worker_counts_bugs_and_tells_nobody(m: Made) -> None:
     runtime = Runtime(m.loop, Settings(), m.runtime().hub)
-    connection, request = cast(ClientConnection, None), cast(Request, None)
-    with pytest.raises(NotImplementedError):
-        runtime.plan(connection, request)
-    runtime.on_request_end(connection, request)
     runtime.bug("here", ZeroDivisionError())
     assert runtime.counters.bugs == 1

@@ -20,7 +20,7 @@ from tlspeer import TlsClient, client_context, make_certificate
 from streamd.core.admission import Slot
 from streamd.mockllm import MockOptions
 from streamd.net import peers as peers_module
-from streamd.net.splice import Splice, open_splice, reason_of_end
+from streamd.net.splice import TRANSITIONS, Splice, SpliceEvent, SpliceState, open_splice, reason_of_end
 from streamd.net.sweep import NEVER
 from streamd.reasons import CloseReason
 
@@ -32,6 +32,12 @@ JSON = "Accept: application/json"
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def test_every_state_of_a_splice_can_end() -> None:
+    assert set(TRANSITIONS) == set(SpliceState)
+    for state, steps in TRANSITIONS.items():
+        assert state is SpliceState.OVER or steps[SpliceEvent.END] is SpliceState.OVER
 
 
 class Spliced:

@@ -10,8 +10,9 @@ from sim_reader import Reader
 
 from streamd.core.admission import Slot
 from streamd.core.stream import EVENTS_ONLY, Stream, Sub
-from streamd.net.client import At, ClientConnection
-from streamd.net.exchange import Exchange, Phase
+from streamd.net.answer import AnswerState
+from streamd.net.client import EXPECTING, ClientConnection, ClientState
+from streamd.net.exchange import Exchange, ExchangeState
 from streamd.net.fetch import Fetch
 from streamd.net.sweep import NEVER
 from streamd.net.upstream import Up, UpstreamConnection
@@ -42,7 +43,7 @@ def check_touched(world: World, transport: Transport) -> None:
 def _is_live(client: ClientConnection, transport: Transport) -> bool:
     """All of check_client() in one look, for the most frequent case by far: a reader to whom everything was written."""
     reader = client.reader
-    if reader is None or reader.state is not Sub.LIVE or client.at is not At.STREAMING or reader.sink is not client:
+    if reader is None or reader.state is not Sub.LIVE or reader.sink is not client.answer:
         return False
     if client.paused or transport.told_paused or transport.buffer or reader.ring.held or reader.ring.bytes_held:
         return False
@@ -56,13 +57,14 @@ def check_client(world: World, client: ClientConnection, transport: Transport) -
     buffered = len(transport.buffer)
     must(transport.aborted or bool(buffered) == client.paused, "a buffer and not paused, or reverse", buffered, at)
     must(buffered <= world.buffer_bytes_max, "more is buffered than a reader may cost", buffered, at)
-    if at is At.CLOSING:
+    if at is ClientState.CLOSING:
         must(transport.aborted or client.due_at < NEVER, "closing without a deadline")
     reader = client.reader
-    must((reader is not None) == (at is At.STREAMING), "a subscriber exactly while STREAMING", at, reader)
+    streaming = client.answer is not None and client.answer.state is AnswerState.STREAMING
+    must((reader is not None) == streaming, "a subscriber exactly while STREAMING", at, reader)
     if reader is None or ((transport.aborted or transport.gone) and reader.state is Sub.ENDED):
         return
-    must(reader.sink is client and reader.state is not Sub.ENDED, "the subscriber's state", reader.state)
+    must(reader.sink is client.answer and reader.state is not Sub.ENDED, "the subscriber's state", reader.state)
     must((reader.state in WRITABLE) == (not client.paused), "paused, and the subscriber writes", reader.state)
     check_subscriber(world, reader)
 
@@ -106,7 +108,7 @@ def check_stream(world: World, stream: Stream, waited_for: Counter[int]) -> None
     if stream.grace_until:
         must(not stream.readers, "detached with a reader")
         must(world.loop.time() <= stream.grace_until + world.slack_s, "a grace that doesn't end")
-    elif not stream.readers and not stream.published:
+    elif not stream.readers and not stream.terms.published:
         must(waited_for[id(stream)], "a generation that nobody reads, waits for or counts as detached", stream.id)
 
 
@@ -141,21 +143,27 @@ def check_all(world: World) -> None:
     exchanges = [member for member in members if isinstance(member, Exchange)]
     check_members(clients, exchanges, members)
     waited_for: Counter[int] = Counter(
-        id(exchange.stream) for exchange in exchanges if exchange.connection is not None and exchange.stream is not None
+        id(exchange.stream) for exchange in exchanges if exchange.answer is not None and exchange.stream is not None
     )
     for stream in streams:
         check_stream(world, stream, waited_for)
     check_hub(hub, streams)
     check_upstreams(world, clients, exchanges)
-    bodies = sum(len(client._body or b"") + len(client.request.body if client.request else b"") for client in clients)
+    bodies = sum(len(_intake(client)) + len(client.answer.request.body if client.answer else b"") for client in clients)
     must(runtime.bodies_bytes == bodies, "bodies_bytes", runtime.bodies_bytes, bodies)
     readers = sum(len(stream.readers) for stream in streams)
     must(readers == sum(1 for client in clients if client.reader is not None), "readers", readers)
     check_deadlines(world, clients)
     check_times(world, clients)
     check_progress(world, streams)
-    check_admission(world, clients, exchanges, sum(1 for each in streams if each.published and each.reason is None))
+    live = sum(1 for stream in streams if stream.terms.published and stream.reason is None)
+    check_admission(world, clients, exchanges, live)
     check_totals(world, streams)
+
+
+def _intake(client: ClientConnection) -> bytes:
+    """The bytes of a body that is still on its way in."""
+    return bytes((client._intake.held if client._intake is not None else None) or b"")
 
 
 def check_position(reader: Reader, client: ClientConnection) -> None:
@@ -175,15 +183,17 @@ def check_position(reader: Reader, client: ClientConnection) -> None:
 def check_members(clients: list[ClientConnection], exchanges: list[Exchange], members: list[Any]) -> None:
     must(set(clients) <= set(members), "a connection that no deadline will ever find")
     for exchange in exchanges:
-        must(exchange.phase is not Phase.OVER, "an exchange that is over is still swept")
+        must(exchange.state is not ExchangeState.OVER, "an exchange that is over is still swept")
     for member in members:
-        must(not isinstance(member, ClientConnection) or member.at is not At.LOST, "a lost connection is swept")
+        must(
+            not isinstance(member, ClientConnection) or member.at is not ClientState.LOST, "a lost connection is swept"
+        )
 
 
 def check_hub(hub: Any, streams: list[Stream]) -> None:
     for stream in streams:
-        must(stream.charged_bytes <= stream.log.bytes_held + (1 << 30), "charge")
-    charged = sum(stream.charged_bytes for stream in streams)
+        must(stream.ledger.charged_bytes <= stream.log.bytes_held + (1 << 30), "charge")
+    charged = sum(stream.ledger.charged_bytes for stream in streams)
     must(hub.log_bytes == charged, "log_bytes", hub.log_bytes, charged)
     detached = sum(1 for stream in streams if stream.grace_until)
     must(hub.detached == detached <= max(hub.detached_max, 0), "detached", hub.detached, detached)
@@ -198,12 +208,13 @@ def check_upstreams(world: World, clients: list[ClientConnection], exchanges: li
     """Requests in flight and connections, from both sides."""
     fetches: list[Fetch] = []
     for client in clients:
-        waiting = client.request.waiting if client.request is not None else None
+        waiting = client.answer._pending if client.answer is not None else None
         fetches += [fetch for fetch in getattr(waiting, "_fetches", ()) if fetch._done is not None]
     askers = {id(asker) for asker in (*exchanges, *fetches)}
     for upstream in world.worker.upstreams:
         name = upstream.settings.name
-        expected = sum(1 for asker in (*exchanges, *fetches) if asker._upstream is upstream)
+        attempts = [asker._attempt for asker in (*exchanges, *fetches)]
+        expected = sum(1 for attempt in attempts if attempt is not None and attempt.upstream is upstream)
         must(upstream.in_flight == expected, "in_flight", name, upstream.in_flight, expected)
         must(len(upstream._idle) <= world.settings.pool_idle_max, "pooled connections", len(upstream._idle))
         pooled = {id(link) for link in upstream._idle}
@@ -228,16 +239,19 @@ def check_deadlines(world: World, clients: list[ClientConnection]) -> None:
     for client in clients:
         if client.transport.closing and client.transport.aborted:
             continue
-        if client.at in (At.HEAD, At.LINGER, At.CLOSING) or (client.at is At.BODY and client._sink is None):
+        at, answer = client.at, client.answer
+        held = client._intake is not None and client._intake.held is not None
+        closing = at in (ClientState.LINGER, ClientState.CLOSING)
+        if at in EXPECTING or closing or (at is ClientState.BODY and held):
             must(client.due_at < NEVER, "no deadline", client.at)
-        if client.paused and client.at in (At.STREAMING, At.PASSING) and world.settings.stall_timeout_s:
-            latest = max(client._progress_at, now) + world.settings.stall_timeout_s + world.slack_s
+        if client.paused and answer is not None and not answer.is_open and world.settings.stall_timeout_s:
+            latest = max(client._stall.progress_at, now) + world.settings.stall_timeout_s + world.slack_s
             must(client.due_at <= latest, "paused, and not looked at in time", client.due_at - now)
         if client.due_at < NEVER:
             late_s = now - client.due_at
-            if client.request is not None and client.due_at == client.request.expires_at:
+            if answer is not None and client.due_at == answer.request.expires_at:
                 # A right to read may have ended before the answer began, and ends nothing but a stream.
-                late_s = now - max(client.due_at, client.wrote_at) if client.at is At.STREAMING else 0.0
+                late_s = now - max(client.due_at, answer.wrote_at) if client.reader is not None else 0.0
             must(late_s <= world.slack_s, "overdue", client.at, late_s)
 
 
@@ -254,7 +268,7 @@ def check_times(world: World, clients: list[ClientConnection]) -> None:
 
 
 def _check_client_times(world: World, client: ClientConnection, transport: Any, now: float, slack_s: float) -> None:
-    settings, reader = world.settings, client.reader
+    settings, answer, reader = world.settings, client.answer, client.reader
     if transport.told_paused and settings.stall_timeout_s:
         # It is looked at four times within the limit, and a closing connection has a little longer.
         limit_s = settings.stall_timeout_s * 1.25 + settings.close_timeout_s * 2
@@ -263,18 +277,18 @@ def _check_client_times(world: World, client: ClientConnection, transport: Any, 
         )
     if transport.closing and not transport.told_paused:
         must(now - transport.closed_at <= settings.close_timeout_s + slack_s, "closing takes too long", client.at)
-    if client.request is None and client.at is At.HEAD:
+    if answer is None and client.at in EXPECTING:
         idle_s = now - max(transport.opened_at, transport.written_at, transport.peer.errand.asked_at)
         must(
             idle_s <= settings.keepalive_timeout_s + settings.head_timeout_s + slack_s,
             "an idle connection stays",
             idle_s,
         )
-    if reader is None or client.request is None:
+    if reader is None or answer is None:
         return
-    expires_at = client.request.expires_at
+    expires_at = answer.request.expires_at
     if expires_at:
-        must(now - max(expires_at, client.wrote_at) <= slack_s, "a reader stays beyond its right", now - expires_at)
+        must(now - max(expires_at, answer.wrote_at) <= slack_s, "a reader stays beyond its right", now - expires_at)
     is_due = reader.state in (Sub.LIVE, Sub.FOLLOWING) and reader.form not in EVENTS_ONLY
     if settings.heartbeat_s and is_due and reader.stream.reason is None:
         silent_s = now - max(transport.written_at, transport.taken_at)
@@ -305,21 +319,21 @@ def check_progress(world: World, streams: list[Stream]) -> None:
         if now - changed_at <= world.slack_s:
             continue
         for reader in stream.readers:
-            if now - reader.sink.transport.written_at <= world.slack_s:
+            if now - reader.sink._carrier.transport.written_at <= world.slack_s:
                 continue  # it has just joined, or is catching up
             must(reader.state is not Sub.CATCHING, "a reader that doesn't catch up", stream.id, reader.position)
             if reader.state in (Sub.LIVE, Sub.FOLLOWING):
                 must(reader.at_end, "a reader waits for what is there", stream.id, reader.position, stream.log.seq_next)
                 must(stream.reason is None, "a reader isn't told of the end", stream.id)
         if stream.reason is not None and not stream.readers:
-            kept_s = now - max(stream.sealed_at + stream.retention_s, world.left_at(stream))
+            kept_s = now - max(stream.sealed_at + stream.terms.retention_s, world.left_at(stream))
             must(kept_s <= world.slack_s, "a stream is kept beyond its retention", stream.id, kept_s)
 
 
 def check_admission(world: World, clients: list[ClientConnection], exchanges: list[Exchange], live: int) -> None:
     """The accounts of admission, counted again."""
     row = world.worker.runtime.admission._row
-    admitted = sum(1 for client in clients if client.refusal is None)
+    admitted = sum(1 for client in clients if client.origin.refusal is None)
     must(row[Slot.CONNECTIONS] == admitted, "connections admitted", row[Slot.CONNECTIONS], admitted)
     must(row[Slot.UPSTREAM] == len(exchanges), "requests for upstreams", row[Slot.UPSTREAM], len(exchanges))
     published = row[Slot.STREAMS] - row[Slot.UPSTREAM]
@@ -343,7 +357,7 @@ def check_stopped(world: World) -> None:
     runtime, hub = world.worker.runtime, world.worker.runtime.hub
     must(world.worker.drained.done(), "the drain doesn't end")
     must(not runtime.clients, "clients left", len(runtime.clients))
-    must(all(stream.published or stream.reason is not None for stream in hub), "streams without an end")
+    must(all(stream.terms.published or stream.reason is not None for stream in hub), "streams without an end")
     must(not hub.detached and not runtime.bodies_bytes, "accounts", hub.detached, runtime.bodies_bytes)
     must(not any(upstream.in_flight or upstream._idle for upstream in world.worker.upstreams), "upstreams in use")
     must(not any(server.links for server in world.servers.values()), "connections left")

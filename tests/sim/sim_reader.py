@@ -221,7 +221,7 @@ class Answer:
         self.position = min(errand.start, self.stream.log.seq_next)
         wishes = [wish[17:].decode() for wish in errand.wishes if wish.startswith(b"X-Stream-Policy: ")]
         if wishes or errand.method == "GET":
-            self.policy = wishes[0] if wishes else self.stream.policy.value
+            self.policy = wishes[0] if wishes else self.stream.terms.policy.value
         world.known(stream_id)
 
     # -- framings

@@ -21,7 +21,7 @@ from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Policy, Stream, Sub, Subscriber
-from streamd.net.client import ClientConnection
+from streamd.net.answer import Answer
 from streamd.net.turn import Turn
 from streamd.reasons import By, CloseReason
 
@@ -135,7 +135,7 @@ class Watch:
         self._around(Hub, "rejoin", self._rejoin)
         self._around(Hub, "relieve", self._relieve)
         self._around(Hub, "by_key", self._by_key)
-        self._around(ClientConnection, "slow_consumer", self._slow_consumer)
+        self._around(Answer, "slow_consumer", self._slow_consumer)
         self._around(Turn, "_end", self._turn_end)
 
     def _around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -209,10 +209,10 @@ class Watch:
             self.seen["a farewell to a paused reader"] += reader.state in (Sub.PAUSED, Sub.BEHIND)
         original(reader, **kwargs)
 
-    def _slow_consumer(self, original: Any, client: ClientConnection) -> None:
-        reader = client.reader
+    def _slow_consumer(self, original: Any, answer: Answer) -> None:
+        reader = answer.reader
         must(reader is not None and reader.policy is Policy.CLOSE, "a slow reader is closed against its policy")
-        original(client)
+        original(answer)
 
     # -- fan-out
 
@@ -281,10 +281,7 @@ class Watch:
     # -- graces
 
     def _leave(self, original: Any, hub: Hub, reader: Subscriber, reason: CloseReason, now: float) -> None:
-        client = reader.sink
-        transport = getattr(client, "transport", None)
-        if transport is not None:
-            self._check_who_left(transport, reason, reader)
+        self._check_who_left(reader.sink._carrier.transport, reason, reader)  # type: ignore[attr-defined]
         original(hub, reader, reason, now)
         self.world.reader_left(reader.stream)
 
@@ -340,15 +337,15 @@ class Watch:
 
     # -- ends
 
-    def request_ended(self, client: Any, request: Any) -> None:
-        """A request is over; `request.reason` says how."""
-        reason = request.reason
-        if client.reader is not None and client.reader.stream.reason is reason is not CloseReason.COMPLETE:
+    def request_ended(self, answer: Any) -> None:
+        """A request is over; its reason says how."""
+        request, reader, transport = answer.request, answer.reader, answer._carrier.transport
+        reason, now, settings = request.reason, self.world.loop.time(), self.world.settings
+        if reader is not None and reader.stream.reason is reason is not CloseReason.COMPLETE:
             return  # the stream's own end, which its readers share
-        if client.reader is not None or reason is CloseReason.PIPELINE_FULL:
+        if reader is not None or reason is CloseReason.PIPELINE_FULL:
             self.seen[f"a reader ends: {reason.word}"] += 1
-        transport, now, settings = client.transport, self.world.loop.time(), self.world.settings
-        if reason is CloseReason.STALLED and client.reader is not None:
+        if reason is CloseReason.STALLED and reader is not None:
             # It is looked at four times within the limit: what it took before the first look isn't noticed.
             silent_s, least_s = now - transport.taken_at, settings.stall_timeout_s * 3 / 4 - ROUNDING_S
             slept = self.world.jumped_at > transport.taken_at - self.world.jumped_s  # looks were missed
@@ -369,7 +366,7 @@ class Watch:
             must(
                 until is not None and now >= until - ROUNDING_S, "a grace ended before its time", stream.id, until, now
             )
-        if script is None or stream.published:
+        if script is None or stream.terms.published:
             return
         if script.read_whole and script.complete:
             must(reason not in BROKEN_ANSWERS, "a whole answer counts as broken", stream.id, reason)

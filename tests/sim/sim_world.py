@@ -26,7 +26,7 @@ from streamd.daemon import logs, machine
 from streamd.daemon import worker as worker_module
 from streamd.daemon.worker import Worker
 from streamd.net import sweep
-from streamd.net.client import At, ClientConnection
+from streamd.net.client import ClientConnection, ClientState
 from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 
@@ -158,7 +158,7 @@ class World:
         """The worker, with all that is random or late in it replaced."""
         other = random.Random(self.seed + 1)
         budget = self._budget()
-        admission = Admission(budget, Limits(loop_lag_max_s=0), other)
+        admission = Admission(budget, Limits(loop_lag_max_s=0))
         worker = Worker(self.loop, self.settings, budget=budget, admission=admission, rng=other)
         runtime, hub = worker.runtime, worker.runtime.hub
         hub.log_bytes_max = self.settings.logs_bytes_max or 1 << 40
@@ -166,8 +166,9 @@ class World:
         runtime.sweep._members = OrderedMembers()  # type: ignore[assignment]
         runtime.clients = OrderedMembers()  # type: ignore[assignment]
         runtime.on_bug = self._bug
-        self._was_planned, runtime.plan = runtime.plan, self._planned
-        self._was_ended, runtime.on_request_end = runtime.on_request_end, self._recording(self._request_ended)
+        application = worker.application
+        self._was_planned, application.plan = application.plan, self._planned
+        self._was_ended, application.ended = application.ended, self._recording(self._request_ended)
         hub._random, hub._incarnation = other.randbytes, "AAAA"
         self._was_removed, hub.on_removed = hub.on_removed, self._recording(self._removed)
         self._was_sealed, hub.on_sealed = hub.on_sealed, self._recording(self._sealed)
@@ -321,7 +322,7 @@ class World:
     # -- connections
 
     def client_connection(self) -> ClientConnection:
-        return ClientConnection(self.worker.runtime, "public")
+        return ClientConnection(self.worker.application, self.worker.entrance("public"))
 
     def keep(self, transport: Transport) -> None:
         """A reader's connection, until it is lost."""
@@ -449,9 +450,9 @@ class World:
         """A line is about to be whole."""
         stream = self.worker.runtime.hub.get(errand.stream_id)
         protocol = transport.protocol
-        if stream is None or stream.reason is not None or transport.is_closing() or protocol.request is None:
+        if stream is None or stream.reason is not None or transport.is_closing() or protocol.answer is None:
             return
-        if protocol.at is not At.BODY or protocol.request.id != errand.rid:
+        if protocol.at is not ClientState.BODY or protocol.answer.request.id != errand.rid:
             return
         script = self.scripts[errand.stream_id]
         script.ended = body == b"[DONE]"
@@ -545,7 +546,7 @@ class World:
         if self.relieving or script is None or not script.events or stream.id in self._deleted:
             return
         kept_s = self.loop.now - stream.sealed_at
-        lacks_s = stream.retention_s - kept_s
+        lacks_s = stream.terms.retention_s - kept_s
         sim_checks.must(lacks_s < ROUNDING_S, "a stream is gone before its time", stream.id, lacks_s)
 
     def reader_left(self, stream: Stream) -> None:
@@ -562,18 +563,18 @@ class World:
 
     # -- rights and ends of requests
 
-    def _planned(self, connection: ClientConnection, request: Any) -> Any:
+    def _planned(self, answer: Any) -> Any:
         """The worker's plan; some may read for a short while only, as if their token said so."""
-        plan = self._was_planned(connection, request)
+        plan, request = self._was_planned(answer), answer.request
         right_s = Errand("", "", "", request.id).right_s
         if right_s:
             request.expires_at = self.loop.now + right_s
         return plan
 
-    def _request_ended(self, connection: ClientConnection, request: Any) -> None:
+    def _request_ended(self, answer: Any) -> None:
         if self.watch is not None:
-            self.watch.request_ended(connection, request)
-        self._was_ended(connection, request)
+            self.watch.request_ended(answer)
+        self._was_ended(answer)
 
     # -- answers
 

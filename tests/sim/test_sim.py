@@ -19,9 +19,10 @@ from streamd.core.hub import EVERY_TURN, Hub
 from streamd.core.replay import ReplayLog
 from streamd.core.ring import Ring
 from streamd.core.stream import Policy, Stream, Subscriber
-from streamd.net import client as net_client
+from streamd.net.answer import Answer
 from streamd.net.client import ClientConnection
 from streamd.net.exchange import Exchange
+from streamd.net.origin import Origin
 from streamd.net.upstream import Upstream
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Progress
@@ -101,15 +102,15 @@ def ends_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keeps_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """An upstream's place that isn't given back when its reader has gone."""
-    reader_gone = Exchange.reader_gone
+    on_gone = Exchange.on_gone
 
     def gone(self: Exchange, reason: Any) -> None:
-        upstream = self._upstream
-        reader_gone(self, reason)
-        if upstream is not None and self._upstream is None:
+        upstream = self._attempt.upstream if self._attempt is not None else None
+        on_gone(self, reason)
+        if upstream is not None and self._attempt is None:
             upstream.in_flight += 1
 
-    monkeypatch.setattr(Exchange, "reader_gone", gone)
+    monkeypatch.setattr(Exchange, "on_gone", gone)
 
 
 def never_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +152,7 @@ def pays_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def again(self: Exchange, link: Any, reason: Any, text: str) -> None:
         if link.answers == 0:
-            self._answers_before = 1
+            self._attempt.is_reused = True
         on_broken(self, link, reason, text)
 
     monkeypatch.setattr(Exchange, "on_broken", again)
@@ -165,12 +166,12 @@ def pools_forever(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def grants_no_resume_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that streamd or the network cut, and whose generation gets no time to be resumed."""
-    monkeypatch.setattr(Stream, "grace_s", lambda self, left: self.detach_grace_s)
+    monkeypatch.setattr(Stream, "grace_s", lambda self, left: self.terms.detach_grace_s)
 
 
 def blames_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that the network lost counts as left by its reader."""
-    monkeypatch.setattr(net_client, "_reason_of_loss", lambda exc: CloseReason.READER_GONE)
+    monkeypatch.setattr(Origin, "reason_of_loss", lambda self, exc: CloseReason.READER_GONE)
 
 
 def misses_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,18 +214,18 @@ def sends_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lets_the_expired_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A right to read that doesn't end."""
-    monkeypatch.setattr(ClientConnection, "_expired", lambda self, now: False)
+    monkeypatch.setattr(Answer, "expire", lambda self, now: False)
 
 
 def waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """An upstream that says nothing keeps its place and its reader."""
-    monkeypatch.setattr(Exchange, "_time_out", lambda self, now: None)
+    monkeypatch.setattr(Exchange, "_time_out", lambda self, now, attempt: None)
 
 
 def gives_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """An upstream that spoke a moment ago counts as silent."""
     time_out = Exchange._time_out
-    monkeypatch.setattr(Exchange, "_time_out", lambda self, now: time_out(self, now + 2.0))
+    monkeypatch.setattr(Exchange, "_time_out", lambda self, now, attempt: time_out(self, now + 2.0, attempt))
 
 
 def merges_two_messages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +244,7 @@ def counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     charge = Hub.charge
 
     def generous(self: Hub, stream: Stream) -> None:
-        self.events_total += stream.events - stream.counted_events
+        self.events_total += stream.events - stream.ledger.counted_events
         charge(self, stream)
 
     monkeypatch.setattr(Hub, "charge", generous)
@@ -251,7 +252,7 @@ def counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forgets_to_catch_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that gets one piece of the log, and then nothing more."""
-    monkeypatch.setattr(ClientConnection, "soon", lambda self, turn: None)
+    monkeypatch.setattr(Answer, "soon", lambda self, turn: None)
 
 
 def takes_half_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

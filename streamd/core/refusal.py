@@ -1,0 +1,49 @@
+"""Refusal: a no of streamd's own, from admission, rights and limits to the wire.
+
+The core says why and whether to ask again; the seconds of a Retry-After are drawn where it is answered, in one place
+(net/runtime.py), so that nothing here needs a clock or a random number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from streamd.choice import Choice
+from streamd.reasons import CloseReason
+
+# RFC 9110 15.5.2: a 401 carries a challenge. `Bearer` makes no browser ask for a password.
+CHALLENGE: Final = b'Bearer realm="streamd"'
+# The challenge to a credential that was there and was no good (RFC 6750 3.1).
+CHALLENGE_INVALID: Final = b'Bearer realm="streamd", error="invalid_token"'
+
+
+class Retry(Choice):
+    """Whether it helps to send the same request again."""
+
+    NEVER = "never"  # it would be refused again, or its Retry-After is known exactly
+    SOON = "soon"  # a restart, a worker or an upstream is in the way
+    WITH_ROOM = "with_room"  # others have to leave first
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why not: log word, metric label and status in one, and the text that the client reads."""
+
+    reason: CloseReason
+    code: str  # the `code` of the error object
+    message: str  # says what to change; never holds a credential or a part of one
+    retry_after_s: float = 0.0  # where it is known exactly; at most RETRY_AFTER_S_MAX of `limits`
+    retry: Retry = Retry.NEVER
+
+    @property
+    def status(self) -> int:
+        """The HTTP status before the first byte."""
+        return self.reason.status
+
+    @property
+    def challenge(self) -> bytes | None:
+        """The value of WWW-Authenticate; None where the status takes none."""
+        if self.status != 401:
+            return None
+        return CHALLENGE if self.code.endswith("_required") else CHALLENGE_INVALID

@@ -1,0 +1,24 @@
+"""Terms: the rules that a stream is opened with, from its request and the settings of that moment. Given once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamd.core.limits import Account
+from streamd.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """They hold until the stream is removed; a reload changes those of later streams."""
+
+    owner: str = ""  # the principal that opened it
+    account: Account | None = None  # of its key, which pays for its tokens
+    name_public: bool = False
+    published: bool = False  # by an application: its source isn't an upstream, and it holds no drain open
+    model: str = ""
+    policy: Policy = Policy.COALESCE
+    catchup_bytes_max: int = 16 * 1024
+    detach_grace_s: float = 0.0
+    resume_grace_s: float = 0.0
+    retention_s: float = 0.0

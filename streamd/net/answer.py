@@ -1,0 +1,501 @@
+"""Answer: one request and its one response.
+
+    OPEN        nothing of the response is written, so it may still become anything; its request may still be arriving
+    STREAMING   a subscriber of a stream writes here
+    PROXYING    an upstream's answer goes through
+    OVER        written, or given up
+
+Its connection makes it when a request's head is there, and drops it when the next request may come. Everything that
+works on a request is given the answer and nothing of the connection. It uses exactly one of
+
+    send()                                     a whole answer
+    refuse()                                   an error of streamd's own, in the shape that the route's clients know
+    stream()                                   the answer is a stream: the client becomes its reader
+    proxy_head(), proxy_body(), proxy_end()    the answer is an upstream's
+
+at once, or later: later(pending) names the work that the answer waits for, which is told when the client leaves, takes
+nothing more, or is refused for another reason (a drain). The work ends with settle(respond), which runs `respond` if
+the answer is still open, and turns its Problem into a refusal.
+
+An answer ends in one place, end(), which its connection calls exactly once: because the answer is complete, because
+the connection closes, or because it is lost. A token touches nothing here: a subscriber writes to the transport itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from streamd.choice import Choice
+from streamd.core.ring import Ring
+from streamd.core.stream import Form, Stream, Sub, Subscriber
+from streamd.counters import bump
+from streamd.net.origin import Origin
+from streamd.net.problem import Problem
+from streamd.net.request import Request
+from streamd.net.sweep import NEVER
+from streamd.policy import Policy
+from streamd.reasons import By, CloseReason
+from streamd.wire.chunked import LAST_CHUNK, encode_chunk
+from streamd.wire.cors import REPLACED
+from streamd.wire.dialect import error_body
+from streamd.wire.http1 import Framing, ResponseHead, encode_response_head, end_to_end
+
+Fields = list[tuple[bytes, bytes]]
+
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+]
+
+# Not taken over from an upstream: fields that streamd writes itself, and CORS, since upstreams don't know its pages.
+_STREAMD_FIELDS = frozenset({b"content-length", b"x-request-id", b"x-stream-id", b"x-upstream"}) | REPLACED
+
+
+class AnswerState(Choice):
+    """How far an answer has come; the module says what each means."""
+
+    OPEN = "open"
+    STREAMING = "streaming"
+    PROXYING = "proxying"
+    OVER = "over"
+
+
+class AnswerEvent(Choice):
+    """A step of an answer."""
+
+    STREAM = "stream"
+    PROXY = "proxy"
+    END = "end"
+
+
+TRANSITIONS: dict[AnswerState, dict[AnswerEvent, AnswerState]] = {
+    AnswerState.OPEN: {
+        AnswerEvent.STREAM: AnswerState.STREAMING,
+        AnswerEvent.PROXY: AnswerState.PROXYING,
+        AnswerEvent.END: AnswerState.OVER,
+    },
+    AnswerState.STREAMING: {AnswerEvent.END: AnswerState.OVER},
+    AnswerState.PROXYING: {AnswerEvent.END: AnswerState.OVER},
+    AnswerState.OVER: {},
+}
+
+
+class Pending:
+    """Work that an answer waits for."""
+
+    __slots__ = ()
+
+    def on_gone(self, reason: CloseReason) -> None:
+        """The connection is lost or was closed: the answer is over, and nothing may be written to it any more."""
+
+    def on_paused(self) -> None:
+        """The client takes no more of a proxied answer for now."""
+
+    def on_resumed(self) -> None:
+        """The client takes more."""
+
+
+class Carrier(Protocol):
+    """The connection that an answer goes out on."""
+
+    transport: asyncio.Transport
+    paused: bool
+    due_at: float
+
+    def begin_answer(self) -> None:
+        """The head is about to be written: decide whether another request may follow."""
+
+    def answered(self, reason: CloseReason) -> None:
+        """The answer is complete: on to the next request, or close."""
+
+    def close(self, reason: CloseReason) -> None:
+        """Close once the bytes written so far have left."""
+
+    def break_off(self, reason: CloseReason) -> None:
+        """Close in a moment, so that the client reads the last event before it sees the break."""
+
+    def cut(self, reason: CloseReason) -> None:
+        """Abort from within Stream.append(); the answer ends in a later turn."""
+
+    def abort(self, reason: CloseReason) -> None:
+        """Close now; bytes that were not sent are thrown away."""
+
+
+class Answer:
+    """One request and its response; also the Sink of its subscriber."""
+
+    __slots__ = (
+        "_carrier",
+        "_framing",
+        "_pending",
+        "_runtime",
+        "body_bytes",
+        "origin",
+        "reader",
+        "request",
+        "state",
+        "write",
+        "wrote_at",
+    )
+
+    def __init__(self, carrier: Carrier, origin: Origin, request: Request, *, http10: bool = False) -> None:
+        # process
+        self._runtime = origin.entrance.runtime
+        # connection
+        self._carrier = carrier
+        self.origin = origin
+        self.write: Callable[[bytes], None] = carrier.transport.write
+        # request
+        self.request = request
+        # answer
+        self.state = AnswerState.OPEN
+        self._framing = Framing.UNTIL_CLOSE if http10 else Framing.CHUNKED  # of a body without a length
+        self._pending: Pending | None = None
+        self.reader: Subscriber | None = None
+        self.body_bytes = 0  # of an answer that is no stream
+        self.wrote_at = 0.0  # heartbeats and heads; events are in the stream's touched_at
+
+    # -- how far it is
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing of the response is written, and the client is there."""
+        return self.state is AnswerState.OPEN
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the stream has ended, and only its last bytes have to be written."""
+        return self.reader is not None and self.reader.stream.reason is not None
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client takes nothing for now."""
+        return self._carrier.paused
+
+    # -- answering later
+
+    def later(self, pending: Pending) -> None:
+        """The answer comes later: `pending` is told what becomes of the client meanwhile."""
+        self._pending = pending
+
+    def settle(self, respond: Callable[[], None]) -> None:
+        """The work is done: respond now, unless the client has left. A Problem is a refusal, any other error a bug."""
+        if not self.is_open:
+            return
+        self._pending = None
+        try:
+            respond()
+        except Problem as problem:
+            self.refuse(problem)
+        except Exception as error:
+            self.crash("answer.settle", error)
+
+    # -- whole answers
+
+    def send(self, status: int, body: bytes = b"", fields: Fields | None = None) -> None:
+        """A whole answer. Then the next request, or the end of the connection."""
+        request = self.request
+        self._carrier.begin_answer()
+        request.status = status
+        request.answered_at = self._runtime.time()
+        fields = fields or []
+        if status not in (204, 304):
+            fields = [*fields, (b"content-length", b"%d" % len(body))]
+        head = self._head(fields)
+        self.write(head if request.method == "HEAD" or status in (204, 304) else head + body)
+        self.body_bytes = len(body)
+        self._carrier.answered(request.reason or CloseReason.COMPLETE)
+
+    def refuse(self, problem: Problem) -> None:
+        """An error of streamd's own, in the shape that the route's clients know; a break once bytes have been sent."""
+        request = self.request
+        if not self.is_open:
+            self._carrier.abort(problem.reason)
+            return
+        request.reason = problem.reason
+        self._runtime.counters.refused[problem.reason] += 1
+        if problem.close:
+            request.keep_alive = False
+        if problem.status in (429, 503) and _is_event_source(request):
+            self._refuse_event_source(problem)
+            return
+        body = error_body(
+            status=problem.status,
+            message=problem.message,
+            type=problem.type,
+            code=problem.code,
+            param=problem.param,
+            dialect=request.dialect,
+        )
+        if problem.last_seq is not None:
+            body = body[:-1] + b',"last_seq":%d}' % problem.last_seq
+        self.send(problem.status, body, [(b"content-type", b"application/json"), *problem.response_headers()])
+
+    def _refuse_event_source(self, problem: Problem) -> None:
+        """An EventSource gives up for good at any status but 200: let it come back, and say why in a comment."""
+        request, runtime = self.request, self._runtime
+        request.keep_alive = False
+        request.status = 200
+        retry_ms = max(runtime.retry_ms(), round((problem.retry_after_s or 0) * 1000))
+        lines = b"retry: %d\n: %b %d %b\n" % (
+            retry_ms,
+            problem.code.encode(),
+            problem.status,
+            problem.message.replace("\n", " ").encode(),
+        )
+        head = self._head([*EVENT_STREAM, *self._transfer_coding()])
+        self.write(head + (encode_chunk(lines) if self._is_chunked else lines))
+        self._carrier.close(problem.reason)
+
+    def crash(self, where: str, error: Exception) -> None:
+        """A bug: loud, counted, and only this connection's."""
+        self._runtime.bug(where, error)
+        text = "streamd made a mistake; its log says more, under this answer's X-Request-Id."
+        self.refuse(Problem(500, text, code="internal", reason=CloseReason.INTERNAL, close=True))
+
+    def release_body(self) -> None:
+        """The request's body isn't needed any more: nothing will be tried again."""
+        request = self.request
+        if request.body:
+            self._runtime.let_body_go(len(request.body))
+            request.body = b""
+
+    # -- streams
+
+    def stream(self, stream: Stream, *, seq: int, policy: Policy, reset: bool = False, rest: bytes = b"") -> None:
+        """The answer is a stream, from `seq` on. Writes the head and `retry:`, then subscribes.
+
+        rest (raw only): bytes of the event in front of `seq` that a reader that counts bytes doesn't have yet.
+        """
+        request, runtime, carrier = self.request, self._runtime, self._carrier
+        request.status = 200
+        self._pending = None
+        fields = [*EVENT_STREAM, (b"x-accel-buffering", b"no"), (b"x-stream-id", stream.id.encode())]
+        if stream.upstream:
+            fields.append((b"x-upstream", stream.upstream.encode()))
+        fields += self._transfer_coding()
+        if not self._is_chunked:
+            request.keep_alive = False
+        head = self._head(fields)
+        if request.method == "HEAD":
+            self.write(head)
+            carrier.answered(CloseReason.COMPLETE)
+            return
+        self.release_body()
+        request.head = None
+        self._go(AnswerEvent.STREAM)
+        # A line, not a block (docs/PROTOCOL.md, section 3): it stands in front of the first event's lines.
+        opening = rest if request.raw else b"" if request.data_only else b"retry: %d\n" % runtime.retry_ms()
+        self.write(head + (encode_chunk(opening) if self._is_chunked and opening else opening))
+        reader = self._subscribe(stream, policy)
+        runtime.hub.rejoin(stream, reader)
+        if reset:
+            reader.announce_reset()
+        reader.start(seq, writable=not carrier.paused)
+
+    def _subscribe(self, stream: Stream, policy: Policy) -> Subscriber:
+        request, runtime, carrier = self.request, self._runtime, self._carrier
+        form = _form(chunked=self._is_chunked, raw=request.raw, data_only=request.data_only)
+        ring = Ring(runtime.settings.ring_slots, runtime.settings.ring_bytes_max)
+        reader = self.reader = Subscriber(stream, self, policy=policy, ring=ring, form=form)
+        runtime.counters.subscriptions += 1
+        self.wrote_at = runtime.time()
+        heartbeat_at = self.wrote_at + (request.route.heartbeat_s or NEVER)
+        carrier.due_at = min(carrier.due_at, heartbeat_at, self.expires_at)  # a pause may have set it already
+        return reader
+
+    def send_away(self, reason: CloseReason, message: str) -> bool:
+        """End a reader's answer in mid-stream, with its position; the stream goes on. False: it is no reader's."""
+        if self.state is not AnswerState.STREAMING or self.reader is None:
+            return False
+        self.reader.farewell(message=message, retry_ms=self._runtime.retry_ms())
+        self._carrier.close(reason)
+        return True
+
+    # -- Sink
+
+    def soon(self, turn: Callable[[], None]) -> None:
+        self._runtime.loop.call_soon(turn)
+
+    def stream_ended(self, clean: bool) -> None:
+        reader = self.reader
+        assert reader is not None and reader.stream.reason is not None
+        if not clean:
+            self._carrier.break_off(reader.stream.reason)
+            return
+        if self._is_chunked:
+            self.write(LAST_CHUNK)
+        self._carrier.answered(CloseReason.COMPLETE)
+
+    def slow_consumer(self) -> None:
+        """Called inside Stream.append(), where no reader may leave."""
+        self._carrier.cut(CloseReason.SLOW_CONSUMER)
+
+    # -- an upstream's answer
+
+    def proxy_head(self, head: ResponseHead, fields: Fields) -> None:
+        """The answer is the upstream's: its status and fields, in streamd's framing. proxy_body(), proxy_end() follow.
+
+        `fields` are added.
+        """
+        request = self.request
+        request.status = head.status
+        request.answered_at = self._runtime.time()
+        self.release_body()
+        out = [field for field in end_to_end(head.headers) if field[0] not in _STREAMD_FIELDS]
+        out += fields
+        if request.method == "HEAD" or head.framing is Framing.NONE:
+            self._framing = Framing.NONE
+            length = head.get(b"content-length")
+            if length is not None and head.status != 204:
+                out.append((b"content-length", length))
+        elif head.framing is Framing.LENGTH:
+            self._framing = Framing.LENGTH
+            out.append((b"content-length", b"%d" % head.content_length))
+        elif self._is_chunked:
+            out += self._transfer_coding()
+        else:
+            request.keep_alive = False
+            # A FIN is this body's proper end: a close before proxy_end() has to be a reset, or it looks whole.
+            self._reset_on_close(on=True)
+        self._go(AnswerEvent.PROXY)
+        self.write(self._head(out, reason=head.reason))
+
+    def proxy_body(self, piece: bytes) -> None:
+        assert self.state is AnswerState.PROXYING
+        self.body_bytes += len(piece)
+        self.write(encode_chunk(piece) if self._is_chunked else piece)
+
+    def proxy_end(self) -> None:
+        """The upstream's answer is complete."""
+        assert self.state is AnswerState.PROXYING
+        self._pending = None
+        if self._is_chunked:
+            self.write(LAST_CHUNK)
+        elif not self.request.keep_alive:
+            self._reset_on_close(on=False)
+        self._carrier.answered(CloseReason.COMPLETE)
+
+    def _reset_on_close(self, *, on: bool) -> None:
+        """Whether a close from now on is a reset and not a FIN (SO_LINGER of 0 s)."""
+        sock = self._carrier.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
+
+    def break_off(self, reason: CloseReason) -> None:
+        """An answer that has begun will not become whole: never an ending that looks clean."""
+        if self.state is AnswerState.PROXYING:
+            self._pending = None
+            self._carrier.abort(reason)
+
+    # -- called by the connection
+
+    def on_paused(self) -> None:
+        """The transport takes nothing more for now."""
+        if self.state is AnswerState.STREAMING:
+            if self._reads:  # else the answer's last bytes were what filled the transport
+                self.reader.pause()  # type: ignore[union-attr]
+        elif self.state is AnswerState.PROXYING and self._pending is not None:
+            self._pending.on_paused()
+
+    def on_resumed(self, now: float) -> None:
+        """The transport takes more."""
+        self.wrote_at = now
+        if self.state is AnswerState.STREAMING:
+            if self._carrier.due_at == NEVER:
+                self._carrier.due_at = now  # without a stall_timeout nothing was due while it was paused
+            if self._reads:
+                self.reader.resume()  # type: ignore[union-attr]
+        elif self.state is AnswerState.PROXYING and self._pending is not None:
+            self._pending.on_resumed()
+
+    def on_due(self, now: float) -> float:
+        """Heartbeats of a stream; the next time to look."""
+        reader, heartbeat_s = self.reader, self.request.route.heartbeat_s
+        if reader is None or not heartbeat_s:
+            return self.expires_at
+        last = max(self.wrote_at, reader.stream.touched_at)
+        if now - last >= heartbeat_s:
+            reader.heartbeat()
+            self.wrote_at = last = now
+        return min(last + heartbeat_s, self.expires_at)
+
+    def expire(self, now: float) -> bool:
+        """The reader's token may have expired: then it is told where it stands, and the stream goes on."""
+        if now < self.expires_at:
+            return False
+        return self.send_away(CloseReason.TOKEN_EXPIRED, "The access token expired; get a new one and resume.")
+
+    @property
+    def expires_at(self) -> float:
+        """When this reader's right to read ends."""
+        return (self.reader is not None and self.request.expires_at) or NEVER
+
+    def end(self, reason: CloseReason) -> None:
+        """Release all that belongs to the request and note how it ended. Once, by the connection."""
+        request, reader, pending = self.request, self.reader, self._pending
+        self._go(AnswerEvent.END)
+        self._pending = None
+        if request.reason is None:
+            request.reason = reason
+        self.release_body()
+        if reader is not None:
+            request.reason = self._reason_of_reader(reader, request.reason)
+            reader.end()
+            self._runtime.hub.leave(reader, request.reason, self._runtime.time())
+        if pending is not None and reason is not CloseReason.COMPLETE:
+            pending.on_gone(reason)
+
+    def _reason_of_reader(self, reader: Subscriber, reason: CloseReason) -> CloseReason:
+        """A reader that closes after the terminal event has completed (the OpenAI SDK always does)."""
+        if reason.by is By.READER and reader.stream.progress.terminal and reader.at_end and not self._carrier.paused:
+            return CloseReason.COMPLETE
+        return reason
+
+    # -- its parts
+
+    @property
+    def _is_chunked(self) -> bool:
+        return self._framing is Framing.CHUNKED
+
+    @property
+    def _reads(self) -> bool:
+        return self.reader is not None and self.reader.state is not Sub.ENDED
+
+    def _transfer_coding(self) -> Fields:
+        return [(b"transfer-encoding", b"chunked")] if self._is_chunked else []
+
+    def _head(self, fields: Fields, *, reason: bytes | None = None) -> bytes:
+        """The response's head: `fields` and the standard fields of every answer."""
+        request, runtime = self.request, self._runtime
+        if not any(name == b"date" for name, _ in fields):
+            fields = [(b"date", runtime.date()), *fields]
+        fields = [*fields, (b"x-request-id", request.id.encode()), *request.extra_headers]
+        if runtime.draining:
+            request.keep_alive = False
+        if not request.keep_alive:
+            fields.append((b"connection", b"close"))
+        bump(runtime.counters.responses, request.status)
+        return encode_response_head(request.status, fields, reason=reason)
+
+    def _go(self, event: AnswerEvent) -> None:
+        state = TRANSITIONS[self.state].get(event)
+        assert state is not None, f"{event} in {self.state}"
+        self.state = state
+
+
+def _form(*, chunked: bool, raw: bool, data_only: bool) -> Form:
+    if raw:
+        return Form.RAW_CHUNKED if chunked else Form.RAW_BARE
+    if data_only:
+        return Form.DATA_CHUNKED if chunked else Form.DATA_BARE
+    return Form.CHUNKED if chunked else Form.BARE
+
+
+def _is_event_source(request: Request) -> bool:
+    accept = request.get(b"accept") or b""
+    return request.method == "GET" and request.path.startswith("/v1/stream") and b"text/event-stream" in accept

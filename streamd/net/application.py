@@ -1,0 +1,60 @@
+"""What the layers above decide for connections: the plan for a request, what follows its end, who takes it over.
+
+The arrows point one way: this module and net/client.py know the answer, the answer knows neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from streamd.net.answer import Answer
+from streamd.reasons import CloseReason
+
+
+class BodySink(Protocol):
+    """Takes a request's body while it arrives (publishing)."""
+
+    def body_piece(self, piece: bytes) -> None:
+        """The next bytes. May raise Problem."""
+
+    def body_end(self) -> None:
+        """The body is complete: answer."""
+
+    def body_lost(self, reason: CloseReason) -> None:
+        """The rest of the body will not come, and no answer is possible any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a request is served, decided from its head alone.
+
+    Exactly one of: `answer` once the whole body is there; `take_body`, which may raise Problem and returns a sink for
+    a body that is worked on as it arrives; `owner`, the slot of the worker that serves this request.
+    """
+
+    answer: Callable[[Answer], None] | None = None
+    take_body: Callable[[Answer], BodySink] | None = None
+    owner: int | None = None
+    body_bytes_max: int = 0  # for `answer`; 0: the configured limit
+
+
+class Leaving(NamedTuple):
+    """A connection that another worker is to take over, with the request that has begun on it."""
+
+    transport: asyncio.Transport
+    listener: str
+    price_bytes: int
+    remote: tuple[str, int] | None
+    data: bytes  # received so far, from the head's first byte on
+
+
+@dataclass(slots=True)
+class Application:
+    """The layers above, as connections see them."""
+
+    plan: Callable[[Answer], Plan]  # may raise Problem
+    ended: Callable[[Answer], None]  # the request is over, and its reason is known
+    hand_over: Callable[[int, Leaving], None]  # the transport isn't the connection's any more; or raises Problem

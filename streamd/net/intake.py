@@ -1,0 +1,103 @@
+"""Intake: the body of a request on its way in, kept as a whole or given to a sink piece by piece."""
+
+from __future__ import annotations
+
+from streamd.config import Settings
+from streamd.net.answer import Answer
+from streamd.net.application import BodySink, Plan
+from streamd.net.problem import Problem
+from streamd.net.runtime import Runtime
+from streamd.reasons import CloseReason
+from streamd.wire.chunked import BodyDecoder, decoder_for
+from streamd.wire.http1 import RequestHead
+
+
+class Intake:
+    """From a request's head until the request is whole or refused. Its bytes are charged to `bodies_bytes_max`."""
+
+    __slots__ = ("_body_bytes_max", "_decoder", "_plan", "_runtime", "_sink", "held", "rest")
+
+    def __init__(self, runtime: Runtime, head: RequestHead) -> None:
+        self._runtime = runtime
+        self._decoder: BodyDecoder | None = decoder_for(head.framing, head.content_length)  # None: broken off
+        self._plan: Plan | None = None
+        self._body_bytes_max = 0
+        self._sink: BodySink | None = None
+        self.held: bytearray | None = None  # None: a sink has the body
+        self.rest = b""  # bytes behind the body
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the body was read."""
+        return self._decoder is not None and self._decoder.done
+
+    def begin(self, plan: Plan, answer: Answer, content_length: int) -> None:
+        """Between head and body: raises Problem for a body that is too large before it is read."""
+        self._plan = plan
+        if plan.take_body is not None:
+            self._sink = plan.take_body(answer)
+            return
+        self._body_bytes_max = plan.body_bytes_max or self._runtime.settings.body_bytes_max
+        if content_length > self._body_bytes_max:
+            raise self._too_large()
+        self.held = bytearray()
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes; True once the body is whole, and then `rest` is behind it. Raises Problem."""
+        decoder = self._decoder
+        assert decoder is not None
+        if decoder.done:
+            self.rest = data
+            return True
+        for piece in decoder.feed(data) if data else ():
+            self._keep(piece)
+            if self._decoder is None:
+                return False
+        self.rest = decoder.rest
+        return decoder.done
+
+    def _keep(self, piece: bytes) -> None:
+        if self._sink is not None:
+            self._sink.body_piece(piece)
+            return
+        held = self.held
+        assert held is not None
+        self._runtime.hold_body(len(piece))
+        held += piece
+        if len(held) > self._body_bytes_max:
+            raise self._too_large()
+
+    def dispatch(self, answer: Answer) -> None:
+        """The body is whole: have the request answered. Raises Problem."""
+        plan, sink, held = self._plan, self._sink, self.held
+        self._sink = None
+        if sink is not None:
+            sink.body_end()
+            return
+        assert plan is not None and plan.answer is not None and held is not None
+        answer.request.body = bytes(held)
+        plan.answer(answer)
+
+    def break_off(self, reason: CloseReason) -> None:
+        """The rest is not wanted, or will not come."""
+        self._decoder = None
+        held, self.held = self.held, None
+        sink, self._sink = self._sink, None
+        if held is not None:
+            self._runtime.let_body_go(len(held))
+        if sink is not None:
+            sink.body_lost(reason)
+
+    def allowed_s(self, settings: Settings) -> float | None:
+        """How long the bytes so far may have taken: body_grace, then body_bytes_per_s_min. None: a sink has its own."""
+        if self.held is None:
+            return None
+        return settings.body_grace_s + len(self.held) / settings.body_bytes_per_s_min
+
+    def _too_large(self) -> Problem:
+        return Problem(
+            413,
+            f"The request's body is larger than {self._body_bytes_max} bytes.",
+            code="body_too_large",
+            reason=CloseReason.BODY_TOO_LARGE,
+        )

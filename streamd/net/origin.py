@@ -1,0 +1,159 @@
+"""Origin: where a connection comes from, and the places that it takes: one of admission's, and one of its address's."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from streamd.choice import Choice
+from streamd.core.refusal import Refusal
+from streamd.net.gates import NOT_COUNTED, Keys
+from streamd.net.request import Request
+from streamd.net.runtime import Runtime
+from streamd.net.splice import reason_of_end
+from streamd.reasons import CloseReason
+
+Remote = tuple[str, int]
+"""The address and port of a client."""
+
+AWAITED: Remote = ("", -1)  # a PROXY header is to say it
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Where connections come in: one object for all of a listener, so that it costs each of them nothing."""
+
+    runtime: Runtime
+    listener: str = "public"  # "public", "loopback" or "admin"
+    price_bytes: int = 0
+    is_tunnelled: bool = False  # another worker carries the bytes (net/splice.py)
+
+
+class Place(Choice):
+    """The place that admission gave to a connection."""
+
+    NONE = "none"  # none yet, or turned away
+    REGULAR = "regular"
+    RESERVED = "reserved"  # for health, metrics and DELETE, and no more
+
+
+class Origin:
+    """One connection's. What is the same for all connections of a listener is in its entrance."""
+
+    __slots__ = ("_gate_keys", "_place", "_remote", "_transport", "entrance", "refusal")
+
+    def __init__(self, entrance: Entrance, remote: Remote | None) -> None:
+        self.entrance = entrance
+        self._transport: asyncio.Transport
+        self._remote = remote  # as a PROXY header says; None: as the socket says
+        self._place = Place.NONE
+        self.refusal: Refusal | None = None  # why the place isn't a regular one
+        self._gate_keys: Keys = NOT_COUNTED
+
+    # -- places
+
+    def enter(self, transport: asyncio.Transport, *, adopted: bool) -> Refusal | None:
+        """Take a place. A refusal: there is none, not even a reserved one."""
+        self._transport = transport
+        admission, price_bytes = self.entrance.runtime.admission, self.entrance.price_bytes
+        if adopted:
+            admission.adopt_connection(price_bytes)
+        else:
+            self.refusal = admission.admit_connection(price_bytes)
+        if self.refusal is None:
+            self._place = Place.REGULAR
+            return None if self._remote is AWAITED else self._enter_gates()
+        if admission.take_reserved():
+            self._place = Place.RESERVED
+            return None
+        return self.refusal
+
+    def _enter_gates(self) -> Refusal | None:
+        """Count the connection by its client's address, where that is limited."""
+        entered = self.entrance.runtime.gates.enter(self.address)
+        if isinstance(entered, Refusal):
+            return entered
+        self._gate_keys = entered
+        return None
+
+    def await_remote(self) -> None:
+        """Before enter(): a PROXY header will say where the connection comes from, then comes arrived()."""
+        self._remote = AWAITED
+
+    def arrived(self, remote: Remote | None) -> Refusal | None:
+        """The header has come; None: it is the proxy's own connection."""
+        self._remote = remote
+        return self._enter_gates() if self._place is Place.REGULAR else None
+
+    def find_client(self, request: Request) -> None:
+        """Behind a trusted proxy the client's address is the request's. Raises Problem 429 where it has no room."""
+        gates = self.entrance.runtime.gates
+        if gates.behind_proxies and gates.proxies.trusts(peer := self.address):
+            request.client = gates.proxies.client_address(peer, request.get(gates.proxies.header)) or ""
+            entered = gates.enter_request(request.client or None)
+            if isinstance(entered, Refusal):
+                raise self.entrance.runtime.refused(entered)
+            request.gate_key = entered
+
+    def leave_request(self, request: Request) -> None:
+        """The request is over: the opposite of find_client()."""
+        self.entrance.runtime.gates.leave((request.gate_key, ""))
+
+    def opened(self) -> None:
+        """The connection has sent a complete request."""
+        self._gate_keys = self.entrance.runtime.gates.opened(self._gate_keys)
+
+    def leave(self) -> None:
+        """The connection is gone: the opposite of enter()."""
+        runtime = self.entrance.runtime
+        if self._place is Place.REGULAR:
+            runtime.admission.release_connection(self.entrance.price_bytes)
+        elif self._place is Place.RESERVED:
+            runtime.admission.release_reserved()
+        runtime.gates.leave(self._gate_keys)
+
+    # -- addresses
+
+    @property
+    def listener(self) -> str:
+        """ "public", "loopback" or "admin"."""
+        return self.entrance.listener
+
+    @property
+    def remote(self) -> Remote | None:
+        """The client's end of the connection, a PROXY header believed; None: a Unix socket."""
+        if self._remote is not None and self._remote is not AWAITED:
+            return self._remote
+        name = self._transport.get_extra_info("peername")
+        return (name[0], name[1]) if isinstance(name, tuple) else None
+
+    @property
+    def address(self) -> str | None:
+        """The address of `remote`; None: a Unix socket."""
+        remote = self.remote
+        return remote[0] or None if remote is not None else None
+
+    def peer(self, request: Request) -> str:
+        """The client for the log: as far as trusted proxies tell it."""
+        remote = self.remote
+        return request.client or (f"{remote[0]}:{remote[1]}" if remote is not None else "unix")
+
+    def is_outside(self, request: Request) -> bool:
+        """Whether another machine asks: over a public listener, or through a trusted proxy."""
+        listener = self.entrance.listener
+        if listener != "loopback":
+            return listener == "public"
+        return self.entrance.runtime.gates.proxies.gated(request.client or self.address) is not None
+
+    # -- who closed
+
+    def reason_of_fin(self) -> CloseReason:
+        """The reader's own doing, unless the worker that carries its bytes has died."""
+        if self.entrance.is_tunnelled:
+            return reason_of_end(self._transport.get_extra_info("socket"))
+        return CloseReason.READER_GONE
+
+    def reason_of_loss(self, exc: Exception | None) -> CloseReason:
+        """A FIN or RST is the reader's own doing, a time-out or an unreachable host the network's."""
+        is_own = exc is None or isinstance(exc, ConnectionResetError | BrokenPipeError | ConnectionAbortedError)
+        return CloseReason.READER_GONE if is_own and not self.entrance.is_tunnelled else CloseReason.NETWORK_LOST

@@ -1,0 +1,77 @@
+"""What still has to leave through a socket, and how long a closing connection may take for it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import struct
+import termios
+from typing import Final
+
+from streamd.config import Settings
+from streamd.net.sweep import NEVER
+
+# Unix sockets inherit nothing, and TCP_NOTSENT_LOWAT has no meaning there: 16 KiB are 7.8 KB of small frames before
+# EAGAIN, against 50 KB with the default (docs/PROTOCOL.md, section 8).
+UNIX_SNDBUF_BYTES: Final = 16 * 1024
+
+UNKNOWN: Final = -1  # bytes outstanding before the first look
+
+# Looks at a paused connection's send queue (TIOCOUTQ) per stall_timeout.
+STALL_SAMPLES: Final = 4
+
+
+def outstanding(transport: asyncio.Transport) -> int:
+    """Bytes that were written and that the peer's kernel has not acknowledged yet."""
+    sock = transport.get_extra_info("socket")
+    queued = 0
+    if sock is not None:
+        packed = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        queued = int(struct.unpack("i", packed)[0])
+    return transport.get_write_buffer_size() + queued
+
+
+class Stall:
+    """One pause of a connection. It is stalled if its kernel took nothing of what is outstanding for stall_timeout."""
+
+    __slots__ = ("_left", "_looked_at", "progress_at")
+
+    def __init__(self, now: float) -> None:
+        self._left = UNKNOWN
+        self._looked_at = self.progress_at = now
+
+    def is_over(self, transport: asyncio.Transport, now: float, settings: Settings) -> bool:
+        """Look whether the peer takes bytes; True if it hasn't for too long."""
+        if not settings.stall_timeout_s:
+            return False
+        left = outstanding(transport)
+        if left != self._left:
+            if self._left != UNKNOWN:
+                self.progress_at = now
+            self._left = left
+        self._looked_at = now
+        return now - self.progress_at >= settings.stall_timeout_s
+
+    def next_look(self, settings: Settings) -> float:
+        """The time of the next look."""
+        limit_s = settings.stall_timeout_s
+        return min(self._looked_at + limit_s / STALL_SAMPLES, self.progress_at + limit_s) if limit_s else NEVER
+
+
+class LastBytes:
+    """The last bytes of a closing connection: the peer may have them for as long as it takes any of them, and for
+    stall_timeout at most. A look every close_timeout finds out.
+    """
+
+    __slots__ = ("_left", "_since")
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._left = UNKNOWN
+
+    def may_go_on(self, transport: asyncio.Transport, now: float, settings: Settings) -> bool:
+        """Whether the peer has taken some since the last look, and there is time left for the rest."""
+        left = outstanding(transport)
+        is_moving = self._left == UNKNOWN or left < self._left
+        self._left = left
+        return left > 0 and is_moving and now - self._since < settings.stall_timeout_s
