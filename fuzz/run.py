@@ -1,7 +1,7 @@
-"""Fuzz one target, or all in turn, with atheris: `python fuzz/run.py [TARGET…] --time SECONDS`.
+"""Fuzz the given targets, or all in turn, with atheris: `python fuzz/run.py [TARGET…] --time SECONDS`.
 
-What was found to be new is kept in .fuzz/TARGET, so that the next run goes on from there; what breaks a target is
-written to .fuzz/found-TARGET-*, and the exit status is 1. A finding becomes a file in corpus/TARGET once it is mended.
+Inputs that reach new code are kept in .fuzz/TARGET, so that the next run goes on from there. An input that breaks a
+target is written to .fuzz/found-TARGET-*, and the exit status is 1. Once mended, it becomes a file in corpus/TARGET.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ with atheris.instrument_imports(include=["streamd"]):
     import targets
 
 WORK = Path(__file__).parents[1] / ".fuzz"
-INPUT_BYTES_MAX = 4096  # a head's worth; longer inputs find nothing that these don't, and slower
-INPUT_S_MAX = 5  # a hang
+INPUT_BYTES_MAX = 4096  # the size of a head; longer inputs find nothing more, and are slower
+INPUT_S_MAX = 5  # a longer run counts as a hang
 MEMORY_MB_MAX = 512
 
 
@@ -33,7 +33,7 @@ def main() -> int:
             parser.error(f"no target {name}; there are {', '.join(targets.TARGETS)}")
     if args.here:
         fuzz(args.targets[0], args.time)
-    # libFuzzer ends its process: each target has one of its own.
+    # libFuzzer ends its process, so each target runs in its own.
     ran = [
         subprocess.run([sys.executable, __file__, name, "--time", str(args.time), "--here"], check=False).returncode
         for name in args.targets or targets.TARGETS
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def fuzz(name: str, seconds: int) -> None:
-    """Doesn't return."""
+    """Run libFuzzer on the target. It ends the process and doesn't return."""
     begins, grown = WORK / f"seeds-{name}", WORK / name
     for folder in (begins, grown):
         folder.mkdir(parents=True, exist_ok=True)

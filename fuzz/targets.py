@@ -1,14 +1,14 @@
-"""What is fuzzed: functions that take any bytes and raise nothing, and what has to hold of what they did.
+"""The targets of the fuzzers: functions that take any bytes, check the outcome, and raise only for a finding.
 
-    request_path    a ClientConnection with all routes behind it, over a transport that takes as much as the input says;
-                    what stands behind FOUR_FF is what the upstream answers
-    chunked         the chunked decoder: where it is cut decides nothing
-    sse             the event splitter: where it is cut decides nothing, and its output splits into itself
+    request_path    a ClientConnection with all routes behind it, over a transport with a capacity from the input;
+                    the bytes after FOUR_FF are the upstream's answer
+    chunked         the chunked decoder: cuts don't change the outcome
+    sse             the event splitter: cuts don't change the outcome, and its output splits into itself
     replay_log      the replay log: events come back byte for byte, coalesced text is the same text
-    state           kept streams of another process: refused, or good to be read to their end
+    state           kept streams of another process: refused, or readable to their end
 
-An AssertionError, or any other exception, is a finding. Nothing here knows atheris: tests/test_fuzz.py runs the same
-functions over the corpus and some mutations of it.
+An AssertionError, or any other exception, is a finding. This module doesn't depend on atheris: tests/test_fuzz.py runs
+the same functions over the corpus and some mutations of it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def cut(data: bytes, size: int) -> Iterator[bytes]:
 
 
 class RequestPath:
-    """One Worker that lives on, a new connection for each input, and nothing left behind by any of them."""
+    """A lasting Worker with a new connection for each input; no input may leave anything behind."""
 
     def __init__(self) -> None:
         self._rig: Rig | None = None
@@ -79,7 +79,7 @@ class RequestPath:
         self._clean(r)
 
     def _clean(self, r: Rig) -> None:
-        """Let go what may outlive a connection, and see that nothing else does."""
+        """Remove the state that may outlive a connection, and check that there is no other."""
         runtime = r.runtime
         for stream in tuple(runtime.hub):
             stream.cancel(CloseReason.CANCELLED, runtime.time(), message="over")
@@ -102,7 +102,7 @@ PLENTY_OR = {0: 1 << 60, 1: 0}
 
 
 def check_output(raw: bytes) -> None:
-    """Whatever was answered begins as an answer does, and none of it is an internal error."""
+    """Check that the output begins like an answer and has no internal error."""
     assert not raw or raw.startswith(b"HTTP/1.1 "[: len(raw)]), raw[:100]
     assert b"HTTP/1.1 500" not in raw, raw
 
@@ -117,7 +117,7 @@ def chunked(data: bytes) -> None:
 
 
 def decoded(wire: bytes, size: int) -> tuple[bytes, bool, bytes] | None:
-    """The body, whether it is whole, and what stands behind it; only that it was refused where it was."""
+    """The body, whether it is whole, and the bytes after it; None if it was refused."""
     decoder, body, rest = ChunkedDecoder(), b"", b""
     try:
         for piece in cut(wire, size):
@@ -128,13 +128,13 @@ def decoded(wire: bytes, size: int) -> tuple[bytes, bool, bytes] | None:
             if decoder.done:
                 rest += decoder.rest
     except RemoteProtocolError:
-        return None  # how much came in front of a mistake depends on the cut, and so may its word
+        return None  # the payload before a mistake depends on the cut, and so may its code
     assert len(body) + len(rest) <= len(wire)
     return body, decoder.done, rest
 
 
 EVENT_BYTES_MAX = 2048
-FIRST = b"data: 0\n\n"  # in front of what may begin with the bytes of a BOM: only a stream's first are one
+FIRST = b"data: 0\n\n"  # put before bytes that may look like a BOM: only the first bytes of a stream are a BOM
 
 
 def sse(data: bytes) -> None:
@@ -153,7 +153,7 @@ def sse(data: bytes) -> None:
 
 
 def split(wire: bytes, size: int) -> list[bytes] | None:
-    """The events, None where one is over its size."""
+    """The events; None if an event is over its size."""
     splitter = EventSplitter(event_bytes_max=EVENT_BYTES_MAX)
     pieces: list[bytes] = []
     try:
@@ -166,7 +166,7 @@ def split(wire: bytes, size: int) -> list[bytes] | None:
 
 
 def replay_log(data: bytes) -> None:
-    """The first byte says how often the log is trimmed."""
+    """The first byte sets the interval between trims of the log."""
     events = [each for each in split(data[1:], 0) or [] if each.endswith(b"\n\n")]
     if not events:
         return
@@ -194,7 +194,7 @@ def check_log(log: ReplayLog, events: list[bytes]) -> None:
 
 
 def texts(events: Iterator[bytes]) -> dict[str, str]:
-    """What the chat deltas say, by choice; a stranger shape says nothing."""
+    """The texts of the chat deltas, by choice; other shapes are ignored."""
     said: dict[str, str] = {}
     for each in events:
         try:
@@ -207,7 +207,7 @@ def texts(events: Iterator[bytes]) -> dict[str, str]:
 
 
 def state(data: bytes) -> None:
-    """As it is, and as the body of a record whose checksum holds: what gets through can be read to its end."""
+    """As a file, and as the body of a record with a right checksum: accepted streams can be read to their end."""
     restored(data)
     header = kept._HEADER.pack(kept.MAGIC, kept.VERSION, b"12345678", 1.0)
     restored(header + kept._record(b"S", data) + kept._record(b"E", b"\0\0\0\1"))
@@ -258,7 +258,7 @@ TARGETS: dict[str, Target] = {
 
 
 def seeds(name: str) -> list[bytes]:
-    """What the fuzzer begins with: the files in corpus/NAME, and what the tests' tables have for it."""
+    """The first inputs of the fuzzer: the files in corpus/NAME, and rows of the tests' tables."""
     folder = CORPUS / name
     files = [path.read_bytes() for path in sorted(folder.iterdir())] if folder.is_dir() else []
     return files + MADE[name]()

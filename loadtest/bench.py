@@ -1,14 +1,15 @@
-"""The slow-reader benchmark: the same upstream and the same readers, one server after another in between.
+"""The slow-reader benchmark: the same upstream and the same readers, with each server in turn between them.
 
-Three situations, each in interleaved rounds, so that a drift of the machine's speed meets all alike:
+Three situations, each in interleaved rounds, so that a drift of the machine's speed affects all servers alike:
 
-- healthy: every reader reads. CPU per token, user-space and kernel memory per connection, and what the server adds to
-a token's age, to the time to the first token and to the gaps between tokens (`direct` is source to sink without a
-server). - 10 % and 50 % stalled: so many readers ask for a fast stream and never read. Memory per connection, and what
-the readers that read lose.
+- healthy: every reader reads. CPU per token, user-space and kernel memory per connection, and the server's part in a
+  token's age, in the time to the first token and in the gaps between tokens (`direct` is source to sink without a
+  server).
+- 10 % and 50 % stalled: these shares of the readers ask for a fast stream and never read. Memory per connection, and
+  the tokens that the other readers lose.
 
-Ratios are taken within a round, then their median. A server that isn't installed is named with how to get it. The
-table, the figures and a plot go to loadtest/results/. Needs cc and ss.
+Ratios are taken within a round, then their median. For a server that isn't installed, the command that installs it is
+printed. The table, the figures and a plot go to loadtest/results/. Needs cc and ss.
 
     bench.py                                          streamd, nginx, HAProxy, aiohttp, FastAPI: about ten minutes
     bench.py --contenders streamd,nginx --rounds 1    a quick look
@@ -31,7 +32,7 @@ import rig
 
 Figures = dict[str, float]
 STALLED_SHARES = (0.1, 0.5)
-EVENT_BYTES = 250  # of the source, with its chunk framing: for the words under the table
+EVENT_BYTES = 250  # size of the source's events with chunk framing, for the text under the table
 
 COLUMNS = (
     ("us_per_token", "CPU µs/token", 1),
@@ -50,7 +51,7 @@ COLUMNS = (
 
 
 def begin(running: rig.Rig, name: str, per_second: float) -> tuple[int | None, int, int]:
-    """Start the source and a contender before it; pid (None for `direct`), port, and the source's port."""
+    """Start the source and a contender before it; return pid (None for `direct`), port, and the source's port."""
     upstream = running.source(per_second)
     if name == "direct":
         return None, upstream, upstream
@@ -60,7 +61,7 @@ def begin(running: rig.Rig, name: str, per_second: float) -> tuple[int | None, i
 
 
 def idle_bytes(running: rig.Rig, pid: int, port: int) -> int:
-    """User space before the readers come: after a few others, since the first ones fill caches and arenas for all."""
+    """User space before the readers connect, after a few earlier readers have filled caches and arenas."""
     rig.result(running.sink(port=port, readers=50, ramp=500, warm=0, seconds=1), 60)
     time.sleep(0.5)
     return rig.pss_bytes(pid)
@@ -72,7 +73,7 @@ def kernel_bytes(port: int, upstream: int) -> int:
 
 
 def healthy(name: str, options: argparse.Namespace) -> Figures:
-    """All read: what a token and a connection cost, and what a token waits."""
+    """All readers read: the cost of a token and of a connection, and the age of tokens."""
     with rig.rig() as running:
         pid, port, upstream = begin(running, name, options.per_second)
         idle = idle_bytes(running, pid, port) if pid else 0
@@ -99,7 +100,7 @@ def healthy(name: str, options: argparse.Namespace) -> Figures:
 
 
 def stalled(name: str, share: float, options: argparse.Namespace) -> Figures:
-    """A share of the readers never reads: memory per connection, once they have missed a good deal."""
+    """A share of the readers never reads: memory per connection, once they have missed many tokens."""
     count = round(options.stalled_streams * share)
     fast = {
         "model": "synthetic",
@@ -129,7 +130,7 @@ def stalled(name: str, share: float, options: argparse.Namespace) -> Figures:
 
 
 def take_rounds(names: list[str], options: argparse.Namespace) -> dict[str, list[Figures]]:
-    """Every contender once in each round; those that fail are left out from then on, with a word."""
+    """Run every contender once in each round; report a contender that fails, and leave it out from then on."""
     rounds: dict[str, list[Figures]] = {name: [] for name in ["direct", *names]}
     for number in range(1, options.rounds + 1):
         for name in list(rounds):
@@ -151,7 +152,7 @@ def take_rounds(names: list[str], options: argparse.Namespace) -> dict[str, list
 
 
 def medians(rounds: dict[str, list[Figures]]) -> dict[str, Figures]:
-    """The median of each figure, what it adds to `direct`, and CPU as a ratio to streamd's, both round by round."""
+    """The median of each figure, its increase over `direct`, and the ratio of CPU to streamd's, both round by round."""
     direct, ours = rounds["direct"], rounds.get("streamd", [])
     table: dict[str, Figures] = {}
     for name, runs in rounds.items():
@@ -172,7 +173,7 @@ def medians(rounds: dict[str, list[Figures]]) -> dict[str, Figures]:
 def markdown(
     table: dict[str, Figures], versions: dict[str, str], missing: dict[str, str], options: argparse.Namespace
 ) -> str:
-    """The table, what it was taken on, and how to repeat it."""
+    """The table, the machine, and the command to repeat it."""
     here = rig.machine()
     missed = round(options.stalled_per_second * options.stalled_seconds)
     taken = (
@@ -203,7 +204,7 @@ def markdown(
 
 
 def charts(table: dict[str, Figures]) -> list[plot.Chart]:
-    """What the plot shows."""
+    """The charts of the plot."""
     wanted = (
         ("CPU per relayed token, µs", "us_per_token"),
         ("Age of a token on arrival, p99, ms", "age_p99_ms"),
@@ -214,7 +215,7 @@ def charts(table: dict[str, Figures]) -> list[plot.Chart]:
 
 
 def present(names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Which of these can run here, and how to get the others."""
+    """The contenders that can run here, and the commands that install the others."""
     here, missing = [], {}
     with rig.rig() as probe:
         for name in names:
@@ -232,9 +233,7 @@ def options_of(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contenders", default=",".join(contenders.CONTENDERS))
     parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument(
-        "--per-second", type=float, default=2, help="tokens of a stream; all contenders have to keep up"
-    )
+    parser.add_argument("--per-second", type=float, default=2, help="tokens of a stream; all contenders must keep up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6, help="measured in each healthy run")
     parser.add_argument("--ramp", type=float, default=500, help="connections opened a second")

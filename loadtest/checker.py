@@ -1,12 +1,12 @@
-"""Does a reader get its stream whole? Bytes of an HTTP response in, counts of what was lost or came twice out.
+"""Does a reader get its stream whole? Bytes of an HTTP response in, counts of lost and doubled tokens out.
 
-Written for the load programs and apart from streamd's own parsers on purpose: what they have in common they could get
-wrong together. Lean, because one process holds ten thousand of these.
+Written for the load programs and deliberately without streamd's own parsers: shared code could hide a shared mistake.
+Lean, because a process holds ten thousand of these.
 
-Two things are checked. Seqs: ids (`<stream>:<seq>`) rise; a `gap` event names exactly the range that is missing. Text,
-one of: `Numbered` tokens "@<k>.<ns> " (source.c), which also tell their age, or `Reference`, a text that is known
-beforehand. Between two ids that are not neighbours everything has to be there too, since a coalesced event has the id
-of its last one: only the text can tell."""
+Two things are checked. Seqs: ids (`<stream>:<seq>`) rise; a `gap` event names exactly the missing range. Text: either
+`Numbered` tokens "@<k>.<ns> " (source.c), which also give their age, or `Reference`, a text that is known beforehand.
+Between two ids that are not neighbours no text may be missing either, since a coalesced event has the id of its last
+event: only the text shows it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTENT = b'"content":"'
 
 
 class Tally:
-    """What all readers of a group saw together."""
+    """The counts of all readers of a group together."""
 
     __slots__ = ("announced", "doubled", "events", "gap_events", "lost", "tokens", "wrong")
 
@@ -29,7 +29,7 @@ class Tally:
         self.tokens = 0  # Numbered: tokens; Reference: pieces of text
         self.lost = 0  # missing and not announced
         self.doubled = 0
-        self.wrong = 0  # seqs or texts that make no sense
+        self.wrong = 0  # impossible seqs or texts
         self.gap_events = 0
         self.announced = 0  # seqs that gap events named
 
@@ -44,11 +44,11 @@ class Histogram:
         self._counts = array("L", bytes(8 * self.STEPS))
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Count a duration."""
         self._counts[min(max(int(seconds * self.STEPS_PER_S), 0), self.STEPS - 1)] += 1
 
     def ms(self, quantile: float) -> float | None:
-        """A quantile in milliseconds, None of nothing."""
+        """A quantile in milliseconds; None without a duration."""
         due = sum(self._counts) * quantile
         seen = 0
         for step, count in enumerate(self._counts):
@@ -70,7 +70,7 @@ class Numbered:
         self.ages = ages
 
     def take(self, piece: bytes, tally: Tally) -> None:
-        """Check one piece of text."""
+        """Check a piece of text."""
         text = self._rest + piece
         end = 0
         for found in _TOKEN.finditer(text):
@@ -91,17 +91,17 @@ class Numbered:
         self._due = number + 1
 
     def excuse(self) -> None:
-        """What was announced as missing is not lost in silence."""
+        """Note an announced gap: its tokens are not lost in silence."""
         self._excused = True
         self._rest = b""
 
     def whole(self, count: int | None) -> bool:
-        """Whether all `count` tokens have come (None: whatever the end was)."""
+        """Whether all `count` tokens have arrived (None: at any number)."""
         return not self._rest and (count is None or self._due == count)
 
 
 class Reference:
-    """The text as one that is known beforehand; a reader keeps only its place in it."""
+    """A text that is known beforehand; a reader keeps only its place in it."""
 
     __slots__ = ("_at", "_excused", "_text")
 
@@ -111,12 +111,12 @@ class Reference:
         self._excused = False
 
     def take(self, piece: bytes, tally: Tally) -> None:
-        """Check one piece of text."""
+        """Check a piece of text."""
         tally.tokens += 1
         if self._text.startswith(piece, self._at):
             self._at += len(piece)
             return
-        # Where does it go on? Later: something is missing. Earlier: it came before. Nowhere: it isn't of this text.
+        # Where does the piece occur? Later: text is missing. Earlier: it came twice. Nowhere: it isn't of this text.
         later = self._text.find(piece, self._at)
         if later >= 0:
             tally.lost += not self._excused
@@ -128,11 +128,11 @@ class Reference:
         self._excused = False
 
     def excuse(self) -> None:
-        """What was announced as missing is not lost in silence."""
+        """Note an announced gap: its tokens are not lost in silence."""
         self._excused = True
 
     def whole(self, count: int | None) -> bool:
-        """Whether the text has come to its end."""
+        """Whether the whole text has arrived."""
         return self._at == len(self._text)
 
 
@@ -140,7 +140,7 @@ Text = Numbered | Reference
 
 
 class Checker:
-    """One stream as one reader gets it, over all its connections."""
+    """A reader's stream, over all its connections."""
 
     __slots__ = ("_text", "error", "finished", "last_id", "retry_ms", "seq", "tally")
 
@@ -154,7 +154,7 @@ class Checker:
         self.error = ""  # the code of an error event
 
     def take(self, block: bytes) -> bool:
-        """Check one SSE event (without its blank line). Whether it carried text. Raises ValueError for a broken one."""
+        """Check an SSE event (without its blank line). True if it had text; raises ValueError if it is broken."""
         self.tally.events += 1
         before = self.seq
         is_gap = text = False
@@ -173,13 +173,13 @@ class Checker:
         return text
 
     def take_rest(self, rest: bytes) -> None:
-        """What stood behind the last block when the answer ended: of a polite refusal, its `retry:`."""
+        """Read the bytes after the last block of an answer: the `retry:` line of a polite refusal."""
         for line in rest.split(b"\n"):
             if line.startswith(b"retry: "):
                 self.retry_ms = int(line[7:])
 
     def whole(self, count: int | None) -> bool:
-        """Whether the stream came to its end with all its text."""
+        """Whether the stream ended with all its text."""
         return self.finished and not self.error and self._text.whole(count)
 
     def _id(self, event_id: bytes) -> None:
@@ -206,7 +206,7 @@ class Checker:
         return False
 
     def _gap(self, data: bytes, before: int) -> None:
-        """The range begins after the last seq that came and ends at the gap's own id."""
+        """Check that the range begins after the last received seq and ends at the gap's own id."""
         missing = json.loads(data).get("gap") or {}
         if (missing.get("from"), missing.get("to")) != (before + 1, self.seq) or before >= self.seq:
             self.tally.wrong += 1
@@ -216,7 +216,7 @@ class Checker:
 
 
 class Response:
-    """One HTTP response, cut anywhere: its head, then SSE blocks. Chunked, or until the connection ends."""
+    """An HTTP response, cut anywhere: its head, then SSE blocks. Chunked, or until the connection ends."""
 
     __slots__ = ("_body", "_cut", "chunked", "ended", "head", "status")
 
@@ -230,7 +230,7 @@ class Response:
 
     @property
     def rest(self) -> bytes:
-        """What came behind the last whole block."""
+        """The bytes after the last whole block."""
         return self._body
 
     def field(self, name: bytes) -> bytes | None:
@@ -239,7 +239,7 @@ class Response:
         return found[1] if found else None
 
     def take(self, data: bytes) -> list[bytes]:
-        """The blocks that are whole now. Raises ValueError for what is no HTTP."""
+        """The blocks that are complete now. Raises ValueError for bytes that are no HTTP."""
         if self._cut:
             data = self._cut + data
             self._cut = b""

@@ -1,7 +1,7 @@
-"""The servers that can stand between source and sink: how each is started, and how one gets it.
+"""The servers between source and sink: the command that starts each, and the command that installs it.
 
-A contender is a name and a function from (folder, port, upstream port) to a command line; it raises Missing where the
-server isn't installed. All run as one process that relays, unbuffered, on one core.
+A contender is a name and a function from (folder, port, upstream port) to a command line; it raises Missing if the
+server isn't installed. Each relays unbuffered in a single process on a single core.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rig import HERE, Missing
 
 Command = list[str]
 
-# Flags for streamd beyond listen and upstream. A stalled reader is closed after a minute unless told otherwise; the
-# rivals keep theirs, so for a comparison of memory streamd keeps its own.
+# Flags for streamd beyond listen and upstream. By default streamd closes a stalled reader after a minute. The rivals
+# keep stalled readers, so for a comparison of memory streamd keeps them too.
 STREAMD_FLAGS = ("--stall-timeout", "0", "--log-level", "warning")
 
 
@@ -49,7 +49,7 @@ def nginx(folder: Path, port: int, upstream: int) -> Command:
 
 
 def haproxy(folder: Path, port: int, upstream: int) -> Command:
-    """HAProxy in HTTP mode, one thread."""
+    """HAProxy in HTTP mode with a single thread."""
     _program("haproxy", "apt-get install haproxy")
     config = folder / f"haproxy-{port}.cfg"
     config.write_text(
@@ -84,12 +84,12 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Command]] = {
 
 
 def environment() -> dict[str, str]:
-    """What a contender's process gets on top of ours: this checkout importable."""
+    """The variables of a contender's process beyond ours: they make this checkout importable."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))}
 
 
 def version(name: str) -> str:
-    """The version that is measured, for the table."""
+    """The measured version, for the table."""
     if name in ("nginx", "haproxy"):
         said = subprocess.run([name, "-v"], capture_output=True, text=True)
         found = re.search(r"(\d+(?:\.\d+)+)", said.stdout + said.stderr)
@@ -104,7 +104,7 @@ def version(name: str) -> str:
 
 @functools.cache
 def rivals_python(*modules: str) -> str:
-    """The Python that has the rivals: $RIVALS_PYTHON, else this one. Raises Missing if it lacks one of `modules`."""
+    """The Python with the rivals: $RIVALS_PYTHON, else this Python. Raises Missing if it lacks any of `modules`."""
     python = os.environ.get("RIVALS_PYTHON", sys.executable)
     if modules and subprocess.run([python, "-c", "import " + ", ".join(modules)], capture_output=True).returncode:
         requirements = (HERE / "rivals" / "requirements.txt").relative_to(HERE.parent)

@@ -1,8 +1,7 @@
-"""Scenarios about what a token costs: with few and many streams, beside nginx and C, and in a fan-out.
+"""Scenarios about the cost of a token: with few and many streams, beside nginx and C, and in a fan-out.
 
-CPU is user and system time of the whole process tree, over a window in which all readers are open, through the tokens
-that the readers got meanwhile. Ratios are taken within a round, then their median: a machine has good and bad
-minutes."""
+CPU is user and system time of the whole process tree in a window with all readers connected, divided by the tokens that
+the readers got in it. Ratios are taken within a round, then their median, since a machine's speed drifts."""
 
 from __future__ import annotations
 
@@ -29,36 +28,36 @@ NGINX_RATIO_MAX, FLOOR_RATIO_MAX = 1.3, 2.0
 FANOUT_RATIO_MAX, FANOUT_AGE_RATIO_MAX = 1.25, 1.35
 HEALTH_MS_MAX = 100.0
 
-# Each costs streamd as much as some ten events: 25 a second are under 1 % of 40,000 deliveries.
+# Interval of health checks. Each costs streamd as much as about ten events: 25 a second are under 1 % of 40,000.
 HEALTH_EVERY_S = 0.04
 
-WARM_S = 3.0  # from the last connection to the window
+WARM_S = 3.0  # time from the last connection to the window
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one token as one server handed it on."""
+    """The cost and the age of a server's tokens."""
 
     user_us: float
     system_us: float
     tokens_per_s: float
     age_p50_ms: float
     age_p99_ms: float
-    lost: int  # and doubled, refused, closed: of a run with any of these no figure counts
+    lost: int  # also doubled, refused, closed: any of these makes the run's figures invalid
 
     @property
     def all_us(self) -> float:
-        """User and system."""
+        """User and system time per token."""
         return self.user_us + self.system_us
 
     @property
     def told(self) -> dict[str, float]:
-        """For the report."""
+        """The figures for the report."""
         return {key: round(value, 3) for key, value in asdict(self).items()} | {"all_us": round(self.all_us, 3)}
 
 
 def measured(pid: int, sink: subprocess.Popen[bytes], until_window_s: float, window_s: float) -> Cost:
-    """Look at a server over nine tenths of the sink's window; the sink says how many tokens those were."""
+    """Measure a server over nine tenths of the sink's window; the sink reports the number of tokens."""
     time.sleep(until_window_s)
     before = rig.look(pid)
     time.sleep(window_s * 0.9)
@@ -76,13 +75,13 @@ def measured(pid: int, sink: subprocess.Popen[bytes], until_window_s: float, win
 
 
 def relayed(pid: int, running: rig.Rig, port: int, streams: int, options: argparse.Namespace) -> Cost:
-    """So many readers of streams of their own."""
+    """The cost with `streams` readers, each with its own stream."""
     sink = running.sink(port=port, readers=streams, ramp=options.ramp, warm=WARM_S, seconds=options.seconds)
     return measured(pid, sink, streams / options.ramp + WARM_S, options.seconds)
 
 
 def in_rounds(report: Report, rounds: int, contestants: Mapping[str, Callable[[], Cost]]) -> dict[str, list[Cost]]:
-    """Every one once in each round, in turns forwards and backwards."""
+    """Run every contestant once in each round, in alternating order."""
     runs: dict[str, list[Cost]] = {name: [] for name in contestants}
     for number in range(rounds):
         order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
@@ -98,13 +97,13 @@ def in_rounds(report: Report, rounds: int, contestants: Mapping[str, Callable[[]
 
 
 def ratio(runs: dict[str, list[Cost]], ours: str, other: str, figure: str = "all_us") -> float:
-    """The median of the rounds' ratios in one figure."""
+    """The median of the rounds' ratios in a figure."""
     pairs = zip(runs[ours], runs[other], strict=True)
     return float(statistics.median(getattr(a, figure) / getattr(b, figure) for a, b in pairs))
 
 
 def round_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """What all of these have."""
+    """Add the flags that all scenarios about rounds have."""
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--seconds", type=float, default=8, help="measured in each run")
     parser.add_argument("--ramp", type=float, default=1000, help="connections opened a second")
@@ -114,16 +113,18 @@ def round_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def flat_flags(parser: argparse.ArgumentParser) -> None:
-    """Of flat-cost."""
+    """Add the flags of flat-cost."""
     round_flags(parser, 5)
     parser.add_argument("--many", type=int, default=8000, help="streams; one worker, two descriptors each")
     parser.add_argument("--few", type=int, default=500)
-    parser.add_argument("--tokens-per-second", type=float, default=8000, help="of all streams together, in both")
+    parser.add_argument(
+        "--tokens-per-second", type=float, default=8000, help="of all streams together, with few and with many"
+    )
     parser.add_argument("--workers", type=int, default=1)
 
 
 def flat_cost(options: argparse.Namespace, report: Report) -> None:
-    """The same tokens a second over many streams and over few."""
+    """Compare the same number of tokens per second over many streams and over few."""
 
     def with_streams(streams: int) -> Cost:
         with rig.rig() as running:
@@ -144,14 +145,14 @@ def flat_cost(options: argparse.Namespace, report: Report) -> None:
 
 
 def relay_flags(parser: argparse.ArgumentParser) -> None:
-    """Of relay-cost."""
+    """Add the flags of relay-cost."""
     round_flags(parser, 5)
     parser.add_argument("--streams", type=int, default=2000)
     parser.add_argument("--per-second", type=float, default=10, help="tokens of each stream")
 
 
 def relay_cost(options: argparse.Namespace, report: Report) -> None:
-    """streamd, nginx and a relay in C that looks at nothing."""
+    """Compare streamd, nginx and a relay in C that doesn't parse."""
 
     def through(name: str) -> Cost:
         with rig.rig() as running:
@@ -181,14 +182,14 @@ def relay_cost(options: argparse.Namespace, report: Report) -> None:
 
 
 def fanout_flags(parser: argparse.ArgumentParser) -> None:
-    """Of fanout-health."""
+    """Add the flags of fanout-health."""
     round_flags(parser, 3)
-    parser.add_argument("--readers", type=int, default=8000, help="of one published stream")
+    parser.add_argument("--readers", type=int, default=8000, help="of the published stream")
     parser.add_argument("--per-second", type=float, default=5, help="events")
 
 
 def fanout_health(options: argparse.Namespace, report: Report) -> None:
-    """One published stream and its many readers, beside the least that C can do; health is asked meanwhile."""
+    """A published stream with many readers, beside the smallest cost in C, with health checks meanwhile."""
     health_ms: list[float] = []
     failures: list[int] = []
 
@@ -222,7 +223,7 @@ def fanout_health(options: argparse.Namespace, report: Report) -> None:
 
 
 def fanned_out(pid: int, running: rig.Rig, port: int, options: argparse.Namespace, begin: Callable[[], None]) -> Cost:
-    """Readers of one stream; the first event comes when all are open, so that none of them misses one."""
+    """Readers of the same stream; the first event is published when all are connected, so that no reader misses any."""
     opening_s, warm_s = options.readers / options.ramp, 2 + WARM_S
     sink = running.sink(
         port=port, readers=options.readers, ramp=options.ramp, warm=warm_s, seconds=options.seconds,
@@ -234,7 +235,7 @@ def fanned_out(pid: int, running: rig.Rig, port: int, options: argparse.Namespac
 
 
 class Publisher:
-    """Events of one stream, at a pace, in a thread: tokens that carry their number and their birth, as source.c's."""
+    """Publishes events at a steady pace from a thread: tokens with their number and time, as in source.c."""
 
     NAME = "fanout"
 
@@ -246,11 +247,11 @@ class Publisher:
         self._ask("PUT", "", "application/json", "{}")
 
     def start(self) -> None:
-        """Publish from here on."""
+        """Begin to publish."""
         self._thread.start()
 
     def stop(self) -> None:
-        """And no more."""
+        """Stop publishing."""
         self._stopping.set()
         self._thread.join()
         self._connection.close()

@@ -1,4 +1,4 @@
-"""Scenarios about ten thousand at once: open together, and gone and back together."""
+"""Scenarios about 10,000 readers at once: connected together, and disconnected and back together."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ SPREAD_MAX = 1.15
 BACK_S_MAX = 15.0
 HEALTH_MS_MAX = 250.0
 
-SETTLE_S = 3.0  # after the last connection was opened, until all are looked at
+SETTLE_S = 3.0  # time from the last connection to the measurement
 
 
-# Open together
+# Connected together
 
 
 def together_flags(parser: argparse.ArgumentParser) -> None:
-    """Of ten-thousand."""
+    """Add the flags of ten-thousand."""
     parser.add_argument("--streams", type=int, default=10_000)
-    parser.add_argument("--stalled", type=int, default=1000, help="of them, that ask and never read")
-    parser.add_argument("--stalled-per-second", type=float, default=4, help="tokens of these: their rings should fill")
-    parser.add_argument("--tokens", type=int, default=60, help="of each of the others, one a second")
+    parser.add_argument("--stalled", type=int, default=1000, help="streams with readers that never read")
+    parser.add_argument(
+        "--stalled-per-second", type=float, default=4, help="tokens of a stalled stream: enough to fill the ring"
+    )
+    parser.add_argument("--tokens", type=int, default=60, help="of each other stream, one a second")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ramp", type=float, default=1250, help="connections opened a second")
     parser.add_argument("--mock", action="store_true", help="with the mock upstream and the lean holder: figures only")
 
 
 def ten_thousand(options: argparse.Namespace, report: Report) -> None:
-    """All open at once, all others complete, and what it took."""
+    """Hold all readers at once; check that those that read are complete, and report CPU and memory."""
     if options.mock:
         _with_mock(options, report)
         return
@@ -84,7 +86,7 @@ def _judge_together(
 
 
 def spread(status: dict[str, Any]) -> float:
-    """Connections of the fullest worker through those of the emptiest."""
+    """Connections of the fullest worker divided by those of the emptiest."""
     counts = [each["connections"] for each in status.get("workers", [status])]
     return float(max(counts) / max(1, min(counts)))
 
@@ -92,7 +94,7 @@ def spread(status: dict[str, Any]) -> float:
 def _with_mock(options: argparse.Namespace, report: Report) -> None:
     with rig.rig() as running:
         upstream = target.mock(running, per_s=1, tokens=options.tokens)
-        quick = target.mock(running, per_s=1000, tokens=options.tokens)  # for the text that all have to end with
+        quick = target.mock(running, per_s=1000, tokens=options.tokens)  # for the text that each stream must have
         daemon = target.start(running, upstream, workers=options.workers)
         idle = rig.pss_bytes(daemon.pid)
         argv = ["--readers", options.streams, "--stalled", options.stalled / options.streams, "--ramp", options.ramp]
@@ -112,7 +114,7 @@ def _with_mock(options: argparse.Namespace, report: Report) -> None:
 
 
 class Holding:
-    """holder.py, running."""
+    """A running holder.py."""
 
     def __init__(self, running: rig.Rig, port: int, argv: list[Any]) -> None:
         self._running = running
@@ -121,31 +123,31 @@ class Holding:
         self._process = running.run("holder", [*program, *argv])
 
     def over(self, limit_s: float) -> bool:
-        """Whether it has ended, within so long."""
+        """Whether the holder ended within `limit_s`."""
         return self._running.wait(self._process, limit_s)
 
     def report(self, limit_s: float) -> dict[str, Any]:
-        """Its report, waited for. Raises RuntimeError where there is none."""
+        """Wait for the holder's report. Raises RuntimeError if there is none."""
         if not self.over(limit_s) or not self._file.exists():
             raise RuntimeError("the holder came to no report")
         fields: dict[str, Any] = json.loads(self._file.read_text())
         return fields
 
 
-# Gone and back together
+# Disconnected and back together
 
 
 def herd_flags(parser: argparse.ArgumentParser) -> None:
-    """Of thundering."""
+    """Add the flags of thundering."""
     parser.add_argument("--streams", type=int, default=10_000)
-    parser.add_argument("--tokens", type=int, default=60, help="of each, one a second")
+    parser.add_argument("--tokens", type=int, default=60, help="of each stream, one a second")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ramp", type=float, default=1000)
-    parser.add_argument("--wave", type=float, default=5, help="seconds after the last was opened")
+    parser.add_argument("--wave", type=float, default=5, help="seconds from the last connection to the resets")
 
 
 def thundering(options: argparse.Namespace, report: Report) -> None:
-    """All are reset within a second and come back as `retry:` tells; health is asked all the while."""
+    """Reset all connections within a second; the readers come back after `retry:`, with health checks meanwhile."""
     with rig.rig() as running:
         admin = str(running.folder / "admin.sock")
         daemon = target.start(

@@ -1,13 +1,13 @@
-"""Drain under load: is everybody served to the end, or told where they stand, and does it end when it should?
+"""Drain under load: does every reader get its whole stream or its position, and does the drain end in time?
 
-Two rounds, each with a streamd and a mock upstream of its own, and --readers readers of a generation each:
+Two rounds, each with its own streamd and mock upstream, and --readers readers of a generation each:
 
     finish   the generations end within the window: every reader gets its [DONE] and the terminating chunk, exit 0
-    cut      they don't: every reader gets `reconnect` with the position that it really has, and streamd is gone within
-             a second after the deadline
+    cut      they don't: every reader gets `reconnect` with its real position, and streamd ends within a second after
+             the deadline
 
-Meanwhile others knock: connections that were open and had not asked yet get 503 with Retry-After, new ones are refused.
-Exit status 1 if any of that is not so. Standard library only.
+Meanwhile open connections without a request ask and get 503 with Retry-After, and new connections are refused. The exit
+status is 1 if any of this fails. Standard library only.
 
     loadtest/drain.py --readers 1000
 """
@@ -30,11 +30,11 @@ from rig import free_port
 
 RAMP_PER_S = 500
 INTERVAL_MS = 200  # between tokens: 1,000 readers are 5,000 tokens/s, a fifth of what a core relays
-STAY_S = 12.0  # how long a generation of the first round lasts, its ramp included
+STAY_S = 12.0  # duration of a generation of the first round, with the ramp
 TIMEOUT_S = 5.0  # drain_timeout of the second round
-LATE_S_MAX = 1.0  # after the deadline
+LATE_S_MAX = 1.0  # from the deadline to the end of the process
 KNOCK_EVERY_S = 0.1
-UNASKED = 20  # connections that are open, and ask only when the drain has begun
+UNASKED = 20  # connections that are open before the drain and ask only after it has begun
 
 CHAT = json.dumps({"model": "mock-llm", "stream": True, "messages": [{"role": "user", "content": "Tell me."}]})
 _ids = re.compile(rb"(?:^|\n)id: (\S+)")
@@ -42,13 +42,13 @@ _told = re.compile(rb'"last_id":"([^"]+)"')
 
 
 def request(tokens: int) -> bytes:
-    """A streamed chat of so many tokens."""
+    """A streamed chat of `tokens` tokens."""
     head = f"X-Mock-Tokens: {tokens}\r\nX-Mock-Interval-Ms: {INTERVAL_MS}\r\nContent-Type: application/json\r\n"
     return f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n{head}Content-Length: {len(CHAT)}\r\n\r\n{CHAT}".encode()
 
 
 class Reader(asyncio.Protocol):
-    """One connection: keeps the end of what came, and the last id."""
+    """A connection that keeps the end of the received bytes, and the last id."""
 
     def __init__(self, asks: bytes) -> None:
         self.asks = asks
@@ -78,7 +78,7 @@ class Reader(asyncio.Protocol):
                 waiting.set_result(None)
 
     def outcome(self) -> str:
-        """How it ended, in a word."""
+        """The way in which the answer ended, in a word."""
         if self.tail.startswith(b"HTTP/1.1 503") and b"retry-after" in self.tail:
             return "503"
         if b"[DONE]" in self.tail and self.tail.endswith(b"0\r\n\r\n"):
@@ -91,7 +91,7 @@ class Reader(asyncio.Protocol):
 
 @dataclass
 class Round:
-    """What came of one round."""
+    """The outcome of a round."""
 
     name: str
     outcomes: Counter[str]
@@ -110,7 +110,7 @@ class Round:
         )
 
     def right(self, wanted: str, readers: int, longest_s: float) -> bool:
-        """Whether it went as promised."""
+        """Whether the round went as promised."""
         return (
             self.outcomes == {wanted: readers}
             and self.unasked == {"503": UNASKED}
@@ -140,7 +140,7 @@ async def _knock(port: int, knocked: Counter[str]) -> None:
 
 
 async def _drain(name: str, port: int, daemon: Child, readers: int, tokens: int) -> Round:
-    """Open the readers, stop the daemon under them, and see what becomes of all."""
+    """Connect the readers, stop the daemon under them, and collect all outcomes."""
     opened = []
     for number in range(readers):
         opened.append(await _open(port, request(tokens)))
@@ -171,7 +171,7 @@ async def _drain(name: str, port: int, daemon: Child, readers: int, tokens: int)
 
 
 def run(name: str, readers: int, tokens: int, timeout_s: float) -> Round:
-    """One round with processes of its own."""
+    """Run a round with its own processes."""
     with Launcher().running() as launcher:
         mock = launcher.start("mock", (sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0"))
         address = f"127.0.0.1:{free_port()}"

@@ -1,10 +1,10 @@
-"""One stream, 5,000 readers, a tenth of them stalled: what the others feel of it, policy by policy.
+"""A stream with 5,000 readers, a tenth of them stalled: the effect on the others, for each policy.
 
-Four runs: a control in which everybody reads, and one for each policy. Each publishes events of 4 KB at a steady
-pace, so that what the kernel takes from a stalled reader is used up within three seconds, and then its ring. At the
-end the stalled read on: `coalesce` has to give them every token, `drop_oldest` every token or a gap that names it,
-`close` a beginning without a hole and the end of the connection. Memory is looked at when the stall has begun to cost
-and again at the end: it is to be flat.
+Four runs: a control in which all readers read, and a run for each policy. Each publishes events of 4 KB at a steady
+pace, so that a stalled reader's kernel buffers are full within three seconds, and then its ring. At the end the stalled
+readers read on: `coalesce` must give them every token, `drop_oldest` every token or a gap that names it, `close` a
+beginning without a hole and the end of the connection. Memory is measured when the buffers are full and again at the
+end: it must be flat.
 
     fanout_stalled.py                      about a minute
     fanout_stalled.py --readers 2000 --seconds 5
@@ -30,26 +30,26 @@ SETTLED_S = 8.0  # kernel buffers and rings are full: 20-25 KB and 32 KiB at 8 K
 READ_BYTES = 262_144
 RAMP_PER_S = 2500
 
-# What an event or a gap says of itself, in the order of the stream: a token's number and when it was sent, or a range.
+# The number and the sending time in an event, or the range in a gap, in the order of the stream.
 _said = re.compile(rb'\|(\d+) (\d+) |"gap":\{"from":(\d+),"to":(\d+)').finditer
 
 
 @dataclass(slots=True)
 class Reader:
-    """One connection, and how far it has come without a hole."""
+    """A connection, and its position up to which no token is missing."""
 
     sock: socket.socket
     stalled: bool
     rest: bytes = b""
-    next: int = 1  # the token that has to come next
+    next: int = 1  # the next expected token
     missing: int = 0  # announced
-    wrong: bool = False  # a hole that nobody announced, or a token twice
+    wrong: bool = False  # an unannounced hole, or a token twice
     over: bool = False
 
 
 @dataclass
 class Run:
-    """What one run came to."""
+    """The figures of a run."""
 
     policy: str
     stalled: int
@@ -57,8 +57,8 @@ class Run:
     published: int = 0
     readers: list[Reader] = field(default_factory=list)
     pss_bytes: tuple[int, int] = (0, 0)  # when the stall has settled, and at the end
-    kernel_bytes: tuple[float, float] = (0.0, 0.0)  # of each stalled reader, then and then
-    cpu_us: float = 0.0  # per event and reader that read
+    kernel_bytes: tuple[float, float] = (0.0, 0.0)  # of each stalled reader, at the same two times
+    cpu_us: float = 0.0  # per event and reading reader
 
     def row(self) -> str:
         """A line of the table."""
@@ -73,12 +73,12 @@ class Run:
         )
 
     def promise(self) -> str:
-        """How many of the stalled got what their policy promises."""
+        """The number of stalled readers for which the policy's promise held."""
         held = sum(self.kept(reader) for reader in self.readers if reader.stalled)
         return f"{held}/{self.stalled}" if self.stalled else ""
 
     def kept(self, reader: Reader) -> bool:
-        """Whether a stalled reader got what its policy promises."""
+        """Whether the policy's promise held for a stalled reader."""
         whole = reader.next == self.published + 1 and not reader.wrong
         if self.policy == "coalesce":
             return whole and not reader.missing
@@ -87,7 +87,7 @@ class Run:
         return reader.over and not reader.wrong and not reader.missing and reader.next <= self.published
 
     def holds(self) -> bool:
-        """The others unharmed, the stalled served as promised, memory flat (5 %, for the allocator's sake)."""
+        """The others unharmed, the stalled served as promised, memory flat (within 5 %, because of the allocator)."""
         others = [reader for reader in self.readers if not reader.stalled]
         unharmed = all(reader.next == self.published + 1 and not reader.wrong for reader in others)
         promised = all(self.kept(reader) for reader in self.readers if reader.stalled)
@@ -95,12 +95,12 @@ class Run:
 
 
 def main(argv: list[str]) -> int:
-    """Run, print the table, and say by the exit status whether all of it holds."""
+    """Run, print the table, and return whether all of it holds as the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readers", type=int, default=5000)
-    parser.add_argument("--stalled", type=float, default=0.1, help="their share")
+    parser.add_argument("--stalled", type=float, default=0.1, help="share of stalled readers")
     parser.add_argument("--per-second", type=float, default=2, help="events")
-    parser.add_argument("--seconds", type=float, default=12, help="of each run")
+    parser.add_argument("--seconds", type=float, default=12, help="duration of each run")
     options = parser.parse_args(argv)
     print("policy       stalled  complete  age p50   p99 ms us/event     PSS MB of it  kernel KB/stalled  promise kept")
     held = []
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(options: argparse.Namespace, policy: str) -> Run:
-    """One run; policy "" is the control."""
+    """Measure a run; policy "" is the control."""
     stalled = round(options.readers * options.stalled) if policy else 0
     run = Run(policy or "control", stalled)
     with rig.rig() as running:
@@ -140,7 +140,7 @@ def opened(port: int, policy: str) -> None:
 
 
 def publish(port: int) -> socket.socket:
-    """Begin one long request that publishes as it goes."""
+    """Begin a long request with a chunked body for the events."""
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(
@@ -151,7 +151,7 @@ def publish(port: int) -> socket.socket:
 
 
 def connect(run: Run, loop: select.epoll, port: int, count: int) -> dict[int, Reader]:
-    """All readers, on a ramp."""
+    """Connect all readers, on a ramp."""
     by_fd: dict[int, Reader] = {}
     begun = time.monotonic()
     for k in range(count):
@@ -169,7 +169,7 @@ def connect(run: Run, loop: select.epoll, port: int, count: int) -> dict[int, Re
         if not stalled:
             loop.register(sock, select.EPOLLIN)
         time.sleep(max(0.0, begun + k / RAMP_PER_S - time.monotonic()))
-    time.sleep(1)  # the last of them are subscribed
+    time.sleep(1)  # until the last readers are subscribed
     return by_fd
 
 
@@ -181,7 +181,7 @@ def play(
     options: argparse.Namespace,
     server: tuple[int, int],
 ) -> None:
-    """Publish and read, look at memory twice, end it, and let the stalled read on."""
+    """Publish and read, measure memory twice, end the stream, and let the stalled readers read on."""
     begun = time.monotonic()
     looked: list[tuple[int, float]] = []
     before = sum(rig.cpu_s(server[0]))
@@ -206,7 +206,7 @@ def play(
 
 
 def event(number: int) -> bytes:
-    """One chunk of the publisher's body."""
+    """A chunk of the publisher's body."""
     text = b"|%d %d " % (number, time.monotonic_ns())
     text += b"x" * (EVENT_BYTES - len(text))
     return b"%x\r\n%b\r\n" % (len(text), text)
@@ -220,7 +220,7 @@ def look(server: tuple[int, int], stalled: int) -> tuple[int, float]:
 
 
 def read_until(run: Run, loop: select.epoll, by_fd: dict[int, Reader], readers: list[Reader], limit_s: float) -> None:
-    """Until these have everything or are over."""
+    """Read until these readers have everything or have ended."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if all(reader.over or reader.next > run.published for reader in readers):
@@ -229,7 +229,7 @@ def read_until(run: Run, loop: select.epoll, by_fd: dict[int, Reader], readers: 
 
 
 def read(run: Run, loop: select.epoll, by_fd: dict[int, Reader], wait_s: float) -> None:
-    """What has come, for everybody that it came for."""
+    """Read the available bytes of all readers."""
     for fd, _ in loop.poll(wait_s):
         reader = by_fd[fd]
         try:
@@ -244,7 +244,7 @@ def read(run: Run, loop: select.epoll, by_fd: dict[int, Reader], wait_s: float) 
 
 
 def take(run: Run, reader: Reader, piece: bytes) -> None:
-    """The tokens and gaps in whole events."""
+    """Take the tokens and gaps of whole events."""
     data = reader.rest + piece
     end = data.rfind(b"\n\n") + 2
     if end < 2:

@@ -1,6 +1,6 @@
-"""A scenario's report: what was measured, against which target, and whether it holds.
+"""A scenario's report: the figures, their targets, and whether each target was met.
 
-Each figure is printed as soon as it is known; `line` is all of it as one line of JSON. Standard library only."""
+Each figure is printed as soon as it is known; `line` is the report as a line of JSON. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Scenario:
-    """One entry of headline.py: `flags` adds its flags to a parser, `run` measures."""
+    """An entry of headline.py: `flags` adds its flags to a parser, `run` measures."""
 
     name: str
-    promise: str  # what is to be shown, in a line
+    promise: str  # the claim to be shown, in a line
     flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Report], None]
 
 
 @dataclass
 class Report:
-    """Figures by name, and of those with a target whether it was met."""
+    """Figures by name, and whether each target was met."""
 
     scenario: str
     figures: dict[str, Any] = field(default_factory=dict)
@@ -31,25 +31,25 @@ class Report:
     holds: dict[str, bool] = field(default_factory=dict)
 
     def tell(self, name: str, figure: Any) -> None:
-        """A figure without a target."""
+        """Report a figure without a target."""
         self.figures[name] = figure
         print(f"        {name} = {_shown(figure)}", flush=True)
 
     def at_most(self, name: str, figure: float | None, bound: float) -> None:
-        """Nothing measured (None) meets no target."""
+        """Report a figure with an upper bound. A missing figure (None) meets no target."""
         self._judge(name, figure, f"at most {bound:g}", figure is not None and figure <= bound)
 
     def at_least(self, name: str, figure: float | None, bound: float) -> None:
-        """The other way round."""
+        """Report a figure with a lower bound."""
         self._judge(name, figure, f"at least {bound:g}", figure is not None and figure >= bound)
 
     def between(self, name: str, figure: float | None, least: float, most: float) -> None:
-        """Both."""
+        """Report a figure with both bounds."""
         holds = figure is not None and least <= figure <= most
         self._judge(name, figure, f"{least:g} to {most:g}", holds)
 
     def exactly(self, name: str, figure: float, wanted: float) -> None:
-        """A count that has to be right."""
+        """Report a count that must have a certain value."""
         self._judge(name, figure, f"{wanted:g}", figure == wanted)
 
     def _judge(self, name: str, figure: float | None, target: str, holds: bool) -> None:
@@ -64,7 +64,7 @@ class Report:
         return all(self.holds.values())
 
     def line(self, **more: object) -> str:
-        """The whole report as one line of JSON."""
+        """The whole report as a line of JSON."""
         mine = {
             "scenario": self.scenario,
             "holds": self.all_hold,
@@ -74,7 +74,7 @@ class Report:
 
 
 def quantile(values: list[float], q: float) -> float | None:
-    """The smallest value that at least a share q of them doesn't exceed; None of nothing."""
+    """The smallest value that at least a share q of the values doesn't exceed; None without a value."""
     if not values:
         return None
     ordered = sorted(values)
@@ -82,7 +82,7 @@ def quantile(values: list[float], q: float) -> float | None:
 
 
 def spread_of(name: str, values_ms: list[float]) -> dict[str, float | int]:
-    """Milliseconds as the figures that one quotes, by name."""
+    """The usual figures of a list of milliseconds: count, p50, p99 and maximum, by name."""
     if not values_ms:
         return {f"{name}_count": 0}
     quantiles = {"p50": 0.5, "p99": 0.99, "max": 1.0}

@@ -1,11 +1,11 @@
-"""The figures that streamd is held to, measured: one scenario a run, what is measured against which target, and JSON.
+"""Measures the figures that streamd promises: a scenario per run, its figures with their targets, and JSON.
 
-    headline.py SCENARIO [flags]         headline.py SCENARIO --help says which; the defaults are the official ones
-    headline.py all [--results FOLDER]   one after the other, a JSON file each
+    headline.py SCENARIO [flags]         headline.py SCENARIO --help lists them; the defaults are the official values
+    headline.py all [--results FOLDER]   all in turn, with a JSON file each
 
-Each runs streamd as a process of its own, with C programs as upstream and readers where they would cost too much, and
-looks at it from outside. The exit status is 1 if a target was missed, 0 otherwise and where a tool is missing (cc, ss,
-nginx). Run nothing else meanwhile: two cores carry all of it.
+Each runs streamd as a separate process, with C programs as upstream and readers where Python would cost too much, and
+measures it from outside. The exit status is 1 if a target was missed; it is 0 otherwise, and if a tool is missing (cc,
+ss, nginx). Run no other program meanwhile: two cores carry all of it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def options_of(argv: list[str]) -> argparse.Namespace:
 
 
 def run_one(scenario: Scenario, options: argparse.Namespace) -> int:
-    """Measure, print, write; the exit status."""
+    """Measure, print, write; return the exit status."""
     print(f"{scenario.name}: {scenario.promise}", flush=True)
     report = Report(scenario.name)
     begun_s = time.monotonic()
@@ -65,7 +65,7 @@ def run_one(scenario: Scenario, options: argparse.Namespace) -> int:
 
 
 def run_all(results: Path) -> int:
-    """Each in a process of its own, so that none finds what another left behind."""
+    """Run each scenario in its own process, so that no scenario inherits another's leftovers."""
     statuses = {}
     for name in SCENARIOS:
         argv = [sys.executable, __file__, name, "--json", str(results / f"headline-{name}.json")]
@@ -75,7 +75,7 @@ def run_all(results: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run what was asked for."""
+    """Run the scenario of the command line, or all."""
     options = options_of(argv)
     if options.scenario == "all":
         return run_all(options.results)

@@ -1,20 +1,21 @@
-"""Hold ten thousand readers and more in one process: numbers that greenlets can't reach on two cores.
+"""Hold 10,000 readers and more in a process: numbers that greenlets can't reach on two cores.
 
-One epoll loop, plain sockets, a few hundred bytes a reader. Readers are opened on a ramp; shares of them
+An epoll loop, plain sockets, a few hundred bytes per reader. Readers connect on a ramp; shares of them
 
-  stalled    stop reading after a few events, for --stall seconds (0: for good), then read on,
-  slow       take --slow-bps bytes a second,
+  stalled    stop reading after a few events, for --stall seconds (0: forever), then read on,
+  slow       read --slow-bps bytes a second,
   vanishing  reset their connection in mid-stream and stay away,
-  resuming   reset it --cuts times and come back with Last-Event-ID, as `retry:` tells,
+  resuming   reset it --cuts times and come back with Last-Event-ID after the time in `retry:`,
 
 and all others read. `--wave AT` resets all connections within a second, AT seconds after the last was opened, and lets
-all come back. Every reader verifies its own text and seqs (checker.py). A line of progress each second, a JSON report
-at the end; exit status 1 if anything was lost in silence, came twice, or a reader that should be complete is not.
+all come back. Every reader verifies its own text and seqs (checker.py). It prints a line of progress each second, and
+a JSON report at the end; the exit status is 1 if a token was lost in silence or came twice, or if a reader that should
+be complete is not.
 
     holder.py --port 8080 --readers 10000 --stalled 0.1 --tokens 60
     holder.py --port 8080 --readers 8000 --wave 5 --reference --body '{"model":"mock-llm","stream":true,…}'
 
-A process reaches as many readers as it may open files. Beyond 20,000 readers the next source address is used
+A process holds at most as many readers as it may open files. Beyond 20,000 readers the next source address is used
 (127.0.0.2, …), since an address has 28,000 ports.
 """
 
@@ -46,7 +47,7 @@ from checker import Checker, Histogram, Numbered, Reference, Response, Tally
 IP_BIND_ADDRESS_NO_PORT = 24
 PORTS_PER_ADDRESS = 20_000
 READ_BYTES_MAX = 65_536
-STALL_RCVBUF_BYTES = 4096  # a reader that stops should stop the server soon, not after megabytes
+STALL_RCVBUF_BYTES = 4096  # a reader that stops should soon stop the server, not after megabytes
 SLOW_SLICES_PER_S = 5
 RETRY_S = 1.0  # unless the server says otherwise
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
@@ -55,7 +56,7 @@ CHAT = {"model": "mock-llm", "stream": True, "messages": [{"role": "user", "cont
 
 
 class Group(enum.Enum):
-    """What a reader does."""
+    """The behaviour of a reader."""
 
     LIVE = "live"
     STALLED = "stalled"
@@ -65,7 +66,7 @@ class Group(enum.Enum):
 
 
 class State(enum.Enum):
-    """Where a reader is."""
+    """The state of a reader."""
 
     CONNECTING = "connecting"
     READING = "reading"
@@ -76,11 +77,11 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done: the command line."""
+    """The options of the command line."""
 
     port: int
     readers: int
-    tokens: int | None = None  # that each stream has; None: not known
+    tokens: int | None = None  # of each stream; None: not known
     path: str = "/v1/chat/completions"
     body: bytes = b""
     grace_s: float = 30
@@ -89,7 +90,7 @@ class Plan:
     stall_s: float = 0
     slow_bps: int = 1000
     cuts: int = 3
-    act_after_events: int = 20  # about when a reader begins to do what its group does
+    act_after_events: int = 20  # about the number of events before a reader acts as its group does
     wave_at_s: float | None = None
     seconds: float = 120
     reference: bytes | None = None
@@ -97,7 +98,7 @@ class Plan:
 
 
 class Reader:
-    """One reader over all its connections."""
+    """A reader, over all its connections."""
 
     __slots__ = (
         "acts_at", "asked_s", "checker", "cuts_left", "fd_socket", "first_seen", "group", "index", "last_text_s",
@@ -110,7 +111,7 @@ class Reader:
         self.group = group
         self.checker = checker
         self.cuts_left = cuts
-        self.acts_at = acts_at  # events of its own until it acts
+        self.acts_at = acts_at  # number of its own events until it acts
         self.stream_id = b""
         self.first_seen = False
         # connection
@@ -133,7 +134,7 @@ class Holder:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._begun_s = time.monotonic()
-        # what was seen
+        # results
         self._tallies = {group: Tally() for group in Group}
         self._ages, self._firsts, self._gaps, self._backs = Histogram(), Histogram(), Histogram(), Histogram()
         self._answers: Counter[int] = Counter()
@@ -150,7 +151,7 @@ class Holder:
         self._readers = [self._reader(index, group) for index, group in enumerate(self._groups())]
 
     def run(self) -> dict[str, Any]:
-        """Open, hold, verify, until all that should end have ended or the time is up."""
+        """Connect, hold and verify readers until all that should end have ended, or the time is over."""
         self._begun_s = time.monotonic()
         deadline_s = self._begun_s + self._plan.seconds
         self._at(self._begun_s, self._ramp)
@@ -175,7 +176,7 @@ class Holder:
     # Set-up
 
     def _groups(self) -> list[Group]:
-        """A group for each reader, mixed."""
+        """A group for each reader, in random order."""
         groups = []
         for group, share in self._plan.shares.items():
             groups += [group] * round(share * self._plan.readers)
@@ -203,7 +204,7 @@ class Holder:
             heapq.heappop(self._timers)[2]()
 
     def _ramp(self) -> None:
-        """Open those that are due; once a millisecond until all are."""
+        """Connect the readers that are due; once a millisecond until all are connected."""
         elapsed_s = time.monotonic() - self._begun_s
         due = min(self._plan.readers, math.ceil(elapsed_s * self._plan.ramp_per_s))
         while self._opened < due:
@@ -217,13 +218,13 @@ class Holder:
             self._at(time.monotonic() + self._plan.wave_at_s, self._wave)
 
     def _wave(self) -> None:
-        """Everybody's connection is reset within this second."""
+        """Reset all connections at random times within this second."""
         now = self._wave_at_s = time.monotonic()
         for reader in list(self._by_fd.values()):
             self._at(now + self._rng.random(), functools.partial(self._wash_away, reader))
 
     def _wash_away(self, reader: Reader) -> None:
-        """It is out from here on, not from the wave's beginning: what it still reads until then is no return."""
+        """Count the reader as disconnected from here on, not from the wave's beginning: earlier reads are no return."""
         if reader.fd_socket is not None:
             self._wave_out.add(reader.index)
             self._cut(reader)
@@ -308,7 +309,7 @@ class Holder:
             self._act(reader)
 
     def _take(self, reader: Reader, data: bytes) -> bool:
-        """Check what came; whether there was an event in it."""
+        """Check the received bytes; return whether they completed an event."""
         fresh = not reader.response.status
         blocks = reader.response.take(data)
         if fresh and reader.response.status:
@@ -323,7 +324,7 @@ class Holder:
         response = reader.response
         self._answers[response.status] += 1
         if response.status == 204:
-            self._back(reader)  # there was nothing left to get
+            self._back(reader)  # the reader had everything already
         if response.status != 200:
             self._retry_after += response.field(b"retry-after") is not None
             return
@@ -351,10 +352,10 @@ class Holder:
             self._gaps.add(now - reader.last_text_s)
         reader.last_text_s = now
 
-    # What the groups do
+    # Actions of the groups
 
     def _act(self, reader: Reader) -> None:
-        """After a read with events: is it time for what this reader's group does?"""
+        """After a read with events, act as the reader's group does, if it is time."""
         if reader.group is Group.LIVE or reader.state is not State.READING:
             return
         reader.acts_at -= 1
@@ -383,7 +384,7 @@ class Holder:
             self._epoll.modify(reader.fd_socket.fileno(), select.EPOLLIN)
 
     def _cut(self, reader: Reader) -> None:
-        """Reset the connection, and come back as `retry:` told."""
+        """Reset the connection, and come back after the time in `retry:`."""
         if reader.state in (State.READING, State.PAUSED, State.CONNECTING):
             self._drop(reader, State.AWAY)
             self._return(reader)
@@ -398,7 +399,7 @@ class Holder:
     # Ends
 
     def _ended(self, reader: Reader) -> None:
-        """The answer is over, properly or not."""
+        """Handle the end of an answer, proper or not."""
         response = reader.response
         reader.checker.take_rest(response.rest)
         if reader.checker.whole(self._plan.tokens) and (response.ended or not response.chunked):
@@ -406,10 +407,10 @@ class Holder:
         elif reader.checker.error:
             self._over(reader, f"error {reader.checker.error}")
         elif response.status == 204:
-            # What was missing never came, or the end itself: told "no more" before it had seen the last event.
+            # Text is missing, or the last event: the reader got a 204 before the stream's end.
             self._over(reader, "incomplete" if reader.checker.finished else "204 before the end")
         elif response.status == 200 and reader.stream_id and self._comes_back(reader) and not reader.checker.finished:
-            self._cut(reader)  # refused politely, or told to reconnect
+            self._cut(reader)  # a polite refusal, or a reconnect event
         elif response.status == 200:
             self._over(reader, "incomplete")
         else:
@@ -435,14 +436,14 @@ class Holder:
         reader.state = state
 
     def _look_round(self) -> None:
-        """Ten times a second: is anybody left but those that stall or creep for good?"""
+        """Check ten times a second whether all readers have ended except those that stall or creep forever."""
         self._all_over = self._opened_in_s is not None and all(
             reader.state is State.OVER or (reader.state is State.PAUSED and not self._plan.stall_s)
             for reader in self._readers
         )
         self._at(time.monotonic() + 0.1, self._look_round)
 
-    # Telling
+    # Reports
 
     def _tell(self) -> None:
         elapsed_s = time.monotonic() - self._begun_s
@@ -470,7 +471,7 @@ class Holder:
             "with_retry_after": self._retry_after,
             "ends": dict(sorted(self._ends.items())),
             "resumed": self._resumed,
-            "wave_at_s": self._wave_at_s,  # CLOCK_MONOTONIC: other processes' probes can tell when it was
+            "wave_at_s": self._wave_at_s,  # CLOCK_MONOTONIC, so that it compares with the probes of other processes
             "wave_back_s": self._wave_back_s and round(self._wave_back_s, 2),
             "wave_missing": len(self._wave_out),
             "groups": {
@@ -483,7 +484,7 @@ class Holder:
 
 
 def holds(report: dict[str, Any]) -> bool:
-    """Nothing lost in silence, nothing twice, and all that should be complete are."""
+    """Whether no token was lost in silence or came twice, and all readers that should be complete are."""
     silent = all(not tally[name] for tally in report["groups"].values() for name in ("lost", "doubled", "wrong"))
     refused = sum(count for end, count in report["ends"].items() if "refused" in end)
     wanted = sum(report["readers"].get(group, 0) for group in ("live", "resuming"))
@@ -492,7 +493,7 @@ def holds(report: dict[str, Any]) -> bool:
 
 
 def reference_text(url: str, body: bytes) -> bytes:
-    """The text of an undisturbed answer that isn't streamed: what each reader has to end with."""
+    """The text of an undisturbed answer that isn't streamed: each reader must end with this text."""
     whole = json.dumps({**json.loads(body), "stream": False}).encode()
     request = urllib.request.Request(url, whole, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -501,7 +502,7 @@ def reference_text(url: str, body: bytes) -> bytes:
 
 
 def raise_descriptors(wanted: int) -> None:
-    """As many files as readers. Raises SystemExit where the hard limit is lower."""
+    """Raise the limit of open files to the hard limit. Raises SystemExit if that is too low for the readers."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard < wanted + 64:
@@ -519,17 +520,17 @@ def plan_of(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
     parser.add_argument("--ramp", type=float, default=1000, help="connections a second")
     for group in (Group.STALLED, Group.SLOW, Group.VANISHING, Group.RESUMING):
         parser.add_argument(f"--{group.value}", type=float, default=0, help="share of the readers, 0 to 1")
-    parser.add_argument("--stall", type=float, default=0, help="seconds that a stalled reader stalls; 0: for good")
+    parser.add_argument("--stall", type=float, default=0, help="seconds that a stalled reader stalls; 0: forever")
     parser.add_argument("--slow-bps", type=int, default=1000)
     parser.add_argument("--cuts", type=int, default=3)
     parser.add_argument(
-        "--act-after", type=int, default=20, help="reads until a reader does what its group does, about"
+        "--act-after", type=int, default=20, help="approximate reads until a reader acts as its group does"
     )
     parser.add_argument(
         "--grace", type=float, default=30, help="seconds of detach grace that returning readers ask for"
     )
-    parser.add_argument("--wave", type=float, help="reset everybody so many seconds after the last was opened")
-    parser.add_argument("--seconds", type=float, default=120, help="at most")
+    parser.add_argument("--wave", type=float, help="reset all readers this many seconds after the last connected")
+    parser.add_argument("--seconds", type=float, default=120, help="upper bound of the run's duration")
     parser.add_argument("--reference", nargs="?", const="", help="verify against the unstreamed answer (of this URL)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the report there too")
@@ -549,7 +550,7 @@ def plan_of(argv: list[str]) -> tuple[Plan, argparse.Namespace]:
 
 
 def main(argv: list[str]) -> int:
-    """Hold them, and say whether the promises held."""
+    """Hold the readers, and return whether the promises held as the exit status."""
     plan, options = plan_of(argv)
     raise_descriptors(plan.readers)
     report = Holder(plan, lambda line: print(line, file=sys.stderr, flush=True)).run()

@@ -1,13 +1,13 @@
-"""Do hostile clients hurt the others? 200 new ones a second, of all kinds, beside 1,000 readers.
+"""Do hostile clients hurt the others? 200 new hostile clients a second, of all kinds, beside 1,000 readers.
 
-Quiet and hostile runs alternate over one daemon, so a drift of the machine's speed meets both. Printed for each run:
-the ages of tokens at the readers (p50, p99), whether every token reached them, and what the daemon holds when the run
-is over and every deadline has passed: descriptors, live objects of its own kinds, memory. The verdict: no token lost,
-medians of the ratios at most 1.2 (p50) and 1.5 (p99), descriptors and objects exactly as after the first hostile run,
-memory within 10 MB.
+Quiet and hostile runs alternate over the same daemon, so a drift of the machine's speed affects both. Printed for each
+run: the ages of tokens at the readers (p50, p99), whether every token reached them, and the daemon's descriptors, live
+objects of its own kinds and memory after the run, once every deadline has passed. The verdict: no token lost, medians
+of the ratios at most 1.2 (p50) and 1.5 (p99), descriptors and objects exactly as after the first hostile run, memory
+within 10 MB.
 
     hostile.py                               three rounds of 40 s: two minutes of hostility, about seven minutes in all
-    hostile.py --rounds 1 --seconds 5        does it run?
+    hostile.py --rounds 1 --seconds 5        a quick check that it runs
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import rig
 
 P50_RATIO_MAX, P99_RATIO_MAX, MEMORY_BYTES_MAX = 1.2, 1.5, 10_000_000
 
-# Deadlines of the daemon under test: short, so that what a run left behind is due before the next look.
+# Deadlines of the daemon under test: short, so that all leftovers of a run are due before the next measurement.
 LIMITS = {
     "--head-timeout": "10s",
     "--body-grace": "5s",
@@ -52,36 +52,36 @@ LIMITS = {
 SETTLE_S_MAX = 60
 WARM_S = 4
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
-HELD_S = 30  # a hostile client that streamd doesn't close by then gives up
+HELD_S = 30  # a hostile client gives up after this time if streamd hasn't closed it
 DRIP_S = 0.5
 
 CHAT = json.dumps({"model": "synthetic", "stream": True, "tokens": 100, "messages": []}).encode()
 
 
 def asking(body: bytes = CHAT, length: int | None = None) -> bytes:
-    """A chat request; `length` may lie."""
+    """A chat request; `length` may be wrong."""
     size = len(body) if length is None else length
     fields = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
     return b"POST /v1/chat/completions HTTP/1.1\r\n" + fields.encode() + body
 
 
-# -- the hostile side: a process of its own
+# -- the hostile side: a separate process
 
 
 @dataclass
 class Kind:
-    """What one sort of client does: the bytes it begins with, and how it goes on."""
+    """A kind of client: its first bytes, and its behaviour afterwards."""
 
     name: str
     first: bytes = b""
-    drips: bool = False  # then a byte every half second
+    drips: bool = False  # sends a byte every half second after `first`
     reads: bool = True
-    fin: bool = False  # half-closes behind `first`
+    fin: bool = False  # half-closes after `first`
     reset_after_s: float | None = None
 
 
 def kinds() -> list[Kind]:
-    """All of them, and rows of the tables of malformed requests."""
+    """All kinds, including rows of the tables of malformed requests."""
     made = [
         Kind("never sends"),
         Kind("half a head", b"GET /healthz HTTP/1.1\r\nHo"),
@@ -106,7 +106,7 @@ def kinds() -> list[Kind]:
 
 
 class Attack:
-    """Opens so many a second, in turn, and drives them until streamd closes them or HELD_S is over."""
+    """Opens clients of all kinds in turn, and drives them until streamd closes them or HELD_S is over."""
 
     def __init__(self, port: int, per_second: float, seconds: float) -> None:
         self._address = ("127.0.0.1", port)
@@ -114,7 +114,7 @@ class Attack:
         self._ends_at = time.monotonic() + seconds
         self._poll = select.epoll()
         self._open: dict[int, tuple[socket.socket, Kind]] = {}
-        self._due: list[tuple[float, int, socket.socket, str]] = []  # (when, tie, socket, what)
+        self._due: list[tuple[float, int, socket.socket, str]] = []  # (time, tie breaker, socket, action)
         self._number = 0
         self._ties = itertools.count()
         self.counts: Counter[str] = Counter()
@@ -138,7 +138,7 @@ class Attack:
         if not kind.reads:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         try:
-            sock.connect(self._address)  # loopback: at once, or refused
+            sock.connect(self._address)  # on loopback this connects at once or is refused
         except OSError:
             self.counts["not accepted"] += 1
             sock.close()
@@ -201,11 +201,11 @@ class Attack:
         sock.close()
 
 
-# -- streamd, with a look at its objects
+# -- streamd with a count of its objects
 
 
 def serve(arguments: list[str], report: Path) -> int:
-    """streamd's own command line; on SIGUSR1 what lives of its kinds is written to `report`."""
+    """Run streamd's own command line; on SIGUSR1 it writes the numbers of its live objects to `report`."""
     from streamd.cli import main
 
     def write(number: int, frame: object) -> None:
@@ -223,13 +223,13 @@ def serve(arguments: list[str], report: Path) -> int:
     return main(["serve", *arguments])
 
 
-# The loop's own bookkeeping: it depends on the instant, not on who was here.
+# The loop's own bookkeeping: it depends on the instant, not on earlier clients.
 NOT_COUNTED = ("Handle", "TimerHandle", "Loop")
 
 
 @dataclass
 class Held:
-    """What the daemon has when nobody is connected any more."""
+    """The daemon's descriptors, objects and memory without any connection."""
 
     descriptors: int
     objects: dict[str, int]
@@ -237,7 +237,7 @@ class Held:
 
 
 def look(pid: int, report: Path) -> Held:
-    """Wait until descriptors don't fall any more, then look."""
+    """Wait until the number of descriptors is stable, then measure."""
     lowest, since = count_descriptors(pid), time.monotonic()
     begun = since
     while time.monotonic() < min(since + 12, begun + SETTLE_S_MAX):
@@ -260,7 +260,7 @@ def count_descriptors(pid: int) -> int:
 
 @dataclass
 class Run:
-    """What one run came to."""
+    """The figures of a run."""
 
     age_p50_ms: float
     age_p99_ms: float
@@ -298,7 +298,7 @@ def measure(running: rig.Rig, options: argparse.Namespace, pid: int, port: int, 
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of a quiet and a hostile run over one daemon, their ratios, and the verdict."""
+    """Rounds of a quiet and a hostile run over the same daemon, their ratios, and the verdict."""
     rounds: list[tuple[Run, Run]] = []
     with rig.rig() as running:
         tokens = round((WARM_S + options.seconds) * options.per_second)
@@ -320,7 +320,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(number: int, hostile: bool, run: Run) -> None:
-    """One run as a line of the table."""
+    """Print a run as a line of the table."""
     if number == 1 and not hostile:
         print("                 age p50   p99 ms    CPU s  complete  lost  descriptors  objects   PSS MB")
     name, held = "hostile" if hostile else "quiet", run.held
@@ -384,7 +384,7 @@ def options_of(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Run, print, and say by the exit status whether the promise holds."""
+    """Run, print, and return whether the promise holds as the exit status."""
     if argv[:1] == ["--serve"]:
         return serve(argv[2:], Path(argv[1]))
     if argv[:1] == ["--attack"]:

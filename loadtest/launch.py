@@ -1,8 +1,7 @@
 """An upstream and streamd in front of it, as child processes: started in order, shown to a person, stopped together.
 
-The upstream says on its standard output where it listens (`… listening on URL`); streamd is up when `/readyz` says so.
-What the children log goes to a file each, and is shown if one of them dies: in a demo the terminal belongs to the curl
-lines.
+The upstream prints its address on standard output (`… listening on URL`); streamd is ready when `/readyz` answers 200.
+Each child logs to a file, which is shown if that child dies: in a demo the terminal belongs to the curl lines.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _LISTENING = re.compile(rb"listening on (http://\S+)")
 
 
 class LaunchError(Exception):
-    """A child did not come up, or died. The text has what it logged."""
+    """A child did not become ready, or died. The text has its log."""
 
 
 @dataclass(frozen=True)
 class Child:
-    """One child process and where it logs to."""
+    """A child process and its log."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -64,13 +63,13 @@ class Child:
             raise LaunchError(f"{self.name} ended with status {status}:\n{self.tail()}")
 
     def tail(self) -> str:
-        """The last that it logged."""
+        """The end of its log."""
         self.log.seek(0, 2)
         self.log.seek(max(0, self.log.tell() - LOG_TAIL_BYTES))
         return self.log.read().decode("utf-8", "replace").rstrip()
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL for one that does not obey."""
+        """Send SIGTERM, and SIGKILL if the child doesn't end."""
         self.process.terminate()
         try:
             self.process.wait(STOP_S_MAX)
@@ -83,11 +82,11 @@ class Child:
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM."""
+    """Ctrl-C or SIGTERM arrived."""
 
 
 class Launcher:
-    """Keeps the children, and ends them in the opposite order."""
+    """Holds the children, and ends them in the opposite order."""
 
     def __init__(self) -> None:
         self._children: list[Child] = []
@@ -95,7 +94,7 @@ class Launcher:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Launcher]:
-        """Signals ask for an end while this is open; at its end no child is left."""
+        """A context in which SIGINT and SIGTERM ask for an end, and which leaves no child behind."""
         before = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -109,7 +108,7 @@ class Launcher:
         self._stop.set()
 
     def start(self, name: str, command: Sequence[str]) -> Child:
-        """Start a child that ends with us."""
+        """Start a child that ends with this launcher."""
         child = Child.start(name, command)
         self._children.append(child)
         return child
@@ -122,12 +121,12 @@ class Launcher:
             try:
                 child.check()
             except LaunchError:
-                if self._stop.is_set():  # Ctrl-C reaches the whole foreground group: the child was told as well
+                if self._stop.is_set():  # Ctrl-C reaches the whole foreground group, including the child
                     raise Stopped from None
                 raise
 
     def wait_url(self, child: Child) -> str:
-        """The URL that an upstream prints. Whatever it prints later is read and dropped, so that it never blocks."""
+        """The URL that an upstream prints. Later output is read and dropped, so that the upstream never blocks."""
         found: list[str] = []
         threading.Thread(target=_read_output, args=(child, found), daemon=True).start()
         for _ in self._until_ready(child):
@@ -136,7 +135,7 @@ class Launcher:
         raise AssertionError("unreachable")
 
     def wait_ready(self, child: Child, address: str) -> None:
-        """Until `/readyz` at HOST:PORT answers 200."""
+        """Wait until `/readyz` at HOST:PORT answers 200."""
         threading.Thread(target=_read_output, args=(child, []), daemon=True).start()
         for _ in self._until_ready(child):
             if _is_ready(address):
@@ -150,7 +149,7 @@ class Launcher:
         raise LaunchError(f"{child.name} is not up after {READY_S_MAX:.0f} s:\n{child.tail()}")
 
     def wait_end(self) -> None:
-        """Until somebody asks for an end (Stopped), or a child dies (LaunchError)."""
+        """Wait until a signal asks for an end (Stopped), or a child dies (LaunchError)."""
         while True:
             self.pause()
 
@@ -176,7 +175,7 @@ def _is_ready(address: str) -> bool:
 
 
 def reachable(listen: str) -> str:
-    """The HOST:PORT to connect to for a HOST:PORT to listen on."""
+    """The HOST:PORT for clients of a listener at `listen`."""
     host, _, port = listen.rpartition(":")
     return f"{ {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
 
@@ -201,7 +200,7 @@ What is going on:
 
 @dataclass(frozen=True)
 class Demo:
-    """An upstream to be shown, and a request that it answers well."""
+    """An upstream for a demonstration, and a request that it answers well."""
 
     about: str
     command: Sequence[str]
@@ -209,12 +208,12 @@ class Demo:
     body: dict[str, Any]
 
     def curl_lines(self, address: str) -> str:
-        """What to paste."""
+        """The command lines to paste."""
         return CURL_LINES.format(address=address, path=self.path, body=json.dumps(self.body))
 
 
 def parse_listen(description: str | None) -> str:
-    """The one flag that both launchers have: where streamd shall listen."""
+    """The only flag of both launchers: streamd's listening address."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default %(default)s")
     listen = parser.parse_args().listen
@@ -224,7 +223,7 @@ def parse_listen(description: str | None) -> str:
 
 
 def launch(listen: str, demo: Demo, streamd: Sequence[str] = STREAMD) -> int:
-    """Run both until Ctrl-C or SIGTERM (status 0) or until one of them dies (status 1, and what it said)."""
+    """Run both until Ctrl-C or SIGTERM (status 0), or until a child dies (status 1; its log is printed)."""
     address = reachable(listen)
     try:
         with Launcher().running() as launcher:

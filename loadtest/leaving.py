@@ -1,7 +1,7 @@
-"""Scenarios about readers who leave: how soon does the upstream know, and when must it not know?
+"""Scenarios about readers that leave: how soon is the upstream's request cancelled, and when must it not be?
 
-The upstream is watched_upstream.py, which notes when its connections end. A reader's leaving is timed immediately
-before its close(), so what is measured is the whole way: the kernel, streamd's loop, the kernel again, and the
+The upstream is watched_upstream.py, which notes the end of its connections. The time of leaving is taken right before
+the reader's close(), so the measurement covers the whole way: the kernel, streamd's loop, the kernel again, and the
 upstream's own wake-up."""
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from figures import Report, Scenario, quantile, spread_of
 ONE_MS_MAX = 5.0
 CROWD_MS_MAX = 50.0
 STOP_MS_MAX = 100.0
-LATE_MS_MAX = 500.0  # of a grace's end: the sweep passes by every 250 ms, in slices
+LATE_MS_MAX = 500.0  # after the end of a grace: the sweep runs every 250 ms, in slices
 
 WAIT_S = 30.0
 REST_S = 0.5
 
-# How a reader leaves: what it asked for, what it had got by then.
+# Ways to leave, by the phase of the answer: the upstream's answer, and whether it is a stream.
 WAYS = {
     "before_first_byte": ("silence", True),
     "mid_stream": ("stream", True),
@@ -42,7 +42,7 @@ WAYS = {
 
 @dataclass
 class Watched:
-    """The upstream's notes, as they come."""
+    """The upstream's notes."""
 
     process: subprocess.Popen[str]
     port: int
@@ -52,7 +52,7 @@ class Watched:
     _notes: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
 
     def listen(self) -> None:
-        """Take notes from here on."""
+        """Begin to take notes."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -61,7 +61,7 @@ class Watched:
             self._notes.put(line)
 
     def wait_for(self, which: dict[int, int], numbers: range, limit_s: float = WAIT_S) -> bool:
-        """Whether all of these were noted within so long."""
+        """Whether all of these numbers were noted within `limit_s`."""
         deadline = time.monotonic() + limit_s
         while not all(number in which for number in numbers):
             try:
@@ -72,7 +72,7 @@ class Watched:
 
     def _take(self, line: str) -> None:
         what, number, at_ns = line.split()
-        if number == "None":  # rig.py looks whether somebody listens
+        if number == "None":  # rig.py checks for a listener
             return
         self.requests += what == "asked"
         (self.asked_ns if what == "asked" else self.ended_ns)[int(number)] = int(at_ns)
@@ -91,7 +91,7 @@ def watched(running: rig.Rig) -> Watched:
 
 
 def ask(port: int, number: int, answer: str, *, stream: bool, fields: str = "") -> socket.socket:
-    """A reader that has asked."""
+    """A reader that has sent its request."""
     body = json.dumps({"model": "m", "n": number, "answer": answer, "stream": stream, "messages": []})
     head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{fields}"
     connection = target.connect(port)
@@ -100,7 +100,7 @@ def ask(port: int, number: int, answer: str, *, stream: bool, fields: str = "") 
 
 
 def await_first(connection: socket.socket, answer: str) -> Response:
-    """The answer as far as it comes."""
+    """Read the answer as far as this upstream sends it."""
     response = Response()
     wanted = {"silence": b"", "stream": b'"one "', "half": b'[{"te'}[answer]
     seen = b""
@@ -117,15 +117,15 @@ def await_first(connection: socket.socket, answer: str) -> Response:
 
 
 def cancel_flags(parser: argparse.ArgumentParser) -> None:
-    """Of cancel."""
-    parser.add_argument("--times", type=int, default=100, help="readers that leave one after the other, each way")
+    """Add the flags of cancel."""
+    parser.add_argument("--times", type=int, default=100, help="readers that leave in turn, each way")
     parser.add_argument("--crowd", type=int, default=1000, help="readers that leave at once, each way")
-    parser.add_argument("--rounds", type=int, default=5, help="of crowds; the target is for their median")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of crowds; the target holds for their median")
     parser.add_argument("--workers", type=int, default=1)
 
 
 def cancel(options: argparse.Namespace, report: Report) -> None:
-    """Readers leave, one at a time and all at once; from each close() to the end of its upstream connection."""
+    """Readers leave one at a time and all at once; measured from each close() to the end of its upstream connection."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with rig.rig() as running:
@@ -150,14 +150,14 @@ def cancel(options: argparse.Namespace, report: Report) -> None:
 
 
 def left_ms(upstream: Watched, port: int, numbers: list[int], answer: str, stream: bool) -> list[float]:
-    """So many ask, get what there is to get, and leave at once: how long it took until the upstream saw it, each."""
+    """Readers ask, read the available answer, and leave at once: each reader's time until the upstream saw it."""
     every = range(numbers[0], numbers[-1] + 1)
     readers = [ask(port, number, answer, stream=stream) for number in every]
     if not upstream.wait_for(upstream.asked_ns, every):
         raise RuntimeError("not all requests reached the upstream")
     for reader in readers:
         await_first(reader, answer)
-    time.sleep(REST_S if len(readers) > 1 else REST_S / 25)  # what they asked for is done with before they leave
+    time.sleep(REST_S if len(readers) > 1 else REST_S / 25)  # their requests are fully handled before they leave
     left_ns = []
     for reader in readers:
         left_ns.append(time.monotonic_ns())
@@ -171,13 +171,13 @@ def left_ms(upstream: Watched, port: int, numbers: list[int], answer: str, strea
 
 
 def stop_flags(parser: argparse.ArgumentParser) -> None:
-    """Of stop."""
+    """Add the flags of stop."""
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--grace", type=int, default=3, help="seconds of detach grace")
 
 
 def stop(options: argparse.Namespace, report: Report) -> None:
-    """DELETE; gone and back within the grace; gone for good."""
+    """Measure DELETE, a return within the grace, and no return."""
     with rig.rig() as running:
         upstream = watched(running)
         daemon = target.start(running, upstream.port)
@@ -197,7 +197,7 @@ def stop(options: argparse.Namespace, report: Report) -> None:
 
 
 def stopped_ms(upstream: Watched, port: int, number: int) -> float:
-    """From the DELETE to the end of the upstream's connection."""
+    """The time from the DELETE to the end of the upstream's connection."""
     with ask(port, number, "stream", stream=True) as reader:
         stream = await_first(reader, "stream").field(b"x-stream-id") or b""
         with target.connect(port) as other:
@@ -209,7 +209,7 @@ def stopped_ms(upstream: Watched, port: int, number: int) -> float:
 
 
 def come_back(options: argparse.Namespace, upstream: Watched, port: int, numbers: range) -> list[bool]:
-    """Readers that leave, stay away for half of their grace, and read on: do their generations still run after it?"""
+    """Readers leave, stay away for half of their grace, and read on: for each, whether its generation still runs."""
     left = [leave(options, port, number) for number in numbers]
     time.sleep(options.grace / 2)
     back = []
@@ -226,7 +226,7 @@ def come_back(options: argparse.Namespace, upstream: Watched, port: int, numbers
 
 
 def stayed_away_ms(options: argparse.Namespace, upstream: Watched, port: int, numbers: range) -> list[float]:
-    """Readers that leave for good: how long after the end of their grace their upstream connections ended."""
+    """Readers leave for good: the times from the end of their grace to the end of their upstream connections."""
     left_ns = []
     for number in numbers:
         leave(options, port, number)
@@ -238,7 +238,7 @@ def stayed_away_ms(options: argparse.Namespace, upstream: Watched, port: int, nu
 
 
 def leave(options: argparse.Namespace, port: int, number: int) -> bytes:
-    """One reader asks for a grace, reads its first event and leaves; its stream's id."""
+    """A reader asks for a grace, reads its first event and leaves; return its stream's id."""
     fields = f"X-Stream-Detach-Grace: {options.grace}\r\n"
     with ask(port, number, "stream", stream=True, fields=fields) as reader:
         return await_first(reader, "stream").field(b"x-stream-id") or b""

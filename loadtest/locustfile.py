@@ -1,11 +1,11 @@
-"""Users for locust: people who read what a model writes, and do what people do meanwhile.
+"""Users for locust: they read a model's answers as people do.
 
 `make load` runs it headless with an HTML report, `make load-ui` opens locust's page. By hand:
 
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -u 500 -r 50 -t 60s --html report.html
 
-Every user opens streams with a little time to think in between. Most read; some stall for a while and read on, some
-lose their connection and come back with Last-Event-ID, some walk away. Each verifies its own text against that of an
+Every user opens streams with a pause to think between them. Most read; some stall for a while and read on, some lose
+their connection and come back with Last-Event-ID, some walk away. Each verifies its own text against the text of an
 answer that wasn't streamed. As locust's statistics, in milliseconds: `ttft`, `gap` (the median of a stream's gaps),
 `gap max`, `stream` (the whole of it, failed if it isn't complete); `lost`, `doubled` and `refused` are counted as
 failures under their names.
@@ -43,7 +43,7 @@ TIMEOUT_S = 60
 
 
 class Refused(Exception):
-    """Not admitted: after how many seconds to try again."""
+    """A refusal, with the seconds until the next attempt."""
 
     def __init__(self, status: int, retry_after_s: float) -> None:
         super().__init__(f"{status}, Retry-After {retry_after_s:g}")
@@ -51,11 +51,11 @@ class Refused(Exception):
 
 
 class Incomplete(Exception):
-    """A stream that ended without all its text; says how."""
+    """A stream that ended without all its text; the message says how."""
 
 
 class Reading:
-    """One stream as one user reads it, over as many connections as it takes."""
+    """A user's reading of a stream, over as many connections as needed."""
 
     def __init__(self, host: str, reference: bytes) -> None:
         self._host = host
@@ -87,7 +87,7 @@ class Reading:
         return answer
 
     def events(self, answer: HTTPResponse, count: int | None = None) -> bool:
-        """Read so many events (None: all there are). Whether the answer has more."""
+        """Read `count` events (None: all). Returns whether the answer has more."""
         last = time.perf_counter()
         block: list[bytes] = []
         while count is None or count > 0:
@@ -116,37 +116,37 @@ class Reading:
 
 
 class Reader(User):
-    """Thinks, opens a stream, reads it in one of four ways."""
+    """A user that pauses, opens a stream, and reads it in any of four ways."""
 
     wait_time = between(1, 5)
     _reference: bytes | None = None
 
     def on_start(self) -> None:
-        """The text that each stream has to end with; asked for once in this process."""
+        """Ask for the text that each stream must have, once in this process."""
         if Reader._reference is None:
             Reader._reference = reference_text(self.host or "")
 
     @task(8)
     def read(self) -> None:
-        """From beginning to end."""
+        """Read from beginning to end."""
         self._measure("read", lambda reading: reading.events(reading.open()))
 
     @task(1)
     def stall(self) -> None:
-        """Stop for a while in the middle, then read on: everything has to be there."""
+        """Stop for a while in the middle, then read on: no text may be missing."""
 
         def steps(reading: Reading) -> None:
             answer = reading.open()
             if reading.events(answer, random.randint(5, 30)):
                 gevent.sleep(STALL_S)
-                reading.gaps_ms.clear()  # the user's own doing
+                reading.gaps_ms.clear()  # the user caused this gap
                 reading.events(answer)
 
         self._measure("stall", steps)
 
     @task(2)
     def resume(self) -> None:
-        """Lose the connection, come back with Last-Event-ID, up to three times."""
+        """Lose the connection and come back with Last-Event-ID, up to three times."""
 
         def steps(reading: Reading) -> None:
             for _ in range(random.randint(1, CUTS_MAX)):
@@ -165,7 +165,7 @@ class Reader(User):
         self._measure("walk away", lambda reading: reading.events(reading.open(), random.randint(5, 30)), whole=False)
 
     def _measure(self, name: str, steps, whole: bool = True) -> None:  # type: ignore[no-untyped-def]
-        """Run one reading and tell locust how it went."""
+        """Run a reading and report its outcome to locust."""
         assert Reader._reference is not None
         reading = Reading(self.host or "", Reader._reference)
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Scenarios about memory: what a live stream costs, and what happens when more come than there is memory for."""
+"""Scenarios about memory: the cost of a live stream, and more connections than memory for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from streamd.daemon.budget import budget_of
 
 STREAM_KIB_MAX = 13.0
 LIMIT_MOST_BYTES = 2**40  # the setting's own bound
-SAMPLE_S = 4.0  # between two looks at memory: `ss` takes a moment with forty thousand sockets
+SAMPLE_S = 4.0  # between two measurements of memory: `ss` is slow with 40,000 sockets
 
 EVENTS = "streamd_text_events_total"
 
@@ -31,20 +31,20 @@ _text = re.compile(rb'"content":"([^"]*)"')
 _seq = re.compile(rb"(?m)^id: [^\n]*:(\d+)$")
 
 
-# What a live stream costs
+# The cost of a live stream
 
 
 def stream_flags(parser: argparse.ArgumentParser) -> None:
-    """Of stream-memory."""
+    """Add the flags of stream-memory."""
     parser.add_argument("--streams", type=int, default=5000)
-    parser.add_argument("--tokens", type=int, default=500, help="of each, replayable")
+    parser.add_argument("--tokens", type=int, default=500, help="replayable tokens of each stream")
     parser.add_argument("--ramp", type=float, default=80, help="streams opened a second; each is fed within seconds")
     parser.add_argument("--interval-ms", type=int, default=4, help="between the tokens of a stream while it is fed")
     parser.add_argument("--sample", type=int, default=50, help="further streams that are resumed from 1 and compared")
 
 
 def stream_memory(options: argparse.Namespace, report: Report) -> None:
-    """PSS of one worker before and after so many live streams, each with a reader and a whole log."""
+    """Compare the PSS of a worker before and with the live streams, each with a reader and a whole log."""
     asked = {"interval_ms": options.interval_ms, "silent_after": options.tokens, "words": 1}
     body = json.dumps({"model": "synthetic", "stream": True, "messages": [], **asked})
     streams = options.streams + options.sample
@@ -78,7 +78,7 @@ def stream_memory(options: argparse.Namespace, report: Report) -> None:
 
 
 class Sampled:
-    """A live stream whose text is kept, to be compared with what a resume from its first event gives."""
+    """A live stream with its text, for comparison with a resume from its first event."""
 
     def __init__(self, port: int, body: str, tokens: int) -> None:
         self.port = port
@@ -89,7 +89,7 @@ class Sampled:
         self.stream = (response.field(b"x-stream-id") or b"").decode()
 
     def replays(self, tokens: int) -> bool:
-        """Whether reading it from its first event gives the text that came live."""
+        """Whether reading from the first event gives the same text as the live stream."""
         with target.connect(self.port) as again:
             again.sendall(f"GET /v1/streams/{self.stream}?from=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             text, _ = read_until(again, tokens)
@@ -98,13 +98,13 @@ class Sampled:
 
 
 def sampled(port: int, body: str, options: argparse.Namespace) -> list[Sampled]:
-    """So many, read at once, so that each text is what came live."""
+    """The sampled streams, read at the same time, so that each text is that of the live stream."""
     with ThreadPoolExecutor(max(1, options.sample)) as pool:
         return list(pool.map(lambda _: Sampled(port, body, options.tokens), range(options.sample)))
 
 
 def read_until(connection: socket.socket, seq: int) -> tuple[bytes, Response]:
-    """The text of a stream up to an event. Raises RuntimeError where the stream ends before."""
+    """The text of a stream up to an event. Raises RuntimeError if the stream ends before."""
     response, pieces, last = Response(), [b""], 0
     while last < seq:
         part = connection.recv(65536)
@@ -116,21 +116,23 @@ def read_until(connection: socket.socket, seq: int) -> tuple[bytes, Response]:
     return b"".join(pieces), response
 
 
-# More than there is memory for
+# More connections than memory
 
 
 def budget_flags(parser: argparse.ArgumentParser) -> None:
-    """Of over-budget."""
-    parser.add_argument("--fit", type=int, default=8000, help="connections, each with its stream, that are to fit")
+    """Add the flags of over-budget."""
+    parser.add_argument(
+        "--fit", type=int, default=8000, help="connections with a stream each that fit the memory limit"
+    )
     parser.add_argument("--come", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=60, help="of each stream, one a second")
     parser.add_argument("--ramp", type=float, default=1000)
-    parser.add_argument("--stalled", type=float, default=0, help="share of those who come that stop reading")
+    parser.add_argument("--stalled", type=float, default=0, help="share of the readers that stop reading")
 
 
 def memory_limit_for(connections: int, workers: int) -> int:
-    """The least memory_limit, in bytes, with which streamd's own arithmetic admits so many."""
+    """The smallest memory_limit, in bytes, with which streamd's own arithmetic admits `connections`."""
     least, most = 64 * 2**20, LIMIT_MOST_BYTES
     while least < most:
         middle = (least + most) // 2
@@ -142,7 +144,7 @@ def memory_limit_for(connections: int, workers: int) -> int:
 
 
 def admitted(memory_limit_bytes: int, workers: int) -> int:
-    """How many connections a daemon with this limit takes, by its budget; 0 where it wouldn't start."""
+    """The number of connections in the budget of a daemon with this limit; 0 if it wouldn't start."""
     flags = {"workers": str(workers), "memory_limit": str(memory_limit_bytes)}
     try:
         return int(budget_of(config.load(file=None, environ={}, flags=flags)).connections_max)
@@ -151,7 +153,7 @@ def admitted(memory_limit_bytes: int, workers: int) -> int:
 
 
 def over_budget(options: argparse.Namespace, report: Report) -> None:
-    """So many come and so many fit: the others are told so, nobody who was admitted suffers, the limit holds."""
+    """More connections come than fit: the others are refused, no admitted reader suffers, and the limit holds."""
     limit = memory_limit_for(options.fit, options.workers)
     report.tell("memory_limit_mib", limit / 2**20)
     with rig.rig() as running:
@@ -171,7 +173,7 @@ def over_budget(options: argparse.Namespace, report: Report) -> None:
 def _hold_and_look(
     options: argparse.Namespace, running: rig.Rig, daemon: target.Target
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """The holder's report, and the most that memory came to meanwhile."""
+    """The holder's report, and the peak of each kind of memory meanwhile."""
     argv = ["--readers", options.come, "--tokens", options.tokens, "--ramp", options.ramp]
     argv += ["--stalled", options.stalled, "--seconds", options.come / options.ramp + options.tokens + 60]
     holding = Holding(running, daemon.port, argv)
@@ -186,7 +188,7 @@ def _hold_and_look(
 
 
 def _judge_budget(options: argparse.Namespace, report: Report, seen: dict[str, Any]) -> None:
-    """Each worker may let one too many in: they look at the sum of rows that they write themselves."""
+    """Judge the figures. Each further worker may admit a connection too many: it sums rows that others still write."""
     ends, groups = seen["ends"], seen["groups"]
     over = options.workers - 1
     left_over = options.come - options.fit

@@ -11,19 +11,19 @@ OURS, THEIRS, INK = "#0b6e4f", "#9aa5b1", "#1f2933"
 
 @dataclass(frozen=True)
 class Chart:
-    """One group of horizontal bars; less is better."""
+    """A group of horizontal bars; less is better."""
 
     title: str
     values: dict[str, float]
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """The height in pixels."""
         return TITLE_HEIGHT + ROW_HEIGHT * len(self.values)
 
 
 def svg(charts: list[Chart], ours: str = "streamd") -> str:
-    """All charts, one below the other; the bars of `ours` stand out."""
+    """All charts, from top to bottom; the bars of `ours` stand out."""
     parts, top = [], 10
     for chart in charts:
         parts += _chart(chart, top, ours)

@@ -1,7 +1,7 @@
-"""Measure what admission charges: do the constants of streamd.core.admission.Prices still hold?
+"""Measure the prices of admission: do the constants of streamd.core.admission.Prices still hold?
 
-streamd is started before its own mock upstream, and then looked at from outside: user-space memory per idle
-connection, per relayed stream, and the kernel's send queue of readers that stopped (`ss -m`). One process, loopback.
+streamd is started before its own mock upstream and measured from outside: user-space memory per idle connection and
+per relayed stream, and the kernel's send queue of readers that stopped (`ss -m`). A single worker, loopback.
 
     prices.py [--connections 1000]
 """
@@ -23,14 +23,14 @@ sys.path.insert(0, str(rig.HERE.parent))
 from streamd.core.admission import Prices
 
 STALL_RCVBUF_BYTES = 4096
-SETTLED_LOOKS = 4  # so many equal ones: a machine that is busy with other things can make two
-STALL_INTERVAL_MS = 5  # faster tokens share a segment now and then, and the queue's last page is a matter of luck
-WARM_CONNECTIONS = 50  # free lists, caches and arenas that the first ones fill for all
+SETTLED_LOOKS = 4  # number of equal measurements in a row: on a busy machine two may be equal by chance
+STALL_INTERVAL_MS = 5  # faster tokens sometimes share a segment, and then the queue's last page varies
+WARM_CONNECTIONS = 50  # the first connections fill free lists, caches and arenas
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes, to be compared with what Prices says."""
+    """Measured bytes, for comparison with Prices."""
 
     conn_user_bytes: float
     relay_user_bytes: float  # a connection, its stream, and the beginning of its log
@@ -38,7 +38,7 @@ class Measured:
 
 
 def measure(connections: int = 1000) -> Measured:
-    """Start streamd and its mock, and look."""
+    """Start streamd and its mock, and measure."""
     with rig.rig() as running:
         upstream, port = rig.free_port(), rig.free_port()
         mock = [sys.executable, "-m", "streamd", "mock-llm", "--listen", f"127.0.0.1:{upstream}", "--ttft-ms", "0"]
@@ -57,12 +57,12 @@ def measure(connections: int = 1000) -> Measured:
 
 
 def relays(port: int, count: int) -> list[socket.socket]:
-    """So many streams that have begun: one token has come and no other will for a while."""
+    """`count` running streams: each has sent a token, and its next token is far away."""
     return [ask(port, post(interval_ms=600_000), until=b"data: ") for _ in range(count)]
 
 
 def send_queue(port: int, count: int = 20) -> float | None:
-    """The kernel's send-side memory of a reader that stopped, once it doesn't grow any more."""
+    """The kernel's send-side memory of a reader that stopped, once it has stopped growing."""
     stopped = [
         ask(port, post(STALL_INTERVAL_MS), rcvbuf=STALL_RCVBUF_BYTES, source=rig.STALLED_ADDRESS) for _ in range(count)
     ]
@@ -93,7 +93,7 @@ def post(interval_ms: int) -> bytes:
 def ask(
     port: int, request: bytes, until: bytes = b"\r\n\r\n", rcvbuf: int = 0, source: str = "127.0.0.1"
 ) -> socket.socket:
-    """A connection on which `request` was answered as far as `until`."""
+    """A connection on which `request` was sent and the answer was read up to `until`."""
     connection = socket.socket()
     if rcvbuf:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
@@ -113,14 +113,14 @@ def ask(
 
 
 def close(connections: list[socket.socket]) -> None:
-    """Close them, and give the server a moment to notice."""
+    """Close the connections, and give the server a moment to notice."""
     for connection in connections:
         connection.close()
     time.sleep(0.5)
 
 
 def expected(prices: Prices) -> Measured:
-    """The same from the price table."""
+    """The same bytes from the price table."""
     return Measured(
         conn_user_bytes=prices.conn_user_bytes,
         relay_user_bytes=prices.conn_user_bytes + prices.stream_user_bytes,
@@ -129,7 +129,7 @@ def expected(prices: Prices) -> Measured:
 
 
 def main(argv: list[str]) -> int:
-    """Print measured beside charged."""
+    """Print the measured and the charged bytes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=1000)
     measured = measure(parser.parse_args(argv).connections)

@@ -1,9 +1,9 @@
-"""How quickly does a busy streamd answer a health check? Asked over and over, in threads that mostly wait.
+"""How quickly does a busy streamd answer a health check? Repeated checks, from threads that mostly wait.
 
-Three ways, each with samples of its own: `kept`, connections that were opened before (several, so that every worker is
-asked); `admin`, one on the admin socket; `fresh`, a new connection for each. A sample is (when it was asked, how long
-it took): CLOCK_MONOTONIC seconds, so it can be laid beside what other processes report. A check that failed counts as
-the time that it was waited for."""
+Three ways, each with its own samples: `kept`, connections that stay open (several, so that every worker is asked);
+`admin`, a connection to the admin socket; `fresh`, a new connection for each check. A sample is (start, duration) in
+CLOCK_MONOTONIC seconds, so that it compares with reports of other processes. A failed check counts with its waiting
+time."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Connect = Callable[[], socket.socket]
 
 @dataclass
 class Probe:
-    """One way of asking, every `every_s`."""
+    """A way of asking, every `every_s`."""
 
     name: str
     connect: Connect
-    connections: int  # kept open; 0: a new one each time
+    connections: int  # that stay open; 0: a new connection each time
     every_s: float
     samples: list[tuple[float, float]] = field(default_factory=list)
     failures: int = 0
 
     def run(self, stopping: threading.Event) -> None:
-        """Ask until told to stop."""
+        """Ask until `stopping` is set."""
         kept = [self.connect() for _ in range(self.connections)]
         turn = 0
         while not stopping.wait(self.every_s):
@@ -58,12 +58,12 @@ class Probe:
             connection.close()
 
     def within(self, from_s: float, to_s: float) -> list[float]:
-        """Milliseconds of the checks that were under way then."""
+        """Milliseconds of the checks that ran in that time."""
         return [took_s * 1000 for at_s, took_s in self.samples if at_s + took_s >= from_s and at_s <= to_s]
 
 
 def ask(connection: socket.socket) -> None:
-    """One health check. Raises OSError for anything but a 200."""
+    """Run a health check. Raises OSError for any answer except 200."""
     connection.sendall(HEALTH)
     answer = b""
     while not answer.endswith(b"}"):
@@ -99,7 +99,7 @@ class Probes:
             thread.join()
 
     def figures(self, from_s: float, to_s: float) -> dict[str, float | int]:
-        """Of all ways, for that time."""
+        """The figures of all ways for that time."""
         found: dict[str, float | int] = {}
         for probe in self._probes:
             found |= spread_of(f"health_{probe.name}", probe.within(from_s, to_s))

@@ -1,11 +1,11 @@
-"""What a replay log costs: memory of 500 tokens, time of an append, of reading back, of a coalesced catch-up.
+"""The cost of a replay log: memory of 500 tokens, time of an append, of reading back, of a coalesced catch-up.
 
     python loadtest/replay_cost.py [--logs 1000] [--json]
 
-Several shapes of stream, since each takes another path: see SHAPES. Memory is what sys.getsizeof says of all objects
-reachable from a log, headers of the garbage collector included, and beside it what the allocator really gave out for
-`--logs` of them (tracemalloc). Times are of one append in a log that is in the caches ("hot": the least of several
-rounds), and of appends dealt out in turn over all logs ("cold"). Targets: ordinary chat 5.5 KB, append 1 us.
+Several shapes of stream, since each takes another path: see SHAPES. Memory is the sum of sys.getsizeof over all objects
+reachable from a log, with headers of the garbage collector, and beside it the memory that the allocator really handed
+out for `--logs` logs (tracemalloc). Times are of an append to a log in the CPU's caches ("hot": the least of several
+rounds), and of appends in turn over all logs ("cold"). Targets: ordinary chat 5.5 KB, append 1 us.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WORDS = WORDS.split()
 
 
 def english(rng: random.Random) -> str:
-    """A token as tokenizers cut them: mostly a short word with its space, now and then a piece or a sign."""
+    """A token as tokenizers cut them: mostly a short word with its space, sometimes a piece or a sign."""
     draw = rng.random()
     if draw < 0.1:
         return rng.choice([",", ".", "\n\n", ":", " -"])
@@ -142,7 +142,7 @@ SHAPES = [
 
 
 def held_bytes(log: ReplayLog) -> int:
-    """sys.getsizeof of everything reachable from the log, each object once, the collector's 16 bytes included."""
+    """sys.getsizeof of all objects reachable from the log, each object once, with the collector's 16 bytes."""
     seen: dict[int, object] = {}
     ahead: list[object] = [log]
     while ahead:
@@ -165,7 +165,7 @@ def fill(log: ReplayLog, events: list[bytes]) -> ReplayLog:
 
 
 def us(work: Callable[[], object], times: int, rounds: int = 5) -> float:
-    """Microseconds of one of `times` in the best round."""
+    """Microseconds of a single operation in the best round."""
     best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()
@@ -193,7 +193,7 @@ def cost(shape: Callable[[random.Random], Iterator[bytes]], logs_count: int) -> 
     events = list(shape(random.Random(1)))
     log = fill(new_log(), events)
     assert [event for _, event in read_all(log)] == events
-    # Every log gets its own stream, as in production (a shared one would share the caches).
+    # Every log gets its own stream, as in production (a shared stream would share the caches).
     streams = [list(shape(random.Random(seed))) for seed in range(min(logs_count, 200))]
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -215,7 +215,7 @@ def cost(shape: Callable[[random.Random], Iterator[bytes]], logs_count: int) -> 
 
 
 def coalescing(events: list[bytes]) -> dict[str, float]:
-    """A reader that stopped before the last 300 events goes on: its cursor was taken then."""
+    """A reader that stopped before the last 300 events reads on from its cursor."""
     log = fill(new_log(), events[:-300])
     cursors = [log.end() for _ in range(20)]
     fill(log, events[-300:])

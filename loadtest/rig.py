@@ -1,8 +1,8 @@
-"""What the load scripts share: build and run the C source and sink, start a server, and read what it costs.
+"""Shared parts of the load scripts: build and run the C source and sink, start a server, and read its CPU and memory.
 
-CPU is user and system time of a server's whole process tree. User-space memory is PSS. Kernel memory is what `ss -m`
-shows in the queues of the server's sockets; the sockets themselves (4 KB of slab each) are the same for every server
-and are left out. Standard library only."""
+CPU is user and system time of a server's whole process tree. User-space memory is PSS. Kernel memory is the size of the
+queues of the server's sockets by `ss -m`; the sockets themselves (4 KB of slab each) are the same for every server and
+are left out. Standard library only."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ STALLED_ADDRESS = "127.0.2.1"
 
 
 class Missing(Exception):
-    """Something that a measurement needs isn't here; the text says what, and how to get it."""
+    """A measurement lacks a program; the text names it and the command that installs it."""
 
 
 def build(name: str) -> str:
-    """Compile loadtest/NAME.c unless that was done already; the path of the program. Raises Missing without cc."""
+    """Compile loadtest/NAME.c if needed, and return the path of the program. Raises Missing without cc."""
     source = HERE / f"{name}.c"
     compiler = shutil.which("cc")
     if compiler is None:
@@ -52,14 +52,14 @@ def build(name: str) -> str:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """A port of 127.0.0.1 without a listener at present."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_port(port: int, process: subprocess.Popen[bytes], limit_s: float = 60) -> None:
-    """Return when 127.0.0.1:port takes connections. Raises RuntimeError if the process ends or time is up before."""
+    """Wait until 127.0.0.1:port takes connections. Raises RuntimeError if the process ends or time is over before."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -92,12 +92,12 @@ def cpu_s(pid: int) -> tuple[float, float]:
 
 
 def pss_bytes(pid: int) -> int:
-    """User-space memory of the whole tree, shared pages by their share."""
+    """User-space memory of the whole tree; shared pages count by their share."""
     return _rollup(pid, "Pss:")
 
 
 def anonymous_bytes(pid: int) -> int:
-    """User-space memory of the whole tree but for files' pages, whose share changes with what else runs."""
+    """User-space memory of the whole tree without the pages of files: their share depends on other processes."""
     return _rollup(pid, "Anonymous:")
 
 
@@ -112,7 +112,7 @@ def _rollup(pid: int, key: str) -> int:
 
 
 def queue_bytes(filter_: str) -> list[int]:
-    """Kernel memory in the queues of each socket that `ss` finds (receive, send, and what is allocated ahead).
+    """Kernel memory in the queues of each socket that `ss` finds (receive, send, and memory allocated ahead).
 
     `filter_` is ss's expression, e.g. "sport = :8080 and dst 127.0.2.1". Raises Missing without ss.
     """
@@ -127,7 +127,7 @@ def queue_bytes(filter_: str) -> list[int]:
 
 @dataclass
 class Usage:
-    """One look at a server."""
+    """The CPU and memory of a server at a moment."""
 
     at_s: float
     user_s: float
@@ -143,13 +143,13 @@ def look(pid: int) -> Usage:
 
 @dataclass
 class Rig:
-    """Programs running for one measurement; all are ended with it."""
+    """The programs of a measurement; all end with it."""
 
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="streamd-load-")))
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, name: str, argv: Sequence[str], port: int, env: dict[str, str] | None = None) -> int:
-        """Start a program that listens on `port`; its pid, once it does."""
+        """Start a program, wait until it listens on `port`, and return its pid."""
         with open(self.folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, **(env or {})})
         self.processes.append(process)
@@ -157,13 +157,13 @@ class Rig:
         return process.pid
 
     def source(self, per_s: float, tokens: int = 0) -> int:
-        """Start the synthetic upstream; its port."""
+        """Start the synthetic upstream and return its port."""
         port = free_port()
         self.start("source", [build("source"), str(port), str(round(1000 / per_s)), str(tokens)], port)
         return port
 
     def run(self, name: str, argv: Sequence[object]) -> subprocess.Popen[bytes]:
-        """Start a program that ends by itself; what it says goes to a log."""
+        """Start a program that ends by itself; its output goes to a log."""
         with open(self.folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen([str(part) for part in argv], stdout=log, stderr=log)
         self.processes.append(process)
@@ -171,20 +171,20 @@ class Rig:
 
     @staticmethod
     def wait(process: subprocess.Popen[bytes], limit_s: float) -> bool:
-        """Whether a program ended within so long."""
+        """Whether a program ended within `limit_s`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(limit_s)
         return process.returncode is not None
 
     def sink(self, **options: object) -> subprocess.Popen[bytes]:
-        """Start readers; `result` has what they saw."""
+        """Start readers; `result` returns their report."""
         argv = [build("sink"), *(f"{key}={value}" for key, value in options.items())]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE)
         self.processes.append(process)
         return process
 
     def close(self) -> None:
-        """End everything, last one first."""
+        """End all programs, the last first."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -211,13 +211,13 @@ def rig() -> Iterator[Rig]:
 
 
 def result(sink: subprocess.Popen[bytes], limit_s: float) -> dict[str, Any]:
-    """The sink's report, waited for."""
+    """Wait for the sink's report."""
     report: dict[str, Any] = json.loads(sink.communicate(timeout=limit_s)[0])
     return report
 
 
 def machine() -> dict[str, object]:
-    """What the figures were taken on."""
+    """The machine on which the figures were taken."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {

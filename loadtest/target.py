@@ -1,4 +1,4 @@
-"""streamd as the load programs start it, and what it says of itself."""
+"""streamd as the load programs start it, and its own status and metrics."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Target:
     upstream: int
 
     def url(self, path: str) -> str:
-        """Of a path."""
+        """The URL of a path."""
         return f"http://127.0.0.1:{self.port}{path}"
 
     def get(self, path: str) -> bytes:
-        """A body. Raises OSError where there is none."""
+        """The body of an answer. Raises OSError if there is no answer."""
         with urllib.request.urlopen(self.url(path), timeout=30) as answer:
             body: bytes = answer.read()
         return body
 
     def status(self) -> dict[str, Any]:
-        """/status."""
+        """The fields of /status."""
         fields: dict[str, Any] = json.loads(self.get("/status"))
         return fields
 
@@ -45,11 +45,11 @@ class Target:
         return sum(float(parts[1]) for parts in lines if parts and parts[0].partition("{")[0] == name)
 
     def refused(self) -> dict[str, int]:
-        """Refusals by gate, those that there were."""
+        """The numbers of refusals by gate, without zeros."""
         return {gate: count for gate, count in self.status()["admission"]["refused"].items() if count}
 
     def idle_bytes(self, running: rig.Rig) -> int:
-        """User space before the readers come, after a few others: the first ones fill caches and arenas for all."""
+        """User space before the readers connect, after a few earlier readers have filled caches and arenas."""
         body = json.dumps({"model": "synthetic", "stream": True, "tokens": 20, "interval_ms": 5})
         rig.result(running.sink(port=self.port, readers=100, ramp=500, warm=0, seconds=1, body=body), 60)
         time.sleep(0.5)
@@ -61,7 +61,7 @@ class Target:
 
 
 def start(running: rig.Rig, upstream: int, *flags: str, workers: int = 1) -> Target:
-    """Start streamd before an upstream on this machine; everything is on, as in production. All workers are ready."""
+    """Start streamd before an upstream on this machine with all features, and wait until all workers are ready."""
     port = rig.free_port()
     listen = ["--listen", f"127.0.0.1:{port}", "--upstream", f"http://127.0.0.1:{upstream}"]
     more = ["--workers", str(workers), "--log-level", "warning", *flags]
@@ -87,7 +87,7 @@ def _ready(target: Target, workers: int) -> bool:
 
 
 def mock(running: rig.Rig, *, per_s: float, tokens: int) -> int:
-    """Start streamd's own mock upstream; its port."""
+    """Start streamd's own mock upstream and return its port."""
     port = rig.free_port()
     pace = ["--ttft-ms", "0", "--interval-ms", f"{1000 / per_s:g}", "--tokens", str(tokens)]
     argv = [sys.executable, "-m", "streamd", "mock-llm", "--listen", f"127.0.0.1:{port}", *pace]

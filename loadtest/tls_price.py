@@ -1,16 +1,16 @@
-"""What one TLS connection costs more than a plain one, in streamd's own memory: idle, and at its worst.
+"""The additional memory of a TLS connection in streamd, compared with a plain connection: idle, and at its worst.
 
     python loadtest/tls_price.py [CONNECTIONS]
 
-A streamd of our own (as a child) is asked over so many connections, first plainly, then over TLS; all stay open:
+A streamd (as a child process) is asked over CONNECTIONS connections, first plain, then over TLS; all stay open:
 
-    idle     a handshake and one small request
-    bodies   also 256 KiB up and 7 KB down, after which OpenSSL's buffers are as large as PIECE_BYTES_MAX of
-             net/tls.py lets them get
+    idle     a handshake and a small request
+    bodies   also 256 KiB up and 7 KB down, after which OpenSSL's buffers have the largest size that PIECE_BYTES_MAX
+             of net/tls.py permits
     cut      also the first half of a record of 16 KiB, which OpenSSL keeps until the rest comes
 
-Printed is the growth of resident memory through the number of connections. `tls_bytes` of core/admission.py is the
-largest TLS number less the plain one, rounded up.
+Printed is the growth of resident memory divided by the number of connections. `tls_bytes` of core/admission.py is the
+largest TLS number minus the plain number, rounded up.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def streamd(*options: str) -> Iterator[tuple[int, int]]:
     try:
         for line in child.stderr:
             if (found := re.search(r"listen=\S*127\.0\.0\.1:(\d+)", line)) is not None:
-                child.stderr.close()  # the log goes nowhere from here on
+                child.stderr.close()  # from here on the log is dropped
                 yield child.pid, int(found[1])
                 return
         raise SystemExit("streamd did not start")
@@ -78,7 +78,7 @@ Use = Callable[[Connection], None]
 def price(count: int, use: Use, options: list[str], context: ssl.SSLContext | None) -> float:
     """Bytes of resident memory for each connection."""
     with streamd(*options) as (pid, port), contextlib.ExitStack() as open_:
-        for _ in range(20):  # whatever the process sets up once
+        for _ in range(20):  # so that the process has made its lasting allocations
             use(open_.enter_context(connect(port, context)))
         before = resident_bytes(pid)
         for _ in range(count):
@@ -92,18 +92,18 @@ def connect(port: int, context: ssl.SSLContext | None) -> Connection:
 
 
 def idle(sock: Connection) -> None:
-    """One small request."""
+    """Send a small request."""
     ask(sock, "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
 
 
 def bodies(sock: Connection) -> None:
-    """Large in both directions; a health check may have a body, which is read and of no use."""
+    """Send and receive large bodies; a health check may have a body, which streamd reads and ignores."""
     ask(sock, f"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY_BYTES}\r\n\r\n" + "x" * BODY_BYTES)
     ask(sock, f"GET /{'x' * 7000} HTTP/1.1\r\nHost: a\r\n\r\n")  # the 404 names the path
 
 
 def cut(sock: Connection) -> None:
-    """The same, and then half a TLS record. On a plain connection half a head."""
+    """Use the connection as `bodies` does, then send half a TLS record; on a plain connection half a head."""
     bodies(sock)
     if isinstance(sock, ssl.SSLSocket):
         with socket.socket(fileno=os.dup(sock.fileno())) as raw:
@@ -111,7 +111,7 @@ def cut(sock: Connection) -> None:
 
 
 def ask(sock: Connection, request: str) -> None:
-    """A request and the whole of its answer."""
+    """Send a request and read its whole answer."""
     sock.sendall(request.encode())
     head, _, body = sock.recv(65536).partition(b"\r\n\r\n")
     found = re.search(rb"content-length: (\d+)", head)
@@ -121,7 +121,7 @@ def ask(sock: Connection, request: str) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Of the parent and its worker."""
+    """The resident memory of the parent and its worker."""
     texts = [Path(f"/proc/{process}/status").read_text() for process in rig.tree(pid)]
     return sum(int(size) for text in texts for size in re.findall(r"VmRSS:\s+(\d+) kB", text)) * 1024
 

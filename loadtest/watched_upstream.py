@@ -1,13 +1,13 @@
-"""watched_upstream.py PORT: an upstream that notes when it is asked and when its connection ends. One epoll loop.
+"""watched_upstream.py PORT: an upstream that notes the times of its requests and of the ends of its connections.
 
-A request's JSON body says how it is answered: {"n": 7, "answer": A} with A one of
+A request's JSON body chooses its answer: {"n": 7, "answer": A}, where A is
 
-    silence      nothing comes, ever
-    stream       the head of an event stream and one event, then nothing
-    half         the head of a JSON answer and half of its body, then nothing
+    silence      no byte, ever
+    stream       the head of an event stream and an event, then no further byte
+    half         the head of a JSON answer and half of its body, then no further byte
 
-Written to standard output, a line each: `asked <n> <ns>` and `ended <n> <ns>`, in CLOCK_MONOTONIC: `ended` is when a
-FIN or an RST was seen. That is all that a model server could know of a reader who has left.
+Its standard output has a line for each: `asked <n> <ns>` and `ended <n> <ns>`, in CLOCK_MONOTONIC. `ended` is the time
+of a FIN or an RST, the only sign of a reader's leaving that a model server can see. It runs a single epoll loop.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ANSWERS = {
 
 
 class Asked:
-    """One connection and what came on it."""
+    """A connection and its request."""
 
     __slots__ = ("connection", "number", "request")
 
@@ -41,7 +41,7 @@ class Asked:
         self.request = b""
 
     def take(self) -> list[str]:
-        """What is to be noted after a read."""
+        """Read, and return the notes about it."""
         try:
             data = self.connection.recv(65536)
         except OSError:
@@ -61,7 +61,7 @@ class Asked:
 
 
 def serve(port: int) -> None:
-    """Until the process is ended."""
+    """Serve until the process is ended."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))

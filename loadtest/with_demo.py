@@ -1,6 +1,6 @@
 """Run a load generator against the synthetic upstream with streamd in front of it: `with_demo.py -- locust …`.
 
-Adds `--host URL` to the command. Both servers are started for it and stopped after it; its status is ours.
+Adds `--host URL` to the command. Both servers are started for it and stopped after it; its exit status is returned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ UPSTREAM = ("mock-llm", "--listen", "127.0.0.1:0", "--interval-ms", "50", "--jit
 
 
 def free_address() -> str:
-    """HOST:PORT that nobody listens on now."""
+    """A HOST:PORT without a listener at present."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
@@ -25,7 +25,7 @@ def free_address() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1", help="of streamd (default 1: locust needs the other core)")
-    parser.add_argument("command", nargs="+", help="behind --: what to run")
+    parser.add_argument("command", nargs="+", help="the command to run, after --")
     options = parser.parse_args()
     address = free_address()
     try:

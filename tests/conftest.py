@@ -1,4 +1,4 @@
-"""What holds for all tests: hypothesis' profiles, and a word at the end about those that were skipped."""
+"""Set-up of all tests: the profiles of hypothesis, and a summary of skipped tests at the end."""
 
 import os
 
@@ -16,7 +16,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Skipped tests in plain sight; under xdist the reports come from its workers."""
+    """Print the reasons of skipped tests; under xdist the reports come from its workers."""
     reasons = []
     for report in terminalreporter.getreports("skipped"):
         if isinstance(report.longrepr, tuple):  # not so for an expected failure

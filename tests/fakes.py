@@ -1,5 +1,5 @@
-"""streamd without sockets and without waiting: the real Worker, protocols and tasks, on a loop whose clock jumps, over
-transports whose capacity the test decides.
+"""streamd without sockets and without waiting: the real Worker, protocols and tasks, on a loop with a jumping clock,
+over transports with a capacity that the test sets.
 
 `with rig() as r:` gives a Rig. `reader = r.client()` is a connection from outside, `r.links` are the connections that
 streamd opened to its upstreams. When the block ends, nothing may be left: no bytes accounted, nothing in flight, no
@@ -31,7 +31,7 @@ from streamd.wire.http1 import RESPONSE_OPENING, Framing, HeadReader, ResponseHe
 
 PLENTY = 1 << 60  # bytes: a peer that takes everything
 QUIET_SWEEP_S = 5.0  # between sweeps when all connections have gone
-TURNS_MAX = 10_000  # what one thing sets off has come to rest by then
+TURNS_MAX = 10_000  # upper bound of the turns until the loop is at rest
 
 
 class JumpingSelector(selectors.SelectSelector):
@@ -65,7 +65,7 @@ class FakeLoop(asyncio.SelectorEventLoop):
             await asyncio.get_running_loop().create_future()
         protocol.connection_made(transport)
         try:
-            await asyncio.sleep(0)  # as in a real loop, other callbacks run before the one who asked
+            await asyncio.sleep(0)  # as in a real loop, other callbacks run before the caller goes on
         except asyncio.CancelledError:
             transport.abort()  # as uvloop does
             raise
@@ -84,8 +84,8 @@ class FakeTransport(asyncio.Transport):
         self.loop = loop
         self.protocol = protocol
         self.capacity = capacity
-        self.sent = bytearray()  # what the peer's side has taken
-        self.held = bytearray()  # what waits in user space
+        self.sent = bytearray()  # bytes that the peer has taken
+        self.held = bytearray()  # bytes that wait in user space
         self.writes = 0
         self.never = False  # no connection is ever established
         self.reading = True
@@ -96,7 +96,7 @@ class FakeTransport(asyncio.Transport):
         self.is_reset = False  # by the peer, and connection_lost() has not been called yet
         self._paused = False
 
-    # -- what the protocol calls
+    # -- calls of the protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return {"peername": ("192.0.2.1", 40000)}.get(name, default)
@@ -151,10 +151,10 @@ class FakeTransport(asyncio.Transport):
         self.held.clear()
         self._lose(None)
 
-    # -- what the peer does
+    # -- actions of the peer
 
     def feed(self, data: bytes) -> None:
-        """Send to the protocol; what comes after a close goes nowhere."""
+        """Send to the protocol; bytes after a close are dropped."""
         if not self.closed:
             assert self.reading, "nobody reads"
             self.protocol.data_received(data)
@@ -170,7 +170,7 @@ class FakeTransport(asyncio.Transport):
         self._lose(error or ConnectionResetError(104, "Connection reset by peer"))
 
     def take(self, count: int = PLENTY) -> None:
-        """Read so many bytes more; with all of them written, the protocol may go on."""
+        """Read `count` more bytes; once everything is written, the protocol may go on."""
         self.capacity += count
         self._flush()
         if self.held:
@@ -199,12 +199,12 @@ class FakeTransport(asyncio.Transport):
 
 @dataclass
 class Answer:
-    """One response as a reader got it."""
+    """A response as a reader got it."""
 
     status: int
     head: ResponseHead
     body: bytes
-    whole: bool  # ended as HTTP ends it
+    whole: bool  # the body ended as HTTP requires
 
     def get(self, name: str) -> str | None:
         value = self.head.get(name.encode())
@@ -218,7 +218,7 @@ class Answer:
 
 
 def answers_in(wire: bytes, methods: tuple[str, ...] = (), *, at_end: bool = True) -> list[Answer]:
-    """All responses in what a connection was sent; interim ones are left out. `at_end`: the connection has ended."""
+    """All final responses in the bytes of a connection. `at_end`: the connection has ended."""
     answers: list[Answer] = []
     while wire:
         found = HeadReader(opening=RESPONSE_OPENING).feed(wire)
@@ -249,7 +249,7 @@ class Client:
         self.rig = rig
         self.connection = ClientConnection(rig.worker.application, rig.worker.entrance(listener))
         self.transport = FakeTransport(rig.loop, self.connection, capacity)
-        self.methods: tuple[str, ...] = ()  # of requests without a body in the answer
+        self.methods: tuple[str, ...] = ()  # of requests, for answers without a body (HEAD)
         self.connection.connection_made(self.transport)
 
     def send(self, data: bytes) -> None:
@@ -278,7 +278,7 @@ class Client:
 
     @property
     def answer(self) -> Answer:
-        """The only one."""
+        """The only answer."""
         (found,) = self.answers
         return found
 
@@ -292,7 +292,7 @@ class Client:
 
 
 class Rig:
-    """A Worker that can't reach anything but what the test plays."""
+    """A Worker that reaches only the clients and upstreams that the test plays."""
 
     def __init__(self, **settings: Any) -> None:
         self.loop = FakeLoop()
@@ -337,7 +337,7 @@ class Rig:
     # -- time
 
     def turn(self) -> None:
-        """Let everything that was set off come to rest; no time passes."""
+        """Run the loop until it is at rest; no time passes."""
         for _ in range(TURNS_MAX):
             self.loop.run_until_complete(asyncio.sleep(0))
             if not self.loop._ready:  # type: ignore[attr-defined]
@@ -349,7 +349,7 @@ class Rig:
         self.turn()
 
     def pass_quietly(self, seconds: float) -> None:
-        """A long time in which nothing happens but deadlines, each noticed up to three sweeps late.
+        """Let a long time pass in which only deadlines occur, each noticed up to three sweeps late.
 
         Why coarse: 1,440 sweeps at the end of each test cost ten times as much as the requests of the test.
         """
@@ -370,7 +370,7 @@ class Rig:
         return self.links[-1]
 
     def reply(self, data: bytes) -> None:
-        """The upstream that was asked last says this."""
+        """Feed these bytes as the answer of the upstream that was asked last."""
         self.link.feed(data)
         self.turn()
 
@@ -408,7 +408,7 @@ class Rig:
 
 @contextlib.contextmanager
 def rig(**settings: Any) -> Iterator[Rig]:
-    """A rig whose end is checked. Settings are the attributes of `Settings`, unchecked."""
+    """A rig that may leave nothing behind at its end. Settings are the attributes of `Settings`, unchecked."""
     level = logs._sink.level
     logs.set_level("error")
     made = Rig(**settings)
@@ -445,7 +445,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def event(text: str, index: int = 0) -> bytes:
-    """One chat delta."""
+    """A chat delta."""
     choice = {"index": index, "delta": {"content": text}, "finish_reason": None}
     body = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
@@ -462,7 +462,7 @@ def whole_answer(body: bytes, status: str = "200 OK", *fields: str) -> bytes:
 
 @dataclass
 class Read:
-    """One event as a reader got it."""
+    """An event as a reader got it."""
 
     id: str | None
     name: str | None
@@ -501,7 +501,7 @@ def events_in(body: bytes) -> list[Read]:
 
 
 def text_of(events: list[Read]) -> str:
-    """What the chat deltas among them say."""
+    """The text of the chat deltas among the events."""
     said = ""
     for each in events:
         if each.data.startswith(b"{"):

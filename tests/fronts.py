@@ -1,7 +1,7 @@
 """nginx, Caddy and HAProxy with the configurations of examples/proxies, on a Unix socket in front of a running streamd.
 
-Only places are changed: addresses, certificate, folders. Why a Unix socket: none of the three tells which port the
-kernel chose for it.
+Only places are changed: addresses, certificate, folders. Why a Unix socket: none of the three reports the port that
+the kernel chose for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUN_PATH_BYTES_MAX = 100  # 107 by unix(7)
 
 @dataclass
 class Place:
-    """Where one front runs: its folder, its socket, and where streamd is (host:port)."""
+    """The places of a front: its folder, its socket, and streamd's host:port."""
 
     folder: Path
     socket: Path
@@ -38,7 +38,7 @@ class Place:
 
 
 def certificate(folder: Path) -> None:
-    """A self-signed certificate: cert.pem, key.pem, and both.pem with one after the other."""
+    """A self-signed certificate: cert.pem, key.pem, and both.pem with the two of them."""
     cert, key = folder / "cert.pem", folder / "key.pem"
     names = f"subjectAltName=DNS:{HOST},DNS:localhost,IP:127.0.0.1"
     request = ["openssl", "req", "-x509", "-days", "2", "-subj", f"/CN={HOST}", "-addext", names]
@@ -48,7 +48,7 @@ def certificate(folder: Path) -> None:
 
 
 def changed(name: str, places: dict[str, str]) -> str:
-    """An example with its places replaced, each of which has to be there."""
+    """An example with its places replaced; each of them must occur in it."""
     text = (EXAMPLES / "proxies" / name).read_text(encoding="utf-8")
     for old, new in places.items():
         assert old in text, f"{name} has no {old!r} any more"
@@ -57,7 +57,7 @@ def changed(name: str, places: dict[str, str]) -> str:
 
 
 def nginx(at: Place) -> list[str]:
-    """Writes the configuration; the command."""
+    """Write the configuration and return the command."""
     temporary = "".join(
         f"    {kind}_temp_path {at.folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -80,7 +80,7 @@ def nginx(at: Place) -> list[str]:
 
 
 def caddy(at: Place, extra: str = "") -> list[str]:
-    """Writes the configuration; the command. `extra` is one more line of its reverse_proxy."""
+    """Write the configuration and return the command. `extra` is a further line of its reverse_proxy."""
     options = "{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust\n}\n"
     text = changed(
         "Caddyfile",
@@ -96,7 +96,7 @@ def caddy(at: Place, extra: str = "") -> list[str]:
 
 
 def haproxy(at: Place) -> list[str]:
-    """Writes the configuration; the command."""
+    """Write the configuration and return the command."""
     text = changed(
         "haproxy.cfg",
         {
@@ -114,7 +114,7 @@ FRONTS: dict[str, Callable[[Place], list[str]]] = {"nginx": nginx, "caddy": cadd
 
 @contextlib.contextmanager
 def running(make: Callable[[Place], list[str]], streamd_url: str, folder: Path) -> Iterator[Path]:
-    """A front that takes connections; yields its socket."""
+    """A running front; yields its socket."""
     at = Place(folder, folder / "s", streamd_url.removeprefix("http://"))
     assert len(str(at.socket)) < SUN_PATH_BYTES_MAX
     certificate(folder)
@@ -133,7 +133,7 @@ def running(make: Callable[[Place], list[str]], streamd_url: str, folder: Path) 
 
 
 def wait_until_up(at: Place, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until it accepts. Fails with its log where it ended instead."""
+    """Wait until the front accepts. Fails with its log if the front ended instead."""
     for _ in range(round(WAIT_S / POLL_S)):
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
             probe.connect(str(at.socket))
@@ -145,7 +145,7 @@ def wait_until_up(at: Place, process: subprocess.Popen[bytes], log: Path) -> Non
 
 
 class Door(Watched):
-    """A TCP port, chosen by the kernel, that leads to a Unix socket: browsers know no others."""
+    """A TCP port, chosen by the kernel, that leads to a Unix socket: browsers can't connect to Unix sockets."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

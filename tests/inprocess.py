@@ -1,5 +1,5 @@
-"""streamd as it runs: a Worker on loopback in a thread of its own, the mock or a scripted server behind it, and a
-TCP relay that may stand in front of it, keep what passes, and cut connections where a test says so."""
+"""streamd in a thread: a Worker on loopback, the mock or a scripted server behind it, and optionally a TCP relay in
+front of it that keeps the passing bytes and cuts connections where a test says so."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Front(Protocol):
-    """Anything that runs in the worker's loop, in front of it."""
+    """A relay that runs in the worker's loop, in front of the worker."""
 
     async def start(self) -> None: ...
 
@@ -41,12 +41,12 @@ FAST = MockOptions(interval_s=0, ttft_s=0, tokens=20)
 
 
 def url_of(name: tuple[str, int]) -> str:
-    """Where a bound socket listens."""
+    """The URL of a bound socket's address."""
     return f"http://{name[0]}:{name[1]}"
 
 
 class Watched:
-    """State that one thread's loop changes and others wait for."""
+    """State that a thread's loop changes and other threads wait for."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -56,14 +56,14 @@ class Watched:
             self._changed.notify_all()
 
     def until(self, reached: Callable[[], bool]) -> None:
-        """Wait until it holds. Raises TimeoutError."""
+        """Wait until the condition holds. Raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(reached, WAIT_S):
                 raise TimeoutError(f"still waiting after {WAIT_S:g} s")
 
 
 class Live:
-    """A worker and its upstream, on one loop in one thread. Everything here may be called from the test's thread."""
+    """A worker and its upstream, on the same loop in a thread. All methods may be called from the test's thread."""
 
     def __init__(self, settings: Settings, options: MockOptions) -> None:
         self.loop = uvloop.new_event_loop()
@@ -76,7 +76,7 @@ class Live:
         self.url = ""
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run it in the worker's loop and wait for it."""
+        """Run the coroutine in the worker's loop and wait for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT_S + 5)
 
     def start(self) -> None:
@@ -111,10 +111,10 @@ class Live:
         for close in self._closing:
             close()
         self.mock.close()
-        await asyncio.sleep(0)  # one turn for the callbacks of what was closed
+        await asyncio.sleep(0)  # a turn for the callbacks of the closed connections
 
     def fault(self, words: str, **options: Any) -> None:
-        """What the mock does wrong from here on: `break-fin=3; crlf`; and other options of it."""
+        """Set the mock's faults from here on (`break-fin=3; crlf`), and other options of it."""
         self.mock.options = dataclasses.replace(self._options, faults=parse_faults(words, Faults()), **options)
 
     def until(self, **counters: int) -> None:
@@ -126,7 +126,7 @@ class Live:
         )
 
     def said(self, prompt: str) -> str:
-        """The whole text that the mock gives to a prompt, asked for without streamd."""
+        """The mock's whole text for a prompt, asked for without streamd."""
         body = json.dumps({"model": "mock-llm", "messages": [{"role": "user", "content": prompt}]}).encode()
         at_once = {"X-Mock-Fault": "", "X-Mock-Interval-Ms": "0", "X-Mock-Ttft-Ms": "0"}
         request = urllib.request.Request(f"{self.mock.url}/v1/chat/completions", body, at_once)
@@ -134,7 +134,7 @@ class Live:
             return str(json.load(response)["choices"][0]["message"]["content"])
 
     def generations(self) -> int:
-        """How many streams the mock was asked for."""
+        """The number of streams that the mock was asked for."""
         bodies = [seen.body for seen in self.mock.stats.seen if seen.body]
         return sum(json.loads(body).get("stream") is True for body in bodies)
 
@@ -163,7 +163,7 @@ def live(options: MockOptions = FAST, **settings: Any) -> Iterator[Live]:
 
 
 class TcpRelay(Watched):
-    """Copies bytes both ways. `down[i]` went to connection i, which is reset after `cut_after(i)` bytes of it."""
+    """Copies bytes both ways. `down[i]` went to connection i, which is reset after `cut_after(i)` of these bytes."""
 
     def __init__(self, target: str, cut_after: Callable[[int], int | None]) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class TcpRelay(Watched):
         await self._pass(reader, writer)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = b"") -> None:
-        """One connection; `first` was read from it already."""
+        """Relay a connection; `first` was read from it already."""
         number = len(self.down)
         self.down.append(bytearray())
         self.up.append(bytearray(first))
@@ -208,7 +208,7 @@ class TcpRelay(Watched):
     async def _copy(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray, limit: int | None
     ) -> bool:
-        """Until the end of `reader`, or until `limit` bytes were passed: True then."""
+        """Copy until the end of `reader`, or return True once `limit` bytes were passed."""
         cut = False
         with contextlib.suppress(ConnectionError):
             while not cut and (piece := await reader.read(65536)):
@@ -235,10 +235,10 @@ def _reset(pair: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
 
 @contextlib.contextmanager
 def scripted(pieces: Callable[[], Iterator[bytes]]) -> Iterator[str]:
-    """A server for one request; yields its address. The generator gives the answer's bytes, and may wait in between."""
+    """A server for a single request; yields its address. The generator gives the answer's bytes, and may wait."""
 
     def serve() -> None:
-        with contextlib.suppress(OSError):  # closed before anybody came
+        with contextlib.suppress(OSError):  # closed before any connection
             connection, _ = listener.accept()
             with connection, connection.makefile("rb") as request:
                 _read_request(request)

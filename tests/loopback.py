@@ -1,7 +1,7 @@
 """streamd over real sockets: a Worker on uvloop, its upstreams and its readers, all in the test's own loop on loopback.
 
-`async with serving() as d:` gives a Daemon with one mock behind it. Nothing here sleeps in place of a condition:
-`d.until(...)` waits for one, and `d.later(seconds)` asks what runs upstream what it would do so much later.
+`async with serving() as d:` gives a Daemon with a mock behind it. No test sleeps in place of a condition:
+`d.until(...)` waits for a condition, and `d.later(seconds)` runs the deadlines of requests as if time had passed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 from streamd.reasons import CloseReason
 
-PATIENCE_S = 60.0  # who waits longer for a condition has failed
+PATIENCE_S = 60.0  # a test that waits longer for a condition has failed
 FAST = MockOptions(interval_s=0, ttft_s=0, tokens=20)
 ENOUGH = 1 << 30
 
 
 class Conn:
-    """A client's connection: what was received so far, and whether the other side has closed."""
+    """A client's connection: the bytes received so far, and whether the other side has closed."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str) -> None:
         self._reader = reader
@@ -49,7 +49,7 @@ class Conn:
         await self._writer.drain()
 
     async def read(self, count: int = 65536) -> bytes:
-        """What comes next; empty at the end, also at an abrupt one."""
+        """The next bytes; empty at the end, even at an abrupt end."""
         try:
             piece = await asyncio.wait_for(self._reader.read(count), PATIENCE_S)
         except ConnectionError:
@@ -64,7 +64,7 @@ class Conn:
         return bytes(self._received)
 
     async def until(self, reached: Callable[[Conn], bool]) -> None:
-        """Read on until it holds. Raises EOFError where the connection ends before."""
+        """Read on until the condition holds. Raises EOFError if the connection ends before."""
         while not reached(self):
             if not await self.read():
                 raise EOFError(self.received[-300:])
@@ -81,18 +81,18 @@ class Conn:
         return answers_in(self.received, self._methods, at_end=self.closed)
 
     async def answer(self) -> Answer:
-        """The first answer, when it is whole or the connection has ended."""
+        """Read the first answer until it is whole or the connection has ended."""
         while not (self._may_be_whole() and self.answers and self.answers[0].whole):
             if not await self.read():
                 break
         return self.answers[0]
 
     def _may_be_whole(self) -> bool:
-        """Whether a look is worth it: long streams come in thousands of reads."""
+        """Whether parsing is worth it: long streams come in thousands of reads."""
         return b"\r\ntransfer-encoding: chunked\r\n" not in self._received[:2000] or self._received.endswith(LAST)
 
     async def begun(self) -> Answer:
-        """The first answer as far as it has come, once its head is there."""
+        """Wait for the head of the first answer; return the answer as far as it has arrived."""
         await self.until(lambda conn: bool(conn.answers))
         return self.answers[0]
 
@@ -100,7 +100,7 @@ class Conn:
         self._writer.write_eof()
 
     def abort(self) -> None:
-        """RST."""
+        """Close with an RST."""
         self._writer.transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
         )
@@ -114,7 +114,7 @@ Script = Callable[["RawUpstream", asyncio.StreamReader, asyncio.StreamWriter], A
 
 
 class RawUpstream:
-    """A server that does with each connection what a script says; the request has been read when it begins."""
+    """A server that runs a script for each connection, after it has read the request."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -154,7 +154,7 @@ async def _read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 def says(*pieces: bytes) -> Script:
-    """A script: send this, and a FIN."""
+    """A script that sends these pieces and a FIN."""
 
     async def script(upstream: RawUpstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
@@ -206,7 +206,7 @@ class Daemon:
     async def connect(
         self, data: bytes = b"", *, method: str = "GET", receive_bytes: int = 0, limit: int = 65536
     ) -> Conn:
-        """A connection; `receive_bytes` bounds what its kernel takes, `limit` what it reads by itself."""
+        """A connection; `receive_bytes` bounds its kernel buffer, `limit` the bytes that its reader buffers."""
         sock = socket.socket()
         sock.setblocking(False)
         if receive_bytes:
@@ -220,7 +220,7 @@ class Daemon:
         return conn
 
     async def ask(self, data: bytes, *, method: str = "GET") -> Answer:
-        """One request on a connection of its own."""
+        """Send a request on a new connection and return the answer."""
         conn = await self.connect(data, method=method)
         try:
             return await conn.answer()
@@ -248,16 +248,16 @@ class Daemon:
         return list(self.runtime.hub)
 
     def later(self, seconds: float) -> None:
-        """What is under way upstream finds that so much time has passed."""
+        """Run the deadlines of requests to upstreams as if `seconds` had passed."""
         for exchange in self.exchanges:
             exchange.due_at = exchange.on_due(self.loop.time() + seconds)
 
     def sweep_later(self, seconds: float) -> None:
-        """Streams find that so much time has passed: retention, graces."""
+        """Run the deadlines of streams (retention, graces) as if `seconds` had passed."""
         self.runtime.hub.sweep(self.streams, self.loop.time() + seconds)
 
     def left(self) -> dict[str, object]:
-        """What is still there that belongs to a request."""
+        """Counts of all objects that belong to requests."""
         return {
             "exchanges": len(self.exchanges),
             "in_flight": sum(upstream.in_flight for upstream in self.worker.upstreams),
@@ -268,7 +268,7 @@ class Daemon:
         }
 
     async def check_nothing_is_left(self) -> None:
-        """No exchange, no stream with a reader, no upstream connection but the pooled ones, nobody's bytes."""
+        """Check that no exchange, no running stream, no unpooled upstream connection and no body bytes are left."""
         for conn in self._conns:
             conn.close()
         self._conns.clear()
@@ -295,10 +295,10 @@ def alive(kind: type, exchanges: weakref.WeakSet[Exchange]) -> list[bool]:
 async def serving(
     options: MockOptions = FAST, *, upstreams: tuple[UpstreamSettings, ...] | None = None, **settings: Any
 ) -> AsyncIterator[Daemon]:
-    """A worker that listens. Settings are the attributes of `Settings`, unchecked. Its end is checked."""
+    """A listening worker that may leave nothing behind. Settings are the attributes of `Settings`, unchecked."""
     level, broken_end_s = logs._sink.level, client.BROKEN_END_S
     logs.set_level("error")
-    client.BROKEN_END_S = 0.0  # a moment for browsers; there are none here
+    client.BROKEN_END_S = 0.0  # the delay is for browsers; no test here has a browser
     loop = asyncio.get_running_loop()
     mock = await start_mock(loop, options=options)
     if upstreams is None:
@@ -321,7 +321,7 @@ async def serving(
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a test on a uvloop of its own."""
+    """Run a test on a new uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 

@@ -1,8 +1,8 @@
-"""Branches of a module that its own tests run: `make coverage`, or `make coverage MODULE=net/fetch` for one module.
+"""Branches of a module that its own tests run: `make coverage`, or `make coverage MODULE=net/fetch` for a module.
 
 A module's own tests are the file that mirrors it: streamd/net/fetch.py has tests/net/test_fetch.py. A branch that only
-another module's tests pass through is run, but no assertion there is about it. Measured in a process per module, since
-what one file of tests imports and runs must not count for the next. It takes a minute, so `make test` leaves it out.
+another module's tests run is not the subject of an assertion there. Measured in a process per module, since the
+imports of a test file must not count for the next. It takes a minute, so `make test` leaves it out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).parents[1]
 
-# Per cent of a module's branches. At most one branch of each, two of the splice's, is beyond its own tests.
+# Per cent of a module's branches. At most a single branch of each, and two of the splice's, is beyond its own tests.
 BRANCHES_PERCENT_MIN = {
     "api/admin": 100,
     "net/fetch": 94,
@@ -48,7 +48,7 @@ def mirror_of(module: str) -> Path:
 
 
 def measure(module: str) -> Measured:
-    """Run its own tests. Raises CalledProcessError, with their output printed, where they fail."""
+    """Run the module's own tests. If they fail, print their output and raise CalledProcessError."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "coverage.json")
         name = f"streamd.{module.replace('/', '.')}"

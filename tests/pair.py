@@ -1,7 +1,7 @@
-"""Two workers of one daemon, in the test's own loop: each has a listener of its own, so that a test decides which one a
-connection comes to, and `p.name_of(p.b)` is a name that lives in b.
+"""Two workers of a daemon, in the test's own loop: each has its own listener, so that a test chooses the worker of a
+connection, and `p.name_of(p.b)` is a name that lives in b.
 
-Nothing passes between them but what passes between two processes: datagrams with descriptors, and the mapping.
+They share only the means of two processes: datagrams with descriptors, and the mapping.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Pair:
         return sum(each.runtime.counters.moved for each in self.both)
 
     def deaf(self, daemon: Daemon) -> None:
-        """It reads nothing that others send it."""
+        """Stop this worker from reading its messages."""
         daemon.loop.remove_reader(self.peers[self.slot_of(daemon)]._inbox.fileno())
 
     def hears_again(self, daemon: Daemon) -> None:
@@ -74,8 +74,8 @@ async def pair(
 ) -> AsyncIterator[Pair]:
     """Both listen, on 127.0.0.1 or as unix/a and unix/b. Settings are the attributes of `Settings`, unchecked.
 
-    `check`: nothing may be left at the end in either of them. `answer_s`: how long one waits for the other's answer;
-    with the second that is usual, a worker that a busy machine held up would be missing in lists.
+    `check`: nothing may be left at the end in either worker. `answer_s`: the time that a worker waits for the other's
+    answer; with the usual second, a worker that a busy machine held up would be missing in lists.
     """
     level, broken_end_s, usual_answer_s = logs._sink.level, client.BROKEN_END_S, inquiry.ANSWER_S
     inquiry.ANSWER_S = answer_s
@@ -93,7 +93,7 @@ async def pair(
         yield p
         if check:
             for conn in (*p.a._conns, *p.b._conns):
-                conn.close()  # those that came to one may be with the other
+                conn.close()  # a connection may have moved to the other worker
             for each in p.both:
                 await each.until(lambda each=each: not any(each.left().values()))
                 for upstream in each.worker.upstreams:

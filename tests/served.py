@@ -1,8 +1,8 @@
-"""streamd as a process of its own: started as an operator starts it, watched as systemd watches it.
+"""streamd as a separate process: started as by an operator, watched as by systemd.
 
 `with upstream() as mock, served("--upstream", mock) as d:` gives a Served; `d.notify` is systemd's end of
-NOTIFY_SOCKET, `d.lines` is what it logged so far. `with holding() as held, served("--upstream", held.url)`: the
-upstream's generations go on when the test has done what it does meanwhile.
+NOTIFY_SOCKET, `d.lines` are its log lines so far. `with holding() as held, served("--upstream", held.url)`: the
+upstream's generations wait until the test calls `held.go_on()`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from typing import Any
 from fakes import DONE, LAST, chunk, event
 
 PROJECT = Path(__file__).parents[1]
-WAIT_S = 60.0  # who waits longer for a condition has failed
+WAIT_S = 60.0  # a test that waits longer for a condition has failed
 
 
-# LISTEN_PID has to be the daemon's own, and the descriptors have to be 3 and up.
+# LISTEN_PID must be the daemon's own process id, and the descriptors must begin at 3.
 _PASS_ON = """
 import fcntl, os, sys
 moved = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1].split(",")]
@@ -48,12 +48,12 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def _end_with_the_tests() -> None:
-    """A test that hangs is ended without its fixtures: what it started would stay, and keep its pipes open."""
+    """Die with the parent: a hanging test is killed without its fixtures, and its processes would keep pipes open."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Notify:
-    """systemd's end. `told` is every assignment in its order, `fds` what came to the store."""
+    """systemd's end. `told` has all assignments in order, `fds` the descriptors sent to the store."""
 
     def __init__(self) -> None:
         self.address = f"@streamd-served-{os.getpid()}-{os.urandom(4).hex()}"
@@ -63,7 +63,7 @@ class Notify:
         self._socket.bind("\0" + self.address[1:])
 
     def take(self, wait_s: float) -> bool:
-        """The next datagram; False if none comes in time."""
+        """Take the next datagram; False if none arrives in time."""
         self._socket.settimeout(wait_s)
         try:
             datagram, fds, _, _ = socket.recv_fds(self._socket, 4096, 4)
@@ -74,12 +74,12 @@ class Notify:
         return True
 
     def until(self, word: str, count: int = 1) -> None:
-        """Wait until so many assignments have begun with `word`."""
+        """Wait until `count` assignments have begun with `word`."""
         while sum(line.startswith(word) for line in self.told) < count:
             assert self.take(WAIT_S), f"no {word} after {self.told}"
 
     def names(self) -> list[str]:
-        """The assignments' names in order, without those that only tell how things are."""
+        """The names of the assignments in order, without STATUS and the fields of other messages."""
         while self.take(0.001):
             pass
         return [line.split("=")[0] for line in self.told if not line.startswith(("STATUS", "MONOTONIC", "FDNAME"))]
@@ -123,7 +123,7 @@ class Served:
         return Path(self.log.name).read_text().splitlines()
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait until it holds, and what it came to."""
+        """Wait until the condition is true, and return its value."""
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             if found := condition():
@@ -133,7 +133,7 @@ class Served:
         raise AssertionError(f"no {what}:\n" + "\n".join(self.lines))
 
     def line(self, pattern: str) -> re.Match[str]:
-        """Wait for a line of the log."""
+        """Wait for a matching line of the log."""
         found: re.Match[str] = self.until(
             lambda: next(filter(None, (re.search(pattern, line) for line in self.lines)), None), f"line {pattern!r}"
         )
@@ -147,13 +147,13 @@ class Served:
         self.process.send_signal(number)
 
     def ended(self) -> int:
-        """Wait for its end; the exit status."""
+        """Wait for the end of the process and return its exit status."""
         return self.process.wait(WAIT_S)
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> http.client.HTTPResponse:
-        """An answer's head on a connection of its own; the body is for the caller to read."""
+        """Send a request on a new connection and return the answer's head; the caller reads the body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
         connection.request(method, path, body, headers or {})
         return connection.getresponse()
@@ -177,7 +177,7 @@ class Served:
 
 
 def refused(d: Served) -> bool:
-    """Whether it has no listener any more."""
+    """Whether the daemon has no listener any more."""
     try:
         socket.create_connection(("127.0.0.1", d.port)).close()
     except ConnectionRefusedError:
@@ -189,7 +189,7 @@ def refused(d: Served) -> bool:
 def served(
     *args: str, listen_fds: Sequence[tuple[str, int]] = (), new_group: bool = False, **environ: str
 ) -> Iterator[Served]:
-    """A process. Whether it has come up is for the test to wait for: `notify.until("READY=1")`, `line(…)`."""
+    """A streamd process. The test waits for its start: `notify.until("READY=1")`, `line(…)`."""
     running = Served(args, environ, listen_fds, new_group)
     try:
         yield running
@@ -199,7 +199,7 @@ def served(
 
 @contextlib.contextmanager
 def upstream(*args: str) -> Iterator[str]:
-    """The mock as a process; its URL."""
+    """Run the mock as a process; yields its URL."""
     command = [sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0", "--ttft-ms", "5", *args]
     mock = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_the_tests)
     assert mock.stdout is not None
@@ -214,7 +214,7 @@ def upstream(*args: str) -> Iterator[str]:
 
 
 class Held(http.server.ThreadingHTTPServer):
-    """An upstream whose streams say one word and then wait: a generation that runs as long as a test needs it to."""
+    """An upstream with streams that send a word and then wait: a generation that runs as long as a test needs."""
 
     daemon_threads = True
     block_on_close = False
@@ -225,11 +225,11 @@ class Held(http.server.ThreadingHTTPServer):
         self.may_go_on = threading.Event()
 
     def go_on(self) -> None:
-        """All streams come to their end, and those that follow don't wait."""
+        """Let all streams end, and later streams not wait."""
         self.may_go_on.set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that streamd or its death broke off."""
+        """Ignore connections that streamd or its death broke off."""
 
 
 class _HeldAnswer(http.server.BaseHTTPRequestHandler):
@@ -247,7 +247,7 @@ class _HeldAnswer(http.server.BaseHTTPRequestHandler):
         self.wfile.write(chunk(event("two"), DONE) + LAST)
 
     def log_message(self, *words: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 @contextlib.contextmanager

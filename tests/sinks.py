@@ -1,5 +1,5 @@
-"""Readers of streams without connections: sinks whose peer takes as many bytes as the test says, on a loop of the
-test's own."""
+"""Readers of streams without connections: sinks with a peer that takes as many bytes as the test says, on a loop that
+the test drives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RING_BYTES_MAX = 32 * 1024
 
 
 class Loop:
-    """What a core module asks of a loop: turns, and timers that ring when the test says so."""
+    """The part of a loop that core modules use: turns, and timers that fire when the test says so."""
 
     def __init__(self) -> None:
         self.turns: deque[Callable[[], None]] = deque()
@@ -36,17 +36,17 @@ class Loop:
         self.timers.append((seconds, turn))
 
     def turn(self) -> None:
-        """What was set off until now, not what it sets off."""
+        """Run the callbacks that are scheduled now, but not those that they schedule."""
         for _ in range(len(self.turns)):
             self.turns.popleft()()
 
     def rest(self) -> None:
-        """Until nothing is left to do."""
+        """Run turns until no callback is left."""
         while self.turns:
             self.turn()
 
     def ring(self) -> None:
-        """All timers are due."""
+        """Fire all timers, and run until no callback is left."""
         timers, self.timers = self.timers, []
         for _, turn in timers:
             turn()
@@ -57,7 +57,7 @@ class Loop:
 
 
 class Source:
-    """Where a test's events come from."""
+    """The source of a test's events."""
 
     def __init__(self, *, needs_reader: bool = True) -> None:
         self.needs_reader = needs_reader
@@ -147,7 +147,7 @@ class Reader:
         del self.held[:taken]
         self.capacity -= taken
 
-    # -- what it got
+    # -- the received bytes
 
     @property
     def state(self) -> Sub:
@@ -155,7 +155,7 @@ class Reader:
 
     @property
     def body(self) -> bytes:
-        """All that was written, without HTTP's framing."""
+        """All written bytes without HTTP's framing."""
         written = bytes(self.sent + self.held)
         if self.subscriber.form in (Form.BARE, Form.RAW_BARE, Form.DATA_BARE):
             return written
@@ -191,7 +191,7 @@ def new_hub(loop: Loop | None = None, **bounds: int) -> Hub:
 
 
 def new_stream(loop: Loop | None = None, dialect: Dialect = Dialect.CHAT, **bounds: int) -> Stream:
-    """A stream of a hub of its own."""
+    """A stream of a new hub."""
     return new_hub(loop, **bounds).open(dialect, 0.0)
 
 
@@ -201,7 +201,7 @@ def agree(stream: Stream, **terms: Any) -> None:
 
 
 def feed(stream: Stream, count: int, *, now: float = 1.0) -> str:
-    """Append so many deltas, one by one; their texts, each of which says its seq."""
+    """Append `count` deltas one by one, each with its seq as text; return their texts."""
     said = ""
     for _ in range(count):
         text = f"{stream.log.seq_next} "
@@ -211,5 +211,5 @@ def feed(stream: Stream, count: int, *, now: float = 1.0) -> str:
 
 
 def said(stream: Stream) -> str:
-    """What feed() has said in all, if it fed all."""
+    """The text of all events, if feed() made all of them."""
     return "".join(f"{seq} " for seq in range(1, stream.log.seq_next))

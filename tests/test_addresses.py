@@ -21,7 +21,7 @@ from streamd.rows import Refused
         ("unix:/run/streamd.sock", Address("", 0, "/run/streamd.sock"), True),
     ],
 )
-def test_addresses(text: str, address: Address, loopback: bool) -> None:
+def test_an_address_of_a_listener_is_parsed(text: str, address: Address, loopback: bool) -> None:
     assert parse_address(text) == address
     assert address.is_loopback is loopback
     assert address.is_unix is text.startswith("unix:")
@@ -47,7 +47,7 @@ def test_addresses(text: str, address: Address, loopback: bool) -> None:
         "http://127.0.0.1:80",
     ],
 )
-def test_no_address(text: str) -> None:
+def test_a_text_that_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(Refused):
         parse_address(text)
 
@@ -66,7 +66,7 @@ def test_no_address(text: str) -> None:
         ("http://h/xv1", Origin(False, "h", 80, "/xv1"), "http://h/xv1"),
     ],
 )
-def test_urls(text: str, origin: Origin, url: str) -> None:
+def test_a_url_of_an_upstream_is_parsed_and_normalized(text: str, origin: Origin, url: str) -> None:
     assert split_url(text) == origin
     assert origin.url == url
     assert split_url(url) == origin
@@ -96,18 +96,18 @@ def test_urls(text: str, origin: Origin, url: str) -> None:
         "http://h\r\nX: y",
     ],
 )
-def test_no_url(text: str) -> None:
+def test_a_text_that_is_no_url_is_refused(text: str) -> None:
     with pytest.raises(Refused):
         split_url(text)
 
 
 @pytest.mark.parametrize("name", ["X-Api-Version", "api-key"])
-def test_field_names(name: str) -> None:
+def test_a_field_name_for_an_upstream_is_accepted(name: str) -> None:
     check_field_name(name)
 
 
 @pytest.mark.parametrize("name", ["Host", "CONTENT-LENGTH", "Authorization", "a b", "a:", "", "é", "a\n"])
-def test_no_field_name(name: str) -> None:
+def test_a_reserved_or_malformed_field_name_is_refused(name: str) -> None:
     with pytest.raises(Refused):
         check_field_name(name)
 
@@ -130,7 +130,7 @@ def test_no_field_name(name: str) -> None:
         (ROUTE_PATH, "/a b", False),
     ],
 )
-def test_patterns(pattern: object, text: str, taken: bool) -> None:
+def test_a_text_is_checked_against_its_pattern(pattern: object, text: str, taken: bool) -> None:
     check = matching(pattern)  # type: ignore[arg-type]
     if taken:
         check(text)

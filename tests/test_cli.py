@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and with which status."""
+"""The command line: its output, the stream that it goes to, and the exit status."""
 
 from __future__ import annotations
 
@@ -38,19 +38,21 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     return ran
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"streamd {streamd.__version__}\n"
 
 
-def test_serve_with_nothing(served: list[Settings]) -> None:
+def test_serve_without_flags_uses_the_defaults(served: list[Settings]) -> None:
     assert cli.main(["serve"]) == 7
     assert served == [Settings()]
 
 
-def test_serve_with_every_source(served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_reads_flags_variables_and_a_file(
+    served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "streamd.toml"
     file.write_text('heartbeat = "1s"\nretention = "1s"\nring_slots = 32\n')
     monkeypatch.setenv("STREAMD_CONFIG", str(file))
@@ -65,7 +67,7 @@ def test_serve_with_every_source(served: list[Settings], tmp_path: Path, monkeyp
     assert [upstream.url for upstream in settings.upstreams] == ["http://a", "http://b"]
 
 
-def test_a_flag_turns_off_what_a_variable_turned_on(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_overrides_a_variable(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMD_OPS_PUBLIC", "true")
     cli.main(["serve", "--no-ops-public"])
     assert served[0].ops_public is False
@@ -83,7 +85,9 @@ def test_wrong_settings_go_to_standard_error(served: list[Settings], capsys: pyt
 
 
 @pytest.mark.parametrize("argv", [[], ["serv"], ["serve", "--ring", "64"], ["serve", "extra"], ["check-config"]])
-def test_no_command_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_ends_with_the_usage_and_status_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(argv)
     assert ended.value.code == 2
@@ -105,7 +109,7 @@ def test_help_all_names_every_setting(capsys: pytest.CaptureFixture[str], monkey
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_fits_a_screen_and_says_where_the_rest_is(
+def test_help_fits_a_screen_and_names_help_all(
     flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = help_of(flag, capsys, monkeypatch).splitlines()
@@ -115,7 +119,9 @@ def test_help_fits_a_screen_and_says_where_the_rest_is(
     assert [section for section in SECTIONS if section not in out] == []
 
 
-def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_config_reports_the_faults_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STREAMD_RING_SLOTS", "not the file's fault")
     monkeypatch.setenv("GPU_KEY", "sk-1")
     file = tmp_path / "streamd.toml"
@@ -137,7 +143,7 @@ def test_the_reference_has_every_setting(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def uncommented(text: str) -> str:
-    """The settings of the example, which stand behind a # without a blank, and nothing of the texts."""
+    """The settings of the example, which follow a # without a blank, without its explanations."""
     return "\n".join(line[1:] for line in text.splitlines() if re.match(r"#\S", line))
 
 
@@ -167,7 +173,7 @@ def test_the_example_has_every_default(tmp_path: Path) -> None:
     assert list(mentioned["route"][0]) == [row.key for row in ROUTE_ROWS]
 
 
-def test_the_mock_and_the_keys_have_their_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_mock_and_the_keys_are_commands_of_streamd(capsys: pytest.CaptureFixture[str]) -> None:
     args = cli.build_parser().parse_args(["mock-llm", "--listen", "127.0.0.1:0"])
     assert callable(args.run)
     args = cli.build_parser().parse_args(["keys", "--file", "keys", "list"])
@@ -175,6 +181,6 @@ def test_the_mock_and_the_keys_have_their_commands(capsys: pytest.CaptureFixture
     assert args.run is not None
 
 
-def test_as_a_module() -> None:
+def test_streamd_runs_as_a_module() -> None:
     ran = subprocess.run([sys.executable, "-m", "streamd", "--version"], capture_output=True, text=True, check=True)
     assert ran.stdout == f"streamd {streamd.__version__}\n"

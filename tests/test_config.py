@@ -1,4 +1,4 @@
-"""Settings: which source wins, what is refused and where, and what has to hold between settings."""
+"""Settings: the order of sources, refusals with their place, and relations between settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def from_text(file: Path, text: str, environ: Mapping[str, str] = FILE_AND_NOTHI
 
 
 def problems_of(file: Path, text: str, environ: Mapping[str, str] = FILE_AND_NOTHING_ELSE) -> list[str]:
-    """The problems as people see them, the file's folder left out."""
+    """The problems as shown to a person, without the file's folder."""
     with pytest.raises(ConfigError) as raised:
         from_text(file, text, environ)
     lines = str(raised.value).split("\n")
@@ -112,7 +112,7 @@ def test_every_setting_says_what_it_sets_before_why(row: Row) -> None:
         assert row.why, "a number has a reason"
 
 
-def test_names_in_all_three_sources() -> None:
+def test_each_setting_has_a_name_in_file_environment_and_flags() -> None:
     row = next(row for row in ROWS if row.attribute == "commit_after_s")
     assert (row.key, row.flag, row.variable) == ("commit_after", "--commit-after", "STREAMD_COMMIT_AFTER")
     row = next(row for row in ROWS if row.attribute == "streams_auth")
@@ -129,7 +129,7 @@ def test_settings_are_frozen_and_may_be_chosen_freely_in_code() -> None:
 # Sources
 
 
-def test_flags_over_environment_over_file_over_default(file: Path) -> None:
+def test_flags_win_over_environment_over_file_over_default(file: Path) -> None:
     file.write_text('heartbeat = "1s"\nidle_timeout = "1s"\ncommit_after = "1s"')
     environ = {"STREAMD_HEARTBEAT": "2s", "STREAMD_IDLE_TIMEOUT": "2s"}
     settings = load(file=file, environ=environ, flags={"heartbeat": "3s", "ring_slots": None})
@@ -137,14 +137,14 @@ def test_flags_over_environment_over_file_over_default(file: Path) -> None:
     assert settings.ring_slots == 64
 
 
-def test_lists_in_all_three_sources(file: Path) -> None:
+def test_lists_are_read_from_all_three_sources(file: Path) -> None:
     assert from_text(file, 'cors_origins = ["https://a", "https://b"]').cors_origins == ("https://a", "https://b")
     environ = {"STREAMD_CORS_ORIGINS": "https://a, https://b"}
     assert load(file=None, environ=environ, flags={}).cors_origins == ("https://a", "https://b")
     assert load(file=None, environ={}, flags={"cors_origins": ["https://c"]}).cors_origins == ("https://c",)
 
 
-def test_values_of_each_kind_in_a_file(file: Path) -> None:
+def test_a_file_has_values_of_each_kind(file: Path) -> None:
     settings = from_text(
         file,
         """
@@ -175,7 +175,7 @@ def test_a_wrong_flag_is_named_as_typed() -> None:
         load(file=None, environ={}, flags={"ring_slots": "31"})
 
 
-def test_variables_that_are_no_settings() -> None:
+def test_an_unknown_variable_is_refused() -> None:
     kubernetes = {
         "STREAMD_SERVICE_HOST": "10.0.0.1",
         "STREAMD_SERVICE_PORT_HTTP": "80",
@@ -191,7 +191,7 @@ def test_variables_that_are_no_settings() -> None:
 # Refusals
 
 
-def test_all_problems_at_once_with_their_lines(file: Path) -> None:
+def test_all_problems_of_a_file_are_reported_at_once_with_their_lines(file: Path) -> None:
     text = """\
         ring_slots = 5
         commit_afer = "1s"
@@ -239,17 +239,17 @@ def test_all_problems_at_once_with_their_lines(file: Path) -> None:
         ("x = 1\nx = 2\n", "streamd.toml:2: not TOML: Cannot overwrite a value"),
     ],
 )
-def test_no_toml(file: Path, text: str, problem: str) -> None:
+def test_a_file_that_is_no_toml_is_refused_with_its_line(file: Path, text: str, problem: str) -> None:
     assert problems_of(file, text) == [problem]
 
 
-def test_no_utf8(file: Path) -> None:
+def test_a_file_that_is_no_utf8_is_refused_with_its_line(file: Path) -> None:
     file.write_bytes(b"# fine\npolicy = '\xff'\n")
     with pytest.raises(ConfigError, match=r"toml:2: must be UTF-8$"):
         load(file=file, environ={}, flags={})
 
 
-def test_no_file(file: Path) -> None:
+def test_a_missing_file_is_refused(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"streamd.toml: No such file or directory$"):
         load(file=file, environ={}, flags={})
 
@@ -265,7 +265,7 @@ def test_no_file(file: Path) -> None:
         ("[a.b]\nx = 1", "streamd.toml:1: a = "),
     ],
 )
-def test_tables_where_none_belong(file: Path, text: str, problem: str) -> None:
+def test_a_table_in_the_wrong_place_is_refused(file: Path, text: str, problem: str) -> None:
     (found,) = problems_of(file, text)
     assert found.startswith(problem)
 
@@ -302,7 +302,7 @@ RELATIONS = [
 
 
 @pytest.mark.parametrize(("settings", "attribute", "words"), RELATIONS, ids=lambda value: str(value)[:20])
-def test_relations(settings: Settings, attribute: str, words: str) -> None:
+def test_a_broken_relation_between_settings_is_refused(settings: Settings, attribute: str, words: str) -> None:
     ((found, allowed),) = relations(settings)
     assert found == attribute
     assert words in allowed
@@ -319,7 +319,7 @@ def test_relations(settings: Settings, attribute: str, words: str) -> None:
         Settings(loop_lag_max_s=0, logs_bytes_max=2**30),
     ],
 )
-def test_relations_that_hold(settings: Settings) -> None:
+def test_settings_whose_relations_hold_are_accepted(settings: Settings) -> None:
     assert list(relations(settings)) == []
 
 
@@ -333,7 +333,9 @@ def test_a_relation_names_the_source_of_the_value_to_change(file: Path) -> None:
 # Paths
 
 
-def test_a_path_in_a_file_starts_beside_it_and_elsewhere_here(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_in_a_file_is_relative_to_the_file_and_elsewhere_to_the_folder(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (file.parent / "keys").write_text("")
     assert from_text(file, 'keys_file = "keys"').keys_file == str(file.parent / "keys")
     monkeypatch.chdir(file.parent)
@@ -341,12 +343,12 @@ def test_a_path_in_a_file_starts_beside_it_and_elsewhere_here(file: Path, monkey
     assert from_text(file, 'state_dir = "not/there/yet"').state_dir == str(file.parent / "not/there/yet")
 
 
-def test_a_file_that_is_not_there(file: Path) -> None:
+def test_a_setting_that_names_a_missing_file_is_refused(file: Path) -> None:
     (problem,) = problems_of(file, '\nkeys_file = "keys"')
     assert problem == "streamd.toml:2: keys_file = 'keys': must be a file that can be read, which keys is not"
 
 
-def test_credentials_of_systemd(file: Path) -> None:
+def test_a_key_may_be_a_credential_of_systemd(file: Path) -> None:
     (file.parent / "gpu").write_text("sk-secret-1\n")
     text = "[[upstream]]\nurl = 'http://a'\nkey_file = 'credential:gpu'"
     assert from_text(file, text, {"CREDENTIALS_DIRECTORY": str(file.parent)}).upstreams[0].key == "sk-secret-1"
@@ -359,7 +361,7 @@ def test_credentials_of_systemd(file: Path) -> None:
 # Upstreams
 
 
-def test_upstreams(file: Path) -> None:
+def test_upstreams_are_read_from_the_file(file: Path) -> None:
     settings = from_text(
         file,
         """
@@ -391,7 +393,7 @@ def test_upstreams(file: Path) -> None:
     assert (hosted.tls, hosted.host, hosted.port, hosted.base) == (True, "api.example", 443, "/openai")
 
 
-def test_upstreams_given_as_urls_replace_those_of_the_file(file: Path) -> None:
+def test_upstreams_in_a_variable_or_flag_replace_those_of_the_file(file: Path) -> None:
     file.write_text("[[upstream]]\nurl = 'http://a'")
     environ = {"STREAMD_UPSTREAM": "http://b:1/v1,http://[::1]:2"}
     assert [up.name for up in load(file=file, environ=environ, flags={}).upstreams] == ["b:1", "[::1]:2"]
@@ -422,7 +424,7 @@ def test_upstreams_given_as_urls_replace_those_of_the_file(file: Path) -> None:
         ("url = 'http://a'\naliases = {x = 1}", "streamd.toml:4: upstream.aliases: must be a table of models"),
     ],
 )
-def test_upstreams_refused(file: Path, text: str, problem: str) -> None:
+def test_a_wrong_upstream_is_refused(file: Path, text: str, problem: str) -> None:
     (found,) = problems_of(file, f"\n[[upstream]]\n{text}")
     assert found.startswith(problem)
 
@@ -450,19 +452,19 @@ def test_a_key_is_read_and_never_shown(file: Path) -> None:
         "key_file = 'two-lines'",
     ],
 )
-def test_no_problem_shows_a_key(file: Path, wrong: str) -> None:
+def test_no_error_shows_a_key(file: Path, wrong: str) -> None:
     (file.parent / "two-lines").write_text("sk-secret-1\nsk-secret-2\n")
     (problem,) = problems_of(file, f"[[upstream]]\nurl = 'http://a'\n{wrong}")
     assert "sk-secret" not in problem
 
 
-def test_no_problem_shows_a_password(file: Path) -> None:
+def test_no_error_shows_a_password(file: Path) -> None:
     (problem,) = problems_of(file, "[[upstream]]\nurl = 'http://me:sk-secret-1@gpu/'")
     assert "sk-secret" not in problem
     assert "gpu" in problem
 
 
-def test_an_upstream_in_code_is_checked_too() -> None:
+def test_an_upstream_made_in_code_is_checked() -> None:
     with pytest.raises(Refused):
         UpstreamSettings(url="gpu:8000")
 
@@ -470,7 +472,7 @@ def test_an_upstream_in_code_is_checked_too() -> None:
 # Routes
 
 
-def test_routes(file: Path) -> None:
+def test_the_longest_matching_route_overrides_settings(file: Path) -> None:
     settings = from_text(
         file,
         """

@@ -1,8 +1,8 @@
-"""What hit the peers, replayed against a live daemon: each class of CVE by its name.
+"""Vulnerabilities of comparable servers, replayed against a live daemon: each class of CVE by its name.
 
-All smuggling has one shape: bytes that one parser takes for a body and the next one for a request. So each case carries
-a second request inside or behind the first, and afterwards three things hold: it was answered as this file says, the
-hidden request was neither answered here nor seen upstream, and the next client is served.
+All smuggling has the same shape: a parser takes bytes for a body, and the next parser takes them for a request. So
+each case carries a second request inside or after the first, and afterwards three things hold: the first was answered
+as this file says, the hidden request was neither answered here nor seen upstream, and the next client is served.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def with_fields(*lines: bytes) -> bytes:
 
 @contextlib.asynccontextmanager
 async def behind(*pieces: bytes) -> AsyncIterator[tuple[Daemon, RawUpstream]]:
-    """A daemon whose upstream answers each request with this and leaves the connection open."""
+    """A daemon with an upstream that answers each request with these pieces and leaves the connection open."""
 
     async def script(upstream: RawUpstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"".join(pieces))
@@ -51,7 +51,7 @@ async def behind(*pieces: bytes) -> AsyncIterator[tuple[Daemon, RawUpstream]]:
 
 
 async def settled(conn: Conn, count: int) -> list[int]:
-    """The statuses of `count` answers, or of as many as came before the end."""
+    """The statuses of the first `count` answers, or of all answers before the end."""
     while True:
         try:
             statuses = [answer.status for answer in answers_in(conn.received, at_end=conn.closed) if answer.whole]
@@ -65,7 +65,7 @@ Attack = Callable[[Daemon, RawUpstream], Awaitable[None]]
 
 
 def against(attack: Attack) -> None:
-    """Run an attack, then see that nothing hidden got through and that the next client is served."""
+    """Run an attack; check that no hidden request got through and that the next client is served."""
 
     async def main() -> None:
         async with behind(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}") as (daemon, upstream):
@@ -79,7 +79,7 @@ def against(attack: Attack) -> None:
 
 
 def refused(wire: bytes, status: int) -> None:
-    """The first request is refused and the connection ends: nobody knows where a second one would begin."""
+    """The first request is refused and the connection ends: the start of a second request is unknown."""
 
     async def attack(daemon: Daemon, upstream: RawUpstream) -> None:
         for size in (len(wire), 1):
@@ -96,14 +96,14 @@ def refused(wire: bytes, status: int) -> None:
     against(attack)
 
 
-# h11 CVE-2025-43859 (and the same in a response): any two bytes were taken for the line end behind a chunk's data, so
-# the length of a body depended on who read it.
+# h11 CVE-2025-43859 (and the same in a response): any two bytes were taken for the line end after a chunk's data, so
+# the length of a body depended on the parser.
 @pytest.mark.parametrize("behind", [b"XX", b"\n\r", b"\r\r", b"\n\n", b"0\r", b"  "])
-def test_h11_cve_2025_43859_line_end_behind_a_chunk(behind: bytes) -> None:
+def test_h11_cve_2025_43859_a_wrong_line_end_after_a_chunk_is_refused(behind: bytes) -> None:
     refused(chunked(b"2\r\n{}" + behind + b"0\r\n\r\n" + HIDDEN), 400)
 
 
-def test_h11_cve_2025_43859_in_a_response() -> None:
+def test_h11_cve_2025_43859_a_wrong_line_end_in_a_response_is_a_502() -> None:
     wire = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}XX0\r\n\r\n"
 
     async def main() -> None:
@@ -118,14 +118,14 @@ def test_h11_cve_2025_43859_in_a_response() -> None:
     run(main)
 
 
-# Kestrel CVE-2025-55315: a line end of another kind inside a chunk extension, which one parser skips and the other
-# takes for the end of the line.
+# Kestrel CVE-2025-55315: a bare CR or LF inside a chunk extension: some parsers skip it, and others take it for the
+# end of the line.
 @pytest.mark.parametrize("extension", [b";\n", b";a\nb", b";\r", b";a\rb", b';a="\n"', b';a="\r\n"', b"\n", b";\x00"])
-def test_kestrel_cve_2025_55315_line_end_in_a_chunk_extension(extension: bytes) -> None:
+def test_kestrel_cve_2025_55315_a_line_end_in_a_chunk_extension_is_refused(extension: bytes) -> None:
     refused(chunked(b"2" + extension + b"\r\n{}\r\n0\r\n\r\n" + HIDDEN), 400)
 
 
-def test_kestrel_cve_2025_55315_extensions_are_bounded() -> None:
+def test_kestrel_cve_2025_55315_chunk_extensions_are_bounded() -> None:
     refused(chunked(b"2;" + b"a" * 5000 + b"\r\n{}\r\n0\r\n\r\n" + HIDDEN), 400)
 
 
@@ -140,14 +140,16 @@ def test_kestrel_cve_2025_55315_extensions_are_bounded() -> None:
         b"2\r\n{}\n0\r\n\r\n",
     ],
 )
-def test_go_cve_2025_22871_bare_lf_in_a_chunk(body: bytes) -> None:
+def test_go_cve_2025_22871_a_bare_lf_in_a_chunk_is_refused(body: bytes) -> None:
     refused(chunked(body + HIDDEN), 400)
 
 
-# llhttp CVE-2024-27982: a space in front of Content-Length hid it from one of two parsers.
+# llhttp CVE-2024-27982: a space before Content-Length hid it from the first of two parsers.
 @pytest.mark.parametrize("prefix", [b" ", b"\t", b"\x0b", b"\xa0", b"\x00"])
 @pytest.mark.parametrize("first", [(), (b"A: b",)])
-def test_llhttp_cve_2024_27982_space_before_content_length(prefix: bytes, first: tuple[bytes, ...]) -> None:
+def test_llhttp_cve_2024_27982_a_space_before_content_length_is_refused(
+    prefix: bytes, first: tuple[bytes, ...]
+) -> None:
     refused(with_fields(*first, prefix + b"Content-Length: %d" % len(HIDDEN)) + HIDDEN, 400)
 
 
@@ -156,11 +158,11 @@ def test_llhttp_cve_2024_27982_space_before_content_length(prefix: bytes, first:
     "lines",
     [b"A: b\rContent-Length: 48", b"\rContent-Length: 48", b"A: b\r\rContent-Length: 48", b"Content-Length\r: 48"],
 )
-def test_llhttp_cve_2023_30589_bare_cr_ends_a_field(lines: bytes) -> None:
+def test_llhttp_cve_2023_30589_a_bare_cr_ends_no_field(lines: bytes) -> None:
     refused(with_fields(lines) + HIDDEN, 400)
 
 
-# The classic pair, which all of the above are ways to hide.
+# Content-Length and Transfer-Encoding together: all of the above are ways to hide this pair.
 @pytest.mark.parametrize(
     ("lines", "status"),
     [
@@ -176,15 +178,15 @@ def test_llhttp_cve_2023_30589_bare_cr_ends_a_field(lines: bytes) -> None:
         ((b"Content-Length : 48",), 400),
     ],
 )
-def test_cl_te_desync(lines: tuple[bytes, ...], status: int) -> None:
+def test_content_length_with_transfer_encoding_is_refused(lines: tuple[bytes, ...], status: int) -> None:
     refused(with_fields(*lines) + b"0\r\n\r\n" + HIDDEN, status)
 
 
-# aiohttp CVE-2025-53643: trailers were not parsed, so what stood there was taken for the next request.
+# aiohttp CVE-2025-53643: trailers were not parsed, so their bytes were taken for the next request.
 @pytest.mark.parametrize(
     "trailers", [HIDDEN.partition(b"\r\n\r\n")[0] + b"\r\n", b"A: b\nGET /v1/hidden HTTP/1.1\r\n", b" folded\r\n"]
 )
-def test_aiohttp_cve_2025_53643_a_request_in_the_trailers(trailers: bytes) -> None:
+def test_aiohttp_cve_2025_53643_a_request_in_the_trailers_is_refused(trailers: bytes) -> None:
     refused(chunked(b"0\r\n" + trailers + b"\r\n"), 400)
 
 
@@ -200,16 +202,16 @@ def test_aiohttp_cve_2025_53643_trailers_never_become_fields() -> None:
     against(attack)
 
 
-# aiohttp: Upgrade smuggling. A server that ignored the offer, behind a proxy that had believed it, read what followed
-# as requests that nobody had checked.
+# aiohttp: Upgrade smuggling. A server that ignored the offer, behind a proxy that had believed it, read the following
+# bytes as requests, which the proxy had not checked.
 @pytest.mark.parametrize("protocol", [b"websocket", b"tls/1.0", b"h2", b"foo"])
-def test_aiohttp_upgrade_smuggling(protocol: bytes) -> None:
+def test_aiohttp_upgrade_smuggling_is_refused(protocol: bytes) -> None:
     offer = (b"Connection: Upgrade", b"Upgrade: " + protocol)
     refused(with_fields(*offer) + HIDDEN, 501)
     refused(with_fields(*offer, b"Content-Length: %d" % len(HIDDEN)) + HIDDEN, 501)
 
 
-def test_aiohttp_upgrade_smuggling_101_of_an_upstream() -> None:
+def test_aiohttp_upgrade_smuggling_a_101_of_an_upstream_is_a_502() -> None:
     async def main() -> None:
         switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
         async with behind(switch, OK) as (daemon, _):
@@ -218,8 +220,8 @@ def test_aiohttp_upgrade_smuggling_101_of_an_upstream() -> None:
     run(main)
 
 
-# Starlette CVE-2026-48710, LiteLLM CVE-2026-49468: a Host field with more than a host in it changed the path that
-# access was decided for.
+# Starlette CVE-2026-48710, LiteLLM CVE-2026-49468: a Host field with more than a host changed the path for which
+# access was checked.
 POISONED = [
     b"localhost/health?x=",
     b"localhost/health#",
@@ -236,7 +238,7 @@ POISONED = [
 
 
 @pytest.mark.parametrize("host", POISONED)
-def test_starlette_cve_2026_48710_litellm_cve_2026_49468_host_poisoning(host: bytes) -> None:
+def test_starlette_cve_2026_48710_litellm_cve_2026_49468_a_poisoned_host_is_refused(host: bytes) -> None:
     refused(b"GET /v1/embeddings HTTP/1.1\r\nHost: " + host + b"\r\n\r\n" + HIDDEN, 400)
 
 
@@ -278,7 +280,7 @@ def test_a_path_stays_below_its_base(path: str) -> None:
     against(attack)
 
 
-# CR/LF injection through SSE fields and echoed ids (CWE-93): who may choose a part of an event must not write another.
+# CR/LF injection through SSE fields and echoed ids (CWE-93): a client that chooses a part of an event writes no other.
 @pytest.mark.parametrize(
     "field",
     [
@@ -288,7 +290,7 @@ def test_a_path_stays_below_its_base(path: str) -> None:
         "Last-Event-ID: \xff",
     ],
 )
-def test_sse_injection_through_last_event_id(field: str) -> None:
+def test_no_sse_injection_through_last_event_id(field: str) -> None:
     async def main() -> None:
         async with serving() as daemon:
             wire = get("/v1/streams/room").replace(b"\r\n\r\n", b"\r\n" + field.encode("latin-1") + b"\r\n\r\n")
@@ -301,7 +303,7 @@ def test_sse_injection_through_last_event_id(field: str) -> None:
     run(main)
 
 
-def test_sse_injection_through_a_request_id() -> None:
+def test_no_sse_injection_through_a_request_id() -> None:
     async def main() -> None:
         async with serving() as daemon:
             for given in ("a b", "a\tb", "é", "x" * 129, "<script>", 'a"b', "a\x80"):
@@ -327,8 +329,8 @@ INJECTIONS = [
 
 
 @pytest.mark.parametrize(("media_type", "body", "status"), INJECTIONS)
-def test_sse_injection_through_what_is_published(media_type: str, body: bytes, status: int) -> None:
-    """Ids are ours alone, in the order of the events, whatever a publisher sends; one text is one event."""
+def test_no_sse_injection_through_published_bodies(media_type: str, body: bytes, status: int) -> None:
+    """Only streamd writes ids, in the order of the events, whatever a publisher sends; a text is a single event."""
 
     async def main() -> None:
         async with serving() as daemon:
@@ -354,7 +356,7 @@ def test_sse_injection_through_what_is_published(media_type: str, body: bytes, s
 @pytest.mark.parametrize(
     "name", ["a%0d%0ab", "a%0ab", "a%00b", "a%20b", "a%3Ab", "s_x", "..", "%2e", "a%2fb", "é", "x" * 129]
 )
-def test_sse_injection_through_a_streams_name(name: str) -> None:
+def test_no_sse_injection_through_a_streams_name(name: str) -> None:
     async def main() -> None:
         async with serving() as daemon:
             answer = await daemon.ask(get("/v1/streams/" + name, method="PUT").decode().encode("latin-1"))
@@ -364,8 +366,8 @@ def test_sse_injection_through_a_streams_name(name: str) -> None:
     run(main)
 
 
-def test_header_injection_through_an_upstream() -> None:
-    """A field of an upstream's head that holds a line end never was one field; the answer is a 502."""
+def test_no_header_injection_through_an_upstream() -> None:
+    """A line end within a field of an upstream's head is a fault; the answer is a 502."""
 
     async def main() -> None:
         async with behind(b"HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: evil=1\r\nContent-Length: 2\r\n\r\n{}") as (daemon, _):
@@ -375,8 +377,8 @@ def test_header_injection_through_an_upstream() -> None:
     run(main)
 
 
-# Response queue poisoning: bytes behind a response's end must not become the answer to somebody else's request.
-def test_bytes_behind_an_upstreams_answer_reach_nobody() -> None:
+# Response queue poisoning: bytes after a response's end must not become the answer to another request.
+def test_bytes_after_an_upstreams_answer_reach_no_client() -> None:
     async def main() -> None:
         async with behind(OK, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged") as (daemon, upstream):
             for _ in range(3):
@@ -387,8 +389,8 @@ def test_bytes_behind_an_upstreams_answer_reach_nobody() -> None:
     run(main)
 
 
-# Slowloris and its kin (CVE-2007-6750): one byte now and then doesn't buy time.
-def test_slowloris_cve_2007_6750() -> None:
+# Slowloris and its kin (CVE-2007-6750): an occasional byte doesn't extend the deadline.
+def test_slowloris_cve_2007_6750_a_slow_head_has_an_absolute_deadline() -> None:
     async def main() -> None:
         async with serving(head_timeout_s=0.3) as daemon:
             conn = await daemon.connect()

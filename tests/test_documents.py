@@ -1,7 +1,7 @@
-"""What the documents say is there: links, settings, flags, headers, metrics, codes, routes, targets, files.
+"""The names in the documents exist: links, settings, flags, headers, metrics, codes, routes, targets, files.
 
-A simple scan. It can't tell whether a sentence is true, but a name that was changed in the code and not in a document
-fails here.
+This is a simple scan. It can't tell whether a sentence is true, but it fails for a name that was changed in the code
+and not in a document.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ DOCUMENTS = sorted(
 DEFAULTS = Settings()
 KEYS = {row.key for row in (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS)}
 
-# Headers that are others': servers', proxies', the mock's prefix.
+# Headers of other programs: servers, proxies, and the prefix of the mock's headers.
 FOREIGN_HEADERS = {"X-Stainless", "X-Mock"}
-FOREIGN_WORDS = {"lb_try_duration"}  # Caddy's
+FOREIGN_WORDS = {"lb_try_duration"}  # of Caddy
 PLACEHOLDERS = {"{id}": "s_AAAAAAAAAAAAAAAAAAAAAAAAAAA", "{name}": "a-name", "{path}": "embeddings"}
 
 
@@ -48,7 +48,7 @@ def text_of(name: str) -> str:
 
 
 def blocks(text: str, *languages: str) -> Iterator[str]:
-    """Fenced blocks of one of the languages."""
+    """Fenced blocks of any of the languages."""
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         if language in languages:
             yield block
@@ -59,7 +59,7 @@ def prose(text: str) -> str:
 
 
 def spans(text: str) -> set[str]:
-    """What stands in backticks."""
+    """The texts in backticks."""
     return set(re.findall(r"`([^`\n]+)`", prose(text)))
 
 
@@ -83,7 +83,7 @@ def words() -> set[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """GitHub's: lower case, blanks to hyphens, punctuation gone."""
+    """The anchors that GitHub makes: lower case, blanks to hyphens, without punctuation."""
     headings = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -91,7 +91,7 @@ def anchors(text: str) -> set[str]:
 # The scan sees
 
 
-def test_the_scan_sees_something() -> None:
+def test_the_scan_finds_names() -> None:
     assert {"README.md", "docs/HTTP.md", "docs/PROTOCOL.md", "docs/ARCHITECTURE.md"} <= set(DOCUMENTS)
     assert anchors("# One & two\n```sh\n# no heading\n```\n## Three, four\n") == {"one--two", "three-four"}
     assert list(blocks("```sh\na\n```\n```toml\nb\n```\n", "toml")) == ["b\n"]
@@ -102,7 +102,7 @@ def test_the_scan_sees_something() -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_somewhere(name: str) -> None:
+def test_every_link_leads_to_a_file_and_heading(name: str) -> None:
     text, folder = text_of(name), (PROJECT / name).parent
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
@@ -116,7 +116,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_files_that_are_named_exist(name: str) -> None:
+def test_every_named_file_exists(name: str) -> None:
     named = {
         span for span in spans(text_of(name)) if re.fullmatch(r"(streamd|tests|loadtest|systemd|docs)/[\w./-]+", span)
     }
@@ -127,8 +127,8 @@ def test_files_that_are_named_exist(name: str) -> None:
 # Settings, flags, targets
 
 
-def test_the_reference_of_settings_is_the_generated_one() -> None:
-    """Anew: .venv/bin/streamd config-reference > docs/CONFIGURATION.md"""
+def test_the_reference_of_settings_is_generated() -> None:
+    """To generate it again: .venv/bin/streamd config-reference > docs/CONFIGURATION.md"""
     assert text_of("docs/CONFIGURATION.md") == reference.markdown()
 
 
@@ -144,7 +144,7 @@ def keys_in(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_settings_in_examples_exist(name: str) -> None:
+def test_every_setting_in_an_example_exists(name: str) -> None:
     keys = {key for block in blocks(text_of(name), "toml") for key in keys_in(tomllib.loads(block))}
     assert sorted(keys - KEYS) == []
 
@@ -166,7 +166,7 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_flags_of_commands_exist(name: str) -> None:
+def test_every_named_flag_exists(name: str) -> None:
     known = {command: flags_of(parser) for command, parser in parsers().items()}
     text = text_of(name).replace("\\\n", " ")
     unknown = []
@@ -178,7 +178,7 @@ def test_flags_of_commands_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_targets_of_make_exist(name: str) -> None:
+def test_every_named_make_target_exists(name: str) -> None:
     makefiles = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "Makefile", *PROJECT.glob("**/*.mk")))
     targets = set(re.findall(r"^([a-z-]+):", makefiles, re.MULTILINE))
     text = text_of(name)
@@ -201,12 +201,12 @@ def test_help_lists_every_target() -> None:
 
 
 def constant_of(name: str, constant: str) -> float:
-    """Of a test, which isn't imported here."""
+    """The value of a constant of a test file, which isn't imported here."""
     (found,) = re.findall(rf"^{constant} = ([\d.]+)", text_of(name), re.MULTILINE)
     return float(found)
 
 
-# A sentence of a document that repeats a constant: the number in braces is compared with the code's.
+# Sentences of documents that repeat a constant: the number in braces is compared with the code's.
 REPEATED = [
     ("docs/ARCHITECTURE.md", "32 to {} slots", ring.RING_SLOTS_MAX),
     ("docs/ARCHITECTURE.md", "{} to 128 slots", ring.RING_SLOTS_MIN),
@@ -250,20 +250,20 @@ REPEATED = [
 
 
 @pytest.mark.parametrize(("name", "sentence", "value"), REPEATED)
-def test_a_number_that_repeats_a_constant_is_the_codes(name: str, sentence: str, value: float) -> None:
+def test_a_number_that_repeats_a_constant_equals_it(name: str, sentence: str, value: float) -> None:
     number = f"{value:,g}" if value >= 1000 else f"{value:g}"
     text = " ".join(text_of(name).split())
     assert sentence.replace("{}", number).lower() in text.lower()
 
 
 def repeated_defaults(text: str) -> list[tuple[str, str]]:
-    """Settings with a number behind them, as in `commit_after` (10 s)."""
+    """Settings followed by a number, as in `commit_after` (10 s)."""
     found = re.findall(r"`(\w+)` \((\d[\d.,]* ?(?:ms|s|m|h|KiB|MiB|GiB)?)\b", " ".join(text.split()))
     return [(key, value.replace(",", "")) for key, value in found if key in KEYS]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_default_that_is_repeated_is_the_settings(name: str) -> None:
+def test_a_repeated_default_equals_the_settings_default(name: str) -> None:
     by_key = {row.key: row for row in ROWS}
     wrong = [
         (key, value, by_key[key].written)
@@ -273,7 +273,7 @@ def test_a_default_that_is_repeated_is_the_settings(name: str) -> None:
     assert wrong == []
 
 
-def test_the_scan_for_defaults_sees_them() -> None:
+def test_the_scan_for_defaults_finds_them() -> None:
     assert repeated_defaults("`commit_after` (10 s) and `head_bytes_max`\n(16 KiB of text)") == [
         ("commit_after", "10 s"),
         ("head_bytes_max", "16 KiB"),
@@ -284,8 +284,8 @@ def test_the_scan_for_defaults_sees_them() -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_names_in_backticks_exist(name: str) -> None:
-    """Settings, codes, fields, functions: every word with an underscore is one of the code's."""
+def test_every_name_in_backticks_exists(name: str) -> None:
+    """Settings, codes, fields, functions: every word with an underscore occurs in the code."""
     named = {
         word
         for span in spans(text_of(name))
@@ -298,7 +298,7 @@ def test_names_in_backticks_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_headers_exist(name: str) -> None:
+def test_every_named_header_exists(name: str) -> None:
     code = source().lower()
     named = set(re.findall(r"\bX-[A-Z][\w]*(?:-[A-Z]\w*)*", text_of(name)))
     assert sorted(h for h in named if h.lower() not in code and not h.startswith(tuple(FOREIGN_HEADERS))) == []
@@ -313,7 +313,7 @@ def metrics() -> frozenset[str]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_metrics_exist(name: str) -> None:
+def test_every_named_metric_exists(name: str) -> None:
     named = set(re.findall(r"\bstreamd_[a-z_]+[a-z]\b", text_of(name))) - {"streamd_token"}
     assert sorted(named - metrics()) == []
 
@@ -330,7 +330,7 @@ def test_documented_routes_are_wired(method: str, path: str) -> None:
     for name, value in PLACEHOLDERS.items():
         path = path.replace(name, value)
     if path == "/drain":
-        return  # it would: tests/daemon/test_drain.py
+        return  # it would drain the rig: tests/daemon/test_drain.py tests it
     preflight = ("Origin: https://a.test", "Access-Control-Request-Method: POST") if method == "OPTIONS" else ()
     with rig() as r:
         client = r.client(listener="admin")
@@ -339,7 +339,7 @@ def test_documented_routes_are_wired(method: str, path: str) -> None:
             return
         r.pass_time(6)
         answer = client.answer
-        for _ in range(2):  # what was opened is sealed, then forgotten
+        for _ in range(2):  # an opened stream is sealed, then forgotten
             if answer.status == 201:
                 r.client(get(answer.get("location") or "", method="DELETE"), listener="admin")
         code = json.loads(answer.body)["error"]["code"] if answer.status in (404, 405, 501) else ""
@@ -364,7 +364,10 @@ def codes_in_code() -> set[str]:
     named |= set(re.findall(r"Refusal\(\s*CloseReason\.\w+,\s*\"(\w+)\"", text))
     heads = text_of("streamd/wire/http1.py") + text_of("streamd/wire/chunked.py") + text_of("streamd/wire/publish.py")
     named |= set(re.findall(r"Error\(\s*(?:f?\"[^\"]*\"\s*)+,\s*\"(\w+)\"", heads))
-    return named - {"bad_status_line", "unasked_upgrade"}  # of answers: they are upstream_protocol to a reader
+    return named - {
+        "bad_status_line",
+        "unasked_upgrade",
+    }  # codes of upstreams' answers: a reader gets upstream_protocol
 
 
 def test_every_error_code_is_documented() -> None:
@@ -377,7 +380,7 @@ def test_every_error_code_is_documented() -> None:
 
 
 @pytest.mark.parametrize(("language", "file"), [("nginx", "nginx.conf"), ("caddyfile", "Caddyfile")])
-def test_the_readme_shows_what_the_tested_files_have(language: str, file: str) -> None:
+def test_the_readme_shows_lines_of_the_tested_files(language: str, file: str) -> None:
     (block,) = blocks(text_of("README.md"), language)
     tested = {line.strip() for line in text_of(f"examples/proxies/{file}").splitlines()}
     assert [line for line in block.splitlines() if line.strip() not in tested] == []

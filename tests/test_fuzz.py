@@ -1,4 +1,4 @@
-"""The fuzzers' targets without a fuzzer: their seeds, and mutations of them that are the same each time."""
+"""The fuzzers' targets without a fuzzer: their seeds, and the same mutations of the seeds each time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 FUZZ: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "fuzz" / "targets.py"))
 TARGETS = FUZZ["TARGETS"]
 
-# Bytes that decide something in one of the grammars.
+# Bytes with a meaning in one of the grammars.
 TEMPTING = (
     b"\r\n",
     b"\n",
@@ -53,7 +53,7 @@ def mutated(rng: random.Random, seed: bytes, other: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_seeds(name: str) -> None:
+def test_every_seed_passes_its_target(name: str) -> None:
     seeds = FUZZ["seeds"](name)
     assert len(seeds) >= 5
     for seed in seeds:
@@ -62,7 +62,7 @@ def test_seeds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_mutations(name: str) -> None:
+def test_mutated_seeds_pass_their_target(name: str) -> None:
     rng = random.Random(name)
     seeds = FUZZ["seeds"](name)
     for _ in range(MUTATIONS[name]):

@@ -30,11 +30,11 @@ class TestQuantile:
             ([], 0.5, None),
         ],
     )
-    def test_known(self, values: list[float], q: float, expected: float | None) -> None:
+    def test_quantiles_of_known_values_are_right(self, values: list[float], q: float, expected: float | None) -> None:
         assert figures.quantile(values, q) == expected
 
     @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
-    def test_a_share_q_is_not_above_it_and_less_than_that_is_below(self, values: list[float], q: float) -> None:
+    def test_at_least_a_share_q_is_at_or_below_the_quantile(self, values: list[float], q: float) -> None:
         found = figures.quantile(values, q)
         assert found in values
         assert sum(value <= found for value in values) >= q * len(values) - 1e-6
@@ -42,7 +42,7 @@ class TestQuantile:
 
 
 class TestReport:
-    def test_hits_and_misses(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_missed_target_is_reported_as_missed(self, capsys: pytest.CaptureFixture[str]) -> None:
         report = figures.Report("trial")
         report.tell("seen", 3)
         report.at_most("low", 1.0, 1.0)
@@ -62,8 +62,8 @@ class TestReport:
 
 
 @pytest.mark.parametrize(("connections", "workers"), [(100, 1), (8000, 2)])
-def test_the_least_limit_under_which_so_many_fit(connections: int, workers: int) -> None:
-    """Descriptors of the machine may allow fewer; then no memory is enough, and the search says so by its bound."""
+def test_the_search_finds_the_least_memory_limit_for_a_number_of_connections(connections: int, workers: int) -> None:
+    """Descriptors of the machine may allow fewer: then no memory is enough, and the search returns its bound."""
     limit = memory.memory_limit_for(connections, workers)
     if limit == memory.LIMIT_MOST_BYTES:
         pytest.skip("the file limit is too low here")

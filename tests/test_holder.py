@@ -1,6 +1,6 @@
 """The load test's own eyes: a holder that misses a lost token would prove nothing.
 
-A small server in a thread speaks streamd's dialect, properly or with one fault, and the holder has to say which.
+A small server in a thread speaks streamd's dialect, properly or with a single fault, and the holder must report it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def whole_stream() -> list[bytes]:
 
 
 class Fake(socketserver.ThreadingTCPServer):
-    """Answers each request with what `answers` says: POST and GET have a script each, by Last-Event-ID."""
+    """Answers each request with its script in `answers`: POST and GET have a script each, by Last-Event-ID."""
 
     daemon_threads = True
     request_queue_size = 512
@@ -159,7 +159,7 @@ def with_script(*scripts: str) -> pytest.MarkDecorator:
 
 class TestReaders:
     @with_script("good", "coalesced")
-    def test_all_complete(self, fake: Fake) -> None:
+    def test_readers_of_good_streams_are_complete(self, fake: Fake) -> None:
         report = hold(fake)
         assert report["ends"] == {"live: complete": 20}
         assert report["groups"]["live"]["tokens"] == 20 * TOKENS
@@ -167,7 +167,7 @@ class TestReaders:
         assert fake.graces == 0
 
     @with_script("lose", "coalesced with a hole")
-    def test_a_lost_token_is_seen_by_everybody(self, fake: Fake) -> None:
+    def test_every_reader_sees_a_lost_token(self, fake: Fake) -> None:
         report = hold(fake)
         assert report["groups"]["live"]["lost"] == 20
         assert not holder.holds(report)
@@ -185,7 +185,7 @@ class TestReaders:
         assert (live["lost"], live["gap_events"], live["announced"], live["wrong"]) == (0, 20, 60, 0)
 
     @with_script("wrong gap")
-    def test_a_gap_that_names_less_than_is_missing_is_wrong(self, fake: Fake) -> None:
+    def test_a_gap_that_names_too_few_seqs_is_wrong(self, fake: Fake) -> None:
         report = hold(fake)
         assert report["groups"]["live"]["wrong"] == 20
         assert not holder.holds(report)
@@ -197,7 +197,7 @@ class TestReaders:
         assert not holder.holds(report)
 
     @with_script("malformed")
-    def test_broken_framing_is_wrong_and_ends_nobody_else(self, fake: Fake) -> None:
+    def test_broken_framing_is_wrong_and_ends_no_other_reader(self, fake: Fake) -> None:
         report = hold(fake)
         assert report["ends"] == {"live: malformed": 20}
         assert not holder.holds(report)
@@ -208,7 +208,7 @@ class TestReaders:
         assert report["ends"] == {"live: refused 503": 20}
         assert report["with_retry_after"] == 20
 
-    def test_nobody_listens(self) -> None:
+    def test_without_a_listener_every_reader_ends_with_connect(self) -> None:
         with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
             port = server.server_address[1]
         report = holder.Holder(holder.Plan(port, 3, seconds=20)).run()
@@ -217,7 +217,7 @@ class TestReaders:
 
 class TestGroups:
     @with_script("resume")
-    def test_who_resumes_gets_the_rest_and_asks_once(self, fake: Fake) -> None:
+    def test_a_resuming_reader_gets_the_rest_without_a_second_post(self, fake: Fake) -> None:
         report = hold(fake, shares={holder.Group.RESUMING: 1.0}, cuts=1)
         assert report["ends"] == {"resuming: complete": 20}
         assert report["resumed"] == fake.gets == fake.posts == fake.graces == 20
@@ -236,7 +236,7 @@ class TestGroups:
         assert (fake.posts, fake.gets, report["resumed"]) == (1, 2, 2)
 
     @with_script("endless")
-    def test_vanishing_and_stalled_do_so(self, fake: Fake) -> None:
+    def test_vanishing_and_stalled_readers_vanish_and_stall(self, fake: Fake) -> None:
         shares = {holder.Group.VANISHING: 0.5, holder.Group.STALLED: 0.5}
         report = hold(fake, shares=shares, tokens=TOKENS + 1)
         stalled = sum(count for end, count in report["ends"].items() if end.startswith("stalled"))
@@ -250,7 +250,7 @@ class TestGroups:
         assert report["groups"]["stalled"]["lost"] == 0
 
     @with_script("good")
-    def test_slow_ones_read_in_slices(self, fake: Fake) -> None:
+    def test_slow_readers_read_in_slices(self, fake: Fake) -> None:
         report = hold(fake, readers=2, shares={holder.Group.SLOW: 1.0}, slow_bps=2500, seconds=3)
         assert report["groups"]["slow"]["lost"] == 0
         assert report["groups"]["slow"]["events"] > 0
@@ -265,7 +265,7 @@ class TestResponse:
         return b"HTTP/1.1 200 OK\r\nX-Stream-Id: s_1\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"
 
     @pytest.mark.parametrize("step", [1, 2, 3, 7, 50, 10_000])
-    def test_cut_anywhere(self, step: int) -> None:
+    def test_a_response_is_parsed_in_any_cut(self, step: int) -> None:
         response = checker.Response()
         wire = self.wire()
         blocks = [block for at in range(0, len(wire), step) for block in response.take(wire[at : at + step])]
@@ -274,7 +274,7 @@ class TestResponse:
         assert response.field(b"x-stream-id") == b"s_1"
         assert response.field(b"retry-after") is None
 
-    def test_until_the_connection_ends(self) -> None:
+    def test_a_response_without_framing_ends_with_the_connection(self) -> None:
         response = checker.Response()
         blocks = response.take(b"HTTP/1.0 200 OK\r\n\r\n" + b"".join(whole_stream()) + b"retry: 5\n")
         assert blocks == BLOCKS
@@ -297,14 +297,14 @@ class TestReference:
         seen.take(b"data: [DONE]")
         return seen
 
-    def test_whole(self) -> None:
+    def test_a_whole_text_has_no_loss(self) -> None:
         seen = self.read("One ", '"quoted"', " 🚀", " ending.")
         assert seen.whole(None)
         assert (seen.tally.lost, seen.tally.doubled, seen.tally.wrong) == (0, 0, 0)
 
-    def test_lost_doubled_and_foreign(self) -> None:
+    def test_lost_doubled_and_foreign_pieces_are_counted(self) -> None:
         seen = self.read("One ", " 🚀", "One ", "elsewhere", " ending.")
         assert (seen.tally.lost, seen.tally.doubled, seen.tally.wrong) == (1, 1, 1)
 
-    def test_cut_short(self) -> None:
+    def test_a_text_that_is_cut_short_is_not_whole(self) -> None:
         assert not self.read("One ", '"quoted"').whole(None)

@@ -1,4 +1,4 @@
-"""The launcher of `make run`, with a stand-in for streamd: both come up, stop together, and a death is told."""
+"""The launcher of `make run`, with a stand-in for streamd: both start, stop together, and a death is reported."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def port() -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_both_come_up_and_stop_together(port: int, number: signal.Signals) -> None:
+def test_both_processes_start_and_stop_together(port: int, number: signal.Signals) -> None:
     with start(port, STAND_IN) as child:
         assert child.stdout is not None
         printed = []
@@ -70,14 +70,14 @@ def test_both_come_up_and_stop_together(port: int, number: signal.Signals) -> No
                 urllib.request.urlopen(url)
 
 
-def test_the_death_of_streamd_is_told(port: int) -> None:
+def test_the_death_of_streamd_is_reported(port: int) -> None:
     with start(port, "import sys; sys.exit('no such setting')") as child:
         _, errors = child.communicate(timeout=60)
         assert child.returncode == 1
         assert "streamd ended with status 1" in errors and "no such setting" in errors
 
 
-def test_the_death_of_the_upstream_is_told(port: int) -> None:
+def test_the_death_of_the_upstream_is_reported(port: int) -> None:
     with start(port, STAND_IN, [sys.executable, "-c", "raise SystemExit('no weights')"]) as child:
         _, errors = child.communicate(timeout=60)
         assert child.returncode == 1

@@ -1,4 +1,4 @@
-"""The lock file pins what setup.cfg asks for, each file by its hash, and says nothing of where it came from."""
+"""The lock file pins the packages of setup.cfg, each file by its hash, and doesn't name its index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PINNED = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", LOCK, re.M))
 
 
 def wanted() -> dict[str, str]:
-    """Name and least version of what the daemon needs to run."""
+    """Name and least version of the packages that the daemon needs to run."""
     setup = configparser.ConfigParser()
     setup.read(PROJECT / "setup.cfg")
     lines = setup["options"]["install_requires"].split()
@@ -23,7 +23,7 @@ def numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdigit()]
 
 
-def test_everything_that_is_needed_is_pinned() -> None:
+def test_every_needed_package_is_pinned() -> None:
     assert set(wanted()) <= set(PINNED)
     assert all(numbers(PINNED[name]) >= numbers(least) for name, least in wanted().items())
 
@@ -37,5 +37,5 @@ def test_every_pin_has_its_hashes() -> None:
         assert hashes and all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}(?: \\)?", line) for line in hashes)
 
 
-def test_it_names_no_place() -> None:
+def test_the_lock_file_names_no_package_index() -> None:
     assert not re.search(r"://|--index|--find|file:|@ |/", LOCK)

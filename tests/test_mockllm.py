@@ -1,4 +1,4 @@
-"""The mock by its outside: real SDKs, raw sockets, counters. Its pure parts (text, wheel, cutter) by themselves."""
+"""The mock from outside: real SDKs, raw sockets, counters. Its pure parts (text, wheel, cutter) by themselves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from streamd.wire.chunked import ChunkedDecoder
 from streamd.wire.http1 import RESPONSE_OPENING, Framing, HeadReader, parse_response
 
 QUICK = MockOptions(interval_s=0.0, ttft_s=0.0, tokens=20)
-SILENT = replace(QUICK, interval_s=3600.0)  # one event, then nothing for as long as a test runs
+SILENT = replace(QUICK, interval_s=3600.0)  # an event, then silence for longer than a test runs
 PROMPT = [{"role": "user", "content": "Say something."}]
 TOOL_SCHEMA = {
     "type": "object",
@@ -54,7 +54,7 @@ def with_mock(use: Callable[[MockServer], Coroutine[Any, Any, None]], options: M
 
 
 def with_sdk(use: Callable[[MockServer], None], options: MockOptions = QUICK) -> None:
-    """The same for an SDK that blocks: it gets a thread."""
+    """The same for a blocking SDK: it runs in a thread."""
 
     async def in_thread(mock: MockServer) -> None:
         await asyncio.to_thread(use, mock)
@@ -86,7 +86,7 @@ async def connect(mock: MockServer) -> tuple[asyncio.StreamReader, asyncio.Strea
 
 
 async def exchange(mock: MockServer, request: bytes) -> bytes:
-    """Everything that comes back until the mock closes, even by a reset."""
+    """All bytes that come back until the mock closes, even by a reset."""
     reader, writer = await connect(mock)
     writer.write(request)
     received = b""
@@ -98,7 +98,7 @@ async def exchange(mock: MockServer, request: bytes) -> bytes:
 
 
 async def stream_of(mock: MockServer, fault: str = "", body: dict[str, Any] = STREAM) -> bytes:
-    """The SSE body of one answer, freed of its framing, which has to end properly."""
+    """The SSE body of an answer without its framing, which must end properly."""
     received = await exchange(mock, request_bytes(body, connection="close", x_mock_fault=fault))
     found = HeadReader(opening=RESPONSE_OPENING).feed(received)
     assert found is not None
@@ -114,7 +114,7 @@ async def stream_of(mock: MockServer, fault: str = "", body: dict[str, Any] = ST
 
 
 def text_of(stream: bytes) -> str:
-    """What the deltas of a chat stream say."""
+    """The text of the deltas of a chat stream."""
     datas = re.findall(rb"^data: (\{.*\})$", re.sub(rb"\r\n?", b"\n", stream), re.MULTILINE)
     deltas = [json.loads(data)["choices"] for data in datas]
     return "".join(choice["delta"].get("content") or "" for choices in deltas for choice in choices)
@@ -123,7 +123,7 @@ def text_of(stream: bytes) -> str:
 # The SDKs, unmodified.
 
 
-def test_openai_chat_says_the_same_streamed_and_whole() -> None:
+def test_an_openai_chat_has_the_same_text_streamed_and_whole() -> None:
     def use(mock: MockServer) -> None:
         client = openai_client(mock)
         whole = client.chat.completions.create(model="mock-llm", messages=PROMPT)
@@ -137,7 +137,7 @@ def test_openai_chat_says_the_same_streamed_and_whole() -> None:
     with_sdk(use)
 
 
-def test_openai_chat_with_choices_and_usage() -> None:
+def test_an_openai_chat_has_choices_and_usage() -> None:
     def use(mock: MockServer) -> None:
         chunks = list(
             openai_client(mock).chat.completions.create(
@@ -156,7 +156,7 @@ def test_openai_chat_with_choices_and_usage() -> None:
     with_sdk(use, replace(QUICK, tokens=30))
 
 
-def test_openai_chat_calls_a_tool_when_told_to() -> None:
+def test_an_openai_chat_calls_a_tool_when_told_to() -> None:
     tool: Any = {"type": "function", "function": {"name": "weather", "parameters": TOOL_SCHEMA}}
 
     def use(mock: MockServer) -> None:
@@ -178,7 +178,7 @@ def test_openai_chat_calls_a_tool_when_told_to() -> None:
     with_sdk(use)
 
 
-def test_openai_completions() -> None:
+def test_an_openai_completion_has_the_same_text_streamed_and_whole() -> None:
     def use(mock: MockServer) -> None:
         client = openai_client(mock)
         whole = client.completions.create(model="m", prompt="Once", max_tokens=7)
@@ -191,7 +191,7 @@ def test_openai_completions() -> None:
     with_sdk(use)
 
 
-def test_openai_responses() -> None:
+def test_an_openai_response_has_the_same_text_streamed_and_whole() -> None:
     def use(mock: MockServer) -> None:
         client = openai_client(mock)
         with client.responses.stream(model="m", input="Say something.") as stream:
@@ -208,7 +208,7 @@ def test_openai_responses() -> None:
     with_sdk(use)
 
 
-def test_openai_responses_call_a_tool() -> None:
+def test_an_openai_response_calls_a_tool() -> None:
     tool: Any = {"type": "function", "name": "weather", "parameters": TOOL_SCHEMA, "strict": False}
 
     def use(mock: MockServer) -> None:
@@ -242,7 +242,7 @@ def test_gemini_says_the_same_streamed_whole_and_as_an_array() -> None:
     with_mock(answers)
 
 
-def test_anthropic_messages() -> None:
+def test_an_anthropic_message_has_the_same_text_streamed_and_whole() -> None:
     def use(mock: MockServer) -> None:
         client = anthropic_client(mock)
         asked: Any = {"model": "m", "max_tokens": 999, "messages": PROMPT}
@@ -258,7 +258,7 @@ def test_anthropic_messages() -> None:
     with_sdk(use)
 
 
-def test_anthropic_tool_use() -> None:
+def test_an_anthropic_message_uses_a_tool() -> None:
     def use(mock: MockServer) -> None:
         tools: Any = [{"name": "weather", "input_schema": TOOL_SCHEMA}]
         with anthropic_client(mock).messages.stream(
@@ -276,7 +276,7 @@ def test_anthropic_tool_use() -> None:
     with_sdk(use)
 
 
-def test_models_and_embeddings() -> None:
+def test_models_and_embeddings_are_served() -> None:
     def use(mock: MockServer) -> None:
         client = openai_client(mock)
         assert [model.id for model in client.models.list()] == ["a", "b"]
@@ -297,7 +297,7 @@ def test_models_and_embeddings() -> None:
         (503, openai.InternalServerError),
     ],
 )
-def test_a_status_on_demand(status: int, error: type[openai.APIStatusError]) -> None:
+def test_a_status_fault_is_answered_with_that_status(status: int, error: type[openai.APIStatusError]) -> None:
     def use(mock: MockServer) -> None:
         with pytest.raises(error) as caught:
             openai_client(mock).chat.completions.create(
@@ -353,7 +353,7 @@ def test_an_oddity_changes_the_form_and_not_the_text(fault: str) -> None:
     with_mock(use)
 
 
-def test_oddities_look_as_they_are_called() -> None:
+def test_each_oddity_has_its_form_on_the_wire() -> None:
     async def use(mock: MockServer) -> None:
         assert b"\n" not in await stream_of(mock, "cr")
         assert (await stream_of(mock, "crlf")).count(b"\r\n\r\n") == 20 + 3  # tokens; role, finish, [DONE]
@@ -366,7 +366,7 @@ def test_oddities_look_as_they_are_called() -> None:
     with_mock(use)
 
 
-def test_ends_that_are_none_end_the_framing_properly() -> None:
+def test_a_stream_without_its_last_event_ends_the_framing_properly() -> None:
     async def use(mock: MockServer) -> None:
         no_done, no_finish = await stream_of(mock, "no-done"), await stream_of(mock, "no-finish")
         assert b"[DONE]" not in no_done and b'"finish_reason":"stop"' in no_done
@@ -400,7 +400,7 @@ def test_a_break_comes_after_its_tokens(fault: str) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_reset_and_end_are_told_apart(reset: bool) -> None:
+def test_a_reset_and_a_fin_are_told_apart(reset: bool) -> None:
     async def use(mock: MockServer) -> None:
         reader, writer = await connect(mock)
         writer.write(request_bytes(STREAM, x_mock_fault="break-rst=0" if reset else "break-fin=0"))
@@ -421,7 +421,7 @@ def test_a_broken_answer_that_is_not_streamed_lacks_its_second_half() -> None:
     with_mock(use)
 
 
-def test_half_an_event_before_the_break() -> None:
+def test_a_break_may_follow_half_an_event() -> None:
     async def use(mock: MockServer) -> None:
         received = await exchange(mock, request_bytes(STREAM, x_mock_fault="break-fin=1;half"))
         last = b"".join(ChunkedDecoder().feed(received.partition(b"\r\n\r\n")[2])).rpartition(b"\n\n")[2]
@@ -430,7 +430,7 @@ def test_half_an_event_before_the_break() -> None:
     with_mock(use)
 
 
-def test_heads_that_are_none() -> None:
+def test_a_fault_may_break_the_head() -> None:
     async def use(mock: MockServer) -> None:
         assert (
             await exchange(mock, request_bytes(STREAM, x_mock_fault="garbage-status"))
@@ -516,7 +516,7 @@ def test_requests_on_one_connection_are_answered_in_order() -> None:
         (b"GET /v1/models HTTP/1.0\r\n\r\n", b"200"),
     ],
 )
-def test_what_is_refused_says_so_and_closes(request_head: bytes, status: bytes) -> None:
+def test_a_bad_request_is_refused_with_its_status_and_closed(request_head: bytes, status: bytes) -> None:
     async def use(mock: MockServer) -> None:
         received = await exchange(mock, request_head)
         assert received[9:12] == status
@@ -525,7 +525,7 @@ def test_what_is_refused_says_so_and_closes(request_head: bytes, status: bytes) 
     with_mock(use)
 
 
-def test_a_body_in_chunks_after_100_continue() -> None:
+def test_a_chunked_body_is_read_after_100_continue() -> None:
     async def use(mock: MockServer) -> None:
         reader, writer = await connect(mock)
         head = (
@@ -553,7 +553,7 @@ def test_a_reader_that_takes_nothing_costs_no_memory() -> None:
         await mock.stats.until(lambda stats: stats.pauses == 1)
         connection = next(iter(mock._connections))
         assert connection._transport is not None
-        assert connection._transport.get_write_buffer_size() < 1024  # one event
+        assert connection._transport.get_write_buffer_size() < 1024  # less than an event
         writer.transport.abort()
         await mock.stats.until(lambda stats: stats.aborted == 1)
 
@@ -561,7 +561,7 @@ def test_a_reader_that_takes_nothing_costs_no_memory() -> None:
 
 
 def test_tokens_keep_their_interval() -> None:
-    """No token earlier than its time; later is the machine's affair."""
+    """No token is early; a busy machine may send it late."""
 
     async def use(mock: MockServer) -> None:
         began = time.monotonic_ns()
@@ -573,7 +573,7 @@ def test_tokens_keep_their_interval() -> None:
     with_mock(use, replace(QUICK, interval_s=0.020, tokens=5, stamp=True))
 
 
-def test_stats_over_http() -> None:
+def test_the_counters_are_served_over_http() -> None:
     async def use(mock: MockServer) -> None:
         await stream_of(mock)
         page = b"GET /mock/%b HTTP/1.1\r\nHost: mock\r\nConnection: close\r\n\r\n"
@@ -594,7 +594,7 @@ def test_waiting_for_a_counter_ends_with_an_error() -> None:
     with_mock(use)
 
 
-def test_many_streams_at_once() -> None:
+def test_many_streams_run_at_once() -> None:
     async def use(mock: MockServer) -> None:
         streams = await asyncio.gather(*(stream_of(mock) for _ in range(300)))
         assert len({text_of(stream) for stream in streams}) == 1
@@ -609,7 +609,7 @@ def parsed(*flags: str) -> MockOptions:
     return from_arguments(parser.parse_args(flags))
 
 
-def test_flags() -> None:
+def test_the_flags_set_the_options() -> None:
     assert parsed() == MockOptions()
     options = parsed("--interval-ms", "1.5", "--ttft-ms", "0", "--tokens", "9", "--fault", "crlf", "--fault", "stall=3")
     assert (options.interval_s, options.ttft_s, options.tokens) == (0.0015, 0.0, 9)
@@ -624,7 +624,7 @@ def test_the_help_has_all_faults() -> None:
 
 
 @pytest.mark.parametrize("words", ["explode", "crlf=1", "stall", "stall=x", "stall=-1"])
-def test_no_such_fault(words: str) -> None:
+def test_an_unknown_fault_is_refused(words: str) -> None:
     with pytest.raises(BadOption):
         parse_faults(words)
 
@@ -658,7 +658,7 @@ class Entry:
 
 
 @given(st.lists(st.floats(0, 30), max_size=40), st.lists(st.floats(0.001, 8), min_size=1, max_size=20))
-def test_the_wheel_wakes_everybody_once_and_never_early(dues: list[float], steps: list[float]) -> None:
+def test_the_wheel_wakes_every_entry_once_and_never_early(dues: list[float], steps: list[float]) -> None:
     wheel: Wheel[Entry] = Wheel(now=0.0, slot_s=0.01, slots=64)
     waiting = {Entry(due) for due in dues}
     for entry in waiting:

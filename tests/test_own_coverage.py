@@ -1,4 +1,4 @@
-"""The table of `make coverage`: rows that exist, and a figure below its row's number is told."""
+"""The table of `make coverage`: its modules exist, and a figure below a row's number is reported."""
 
 from __future__ import annotations
 

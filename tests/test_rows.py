@@ -1,4 +1,4 @@
-"""Units and kinds: what a row takes, what it refuses, and that what it writes it reads."""
+"""Units and kinds: the values that a row accepts and refuses, and written values that read back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from streamd.rows import (
         ("100MS", 0.1),
     ],
 )
-def test_durations(raw: object, seconds: float) -> None:
+def test_a_duration_is_parsed_in_every_unit(raw: object, seconds: float) -> None:
     assert parse_duration(raw) == seconds
 
 
@@ -55,7 +55,7 @@ def test_durations(raw: object, seconds: float) -> None:
         ("1 GB", 10**9),
     ],
 )
-def test_sizes(raw: object, size: int) -> None:
+def test_a_size_is_parsed_in_every_unit(raw: object, size: int) -> None:
     assert parse_bytes(raw) == size
 
 
@@ -63,13 +63,13 @@ def test_sizes(raw: object, size: int) -> None:
     "raw",
     ["", "s", "-1s", "1d", "1e3", "1_000", "1s 2s", "0x10", "١s", "NaN", "inf", True, None, [], -1, math.inf, math.nan],
 )
-def test_no_duration(raw: object) -> None:
+def test_a_value_that_is_no_duration_is_refused(raw: object) -> None:
     with pytest.raises(Refused):
         parse_duration(raw)
 
 
 @pytest.mark.parametrize("raw", ["1K", "1M", "16 Ki", "1s", "0.5", "1.0000001KiB", 1.5, False, {}, "-1", "9" * 40])
-def test_no_size(raw: object) -> None:
+def test_a_value_that_is_no_size_is_refused(raw: object) -> None:
     with pytest.raises(Refused):
         parse_bytes(raw)
 
@@ -107,7 +107,7 @@ def _row(kind: Kind, **more: object) -> Row:
         (_row(Kind.TABLE), {"x": "y"}, {"x": "y"}),
     ],
 )
-def test_taken(row: Row, raw: object, value: object) -> None:
+def test_each_kind_of_row_accepts_its_values(row: Row, raw: object, value: object) -> None:
     taken = row.parse(raw)
     assert taken == value
     assert type(taken) is type(value)
@@ -142,10 +142,10 @@ def test_taken(row: Row, raw: object, value: object) -> None:
         (_row(Kind.TABLE), ["x"], "a table of texts"),
     ],
 )
-def test_refused_with_what_is_allowed(row: Row, raw: object, allowed: str) -> None:
+def test_a_refused_value_is_told_the_allowed_values(row: Row, raw: object, allowed: str) -> None:
     with pytest.raises(Refused, match="^" + allowed.replace("(", r"\(").replace(")", r"\)")):
         row.parse(raw)
 
 
-def test_auto_is_the_cores_that_this_process_may_use() -> None:
+def test_auto_means_the_cores_that_this_process_may_use() -> None:
     assert 1 <= _row(Kind.COUNT, low=1, high=64, words=("auto",)).parse("auto") <= 64  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""The JSON Schema of the settings: what editors are told is what the daemon takes.
+"""The JSON Schema of the settings: it accepts the same files as the daemon.
 
 The check of a file against the schema knows the keywords that the schema uses, and fails on any other.
 """
@@ -32,7 +32,7 @@ NOTES = {"$schema", "title", "description", "default"}
 
 
 def faults(schema: dict[str, Any], value: Any, path: str = "") -> Iterator[str]:
-    """The places of a value that the schema doesn't take."""
+    """The places of a value that the schema refuses."""
     for keyword, wanted in schema.items():
         if keyword not in NOTES:
             yield from faults_of(keyword, wanted, schema, value, path)
@@ -80,13 +80,13 @@ def of_file(text: str) -> list[str]:
     return list(faults(SCHEMA, tomllib.loads(text)))
 
 
-def test_the_command_writes_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config-reference", "--schema"]) == 0
     assert json.loads(capsys.readouterr().out) == SCHEMA
     assert SCHEMA["$schema"] == DRAFT
 
 
-def test_every_setting_is_in_it_with_its_text() -> None:
+def test_every_setting_is_in_the_schema_with_its_text() -> None:
     for rows, table in (
         (ROWS, SCHEMA),
         (UPSTREAM_ROWS, SCHEMA["properties"]["upstream"]["items"]),
@@ -98,13 +98,13 @@ def test_every_setting_is_in_it_with_its_text() -> None:
             assert found["description"].startswith(row.text)
 
 
-def test_every_default_is_taken() -> None:
+def test_every_default_is_accepted() -> None:
     lines = [line[1:] for line in reference.toml().splitlines() if re.match(r"#\S", line)]
     assert of_file("\n".join(lines)) == []
 
 
 @pytest.mark.parametrize("file", ["systemd/streamd.toml"])
-def test_files_of_the_project_are_taken(file: str) -> None:
+def test_files_of_the_project_are_accepted(file: str) -> None:
     assert of_file((PROJECT / file).read_text(encoding="utf-8")) == []
 
 
@@ -123,7 +123,7 @@ def test_files_of_the_project_are_taken(file: str) -> None:
         '[[route]]\npath = "/v1/*"\npolicy = "close"',
     ],
 )
-def test_a_good_file_is_taken(text: str) -> None:
+def test_a_good_file_is_accepted(text: str) -> None:
     assert of_file(text) == []
 
 
@@ -148,5 +148,5 @@ def test_a_good_file_is_taken(text: str) -> None:
         ('[[route]]\npath = "/a"\nretention = "1s"', ".route[0].retention"),
     ],
 )
-def test_a_mistake_is_marked_where_it_is(text: str, where: str) -> None:
+def test_a_mistake_is_marked_at_its_place(text: str, where: str) -> None:
     assert of_file(text) == [where]

@@ -1,4 +1,4 @@
-"""Every key path of a TOML file has the line it stands on."""
+"""Every key path of a TOML file has the line on which it stands."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ o = 2
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_lines_of_every_form(newline: str) -> None:
+def test_keys_of_every_form_have_their_line(newline: str) -> None:
     text = DOCUMENT.replace("\n", newline)
     tomllib.loads(text)
     assert lines_of(text) == {
@@ -92,12 +92,12 @@ def test_lines_of_every_form(newline: str) -> None:
     }
 
 
-def test_no_key_no_line() -> None:
+def test_a_file_without_keys_has_no_lines() -> None:
     assert lines_of("") == lines_of("# nothing\n\n") == {}
 
 
 def _paths(value: Any, path: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
-    """What a walk over tomllib's own result finds."""
+    """The paths that a walk over tomllib's own result finds."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     found = {path} if path else set()
     for name, child in children:
@@ -136,7 +136,7 @@ _LINES = st.lists(
 
 
 @given(_LINES)
-def test_the_same_paths_as_tomllib(lines: list[tuple[str, str]]) -> None:
+def test_the_paths_are_those_of_tomllib(lines: list[tuple[str, str]]) -> None:
     text = "[[rows]]\n"
     lines_by_key = {}
     for at, (before, value) in enumerate(lines):

@@ -1,4 +1,4 @@
-"""What a run says at its end: which tests were skipped and why, and which one hung."""
+"""The summary of a test run: the skipped tests with their reasons, and the hanging test."""
 
 from __future__ import annotations
 

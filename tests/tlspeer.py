@@ -1,4 +1,4 @@
-"""The other side of TLS: a client whose every byte is in the test's hands, and certificates that are made here."""
+"""The other side of TLS: a client of which the test controls each byte, and self-made certificates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loopback import PATIENCE_S, Daemon
 
 
 def make_certificate(folder: Path, name: str = "streamd.test") -> tuple[Path, Path]:
-    """A certificate for `name` and 127.0.0.1, and its key: cert.pem and key.pem of the folder, replaced if there."""
+    """A certificate for `name` and 127.0.0.1, and its key: cert.pem and key.pem of the folder, replaced if present."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -45,14 +45,14 @@ def _replace(path: Path, content: bytes) -> Path:
 
 
 def client_context(cert: Path) -> ssl.SSLContext:
-    """A client that trusts this certificate alone, whatever the name."""
+    """A client that trusts only this certificate, and ignores its name."""
     context = ssl.create_default_context(cafile=str(cert))
     context.check_hostname = False
     return context
 
 
 class TlsClient:
-    """A TLS client over a plain socket, with each byte in the test's hands."""
+    """A TLS client over a plain socket, of which the test controls each byte."""
 
     def __init__(self, daemon: Daemon, context: ssl.SSLContext, receive_bytes: int = 0) -> None:
         self._daemon = daemon
@@ -64,7 +64,7 @@ class TlsClient:
         if receive_bytes:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.received = b""
-        self.notified = False  # the server's close_notify came
+        self.notified = False  # the server's close_notify has arrived
         self.closed = False
 
     async def connect(self, *, piece: int = 0) -> TlsClient:
@@ -100,7 +100,7 @@ class TlsClient:
         self._in.write(wire)
 
     async def read(self) -> bytes:
-        """What comes next; empty after close_notify. Raises EOFError for a FIN without one."""
+        """The next bytes; empty after close_notify. Raises EOFError for a FIN without a close_notify."""
         while True:
             try:
                 piece = self.tls.read(65536)

@@ -1,10 +1,10 @@
-"""Programs that some tests need and the virtual environment doesn't bring: which are missing, and how to get them.
+"""Programs that some tests need and the virtual environment lacks: the missing programs, and how to install them.
 
     @needs("curl", "openssl")    on a test, or as a file's pytestmark
     skip_without("zsh")          inside a test or a fixture
 
 As a program (`make test-tools`) it installs those that are missing: Debian's packages as root, Python's into this
-environment. It never fails, because the tests say at their end which of them were skipped.
+environment. It never fails, because the summary of the tests names the skipped tests.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import NamedTuple
 import pytest
 
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # Debian hides servers from ordinary users' paths
-INSTALL_S_MAX = 600  # of one command: Chromium is 100 MB, which takes two minutes at 1 MB/s
+INSTALL_S_MAX = 600  # per command: Chromium is 100 MB, which takes two minutes at 1 MB/s
 
 
 class Tool(NamedTuple):
     """A program or a Python module, and the package that brings it."""
 
-    programs: tuple[str, ...] = ()  # any of them will do
+    programs: tuple[str, ...] = ()  # any of them suffices
     module: str = ""
     debian: str = ""
     python: str = ""
@@ -61,7 +61,7 @@ _REASON = re.compile(r"needs ([\w, -]+), not installed here$")
 
 
 def which(program: str) -> str | None:
-    """Where a program is."""
+    """The path of a program, if it is installed."""
     return shutil.which(program, path=PATH)
 
 
@@ -83,11 +83,11 @@ def skip_without(*names: str) -> None:
         pytest.skip(_reason(absent))
 
 
-# What the tests say at their end
+# The summary of the tests
 
 
 def skipped_for(reasons: Iterable[tuple[str, str]]) -> tuple[dict[str, int], dict[str, int]]:
-    """How many skips (`place, reason`) each set of missing tools caused, and how many each other reason."""
+    """The numbers of skips (`place, reason`) by set of missing tools, and by other reason."""
     tools: collections.Counter[str] = collections.Counter()
     others: collections.Counter[str] = collections.Counter()
     for place, reason in reasons:
@@ -112,7 +112,7 @@ def _pip(packages: Sequence[str]) -> list[str]:
 
 
 def advice(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    """What to tell of skipped tests: for which tool, how many, and the commands that bring them."""
+    """The summary of skipped tests: the missing tools, the numbers, and the commands that install the tools."""
     by_tools, others = skipped_for(reasons)
     lines = [f"{count:4} for want of {names}" for names, count in sorted(by_tools.items())]
     lines += [f"{count:4} {reason}" for reason, count in sorted(others.items())]
@@ -155,7 +155,7 @@ def _ran(command: Sequence[str]) -> bool:
 
 
 def install() -> None:
-    """Bring what is missing, as far as this machine lets us."""
+    """Install the missing tools, as far as this machine permits it."""
     debian, python = _packages(missing(TOOLS))
     if debian and (os.geteuid() or not which("apt-get")):
         print(f"not root, or no apt-get: install {' '.join(debian)} by hand")

@@ -1,4 +1,4 @@
-"""A streaming proxy as one writes it with aiohttp: aiohttp_proxy.py PORT UPSTREAM_URL."""
+"""A usual streaming proxy with aiohttp: aiohttp_proxy.py PORT UPSTREAM_URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may do what, through the whole of streamd but its sockets: keys, limits, tokens, pages, proxies."""
+"""Access rights through all of streamd except its sockets: keys, limits, tokens, pages of other origins, proxies."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def key(name: str) -> str:
 
 
 def line(name: str, **rights: Any) -> bytes:
-    """Its line in the key file."""
+    """The line of this key in the key file."""
     presented = key(name).encode()
     return encode(Key(name, name, TIMEOUT_SALT, digest(TIMEOUT_SALT, presented), **rights)) + b"\n"
 
@@ -60,7 +60,7 @@ def keys_file(tmp_path: Path) -> Path:
 
 
 def write(path: Path, *lines: bytes) -> None:
-    """Replace a file as programs do: another one under its name."""
+    """Replace a file as programs do: write a new file beside it, then rename it."""
     beside = path.with_name("beside")
     beside.write_bytes(b"".join(lines))
     beside.chmod(0o600)
@@ -115,7 +115,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/v1/models"])
-def test_what_goes_upstream_takes_a_key(
+def test_a_request_that_goes_upstream_needs_a_key(
     keys_file: Path, path: str, fields: tuple[str, ...], status: int, code: str
 ) -> None:
     with rig(keys_file=str(keys_file)) as r:
@@ -137,7 +137,7 @@ def test_a_key_opens_and_never_goes_upstream(keys_file: Path, field: str) -> Non
         finish(r)
 
 
-def test_a_key_goes_upstream_where_that_is_configured(keys_file: Path) -> None:
+def test_a_key_goes_upstream_with_pass_client_key(keys_file: Path) -> None:
     upstream = UpstreamSettings(name="up", url="http://up.test:1", pass_client_key=True)
     with rig(keys_file=str(keys_file), upstreams=(upstream,)) as r:
         streaming(r, bearer("alice"))
@@ -145,7 +145,7 @@ def test_a_key_goes_upstream_where_that_is_configured(keys_file: Path) -> None:
         finish(r)
 
 
-def test_routes_and_models_of_a_key(tmp_path: Path) -> None:
+def test_a_key_opens_only_its_routes_and_models(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     write(path, line("alice", routes=("/v1/chat/*", "/v1/streams/*"), models=("m", "llama-*")))
     with rig(keys_file=str(path)) as r:
@@ -164,7 +164,7 @@ def test_routes_and_models_of_a_key(tmp_path: Path) -> None:
         finish(r)
 
 
-def test_a_limited_key_names_one_model_to_every_parser(tmp_path: Path) -> None:
+def test_a_body_with_a_doubled_model_goes_upstream_with_the_allowed_model_only(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     write(path, line("alice", models=("m",)))
     with rig(keys_file=str(path)) as r:
@@ -177,7 +177,7 @@ def test_a_limited_key_names_one_model_to_every_parser(tmp_path: Path) -> None:
         finish(r)
 
 
-def test_an_expired_key(tmp_path: Path) -> None:
+def test_an_expired_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     write(path, line("alice", expires_unix=1_000_000_000.0))
     assert format_expiry(1_000_000_000.0).startswith("2001")
@@ -188,7 +188,7 @@ def test_an_expired_key(tmp_path: Path) -> None:
 # -- the key file
 
 
-def test_a_revoked_key_is_out_within_a_second(keys_file: Path) -> None:
+def test_a_revoked_key_is_refused_within_a_second(keys_file: Path) -> None:
     with rig(keys_file=str(keys_file)) as r:
         reader = streaming(r, bearer("alice"))
         write(keys_file, line("bob"))
@@ -201,7 +201,7 @@ def test_a_revoked_key_is_out_within_a_second(keys_file: Path) -> None:
         finish(r)
 
 
-def test_a_bad_key_file_changes_nothing_and_is_told_of_once(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_key_file_changes_nothing_and_is_logged_once(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with rig(keys_file=str(keys_file)) as r, logged(monkeypatch) as lines:
         write(keys_file, line("bob"), b"{oops\n")
         r.pass_time(5)
@@ -218,7 +218,7 @@ def test_a_bad_key_file_changes_nothing_and_is_told_of_once(keys_file: Path, mon
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o620, 0o602])
-def test_a_key_file_that_others_may_touch_is_refused_at_start(keys_file: Path, mode: int) -> None:
+def test_a_key_file_with_access_for_other_users_is_refused_at_start(keys_file: Path, mode: int) -> None:
     keys_file.chmod(mode)
     with pytest.raises(ConfigError, match="keys_file: .* has mode 06"), rig(keys_file=str(keys_file)):
         pass
@@ -263,7 +263,7 @@ def check_told_to_wait(answer: Answer) -> int:
     return int(answer.get("retry-after") or 0)
 
 
-def test_requests_per_minute(tmp_path: Path) -> None:
+def test_requests_above_the_rate_of_a_key_are_told_how_long_to_wait(tmp_path: Path) -> None:
     with rig(**limited(tmp_path / "keys", requests_per_minute=2)) as r:
         for _ in range(2):
             streaming(r, bearer("alice"))
@@ -277,7 +277,7 @@ def test_requests_per_minute(tmp_path: Path) -> None:
         finish(r)
 
 
-def test_tokens_per_minute_with_the_upstreams_own_count(tmp_path: Path) -> None:
+def test_the_upstreams_own_count_of_tokens_is_charged_to_the_key(tmp_path: Path) -> None:
     usage = b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":240,"total_tokens":241}}'
     with rig(**limited(tmp_path / "keys", tokens_per_minute=120)) as r:
         streaming(r, bearer("alice"))
@@ -289,7 +289,7 @@ def test_tokens_per_minute_with_the_upstreams_own_count(tmp_path: Path) -> None:
         finish(r)
 
 
-def test_tokens_of_an_answer_that_is_no_stream(tmp_path: Path) -> None:
+def test_tokens_of_an_answer_without_a_stream_are_charged_too(tmp_path: Path) -> None:
     answer = whole_answer(
         b'{"choices":[],"usage":{"completion_tokens":240}}', "200 OK", "Content-Type: application/json"
     )
@@ -357,7 +357,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_stream_at_once_is_given_back_whatever_ends_it(tmp_path: Path, end: Any) -> None:
+def test_any_end_of_a_stream_frees_its_place_among_the_keys_streams(tmp_path: Path, end: Any) -> None:
     with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
         client = r.client(post(CHAT, bearer("alice")))
         check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
@@ -368,14 +368,14 @@ def test_a_stream_at_once_is_given_back_whatever_ends_it(tmp_path: Path, end: An
         ends_well(r, again)
 
 
-def test_a_stream_at_once_is_given_back_where_no_upstream_was_reached(tmp_path: Path) -> None:
+def test_a_request_that_reached_no_upstream_frees_its_place_among_the_keys_streams(tmp_path: Path) -> None:
     with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
         r.refusing.add(1)
         for _ in range(3):
             assert r.client(post(CHAT, bearer("alice"))).answer.status == 502
 
 
-def test_published_streams_count_too(tmp_path: Path) -> None:
+def test_published_streams_count_among_the_streams_of_a_key(tmp_path: Path) -> None:
     with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
         assert r.client(get("/v1/streams/one", bearer("alice"), method="PUT")).answer.status == 201
         check_told_to_wait(r.client(get("/v1/streams/two", bearer("alice"), method="PUT")).answer)
@@ -389,7 +389,7 @@ def test_published_streams_count_too(tmp_path: Path) -> None:
         assert r.runtime.admission.status()["in_use"]["streams"] == 0
 
 
-def test_an_answer_that_turns_out_to_be_a_stream_counts(tmp_path: Path) -> None:
+def test_an_answer_that_turns_out_to_be_a_stream_counts_among_the_keys_streams(tmp_path: Path) -> None:
     speech = post({"model": "m"}, bearer("alice"), path="/v1/audio/speech")
     with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
         r.client(speech)
@@ -402,10 +402,10 @@ def test_an_answer_that_turns_out_to_be_a_stream_counts(tmp_path: Path) -> None:
         finish(r)
 
 
-# -- what belongs to a key
+# -- the streams of a key
 
 
-def test_lists_show_only_ones_own(keys_file: Path) -> None:
+def test_a_list_shows_only_the_askers_streams(keys_file: Path) -> None:
     with rig(keys_file=str(keys_file)) as r:
         for name in ("alice", "bob"):
             r.client(get(f"/v1/streams/of-{name}", bearer(name), method="PUT"))
@@ -422,7 +422,7 @@ def test_lists_show_only_ones_own(keys_file: Path) -> None:
             r.client(get(f"/v1/streams/of-{name}", bearer(name), method="DELETE"))
 
 
-def test_idempotency_keys_are_each_principals_own(keys_file: Path) -> None:
+def test_each_principal_has_its_own_idempotency_keys(keys_file: Path) -> None:
     with rig(keys_file=str(keys_file)) as r:
         streaming(r, bearer("alice"), "Idempotency-Key: 1")
         alices = r.link
@@ -443,7 +443,7 @@ def test_idempotency_keys_are_each_principals_own(keys_file: Path) -> None:
         ((), "admin", 204),
     ],
 )
-def test_only_the_opener_and_the_admin_surface_may_stop(
+def test_only_the_opener_and_the_admin_surface_may_stop_a_stream(
     keys_file: Path, fields: tuple[str, ...], listener: str, status: int
 ) -> None:
     with rig(keys_file=str(keys_file)) as r:
@@ -456,7 +456,7 @@ def test_only_the_opener_and_the_admin_surface_may_stop(
             finish(r)
 
 
-def test_who_may_read(keys_file: Path) -> None:
+def test_a_private_stream_needs_a_key_and_a_public_stream_needs_none(keys_file: Path) -> None:
     with rig(keys_file=str(keys_file)) as r:
         r.client(get("/v1/streams/secret", bearer("alice"), method="PUT"))
         r.client(post({"public": True}, bearer("alice"), path="/v1/streams/open").replace(b"POST", b"PUT", 1))
@@ -523,7 +523,7 @@ def test_a_token_reads_what_it_covers(tokens: dict[str, Any], where: str) -> Non
         stopped(r, "room-1")
 
 
-def test_without_a_token_nobody_reads_but_the_owner(tokens: dict[str, Any], keys_file: Path) -> None:
+def test_without_a_token_only_the_owner_reads(tokens: dict[str, Any], keys_file: Path) -> None:
     with rig(**tokens, keys_file=str(keys_file)) as r:
         streaming(r, bearer("alice"))
         (stream,) = r.runtime.hub
@@ -534,8 +534,8 @@ def test_without_a_token_nobody_reads_but_the_owner(tokens: dict[str, Any], keys
         finish(r)
 
 
-def test_nobody_in_particular_owns_nothing(tokens: dict[str, Any]) -> None:
-    """Without a key file all who bring no credential are `anonymous`, and must not pass as each other's owner."""
+def test_an_anonymous_request_owns_no_stream(tokens: dict[str, Any]) -> None:
+    """Without a key file all requests without a credential are `anonymous`: none may pass as the owner of another's."""
     with rig(**tokens) as r:
         streaming(r)
         (stream,) = r.runtime.hub
@@ -581,7 +581,9 @@ def test_expiry_ends_a_reader_that_was_stuck_when_it_came(tokens: dict[str, Any]
         stopped(r, "room")
 
 
-def test_publish_tokens(tokens: dict[str, Any], keys_file: Path) -> None:
+def test_a_publish_token_opens_feeds_and_stops_only_the_names_that_it_covers(
+    tokens: dict[str, Any], keys_file: Path
+) -> None:
     with rig(**tokens, keys_file=str(keys_file)) as r:
         given = token(publish=["room-*"], streams=["room-*"])
         as_bearer = f"Authorization: Bearer {given}"
@@ -662,14 +664,14 @@ def test_a_preflight_is_answered_before_any_key_is_asked_for(keys_file: Path, pa
 @pytest.mark.parametrize(
     "origin", ["null", "https://chat.example.evil", "http://chat.example", "https://chat.example:444"]
 )
-def test_other_origins_get_nothing(origin: str) -> None:
+def test_a_page_of_another_origin_gets_no_cors_header(origin: str) -> None:
     with rig(**CORS, cors_credentials=True) as r:
         answer = r.client(get("/healthz", f"Origin: {origin}")).answer
         assert (allowed(answer), answer.get("vary")) == (None, "Origin")
         assert answer.get("access-control-allow-credentials") is None
 
 
-def test_every_answer_carries_the_headers_an_error_too(keys_file: Path) -> None:
+def test_every_answer_and_every_error_carries_the_cors_headers(keys_file: Path) -> None:
     with rig(**CORS, cors_credentials=True, keys_file=str(keys_file)) as r:
         reader = streaming(r, bearer("alice"), ORIGIN)
         refused = [
@@ -689,7 +691,7 @@ def test_every_answer_carries_the_headers_an_error_too(keys_file: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [CORS, {}])
-def test_what_an_upstream_says_of_pages_is_not_passed_on(settings: dict[str, Any]) -> None:
+def test_cors_headers_of_an_upstream_are_not_passed_on(settings: dict[str, Any]) -> None:
     with rig(**settings) as r:
         client = r.client(get("/v1/embeddings", ORIGIN))
         theirs = ("Access-Control-Allow-Origin: *", "Access-Control-Expose-Headers: x-secret", "X-Other: kept")
@@ -700,7 +702,7 @@ def test_what_an_upstream_says_of_pages_is_not_passed_on(settings: dict[str, Any
         assert answer.get("x-other") == "kept"
 
 
-def test_without_origins_nothing_is_said() -> None:
+def test_without_cors_origins_no_answer_has_a_cors_header() -> None:
     with rig() as r:
         for wire in (get("/healthz", ORIGIN), get("/v1/x", *ASKS, method="OPTIONS")):
             answer = r.client(wire).answer
@@ -725,7 +727,7 @@ BEHIND = {"trusted_proxies": ("192.0.2.0/24", "10.0.0.0/8")}
         (BEHIND | {"forwarded_header": "forwarded"}, ("X-Forwarded-For: 6.6.6.6",), "192.0.2.1"),
     ],
 )
-def test_whose_request_it_is(
+def test_the_log_names_the_client_that_a_trusted_proxy_reports(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], fields: tuple[str, ...], peer: str
 ) -> None:
     with rig(**settings) as r, logged(monkeypatch) as lines:
@@ -733,13 +735,13 @@ def test_whose_request_it_is(
         assert [each["peer"] for each in lines] == [peer]
 
 
-def test_a_proxy_on_this_machine_doesnt_make_the_world_local() -> None:
+def test_a_request_through_a_proxy_on_this_machine_is_not_local() -> None:
     with rig(**BEHIND) as r:
         assert r.client(get("/status")).answer.status == 200
         assert r.client(get("/status", "X-Forwarded-For: 198.51.100.7")).answer.status == 404
 
 
-def test_connections_of_an_address() -> None:
+def test_connections_above_the_limit_of_an_address_are_refused() -> None:
     with rig(conns_per_address_max=2) as r:
         first, second = r.client(), r.client()
         third = r.client()
@@ -755,7 +757,7 @@ def test_connections_of_an_address() -> None:
         assert r.runtime.admission.refused()["address"] == 1
 
 
-def test_connections_that_have_asked_for_nothing_yet() -> None:
+def test_connections_of_an_address_without_a_request_have_a_limit_of_their_own() -> None:
     with rig(conns_opening_per_address_max=2) as r:
         slow = r.client(b"GET / HT")
         quick = [r.client(get()) for _ in range(5)]
@@ -772,7 +774,7 @@ def test_connections_that_have_asked_for_nothing_yet() -> None:
         assert len(r.runtime.gates._opening) == 0
 
 
-def test_behind_a_proxy_its_requests_that_count() -> None:
+def test_behind_a_proxy_requests_count_by_the_client_that_it_names() -> None:
     with rig(**BEHIND, conns_per_address_max=1) as r:
         field = "X-Forwarded-For: 198.51.100.7"
         reader = streaming(r, field)
@@ -800,10 +802,10 @@ def test_limits_may_change_while_connections_are_open() -> None:
         assert len(r.runtime.admission.addresses) == 0
 
 
-# -- what belongs to another
+# -- streams of another principal
 
 
-def test_a_sealed_name_is_its_openers_to_open_again(keys_file: Path) -> None:
+def test_a_sealed_name_can_be_opened_again_only_by_its_opener(keys_file: Path) -> None:
     with rig(keys_file=str(keys_file)) as r:
         put = "/v1/streams/room"
         assert r.client(get(put, bearer("alice"), method="PUT")).answer.status == 201
@@ -814,7 +816,7 @@ def test_a_sealed_name_is_its_openers_to_open_again(keys_file: Path) -> None:
         r.client(get(put, bearer("alice"), method="DELETE"))
 
 
-def test_a_resuming_post_reads_only_what_it_may(tokens: dict[str, Any], keys_file: Path) -> None:
+def test_a_post_that_resumes_needs_the_right_to_read_the_stream(tokens: dict[str, Any], keys_file: Path) -> None:
     with rig(**tokens, keys_file=str(keys_file)) as r:
         streaming(r, bearer("alice"))
         (stream,) = r.runtime.hub
@@ -826,7 +828,7 @@ def test_a_resuming_post_reads_only_what_it_may(tokens: dict[str, Any], keys_fil
         assert again.answer.status == 200 and again.answer.whole
 
 
-def test_what_a_key_has_no_room_for_takes_no_room_of_all(tmp_path: Path) -> None:
+def test_a_stream_above_the_limit_of_its_key_takes_nothing_from_admission(tmp_path: Path) -> None:
     with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
         running = r.client(post(CHAT, bearer("alice")))
         before = r.runtime.admission.status()["in_use"]

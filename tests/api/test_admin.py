@@ -1,4 +1,4 @@
-"""The admin surface: drain, log level, the streams whose readers lag most, of all workers; and for nobody outside."""
+"""The admin listener: drain, log level, the streams of all workers with the largest lag. Only it serves these."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUTES = [("POST", "/drain"), ("GET", "/streams"), ("PUT", "/log-level")]
 
 
 def admin(r: Rig, data: bytes) -> Client:
-    """A connection to the admin socket that asks this."""
+    """A connection to the admin socket that sends this request."""
     return r.client(data, listener="admin")
 
 
@@ -27,7 +27,7 @@ def put(word: bytes) -> bytes:
     return get("/log-level", f"Content-Length: {len(word)}", method="PUT") + word
 
 
-# -- who may ask
+# -- the listeners that serve it
 
 
 @pytest.mark.parametrize("listener", ["public", "loopback"])
@@ -41,7 +41,7 @@ def test_no_other_listener_has_these_routes(listener: str, method: str, path: st
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_another_method_is_told_the_right_one(method: str, path: str) -> None:
+def test_another_method_gets_a_405_that_allows_the_right_method(method: str, path: str) -> None:
     with rig() as r:
         answer = admin(r, get(path, method="DELETE")).answer
         assert answer.status == 405 and method in (answer.get("allow") or "").split(", ")
@@ -68,7 +68,7 @@ def test_a_drain_is_answered_and_lets_generations_end() -> None:
         r.reply(chunk(event("b"), DONE) + LAST)
         r.pass_time(1)
         assert reader.answer.whole and r.worker.drained.result().finished == 1
-        r.runtime.sweep.start()  # the drain stopped it, and what is left has deadlines
+        r.runtime.sweep.start()  # the drain stopped it, and the remaining connections have deadlines
 
 
 def test_a_second_drain_goes_to_the_end_at_once() -> None:
@@ -78,7 +78,7 @@ def test_a_second_drain_goes_to_the_end_at_once() -> None:
         first = admin(r, get("/drain", "Content-Length: 0", method="POST"))
         r.pass_time(10)
         assert not r.worker.drained.done(), "the first waits for the reader"
-        # The listeners are closed; a connection made before has the word.
+        # The listeners are closed; a connection made earlier asks.
         second = Client(r, listener="admin")
         second.send(get("/drain", "Content-Length: 0", method="POST"))
         assert (first.answer.status, second.answer.status) == (202, 202)
@@ -116,11 +116,11 @@ def test_a_log_level_of_many_bytes_is_not_read() -> None:
         assert logs._sink.level == logs.ERROR
 
 
-# -- the streams whose readers lag most
+# -- the streams with the largest lag
 
 
 def lagging(r: Rig, *lags: int) -> None:
-    """A stream per number, whose reader stopped reading so many events ago."""
+    """A stream per number: the number of events since its reader stopped reading."""
     for lag in lags:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("taken")))
@@ -153,7 +153,7 @@ def test_streams_are_listed_worst_first() -> None:
         assert all(state["state"] == "live" and state["subscribers"] == 1 for state in found["data"])
 
 
-def test_the_worst_are_shown_and_no_more() -> None:
+def test_the_list_ends_after_the_streams_with_the_largest_lag() -> None:
     with rig() as r:
         lagging(r, *[1] * (STREAMS_SHOWN_MAX - 1), 4, 0)
         seqs = [state["last_seq"] for state in shown(admin(r, get("/streams")))["data"]]
@@ -161,7 +161,7 @@ def test_the_worst_are_shown_and_no_more() -> None:
 
 
 class Others:
-    """Workers 1 and 2, beside that of the rig: they are asked, and answer what a test says."""
+    """Workers 1 and 2 beside that of the rig: they answer as the test tells them to."""
 
     slot = 0
 
@@ -188,7 +188,7 @@ def state(name: str, lag: int) -> dict[str, Any]:
     return {"id": name, "lag_max": lag}
 
 
-def test_the_lists_of_all_workers_become_a_list() -> None:
+def test_the_lists_of_all_workers_become_one_list() -> None:
     with rig() as r:
         lagging(r, 10)
         (own,) = shown(admin(r, get("/streams")))["data"]
@@ -220,7 +220,7 @@ def test_a_worker_that_does_not_answer_is_counted_as_missing() -> None:
         assert client.statuses == [200]
 
 
-def test_an_asker_that_leaves_is_not_answered_and_nothing_stays_under_way() -> None:
+def test_an_asker_that_leaves_gets_no_answer_and_leaves_no_question_behind() -> None:
     with rig() as r:
         others = Others(r)
         client = admin(r, get("/streams"))
@@ -231,7 +231,7 @@ def test_an_asker_that_leaves_is_not_answered_and_nothing_stays_under_way() -> N
         assert r.ended[-1][:2] == ("GET /streams", CloseReason.READER_GONE)
 
 
-def test_another_workers_question_is_answered_with_the_own_worst() -> None:
+def test_a_worker_answers_another_worker_with_its_own_streams_of_the_largest_lag() -> None:
     with rig() as r:
         lagging(r, 1, 3)
         others = Others(r)

@@ -1,4 +1,4 @@
-"""llama.cpp's resumable streams: conversations whose readers count bytes."""
+"""llama.cpp's resumable streams: conversations with readers that count bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ask(r: Rig, data: bytes) -> Answer:
 
 
 def begun(r: Rig, *fields: str, events: list[bytes] = EVENTS) -> Client:
-    """A conversation's generation, with all EVENTS said and not at its end."""
+    """A conversation's generation that has sent all EVENTS and has not ended."""
     asker = r.client(post(CHAT, *(fields or (CONVERSATION,))))
     r.reply(SSE_HEAD + chunk(*events))
     return asker
@@ -52,10 +52,10 @@ def lookup(r: Rig, *ids: object, fields: tuple[str, ...] = ()) -> list[dict[str,
     return found
 
 
-# -- what goes out
+# -- the answer
 
 
-def test_the_answer_itself_is_the_events_and_nothing_else() -> None:
+def test_the_answer_consists_of_the_events_alone() -> None:
     with conversing() as r:
         asker = begun(r)
         r.reply(chunk(b": ping\n\n"))
@@ -66,7 +66,7 @@ def test_the_answer_itself_is_the_events_and_nothing_else() -> None:
         assert (asker.answer.get("content-type") or "").startswith("text/event-stream")
 
 
-def test_a_stalled_answer_is_not_coalesced() -> None:
+def test_a_stalled_conversation_is_not_coalesced() -> None:
     with conversing() as r:
         asker = r.client(post(CHAT, CONVERSATION), capacity=1000)
         r.reply(SSE_HEAD)
@@ -77,7 +77,7 @@ def test_a_stalled_answer_is_not_coalesced() -> None:
         finish(r)
 
 
-def test_without_the_header_nothing_changes() -> None:
+def test_without_the_header_the_answer_is_an_ordinary_stream() -> None:
     with conversing() as r:
         asker = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(*EVENTS, DONE) + LAST)
@@ -93,7 +93,7 @@ def test_the_header_does_not_go_upstream() -> None:
         finish(r)
 
 
-def test_an_answer_that_is_no_stream_is_an_ordinary_one() -> None:
+def test_an_answer_without_a_stream_passes_unchanged_and_opens_no_conversation() -> None:
     with conversing() as r:
         asker = r.client(post(WHOLE, CONVERSATION))
         r.reply(whole_answer(b'{"ok":1}'))
@@ -101,7 +101,7 @@ def test_an_answer_that_is_no_stream_is_an_ordinary_one() -> None:
         assert lookup(r, "c") == []
 
 
-def test_the_same_stream_by_its_own_id_has_ids() -> None:
+def test_a_conversation_read_by_its_stream_id_has_event_ids() -> None:
     with conversing() as r:
         asker = begun(r)
         finish(r)
@@ -113,7 +113,7 @@ def test_the_same_stream_by_its_own_id_has_ids() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, len(EVENTS[0]) - 1, len(EVENTS[0]), len(EVENTS[0]) + 1, 1000, len(SAID)])
-def test_a_reader_comes_back_with_the_bytes_it_has(at: int) -> None:
+def test_a_reader_resumes_at_the_byte_that_it_names(at: int) -> None:
     with conversing() as r:
         begun(r).fin()
         reader = r.client(read(at))
@@ -125,7 +125,7 @@ def test_a_reader_comes_back_with_the_bytes_it_has(at: int) -> None:
         assert ask(r, read(at)).body == (SAID + event("more") + DONE)[at:]
 
 
-def test_http10_readers_too() -> None:
+def test_an_http10_reader_resumes_at_a_byte() -> None:
     with conversing() as r:
         begun(r).fin()
         finish(r)
@@ -133,7 +133,7 @@ def test_http10_readers_too() -> None:
         assert client.answer.body == (SAID + DONE)[100:]
 
 
-def test_nothing_said_is_from_the_start() -> None:
+def test_without_a_position_reading_begins_at_the_start() -> None:
     with conversing() as r:
         begun(r)
         finish(r)
@@ -141,7 +141,7 @@ def test_nothing_said_is_from_the_start() -> None:
         assert ask(r, get("/v1/stream?conv_id=c&from=")).body == SAID + DONE
 
 
-def test_at_the_end_of_a_finished_one_the_answer_is_empty() -> None:
+def test_at_the_end_of_a_finished_conversation_the_answer_is_empty() -> None:
     with conversing() as r:
         begun(r)
         finish(r)
@@ -149,7 +149,7 @@ def test_at_the_end_of_a_finished_one_the_answer_is_empty() -> None:
         assert (answer.status, answer.body, answer.whole) == (200, b"", True)
 
 
-def test_a_hundred_cuts_lose_and_repeat_nothing() -> None:
+def test_a_reader_that_is_cut_100_times_loses_and_repeats_nothing() -> None:
     with conversing() as r:
         reader = r.client(post(CHAT, CONVERSATION))
         r.reply(SSE_HEAD)
@@ -158,7 +158,7 @@ def test_a_hundred_cuts_lose_and_repeat_nothing() -> None:
             half = each[: 7 * k % len(each)], each[7 * k % len(each) :]
             r.reply(chunk(*filter(None, half)))
             part = reader.answer.body
-            part = part[: len(part) - 11 * k % (len(part) + 1)]  # what was on the way is lost
+            part = part[: len(part) - 11 * k % (len(part) + 1)]  # the bytes in flight are lost
             got += part
             reader.reset()
             reader = r.client(read(len(got)))
@@ -167,7 +167,7 @@ def test_a_hundred_cuts_lose_and_repeat_nothing() -> None:
 
 
 @pytest.mark.parametrize("at", ["x", "-1", "1.5", "1e3", "9" * 16])
-def test_a_number_that_is_none(at: str) -> None:
+def test_a_position_that_is_no_number_is_refused(at: str) -> None:
     with conversing() as r:
         begun(r)
         answer = ask(r, read(at))
@@ -175,7 +175,7 @@ def test_a_number_that_is_none(at: str) -> None:
         finish(r)
 
 
-def test_a_byte_that_was_never_sent() -> None:
+def test_a_position_beyond_the_last_byte_is_refused() -> None:
     with conversing() as r:
         begun(r)
         assert ask(r, read(len(SAID) + 1)).error["code"] == "position_not_reached"
@@ -184,7 +184,7 @@ def test_a_byte_that_was_never_sent() -> None:
         assert (answer.status, answer.error["code"]) == (400, "position_not_reached")
 
 
-def test_a_byte_that_is_gone() -> None:
+def test_a_position_that_has_left_the_log_is_refused() -> None:
     with conversing(log_events_max=128) as r:
         events = [event(f"{k} ") for k in range(3000)]
         begun(r, events=events).fin()
@@ -195,7 +195,7 @@ def test_a_byte_that_is_gone() -> None:
         assert ask(r, read(len(whole) - 5000)).body == whole[-5000:]
 
 
-def test_a_reader_that_the_log_has_left_behind_is_cut_off_and_then_refused() -> None:
+def test_a_reader_whose_next_byte_has_left_the_log_is_cut_off_and_then_refused() -> None:
     with conversing(log_events_max=128) as r:
         events = [event(f"{k} ") for k in range(4000)]
         slow = r.client(post(CHAT, CONVERSATION), capacity=2000)
@@ -211,7 +211,7 @@ def test_a_reader_that_the_log_has_left_behind_is_cut_off_and_then_refused() -> 
         finish(r)
 
 
-def test_a_broken_upstream_is_told_with_bytes_that_count() -> None:
+def test_the_error_event_of_a_broken_upstream_counts_among_the_bytes() -> None:
     with conversing() as r:
         reader = begun(r)
         r.link.reset()
@@ -223,10 +223,10 @@ def test_a_broken_upstream_is_told_with_bytes_that_count() -> None:
         assert ask(r, read(len(SAID))).body == body[len(SAID) :]
 
 
-# -- how long it goes on
+# -- how long the generation goes on
 
 
-def test_it_goes_on_without_readers_as_long_as_any_may() -> None:
+def test_without_readers_a_conversation_goes_on_for_the_largest_grace() -> None:
     with conversing() as r:
         begun(r).fin()
         r.pass_time(49)
@@ -242,14 +242,14 @@ def test_it_goes_on_without_readers_as_long_as_any_may() -> None:
         assert r.link.closed
 
 
-def test_a_shorter_grace_can_be_asked_for() -> None:
+def test_a_conversation_may_ask_for_a_shorter_grace() -> None:
     with conversing() as r:
         begun(r, CONVERSATION, "X-Stream-Detach-Grace: 5").fin()
         r.pass_time(6)
         assert r.link.closed
 
 
-def test_said_again_it_starts_anew_and_the_old_is_cancelled() -> None:
+def test_a_conversation_id_that_is_sent_again_cancels_its_running_generation() -> None:
     with conversing() as r:
         first = begun(r)
         old, old_link = next(iter(r.runtime.hub)), r.link
@@ -262,7 +262,7 @@ def test_said_again_it_starts_anew_and_the_old_is_cancelled() -> None:
         assert ask(r, read(0)).body == event("new") + DONE
 
 
-def test_before_the_old_one_had_answered() -> None:
+def test_a_conversation_id_that_is_sent_again_before_the_first_byte_cancels_too() -> None:
     with conversing() as r:
         first = r.client(post(CHAT, CONVERSATION))
         second = r.client(post(CHAT, CONVERSATION))
@@ -271,7 +271,7 @@ def test_before_the_old_one_had_answered() -> None:
         assert second.answer.body == DONE
 
 
-def test_a_request_that_fails_leaves_nothing_behind() -> None:
+def test_a_failed_request_leaves_no_conversation_behind() -> None:
     with conversing() as r:
         refused = r.client(post(CHAT, CONVERSATION))
         r.reply(whole_answer(b'{"error":{}}', "400 Bad Request"))
@@ -280,14 +280,14 @@ def test_a_request_that_fails_leaves_nothing_behind() -> None:
         assert ask(r, read(0)).status == 404
 
 
-def test_started_without_reading() -> None:
+def test_respond_async_starts_a_conversation_without_a_reader() -> None:
     with conversing() as r:
         assert ask(r, post(CHAT, CONVERSATION, "Prefer: respond-async")).status == 202
         r.reply(SSE_HEAD + chunk(*EVENTS, DONE) + LAST)
         assert ask(r, read(5)).body == (SAID + DONE)[5:]
 
 
-def test_a_retry_by_its_key_is_raw_too() -> None:
+def test_a_retry_with_the_same_idempotency_key_is_raw_too() -> None:
     with conversing() as r:
         fields = (CONVERSATION, "Idempotency-Key: k")
         begun(r, *fields).fin()
@@ -300,7 +300,7 @@ def test_a_retry_by_its_key_is_raw_too() -> None:
 # -- stop
 
 
-def test_stop_cancels_and_forgets() -> None:
+def test_a_stop_cancels_the_generation_and_forgets_the_conversation() -> None:
     with conversing() as r:
         reader = begun(r)
         stop = get("/v1/stream?conv_id=c", method="DELETE")
@@ -309,10 +309,10 @@ def test_stop_cancels_and_forgets() -> None:
         assert not reader.answer.whole
         assert lookup(r, "c") == []
         assert ask(r, read(0)).status == 404
-        assert ask(r, stop).status == 204  # said twice it is no error
+        assert ask(r, stop).status == 204  # a second stop is no error
 
 
-def test_stop_of_a_finished_one_lets_it_go() -> None:
+def test_a_stop_of_a_finished_conversation_forgets_it() -> None:
     with conversing() as r:
         begun(r)
         finish(r)
@@ -323,7 +323,7 @@ def test_stop_of_a_finished_one_lets_it_go() -> None:
 # -- lookup
 
 
-def test_what_is_known_of_the_conversations_asked_for() -> None:
+def test_a_lookup_returns_the_state_of_each_known_conversation() -> None:
     with conversing() as r:
         began = r.runtime.unix_time()
         for name in ("c", "c::org/model", "c::other", "cc", "d"):
@@ -341,7 +341,7 @@ def test_what_is_known_of_the_conversations_asked_for() -> None:
             link.feed(chunk(DONE) + LAST)
 
 
-def test_after_its_retention_it_is_forgotten() -> None:
+def test_after_its_retention_a_conversation_is_forgotten() -> None:
     with conversing() as r:
         begun(r)
         finish(r)
@@ -351,14 +351,14 @@ def test_after_its_retention_it_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b'{"conversation_ids": "c"}', b'{"conversation_ids": []}'])
-def test_nothing_asked_for(body: bytes) -> None:
+def test_a_lookup_without_ids_returns_an_empty_list(body: bytes) -> None:
     with conversing() as r:
         begun(r)
         assert json.loads(ask(r, post(body, path="/v1/streams/lookup")).body) == []
         finish(r)
 
 
-def test_a_body_that_is_no_json() -> None:
+def test_a_lookup_whose_body_is_no_json_is_refused() -> None:
     with conversing() as r:
         answer = ask(r, post(b"{", path="/v1/streams/lookup"))
         assert (answer.status, answer.error["code"]) == (400, "bad_json")
@@ -367,7 +367,7 @@ def test_a_body_that_is_no_json() -> None:
 # -- ids
 
 
-def test_conversations_are_each_principals_own() -> None:
+def test_each_principal_has_its_own_conversations() -> None:
     with conversing() as r:
         mine, theirs = "Authorization: Bearer x", "Authorization: Bearer y"
         begun(r, CONVERSATION, mine)
@@ -380,7 +380,7 @@ def test_conversations_are_each_principals_own() -> None:
             link.feed(chunk(DONE) + LAST)
 
 
-def test_ids_of_any_characters() -> None:
+def test_a_conversation_id_may_have_any_characters() -> None:
     with conversing() as r:
         name = "chat é::org/model & more"
         begun(r, f"X-Conversation-Id: {name.encode().decode('latin-1')}".encode("latin-1").decode())
@@ -391,13 +391,13 @@ def test_ids_of_any_characters() -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 513, "%F0%9F%99%82" * 129])
-def test_ids_that_are_none(name: str) -> None:
+def test_a_conversation_id_that_is_too_long_is_refused(name: str) -> None:
     with conversing() as r:
         answer = ask(r, read(0, name))
         assert (answer.status, answer.error["code"]) == (400, "bad_conversation")
 
 
-def test_an_id_is_needed() -> None:
+def test_a_read_without_a_conversation_id_is_refused() -> None:
     with conversing() as r:
         for method in ("GET", "DELETE"):
             answer = ask(r, get("/v1/stream", method=method))

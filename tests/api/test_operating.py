@@ -1,4 +1,4 @@
-"""Health, readiness, metrics and status, and the list of models: what operators, balancers and SDKs ask first."""
+"""Health, readiness, metrics, status and the list of models: the first requests of operators, balancers and SDKs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def models(*names: str) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/health"])
-def test_health(path: str) -> None:
+def test_healthz_and_health_answer_ok(path: str) -> None:
     with rig() as r:
         answer = r.client(get(path)).answer
         assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
@@ -42,7 +42,7 @@ def test_readiness_follows_the_workers_state_and_not_the_upstreams() -> None:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/status"])
-def test_numbers_are_for_those_inside_unless_they_are_made_public(path: str) -> None:
+def test_metrics_and_status_are_served_outside_only_if_made_public(path: str) -> None:
     with rig() as r:
         assert r.client(get(path), listener="admin").answer.status == 200
         assert r.client(get(path), listener="loopback").answer.status == 404  # its peer is a proxy on this machine
@@ -51,7 +51,7 @@ def test_numbers_are_for_those_inside_unless_they_are_made_public(path: str) -> 
         assert r.client(get(path), listener="public").answer.status == 200
 
 
-def test_metrics_in_the_middle_of_things() -> None:
+def test_metrics_count_a_running_stream() -> None:
     with rig() as r:
         reader = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a"), event("b")))
@@ -73,7 +73,7 @@ def test_metrics_in_the_middle_of_things() -> None:
         assert 'streamd_upstream_cancels_total{upstream="up"} 1.0' in lines
 
 
-def test_status_is_for_people() -> None:
+def test_status_is_readable_json() -> None:
     with rig() as r:
         status = json.loads(r.client(get("/status"), listener="admin").answer.body)
         assert status["state"] == "serving" and "up" in status["upstreams"]
@@ -84,7 +84,7 @@ def test_status_is_for_people() -> None:
 
 
 def answered(r: Rig, *wires: bytes) -> list[str]:
-    """The ids of the list when the upstreams answer this, in their order."""
+    """The ids of the list when the upstreams send these answers, in their order."""
     client = r.client(get("/v1/models"))
     for link, wire in zip(r.links[-len(wires) :], wires, strict=True):
         link.feed(wire)
@@ -93,7 +93,7 @@ def answered(r: Rig, *wires: bytes) -> list[str]:
     return [model["id"] for model in json.loads(client.answer.body)["data"]]
 
 
-def test_models_of_all_upstreams_with_aliases_and_only_those_that_are_served() -> None:
+def test_the_model_list_has_the_served_models_of_all_upstreams_and_their_aliases() -> None:
     with rig(upstreams=TWO) as r:
         assert answered(r, models("big", "small", "hidden"), models("other", "big")) == [
             "big",
@@ -122,12 +122,12 @@ def test_models_of_all_upstreams_with_aliases_and_only_those_that_are_served() -
     ],
     ids=["500", "no json", "no list", "another shape", "no ids", "garbage", "too large"],
 )
-def test_a_failing_upstream_is_left_out(wire: bytes) -> None:
+def test_a_failing_upstream_is_left_out_of_the_model_list(wire: bytes) -> None:
     with rig(upstreams=TWO) as r:
         assert answered(r, wire, models("other")) in (["other"], ["fast", "other"])
 
 
-def test_a_silent_upstream_is_left_out() -> None:
+def test_a_silent_upstream_is_left_out_of_the_model_list() -> None:
     with rig(upstreams=TWO) as r:
         client = r.client(get("/v1/models"))
         r.links[1].feed(models("other"))
@@ -137,20 +137,20 @@ def test_a_silent_upstream_is_left_out() -> None:
         assert [model["id"] for model in json.loads(client.answer.body)["data"]] == ["other"]
 
 
-def test_no_upstream_answers() -> None:
+def test_without_an_answering_upstream_the_model_list_is_a_502() -> None:
     with rig(upstreams=TWO) as r:
         r.refusing |= {1, 2}
         answer = r.client(get("/v1/models")).answer
         assert answer.status == 502 and answer.error["code"] == "no_models" and answer.get("x-should-retry") == "true"
 
 
-def test_no_upstream_is_configured() -> None:
+def test_without_a_configured_upstream_the_model_list_is_refused() -> None:
     with rig(upstreams=()) as r:
         assert r.client(get("/v1/models")).answer.status == 503
 
 
 @pytest.mark.parametrize("mute", [False, True])
-def test_who_asked_for_the_models_leaves(mute: bool) -> None:
+def test_a_client_that_leaves_ends_the_requests_for_models(mute: bool) -> None:
     with rig(upstreams=TWO) as r:
         if mute:
             r.mute |= {1, 2}

@@ -1,4 +1,4 @@
-"""Publishing through the whole of streamd but its sockets: names, bodies, endings, exact retries, and who reads."""
+"""Publishing through all of streamd except its sockets: names, bodies, endings, exact retries, readers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SALT = bytes(SALT_BYTES)
 
 @contextmanager
 def publishing(**settings: Any) -> Iterator[Rig]:
-    """Whoever is left at the end is idle for long enough to go."""
+    """A rig with an idle time and a retention so short that every stream is gone at its end."""
     short = {"publisher_idle_timeout_s": IDLE_S, "retention_s": RETENTION_S, "detach_grace_max_s": 35.0}
     with rig(**{**short, **settings}) as r:
         yield r
@@ -68,13 +68,13 @@ def opened(r: Rig, name: str = "n", **options: Any) -> Stream:
 
 
 def send(body: bytes, *fields: str, name: str = "n", query: str = "") -> bytes:
-    """Events with a length."""
+    """A request that sends events in a body with Content-Length."""
     path = f"/v1/streams/{name}/events{query}"
     return get(path, *fields, f"Content-Length: {len(body)}", method="POST") + body
 
 
 def begin(*fields: str, name: str = "n", query: str = "", method: str = "POST") -> bytes:
-    """The head of a request whose body comes in pieces."""
+    """The head of a request with a chunked body."""
     return get(f"/v1/streams/{name}/events{query}", *fields, CHUNKED, method=method)
 
 
@@ -96,7 +96,7 @@ def data_of(stream: Stream) -> list[bytes]:
 # -- opening
 
 
-def test_a_name_is_opened_and_says_where_it_is() -> None:
+def test_opening_a_name_returns_its_location_and_epoch() -> None:
     with publishing() as r:
         answer = ask(r, put("room.1"))
         body = json.loads(answer.body)
@@ -109,7 +109,7 @@ def test_a_name_is_opened_and_says_where_it_is() -> None:
         assert len(body["epoch"]) == 6
 
 
-def test_a_made_up_name() -> None:
+def test_without_a_name_streamd_makes_an_id() -> None:
     with publishing() as r:
         answer = ask(r, get("/v1/streams", "Content-Length: 0", method="POST"))
         body = json.loads(answer.body)
@@ -120,7 +120,7 @@ def test_a_made_up_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["s_mine", ".", "..", "a%2Fb", "a%20b", "x" * 129, "%C3%A9", "a%0Ab", "a:b", "a%3F"])
-def test_names_that_are_none(name: str) -> None:
+def test_a_bad_name_is_refused(name: str) -> None:
     with publishing() as r:
         answer = ask(r, put(name))
         assert (answer.status, answer.error["code"]) == (400, "bad_name")
@@ -128,21 +128,21 @@ def test_names_that_are_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 128, "a.b_c~d-e", "S_mine", "events", "lookup", "%61bc"])
-def test_names_that_are_some(name: str) -> None:
+def test_a_name_of_allowed_characters_is_opened(name: str) -> None:
     with publishing() as r:
         assert ask(r, put(name)).status == 201
         assert ask(r, send(b"1\n", LINES, name=name)).status == 200
         assert ask(r, get(f"/v1/streams/{name}", "Accept: application/json")).status == 200
 
 
-def test_a_live_name_is_taken() -> None:
+def test_a_live_name_cannot_be_opened_again() -> None:
     with publishing() as r:
         opened(r)
         again = ask(r, put("n"))
         assert (again.status, again.error["code"]) == (409, "stream_exists")
 
 
-def test_a_sealed_name_begins_another_life() -> None:
+def test_a_sealed_name_can_be_opened_again_with_another_epoch() -> None:
     with publishing() as r:
         first = opened(r)
         ask(r, send(b"1\n", LINES, query="?seal=finished"))
@@ -152,7 +152,7 @@ def test_a_sealed_name_begins_another_life() -> None:
         assert second.events == 0
 
 
-def test_a_sealed_name_that_is_still_read_is_taken() -> None:
+def test_a_sealed_name_with_a_reader_cannot_be_opened_again() -> None:
     with publishing() as r:
         opened(r)
         slow = r.client(get("/v1/streams/n"), capacity=300)
@@ -162,7 +162,7 @@ def test_a_sealed_name_that_is_still_read_is_taken() -> None:
         assert ask(r, put("n")).status == 201
 
 
-def test_every_option_is_taken() -> None:
+def test_every_option_of_a_name_takes_effect() -> None:
     with publishing() as r:
         options = {
             "retention": "5m",
@@ -206,7 +206,7 @@ def test_every_option_is_taken() -> None:
         ({"x\n" * 100: 1}, None),
     ],
 )
-def test_options_that_are_refused_say_which_and_leave_all_as_it_was(options: dict[str, Any], param: str | None) -> None:
+def test_a_refused_option_is_named_and_changes_nothing(options: dict[str, Any], param: str | None) -> None:
     with publishing() as r:
         before = opened(r)
         ask(r, send(b"1\n", LINES, query="?seal=finished"))
@@ -217,14 +217,14 @@ def test_options_that_are_refused_say_which_and_leave_all_as_it_was(options: dic
 
 
 @pytest.mark.parametrize(("body", "code"), [(b"{", "bad_json"), (b"[]", "bad_json"), (b"5", "bad_json")])
-def test_options_that_are_no_object(body: bytes, code: str) -> None:
+def test_options_that_are_no_object_are_refused(body: bytes, code: str) -> None:
     with publishing() as r:
         data = get("/v1/streams/n", f"Content-Length: {len(body)}", method="PUT") + body
         assert ask(r, data).error["code"] == code
         assert ask(r, get("/v1/streams/n", "Content-Length: 99999", method="PUT")).status == 413
 
 
-def test_settings_are_the_defaults() -> None:
+def test_without_options_a_name_gets_the_settings() -> None:
     with publishing(flush_interval_s=0.05, retention_s=7.0) as r:
         stream = opened(r)
         assert stream.terms.retention_s == 7.0
@@ -243,7 +243,7 @@ def as_key(name: str) -> str:
 
 
 def key_line(name: str, **limits: int) -> bytes:
-    """Its line in the key file."""
+    """The line of this key in the key file."""
     return encode(Key(name, name, SALT, digest(SALT, key_of(name).encode()), **limits)) + b"\n"
 
 
@@ -256,7 +256,7 @@ def draining(r: Rig) -> Iterator[None]:
 
 @contextmanager
 def full(r: Rig) -> Iterator[None]:
-    """Bob's streams are all that the process has room for."""
+    """Bob's streams take all the room of the process."""
     while ask(r, get("/v1/streams", as_key("bob"), "Content-Length: 0", method="POST")).status == 201:
         pass
     yield
@@ -267,7 +267,7 @@ def full(r: Rig) -> Iterator[None]:
 @pytest.mark.parametrize("refusing", [draining, full])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_refused_publisher_keeps_its_keys_streams(tmp_path: Path, refusing: Any, named: bool) -> None:
-    """A stream that admission refuses is given back to the key: as many as the key allows can be opened afterwards."""
+    """A stream that admission refuses doesn't count for the key: it can still open streams up to its limit."""
     path = tmp_path / "keys"
     path.write_bytes(key_line("alice", streams_max=2) + key_line("bob"))
     path.chmod(0o600)
@@ -299,7 +299,7 @@ def test_a_refused_publisher_keeps_its_keys_streams(tmp_path: Path, refusing: An
         ((), b"Hello", [b'{"delta":"Hello"}']),  # curl -T names no type
     ],
 )
-def test_three_types_of_body(fields: tuple[str, ...], body: bytes, events: list[bytes]) -> None:
+def test_lines_events_and_text_are_the_types_of_body(fields: tuple[str, ...], body: bytes, events: list[bytes]) -> None:
     with publishing() as r:
         stream = opened(r)
         answer = ask(r, send(body, *fields))
@@ -364,7 +364,7 @@ def test_a_body_with_a_length_is_all_or_nothing() -> None:
         assert stream.events == 0
 
 
-def test_of_a_chunked_body_what_came_stays() -> None:
+def test_the_events_before_a_bad_line_of_a_chunked_body_stay() -> None:
     with publishing() as r:
         stream = opened(r)
         publisher = r.client(begin(LINES))
@@ -390,7 +390,9 @@ def test_of_a_chunked_body_what_came_stays() -> None:
         ((LINES,), b"[DONE]\n1\n", 400, "after_done", "Line 2"),
     ],
 )
-def test_refusals_say_where(fields: tuple[str, ...], body: bytes, status: int, code: str, where: str) -> None:
+def test_a_refusal_of_a_body_says_where_the_fault_is(
+    fields: tuple[str, ...], body: bytes, status: int, code: str, where: str
+) -> None:
     with publishing(event_bytes_max=200) as r:
         stream = opened(r)
         answer = ask(r, send(body, *fields))
@@ -399,7 +401,7 @@ def test_refusals_say_where(fields: tuple[str, ...], body: bytes, status: int, c
         assert stream.events == 0
 
 
-def test_a_body_that_is_too_long_to_be_taken_whole() -> None:
+def test_a_body_whose_length_is_above_the_limit_is_refused() -> None:
     with publishing(body_bytes_max=100) as r:
         stream = opened(r)
         answer = ask(r, get("/v1/streams/n/events", LINES, "Content-Length: 101", method="POST"))
@@ -445,7 +447,7 @@ def test_a_large_body_does_not_pile_up_in_front_of_a_stalled_reader() -> None:
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_done_ends_the_stream(fields: tuple[str, ...], body: bytes, whole: bool) -> None:
+def test_done_seals_the_stream(fields: tuple[str, ...], body: bytes, whole: bool) -> None:
     with publishing() as r:
         stream = opened(r)
         reader = r.client(get("/v1/streams/n"))
@@ -457,7 +459,7 @@ def test_done_ends_the_stream(fields: tuple[str, ...], body: bytes, whole: bool)
         assert (late.status, late.error["code"], last_seq(late)) == (409, "stream_sealed", 2)
 
 
-def test_done_ends_it_before_the_body_ends() -> None:
+def test_done_seals_the_stream_before_the_body_ends() -> None:
     with publishing() as r:
         stream = opened(r)
         publisher = r.client(begin(LINES) + chunk(b"[DONE]\n"))
@@ -467,7 +469,7 @@ def test_done_ends_it_before_the_body_ends() -> None:
         assert publisher.answer.error["code"] == "after_done"
 
 
-def test_a_query_ends_it_as_finished_or_failed() -> None:
+def test_the_query_seals_a_stream_as_finished_or_failed() -> None:
     with publishing() as r:
         finished, failed = opened(r, "a"), opened(r, "b")
         readers = [r.client(get(f"/v1/streams/{name}")) for name in "ab"]
@@ -478,21 +480,21 @@ def test_a_query_ends_it_as_finished_or_failed() -> None:
         assert events_in(readers[1].answer.body)[-1].json["error"]["code"] == "failed"
 
 
-def test_an_empty_body_can_end_it() -> None:
+def test_an_empty_body_can_seal_the_stream() -> None:
     with publishing() as r:
         stream = opened(r)
         assert last_seq(ask(r, send(b"", query="?seal=finished"))) == 0
         assert stream.reason is CloseReason.SEALED
 
 
-def test_another_word_for_the_end_is_refused() -> None:
+def test_an_unknown_word_for_the_end_is_refused() -> None:
     with publishing() as r:
         stream = opened(r)
         assert ask(r, send(b"1\n", LINES, query="?seal=done")).error["code"] == "bad_seal"
         assert (stream.reason, stream.events) == (None, 0)
 
 
-def test_a_refused_body_ends_nothing() -> None:
+def test_a_refused_body_does_not_seal_the_stream() -> None:
     with publishing() as r:
         stream = opened(r)
         ask(r, send(b"1\nno\n", LINES, query="?seal=finished"))
@@ -502,7 +504,7 @@ def test_a_refused_body_ends_nothing() -> None:
 # -- exact retries
 
 
-def test_expected_seq_is_the_last_one_before_the_first() -> None:
+def test_an_expected_seq_that_is_not_the_last_seq_is_refused() -> None:
     with publishing() as r:
         stream = opened(r)
         assert last_seq(ask(r, send(b"1\n2\n", LINES, "Expected-Seq: 0"))) == 2
@@ -514,14 +516,14 @@ def test_expected_seq_is_the_last_one_before_the_first() -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "x", "01", ""])
-def test_an_expected_seq_that_is_none(value: str) -> None:
+def test_an_expected_seq_that_is_no_number_is_refused(value: str) -> None:
     with publishing() as r:
         opened(r)
         assert ask(r, send(b"1\n", LINES, f"Expected-Seq: {value}")).error["code"] == "bad_expected_seq"
 
 
-def test_a_publisher_that_was_cut_goes_on_where_it_was() -> None:
-    """It sends 1..9, is cut again and again, and asks where the stream stands."""
+def test_a_publisher_that_was_cut_goes_on_exactly() -> None:
+    """The publisher sends 1..9, is cut again and again, and asks for the stream's last seq."""
     with publishing() as r:
         stream = opened(r)
         sent = 0
@@ -536,7 +538,7 @@ def test_a_publisher_that_was_cut_goes_on_where_it_was() -> None:
         assert data_of(stream) == [b'"line %d"' % k for k in range(1, 10)]
 
 
-def test_a_whole_body_is_compared_when_it_is_appended() -> None:
+def test_the_expected_seq_of_a_whole_body_is_compared_when_it_is_appended() -> None:
     with publishing() as r:
         stream = opened(r)
         body = send(b"1\n2\n", LINES, "Expected-Seq: 0")
@@ -548,19 +550,19 @@ def test_a_whole_body_is_compared_when_it_is_appended() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_retry_takes_over_from_the_connection_that_was_given_up(whole: bool) -> None:
+def test_a_retry_supersedes_the_connection_that_its_publisher_gave_up(whole: bool) -> None:
     with publishing() as r:
         stream = opened(r)
         lost = r.client(send(b"1\n2\n3\n", LINES, "Expected-Seq: 0")[:-2] if whole else begin(LINES) + chunk(b"1\n"))
         known = stream.events
         retried = ask(r, send(b"2\n3\n" if known else b"1\n2\n3\n", LINES, f"Expected-Seq: {known}"))
         assert last_seq(retried) == 3
-        lost.send(b"3\n" if whole else chunk(b"2\n"))  # what was still in the network
+        lost.send(b"3\n" if whole else chunk(b"2\n"))  # bytes that were still in the network
         assert (lost.answer.status, lost.answer.error["code"], last_seq(lost.answer)) == (409, "superseded", 3)
         assert data_of(stream) == [b"1", b"2", b"3"]
 
 
-def test_two_at_once_without_expectations() -> None:
+def test_two_publishers_without_an_expected_seq_may_publish_at_once() -> None:
     with publishing() as r:
         stream = opened(r)
         both = [r.client(begin(LINES)) for _ in range(2)]
@@ -574,7 +576,7 @@ def test_two_at_once_without_expectations() -> None:
 # -- publishers that leave
 
 
-def test_who_breaks_off_has_a_grace_to_come_back() -> None:
+def test_a_publisher_that_breaks_off_has_a_grace_to_come_back() -> None:
     with publishing(publisher_grace_s=20.0) as r:
         stream = opened(r)
         reader = r.client(get("/v1/streams/n"))
@@ -590,7 +592,7 @@ def test_who_breaks_off_has_a_grace_to_come_back() -> None:
 
 
 @pytest.mark.parametrize("refused", [b"no\n", b"1\n\xff"])
-def test_who_is_refused_in_the_middle_has_it_too(refused: bytes) -> None:
+def test_a_publisher_that_is_refused_in_its_body_has_the_same_grace(refused: bytes) -> None:
     with publishing(publisher_grace_s=10.0) as r:
         stream = opened(r)
         r.client(begin(LINES) + chunk(refused) + LAST)
@@ -599,7 +601,7 @@ def test_who_is_refused_in_the_middle_has_it_too(refused: bytes) -> None:
         assert stream.reason is CloseReason.PUBLISHER_GONE
 
 
-def test_a_publisher_that_says_nothing_stays() -> None:
+def test_a_connected_publisher_may_be_silent_beyond_the_idle_time() -> None:
     with publishing(publisher_grace_s=1.0) as r:
         stream = opened(r)
         publisher = r.client(begin(LINES) + chunk(b"1\n"))
@@ -609,7 +611,7 @@ def test_a_publisher_that_says_nothing_stays() -> None:
         assert last_seq(publisher.answer) == 2
 
 
-def test_a_stream_that_nobody_comes_to_is_given_up() -> None:
+def test_a_stream_without_a_publisher_fails_after_the_idle_time() -> None:
     with publishing() as r:
         stream = opened(r)
         r.pass_time(IDLE_S - 1)
@@ -620,7 +622,7 @@ def test_a_stream_that_nobody_comes_to_is_given_up() -> None:
         assert stream.reason is CloseReason.PUBLISHER_GONE
 
 
-def test_or_never_if_that_is_off() -> None:
+def test_without_an_idle_time_a_stream_waits_for_its_publisher_forever() -> None:
     with publishing(publisher_idle_timeout_s=0.0) as r:
         stream = opened(r)
         ask(r, send(b"1\n", LINES))
@@ -649,7 +651,7 @@ def test_readers_never_slow_a_publisher_and_their_leaving_ends_nothing() -> None
 # -- reading
 
 
-def test_a_reader_of_another_life_is_told_so() -> None:
+def test_a_reader_of_an_earlier_epoch_gets_a_reset() -> None:
     with publishing() as r:
         first = opened(r)
         ask(r, send(b"1\n2\n", LINES, query="?seal=finished"))
@@ -673,7 +675,7 @@ def test_a_reader_may_wait_for_a_name() -> None:
         assert [[each.data for each in events_in(client.answer.body)] for client in waiting] == [[b"1"], [b"1"]]
 
 
-def test_a_reader_of_an_earlier_life_may_wait_for_the_next() -> None:
+def test_a_reader_of_an_earlier_epoch_may_wait_for_the_next() -> None:
     with publishing() as r:
         first = opened(r)
         ask(r, send(b"1\n", LINES, query="?seal=finished"))
@@ -683,7 +685,7 @@ def test_a_reader_of_an_earlier_life_may_wait_for_the_next() -> None:
         assert events_in(waiting.answer.body)[0].json["gap"]["reset"] is True
 
 
-def test_waiting_ends() -> None:
+def test_waiting_for_a_name_ends_with_404() -> None:
     with publishing() as r:
         late, gone = r.client(get("/v1/streams/n?wait=5")), r.client(get("/v1/streams/n?wait=5"))
         gone.fin()
@@ -695,7 +697,7 @@ def test_waiting_ends() -> None:
 
 
 @pytest.mark.parametrize("leave", [Client.fin, Client.reset, lambda client: client.connection.abort(CloseReason.IDLE)])
-def test_a_waiting_reader_that_leaves_is_not_kept(leave: Any) -> None:
+def test_a_waiting_reader_that_leaves_is_freed(leave: Any) -> None:
     with publishing() as r:
         stays, gone = r.client(get("/v1/streams/n?wait=30")), r.client(get("/v1/streams/n?wait=30"))
         alone = r.client(get("/v1/streams/other?wait=30"))
@@ -713,7 +715,7 @@ def test_a_waiting_reader_that_leaves_is_not_kept(leave: Any) -> None:
 
 
 @pytest.mark.parametrize("comes", [False, True])
-def test_a_reader_whose_wait_is_over_is_not_kept(comes: bool) -> None:
+def test_a_reader_whose_wait_is_over_is_freed(comes: bool) -> None:
     with publishing() as r:
         waiting = r.client(get("/v1/streams/n?wait=5"))
         seen = weakref.ref(waiting.connection)
@@ -727,7 +729,7 @@ def test_a_reader_whose_wait_is_over_is_not_kept(comes: bool) -> None:
         assert seen() is None
 
 
-def test_what_a_publisher_learns_of_its_readers() -> None:
+def test_the_state_of_a_stream_has_the_lag_of_its_readers() -> None:
     with publishing() as r:
         opened(r, policy="drop_oldest")
         r.client(get("/v1/streams/n"))
@@ -755,7 +757,7 @@ def test_head_does_not_subscribe() -> None:
         assert method.startswith(b"HEAD")
 
 
-def test_deleting_ends_it_for_readers_and_publishers() -> None:
+def test_deleting_a_stream_ends_its_readers_and_publishers() -> None:
     with publishing() as r:
         stream = opened(r)
         reader = r.client(get("/v1/streams/n"))
@@ -777,7 +779,7 @@ def named(answer: Answer) -> list[str]:
     return [each["id"] for each in json.loads(answer.body)["data"]]
 
 
-def test_a_list_shows_ones_own_and_the_admin_all() -> None:
+def test_a_list_shows_the_askers_streams_and_to_the_admin_surface_all() -> None:
     with publishing() as r:
         for name, who in (("a", "x"), ("b", "y"), ("c", "x")):
             assert ask(r, put(name, None, f"Authorization: Bearer {who}")).status == 201
@@ -845,7 +847,7 @@ def test_a_relayed_stream_takes_further_readers_and_the_grace_counts_from_the_la
         assert r.link.closed
 
 
-def test_one_who_looks_in_before_the_first_byte_ends_nothing() -> None:
+def test_a_second_reader_that_leaves_before_the_first_byte_ends_nothing() -> None:
     with publishing() as r:
         asker = r.client(post(CHAT, "Idempotency-Key: k"))
         other = r.client(post(CHAT, "Idempotency-Key: k"))
@@ -855,7 +857,7 @@ def test_one_who_looks_in_before_the_first_byte_ends_nothing() -> None:
         assert text_of(events_in(asker.answer.body)) == "a"
 
 
-def test_started_without_reading() -> None:
+def test_respond_async_answers_202_with_the_streams_location() -> None:
     with publishing() as r:
         asker = r.client(post(CHAT, "Prefer: respond-async"))
         answer = asker.answer
@@ -870,7 +872,7 @@ def test_started_without_reading() -> None:
         assert reader.answer.whole
 
 
-def test_started_without_reading_and_never_read() -> None:
+def test_a_generation_that_is_never_read_is_cancelled_after_its_grace() -> None:
     with publishing(detach_grace_max_s=50.0) as r:
         r.client(post(CHAT, "Prefer: respond-async"))
         r.reply(SSE_HEAD + chunk(event("a")))
@@ -880,7 +882,7 @@ def test_started_without_reading_and_never_read() -> None:
         assert r.link.closed
 
 
-def test_of_two_publishers_the_one_that_goes_on_keeps_the_stream() -> None:
+def test_a_stream_lives_as_long_as_one_of_its_publishers() -> None:
     with publishing(publisher_grace_s=1.0) as r:
         stream = opened(r)
         staying, leaving = r.client(begin(LINES)), r.client(begin(LINES) + chunk(b"1\n"))

@@ -1,4 +1,4 @@
-"""What is read of a request before it goes upstream, and what is never asked of an upstream at all."""
+"""The fields of a request that are read before it goes upstream, and the requests that never go there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_other_path_and_method_goes_upstream(method: str) -> None:
         assert client.answer.body == b"ok"
 
 
-def test_json_that_is_none_is_refused_with_the_place() -> None:
+def test_bad_json_is_refused_with_its_line_and_column() -> None:
     with rig() as r:
         answer = r.client(post(b'{"model": m}', "Content-Type: application/json")).answer
         assert answer.status == 400 and answer.error["code"] == "bad_json"
@@ -60,14 +60,14 @@ def test_bodies_without_a_model_pass(body: bytes, content_type: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False, 1, "true", None])
-def test_a_stream_is_asked_for_by_true_alone(stream: object) -> None:
+def test_only_stream_true_asks_for_a_stream(stream: object) -> None:
     with rig(commit_after_s=1.0) as r:
         client = r.client(post({**CHAT, "stream": stream}))
         r.pass_time(1.5)
         assert bool(client.raw) is (stream is True)
 
 
-def test_a_route_of_its_own() -> None:
+def test_a_route_has_its_own_policy_grace_and_heartbeat() -> None:
     override = RouteOverride(path="/v1/completions", policy="drop_oldest", detach_grace_s=20.0, heartbeat_s=5.0)
     with rig(routes=(override,)) as r:
         client = r.client(post({"model": "m", "stream": True, "prompt": "x"}, path="/v1/completions"))
@@ -122,14 +122,14 @@ def test_a_key_of_an_answer_that_is_no_stream_is_free_again_when_it_is_over() ->
         assert again.answer.body == b"{}"
 
 
-def test_respond_async_is_for_streams() -> None:
+def test_respond_async_needs_a_stream() -> None:
     with rig() as r:
         client = r.client(post(WHOLE, "Prefer: respond-async"))
         r.reply(whole_answer(b"ok"))
         assert client.answer.body == b"ok"
 
 
-def test_respond_async_and_nobody_comes() -> None:
+def test_respond_async_without_a_reader_ends_after_its_grace() -> None:
     with rig(detach_grace_max_s=20.0) as r:
         r.client(post(CHAT, "Prefer: respond-async"))
         r.reply(SSE_HEAD)
@@ -137,7 +137,7 @@ def test_respond_async_and_nobody_comes() -> None:
         assert r.link.aborted and r.runtime.hub.detached == 0
 
 
-def test_respond_async_and_the_upstream_fails() -> None:
+def test_the_reader_of_a_respond_async_stream_gets_the_upstreams_error() -> None:
     with rig() as r:
         r.refusing.add(1)
         client = r.client(post(CHAT, "Prefer: respond-async"))
@@ -148,7 +148,7 @@ def test_respond_async_and_the_upstream_fails() -> None:
 # -- the state of streams
 
 
-def test_a_streams_state_as_json() -> None:
+def test_the_state_of_a_stream_is_served_as_json() -> None:
     with rig() as r:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a"), event("b")))
@@ -196,7 +196,7 @@ def test_the_list_on_the_admin_surface_is_paged() -> None:
 # -- waiting for a name
 
 
-def test_waiting_for_a_name_that_comes() -> None:
+def test_a_waiting_reader_reads_the_name_once_it_is_opened() -> None:
     with rig() as r:
         waiting = [r.client(get("/v1/streams/talk?wait=30")) for _ in range(2)]
         r.pass_time(10)
@@ -208,7 +208,7 @@ def test_waiting_for_a_name_that_comes() -> None:
         r.client(get("/v1/streams/talk", method="DELETE"))
 
 
-def test_waiting_for_a_name_that_doesnt_come() -> None:
+def test_a_reader_whose_name_is_not_opened_gets_404() -> None:
     with rig() as r:
         client, gone = r.client(get("/v1/streams/talk?wait=30")), r.client(get("/v1/streams/talk?wait=30"))
         gone.fin()

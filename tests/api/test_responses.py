@@ -47,7 +47,7 @@ def completed(number: int | None) -> bytes:
 
 
 def begun(r: Rig, count: int = 20, *fields: str) -> Client:
-    """A response with so many deltas, numbered from 1."""
+    """A response with `count` deltas, numbered from 1."""
     asker = r.client(post(ASK, *fields, path="/v1/responses"))
     r.reply(SSE_HEAD + chunk(created(), *(delta(k) for k in range(1, count + 1))))
     return asker
@@ -66,18 +66,18 @@ def ask(r: Rig, data: bytes) -> Answer:
 
 
 def numbers(answer: Answer) -> list[int]:
-    """What the events' texts say; each says its number."""
+    """The numbers in the events' texts: each text is its event's number."""
     said: list[int] = []
     for each in events_in(answer.body):
         said += map(int, each.json["delta"].split()) if "delta" in each.json else [each.json["sequence_number"]]
     return said
 
 
-# -- ours
+# -- responses that streamd serves
 
 
 @pytest.mark.parametrize(("query", "first"), [("", 0), ("&starting_after=0", 1), ("&starting_after=7", 8)])
-def test_the_events_with_a_greater_number_follow(query: str, first: int) -> None:
+def test_the_events_with_a_greater_number_follow_starting_after(query: str, first: int) -> None:
     with responding() as r:
         begun(r)
         reader = r.client(read(query))
@@ -89,7 +89,7 @@ def test_the_events_with_a_greater_number_follow(query: str, first: int) -> None
         assert len(r.links) == 1
 
 
-def test_number_and_seq_are_not_the_same() -> None:
+def test_a_sequence_number_differs_from_the_seq() -> None:
     with responding() as r:
         begun(r)
         finish(r)
@@ -107,7 +107,7 @@ def test_a_catch_up_is_coalesced_and_its_number_is_the_last() -> None:
         assert last.json["sequence_number"] == 21
 
 
-def test_with_everything_there_already_the_answer_is_empty() -> None:
+def test_a_reader_that_has_the_last_event_gets_an_empty_answer() -> None:
     with responding() as r:
         begun(r)
         finish(r)
@@ -115,7 +115,7 @@ def test_with_everything_there_already_the_answer_is_empty() -> None:
         assert (answer.status, answer.body.count(b"data:"), answer.whole) == (200, 0, True)
 
 
-def test_at_the_live_end() -> None:
+def test_a_reader_at_the_live_end_gets_the_next_events() -> None:
     with responding() as r:
         begun(r)
         reader = r.client(read("&starting_after=20"))
@@ -124,7 +124,7 @@ def test_at_the_live_end() -> None:
         assert numbers(reader.answer) == [21]
 
 
-def test_a_number_that_was_not_reached() -> None:
+def test_a_sequence_number_beyond_the_last_is_refused() -> None:
     with responding() as r:
         begun(r)
         answer = ask(r, read("&starting_after=21"))
@@ -134,7 +134,7 @@ def test_a_number_that_was_not_reached() -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "1.5", ""])
-def test_a_number_that_is_none(value: str) -> None:
+def test_a_starting_after_that_is_no_number_is_refused(value: str) -> None:
     with responding() as r:
         begun(r)
         answer = ask(r, read(f"&starting_after={value}"))
@@ -142,7 +142,7 @@ def test_a_number_that_is_none(value: str) -> None:
         finish(r)
 
 
-def test_what_has_fallen_off_is_a_gap() -> None:
+def test_events_that_have_left_the_log_are_a_gap() -> None:
     with responding(log_events_max=128) as r:
         begun(r, 2000)
         stream = next(iter(r.runtime.hub))
@@ -162,7 +162,7 @@ def test_unnumbered_responses_can_be_read_but_not_resumed_by_number() -> None:
         assert len(events_in(ask(r, read()).body)) == 3
 
 
-def test_head_and_the_answers_headers() -> None:
+def test_a_read_response_names_its_stream_and_upstream_and_answers_head() -> None:
     with responding() as r:
         asker = begun(r)
         answer = ask(r, read())
@@ -182,11 +182,11 @@ def test_a_reader_that_was_cut_keeps_its_generation() -> None:
         assert numbers(reader.answer) == list(range(6, 22))
 
 
-# -- not ours
+# -- responses that go upstream
 
 
 def passed_on(r: Rig, data: bytes) -> bytes:
-    """What the upstream was asked; it doesn't know."""
+    """The request as the upstream got it; the upstream answers 404."""
     asked = len(r.links)
     client = r.client(data)
     assert len(r.links) == asked + 1
@@ -203,7 +203,7 @@ def test_an_id_that_is_not_known_goes_upstream() -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?stream=false", "?include=x"])
-def test_reading_it_as_an_object_goes_upstream(query: str) -> None:
+def test_reading_a_response_as_an_object_goes_upstream(query: str) -> None:
     with responding() as r:
         begun(r)
         finish(r)
@@ -211,7 +211,7 @@ def test_reading_it_as_an_object_goes_upstream(query: str) -> None:
         passed_on(r, get(f"/v1/responses/{ID}{query}"))
 
 
-def test_cancelling_goes_upstream() -> None:
+def test_cancelling_a_response_goes_upstream() -> None:
     with responding() as r:
         begun(r)
         seen = passed_on(r, get(f"/v1/responses/{ID}/cancel", "Content-Length: 0", method="POST"))
@@ -219,7 +219,7 @@ def test_cancelling_goes_upstream() -> None:
         r.links[0].feed(chunk(completed(21)) + LAST)
 
 
-def test_somebody_elses_goes_upstream() -> None:
+def test_the_response_of_another_principal_goes_upstream() -> None:
     with responding() as r:
         begun(r, 20, "Authorization: Bearer x")
         passed_on(r, read("", "Authorization: Bearer y"))
@@ -227,14 +227,14 @@ def test_somebody_elses_goes_upstream() -> None:
         r.links[0].feed(chunk(completed(21)) + LAST)
 
 
-def test_one_that_ended_for_want_of_readers_may_go_on_there() -> None:
+def test_a_response_that_ended_without_readers_goes_upstream() -> None:
     with responding() as r:
         begun(r).fin()
         assert next(iter(r.runtime.hub)).reason is CloseReason.READER_GONE
         passed_on(r, read("&starting_after=5"))
 
 
-def test_one_that_the_upstream_broke_off_is_told_as_far_as_it_came() -> None:
+def test_a_response_that_broke_off_is_served_up_to_its_error() -> None:
     with responding() as r:
         begun(r)
         r.link.reset()
@@ -246,7 +246,7 @@ def test_one_that_the_upstream_broke_off_is_told_as_far_as_it_came() -> None:
         assert not answer.whole
 
 
-def test_after_its_retention_it_is_the_upstreams() -> None:
+def test_after_its_retention_a_response_goes_upstream() -> None:
     with responding() as r:
         begun(r)
         finish(r)
@@ -262,8 +262,10 @@ def test_after_its_retention_it_is_the_upstreams() -> None:
     st.integers(0, 5),
     st.integers(0, 200),
 )
-def test_the_place_is_found_however_it_is_numbered(steps: list[tuple[int, bool]], first: int, after: int) -> None:
-    """Numbers grow by any step, and some events have none (never many in a row)."""
+def test_the_event_after_a_number_is_found_in_any_numbering(
+    steps: list[tuple[int, bool]], first: int, after: int
+) -> None:
+    """Numbers grow by any step, and some events are without a number (never many in a row)."""
     stream = new_stream(dialect=Dialect.RESPONSES)
     shown: list[int | None] = []
     number = first

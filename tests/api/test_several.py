@@ -1,4 +1,4 @@
-"""What takes the word of all workers, whichever is asked: lists, look-ups, responses by id, limits, health, counts."""
+"""Answers that need all workers, at any worker: lists, look-ups, responses by id, limits, health, counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MINE = "x-api-key: somebody"
 
 
 async def publish(p: Pair, count: int, *fields: str) -> list[str]:
-    """So many streams of chosen names over both workers, in the order of their opening."""
+    """Open `count` streams of chosen names, alternating between both workers; return them in that order."""
     names = [f"stream-{k:04}" for k in range(count)]  # in one millisecond the name decides
     for k, name in enumerate(names):
         put = get(f"/v1/streams/{name}", "Content-Length: 0", *fields, method="PUT")
@@ -65,7 +65,7 @@ def test_a_list_has_every_workers_streams_in_the_order_of_their_opening() -> Non
                 assert [entry["id"] for entry in found["data"]] == names
                 assert (found["has_more"], found["last_id"]) == (False, names[-1])
                 assert "workers_missing" not in found
-                assert (await listed(each))["data"] == []  # somebody else's
+                assert (await listed(each))["data"] == []  # another principal's
             await stop_all(p)
 
     run(main)
@@ -92,7 +92,7 @@ def test_pages_have_every_stream_once(limit: int) -> None:
     run(main)
 
 
-def test_live_and_sealed_ones() -> None:
+def test_a_list_can_show_only_live_or_only_sealed_streams() -> None:
     async def main() -> None:
         async with pair() as p:
             names = await publish(p, 10, MINE)
@@ -115,7 +115,7 @@ def test_live_and_sealed_ones() -> None:
 
 
 def test_a_long_list_comes_whole() -> None:
-    """Answers between workers beyond what a datagram takes."""
+    """Answers between workers that are larger than a datagram."""
 
     async def main() -> None:
         async with pair() as p:
@@ -128,7 +128,7 @@ def test_a_long_list_comes_whole() -> None:
     run(main)
 
 
-def test_a_worker_that_does_not_answer_is_missing_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_counts_a_worker_that_does_not_answer_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with pair(answer_s=0.05) as p:
             names = await publish(p, 10, MINE)
@@ -150,7 +150,7 @@ def test_a_worker_that_does_not_answer_is_missing_and_no_more(monkeypatch: pytes
     run(main)
 
 
-def test_who_leaves_while_the_others_are_asked_is_not_answered() -> None:
+def test_a_client_that_leaves_while_workers_are_asked_gets_no_answer() -> None:
     async def main() -> None:
         async with pair() as p:
             p.deaf(p.b)
@@ -159,7 +159,7 @@ def test_who_leaves_while_the_others_are_asked_is_not_answered() -> None:
             conns = [await p.a.connect(get("/v1/streams")) for _ in range(INQUIRIES_MAX + 5)]
             inquiries = p.a.runtime.inquiries
             assert inquiries is not None
-            for conn in conns[INQUIRIES_MAX:]:  # beyond the bound nobody else is asked, at once
+            for conn in conns[INQUIRIES_MAX:]:  # beyond the bound no other worker is asked: the answer comes at once
                 assert b'"workers_missing":1' in (await conn.answer()).body
             assert len(inquiries) == INQUIRIES_MAX
             conns[0].fin()
@@ -175,7 +175,7 @@ def test_who_leaves_while_the_others_are_asked_is_not_answered() -> None:
     run(main)
 
 
-def test_the_laggards_of_all_workers() -> None:
+def test_the_streams_with_the_largest_lag_come_from_all_workers() -> None:
     async def main() -> None:
         async with pair(ENDLESS) as p:
             for each in p.both:
@@ -205,7 +205,7 @@ def conversation_in(p: Pair, daemon: Daemon, stem: str = "c") -> str:
     return next(f"{stem}{k}" for k in range(100) if owner_of(p.peers[0], "anonymous", f"{stem}{k}") == slot)
 
 
-def test_conversations_live_where_their_id_says() -> None:
+def test_a_conversation_lives_in_the_worker_that_its_id_chooses() -> None:
     async def main() -> None:
         async with pair(SLOW) as p:
             conversations = [conversation_in(p, each) for each in p.both]
@@ -233,7 +233,7 @@ def test_conversations_live_where_their_id_says() -> None:
     run(main)
 
 
-def test_a_conversation_said_again_at_another_worker_supersedes() -> None:
+def test_a_conversation_id_sent_again_at_another_worker_cancels_the_first() -> None:
     async def main() -> None:
         async with pair(ENDLESS) as p:
             conversation = conversation_in(p, p.b)
@@ -269,7 +269,7 @@ def test_a_response_is_read_by_its_id_at_any_worker() -> None:
                 assert p.moved == before + 1
                 assert [event.json["sequence_number"] for event in whole] == list(range(len(whole)))
                 check_rest(3, whole, read)
-            # Forgotten with its stream, and then the upstream's to know.
+            # Forgotten with its stream; from then on it goes upstream.
             for each in p.both:
                 each.sweep_later(1000)
             for each in p.both:
@@ -279,7 +279,7 @@ def test_a_response_is_read_by_its_id_at_any_worker() -> None:
 
 
 def check_rest(number: int, whole: list[Read], read: list[Read]) -> None:
-    """A reader got every event with a greater number. Of a late one texts are joined, with the last's number."""
+    """A reader got every event with a greater number. A late reader gets joined texts, with the number of the last."""
     left = [event.json for event in whole if event.json["sequence_number"] > number]
     for event in read:
         count = sum(each["sequence_number"] <= event.json["sequence_number"] for each in left)
@@ -290,7 +290,7 @@ def check_rest(number: int, whole: list[Read], read: list[Read]) -> None:
     assert left == []
 
 
-def test_the_directory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_of_responses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses_module, "ELSEWHERE_MAX", 3)
 
     async def main() -> None:
@@ -313,7 +313,7 @@ def test_the_directory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- ids
 
 
-def test_ids_of_other_processes_are_gone_whoever_is_asked() -> None:
+def test_an_id_of_an_earlier_process_is_gone_at_every_worker() -> None:
     async def main() -> None:
         async with pair() as p:
             for start in ("A", "B", "C", "9"):
@@ -364,7 +364,7 @@ def test_requests_in_flight_at_an_upstream_are_counted_over_all_workers() -> Non
     run(main)
 
 
-def test_graces_are_shared_out() -> None:
+def test_the_bound_of_detached_streams_is_split_over_the_workers() -> None:
     async def main() -> None:
         async with pair(detached_max=5) as p:
             assert [each.runtime.hub.detached_max for each in p.both] == [3, 3]
@@ -375,10 +375,10 @@ def test_graces_are_shared_out() -> None:
     run(main)
 
 
-# -- what it says of itself
+# -- health, metrics, memory
 
 
-def test_counts_are_the_daemons_whoever_answers() -> None:
+def test_every_worker_shows_the_counts_of_the_whole_daemon() -> None:
     async def main() -> None:
         async with pair(SLOW) as p:
             for each in p.both:
@@ -420,7 +420,7 @@ def test_memory_is_measured_for_the_whole_daemon() -> None:
     run(main)
 
 
-def test_a_note_of_an_unknown_kind_is_a_bug_and_no_more() -> None:
+def test_a_note_of_an_unknown_kind_is_counted_as_a_bug() -> None:
     async def main() -> None:
         async with pair(check=False) as p:
             assert p.peers[0].tell(1, "unheard-of", b"x")

@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class PageServer(TcpRelay):
-    """Files of examples/, and everything under /v1/ from streamd; only the connections of the latter are counted."""
+    """Files of examples/, and everything under /v1/ from streamd. Only connections to streamd are counted."""
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -27,7 +27,7 @@ class PageServer(TcpRelay):
         writer.close()
 
     def asked(self, start: str) -> int:
-        """How many requests began like this: `GET /v1/streams/`."""
+        """The number of requests that begin like this: `GET /v1/streams/`."""
         return sum(bytes(up).count(start.encode()) for up in self.up)
 
 

@@ -31,7 +31,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PROMPT = "Tell me about streams."  # what the page begins with
+PROMPT = "Tell me about streams."  # the page's initial prompt
 SLOW = MockOptions(interval_s=0.02, ttft_s=0, tokens=80)
 ENDLESS = MockOptions(interval_s=0.02, ttft_s=0, tokens=1_000_000)
 SOON = {"retry_min_s": 0.01, "retry_max_s": 0.05}  # a browser waits as long as `retry:` says
@@ -92,7 +92,7 @@ def test_tokens_arrive_and_the_text_is_whole(tab: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
-def test_other_routes(tab: Any, path: str) -> None:
+def test_the_page_reads_completions_and_responses(tab: Any, path: str) -> None:
     with live() as served:
         tab.goto(page_of(served).url)
         tab.get_by_text("Server, model and key").click()
@@ -114,8 +114,8 @@ def test_stop_ends_the_generation(tab: Any) -> None:
         assert front.asked("DELETE /v1/streams/s_") == 1
 
 
-def test_a_lost_connection_goes_on_where_it_was(tab: Any) -> None:
-    """Cut before the head, in the head, and at odd places of the body, again and again."""
+def test_a_lost_connection_resumes_exactly(tab: Any) -> None:
+    """The connection is cut before the head, in the head, and repeatedly at odd places of the body."""
     limits = {0: 2000, 1: 0, 2: 100, 3: 640, 4: 700, 5: 560, 6: 690}  # bytes of each connection; a head is 350
     with live(SLOW, **SOON) as served:
         front = page_of(served, limits.get)
@@ -140,7 +140,7 @@ def test_a_connection_dropped_by_hand_comes_back(tab: Any) -> None:
         assert "1 lost connection made good" in text_in(tab, "status")
 
 
-def test_a_stream_without_done_is_finished_by_204(tab: Any) -> None:
+def test_a_204_finishes_a_stream_without_done(tab: Any) -> None:
     with live(**SOON) as served:
         served.fault("no-done")
         front = page_of(served)
@@ -159,7 +159,7 @@ def test_an_error_is_shown(tab: Any) -> None:
         assert "mock-llm was told to answer 400" in text_in(tab, "status")
 
 
-def test_a_truncation_is_shown_with_the_text_that_came(tab: Any) -> None:
+def test_a_truncation_is_shown_after_the_received_text(tab: Any) -> None:
     with live() as served:
         whole = served.said(PROMPT)
         served.fault("break-fin=7")
@@ -169,7 +169,7 @@ def test_a_truncation_is_shown_with_the_text_that_came(tab: Any) -> None:
         assert 0 < len(text_in(tab)) < len(whole) and whole.startswith(text_in(tab))
 
 
-def test_another_device_watches(tab: Any, browser: Any) -> None:
+def test_another_device_can_watch_a_generation(tab: Any, browser: Any) -> None:
     with live(SLOW, **SOON) as served:
         front = page_of(served)
         tab.goto(front.url)
@@ -184,7 +184,7 @@ def test_another_device_watches(tab: Any, browser: Any) -> None:
         other.context.close()
 
 
-def test_stop_reaches_who_watches(tab: Any, browser: Any) -> None:
+def test_stop_ends_the_watching_device_too(tab: Any, browser: Any) -> None:
     with live(ENDLESS, **SOON) as served:
         tab.goto(page_of(served).url)
         tab.get_by_role("button", name="Send").click()
@@ -203,7 +203,7 @@ def test_stop_reaches_who_watches(tab: Any, browser: Any) -> None:
 
 @pytest.fixture
 def origin() -> Iterator[str]:
-    """The page from a web server that knows nothing of streamd: `python -m http.server --directory examples`."""
+    """The page from a web server without streamd: `python -m http.server --directory examples`."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FilesOfThePage) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -216,10 +216,10 @@ class FilesOfThePage(http.server.SimpleHTTPRequestHandler):
         super().__init__(*args, directory=str(EXAMPLES))
 
     def log_message(self, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
-def test_from_an_allowed_origin_everything_works(tab: Any, origin: str) -> None:
+def test_the_page_works_fully_from_an_allowed_origin(tab: Any, origin: str) -> None:
     """Preflights for every header that the page sets, and the headers that it reads: resume, stop, watch."""
     with live(SLOW, **SOON, cors_origins=(origin,)) as served:
         tab.goto(f"{origin}/?server={served.url}")
@@ -241,7 +241,7 @@ def test_from_an_allowed_origin_everything_works(tab: Any, origin: str) -> None:
         wait_for_state(tab, "stopped")
 
 
-def test_from_another_origin_nothing_is_read(tab: Any, origin: str) -> None:
+def test_a_page_of_another_origin_cannot_read_answers(tab: Any, origin: str) -> None:
     with live(cors_origins=("https://chat.example.com",)) as served:
         tab.goto(origin)
         asked = f"fetch('{served.url}/v1/models').then(() => 'read', () => 'refused')"
@@ -258,8 +258,8 @@ WATCH_ALL = """
 
 
 @needs("nginx", "openssl")
-def test_more_than_six_streams_at_once_over_http2(browser: Any) -> None:
-    """By HTTP/1.1 a browser opens six connections to a server, and a seventh stream waits for ever."""
+def test_over_http2_more_than_six_streams_run_at_once(browser: Any) -> None:
+    """Over HTTP/1.1 a browser opens six connections to a server, and a seventh stream would wait forever."""
     with live() as served, tempfile.TemporaryDirectory(prefix="front-") as folder:
         served.fault("stall=5")
         ids = [start(served.url, keep_s=60) for _ in range(10)]
@@ -301,7 +301,7 @@ def test_an_event_source_that_is_cut_off_has_no_hole_and_stops_at_the_end(tab: A
         text = "".join(choice["delta"].get("content") or "" for body in bodies for choice in body["choices"])
         assert text == served.said(PROMPT)
         assert read["events"][-1][1] == "[DONE]"
-        # Each event once and in order; one that holds several texts has the id of the last.
+        # Each event once and in order; an event of several texts has the id of the last.
         seqs = [int(last_id.rpartition(":")[2]) for last_id, _ in read["events"]]
         assert seqs == sorted(set(seqs)) and {last_id.rpartition(":")[0] for last_id, _ in read["events"]} == {
             stream_id
@@ -315,7 +315,7 @@ def test_an_event_source_that_is_cut_off_has_no_hole_and_stops_at_the_end(tab: A
 
 
 def start(url: str, keep_s: int = 0) -> str:
-    """Begin a generation and leave it to its readers, for `keep_s` if it isn't configured; its id."""
+    """Begin a generation, leave it to its readers (for `keep_s`, if given), and return its id."""
     body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": PROMPT}]})
     headers = {"Content-Type": "application/json"} | ({"X-Stream-Detach-Grace": str(keep_s)} if keep_s else {})
     request = urllib.request.Request(f"{url}/v1/chat/completions", body.encode(), headers)
@@ -324,7 +324,7 @@ def start(url: str, keep_s: int = 0) -> str:
 
 
 def last_status(front: PageServer) -> int:
-    """Of the last answer on the last connection."""
+    """The status of the last answer on the last connection."""
     return int(re.findall(rb"HTTP/1\.1 (\d{3}) ", bytes(front.down[-1]))[-1])
 
 

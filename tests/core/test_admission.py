@@ -1,4 +1,4 @@
-"""The gates: arithmetic of the budget, each refusal, symmetry, and what a model of plain counts says."""
+"""The gates: arithmetic of the budget, each refusal, symmetry, and agreement with a model of plain counts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEMANDS = Demands(process_bytes=10 * MIB, bodies_bytes_max=MIB, reserve_connecti
 
 
 def budget_for(pairs: int, *, prices: Prices = PRICES, demands: Demands = DEMANDS, workers: int = 1) -> Budget:
-    """A budget whose memory fits exactly so many connections with a stream each."""
+    """A budget whose memory fits exactly `pairs` connections with a stream each."""
     fixed = workers * demands.process_bytes + demands.bodies_bytes_max
     fixed += workers * demands.reserve_connections * prices.tcp_bytes
     pair = prices.tcp_bytes + prices.stream_bytes + prices.log_expected_bytes
@@ -79,20 +79,20 @@ class TestPrices:
 
 
 class TestBudget:
-    def test_memory_fits_so_many_pairs(self) -> None:
+    def test_memory_divided_by_the_price_of_a_pair_bounds_connections_and_streams(self) -> None:
         budget = budget_for(8_000)
         assert (budget.connections_max, budget.streams_max, budget.limited_by) == (8_000, 8_000, "memory")
 
-    def test_a_byte_less_is_a_pair_less(self) -> None:
+    def test_one_byte_less_of_memory_is_a_pair_less(self) -> None:
         full = budget_for(50)
         resources = replace(full.resources, memory_bytes=full.resources.memory_bytes - 1)
         assert Budget.compute(resources, DEMANDS, PRICES).connections_max == 49
 
-    def test_logs_get_what_the_pairs_leave(self) -> None:
+    def test_logs_get_the_memory_that_the_pairs_leave(self) -> None:
         budget = budget_for(100)
         assert budget.logs_bytes_max == 100 * PRICES.log_expected_bytes
 
-    def test_logs_may_have_a_budget_of_the_operators(self) -> None:
+    def test_the_operator_may_set_the_budget_of_the_logs(self) -> None:
         default = budget_for(100)
         budget = Budget.compute(default.resources, replace(DEMANDS, logs_bytes_max=3 * MIB), PRICES)
         assert budget.logs_bytes_max == 3 * MIB
@@ -113,7 +113,7 @@ class TestBudget:
         tcp_memory=st.none() | st.integers(MIB, 8 * GIB),
     )
     @settings(max_examples=200)
-    def test_what_is_admitted_always_fits(
+    def test_the_admitted_connections_and_streams_always_fit_the_budget(
         self, memory: int, descriptors: int, workers: int, streams_max: int, tcp_memory: int | None
     ) -> None:
         demands = replace(DEMANDS, streams_max=streams_max)
@@ -148,7 +148,7 @@ class TestBudget:
         assert budget.limited_by == "tcp_mem"
         assert budget.connections_max * (PRICES.send_queue_bytes + PRICES.upstream_queue_bytes) <= 100 * MIB
 
-    def test_a_setting_below_all_that_holds(self) -> None:
+    def test_a_setting_below_the_other_limits_holds(self) -> None:
         budget = budget_for(100, demands=replace(DEMANDS, conns_max=7))
         assert (budget.connections_max, budget.limited_by) == (7, "conns_max")
 
@@ -157,7 +157,7 @@ class TestBudget:
         with pytest.raises(BudgetError, match=r"RLIMIT_NOFILE is 1024: room for 506 connections.*1000 wanted"):
             Budget.compute(Resources(GIB, "machine", 1024), demands, PRICES)
 
-    def test_no_descriptors_at_all(self) -> None:
+    def test_a_budget_without_descriptors_is_refused_with_rlimit_nofile(self) -> None:
         with pytest.raises(BudgetError, match="RLIMIT_NOFILE is 12: room for 0"):
             Budget.compute(Resources(GIB, "machine", 12), DEMANDS, PRICES)
 
@@ -165,13 +165,13 @@ class TestBudget:
         with pytest.raises(BudgetError, match="raise memory_limit"):
             Budget.compute(Resources(8 * MIB, "cgroup", 20_000), DEMANDS, PRICES)
 
-    def test_the_line_names_limit_subtractions_prices_and_most(self) -> None:
+    def test_the_startup_line_names_the_limit_subtractions_prices_and_bounds(self) -> None:
         line = budget_for(8_000).describe()
         assert "\n" not in line
         for word in ("(setting)", "1 worker(s) 10 MiB", "a connection costs", "8000 connections", "by memory"):
             assert word in line
 
-    def test_status_sums_up(self) -> None:
+    def test_the_subtractions_and_the_available_bytes_of_the_status_add_up_to_the_limit(self) -> None:
         status = budget_for(100).status()
         subtracted = status["subtracted_bytes"]
         assert isinstance(subtracted, dict)
@@ -179,7 +179,7 @@ class TestBudget:
 
 
 class TestConnections:
-    def test_the_last_one_in_and_the_first_one_out(self) -> None:
+    def test_a_connection_above_the_limit_is_refused_until_a_connection_ends(self) -> None:
         admission = admission_for(3)
         assert [admission.admit_connection(PRICES.tcp_bytes) for _ in range(3)] == [None] * 3
         refusal = admission.admit_connection(PRICES.tcp_bytes)
@@ -206,7 +206,7 @@ class TestConnections:
         assert (gate_of(refusal), refusal.status) == (Gate.ADDRESS, 429)
         assert admission.refused()["address"] == 1
 
-    def test_a_refused_one_took_nothing(self) -> None:
+    def test_a_refused_connection_took_nothing(self) -> None:
         admission = admission_for(1)
         admission.admit_connection(1)
         before = admission.status()["in_use"]
@@ -230,7 +230,7 @@ class TestConnections:
         admission.release_reserved()
         assert admission.take_reserved()
 
-    def test_an_adopted_one_is_counted_even_over_the_limit(self) -> None:
+    def test_an_adopted_connection_is_counted_even_over_the_limit(self) -> None:
         admission = admission_for(1)
         admission.admit_connection(5)
         admission.adopt_connection(5)
@@ -241,14 +241,14 @@ class TestConnections:
 
 
 class TestStreams:
-    def test_streams_in_all(self) -> None:
+    def test_a_stream_above_the_limit_is_refused(self) -> None:
         admission = admission_for(2)
         assert [admission.admit_stream() for _ in range(2)] == [None, None]
         refusal = admission.admit_stream()
         assert refusal is not None
         assert (gate_of(refusal), refusal.code) == (Gate.STREAMS, "over_capacity")
 
-    def test_upstream_in_flight(self) -> None:
+    def test_a_relay_above_the_limit_in_flight_is_refused(self) -> None:
         admission = admission_for(10, Limits(upstream_in_flight_max=1))
         assert admission.admit_relay() is None
         refusal = admission.admit_relay()
@@ -268,7 +268,7 @@ class TestStreams:
         assert gate_of(refusal) is Gate.STREAMS
         assert admission.status()["in_use"] == before
 
-    def test_what_a_relay_took_is_given_back(self) -> None:
+    def test_the_release_of_a_relay_gives_back_all_that_it_took(self) -> None:
         admission = admission_for(2)
         before = admission.status()["in_use"]
         assert admission.admit_relay() is None
@@ -297,7 +297,7 @@ class TestStreams:
         admission.note_lag(0.0)
         assert admission.admit_relay() is None
 
-    def test_measured_memory_is_the_second_opinion(self) -> None:
+    def test_measured_memory_above_the_limit_refuses_too(self) -> None:
         admission = admission_for(10)
         admission.note_resident(budget_for(10).resources.memory_bytes + 1)
         refusal = admission.admit_stream()
@@ -306,7 +306,7 @@ class TestStreams:
 
 
 class TestBodies:
-    def test_all_bodies_together(self) -> None:
+    def test_all_bodies_together_have_a_limit(self) -> None:
         admission = admission_for(1)
         assert admission.admit_body(MIB - 1) is None
         refusal = admission.admit_body(2)
@@ -317,7 +317,7 @@ class TestBodies:
 
 
 class TestWorkers:
-    def test_rows_are_summed_and_only_the_own_one_is_written(self) -> None:
+    def test_a_worker_counts_all_rows_and_writes_only_its_own(self) -> None:
         budget = budget_for(3, workers=2)
         rows = [[0] * len(Slot), [0] * len(Slot)]
         first = Admission(budget, Limits(), rows[0], [rows[1]])
@@ -329,7 +329,7 @@ class TestWorkers:
         assert [row[Slot.CONNECTIONS] for row in rows] == [2, 1]
         assert first.saturation()["connections"] == second.saturation()["connections"] == 1.0
 
-    def test_logs_are_shared_out(self) -> None:
+    def test_the_budget_of_the_logs_is_split_over_the_workers(self) -> None:
         budget = budget_for(10, workers=2)
         assert Admission(budget, Limits()).logs_bytes_max == budget.logs_bytes_max // 2
 
@@ -349,7 +349,7 @@ class TestRefusal:
 
 
 class TestSaturation:
-    def test_empty_is_nought_and_full_is_one(self) -> None:
+    def test_saturation_is_0_when_empty_and_1_when_full(self) -> None:
         admission = admission_for(4)
         assert set(admission.saturation().values()) == {0.0}
         while admission.admit_connection(PRICES.tcp_bytes) is None:
@@ -359,12 +359,12 @@ class TestSaturation:
         assert 0.8 < parts["memory"] < 1.0
         assert admission.saturation_highest() == 1.0
 
-    def test_never_over_one(self) -> None:
+    def test_saturation_is_never_above_1(self) -> None:
         admission = admission_for(4, Limits(loop_lag_max_s=0.1))
         admission.note_lag(50)
         assert admission.saturation()["loop_lag"] == 1.0
 
-    def test_lag_gate_off_is_nought(self) -> None:
+    def test_saturation_of_a_lag_gate_that_is_off_is_0(self) -> None:
         admission = admission_for(4, Limits(loop_lag_max_s=0))
         admission.note_lag(50)
         assert admission.saturation()["loop_lag"] == 0.0
@@ -382,14 +382,14 @@ class TestAddresses:
             ("fe80::1%eth0", "fe80::/64"),
         ],
     )
-    def test_what_a_client_is_counted_by(self, address: str, key: str) -> None:
+    def test_a_client_is_counted_by_its_ipv4_address_or_ipv6_network(self, address: str, key: str) -> None:
         assert address_key(address) == key
 
-    def test_nonsense_is_an_error(self) -> None:
+    def test_a_text_that_is_no_address_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="nonsense"):
             address_key("nonsense")
 
-    def test_no_entry_is_left_behind(self) -> None:
+    def test_an_address_without_connections_has_no_entry(self) -> None:
         gate = AddressGate(2)
         gate.take("a")
         gate.take("a")
@@ -400,7 +400,7 @@ class TestAddresses:
 
 
 class Gates(RuleBasedStateMachine):
-    """Any order of arrivals and ends against plain counts: the sums agree, and all given back is all free."""
+    """Any order of arrivals and ends against plain counts: the sums agree, and after all releases nothing is in use."""
 
     def __init__(self) -> None:
         super().__init__()

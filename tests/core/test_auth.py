@@ -27,7 +27,7 @@ def key(**rights: object) -> Key:
         (b"", None),
     ],
 )
-def test_bearer(value: bytes, credential: bytes | None) -> None:
+def test_the_scheme_bearer_is_read_in_any_case(value: bytes, credential: bytes | None) -> None:
     assert bearer(headers(authorization=value)) == credential
 
 
@@ -41,7 +41,7 @@ def test_bearer(value: bytes, credential: bytes | None) -> None:
         (headers(), None),
     ],
 )
-def test_presented_key(get: HeadersGet, credential: bytes | None) -> None:
+def test_a_key_is_presented_as_bearer_or_x_api_key(get: HeadersGet, credential: bytes | None) -> None:
     assert presented_key(get) == credential
 
 
@@ -58,7 +58,7 @@ def test_without_keys_a_credential_is_a_principal() -> None:
 
 
 @pytest.mark.parametrize("get", [headers(), headers(authorization=b""), headers(x_api_key=b"")])
-def test_without_keys_and_credential_it_is_anonymous(get: HeadersGet) -> None:
+def test_without_keys_a_request_without_credential_is_anonymous(get: HeadersGet) -> None:
     assert principal_without_keys(get) is ANONYMOUS
 
 
@@ -76,7 +76,7 @@ def test_a_principals_id_is_the_same_after_a_restart() -> None:
         (("/v1/models", "/v1/chat/*"), "/v1/models", True),
     ],
 )
-def test_routes(routes: tuple[str, ...], path: str, allowed: bool) -> None:
+def test_a_key_with_routes_opens_only_those(routes: tuple[str, ...], path: str, allowed: bool) -> None:
     refusal = key(routes=routes).refuse_route(path)
     assert (refusal is None) is allowed
     assert refusal is None or (refusal.status, refusal.code) == (403, "route_not_allowed")
@@ -93,7 +93,7 @@ def test_routes(routes: tuple[str, ...], path: str, allowed: bool) -> None:
         (("llama-*",), None, False),  # a body that isn't parsed may name any model
     ],
 )
-def test_models(models: tuple[str, ...], model: str | None, allowed: bool) -> None:
+def test_a_key_with_models_opens_only_those(models: tuple[str, ...], model: str | None, allowed: bool) -> None:
     refusal = key(models=models).refuse_model(model)
     assert (refusal is None) is allowed
     assert refusal is None or (refusal.status, refusal.code) == (403, "model_not_allowed")

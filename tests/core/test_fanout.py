@@ -1,4 +1,4 @@
-"""Very many readers of one stream: slices, passes, and what happens in the middle of them."""
+"""Very many readers of a stream: slices, passes, and joins, leaves and seals in the middle of a pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fanout_of(stream: Stream) -> SlicedFanout:
 
 
 def alike(readers: list[Reader]) -> Reader:
-    """All got the same bytes: one of them stands for all."""
+    """Check that all readers got the same bytes, and return the first to stand for all."""
     assert len({bytes(reader.sent) for reader in readers}) == 1
     return readers[0]
 
@@ -45,7 +45,7 @@ def written(readers: list[Reader]) -> int:
 # -- slices
 
 
-def test_up_to_so_many_an_event_goes_out_at_once() -> None:
+def test_an_event_goes_at_once_to_up_to_direct_readers_max_readers() -> None:
     stream, loop, readers = crowd(DIRECT_READERS_MAX)
     feed(stream, 1)
     assert written(readers) == DIRECT_READERS_MAX
@@ -71,7 +71,7 @@ def test_an_event_is_encoded_once() -> None:
     assert len({id(reader.frames[0]) for reader in readers}) == 1
 
 
-def test_what_comes_during_a_pass_goes_out_with_it() -> None:
+def test_events_during_a_pass_go_out_with_it() -> None:
     stream, loop, readers = crowd()
     feed(stream, 1)
     loop.turn()
@@ -84,7 +84,7 @@ def test_what_comes_during_a_pass_goes_out_with_it() -> None:
     assert not fanout_of(stream)._frames
 
 
-def test_a_large_read_is_one_write_each() -> None:
+def test_the_events_of_a_large_read_are_one_write_per_reader() -> None:
     stream, loop, readers = crowd(100)
     stream.append_all([event(str(k)) for k in range(20)], 1.0)
     loop.rest()
@@ -92,10 +92,10 @@ def test_a_large_read_is_one_write_each() -> None:
     assert readers[0].seqs == list(range(1, 21))
 
 
-# -- who comes and goes in the middle of a pass
+# -- readers that join and leave in the middle of a pass
 
 
-def test_a_joiner_in_the_middle_of_a_pass() -> None:
+def test_a_reader_that_joins_in_the_middle_of_a_pass_misses_nothing() -> None:
     stream, loop, readers = crowd()
     feed(stream, 3)
     loop.turn()
@@ -107,7 +107,7 @@ def test_a_joiner_in_the_middle_of_a_pass() -> None:
     assert all(reader.text == said(stream) for reader in readers)
 
 
-def test_leavers_in_the_middle_of_a_pass() -> None:
+def test_readers_that_leave_in_the_middle_of_a_pass_cost_the_others_nothing() -> None:
     stream, loop, readers = crowd()
     feed(stream, 1)
     loop.turn()
@@ -121,7 +121,7 @@ def test_leavers_in_the_middle_of_a_pass() -> None:
     assert len(stream.readers) == MANY - 3
 
 
-def test_all_leave_in_the_middle_of_a_pass() -> None:
+def test_a_pass_ends_when_all_its_readers_have_left() -> None:
     stream, loop, readers = crowd()
     feed(stream, 1)
     loop.turn()
@@ -136,7 +136,7 @@ def test_all_leave_in_the_middle_of_a_pass() -> None:
 # -- the end
 
 
-def test_a_seal_before_a_pass() -> None:
+def test_a_seal_before_a_pass_reaches_readers_after_the_events() -> None:
     stream, loop, readers = crowd()
     feed(stream, 1)
     stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
@@ -154,7 +154,7 @@ def test_a_seal_in_the_middle_of_a_pass_reaches_those_served_before() -> None:
     assert all(reader.ended is True and reader.seqs == [1] for reader in readers)
 
 
-def test_a_failure_in_the_middle_of_a_pass() -> None:
+def test_a_failure_in_the_middle_of_a_pass_reaches_every_reader() -> None:
     stream, loop, readers = crowd()
     stream.source = Source()
     feed(stream, 1)
@@ -164,14 +164,14 @@ def test_a_failure_in_the_middle_of_a_pass() -> None:
     assert all(reader.ended is False and reader.seqs == [1, 2] for reader in readers)
 
 
-def test_a_seal_when_nothing_is_pending() -> None:
+def test_a_seal_reaches_readers_when_no_event_is_pending() -> None:
     stream, loop, readers = crowd()
     stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
     loop.rest()
     assert all(reader.ended is True for reader in readers)
 
 
-def test_the_stalled_end_when_they_have_read() -> None:
+def test_a_stalled_reader_ends_when_it_has_read_everything() -> None:
     stream, loop, readers = crowd()
     paused, behind = readers[0], readers[1]
     behind.stall()
@@ -254,7 +254,7 @@ def test_a_reader_that_resumes_between_passes_and_is_full_at_once_loses_nothing_
     assert alike(readers[:-1][:SLICE_MAX]).text == said(stream)
 
 
-def test_coalesce_in_passes() -> None:
+def test_in_passes_coalesce_loses_no_token() -> None:
     stream, loop, stalled, others = stall_one(Policy.COALESCE, 100)
     assert (stalled.state, stalled.subscriber.ring.bytes_held) == (Sub.BEHIND, 0)
     stalled.take()
@@ -264,7 +264,7 @@ def test_coalesce_in_passes() -> None:
     assert alike(others).text == said(stream)
 
 
-def test_drop_oldest_in_passes() -> None:
+def test_in_passes_drop_oldest_announces_its_gap() -> None:
     stream, loop, stalled, others = stall_one(Policy.DROP_OLDEST, 100)
     assert stalled.state is Sub.PAUSED
     stalled.take()
@@ -274,7 +274,7 @@ def test_drop_oldest_in_passes() -> None:
     assert alike(others).text == said(stream)
 
 
-def test_close_in_passes() -> None:
+def test_in_passes_close_ends_only_the_stalled_reader() -> None:
     stream, _, stalled, others = stall_one(Policy.CLOSE, 100)
     assert (stalled.cut, stalled.state) == (1, Sub.ENDED)
     assert alike(others).text == said(stream)
@@ -295,7 +295,7 @@ def test_a_live_reader_that_a_slow_pass_has_not_reached_reads_the_log() -> None:
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_a_paused_reader_that_a_slow_pass_has_not_reached(policy: Policy) -> None:
+def test_a_paused_reader_that_a_slow_pass_has_not_reached_gets_its_policys_outcome(policy: Policy) -> None:
     stream, loop, readers = crowd(policy=policy)
     stalled = readers[-1]
     stalled.stall()
@@ -337,7 +337,7 @@ def test_frames_at_hand_are_bounded() -> None:
     assert {reader.subscriber.position for reader in readers} == {stream.log.seq_next}
 
 
-def test_what_everybody_has_is_not_kept_while_events_go_on() -> None:
+def test_frames_that_every_reader_has_are_dropped_while_events_go_on() -> None:
     stream, loop, _ = crowd()
     for _ in range(200):
         feed(stream, 1)
@@ -348,7 +348,7 @@ def test_what_everybody_has_is_not_kept_while_events_go_on() -> None:
 # -- other forms, comments
 
 
-def test_http10_readers_are_served_in_passes_too() -> None:
+def test_http10_readers_are_served_in_passes() -> None:
     stream, loop, readers = crowd(100)
     old = Reader(stream, loop, form=Form.BARE)
     feed(stream, 3)
@@ -391,10 +391,10 @@ def test_a_flush_interval_makes_one_write_of_several_events() -> None:
     assert written(readers) == 6
     assert all(reader.text == said(stream) for reader in readers)
     readers[0].leave()
-    assert not stream.direct  # few readers, and yet in passes
+    assert not stream.direct  # in passes although the readers are few
 
 
-def test_a_flush_interval_and_the_end() -> None:
+def test_a_seal_does_not_wait_for_the_flush_interval() -> None:
     loop = Loop()
     stream = new_stream(loop)
     stream.use_fanout(loop.fanout(stream, 0.05))
@@ -433,7 +433,7 @@ def test_more_readers_than_go_at_once_are_served_in_passes_and_few_at_once_again
         assert reader.subscriber.position == stream.log.seq_next
 
 
-def test_few_are_left_in_the_middle_of_a_pass() -> None:
+def test_a_stream_with_few_readers_left_is_direct_after_the_pass() -> None:
     stream, loop, readers = crowd()
     feed(stream, 1)
     loop.turn()
@@ -450,7 +450,7 @@ def test_few_are_left_in_the_middle_of_a_pass() -> None:
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_a_tenth_of_the_readers_stalls(policy: Policy) -> None:
+def test_a_stalled_tenth_of_the_readers_costs_the_others_nothing(policy: Policy) -> None:
     loop = Loop()
     hub = new_hub(loop)
     stream = hub.open(core_stream.Dialect.CHAT, 0.0)
@@ -469,7 +469,7 @@ def test_a_tenth_of_the_readers_stalls(policy: Policy) -> None:
         rings = sum(reader.subscriber.ring.bytes_held for reader in stalled)
         assert rings <= len(stalled) * RING_BYTES_MAX
         assert sum(len(reader.held) for reader in stalled) <= len(stalled) * 3 * 300  # a write that the kernel refused
-        assert len({len(reader.sent) for reader in others}) == 1  # nobody is behind, whoever stalls
+        assert len({len(reader.sent) for reader in others}) == 1  # the others are not behind, whichever reader stalls
     assert hub.log_bytes == stream.log.bytes_held < 16 * 1024
     assert len({bytes(reader.sent) for reader in others}) == 1
     assert others[0].text == said(stream)
@@ -490,7 +490,7 @@ def test_a_tenth_of_the_readers_stalls(policy: Policy) -> None:
             assert reader.seqs == list(range(1, len(reader.seqs) + 1))
 
 
-# -- all of it at once
+# -- all of this in any order
 
 
 STEPS = st.lists(
@@ -502,7 +502,7 @@ STEPS = st.lists(
 
 
 class Crowd:
-    """A few readers under bounds so small that everything happens."""
+    """A few readers under bounds so small that every case occurs."""
 
     def __init__(self, policy: Policy, flush_interval_s: float) -> None:
         self.policy = policy
@@ -547,7 +547,7 @@ class Crowd:
 
 
 @given(STEPS, st.sampled_from(list(Policy)), st.sampled_from([0.0, 0.05]), st.integers(1, 3), st.integers(1, 5))
-def test_whatever_happens_every_token_is_there_or_announced(
+def test_in_any_order_of_steps_every_token_is_there_or_announced(
     steps: list[tuple[str, int]], policy: Policy, flush_interval_s: float, slice_max: int, frames_max: int
 ) -> None:
     with (

@@ -1,4 +1,4 @@
-"""The registry of streams: names, graces, retention, and what all logs together weigh."""
+"""The registry of streams: names, graces, retention, and the memory of all logs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reading(hub: Hub, stream: Stream, reason: CloseReason = CloseReason.READER_G
 # -- ids and names
 
 
-def test_ids_have_their_form_and_nobody_guesses_them() -> None:
+def test_ids_are_random_and_have_their_form() -> None:
     hub = new_hub()
     ids = {opened(hub).id for _ in range(100)}
     assert len(ids) == 100
@@ -53,8 +53,8 @@ def test_an_id_of_a_process_that_has_ended_is_gone() -> None:
     with pytest.raises(Gone):
         after.get(opened(before).id)
     with pytest.raises(Gone):
-        after.get("s_" + "x" * (ID_LEN - 2))  # of a slot that was another worker's
-    assert after.get("s_" + "x" * (ID_LEN - 3)) is None  # no id of anybody's
+        after.get("s_" + "x" * (ID_LEN - 2))  # the slot of another worker
+    assert after.get("s_" + "x" * (ID_LEN - 3)) is None  # too short for an id
     assert after.get("anything") is None
 
 
@@ -70,7 +70,7 @@ def test_a_name_is_taken_until_its_stream_is_removed() -> None:
     assert opened(hub, name="n") is not stream
 
 
-def test_a_streams_own_bounds_are_at_most_everybodys() -> None:
+def test_the_bounds_of_a_stream_are_at_most_those_of_the_hub() -> None:
     hub = new_hub(stream_log_bytes_max=1000, stream_log_events_max=50)
     own = opened(hub, log_bytes_max=500, log_events_max=10).log
     most = opened(hub, log_bytes_max=5000, log_events_max=500).log
@@ -78,7 +78,7 @@ def test_a_streams_own_bounds_are_at_most_everybodys() -> None:
     assert (most.bytes_max, most.events_max) == (1000, 50)
 
 
-def test_idempotency_keys_are_each_principals_own_and_go_with_their_stream() -> None:
+def test_each_principal_has_its_own_idempotency_keys_which_go_with_their_stream() -> None:
     hub = new_hub()
     stream = opened(hub)
     hub.keep_key("a", "k", body_hash(b"x"), stream)
@@ -112,7 +112,7 @@ def test_responses_are_found_by_the_id_that_the_upstream_gave_them() -> None:
     assert [hub.by_response_id(owner, "resp_1") for owner in "ab"] == [None, streams[1]]
 
 
-def test_an_id_said_again_is_the_newest_streams() -> None:
+def test_a_response_id_names_its_newest_stream() -> None:
     hub = new_hub()
     old, new = (hub.open(Dialect.RESPONSES, 0.0) for _ in range(2))
     for stream in (old, new):
@@ -159,7 +159,7 @@ def test_the_last_reader_of_a_generation_ends_it() -> None:
     assert hub.detached == 0
 
 
-def test_the_source_ends_at_once_and_the_stream_a_little_later() -> None:
+def test_without_readers_the_source_ends_at_once_and_the_stream_a_turn_later() -> None:
     hub = new_hub()
     later: list[Callable[[], None]] = []
     hub.soon = later.append
@@ -174,7 +174,7 @@ def test_the_source_ends_at_once_and_the_stream_a_little_later() -> None:
     assert not later
 
 
-def test_one_that_ends_otherwise_in_between_ends_once() -> None:
+def test_a_stream_that_is_cancelled_before_its_late_end_ends_once() -> None:
     hub = new_hub()
     later: list[Callable[[], None]] = []
     hub.soon = later.append
@@ -204,7 +204,7 @@ def test_a_published_stream_outlives_its_readers() -> None:
         (CloseReason.DRAINING, 30),
     ],
 )
-def test_who_closed_decides_how_long_it_goes_on(left: CloseReason, grace_s: int) -> None:
+def test_the_reason_of_the_last_leave_decides_the_grace(left: CloseReason, grace_s: int) -> None:
     hub = new_hub()
     stream = opened(hub)
     agree(stream, detach_grace_s=10.0, resume_grace_s=30.0)
@@ -216,7 +216,7 @@ def test_who_closed_decides_how_long_it_goes_on(left: CloseReason, grace_s: int)
     assert (stream.reason, hub.detached) == (CloseReason.ABANDONED, 0)
 
 
-def test_a_reader_that_comes_back_settles_it_and_the_next_grace_is_whole() -> None:
+def test_a_reader_that_comes_back_ends_the_grace_and_the_next_grace_is_whole() -> None:
     hub = new_hub()
     stream = opened(hub)
     agree(stream, detach_grace_s=10.0)
@@ -245,7 +245,7 @@ def test_live_streams_are_charged_in_turn_and_graces_end_at_once() -> None:
     assert left.reason is CloseReason.ABANDONED
 
 
-def test_an_orphan_twice_over_is_counted_once() -> None:
+def test_a_stream_orphaned_twice_is_counted_once() -> None:
     hub = new_hub()
     stream = opened(hub)
     hub.orphan(stream, 5.0, CloseReason.READER_GONE, 0.0)
@@ -255,7 +255,7 @@ def test_an_orphan_twice_over_is_counted_once() -> None:
     assert (hub.detached, stream.reason) == (0, CloseReason.READER_GONE)
 
 
-def test_the_detached_are_bounded() -> None:
+def test_detached_streams_are_bounded() -> None:
     hub = new_hub(detached_max=2)
     streams = [opened(hub) for _ in range(3)]
     for stream in streams:
@@ -296,7 +296,7 @@ def test_a_stream_with_a_reader_is_never_removed() -> None:
         hub.remove(stream)
 
 
-def test_what_is_sealed_is_told_and_settled() -> None:
+def test_a_seal_is_reported_and_ends_the_grace() -> None:
     hub = new_hub()
     sealed: list[Stream] = []
     hub.on_sealed = sealed.append
@@ -343,7 +343,7 @@ def test_the_sum_follows_the_logs() -> None:
     assert hub.events_total == 1500
 
 
-def test_over_the_budget_the_finished_go_first_and_the_oldest_of_them() -> None:
+def test_over_the_budget_the_oldest_finished_streams_go_first() -> None:
     hub = new_hub()
     streams = [opened(hub, retention_s=1000.0) for _ in range(4)]
     for k, stream in enumerate(streams):
@@ -357,7 +357,7 @@ def test_over_the_budget_the_finished_go_first_and_the_oldest_of_them() -> None:
     assert streams[0].log.seq_first == 1
 
 
-def test_then_the_oldest_halves_of_the_longest() -> None:
+def test_over_the_budget_without_finished_streams_the_longest_log_is_halved() -> None:
     hub = new_hub()
     short, long = opened(hub), opened(hub)
     feed(short, 100)
@@ -391,7 +391,7 @@ def test_a_read_stream_is_halved_and_not_removed() -> None:
     assert reader.ended is True
 
 
-def test_a_forgotten_keys_stream_takes_nothing_along_when_it_is_removed() -> None:
+def test_a_removed_stream_leaves_the_reused_key_of_another_stream() -> None:
     hub = new_hub()
     first, second = opened(hub), opened(hub)
     hub.keep_key("a", "k", body_hash(b"1"), first)

@@ -1,4 +1,4 @@
-"""Hub, streams, readers and publishers in any order of events; what has to hold, holds after each of them."""
+"""Hub, streams, readers and publishers in any order of events: the invariants hold after each event."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GRACE_S = 4.0
 
 
 class Life(RuleBasedStateMachine):
-    """Bounds so small that everything is met: 2 readers go at once, 2 in a slice, 4 frames at hand."""
+    """Bounds so small that every case occurs: 2 direct readers, 2 readers a slice, 4 frames at hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Life(RuleBasedStateMachine):
             patch.stop()
 
     def stream(self, number: int) -> Stream:
-        """One of those that are registered, else one that was."""
+        """A registered stream, else a stream that was registered."""
         known = tuple(self.hub) or tuple(self.opened)
         return known[number % len(known)]
 
@@ -194,7 +194,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.anybody_reads)
     @rule(number=st.integers(0, 5))
     def resume(self, number: int) -> None:
-        """Cut by the network, and back behind the last event that it has."""
+        """The network cuts a reader, and it comes back at the event after its last."""
         reader = self.reader(number)
         reader.reason = CloseReason.NETWORK_LOST
         reader.leave()
@@ -211,7 +211,7 @@ class Life(RuleBasedStateMachine):
                 self.say(reader.stream, [event(f"{reader.stream.log.seq_next} ")])
             self.loop.turn()
 
-    # -- ends: one rule, and not each time, or no stream would grow old
+    # -- ends: a single rule that acts only sometimes, or no stream would grow old
 
     @precondition(lambda self: self.opened)
     @rule(number=st.integers(0, 3), how=st.sampled_from(["not", "not", "seal", "fail", "stop"]))
@@ -260,7 +260,7 @@ class Life(RuleBasedStateMachine):
             assert not (stream.grace_until and stream.grace_until <= self.now)
             assert stream.readers or stream.reason is None or stream.sealed_at + RETENTION_S > self.now
 
-    # -- what holds after each step
+    # -- invariants after each step
 
     @invariant()
     def accounts_are_sums(self) -> None:
@@ -338,7 +338,7 @@ class Life(RuleBasedStateMachine):
             assert not (subscriber.state is Sub.LIVE and reader.paused)
             assert subscriber.bytes_delivered == sum(map(len, reader.frames))
 
-    # -- what each reader got
+    # -- the events of each reader
 
     @invariant()
     def every_token_is_there_or_announced(self) -> None:
@@ -379,7 +379,7 @@ class LeavingReader(Reader):
     def __init__(self, life: Life, stream: Stream, **given: Any) -> None:
         self.life = life
         self.reason = CloseReason.COMPLETE
-        self.checked = 0  # writes that were looked at
+        self.checked = 0  # number of writes that were checked
         super().__init__(stream, life.loop, leave=self.leave_hub, **given)
 
     def leave_hub(self, subscriber: Subscriber) -> None:

@@ -1,4 +1,4 @@
-"""Streams as bytes and back: all that readers get is the same, and no bytes at all do harm."""
+"""Streams as bytes and back: readers get the same, and no bytes whatsoever do harm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from streamd.wire.dialect import Dialect, sequence_number_of
 
 SAVE_ID = b"save-one"
 NOW, UNIX = 5000.0, 1_700_000_000.0
-LATER, LATER_UNIX = 40.0, UNIX + 20  # a process later: its clock began anew, the wall's went on by 20 s
+LATER, LATER_UNIX = 40.0, UNIX + 20  # the next process: its clock began anew, the wall clock went on by 20 s
 PLENTY = 1 << 30
 
 
@@ -82,7 +82,7 @@ def test_a_log_made_of_its_parts_reads_the_same(events: list[bytes], bytes_max: 
 
 
 def replay_list_bytes() -> int:
-    """A log that has dropped all but its tail keeps an empty list; one made of its parts has none."""
+    """A log that has dropped all but its tail keeps an empty list; a log made of its parts has no list."""
     return 56
 
 
@@ -111,7 +111,7 @@ def test_a_log_is_trimmed_to_smaller_caps() -> None:
 # Facts
 
 
-def test_a_cut_generation_comes_back_whole_with_its_error_for_last() -> None:
+def test_a_cut_generation_comes_back_with_its_error_as_the_last_event() -> None:
     hub = new_hub()
     stream = opened(hub, HELLO)
     stream.upstream = "gpu-1"
@@ -127,7 +127,7 @@ def test_a_cut_generation_comes_back_whole_with_its_error_for_last() -> None:
     assert back.id_prefix == stream.id_prefix
 
 
-def test_what_a_gap_a_usage_and_the_counts_need_comes_back() -> None:
+def test_the_usage_the_counts_and_the_chunk_head_come_back() -> None:
     hub = new_hub()
     usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
     stream = opened(hub, [*HELLO, wire(chat(choices=[], usage=usage)), DONE])
@@ -142,7 +142,7 @@ def test_what_a_gap_a_usage_and_the_counts_need_comes_back() -> None:
     assert there.log_bytes == back.log.bytes_held
 
 
-def test_a_stream_is_found_by_its_other_names_too() -> None:
+def test_a_restored_stream_is_found_by_its_response_id_and_idempotency_key() -> None:
     hub = new_hub()
     stream = opened(hub, [wire({"type": "response.created", "response": {"id": "resp_1"}})], Dialect.RESPONSES)
     agree(stream, owner="key:one")
@@ -221,7 +221,7 @@ def test_retention_goes_on_by_the_wall_clock() -> None:
     assert not tuple(there)
 
 
-def test_what_has_been_kept_long_enough_does_not_come_back() -> None:
+def test_a_stream_whose_retention_is_over_does_not_come_back() -> None:
     assert restore(new_hub(), kept_for(29.0, 10.0), LATER, LATER_UNIX) is None
 
 
@@ -238,7 +238,7 @@ def test_a_cut_generation_is_kept_for_its_readers_to_come_back() -> None:
     assert restore(new_hub(), keep(hub, stream, NOW, UNIX), LATER, LATER_UNIX) is not None
 
 
-def test_an_id_that_is_there_already_is_not_taken_twice() -> None:
+def test_a_stream_whose_id_exists_is_not_restored() -> None:
     there, kept = new_hub(), kept_for(60.0, 0.0)
     assert restore(there, kept, LATER, LATER_UNIX) is not None
     assert restore(there, kept, LATER, LATER_UNIX) is None
@@ -248,7 +248,7 @@ def test_an_id_that_is_there_already_is_not_taken_twice() -> None:
 # Choosing
 
 
-def test_live_streams_first_and_then_what_ended_last() -> None:
+def test_live_streams_are_saved_first_and_then_those_that_ended_last() -> None:
     hub = new_hub()
     early, late, live = (opened(hub, HELLO) for _ in range(3))
     early.seal(CloseReason.COMPLETE, NOW - 5, clean=True)
@@ -274,7 +274,7 @@ SAMPLE = sample()
 
 
 def taken(raw: bytes) -> int:
-    """How many streams are read before a StateError, or before the end."""
+    """The number of streams read before a StateError, or before the end."""
     count = 0
     source = io.BytesIO(raw)
     try:
@@ -286,11 +286,11 @@ def taken(raw: bytes) -> int:
     return count
 
 
-def test_nothing_saved_is_a_state_too() -> None:
+def test_a_file_without_streams_is_a_valid_state() -> None:
     assert loaded(saved()) == []
 
 
-def test_every_cut_is_noticed_and_what_came_before_is_good() -> None:
+def test_every_cut_is_noticed_and_the_streams_before_it_are_good() -> None:
     cuts = [*range(120), *range(120, len(SAMPLE), 997), *range(len(SAMPLE) - 30, len(SAMPLE))]
     counts = []
     for cut in cuts:
@@ -306,7 +306,7 @@ def test_every_changed_byte_is_noticed(at: int, change: int) -> None:
     damaged[at] ^= change
     header_end = kept_module._HEADER.size
     if header_end - 16 <= at < header_end:
-        return  # save id and time: any are right
+        return  # save id and time: any value is right
     with pytest.raises(StateError):
         loaded(bytes(damaged))
 
@@ -321,7 +321,7 @@ def test_every_changed_byte_is_noticed(at: int, change: int) -> None:
         (SAMPLE[:23] + b"\x7f\xf0\0\0\0\0\0\0" + SAMPLE[31:], "time is none"),
     ],
 )
-def test_a_refusal_says_why(raw: bytes, words: str) -> None:
+def test_a_refused_file_says_why(raw: bytes, words: str) -> None:
     with pytest.raises(StateError, match=words):
         loaded(raw)
 
@@ -332,7 +332,7 @@ def test_streams_in_another_order_or_too_few_are_noticed() -> None:
         loaded(b"".join(parts[:2] + parts[-1:]))
 
 
-def test_a_length_that_lies_costs_what_is_there() -> None:
+def test_a_forged_length_reads_no_more_than_the_file_holds() -> None:
     asked: list[int] = []
 
     def read(count: int) -> bytes:
@@ -347,7 +347,7 @@ def test_a_length_that_lies_costs_what_is_there() -> None:
     assert max(asked) <= kept_module.READ_BYTES and len(asked) < 10
 
 
-# Bytes with right checksums: what a mistake, not an accident, would write.
+# Bytes with right checksums: they come from a mistake in the code, not from damage.
 
 
 def as_record(body: bytes) -> bytes:
@@ -356,7 +356,7 @@ def as_record(body: bytes) -> bytes:
 
 
 def survives(body: bytes) -> None:
-    """A StateError, or a stream whose every use is sound."""
+    """Check that the body gives a StateError, or a stream that is sound in every use."""
     try:
         (kept,) = loaded(as_record(body))
     except StateError:
@@ -380,13 +380,13 @@ BODY = kept_module._body(loaded(sample(1))[0])
 @settings(max_examples=300)
 @given(st.binary(max_size=300))
 @example(b"")
-def test_any_record_at_all(body: bytes) -> None:
+def test_any_record_is_refused_or_restored_soundly(body: bytes) -> None:
     survives(body)
 
 
 @settings(max_examples=500)
 @given(st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=6), st.integers(0, 4)), min_size=1, max_size=4))
-def test_a_good_record_with_anything_put_in_cut_out_or_changed(changes: list[tuple[int, bytes, int]]) -> None:
+def test_a_changed_record_is_refused_or_restored_soundly(changes: list[tuple[int, bytes, int]]) -> None:
     body = BODY
     for at, inserted, cut in changes:
         body = body[:at] + inserted + body[at + cut :]
@@ -401,7 +401,7 @@ FACT = st.sampled_from((*WORDS, *NUMBERS, *OTHERS))
 
 @settings(max_examples=400)
 @given(st.lists(st.tuples(st.sampled_from([*kept_module._FACTS, "log"]), FACT), min_size=1, max_size=3))
-def test_other_facts(changes: list[tuple[str, Any]]) -> None:
+def test_changed_facts_are_refused_or_restored_soundly(changes: list[tuple[str, Any]]) -> None:
     length = int.from_bytes(BODY[:4], "big")
     facts = orjson.dumps({**orjson.loads(BODY[4 : 4 + length]), **dict(changes)})
     survives(len(facts).to_bytes(4, "big") + facts + BODY[4 + length :])
@@ -418,7 +418,7 @@ def test_other_facts(changes: list[tuple[str, Any]]) -> None:
         ("reason", ""),
     ],
 )
-def test_nothing_gets_into_ids_and_headers(name: str, value: str) -> None:
+def test_a_fact_with_bad_characters_is_refused(name: str, value: str) -> None:
     (kept,) = loaded(sample(1))
     with pytest.raises(StateError, match="no stream can be like"):
         loaded(saved(replace(kept, facts=replace(kept.facts, **{name: value}))))
@@ -434,7 +434,7 @@ def test_facts_of_another_version_are_not_guessed() -> None:
 
 @settings(max_examples=200)
 @given(runs(), st.data())
-def test_parts_that_no_log_wrote_are_refused_or_read(events: list[bytes], data: st.DataObject) -> None:
+def test_changed_parts_of_a_log_are_refused_or_read_soundly(events: list[bytes], data: st.DataObject) -> None:
     """Changed bytes in segments: refused, or every way to read them is sound."""
     parts = filled(events).parts()
     segments = list(parts.segments)

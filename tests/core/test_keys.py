@@ -39,7 +39,7 @@ def make(key_id: str = "k1", **fields: object) -> Key:
     return Key(id=key_id, name="alice", salt=SALT, digest=digest(SALT, presented), **fields)  # type: ignore[arg-type]
 
 
-def test_a_row_with_everything() -> None:
+def test_a_row_with_every_field_is_parsed() -> None:
     content = row(
         routes=["/v1/chat/*"],
         models=["llama-*", "mock"],
@@ -55,19 +55,19 @@ def test_a_row_with_everything() -> None:
     assert key.expires_unix == datetime(2030, 1, 31, tzinfo=UTC).timestamp()
 
 
-def test_a_row_with_the_least_is_without_limits() -> None:
+def test_a_row_with_the_required_fields_has_no_limits() -> None:
     (key,) = Keys.parse(row())
     assert (key.routes, key.models, key.expires_unix) == (("*",), ("*",), None)
     assert (key.streams_max, key.requests_per_minute, key.tokens_per_minute) == (None, None, None)
 
 
-def test_the_example_of_a_key_file_is_one() -> None:
+def test_the_example_of_a_key_file_parses() -> None:
     lines = [line.strip() for line in (module.__doc__ or "").splitlines() if line.startswith("    ")]
     example = "\n".join(lines).replace("<salt, hex>", SALT.hex()).replace("<digest, hex>", "ab" * 32)
     assert [key.name for key in Keys.parse(example.encode())] == ["alice", "batch"]
 
 
-def test_comments_blank_lines_and_crlf() -> None:
+def test_comments_blank_lines_and_crlf_are_allowed() -> None:
     keys = Keys.parse(b"# people\r\n\r\n  " + row() + b"\r\n   # more\n" + row(id="k2"))
     assert len(keys) == 2
     assert "k1" in keys
@@ -75,7 +75,7 @@ def test_comments_blank_lines_and_crlf() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"# nobody\n"])
-def test_an_empty_file_lets_nobody_in(content: bytes) -> None:
+def test_an_empty_file_refuses_every_key(content: bytes) -> None:
     keys = Keys.parse(content)
     assert len(keys) == 0
     assert keys.authenticate(PRESENTED, NOW) is INVALID
@@ -137,7 +137,7 @@ def test_an_empty_file_lets_nobody_in(content: bytes) -> None:
         (row(expires="9999-12-31T23:59:59-23:00"), "expires", "a date"),
     ],
 )
-def test_an_error_says_the_line_the_field_and_what_is_allowed(bad: bytes, field: str, allowed: str) -> None:
+def test_an_error_names_the_line_the_field_and_the_allowed_values(bad: bytes, field: str, allowed: str) -> None:
     with pytest.raises(KeyFileError) as error:
         Keys.parse(b"# a comment\n" + row(id="first") + b"\n" + bad + b"\n")
     assert (error.value.line, error.value.field) == (3, field)
@@ -151,7 +151,7 @@ def test_an_id_is_unique() -> None:
         Keys.parse(row() + b"\n\n" + row())
 
 
-def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_keys_and_the_size_of_the_file_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEYS_MAX", 2)
     content = b"\n".join(row(id=f"k{number}") for number in range(3))
     with pytest.raises(KeyFileError, match="line 3: more than 2 keys"):
@@ -161,7 +161,7 @@ def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
         Keys.parse(content)
 
 
-def test_authenticate() -> None:
+def test_the_right_secret_authenticates_its_key() -> None:
     keys = Keys.parse(row() + b"\n" + row(id="k2"))
     principal = keys.authenticate(PRESENTED, NOW)
     assert isinstance(principal, Principal)
@@ -184,7 +184,7 @@ def test_authenticate() -> None:
         b" " + PRESENTED,
         PRESENTED.upper(),
         PRESENTED.replace(b"k1", b"k2"),  # another key's secret
-        PRESENTED.replace(b"k1", b"k3"),  # nobody's
+        PRESENTED.replace(b"k1", b"k3"),  # no key has this id
         PRESENTED.replace(b"k1", b""),
         b"sk-k1-" + b"A" * 129,
         b"sk-k1-" + b"\xff" * 32,
@@ -192,11 +192,11 @@ def test_authenticate() -> None:
         b"sk--" + bytes(32),
     ],
 )
-def test_all_that_is_wrong_gets_one_answer(presented: bytes) -> None:
+def test_every_wrong_key_gets_the_same_answer(presented: bytes) -> None:
     assert Keys.parse(row() + b"\n" + row(id="k2")).authenticate(presented, NOW) is INVALID
 
 
-def test_an_unknown_id_costs_what_a_wrong_secret_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_id_costs_the_same_work_as_a_wrong_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = Keys.parse(row())
     work: list[tuple[str, int, int]] = []
 
@@ -217,20 +217,20 @@ def test_an_unknown_id_costs_what_a_wrong_secret_costs(monkeypatch: pytest.Monke
     assert work == wrong_secret == [("hash", 16, 38), ("compare", 32, 32)]
 
 
-def test_nobody_is_let_in_as_the_decoy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoys_digest_authenticates_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "digest", lambda salt, presented: module.DECOY.digest)
     assert Keys.parse(row()).authenticate(b"sk-k9-" + b"B" * 32, NOW) is INVALID
 
 
 @pytest.mark.parametrize(("late_s", "is_in"), [(-1, True), (-0.001, True), (0, False), (1, False)])
-def test_expiry(late_s: float, is_in: bool) -> None:
+def test_a_key_is_refused_from_its_expiry_on(late_s: float, is_in: bool) -> None:
     keys = Keys.parse(row(expires=format_expiry(NOW)))
     answer = keys.authenticate(PRESENTED, NOW + late_s)
     assert isinstance(answer, Principal) is is_in
     assert is_in or answer is EXPIRED
 
 
-def test_that_a_key_has_expired_is_told_only_to_its_holder() -> None:
+def test_only_the_holder_of_an_expired_key_learns_that_it_has_expired() -> None:
     keys = Keys.parse(row(expires="2001-01-01"))
     assert keys.authenticate(PRESENTED[:-1] + b"B", NOW) is INVALID
     assert keys.authenticate(PRESENTED, NOW) is EXPIRED
@@ -242,7 +242,7 @@ def test_refusals_are_401(refusal: Refusal) -> None:
     assert refusal.retry_after_s == 0
 
 
-def test_adding_and_revoking_keep_all_else() -> None:
+def test_adding_and_revoking_keep_every_other_byte() -> None:
     content = b"# people\n" + row(id="k1") + b"\n\n#" + row(id="k2") + b"\n  " + row(id="k3")
     added = with_key(content, make("k4", models=("mock",), streams_max=2))
     assert added.startswith(content + b"\n")
@@ -254,7 +254,7 @@ def test_adding_and_revoking_keep_all_else() -> None:
             without_key(content, absent)
 
 
-def test_adding_refuses_what_would_not_parse() -> None:
+def test_a_key_that_would_not_parse_is_not_added() -> None:
     with pytest.raises(KeyFileError, match="id"):
         with_key(row(), make("k1"))
     with pytest.raises(KeyFileError, match="streams_max"):
@@ -268,7 +268,7 @@ PATTERNS = st.lists(st.text("abc*/é\\\"'", min_size=1, max_size=9).map("/{}".fo
 
 
 @given(PATTERNS, PATTERNS, COUNTS, COUNTS, COUNTS, st.none() | st.integers(0, 4 * 10**9))
-def test_what_is_encoded_is_parsed(
+def test_an_encoded_key_parses_to_itself(
     routes: object,
     models: object,
     streams_max: int | None,
@@ -295,7 +295,7 @@ def test_any_bytes_parse_or_are_refused(content: bytes) -> None:
     except KeyFileError as error:
         assert 1 <= error.line <= content.count(b"\n") + 1
     else:
-        assert len(keys) == 0  # nobody writes a valid hash by chance
+        assert len(keys) == 0  # random bytes never hold a valid hash
 
 
 @given(st.binary(max_size=80))
@@ -313,5 +313,5 @@ def test_any_bytes_are_refused_as_a_key(presented: bytes) -> None:
         ("2030-01-31T12:00:00.9Z", "2030-01-31T12:00:00Z"),
     ],
 )
-def test_expiry_texts(text: str, same: str) -> None:
+def test_an_expiry_is_written_in_utc_to_the_second(text: str, same: str) -> None:
     assert format_expiry(parse_expiry(text)) == same

@@ -19,7 +19,7 @@ def test_without_limits_nothing_is_refused() -> None:
     assert account.admit_request(key(), 0.0) is None
 
 
-def test_requests_are_a_burst_and_then_evenly() -> None:
+def test_requests_pass_as_a_burst_and_then_at_an_even_rate() -> None:
     limited, account = key(requests_per_minute=60), Account()
     assert [account.admit_request(limited, 100.0) for _ in range(60)] == [None] * 60
     refusal = account.admit_request(limited, 100.0)
@@ -39,18 +39,18 @@ def test_a_full_bucket_holds_one_minute() -> None:
     assert [account.admit_request(limited, 10_000.0) is None for _ in range(5)] == [True, True, True, False, False]
 
 
-def test_tokens_go_into_debt_and_are_waited_for() -> None:
+def test_tokens_above_the_limit_are_a_debt_that_delays_the_next_request() -> None:
     limited, account = key(tokens_per_minute=600), Account()
     assert account.admit_request(limited, 0.0) is None
-    account.tokens_total += 610  # ten over
+    account.tokens_total += 610  # 10 above the limit of 600
     refusal = account.admit_request(limited, 0.0)
     assert refusal is not None
     assert "600 tokens per minute" in refusal.message
-    assert refusal.retry_after_s == pytest.approx(1.1)  # eleven tokens at ten a second
+    assert refusal.retry_after_s == pytest.approx(1.1)  # 11 tokens at 10 a second
     assert account.admit_request(limited, 1.1) is None
 
 
-def test_usage_corrects_what_was_counted() -> None:
+def test_usage_replaces_the_counted_tokens() -> None:
     limited, account = key(tokens_per_minute=100), Account()
     assert account.admit_request(limited, 0.0) is None
     account.tokens_total += 150
@@ -80,7 +80,7 @@ def test_an_absurd_usage_locks_out_for_an_hour_at_most() -> None:
     assert account.admit_request(limited, 3601.0) is None
 
 
-def test_streams_at_once() -> None:
+def test_streams_above_streams_max_are_refused() -> None:
     limited, account = key(streams_max=2), Account()
     assert account.open_stream(limited) is None
     assert account.open_stream(limited) is None
@@ -99,9 +99,9 @@ def test_closing_more_than_was_opened_is_a_bug() -> None:
         Account().close_stream()
 
 
-def test_other_workers_count() -> None:
+def test_the_spending_of_other_workers_counts() -> None:
     limited, account = key(requests_per_minute=10, streams_max=3), Account()
-    assert account.admit_request(limited, 0.0, Spent(1000, 0, 0)) is None  # before our first look: not ours to judge
+    assert account.admit_request(limited, 0.0, Spent(1000, 0, 0)) is None  # spent before our first look: not counted
     assert account.admit_request(limited, 0.0, Spent(1008, 0, 0)) is None
     assert account.admit_request(limited, 0.0, Spent(1008, 0, 0)) is not None
     assert account.open_stream(limited, Spent(0, 0, 2)) is None
@@ -118,7 +118,7 @@ def test_two_workers_see_one_bucket() -> None:
     for turn in range(400):
         worker, other = workers[turn % 2], workers[1 - turn % 2]
         admitted += worker.admit_request(limited, 0.0, other.spent()) is None
-    assert 100 <= admitted <= 101  # workers - 1 over
+    assert 100 <= admitted <= 101  # at most workers - 1 above the limit
 
 
 def test_a_changed_limit_holds_at_once() -> None:
@@ -129,7 +129,7 @@ def test_a_changed_limit_holds_at_once() -> None:
     assert account.admit_request(key(requests_per_minute=2), 0.0) is not None
 
 
-def test_a_limit_set_later_forgives_what_was_before() -> None:
+def test_a_limit_set_later_forgives_earlier_spending() -> None:
     account = Account()
     assert account.admit_request(key(tokens_per_minute=10), 0.0) is None
     assert account.admit_request(key(), 0.0) is None
@@ -137,7 +137,7 @@ def test_a_limit_set_later_forgives_what_was_before() -> None:
     assert account.admit_request(key(tokens_per_minute=10), 0.0) is None
 
 
-def test_the_longer_wait_is_told() -> None:
+def test_the_longer_of_two_waits_is_told() -> None:
     limited, account = key(requests_per_minute=1, tokens_per_minute=60), Account()
     assert account.admit_request(limited, 0.0) is None
     account.tokens_total += 100
@@ -159,7 +159,7 @@ def test_no_minute_has_more_than_twice_the_limit_and_the_average_holds(per_minut
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**9), st.floats(0, 10**6))
-def test_who_waits_as_told_gets_in(per_minute: int, spent: int, now: float) -> None:
+def test_a_client_that_waits_as_told_is_admitted(per_minute: int, spent: int, now: float) -> None:
     limited, account = key(tokens_per_minute=per_minute), Account()
     assert account.admit_request(limited, now) is None
     account.tokens_total += spent
@@ -181,7 +181,7 @@ def test_a_level_stays_within_its_bounds(steps: list[tuple[int, float]], per_min
         assert -60 * per_minute <= bucket.look(per_minute, total, now) <= per_minute
 
 
-def test_accounts_are_those_of_the_keys() -> None:
+def test_an_account_lives_as_long_as_its_key() -> None:
     accounts = Accounts()
     first = accounts.of(key("k1"))
     assert accounts.of(key("k1")) is first

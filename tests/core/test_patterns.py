@@ -20,7 +20,7 @@ from streamd.core.patterns import matches, matches_any
         ("room-*", "room-", True),
         ("room-*", "oom-1", False),
         ("*-1", "room-1", True),
-        ("a*a", "a", False),  # the two ends may not share a character
+        ("a*a", "a", False),  # both ends may not share a character
         ("a*a", "aa", True),
         ("a*b*c", "a-c-b-c", True),
         ("a*b*c", "acb", False),
@@ -38,21 +38,21 @@ from streamd.core.patterns import matches, matches_any
         ("room-1", "room-1\n", False),
     ],
 )
-def test_table(pattern: str, name: str, expected: bool) -> None:
+def test_a_star_matches_any_characters(pattern: str, name: str, expected: bool) -> None:
     assert matches(pattern, name) is expected
 
 
 @given(st.text("ab*.", max_size=8), st.text("ab.", max_size=12))
-def test_says_what_the_regular_expression_says(pattern: str, name: str) -> None:
+def test_a_pattern_matches_like_its_regular_expression(pattern: str, name: str) -> None:
     same = ".*".join(re.escape(part) for part in pattern.split("*"))
     assert matches(pattern, name) is (re.fullmatch(same, name) is not None)
 
 
-def test_many_stars_are_not_slow() -> None:
+def test_a_pattern_with_many_stars_matches_fast() -> None:
     # A backtracking matcher takes 2^100 steps here.
     assert not matches("*a" * 100 + "b", "a" * 200)
 
 
-def test_no_patterns_match_nothing() -> None:
+def test_an_empty_list_of_patterns_matches_nothing() -> None:
     assert not matches_any((), "")
     assert matches_any(("a", "b*"), "bc")

@@ -15,7 +15,7 @@ from streamd.core import replay
 from streamd.core.replay import Cursor, ReplayLog
 from streamd.wire.template import learn
 
-# What tempts a log that keeps texts between templates: structure, escapes, its own marks, halves of characters.
+# Texts that could mislead a log of texts between templates: structure, escapes, its own marks, halves of characters.
 TEXTS = st.sampled_from(
     [
         *(
@@ -63,7 +63,7 @@ def choice(text: str, index: int = 0, **more: Any) -> dict[str, Any]:
 
 
 def wire(parsed: Any, *, name: str = "", compact: bool = True, ascii_only: bool = False) -> bytes:
-    """As a server writes it. Lone halves can only be written as escapes."""
+    """The event as a server writes it. Lone halves of characters can only be written as escapes."""
     separators = (",", ":") if compact else (", ", ": ")
     try:
         text = json.dumps(parsed, ensure_ascii=ascii_only, separators=separators).encode()
@@ -85,7 +85,7 @@ def gemini(parts: list[Any], made: int, index: int = 0, finish: str | None = Non
 
 @st.composite
 def deltas(draw: st.DrawFn) -> dict[str, Any]:
-    """What a choice may add: mostly text of one kind, sometimes what must not be merged."""
+    """The delta of a choice: mostly text of a single kind, sometimes a delta that must not be merged."""
     kind = draw(st.sampled_from(["content"] * 6 + ["reasoning_content", "twins", "tool", "tool_start", "role", "odd"]))
     text = draw(TEXTS)
     if kind == "twins":
@@ -165,7 +165,7 @@ def other_dialects(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def broken_events(draw: st.DrawFn) -> bytes:
-    """A good event with something put in, cut out or doubled at any place."""
+    """A good event with bytes inserted, cut out or doubled at any place."""
     event = draw(st.one_of(chat_events(), other_dialects()))[:-2]
     at, to = sorted((draw(st.integers(0, len(event))), draw(st.integers(0, len(event)))))
     inserted = draw(
@@ -208,7 +208,7 @@ EVENTS = st.one_of(chat_events(), chat_events(), other_dialects(), broken_events
 
 @st.composite
 def runs(draw: st.DrawFn) -> list[bytes]:
-    """A stream that stays with one shape for a while, as real ones do, with strange events in between."""
+    """A stream that keeps the same shape for a while, as real streams do, with strange events in between."""
     events: list[bytes] = []
     for _ in range(draw(st.integers(1, 4))):
         some = draw(st.lists(EVENTS, min_size=1, max_size=6))
@@ -267,8 +267,8 @@ def coalesce_all(log: ReplayLog, cursor: Cursor, bytes_max: int = 16384) -> list
     return out
 
 
-# An accumulator of its own: what SDKs make of a stream. Written after the OpenAI SDK's accumulate_delta, which
-# concatenates strings and adds numbers, whatever they mean.
+# An accumulator that treats a stream as SDKs do. It follows the OpenAI SDK's accumulate_delta, which concatenates
+# strings and adds numbers, whatever they mean.
 
 
 def accumulate(held: Any, delta: Any) -> Any:
@@ -286,7 +286,7 @@ def accumulate(held: Any, delta: Any) -> Any:
 
 
 class Sdk:
-    """The state of a reader. `others`: events that are no deltas, as they are."""
+    """The state of a reader. `others` holds the events that are no deltas, unchanged."""
 
     def __init__(self) -> None:
         self.choices: dict[int, Any] = {}
@@ -350,7 +350,7 @@ class Sdk:
             mine |= {k: repr(v) for k, v in one.items() if k not in ("delta", "text", "logprobs")}
 
     def state(self) -> str:
-        """Comparable; pairs of halves are one character, however they came."""
+        """The state in a comparable form: two halves are a single character, however they came."""
         held = {name: {str(k): v for k, v in getattr(self, name).items()} for name in ("choices", "parts", "top")}
         text = json.dumps([held, self.created], ensure_ascii=False, sort_keys=True, default=repr)
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -358,7 +358,7 @@ class Sdk:
 
 
 def assert_same_for_an_sdk(events: list[bytes], coalesced: list[tuple[int, bytes]], seq: int = 1) -> None:
-    """At each coalesced event a reader holds what the full stream gave up to its id."""
+    """Check that at each coalesced event a reader holds the same as after the full stream up to its id."""
     full, short = Sdk(), Sdk()
     for last, event in coalesced:
         while seq <= last:
@@ -403,7 +403,7 @@ def test_an_sdk_accumulates_the_same_from_a_coalesced_stream(events: list[bytes]
 
 @settings(max_examples=60, deadline=None)
 @given(runs())
-def test_what_append_calls_a_text_is_one(events: list[bytes]) -> None:
+def test_an_event_that_append_counts_as_text_is_plain_text(events: list[bytes]) -> None:
     log = ReplayLog(bytes_max=1 << 20, events_max=1 << 20)
     joined, text_bytes = [], 0
     for event in events:
@@ -480,7 +480,7 @@ INSIDES = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(SHAPES, INSIDES, st.booleans())
 def test_only_the_inside_of_one_whole_string_joins(shape: Any, inside: bytes, in_padding: bool) -> None:
-    """Between the beginning and the end of a known template, whatever stands where the text or the padding was."""
+    """Any bytes in the place of the text or the padding, between the beginning and the end of a known template."""
     place = b"Xy8" if in_padding and shape is padded else b"TEXT"
     event = shape("TEXT").replace(place, inside)
     log = filled([shape("first"), shape("second")])
@@ -507,7 +507,7 @@ def test_a_beginning_and_an_end_that_overlap_do_not_join(overlap: int) -> None:
     log = filled([text, text])
     event = before + after[overlap:]
     assert log.append(event) is False
-    # As it would be if the end of what comes before were the beginning of what comes after.
+    # An event in which the end of the prefix is also the beginning of the suffix.
     doubled = wire(chat(choices=[choice('"},"finish_reason":null}]}')]))
     log.append(doubled)
     assert [event for _, event in read_all(log, log.seek(1))] == [text, text, event, doubled]
@@ -532,7 +532,7 @@ def test_templates_that_differ_in_padding_alone_take_turns() -> None:
     assert_same_for_an_sdk(events, coalesce_all(log, log.seek(1)))
 
 
-def test_trimming_at_every_size() -> None:
+def test_a_log_can_be_trimmed_to_every_size() -> None:
     events = [wire(chat(choices=[choice(f" word{n}")])) for n in range(300)]
     held = filled(events).bytes_held
     firsts = []
@@ -560,7 +560,7 @@ OPS = st.sampled_from(["append"] * 6 + ["read", "coalesce", "end", "seek", "trim
 @settings(max_examples=100, deadline=None)
 @given(runs(), st.data())
 def test_cursors_live_through_appends_and_trims(events: list[bytes], data: st.DataObject) -> None:
-    """Against a model that is a plain list: nothing is lost but what the log says has fallen off, and nothing twice."""
+    """Against a plain list: only events that the log reports as dropped are lost, and no event comes twice."""
     bytes_max = data.draw(st.sampled_from([900, 2500, 1 << 20]))
     events_max = data.draw(st.sampled_from([3, 1 << 20]))
     log = ReplayLog(bytes_max=bytes_max, events_max=events_max)
@@ -629,14 +629,14 @@ def test_an_overflow_drops_down_to_seven_eighths() -> None:
     assert log.bytes_held > 10_000 * 3 // 4
 
 
-def test_events_are_bounded_too() -> None:
+def test_events_are_bounded_in_number() -> None:
     events = [wire(chat(choices=[choice("a")])) for _ in range(3000)]
     log = filled(events, events_max=1000)
     in_one_segment = 479 // 2
     assert 875 - in_one_segment <= log.seq_next - log.seq_first <= 1000 + in_one_segment
 
 
-def test_one_event_above_the_cap_is_held_until_the_next() -> None:
+def test_an_event_above_the_cap_is_held_until_the_next_event() -> None:
     big = b"data: " + b"q" * 5000 + b"\n\n"
     log = filled([b"data: 1\n\n", big], bytes_max=2000)
     assert read_all(log, log.seek(log.seq_first)) == [(2, big)]
@@ -658,13 +658,13 @@ def reachable_bytes(log: ReplayLog) -> int:
 
 @settings(max_examples=80, deadline=None)
 @given(runs())
-def test_bytes_held_are_what_the_objects_take(events: list[bytes]) -> None:
+def test_bytes_held_are_the_bytes_of_the_objects(events: list[bytes]) -> None:
     log = filled(events)
-    # The tail is charged as a full segment; that and the log's integers are what may differ.
+    # The tail is charged as a full segment; only it and the log's integers may differ.
     assert 0.9 * reachable_bytes(log) - 300 <= log.bytes_held <= 1.1 * reachable_bytes(log) + 1000
 
 
-def test_an_idle_log_is_small_and_500_tokens_are_as_promised() -> None:
+def test_an_idle_log_and_500_tokens_take_the_promised_bytes() -> None:
     log = ReplayLog(bytes_max=1 << 20, events_max=100_000)
     assert reachable_bytes(log) < 600
     head = wire(chat(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}]))
@@ -688,7 +688,7 @@ def test_halves_of_a_character_come_out_right() -> None:
     assert json.loads(event[6:])["choices"][0]["delta"]["content"] == "a😀b"
 
 
-def test_choices_in_turn_become_one_event_with_each_index_once() -> None:
+def test_alternating_choices_become_one_event_with_each_index_once() -> None:
     events = [wire(chat(choices=[choice(f"{n}\ud83d" if n < 2 else f"\ude00{n}", n % 2)])) for n in range(4)]
     log = filled(events)
     ((last, event),) = log.read_coalesced(log.seek(1))
@@ -707,7 +707,7 @@ def test_a_role_beside_each_text_is_never_merged_but_still_kept_small() -> None:
     assert log.bytes_held < 3000
 
 
-def test_of_usage_the_last_one_wins_and_whole_events_merge_too() -> None:
+def test_the_last_usage_wins_and_whole_events_merge() -> None:
     events = [wire(chat(choices=[choice(f" {n}")], usage={"completion_tokens": n})) for n in range(5)]
     log = filled(events)
     assert log.text_events == 0
@@ -717,7 +717,7 @@ def test_of_usage_the_last_one_wins_and_whole_events_merge_too() -> None:
     assert parsed["choices"][0]["delta"]["content"] == " 0 1 2 3 4"
 
 
-def test_sequence_numbers_are_read_back_and_the_last_one_wins() -> None:
+def test_sequence_numbers_are_read_back_and_the_last_wins() -> None:
     name = "response.output_text.delta"
     fields = {"type": name, "item_id": "i", "output_index": 0, "content_index": 0}
     numbers = [*range(5, 105), *range(107, 200)]
@@ -742,7 +742,7 @@ def test_text_in_one_event_is_bounded(templated: bool) -> None:
     assert len(texts) < 20 if templated else len(texts) < 40
 
 
-def test_a_catch_up_is_about_as_long_as_asked_for() -> None:
+def test_a_catch_up_read_is_about_as_long_as_asked_for() -> None:
     log = filled([wire(chat(choices=[choice("0123456789", 0)])) for _ in range(2000)])
     cursor = log.seek(1)
     for _ in range(3):
@@ -760,7 +760,7 @@ def test_reads_keep_to_their_bytes_but_give_one_event_at_least() -> None:
     assert log.read(log.seek(7), bytes_max=1) == [(7, events[6])]
 
 
-def test_a_stream_that_never_repeats_itself_learns_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_repetition_rarely_learns_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
     monkeypatch.setattr(replay, "learn", lambda event: (tried.append(event), learn(event))[1])
     events = [wire(chat(id=f"chatcmpl-{n}", choices=[choice("x")])) for n in range(2000)]
@@ -770,7 +770,7 @@ def test_a_stream_that_never_repeats_itself_learns_seldom(monkeypatch: pytest.Mo
     assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
 
 
-def test_a_stream_that_changes_its_kind_goes_on_being_small() -> None:
+def test_a_stream_that_changes_its_shape_stays_small() -> None:
     kinds = [
         lambda n: {"reasoning_content": f" {n}"},
         lambda n: {"content": f" {n}"},
@@ -801,8 +801,8 @@ def test_a_log_trimmed_to_nothing_goes_on() -> None:
     assert log.read(end, bytes_max=1000) == [(51, event), (52, event), (53, event)]
 
 
-def test_what_was_given_out_before_leaves_later_texts_their_whole_bound() -> None:
-    """A read of half its bytes, then an event that is like no other, then short texts: three events."""
+def test_earlier_texts_do_not_count_against_the_bound_of_later_texts() -> None:
+    """A read of half its bytes, then an event that fits no other, then short texts: three events."""
     long = [wire(chat(choices=[choice("0123456789" * 10)])) for _ in range(100)]
     other = b'event: ping\ndata: {"type":"ping"}\n\n'
     short = [wire(chat(choices=[choice("0123456789")])) for _ in range(200)]

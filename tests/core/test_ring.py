@@ -12,12 +12,12 @@ from streamd.core.ring import RING_SLOTS_MAX, RING_SLOTS_MIN, SLOT_BYTES, Ring
 
 
 @pytest.mark.parametrize("slots", [0, 1, RING_SLOTS_MIN - 1, RING_SLOTS_MAX + 1])
-def test_slots_are_bounded(slots: int) -> None:
+def test_the_number_of_slots_is_bounded(slots: int) -> None:
     with pytest.raises(ValueError, match="32 to 128"):
         Ring(slots, 1000)
 
 
-def test_first_in_first_out_around_the_corner() -> None:
+def test_frames_leave_in_their_order_across_the_end_of_the_array() -> None:
     ring = Ring(32, 1000)
     for lap in range(5):
         for size in range(20):
@@ -25,7 +25,7 @@ def test_first_in_first_out_around_the_corner() -> None:
         assert [ring.drop_oldest() for _ in range(20)] == [lap + size for size in range(20)]
 
 
-def test_full_at_its_slots() -> None:
+def test_a_ring_is_full_at_its_slots() -> None:
     ring = Ring(32, 1000)
     assert all(ring.push(1) for _ in range(32))
     assert not ring.push(1)
@@ -34,7 +34,7 @@ def test_full_at_its_slots() -> None:
     assert ring.push(1)
 
 
-def test_full_at_its_bytes() -> None:
+def test_a_ring_is_full_at_its_bytes() -> None:
     ring = Ring(32, bytes_max=10)
     assert ring.push(7)
     assert not ring.push(4)
@@ -50,12 +50,12 @@ def test_one_frame_always_fits() -> None:
     assert ring.drop_oldest() == 1 << 20
 
 
-def test_nothing_to_drop() -> None:
+def test_dropping_from_an_empty_ring_is_an_error() -> None:
     with pytest.raises(IndexError):
         Ring(32, 1000).drop_oldest()
 
 
-def test_letting_go() -> None:
+def test_a_cleared_ring_takes_as_many_frames_as_a_new_one() -> None:
     ring = Ring(32, 1000)
     for _ in range(5):
         ring.push(3)
@@ -65,7 +65,7 @@ def test_letting_go() -> None:
     assert all(ring.push(1) for _ in range(32))
 
 
-def test_a_full_ring_costs_what_an_empty_one_does() -> None:
+def test_a_full_ring_takes_as_much_memory_as_an_empty_one() -> None:
     ring = Ring(64, 1 << 20)
     empty = sys.getsizeof(ring._sizes)
     for _ in range(64):
@@ -85,7 +85,7 @@ def test_a_slot_takes_as_many_bytes_as_admission_charges() -> None:
     st.integers(32, 40),
     st.integers(1, 200),
 )
-def test_like_a_bounded_list(steps: list[int | str], slots: int, bytes_max: int) -> None:
+def test_a_ring_behaves_like_a_bounded_list(steps: list[int | str], slots: int, bytes_max: int) -> None:
     ring, model = Ring(slots, bytes_max), list[int]()
     for step in steps:
         if isinstance(step, int):

@@ -1,4 +1,4 @@
-"""One stream and its readers: what each state, each policy and each form promises."""
+"""A stream and its readers: the promises of each state, each policy and each form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from streamd.wire.sse import HEARTBEAT
 
 
 def check_counters(reader: Reader) -> None:
-    """What the log line will say of it is what was written."""
+    """Check that the numbers for the log line are those of the frames that were written."""
     subscriber = reader.subscriber
     assert subscriber.bytes_delivered == sum(map(len, reader.frames))
     if reader.subscriber.form not in (Form.RAW_CHUNKED, Form.RAW_BARE):
@@ -78,7 +78,7 @@ def test_a_read_of_many_events_goes_in_writes_of_a_bounded_size() -> None:
     assert reader.seqs == [1, 2, 3, 4]
 
 
-def test_the_same_bytes_object_goes_to_everybody() -> None:
+def test_the_same_bytes_object_goes_to_all_readers() -> None:
     stream, loop = new_stream(), Loop()
     readers = [Reader(stream, loop) for _ in range(3)]
     feed(stream, 2)
@@ -86,7 +86,7 @@ def test_the_same_bytes_object_goes_to_everybody() -> None:
         assert len({id(reader.frames[k]) for reader in readers}) == 1
 
 
-def test_a_known_event_takes_the_short_way_to_the_same_end() -> None:
+def test_a_templated_event_is_handled_like_any_event() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     assert not stream.take_known(event("a"), 1.0)
@@ -99,7 +99,7 @@ def test_a_known_event_takes_the_short_way_to_the_same_end() -> None:
     check_counters(reader)
 
 
-# -- a pause, and what the ring holds
+# -- a pause, and the frames in the ring
 
 
 def test_a_short_pause_is_bridged_by_the_ring_in_one_write() -> None:
@@ -119,7 +119,7 @@ def test_a_short_pause_is_bridged_by_the_ring_in_one_write() -> None:
     check_counters(reader)
 
 
-def test_a_pause_in_which_nothing_came_writes_nothing() -> None:
+def test_a_pause_without_events_writes_nothing() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     reader.stall()
@@ -128,7 +128,7 @@ def test_a_pause_in_which_nothing_came_writes_nothing() -> None:
     assert (reader.state, len(reader.frames)) == (Sub.LIVE, 1)
 
 
-def test_events_of_one_read_find_the_ring_one_by_one() -> None:
+def test_events_of_one_read_enter_the_ring_one_by_one() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
     reader.stall()
@@ -159,7 +159,7 @@ def overflow(reader: Reader, stream: Stream, count: int = RING_SLOTS + 20) -> No
     feed(stream, count)
 
 
-def test_coalesce_lets_the_ring_go_and_catches_up_from_the_log() -> None:
+def test_coalesce_drops_the_ring_and_catches_up_from_the_log() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     overflow(reader, stream)
@@ -169,7 +169,9 @@ def test_coalesce_lets_the_ring_go_and_catches_up_from_the_log() -> None:
     assert reader.state is Sub.LIVE
     assert reader.text == said(stream)
     assert reader.gaps == []
-    assert len(reader.events) == 5  # three live, the one that filled the transport, one with all the rest
+    assert (
+        len(reader.events) == 5
+    )  # three live, the event that filled the transport, and a last event with all the rest
     assert reader.events[-1].seq == stream.events
     feed(stream, 1)
     assert reader.text == said(stream)
@@ -193,7 +195,7 @@ def test_a_catch_up_writes_one_piece_a_turn() -> None:
     check_counters(reader)
 
 
-def test_stalled_again_in_the_middle_of_a_catch_up() -> None:
+def test_a_reader_that_stalls_again_in_its_catch_up_loses_nothing() -> None:
     stream, loop = new_stream(), Loop()
     agree(stream, catchup_bytes_max=1000)
     reader = Reader(stream, loop)
@@ -211,7 +213,7 @@ def test_stalled_again_in_the_middle_of_a_catch_up() -> None:
     assert reader.text == said(stream)
 
 
-def test_what_does_not_merge_comes_as_it_was() -> None:
+def test_events_that_do_not_merge_come_unchanged() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     overflow(reader, stream)
@@ -223,7 +225,7 @@ def test_what_does_not_merge_comes_as_it_was() -> None:
     assert reader.text == said(stream).replace(f"{stream.events - 1} {stream.events} ", "")
 
 
-def test_the_log_has_moved_on() -> None:
+def test_a_reader_behind_the_log_gets_a_gap() -> None:
     stream, loop = new_stream(stream_log_events_max=100), Loop()
     reader = Reader(stream, loop)
     overflow(reader, stream, 5000)
@@ -240,7 +242,7 @@ def test_the_log_has_moved_on() -> None:
     check_counters(reader)
 
 
-def test_the_log_has_moved_on_below_a_pause() -> None:
+def test_a_paused_reader_behind_the_log_gets_a_gap() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     feed(stream, 3)
@@ -280,7 +282,7 @@ def test_a_policy_without_a_branch_is_an_error_and_never_another_policy() -> Non
     assert reader.state is Sub.PAUSED
 
 
-def test_settings_take_exactly_the_policies_that_there_are() -> None:
+def test_settings_accept_exactly_the_policies_that_exist() -> None:
     (row,) = (row for row in ROWS if row.key == "policy")
     assert row.words == tuple(policy.value for policy in Policy)
 
@@ -314,7 +316,7 @@ def test_a_second_stall_is_a_second_gap() -> None:
     check_counters(reader)
 
 
-def test_a_large_event_drops_all_that_it_needs() -> None:
+def test_a_large_event_drops_as_many_frames_as_it_needs() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
     reader.stall()
@@ -329,7 +331,7 @@ def test_a_large_event_drops_all_that_it_needs() -> None:
 # -- close
 
 
-def test_close_ends_the_reader_and_nobody_else() -> None:
+def test_close_ends_only_the_slow_reader() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop, policy=Policy.CLOSE)
     other = Reader(stream, loop)
@@ -343,7 +345,7 @@ def test_close_ends_the_reader_and_nobody_else() -> None:
     assert other_got == list(range(1, stream.events + 1))
 
 
-def test_close_bridges_what_fits() -> None:
+def test_close_bridges_a_pause_that_fits_the_ring() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop, policy=Policy.CLOSE)
     reader.stall()
@@ -353,11 +355,11 @@ def test_close_bridges_what_fits() -> None:
     assert reader.seqs == list(range(1, RING_SLOTS + 2))
 
 
-# -- where a reader begins
+# -- the first event of a reader
 
 
 @pytest.mark.parametrize("seq", [1, 5, 50, 101])
-def test_late_joiners_and_resumes_begin_where_they_say(seq: int) -> None:
+def test_late_joiners_and_resumes_begin_at_the_seq_that_they_name(seq: int) -> None:
     stream, loop = new_stream(), Loop()
     feed(stream, 100)
     reader = Reader(stream, loop, seq=seq)
@@ -382,7 +384,7 @@ def test_a_resume_below_the_log_begins_with_a_gap() -> None:
     assert reader.text == "".join(f"{k} " for k in range(first, 3001))
 
 
-def test_who_begins_with_a_full_transport_waits() -> None:
+def test_a_reader_that_begins_with_a_full_transport_waits() -> None:
     stream, loop = new_stream(), Loop()
     feed(stream, 5)
     reader = Reader(stream, loop, capacity=0)
@@ -425,7 +427,7 @@ def test_http10_reads_the_log_with_its_own_framing() -> None:
 
 
 @pytest.mark.parametrize("form", [Form.RAW_CHUNKED, Form.RAW_BARE])
-def test_a_raw_reader_gets_the_events_bytes_and_nothing_else(form: Form) -> None:
+def test_a_raw_reader_gets_only_the_bytes_of_the_events(form: Form) -> None:
     stream, loop = new_stream(), Loop()
     events = [event(f"{k}") for k in range(200)]
     for each in events[:100]:
@@ -494,7 +496,7 @@ def test_a_failure_is_the_logs_last_entry() -> None:
     assert late.ended is False
 
 
-def test_the_error_event_of_responses_is_numbered_on() -> None:
+def test_the_error_event_of_responses_has_the_next_number() -> None:
     stream = new_stream(dialect=Dialect.RESPONSES)
     stream.append(b'event: x\ndata: {"type":"x","sequence_number":41}\n\n', 1.0)
     stream.fail(CloseReason.UPSTREAM_RESET, 2.0, message="gone")
@@ -521,7 +523,7 @@ def test_a_stream_is_sealed_once() -> None:
         stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
 
 
-def test_an_ended_reader_hears_nothing_any_more() -> None:
+def test_an_ended_reader_gets_no_further_bytes() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     feed(stream, 1)
@@ -535,7 +537,7 @@ def test_an_ended_reader_hears_nothing_any_more() -> None:
     assert not stream.readers
 
 
-def test_the_place_of_one_who_leaves_goes_to_the_last() -> None:
+def test_the_place_of_a_leaving_reader_goes_to_the_last_reader() -> None:
     stream, loop = new_stream(), Loop()
     readers = [Reader(stream, loop) for _ in range(4)]
     readers[1].leave()
@@ -546,7 +548,7 @@ def test_the_place_of_one_who_leaves_goes_to_the_last() -> None:
         stream.leave(readers[0].subscriber)  # it has not ended
 
 
-def test_what_is_no_turn_is_a_bug() -> None:
+def test_an_event_that_the_state_does_not_allow_is_a_bug() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     with pytest.raises(AssertionError, match="RESUME"):
@@ -556,7 +558,7 @@ def test_what_is_no_turn_is_a_bug() -> None:
 # -- beside the events
 
 
-def test_heartbeats_and_comments_only_at_the_live_end() -> None:
+def test_only_a_reader_at_the_live_end_gets_heartbeats_and_comments() -> None:
     stream, loop = new_stream(), Loop()
     live, paused = Reader(stream, loop), Reader(stream, loop)
     paused.stall()
@@ -571,7 +573,7 @@ def test_heartbeats_and_comments_only_at_the_live_end() -> None:
     assert live.subscriber.bytes_delivered == sum(map(len, live.frames))
 
 
-def test_a_farewell_says_where_the_reader_stands() -> None:
+def test_a_farewell_names_the_readers_position() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     feed(stream, 7)
@@ -583,7 +585,7 @@ def test_a_farewell_says_where_the_reader_stands() -> None:
     assert reader.state is Sub.ENDED
 
 
-def test_the_upstreams_own_name_of_a_response_is_told_once() -> None:
+def test_the_upstreams_id_of_a_response_is_registered_once() -> None:
     hub = new_hub()
     stream = hub.open(Dialect.RESPONSES, 0.0)
     agree(stream, owner="p")
@@ -594,7 +596,7 @@ def test_the_upstreams_own_name_of_a_response_is_told_once() -> None:
     assert hub.by_response_id("p", "resp_2") is None
 
 
-# -- all of it at once
+# -- all of this in any order
 
 LOSSLESS = st.lists(
     st.one_of(
@@ -607,7 +609,7 @@ LOSSLESS = st.lists(
 
 
 def play(steps: list[tuple[str, int]], policy: Policy, form: Form = Form.CHUNKED, **bounds: int) -> Reader:
-    """A reader's life with a stream, up to its end with everything read."""
+    """Play a reader's life with a stream up to its end, with everything read."""
     stream, loop = new_stream(**bounds), Loop()
     agree(stream, catchup_bytes_max=700)
     reader = Reader(stream, loop, policy=policy, form=form, capacity=0, slots=32)
@@ -641,7 +643,7 @@ def test_coalesce_loses_nothing(steps: list[tuple[str, int]], form: Form) -> Non
 
 
 @given(LOSSLESS)
-def test_raw_loses_nothing(steps: list[tuple[str, int]]) -> None:
+def test_a_raw_reader_loses_nothing(steps: list[tuple[str, int]]) -> None:
     reader = play(steps, Policy.COALESCE, Form.RAW_CHUNKED)
     log = reader.stream.log
     assert reader.body == b"".join(each for _, each in log.read(log.seek(1), bytes_max=1 << 30))
@@ -668,7 +670,7 @@ def test_close_gives_a_beginning_without_a_hole(steps: list[tuple[str, int]]) ->
         assert len(words) == reader.stream.events
 
 
-# -- streams whose readers count bytes
+# -- streams with readers that count bytes
 
 
 def counted(**bounds: int) -> CountedStream:
@@ -679,7 +681,7 @@ PIECES = st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=5), min_si
 
 
 @given(PIECES, st.integers(1, 9), st.data())
-def test_every_byte_has_its_place(reads: list[list[str]], mark_events: int, data: st.DataObject) -> None:
+def test_every_byte_offset_is_found_in_its_event(reads: list[list[str]], mark_events: int, data: st.DataObject) -> None:
     stream = counted(stream_log_events_max=data.draw(st.sampled_from([4, 20, 1000])))
     whole = b""
     with mock.patch.object(core_stream, "MARK_EVENTS", mark_events):
@@ -701,7 +703,7 @@ def test_every_byte_has_its_place(reads: list[list[str]], mark_events: int, data
         assert place.rest + b"".join(each for _, each in rest) == whole[offset:]
 
 
-def test_marks_keep_the_search_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_bound_the_search_for_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = counted()
     for k in range(5 * MARK_EVENTS):
         stream.append(event(str(k)), 1.0)
@@ -719,19 +721,19 @@ def test_marks_keep_the_search_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read) <= MARK_EVENTS
 
 
-def test_a_farewell_in_front_of_a_gap_that_was_not_told_yet() -> None:
+def test_a_farewell_before_an_unannounced_gap_names_the_position_before_it() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
     feed(stream, 3)
     reader.stall()
     feed(stream, RING_SLOTS + 6)
     assert reader.subscriber.dropped == 5
-    reader.paused, reader.capacity = False, PLENTY  # there is room again, but nobody has said so yet
+    reader.paused, reader.capacity = False, PLENTY  # there is room again, but resume_writing has not been called yet
     reader.subscriber.farewell(message="Come back.", retry_ms=1500)
     assert reader.events[-1].json["last_id"] == f"{stream.id}:4"
 
 
-def test_of_several_events_in_one_read_each_is_looked_into() -> None:
+def test_each_of_several_events_in_one_read_is_inspected() -> None:
     stream = new_stream()
     stream.append_all([event("a"), event("b"), DONE], 1.0)
     assert stream.first_event_at == 1.0

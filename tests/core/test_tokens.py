@@ -67,7 +67,7 @@ def b64(content: bytes) -> bytes:
 
 
 def forge(header: object, payload: bytes | None = None, key: bytes = SECRET) -> bytes:
-    """A token with any header and payload, its HMAC right: what only the holder of `key` can make."""
+    """A token with any header and payload and a right HMAC, as only the holder of `key` can make it."""
     head = header if isinstance(header, bytes) else json.dumps(header).encode()
     signed = b64(head) + b"." + b64(json.dumps(claims()).encode() if payload is None else payload)
     return signed + b"." + b64(hmac.digest(key, signed, hashlib.sha256))
@@ -92,16 +92,16 @@ def granted(token: bytes, verifier: Verifier = VERIFIER, now_unix: float = NOW) 
         sign(),
         sign(headers={"kid": "any"}),  # a secret has no id
         sign(RSA, "RS256", {"kid": "r1"}),
-        sign(RSA, "RS256"),  # one RSA key: no choice
+        sign(RSA, "RS256"),  # a single RSA key: the choice is clear
         sign(ED, "EdDSA", {"kid": "e1"}),
         sign(ED, "EdDSA"),
     ],
 )
-def test_each_kind_of_key(token: bytes) -> None:
+def test_each_kind_of_key_verifies_its_tokens(token: bytes) -> None:
     assert granted(token) == Grant(("room-*",), ("room-1",), NOW + 60, "u1")
 
 
-def test_subscribe_and_publish_are_apart() -> None:
+def test_the_right_to_read_and_the_right_to_publish_are_separate() -> None:
     grant = granted(sign(streams=["a", "b-*"], publish=["c"]))
     assert [grant.may_read(name) for name in ("a", "b-1", "b", "c", "")] == [True, True, False, False, False]
     assert [grant.may_publish(name) for name in ("a", "b-1", "c")] == [False, False, True]
@@ -119,7 +119,7 @@ def no_signature(token: bytes) -> bytes:
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "nOnE", ""])
 @pytest.mark.parametrize("signature", [b"", b"AA"])
-def test_none_is_no_algorithm(algorithm: str, signature: bytes) -> None:
+def test_the_algorithm_none_is_refused(algorithm: str, signature: bytes) -> None:
     refusal(no_signature(forge({"alg": algorithm})) + signature)
 
 
@@ -138,13 +138,13 @@ def public_texts() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("public", public_texts().values(), ids=list(public_texts()))
 @pytest.mark.parametrize("header", [{}, {"kid": "r1"}, {"kid": "e1"}])
-def test_a_public_key_is_no_secret(public: bytes, header: dict[str, str]) -> None:
+def test_a_public_key_is_not_taken_as_a_secret(public: bytes, header: dict[str, str]) -> None:
     for verifier in (VERIFIER, Verifier(load_jwks(SET), audience=AUDIENCE)):
         refusal(forge({"alg": "HS256", **header}, key=public), verifier)
 
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512", "RS384", "RS512", "PS256", "ES256", "ES256K", "hs256", "dir"])
-def test_an_algorithm_that_is_no_keys_is_refused_before_cryptography(
+def test_an_algorithm_without_a_key_is_refused_before_cryptography(
     algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jwt.PyJWS, "decode", lambda *_, **__: pytest.fail("there was a key"))
@@ -164,13 +164,15 @@ def test_an_algorithm_that_is_no_keys_is_refused_before_cryptography(
         (b"x" * 32, "HS256", {}),
     ],
 )
-def test_a_signature_of_another_kind_or_key(signer: Any, algorithm: str, header: dict[str, str]) -> None:
+def test_a_signature_of_another_algorithm_or_key_is_refused(
+    signer: Any, algorithm: str, header: dict[str, str]
+) -> None:
     kind = jwt.get_algorithm_by_name(algorithm)
     signed = b64(json.dumps({"alg": algorithm, **header}).encode()) + b"." + b64(json.dumps(claims()).encode())
     refusal(signed + b"." + b64(kind.sign(signed, kind.prepare_key(signer))))
 
 
-def test_without_a_secret_there_is_no_hs256() -> None:
+def test_without_a_secret_hs256_is_refused() -> None:
     assert "algorithm" in refusal(sign(), Verifier(load_jwks(SET), audience=AUDIENCE)).message
     assert "algorithm" in refusal(sign(RSA, "RS256"), Verifier((load_secret(SECRET),), audience=AUDIENCE)).message
 
@@ -196,11 +198,11 @@ def test_a_header_that_asks_for_more_is_refused(extra: dict[str, object]) -> Non
 
 
 @pytest.mark.parametrize("kid", ["r2", "R1", "", "../../dev/null", "r1' OR '1'='1"])
-def test_kid_is_a_look_up_and_no_more(kid: str) -> None:
+def test_a_kid_only_looks_up_a_key(kid: str) -> None:
     assert "`kid`" in refusal(sign(RSA, "RS256", {"kid": kid})).message
 
 
-def test_two_keys_in_rotation() -> None:
+def test_two_keys_in_rotation_are_told_apart_by_kid() -> None:
     keys = load_jwks(jwks(jwk(RSA, kid="old"), jwk(OTHER_RSA, kid="new")))
     verifier = Verifier(keys, audience=AUDIENCE)
     granted(sign(RSA, "RS256", {"kid": "old"}), verifier)
@@ -215,7 +217,7 @@ def test_a_key_without_an_id_serves_every_kid() -> None:
     granted(sign(RSA, "RS256"), verifier)
 
 
-# What is no token
+# Malformed tokens
 
 
 @pytest.mark.parametrize(
@@ -257,14 +259,14 @@ def test_garbage_is_refused_before_cryptography(token: bytes, monkeypatch: pytes
     assert not checked or token == sign()[:-4]
 
 
-def test_an_oversized_token_isn_t_even_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oversized_token_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     large = sign(junk="x" * 8192)
     monkeypatch.setattr(module, "_SHAPE", None)
     assert "over 8192 bytes" in refusal(large).message
 
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b"null", b"{", b'"x"', b"\xff", b"[" * 3000, b'{"exp": NaN}'])
-def test_a_signed_payload_that_is_no_object(payload: bytes) -> None:
+def test_a_signed_payload_that_is_no_object_is_refused(payload: bytes) -> None:
     refusal(forge({"alg": "HS256"}, payload))
 
 
@@ -274,7 +276,7 @@ def test_every_byte_of_a_token_counts() -> None:
         for changed in (b"A", b"B", b"."):
             if token[at : at + 1] != changed:
                 answer = VERIFIER.verify(token[:at] + changed + token[at + 1 :], NOW)
-                # The last letter of 32 bytes in base64url carries four bits and two that are nobody's (RFC 4648 3.5).
+                # The last letter of 32 bytes in base64url carries four bits and two unused bits (RFC 4648 3.5).
                 assert isinstance(answer, Refusal) or at == len(token) - 1
 
 
@@ -301,14 +303,14 @@ def test_every_byte_of_a_token_counts() -> None:
         (..., False),
     ],
 )
-def test_audience(audience: object, is_ours: bool) -> None:
+def test_a_token_for_another_audience_is_refused(audience: object, is_ours: bool) -> None:
     answer = VERIFIER.verify(forge({"alg": "HS256"}, json.dumps(claims(aud=audience)).encode()), NOW)
     assert isinstance(answer, Grant) is is_ours
     assert is_ours or (isinstance(answer, Refusal) and "`aud`" in answer.message)
 
 
 @pytest.mark.parametrize("leeway_s", [0.0, 30.0])
-def test_times(leeway_s: float) -> None:
+def test_a_token_is_valid_from_nbf_to_exp_with_leeway(leeway_s: float) -> None:
     verifier = Verifier((load_secret(SECRET),), audience=AUDIENCE, leeway_s=leeway_s)
     token = sign(nbf=int(NOW), exp=int(NOW) + 60)
     assert "`nbf`" in refusal(token, verifier, NOW - leeway_s - 0.01).message
@@ -330,13 +332,13 @@ def test_nbf_is_a_number(bad: object) -> None:
 
 
 @pytest.mark.parametrize("text", [b"1e999", b"-1e999", b"9" * 5000])
-def test_no_infinite_exp(text: bytes) -> None:
+def test_an_infinite_exp_is_refused(text: bytes) -> None:
     payload = json.dumps(claims()).encode().replace(b"%d" % (int(NOW) + 60), text)
     refusal(forge({"alg": "HS256"}, payload))
 
 
-def test_the_clock_is_ours_alone() -> None:
-    # Long expired by the machine's clock, and not by the one that is passed in; and the other way round.
+def test_only_the_passed_in_clock_decides_on_times() -> None:
+    # Expired by the machine's clock but not by the clock passed in, and the other way round.
     assert granted(sign(exp=1000, iat=10**12), now_unix=999.0).expires_unix == 1000
     assert refusal(sign(exp=10**12), now_unix=10.0**12) is EXPIRED
 
@@ -365,7 +367,7 @@ def test_the_clock_is_ours_alone() -> None:
     ],
 )
 @pytest.mark.parametrize("claim", ["streams", "publish"])
-def test_patterns_that_could_never_match_are_told(claim: str, patterns: object) -> None:
+def test_patterns_that_could_never_match_are_refused(claim: str, patterns: object) -> None:
     changed: dict[str, Any] = {claim: patterns}
     assert "patterns" in refusal(sign(**changed)).message
 
@@ -375,7 +377,7 @@ def test_a_subject_is_a_string(subject: object) -> None:
     assert "`sub`" in refusal(forge({"alg": "HS256"}, json.dumps(claims(sub=subject)).encode())).message
 
 
-def test_nothing_is_told_of_claims_without_a_signature() -> None:
+def test_a_refusal_without_a_valid_signature_tells_nothing_of_the_claims() -> None:
     unsigned = sign(b"x" * 32, aud="other", exp=0)
     assert refusal(unsigned).message == refusal(sign(b"x" * 32)).message
 
@@ -391,7 +393,7 @@ def test_nothing_is_told_of_claims_without_a_signature() -> None:
         | st.lists(st.text() | st.integers()),
     )
 )
-def test_any_claims_are_answered(changed: dict[str, object]) -> None:
+def test_any_claims_get_a_grant_or_a_refusal(changed: dict[str, object]) -> None:
     answer = VERIFIER.verify(forge({"alg": "HS256"}, json.dumps(claims() | changed).encode()), NOW)
     assert isinstance(answer, Grant | Refusal)
 
@@ -422,7 +424,7 @@ def test_a_binary_secret_is_taken_as_it_is() -> None:
         (public_texts()["rsa-pem"], "JWKS"),
     ],
 )
-def test_a_secret_that_won_t_do(content: bytes, text: str) -> None:
+def test_an_unusable_secret_is_refused_with_its_reason(content: bytes, text: str) -> None:
     with pytest.raises(TokenKeyError, match=text):
         load_secret(content)
 
@@ -453,19 +455,19 @@ def test_a_secret_that_won_t_do(content: bytes, text: str) -> None:
         (jwks(jwk(rsa.generate_private_key(65537, 1024))), "1024 bits"),
     ],
 )
-def test_a_key_set_that_won_t_do(content: bytes, text: str) -> None:
+def test_an_unusable_key_set_is_refused_with_its_reason(content: bytes, text: str) -> None:
     with pytest.raises(TokenKeyError, match=text):
         load_jwks(content)
 
 
-def test_what_else_is_in_a_key_set_is_left_out() -> None:
+def test_unusable_keys_of_a_key_set_are_left_out() -> None:
     keys = load_jwks(
         jwks(jwk(EC, kid="r1"), jwk(RSA, kid="r1", use="sig", alg="RS256", key_ops=["verify"]), {"kty": "new"})
     )
     assert [(key.algorithm, key.kid) for key in keys] == [("RS256", "r1")]
 
 
-# Where a token comes from
+# Places of a token in a request
 
 
 def headers(authorization: bytes | None = None, cookie: bytes | None = None) -> HeadersGet:
@@ -491,6 +493,8 @@ def headers(authorization: bytes | None = None, cookie: bytes | None = None) -> 
         (headers(), "access_token=%ff", "\ufffd".encode(), "\ufffd".encode()),
     ],
 )
-def test_sources(get: HeadersGet, query: str, to_read: bytes | None, to_publish: bytes | None) -> None:
+def test_a_token_comes_from_header_query_or_cookie_and_a_cookie_never_publishes(
+    get: HeadersGet, query: str, to_read: bytes | None, to_publish: bytes | None
+) -> None:
     assert token_to_read(get, query) == to_read
     assert token_to_publish(get, query) == to_publish

@@ -1,4 +1,4 @@
-"""What a whole answer says of its tokens, however it is cut."""
+"""The token usage of a whole answer, in whatever pieces it comes."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_geminis_tokens_are_those_of_the_answer_and_of_its_thoughts(usage: dict[
         (b"", 0),
     ],
 )
-def test_usage(body: bytes, tokens: int, size: int) -> None:
+def test_the_usage_of_an_answer_is_charged_in_any_cut(body: bytes, tokens: int, size: int) -> None:
     assert charged(body, size) == tokens
 
 
-def test_only_the_end_is_held() -> None:
+def test_only_the_end_of_an_answer_is_held() -> None:
     tail = UsageTail(Account(), Dialect.UNKNOWN.api)
     for _ in range(100):
         tail.passed(b"x" * 5000)

@@ -1,4 +1,4 @@
-"""Requests with the outcome that each must have; README.md beside this file says how to read a row."""
+"""Requests, each with its required outcome; README.md beside this file explains a row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def post(body: bytes, *fields: bytes) -> bytes:
 
 
 def chunked(body: bytes, *fields: bytes) -> bytes:
-    """A POST whose raw body is in chunked coding."""
+    """A POST with a raw body in chunked coding."""
     return post(body, b"Transfer-Encoding: chunked", *fields)
 
 

@@ -1,4 +1,4 @@
-"""Responses of upstreams with the outcome that each must have; README.md beside this file says how to read a row."""
+"""Responses of upstreams, each with its required outcome; README.md beside this file explains a row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def status(line: bytes, *fields: bytes) -> bytes:
 
 
 def chunked(body: bytes, *fields: bytes) -> bytes:
-    """A 200 whose raw body is in chunked coding."""
+    """A 200 with a raw body in chunked coding."""
     return ok(body, b"Transfer-Encoding: chunked", *fields)
 
 

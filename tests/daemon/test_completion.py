@@ -1,4 +1,4 @@
-"""Completion: asked of bash itself; of zsh its syntax, where it is installed."""
+"""Completion: bash itself is asked for it; of zsh the syntax is checked, where it is installed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def script(tmp_path: Path) -> Path:
         ("check-config streamd.t", {"streamd.toml"}),
     ],
 )
-def test_bash_completes(script: Path, line: str, replies: set[str]) -> None:
+def test_bash_completes_commands_options_and_words(script: Path, line: str, replies: set[str]) -> None:
     words = ["streamd", *line.split(" ")]
     asked = " ".join(f"'{word}'" for word in words)
     shell = f"source {script.name}; COMP_WORDS=({asked}); COMP_CWORD={len(words) - 1}; _streamd; "
@@ -101,6 +101,6 @@ def test_zsh_gets_every_option_with_its_words_and_quotes_kept_apart() -> None:
 
 
 @needs("zsh")
-def test_zsh_takes_the_script(tmp_path: Path) -> None:
+def test_zsh_accepts_the_syntax_of_the_script(tmp_path: Path) -> None:
     (tmp_path / "_streamd").write_text(completion.zsh(_parser(), ROWS))
     subprocess.run(["zsh", "-fn", str(tmp_path / "_streamd")], check=True)

@@ -1,4 +1,4 @@
-"""Drain: every phase on a clock that jumps, and what each kind of reader is told."""
+"""Drain: every phase on a clock that jumps, and the farewell to each kind of reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT_S = 30.0
 
 @contextlib.contextmanager
 def serving(**settings: Any) -> Iterator[Rig]:
-    """A rig whose worker may drain; its sweep goes on for the rig's own checks at the end."""
+    """A rig with a worker that may drain; its sweep goes on for the rig's own checks at the end."""
     settings.setdefault("drain_timeout_s", TIMEOUT_S)
     with rig(**settings) as r:
         yield r
@@ -33,12 +33,12 @@ def begin(r: Rig, **how: Any) -> None:
     r.turn()
 
 
-# The end is looked for so often, by a poll.
+# Interval of the poll for the end of the drain.
 LOOK_S = 0.02
 
 
 def report(r: Rig) -> Report:
-    """What the drain came to; it must be over, but for one look."""
+    """The report of the drain, which must be over after another poll at most."""
     r.pass_time(LOOK_S)
     assert r.worker.drained.done(), "still draining"
     assert r.worker.state is DaemonState.STOPPED
@@ -81,7 +81,7 @@ def test_an_idle_daemon_stops_at_once() -> None:
         assert idle.gone
 
 
-def test_for_drain_delay_everything_goes_on_but_readiness() -> None:
+def test_during_drain_delay_only_readiness_changes() -> None:
     with serving(drain_delay_s=5.0) as r:
         client = r.client()
         begin(r)
@@ -97,7 +97,7 @@ def test_for_drain_delay_everything_goes_on_but_readiness() -> None:
         assert client.gone and report(r).cut == 0
 
 
-def test_a_generation_that_ends_in_the_window_ends_as_ever() -> None:
+def test_a_generation_that_ends_within_the_drain_ends_normally() -> None:
     with serving() as r:
         reader = reading(r, event("Hel"))
         begin(r)
@@ -109,7 +109,7 @@ def test_a_generation_that_ends_in_the_window_ends_as_ever() -> None:
         assert report(r) == Report(finished=1)
 
 
-def test_during_it_answers_carry_close_and_new_streams_are_refused() -> None:
+def test_during_a_drain_answers_carry_close_and_new_streams_are_refused() -> None:
     with serving() as r:
         holding = reading(r, event("a"))
         new, asking = r.client(), r.client()
@@ -126,7 +126,7 @@ def test_during_it_answers_carry_close_and_new_streams_are_refused() -> None:
         assert publisher.answer.error["code"] == "draining"
 
 
-def test_a_reader_may_resume_what_still_runs() -> None:
+def test_during_a_drain_a_reader_may_resume_a_running_stream() -> None:
     with serving(resume_grace_s=20.0) as r:
         reader = reading(r, event("a"))
         stream_id = reader.answer.get("x-stream-id")
@@ -140,7 +140,7 @@ def test_a_reader_may_resume_what_still_runs() -> None:
         assert report(r).finished == 1
 
 
-def test_a_connection_that_was_just_accepted_is_heard_first() -> None:
+def test_a_just_accepted_connection_may_send_its_request_before_it_is_closed() -> None:
     with serving() as r:
         silent, late = r.client(), r.client(b"POST /v1/chat")
         begin(r)
@@ -154,7 +154,7 @@ def test_a_connection_that_was_just_accepted_is_heard_first() -> None:
         assert report(r) == Report()
 
 
-def test_a_generation_within_its_grace_holds_it_open_and_one_whose_grace_is_over_does_not() -> None:
+def test_a_drain_waits_for_a_generation_until_its_grace_is_over() -> None:
     with serving(resume_grace_s=8.0, stall_timeout_s=2.0) as r:
         reader = reading(r, event("x" * 100_000), capacity=1000)
         r.pass_time(3)
@@ -182,7 +182,7 @@ def test_a_detached_generation_may_finish() -> None:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_at_the_deadline_each_reader_is_told_where_it_stands(quick: bool) -> None:
+def test_at_the_deadline_each_reader_gets_its_position(quick: bool) -> None:
     with serving() as r:
         readers = [reading(r, *[event(str(k))] * (k + 1)) for k in range(3)]
         streams = tuple(r.runtime.hub)
@@ -199,7 +199,7 @@ def test_at_the_deadline_each_reader_is_told_where_it_stands(quick: bool) -> Non
         assert all(link.closed for link in r.links)
 
 
-def test_a_cut_generations_log_ends_with_the_error_that_says_so() -> None:
+def test_the_log_of_a_cut_generation_ends_with_the_error_restarted() -> None:
     with serving() as r:
         reader = reading(r, event("a"), event("b"))
         (stream,) = r.runtime.hub
@@ -213,7 +213,7 @@ def test_a_cut_generations_log_ends_with_the_error_that_says_so() -> None:
         assert not stream.ended_clean
 
 
-def test_however_many_leave_at_once_none_is_stopped_for_its_reader() -> None:
+def test_a_drain_cuts_no_generation_for_lack_of_detached_places() -> None:
     with serving(detached_max=2) as r:
         readers = [reading(r, event("a")) for _ in range(6)]
         streams = tuple(r.runtime.hub)
@@ -223,7 +223,7 @@ def test_however_many_leave_at_once_none_is_stopped_for_its_reader() -> None:
         assert all(the_reconnect(reader)["error"]["code"] == "reconnect" for reader in readers)
 
 
-def test_told_again_it_goes_to_the_end_at_once() -> None:
+def test_a_second_drain_cuts_everything_at_once() -> None:
     with serving(drain_delay_s=100.0) as r:
         reader = reading(r, event("a"))
         began_at = r.loop.time()
@@ -271,7 +271,7 @@ def test_published_readers_are_moved_evenly_and_keep_their_position() -> None:
         r.worker.streams.stop_stream(stream)
 
 
-def test_published_streams_never_hold_it_open() -> None:
+def test_a_drain_does_not_wait_for_published_streams() -> None:
     with serving() as r:
         stream = published(r, "news", "one")
         reader = r.client(get("/v1/streams/news"))
@@ -298,10 +298,10 @@ def test_a_publisher_in_the_middle_of_a_body_is_told_to_try_again_and_its_stream
         r.worker.streams.stop_stream(stream)
 
 
-# Others
+# Other connections
 
 
-def test_who_still_waits_for_an_answer_gets_one() -> None:
+def test_at_the_deadline_a_waiting_request_gets_a_503() -> None:
     with serving() as r:
         waiting = r.client(post(WHOLE))
         begin(r)
@@ -335,7 +335,7 @@ def test_a_connection_whose_answer_is_cut_off_counts_as_drained() -> None:
 
 
 def test_the_accept_queue_is_emptied_before_anything_is_closed() -> None:
-    """The order: listeners first (whatever that takes), then 503 for what is new."""
+    """The order: first the listeners are closed, however long that takes, then new requests get a 503."""
     with serving() as r:
         asked: list[bool] = []
 
@@ -348,8 +348,8 @@ def test_the_accept_queue_is_emptied_before_anything_is_closed() -> None:
         assert asked == [False] and r.runtime.draining
 
 
-def test_bytes_that_are_carried_to_another_worker_hold_it_open() -> None:
-    """The stream behind them is the other worker's, which decides the same about it."""
+def test_a_drain_waits_for_splices_to_other_workers() -> None:
+    """The stream behind the bytes belongs to the other worker, which makes the same decision about it."""
     with serving() as r:
         carried = Carried()
         r.runtime.splices.add(carried)  # type: ignore[arg-type]

@@ -25,11 +25,11 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o7777
 
 
-def test_change_replaces_in_one_step(path: Path) -> None:
+def test_a_change_replaces_the_file_in_one_step(path: Path) -> None:
     before = path.stat().st_ino
     with path.open("rb") as reader:
         keyfile.change(path, lambda content: content + b"new\n")
-        assert reader.read() == b"old\n"  # who had it open sees the old content, whole
+        assert reader.read() == b"old\n"  # a reader that has the file open sees the whole old content
     assert keyfile.read(path) == b"old\nnew\n"
     assert path.stat().st_ino != before
     assert os.listdir(path.parent) == ["keys"]
@@ -49,14 +49,14 @@ def test_the_owner_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fchown", lambda _fd, user, group: owners.append((user, group)))
     before = path.stat()
     keyfile.change(path, lambda content: content)
-    assert owners == []  # ours already
+    assert owners == []  # it has this owner already
     monkeypatch.setattr(os, "geteuid", lambda: before.st_uid + 1)
     keyfile.change(path, lambda content: content)
     assert owners == [(before.st_uid, before.st_gid)]
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_a_new_file_is_its_owners_alone(tmp_path: Path, umask: int) -> None:
+def test_only_the_owner_has_access_to_a_new_file(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         keyfile.change(tmp_path / "keys", lambda content: content + b"new\n")
@@ -67,7 +67,7 @@ def test_a_new_file_is_its_owners_alone(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.parametrize("loose", [0o604, 0o602, 0o601, 0o620, 0o644, 0o666])
-def test_a_file_that_others_can_read_or_change_is_refused(path: Path, loose: int) -> None:
+def test_a_file_with_access_for_other_users_is_refused(path: Path, loose: int) -> None:
     path.chmod(loose)
     for use in (lambda: keyfile.read(path), lambda: keyfile.change(path, lambda _: b"")):
         with pytest.raises(keyfile.KeyFileModeError, match=f"mode {loose:04o}.*chmod 600"):
@@ -75,7 +75,7 @@ def test_a_file_that_others_can_read_or_change_is_refused(path: Path, loose: int
     assert path.read_bytes() == b"old\n"
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
     with pytest.raises(keyfile.KeyFileModeError, match="no regular file"):  # and doesn't hang
         keyfile.read(tmp_path / "fifo")
@@ -147,7 +147,9 @@ def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:
     assert os.listdir(path.parent) == ["keys"]
 
 
-def test_who_waited_for_a_file_that_is_gone_takes_the_new_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_waited_for_a_replaced_file_edits_the_new_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flock = fcntl.flock
     locked: list[int] = []
 

@@ -46,7 +46,7 @@ def test_a_key_is_printed_once_and_works(path: Path, capsys: pytest.CaptureFixtu
     assert not re.search("[0-9a-f]{16}", listed)  # no salt, no hash
 
 
-def test_rights_and_limits(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_flags_of_add_set_rights_and_limits(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "alice --model llama-* --model mock --route /v1/chat/* --streams-max 8 --rpm 60 --tpm 1000 --expires 2099-01-31"
     )
@@ -67,7 +67,7 @@ def test_an_expiry_is_kept(path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert keys.authenticate(presented, time.time() + 3602) is EXPIRED
 
 
-def test_revoke(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_revoked_key_is_refused(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     presented = [add(path, capsys, name) for name in ("alice", "bob")]
     assert run(path, "revoke", presented[0].split("-")[1]) == 0
     keys = Keys.parse(keyfile.read(path))
@@ -103,7 +103,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert path.read_bytes() == content
 
 
-def test_files_that_won_t_do(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_or_unusable_key_file_is_refused(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(path, "list") == 1
     assert run(path, "revoke", "k1") == 1
     assert not path.exists()  # revoking makes no file
@@ -131,11 +131,11 @@ def test_files_that_won_t_do(path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("2030-01-31T12:00:00+01:00", "2030-01-31T11:00:00Z"),
     ],
 )
-def test_when(text: str, when: str) -> None:
+def test_an_expiry_is_a_duration_or_a_time(text: str, when: str) -> None:
     assert keys_cli.parse_when(text, NOW) == datetime.fromisoformat(when).timestamp()
 
 
 @pytest.mark.parametrize("text", ["", "d", "-1d", "1.5d", "1y", "30", "9999999d", "2030-13-01", "2030-01-31T12:00:00"])
-def test_what_is_no_time(text: str) -> None:
+def test_a_text_that_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--expires"):
         keys_cli.parse_when(text, NOW)

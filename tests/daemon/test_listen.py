@@ -1,4 +1,4 @@
-"""Listening sockets: bound, with the options that accepted ones inherit."""
+"""Listening sockets: bound, with the options that accepted sockets inherit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from streamd.config import Settings
 from streamd.daemon import listen
 
 
-def test_tcp_and_what_it_is_called() -> None:
+def test_a_tcp_listener_is_shown_by_its_address() -> None:
     with listen.bind(parse_address("127.0.0.1:0")) as sock:
         assert listen.shown(sock) == f"127.0.0.1:{sock.getsockname()[1]}"
         assert listen.is_loopback(sock) and not sock.getblocking()
 
 
-def test_ipv6() -> None:
+def test_an_ipv6_listener_takes_ipv6_only() -> None:
     try:
         sock = listen.bind(parse_address("[::1]:0"))
     except OSError:
@@ -35,7 +35,7 @@ def test_a_public_address_is_not_loopback() -> None:
         assert not listen.is_loopback(sock)
 
 
-def test_an_address_that_is_taken_says_which() -> None:
+def test_the_error_of_an_address_in_use_names_the_address() -> None:
     with listen.bind(parse_address("127.0.0.1:0")) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(OSError, match=rf"127\.0\.0\.1:{port}: "):
@@ -56,7 +56,7 @@ def test_accepted_sockets_inherit_the_options() -> None:
             assert accepted.getsockopt(tcp, socket.TCP_KEEPIDLE) == listen.KEEPALIVE_IDLE_S
 
 
-def test_no_user_timeout_without_a_stall_limit() -> None:
+def test_without_a_stall_limit_no_user_timeout_is_set() -> None:
     with listen.bind(parse_address("127.0.0.1:0")) as sock:
         listen.set_options(sock, Settings(stall_timeout_s=0.0))
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0

@@ -1,4 +1,4 @@
-"""The log: one event is one line, whatever is in it, and no event raises."""
+"""The log: an event is a single line with any content, and no event raises."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Callable[[], str]]]:
-    """Set the log up as asked, on a file; returns what reads and empties it."""
+    """A function that sets the log up on a file, and returns a function that reads and empties the file."""
     path = tmp_path / "log"
     fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND)
     monkeypatch.setattr(logs, "_sink", logs._sink)
@@ -46,7 +46,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     os.close(fd)
 
 
-def test_text_in_the_order_given(log: Any) -> None:
+def test_text_fields_stand_in_the_given_order(log: Any) -> None:
     written = log()
     logs.event(logs.INFO, "request", id="r1", status=200, first_s=0.25, reason=CloseReason.COMPLETE, key=None, ok=True)
     stamp, rest = written().split(" ", 1)
@@ -54,7 +54,7 @@ def test_text_in_the_order_given(log: Any) -> None:
     assert rest == "INFO request id=r1 status=200 first_s=0.25 reason=complete ok=true\n"
 
 
-def test_json_in_the_order_given(log: Any) -> None:
+def test_json_fields_stand_in_the_given_order(log: Any) -> None:
     written = log(format="json")
     logs.event(logs.WARNING, "request", id="a b", status=200, first_s=1 / 3, key=None, ok=True, models=("a", "b"))
     row = json.loads(written())
@@ -82,7 +82,7 @@ def test_the_journal_gets_priorities(log: Any, format: str) -> None:
         assert lines[0] == "<7>x", "journald has the time"
 
 
-def test_another_stream_is_no_journal(log: Any) -> None:
+def test_a_stream_other_than_the_journals_gets_no_priorities(log: Any) -> None:
     written = log()
     logs.setup("info", "text", fd=logs._sink._fd, journal_stream="1:2")
     logs.event(logs.INFO, "x")
@@ -121,7 +121,7 @@ def test_below_the_level_nothing_is_written(log: Any) -> None:
         (float("nan"), "nan"),
     ],
 )
-def test_values_in_text(log: Any, value: logs.Value, text: str) -> None:
+def test_values_in_text_are_quoted_where_needed(log: Any, value: logs.Value, text: str) -> None:
     written = log(journal=True)
     logs.event(logs.INFO, "x", value=value)
     assert written() == f"<6>x value={text}\n"
@@ -180,7 +180,7 @@ class _Unprintable:
         raise RuntimeError("no text")
 
 
-def test_lines_of_logging(log: Any) -> None:
+def test_records_of_the_logging_module_become_events(log: Any) -> None:
     written = log(format="json")
     logging.getLogger("asyncio").error("took %.1f s\n", 1.5)
     row = json.loads(written())

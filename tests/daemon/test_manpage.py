@@ -1,4 +1,4 @@
-"""The man pages: everything that the parsers and the rows know is in them, and groff has nothing to say."""
+"""The man pages hold everything that the parsers and the rows know, and groff accepts them without a warning."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ def test_every_command_and_option_is_in_the_page(command_page: str) -> None:
         assert re.search(rf"{re.escape(row.flag)}\b", shown), row.flag
 
 
-def test_what_is_not_for_people_is_left_out(command_page: str) -> None:
+def test_hidden_commands_and_options_are_left_out(command_page: str) -> None:
     assert "hushed" not in command_page
     assert "internal" not in command_page
 
 
-def test_a_nested_command_has_a_part_of_its_own_with_its_own_options(command_page: str) -> None:
+def test_a_nested_command_has_a_section_with_its_own_options(command_page: str) -> None:
     part = _shown(command_page).partition(".SS streamd keys add\n")[2]
     assert part.startswith("Make one.\n.TP\n.B " + ROWS[0].flag)
     assert "\nof this key\n" in part
 
 
-def test_indented_lines_stay_as_they_are(command_page: str) -> None:
+def test_indented_lines_stay_unchanged(command_page: str) -> None:
     shown = _shown(command_page)
     assert "At the end:\n.PP\n.PP\n.RS 4\n.EX\nkept   as it is\n-- too\n.EE\n.RE\n.PP\nand on.\n" in shown
 
@@ -86,7 +86,7 @@ def test_only_settings_of_the_first_section_are_explained_beside_their_flags(com
         assert (f"\n{row.what}\n" in shown) == (row.section == ROWS[0].section), row.key
 
 
-def test_every_setting_is_in_the_page_with_what_it_takes(settings_page: str) -> None:
+def test_every_setting_is_in_the_page_with_its_allowed_values(settings_page: str) -> None:
     shown = _shown(settings_page)
     for row in ROWS:
         assert f".B {row.key}\nTakes {row.allowed()}" in shown
@@ -121,7 +121,7 @@ def test_two_builds_are_the_same_bytes(command_page: str) -> None:
 
 @needs("groff")
 @pytest.mark.parametrize("page", ["command_page", "settings_page"])
-def test_groff_has_nothing_to_say(page: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_groff_accepts_the_page_without_a_warning(page: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     (tmp_path / "page").write_text(request.getfixturevalue(page), encoding="utf-8")
     said = subprocess.run(
         ["groff", "-man", "-Tutf8", "-Kutf8", "-ww", "-z", "page"], cwd=tmp_path, capture_output=True, check=False

@@ -1,4 +1,4 @@
-"""docs/OPERATIONS.md speaks of what there is: metrics, log lines, reasons, gates and settings under their own names."""
+"""The metrics, log lines, reasons, gates and settings that docs/OPERATIONS.md names exist under these names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows_after(head: str) -> list[str]:
     return [line.split("|")[1] for line in table.splitlines() if line.startswith("|") and "---" not in line]
 
 
-def test_every_metric_is_there() -> None:
+def test_every_metric_is_explained() -> None:
     with rig(ops_public=True) as r:
         shown = r.client(get("/metrics")).answer.body.decode()
     named = set(re.findall(r"`(streamd_[a-z_]+)", TEXT))
@@ -31,7 +31,7 @@ def test_every_metric_is_there() -> None:
     assert {name for name in named if name not in there and f"{name}_total" not in there} == set()
 
 
-def test_every_reason_is_explained_and_none_that_is_not() -> None:
+def test_the_explained_reasons_are_exactly_those_of_the_code() -> None:
     named = re.findall(r"`([a-z_]+)`", "".join(rows_after("| reason | who | what to do |")))
     assert sorted(named) == sorted(reason.word for reason in CloseReason)
 
@@ -41,7 +41,7 @@ def test_every_part_of_saturation_is_explained() -> None:
     assert sorted(named) == sorted(gate.value for gate in Gate if gate is not Gate.ADDRESS)
 
 
-def test_every_log_line_is_one_that_is_written() -> None:
+def test_every_explained_log_line_is_written_by_the_code() -> None:
     tables = TEXT.split("| line | meaning |")[1:]
     firsts = [line.split("|")[1] for table in tables for line in table.partition("\n\n")[0].splitlines()[2:]]
     lines = [line for first in firsts for line in re.findall(r"`([^`]+)`", first)]
@@ -51,7 +51,7 @@ def test_every_log_line_is_one_that_is_written() -> None:
         assert f'"{words}"' in SOURCE, line
 
 
-def test_every_setting_is_one() -> None:
+def test_every_named_setting_exists() -> None:
     endings = ("_max", "_timeout", "_delay", "_grace", "_stuck", "_limit", "_file")
     words = {reason.word for reason in CloseReason}
     named = {word for word in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", TEXT) if word.endswith(endings)} - words

@@ -44,19 +44,19 @@ def held() -> Iterator[Held]:
 
 @pytest.fixture(params=[1, 2], ids=["one", "two"])
 def count(request: pytest.FixtureRequest) -> str:
-    """How many workers."""
+    """The number of workers."""
     return str(request.param)
 
 
 def opened(answer: http.client.HTTPResponse) -> str:
-    """Wait for the first event; the stream's id."""
+    """Wait for the first event and return the stream's id."""
     while not answer.readline().startswith(b"data:"):
         pass
     return answer.getheader("x-stream-id") or ""
 
 
 def rest(answer: http.client.HTTPResponse) -> tuple[bytes, bool]:
-    """What still comes, and whether it ended as HTTP ends it."""
+    """The remaining bytes, and whether the body ended as HTTP requires."""
     try:
         return answer.read(), True
     except http.client.IncompleteRead as cut:
@@ -90,7 +90,7 @@ def status(d: Served) -> dict[str, Any]:
 
 
 def pids(d: Served) -> list[int]:
-    """By slot; 0 for none."""
+    """The process ids by slot; 0 for an empty slot."""
     return [int(each["pid"]) for each in status(d)["workers"]]
 
 
@@ -125,7 +125,7 @@ def slot_of(stream_id: str) -> int:
 
 
 def one_in_each(d: Served, tokens: int = 0) -> dict[int, http.client.HTTPResponse]:
-    """A running generation in each of two workers, by slot. `tokens`: of the mock; a Held has one until it goes on."""
+    """A running generation in each of two workers, by slot. `tokens` are the mock's; a Held sends a token and waits."""
     running: dict[int, http.client.HTTPResponse] = {}
     while len(running) < 2:
         answer = d.generation(tokens=tokens, interval_ms=10)
@@ -159,10 +159,10 @@ def counted(d: Served, name: str) -> float:
     return float(found[1])
 
 
-# -- what systemd is told
+# -- messages to systemd
 
 
-def test_a_life_is_told_in_order_and_ready_means_listening(mock: str, count: str) -> None:
+def test_systemd_gets_each_state_in_order_and_ready_means_listening(mock: str, count: str) -> None:
     with served("--upstream", mock, "--workers", count) as d:
         d.notify.until("READY=1")
         assert d.request("GET", "/readyz").status == 200
@@ -192,7 +192,7 @@ def test_a_drain_asks_for_time_and_its_streams_go_to_the_store(mock: str, count:
         assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:streamd-state")
 
 
-def test_a_drain_from_the_admin_surface_is_told_too(mock: str, count: str, tmp_path: Path) -> None:
+def test_systemd_learns_of_a_drain_from_the_admin_surface(mock: str, count: str, tmp_path: Path) -> None:
     with served("--upstream", mock, "--workers", count, "--admin", f"unix:{tmp_path}/admin.sock") as d:
         d.notify.until("READY=1")
         with socket.socket(socket.AF_UNIX) as admin:
@@ -208,7 +208,7 @@ def listening_at(sock: socket.socket) -> tuple[str, str]:
     return "--listen", f"127.0.0.1:{sock.getsockname()[1]}"
 
 
-def test_a_start_that_fails_never_says_ready(mock: str, count: str) -> None:
+def test_a_failed_start_never_reports_ready(mock: str, count: str) -> None:
     several = ("--upstream", mock, "--workers", count)
     with socket.create_server(("127.0.0.1", 0)) as taken, served(*several, *listening_at(taken)) as d:
         assert d.ended() == 1
@@ -226,7 +226,7 @@ def test_a_start_that_fails_leaves_no_file_of_a_unix_listener(tmp_path: Path) ->
         assert "keys_file" in d.lines[-1] and os.listdir(tmp_path) == []
 
 
-def test_the_parent_alone_is_heard_and_shows_all_workers(mock: str, count: str) -> None:
+def test_only_the_parent_reports_to_systemd_for_all_workers(mock: str, count: str) -> None:
     with served("--workers", count, "--upstream", mock, "--drain-delay", "0s", WATCHDOG_USEC="200000") as d:
         d.notify.until("READY=1")
         assert (" workers=2 " in d.lines[-1]) == (count == "2")
@@ -288,21 +288,21 @@ def pss_bytes(pid: int) -> int:
 
 
 def test_the_parent_is_small_beside_its_worker(mock: str) -> None:
-    """`make bench-start` has the figure: 12 MiB. Twice as much is a library too many."""
+    """12 MiB (`make bench-start`), doubled: an unwanted library would take more."""
     with workers(mock, count="1") as d:
         assert pss_bytes(d.process.pid) < min(24 * 1024 * 1024, pss_bytes(only_worker(d)))
         told = status(d)["admission"]["budget"]
         assert told["subtracted_bytes"]["parent"] == 16 * 1024 * 1024
 
 
-def test_an_only_worker_has_nothing_that_several_share(mock: str) -> None:
+def test_a_single_worker_has_none_of_the_objects_that_workers_share(mock: str) -> None:
     with workers(mock, count="1") as d:
         links = [os.readlink(link) for link in Path(f"/proc/{only_worker(d)}/fd").iterdir()]
         assert [link for link in links if "memfd" in link] == []
         assert "workers" not in status(d)
 
 
-def test_a_launch_is_read_back() -> None:
+def test_a_launch_decodes_to_itself() -> None:
     launch = Launch(3, 4, 12.5, 5, (7, 8), True, (9,), False, (14,), True, 6, 15, 10, (11, 12, 13))
     assert Launch.decode(launch.encode()) == launch
     assert launch.descriptors() == (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
@@ -310,7 +310,9 @@ def test_a_launch_is_read_back() -> None:
     assert Launch.decode(alone.encode()) == alone and alone.descriptors() == (5, 7)
     mover = StateLaunch(True, 5, (6, 7), (8,), True, "/state", "info", "text")
     assert StateLaunch.decode(mover.encode()) == mover and mover.descriptors() == (5, 6, 7, 8)
-    assert WORKER_VARIABLE.startswith("STREAMD__") and STATE_VARIABLE.startswith("STREAMD__")  # no setting's name
+    assert WORKER_VARIABLE.startswith("STREAMD__") and STATE_VARIABLE.startswith(
+        "STREAMD__"
+    )  # not the variable of a setting
 
 
 def test_messages_pass_with_a_descriptor_and_end_with_the_pipe() -> None:
@@ -331,7 +333,7 @@ def test_messages_pass_with_a_descriptor_and_end_with_the_pipe() -> None:
         assert not control.send(theirs, ToWorker.HURRY)
 
 
-def test_processes_of_the_daemon_are_not_for_people() -> None:
+def test_internal_commands_refuse_to_be_run_by_hand() -> None:
     ran = subprocess.run([sys.executable, "-m", "streamd.daemon"], capture_output=True, text=True, timeout=WAIT_S)
     assert ran.returncode == 1 and "streamd serve" in ran.stderr
 
@@ -344,14 +346,14 @@ def test_a_crash_of_the_only_worker_costs_its_connections_and_not_the_service(mo
         answer = d.generation(tokens=1000, interval_ms=20)
         stream_id = opened(answer)
         before = only_worker(d)
-        os.kill(before, signal.SIGSTOP)  # what comes now waits in the listener's queue
+        os.kill(before, signal.SIGSTOP)  # a connection made now waits in the listener's queue
         asking = http.client.HTTPConnection("127.0.0.1", d.port, timeout=WAIT_S)
         asking.request("GET", "/healthz")
         os.kill(before, signal.SIGKILL)
         d.line(r"ERROR .*worker died.* slot=0 status=-9 wait_s=0\.1")
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             answer.read()
-        assert d.request("GET", "/readyz").status == 200  # nobody is refused before the successor is there, either
+        assert d.request("GET", "/readyz").status == 200  # no request is refused before the successor serves, either
         with contextlib.suppress(ConnectionError):  # the dead worker had accepted it, or not
             assert asking.getresponse().status == 200
         assert only_worker(d) != before
@@ -377,7 +379,7 @@ def test_a_worker_that_dies_takes_only_its_own_streams_along(held: Held) -> None
             running[0].read()
         after = until(lambda: (now := pids(d))[0] not in (0, before[0]) and now, "successor")
         assert after[1] == before[1] and not alive(before[0])
-        # Whoever is asked, also before the successor is there: gone, and not unknown.
+        # From either worker, also before the successor serves, the stream is gone and not unknown.
         for _ in range(6):
             code, body = ask(d, "GET", f"/v1/streams/{ids[0]}")
             assert code == 410 and body["error"]["code"] == "stream_gone"
@@ -404,7 +406,7 @@ def test_requests_for_a_dead_owner_wait_for_its_successor(mock: str) -> None:
         assert code == 410 and body["error"]["code"] == "stream_gone"
 
 
-def test_deaths_in_a_row_are_answered_more_and_more_slowly(mock: str, count: str) -> None:
+def test_a_worker_that_dies_again_and_again_is_replaced_more_and_more_slowly(mock: str, count: str) -> None:
     with workers(mock, count=count) as d:
         for k, wait_s in enumerate(("0.1", "0.2", "0.4")):
             pid = children(d.process.pid)[0]
@@ -454,7 +456,7 @@ def test_a_parent_that_was_stopped_kills_no_worker(mock: str, count: str) -> Non
     with workers(mock, "--worker-stuck", "2s", count=count) as d:
         before = children(d.process.pid)
         d.signal(signal.SIGSTOP)
-        # Longer than worker_stuck: the condition is the clock itself.
+        # Longer than worker_stuck. The condition is the clock itself.
         began = time.monotonic()
         until(lambda: time.monotonic() - began > 2.5, "time")
         d.signal(signal.SIGCONT)
@@ -516,7 +518,7 @@ def test_ctrl_c_reaches_the_whole_group_and_drains_once_with_short_times(mock: s
         assert not any("Traceback" in line or "worker died" in line for line in d.lines)
 
 
-def test_ctrl_c_while_the_worker_starts_is_a_stop_like_any_other(mock: str) -> None:
+def test_ctrl_c_during_the_start_of_the_worker_stops_cleanly(mock: str) -> None:
     with served("--upstream", mock, new_group=True) as d:
         d.until(lambda: children(d.process.pid), "worker")
         os.killpg(d.process.pid, signal.SIGINT)
@@ -526,7 +528,7 @@ def test_ctrl_c_while_the_worker_starts_is_a_stop_like_any_other(mock: str) -> N
 
 
 class Clock:
-    """A clock that stands still until it is told."""
+    """A clock that stands still until a test sets it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -536,7 +538,7 @@ class Clock:
 
 
 def test_a_second_signal_counts_only_a_second_later() -> None:
-    """A shell may send Ctrl-C twice: on a clock that jumps."""
+    """A shell may send Ctrl-C twice. On a clock that jumps."""
     clock = Clock()
     parent = Parent(Settings(), Settings, systemd.Notifier(), [], clock)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -555,7 +557,7 @@ def test_a_second_signal_counts_only_a_second_later() -> None:
         assert control.receive(theirs) == ("hurry", None, -1)
 
 
-def test_a_drain_lets_generations_end_and_adds_up(held: Held) -> None:
+def test_the_report_of_a_drain_adds_up_all_workers(held: Held) -> None:
     with workers(held.url, "--drain-delay", "0s") as d:
         running = one_in_each(d)
         d.signal(signal.SIGTERM)
@@ -575,8 +577,8 @@ def test_a_drain_lets_generations_end_and_adds_up(held: Held) -> None:
             socket.create_connection(("127.0.0.1", d.port))
 
 
-def test_nobody_is_let_in_while_a_generation_ends(held: Held, count: str) -> None:
-    """No listener is left that nobody accepts at."""
+def test_new_connections_are_refused_while_a_generation_ends(held: Held, count: str) -> None:
+    """A drain leaves no listener open without a process that accepts there."""
     with workers(held.url, "--drain-delay", "0s", count=count) as d:
         answer = d.generation()
         d.signal(signal.SIGTERM)
@@ -587,7 +589,7 @@ def test_nobody_is_let_in_while_a_generation_ends(held: Held, count: str) -> Non
         assert d.ended() == 0
 
 
-def test_a_second_signal_a_second_later_hurries(mock: str, count: str) -> None:
+def test_a_second_signal_a_second_later_cuts_at_once(mock: str, count: str) -> None:
     with workers(mock, "--drain-delay", "0s", count=count) as d:
         answer = d.generation(tokens=100_000)
         d.signal(signal.SIGTERM)
@@ -600,7 +602,7 @@ def test_a_second_signal_a_second_later_hurries(mock: str, count: str) -> None:
         assert re.search(r" stopped finished=0 sent_away=0 cut=1", d.lines[-1])
 
 
-def test_a_drain_asked_for_at_any_worker_is_everybodys(mock: str) -> None:
+def test_a_drain_asked_for_at_any_worker_drains_all(mock: str) -> None:
     with workers(mock, "--drain-delay", "0s") as d:
         running = one_in_each(d, 100)
         assert admin(d, "POST", "/drain").status == 202
@@ -609,7 +611,7 @@ def test_a_drain_asked_for_at_any_worker_is_everybodys(mock: str) -> None:
         assert d.ended() == 0
 
 
-def test_the_file_of_a_unix_listener_goes_with_it(mock: str, count: str, tmp_path: Path) -> None:
+def test_the_file_of_a_unix_listener_is_removed_with_it(mock: str, count: str, tmp_path: Path) -> None:
     path = tmp_path / "streamd.sock"
     with workers(mock, "--listen", f"unix:{path}", "--drain-delay", "0s", count=count) as d:
         with socket.socket(socket.AF_UNIX) as sock:
@@ -629,14 +631,14 @@ def write(path: Path, upstream_name: str, mock: str, *more: str) -> Path:
 
 
 def reload(d: Served) -> str:
-    """SIGHUP; the line of the log that says what came of it."""
+    """Send SIGHUP and return the log line with its outcome."""
     before = sum(" reload" in line for line in d.lines)
     d.signal(signal.SIGHUP)
     d.until(lambda: sum(" reload" in line for line in d.lines) > before, "line about the reload")
     return [line for line in d.lines if " reload" in line][-1]
 
 
-def test_a_reload_holds_for_what_is_new_and_drops_nobody(mock: str, held: Held, tmp_path: Path) -> None:
+def test_a_reload_applies_to_new_requests_and_drops_no_connection(mock: str, held: Held, tmp_path: Path) -> None:
     path = write(tmp_path / "s.toml", "one", held.url)
     with served("--config", str(path)) as d:
         reader = d.generation()
@@ -644,7 +646,7 @@ def test_a_reload_holds_for_what_is_new_and_drops_nobody(mock: str, held: Held, 
         write(path, "two", mock)
         assert "reloaded upstreams=two" in reload(d)
         assert d.generation(tokens=1).getheader("x-upstream") == "two"
-        # Limits: one stream runs, so there is no room for another.
+        # Limits: a stream runs, so there is no room for a second.
         write(path, "two", mock, "streams_max = 1", "conns_max = 8")
         reload(d)
         refused = d.request("POST", "/v1/chat/completions", json.dumps(CHAT).encode(), JSON)
@@ -667,7 +669,7 @@ NOT_RIGHT = {
 }
 
 
-def test_a_file_that_is_not_right_changes_nothing_and_says_why(mock: str, count: str, tmp_path: Path) -> None:
+def test_a_wrong_file_changes_nothing_and_is_logged_with_its_fault(mock: str, count: str, tmp_path: Path) -> None:
     path = write(tmp_path / "s.toml", "one", mock)
     with served("--config", str(path), "--workers", count) as d:
         d.notify.until("READY=1")
@@ -683,7 +685,7 @@ def test_a_file_that_is_not_right_changes_nothing_and_says_why(mock: str, count:
         assert d.line(r"settings need a restart.*settings=(\S+)")[1] == "admin"
 
 
-def test_a_reload_takes_all_but_what_needs_a_restart() -> None:
+def test_a_reload_takes_all_settings_except_those_that_need_a_restart() -> None:
     running = Settings(workers=1, heartbeat_s=15.0)
     taken, fixed = as_far_as_running(running, Settings(workers=4, heartbeat_s=7.0, state_dir="/x"))
     assert fixed == ("workers", "state_dir")
@@ -705,7 +707,7 @@ def test_a_reload_while_stopping_is_refused(held: Held, count: str) -> None:
         assert "RELOADING" not in d.notify.names()
 
 
-def test_reloads_that_come_at_once_end_with_the_last_file(mock: str, tmp_path: Path) -> None:
+def test_simultaneous_reloads_end_with_the_last_file(mock: str, tmp_path: Path) -> None:
     path = write(tmp_path / "s.toml", "one", mock)
     with served("--config", str(path), "--workers", "2") as d:
         d.notify.until("READY=1")
@@ -731,7 +733,7 @@ def test_a_reload_asked_for_during_the_start_waits_for_its_end(mock: str, tmp_pa
         assert d.notify.names() == ["READY", "RELOADING", "READY"]
 
 
-def test_a_reload_does_not_wait_for_a_worker_that_is_dead(mock: str, tmp_path: Path) -> None:
+def test_a_reload_does_not_wait_for_a_dead_worker(mock: str, tmp_path: Path) -> None:
     path = write(tmp_path / "s.toml", "one", mock)
     with served("--config", str(path)) as d:
         d.line(" serving ")
@@ -745,7 +747,7 @@ def test_a_reload_does_not_wait_for_a_worker_that_is_dead(mock: str, tmp_path: P
         assert d.generation(tokens=1).getheader("x-upstream") == "two"
 
 
-def test_a_worker_that_can_not_start_again_says_why_and_a_reload_mends_it(mock: str, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_again_says_why_and_starts_after_a_reload(mock: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.touch(mode=0o600)
     path = write(tmp_path / "s.toml", "one", mock, f'keys_file = "{keys}"')
@@ -764,7 +766,7 @@ def config(path: Path, mock: str, level: str) -> None:
     path.write_text(f'log_level = "{level}"\nworkers = 2\n[[upstream]]\nname = "{level}"\nurl = "{mock}"\n')
 
 
-def test_a_reload_reaches_all_workers_and_a_bad_one_none(mock: str, tmp_path: Path) -> None:
+def test_a_reload_reaches_all_workers_and_a_bad_file_none(mock: str, tmp_path: Path) -> None:
     path = tmp_path / "streamd.toml"
     config(path, mock, "info")
     with served("--config", str(path), "--admin", "127.0.0.1:0") as d:
@@ -788,7 +790,7 @@ def test_a_reload_reaches_all_workers_and_a_bad_one_none(mock: str, tmp_path: Pa
         d.signal(signal.SIGHUP)
         d.line(r"WARNING .*settings need a restart.*workers")
         until(lambda: upstreams_of(d) == {"warning"}, "the new upstream everywhere")
-        # A worker that starts later has the new settings, too.
+        # A worker that starts later has the new settings too.
         before = pids(d)
         os.kill(before[0], signal.SIGKILL)
         until(lambda: pids(d)[0] not in (0, before[0]), "successor")
@@ -797,7 +799,7 @@ def test_a_reload_reaches_all_workers_and_a_bad_one_none(mock: str, tmp_path: Pa
 
 
 def upstreams_of(d: Served) -> set[str]:
-    """Who answers, over enough connections to come to every worker."""
+    """The names of the upstreams that answer, over enough connections to reach every worker."""
     answers = [d.generation(tokens=1) for _ in range(12)]
     names = {answer.getheader("x-upstream") or "" for answer in answers}
     for answer in answers:
@@ -821,10 +823,10 @@ def logs_requests(d: Served) -> bool:
     return sum("/quiet" in line for line in d.lines) > before
 
 
-# -- sockets of systemd's
+# -- sockets from systemd
 
 
-def test_passed_sockets_are_served_by_their_names_and_stay_open(mock: str, count: str) -> None:
+def test_sockets_from_systemd_are_served_by_their_names_and_stay_open(mock: str, count: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as public, socket.create_server(("127.0.0.1", 0)) as admin:
         fds = (("public", public.fileno()), ("admin", admin.fileno()))
         with served("--upstream", mock, "--workers", count, listen_fds=fds) as d:
@@ -835,14 +837,14 @@ def test_passed_sockets_are_served_by_their_names_and_stay_open(mock: str, count
             assert asking.getresponse().status == 200
             d.signal(signal.SIGTERM)
             assert d.ended() == 0
-        waiting = socket.create_connection(public.getsockname())  # nobody runs: the kernel keeps it
+        waiting = socket.create_connection(public.getsockname())  # no process runs: the kernel keeps the connection
         waiting.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
         with served("--upstream", mock, "--workers", count, listen_fds=fds) as d:
             assert waiting.recv(4096).startswith(b"HTTP/1.1 200")
             waiting.close()
 
 
-def test_a_passed_socket_needs_keys_beyond_loopback_as_listen_does(mock: str) -> None:
+def test_a_socket_from_systemd_beyond_loopback_needs_keys_as_listen_does(mock: str) -> None:
     with socket.create_server(("0.0.0.0", 0)) as public:
         with served("--upstream", mock, listen_fds=[("public", public.fileno())]) as d:
             assert d.ended() == 2
@@ -856,12 +858,12 @@ def test_a_passed_socket_needs_keys_beyond_loopback_as_listen_does(mock: str) ->
 # -- restart without loss
 
 
-# Three starts on a busy machine may take longer than a finished stream or one without its publisher is kept by default.
+# Three starts on a busy machine may take longer than the default retention and publisher grace.
 PATIENT = ("--publisher-grace", "10m", "--retention", "10m")
 
 
 class Life:
-    """One process of several that follow each other, with what passes between them."""
+    """Processes that follow each other, with the listener and the saved streams that pass between them."""
 
     def __init__(self, mock: str, place: str, tmp_path: Path) -> None:
         self.args = ["--upstream", mock, "--drain-timeout", "500ms", *PATIENT]
@@ -915,7 +917,7 @@ def life(request: pytest.FixtureRequest, mock: str, tmp_path: Path) -> Iterator[
 
 
 def cut_off(d: Served, answer: http.client.HTTPResponse) -> tuple[bytes, str]:
-    """Stop the daemon under a reader; what that reader still got, and the position that it was told."""
+    """Stop the daemon under a reader; return the bytes that the reader still got, and its last position."""
     d.signal(signal.SIGTERM)
     body, clean = rest(answer)
     assert not clean
@@ -957,7 +959,7 @@ def test_a_restart_loses_nothing(life: Life) -> None:
     life.crash(d)
 
     d = life.next()
-    assert d.request("GET", f"/v1/streams/{cut_id}").status == 410  # what had been taken up is not found again
+    assert d.request("GET", f"/v1/streams/{cut_id}").status == 410  # a save that was restored is not restored again
     life.stop(d)
 
 
@@ -974,7 +976,7 @@ def test_a_port_that_is_taken_leaves_saved_streams_for_the_next_try(mock: str, t
         assert resumed(d, answer.getheader("x-stream-id") or "")[1]
 
 
-def test_a_damaged_file_is_no_reason_not_to_start(mock: str, tmp_path: Path) -> None:
+def test_the_daemon_starts_despite_a_damaged_file(mock: str, tmp_path: Path) -> None:
     (tmp_path / STATE).write_bytes(os.urandom(1000))
     with served("--upstream", mock, "--state-dir", str(tmp_path)) as d:
         assert d.request("GET", "/readyz").status == 200

@@ -1,4 +1,4 @@
-"""The mapping of all workers: sums that never fall, ledgers of keys, who lives."""
+"""The memory that all workers share: sums that never fall, ledgers of keys, liveness."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def accounts_of(fd: int, slot: int) -> Accounts:
     return accounts
 
 
-def test_all_workers_see_one_daemon(fd: int) -> None:
+def test_every_worker_sees_the_sums_of_all_workers(fd: int) -> None:
     for slot in range(WORKERS):
         counters = Counters()
         counters.requests = 10 ** (slot + 1)
@@ -61,7 +61,7 @@ def test_a_sum_never_falls_while_a_worker_is_buried(fd: int, monkeypatch: pytest
     add_up, looks = totals.add_up, 0
 
     def torn(rows: Sequence[Row], names: Sequence[str]) -> Totals:
-        """The first look reads the base row, then the worker is buried, then it reads the others."""
+        """The first attempt reads the base row, then the worker is buried, then it reads the other rows."""
         nonlocal looks
         looks += 1
         base = list(rows[0])
@@ -74,7 +74,7 @@ def test_a_sum_never_falls_while_a_worker_is_buried(fd: int, monkeypatch: pytest
     assert looks == 2
 
 
-def test_the_counts_of_a_dead_worker_are_folded_once_whoever_comes_first(fd: int) -> None:
+def test_the_counts_of_a_dead_worker_are_folded_once(fd: int) -> None:
     counters = Counters()
     counters.requests = 1000
     successor, other = worker(fd, 1), worker(fd, 0)
@@ -91,7 +91,7 @@ def test_the_counts_of_a_dead_worker_are_folded_once_whoever_comes_first(fd: int
     assert (summed.counters.requests, summed.gauges["connections"]) == (1000, 0)
 
 
-def test_a_sum_is_whole_again_after_the_next_folding(fd: int) -> None:
+def test_after_a_torn_fold_the_next_fold_makes_the_sum_whole(fd: int) -> None:
     one = worker(fd, 0)
     one._head[VERSION] = 3  # a worker died in the middle of it
     one.bury(1, 0)
@@ -112,7 +112,7 @@ def test_a_worker_that_was_killed_while_it_folded_counts_stops_no_sum(fd: int, m
     assert reader.add_up().counters.requests == 0
 
 
-def test_requests_under_way_elsewhere(fd: int) -> None:
+def test_requests_in_flight_at_other_workers_are_known(fd: int) -> None:
     one, two = worker(fd, 0), worker(fd, 1)
     one.set_in_flight("up", 3)
     two.set_in_flight("up", 4)
@@ -123,7 +123,7 @@ def test_requests_under_way_elsewhere(fd: int) -> None:
     assert one.in_flight_elsewhere("up") == 0
 
 
-def test_who_lives(fd: int) -> None:
+def test_a_worker_lives_while_its_beat_is_fresh(fd: int) -> None:
     one, two = worker(fd, 0), worker(fd, 1)
     assert not one.alive(1, 1000.0)
     two.beat(1000.0)
@@ -144,7 +144,7 @@ def test_a_limit_holds_for_all_workers_together(fd: int) -> None:
         for _ in range(5)
         for accounts in every
     ]
-    # Each worker's bucket begins when it first sees the key: it overshoots by what the others let in before, once.
+    # A worker's bucket begins when it first sees the key: it overshoots once, by earlier requests at other workers.
     assert sum(admitted) <= 10 + WORKERS
     opened = [
         accounts.of(limited).open_stream(limited, accounts.elsewhere(limited)) is None
@@ -156,7 +156,7 @@ def test_a_limit_holds_for_all_workers_together(fd: int) -> None:
     assert every[2].of(limited).open_stream(limited, every[2].elsewhere(limited)) is None
 
 
-def test_tokens_are_seen_with_the_sweep(fd: int) -> None:
+def test_other_workers_see_tokens_after_the_sweep(fd: int) -> None:
     one, two = accounts_of(fd, 0), accounts_of(fd, 1)
     limited = key(tokens_per_minute=100)
     for accounts in (one, two):
@@ -166,7 +166,7 @@ def test_tokens_are_seen_with_the_sweep(fd: int) -> None:
     assert two.of(limited).admit_request(limited, 0.0, two.elsewhere(limited)) is not None
 
 
-def test_what_a_dead_worker_had_spent_stays_spent(fd: int) -> None:
+def test_the_spending_of_a_dead_worker_still_counts(fd: int) -> None:
     burier = Shared(fd, WORKERS, [])
     one, two = accounts_of(fd, 0), accounts_of(fd, 1)
     limited = key()
@@ -186,7 +186,7 @@ def test_what_a_dead_worker_had_spent_stays_spent(fd: int) -> None:
     assert one.elsewhere(limited) == Spent(8, 900, 0) and one.elsewhere(other) == Spent(1, 0, 0)
 
 
-def test_a_ledger_that_is_full_takes_no_more_and_goes_on(fd: int) -> None:
+def test_a_full_ledger_takes_no_further_key_and_goes_on(fd: int) -> None:
     one, two = worker(fd, 0), worker(fd, 1)
     for k in range(KEYS_MAX):
         entry = one.entry_of(f"key-{k}")

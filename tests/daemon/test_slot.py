@@ -1,4 +1,4 @@
-"""Slots and the parent's watch over them, without processes: the clock is what the tests say."""
+"""Slots and the parent's watch over them, without processes and on a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STUCK_S = 2.0
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of the slots whose process was killed."""
+    """The slot numbers of the killed processes."""
     slots: list[int] = []
     monkeypatch.setattr(Slot, "kill", lambda slot: slots.append(slot.number))
     return slots
@@ -27,7 +27,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def alone() -> Iterator[Parent]:
-    """A parent that has started nothing."""
+    """A parent that has started no worker."""
     settings = Settings(workers=2, worker_stuck_s=STUCK_S)
     parent = Parent(settings, lambda: settings, systemd.Notifier.from_environ({}, os.getpid()), [], lambda: 1000.0)
     yield parent
@@ -40,7 +40,7 @@ def alone() -> Iterator[Parent]:
 
 @pytest.fixture
 def slot(alone: Parent) -> Iterator[Slot]:
-    """Its first slot, where a worker has just been started."""
+    """The parent's first slot, where a worker has just been started."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         alone._slots[0].take(os.getpid(), ours, 1000.0)
@@ -71,7 +71,7 @@ def test_a_worker_that_saves_streams_is_neither_stuck_nor_overdue(alone: Parent,
     assert killed == [0]
 
 
-def test_a_death_long_after_the_last_is_the_first_again() -> None:
+def test_a_death_long_after_the_last_counts_as_the_first() -> None:
     slot, now = Slot(0), 1000.0
     for pause_s, wait_s in ((0.0, 0.1), (1.0, 0.2), (RESTART_FORGET_S - 0.1, 0.4), (RESTART_FORGET_S, 0.1)):
         now += pause_s

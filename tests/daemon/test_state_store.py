@@ -1,4 +1,4 @@
-"""Where streams wait: both places, each alone, and every way in which one of them can be spoilt."""
+"""The places where streams wait for the next process: both, each alone, and every way in which a place fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLENTY = 1 << 40
 
 
 class Store:
-    """systemd's end: a notification socket, and the descriptors that it was given."""
+    """systemd's end: a notification socket, and the descriptors that it got."""
 
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -32,7 +32,7 @@ class Store:
         self.told: list[str] = []
 
     def look(self) -> list[int]:
-        """Do what was asked for; what is held under our name then."""
+        """Carry out all requests; return the descriptors then held under streamd's name."""
         while True:
             try:
                 datagram, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
@@ -76,7 +76,7 @@ def state_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What the log says of saved streams."""
+    """The log lines about saved streams."""
     lines: list[tuple[str, dict[str, Any]]] = []
 
     def note(level: int, name: str, /, **fields: Any) -> None:
@@ -115,7 +115,7 @@ def saved(store: StateStore, streams: list[KeptStream]) -> tuple[str, ...]:
 # Both places
 
 
-def test_the_file_alone(nobody: systemd.Notifier, state_dir: Path) -> None:
+def test_the_file_alone_keeps_streams(nobody: systemd.Notifier, state_dir: Path) -> None:
     streams = some()
     assert list(fresh(nobody, state_dir).take()) == []  # makes the directory
     assert state_dir.stat().st_mode & 0o777 == 0o700
@@ -126,7 +126,7 @@ def test_the_file_alone(nobody: systemd.Notifier, state_dir: Path) -> None:
     assert list(fresh(nobody, state_dir).take()) == streams
 
 
-def test_what_was_taken_is_gone(nobody: systemd.Notifier, state_dir: Path) -> None:
+def test_a_save_is_removed_once_it_is_read(nobody: systemd.Notifier, state_dir: Path) -> None:
     state_dir.mkdir()
     saved(fresh(nobody, state_dir), some())
     assert len(list(fresh(nobody, state_dir).take())) == 4
@@ -134,7 +134,7 @@ def test_what_was_taken_is_gone(nobody: systemd.Notifier, state_dir: Path) -> No
     assert list(fresh(nobody, state_dir).take()) == []
 
 
-def test_systemds_store_alone(notifier: systemd.Notifier, store: Store) -> None:
+def test_the_store_of_systemd_alone_keeps_streams(notifier: systemd.Notifier, store: Store) -> None:
     streams = some()
     assert saved(fresh(notifier), streams) == ("systemd",)
     (fd,) = store.look()
@@ -144,7 +144,7 @@ def test_systemds_store_alone(notifier: systemd.Notifier, store: Store) -> None:
     assert store.look() == [] and store.told[2:] == ["FDSTOREREMOVE=1"]
 
 
-def test_the_memfd_cannot_be_changed_any_more(notifier: systemd.Notifier, store: Store) -> None:
+def test_the_saved_memfd_is_sealed_against_changes(notifier: systemd.Notifier, store: Store) -> None:
     saved(fresh(notifier), some())
     (fd,) = store.look()
     assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:streamd-state")
@@ -154,22 +154,24 @@ def test_the_memfd_cannot_be_changed_any_more(notifier: systemd.Notifier, store:
         os.pwrite(fd, b"x", 0)
 
 
-def test_both_are_written_and_each_is_enough(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
+def test_both_places_get_a_whole_copy(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
     streams = some()
     state_dir.mkdir()
     assert saved(fresh(notifier, state_dir), streams) == ("systemd", str(state_dir / FILE))
     (fd,) = store.look()
     assert os.pread(fd, 1 << 20, 0) == (state_dir / FILE).read_bytes()
-    # A restart: both are there; each stream comes once.
+    # A restart finds both copies, and restores each stream once.
     assert list(fresh(notifier, state_dir, (fd,)).take()) == streams
     assert os.listdir(state_dir) == []
 
 
-def test_no_place_at_all(nobody: systemd.Notifier) -> None:
+def test_without_a_place_nothing_is_saved(nobody: systemd.Notifier) -> None:
     assert saved(fresh(nobody), some()) == ()
 
 
-def test_without_room_the_file_alone_is_written(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
+def test_without_memory_for_the_store_only_the_file_is_written(
+    notifier: systemd.Notifier, store: Store, state_dir: Path
+) -> None:
     state_dir.mkdir()
     assert fresh(notifier, state_dir).put(some(), in_memory=False) == (str(state_dir / FILE),)
     assert store.look() == []
@@ -205,20 +207,20 @@ SPOILT = {"cut": 1, "a byte": 3, "empty": 0, "foreign": 0, "zeros": 0, "director
 
 
 @pytest.mark.parametrize(("how", "left"), SPOILT.items())
-def test_a_spoilt_file_is_reported_left_aside_and_no_reason_not_to_start(
+def test_a_damaged_file_is_reported_and_set_aside_and_the_start_goes_on(
     nobody: systemd.Notifier, state_dir: Path, told: list[Any], how: str, left: int
 ) -> None:
     state_dir.mkdir()
     streams = some()
     saved(fresh(nobody, state_dir), streams)
     damage(state_dir / FILE, how)
-    assert list(fresh(nobody, state_dir).take()) == streams[:left]  # what stands in front of the damage is good
+    assert list(fresh(nobody, state_dir).take()) == streams[:left]  # the streams before the damage are good
     assert os.listdir(state_dir) == [FILE + ".damaged"]
     ((name, fields),) = told
     assert "can't be read" in name and fields["where"] == str(state_dir / FILE) and fields["error"]
 
 
-def test_a_spoilt_file_takes_the_place_of_the_one_before(
+def test_a_damaged_file_replaces_the_damaged_file_before_it(
     nobody: systemd.Notifier, state_dir: Path, told: list[Any]
 ) -> None:
     state_dir.mkdir()
@@ -229,7 +231,7 @@ def test_a_spoilt_file_takes_the_place_of_the_one_before(
     assert os.listdir(state_dir) == [FILE + ".damaged"]
 
 
-def test_what_a_damaged_copy_lacks_comes_from_the_other(
+def test_streams_that_a_damaged_copy_lacks_come_from_the_other_copy(
     notifier: systemd.Notifier, store: Store, state_dir: Path, told: list[Any]
 ) -> None:
     streams = some()
@@ -258,8 +260,8 @@ def test_an_older_save_is_never_mixed_in(
     assert os.listdir(state_dir) == []
 
 
-def test_a_save_that_broke_off_is_no_save(nobody: systemd.Notifier, state_dir: Path) -> None:
-    """A crash in the middle of writing leaves an unfinished file beside the place, and the next save goes over it."""
+def test_a_broken_off_save_is_ignored(nobody: systemd.Notifier, state_dir: Path) -> None:
+    """A crash in the middle of a save leaves an unfinished file, which the next save overwrites."""
     state_dir.mkdir()
     (state_dir / (FILE + ".unfinished")).write_bytes(b"half")
     assert list(fresh(nobody, state_dir).take()) == []
@@ -268,9 +270,7 @@ def test_a_save_that_broke_off_is_no_save(nobody: systemd.Notifier, state_dir: P
     assert list(fresh(nobody, state_dir).take()) == streams
 
 
-def test_a_start_that_died_in_the_middle_does_not_meet_its_file_again(
-    nobody: systemd.Notifier, state_dir: Path
-) -> None:
+def test_a_file_that_crashed_a_start_is_not_read_again(nobody: systemd.Notifier, state_dir: Path) -> None:
     state_dir.mkdir()
     saved(fresh(nobody, state_dir), some())
     died = fresh(nobody, state_dir).take()
@@ -278,7 +278,7 @@ def test_a_start_that_died_in_the_middle_does_not_meet_its_file_again(
     assert list(fresh(nobody, state_dir).take()) == []
 
 
-# Places that can't be had
+# Places that can't be used
 
 
 def full(*_: object) -> int:
@@ -286,7 +286,7 @@ def full(*_: object) -> int:
 
 
 def only(where: str, act: Callable[..., int]) -> Callable[..., int]:
-    """`act` for what is open at that place, the real thing for others."""
+    """`act` in place of os.write for descriptors open at that place; the real os.write for all others."""
     real = os.write
 
     def write(fd: int, data: bytes) -> int:
@@ -296,7 +296,7 @@ def only(where: str, act: Callable[..., int]) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize(("where", "left"), [("memfd:", "file"), (FILE, "systemd")])
-def test_a_place_that_fills_up_is_given_up_and_the_other_goes_on(
+def test_a_place_that_fills_up_is_given_up_and_the_other_place_is_written(
     notifier: systemd.Notifier,
     store: Store,
     state_dir: Path,
@@ -314,9 +314,7 @@ def test_a_place_that_fills_up_is_given_up_and_the_other_goes_on(
     assert (state_dir / FILE).exists() == (left == "file")
 
 
-def test_short_writes_are_gone_on_with(
-    nobody: systemd.Notifier, state_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_write_is_continued(nobody: systemd.Notifier, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state_dir.mkdir()
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:100]))
@@ -325,7 +323,7 @@ def test_short_writes_are_gone_on_with(
     assert list(fresh(nobody, state_dir).take()) == streams
 
 
-def test_a_directory_that_cannot_be_written_is_said_at_the_start(
+def test_a_directory_that_cannot_be_written_is_reported_at_the_start(
     nobody: systemd.Notifier, tmp_path: Path, told: list[Any]
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -336,7 +334,7 @@ def test_a_directory_that_cannot_be_written_is_said_at_the_start(
     assert told[-1][0] == "streams can't be saved"
 
 
-def test_a_socket_that_takes_nothing_is_tried_again(
+def test_a_full_notification_socket_is_tried_again(
     notifier: systemd.Notifier, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     while notifier.status("filling"):
@@ -352,7 +350,7 @@ def test_a_socket_that_takes_nothing_is_tried_again(
     assert len(store.look()) == 1 and len(waits) == 1
 
 
-def test_a_socket_that_never_takes_anything_is_given_up(
+def test_a_notification_socket_that_stays_full_is_given_up(
     notifier: systemd.Notifier, store: Store, monkeypatch: pytest.MonkeyPatch, told: list[Any]
 ) -> None:
     while notifier.status("filling"):
@@ -427,7 +425,7 @@ def test_a_publisher_that_does_not_come_back_leaves_a_failed_stream(nobody: syst
         before.worker.streams.stop_stream(published_one(before))
 
 
-def test_a_published_stream_without_room_ends_with_a_word(nobody: systemd.Notifier, state_dir: Path) -> None:
+def test_a_published_stream_without_room_ends_with_an_error(nobody: systemd.Notifier, state_dir: Path) -> None:
     with rig() as before, rig(streams_max=1) as after:
         published(before, "news")
         assert after.runtime.admission.admit_stream() is None
@@ -438,10 +436,10 @@ def test_a_published_stream_without_room_ends_with_a_word(nobody: systemd.Notifi
 
 
 @pytest.mark.parametrize("log_bytes_max", [0, 1500])
-def test_a_live_published_stream_comes_back_however_little_the_logs_may_weigh(
+def test_a_live_published_stream_comes_back_with_any_budget_of_the_logs(
     nobody: systemd.Notifier, state_dir: Path, told: list[Any], log_bytes_max: int
 ) -> None:
-    """Its publisher is about to go on; of streams that have ended, the budget decides."""
+    """Its publisher is about to go on. The budget bounds only streams that have ended."""
     with rig() as before, rig(publisher_grace_s=30.0) as after:
         sealed = [generation(before, event("x" * 3000)) for _ in range(2)]
         live = published(before, "news")
@@ -459,7 +457,7 @@ def test_a_live_published_stream_comes_back_however_little_the_logs_may_weigh(
         before.worker.streams.stop_stream(live)
 
 
-def test_only_as_many_are_taken_as_the_logs_may_weigh(
+def test_the_newest_streams_are_restored_up_to_the_budget_of_the_logs(
     nobody: systemd.Notifier, state_dir: Path, told: list[Any]
 ) -> None:
     with rig() as before, rig() as after:
@@ -490,14 +488,14 @@ def test_little_memory_keeps_the_newest_in_the_store_or_all_in_the_file(
         assert len(list(fresh(notifier, state_dir).take())) == 4
 
 
-def test_nothing_to_keep_writes_nothing(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
+def test_without_streams_no_save_is_written(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
     state_dir.mkdir()
     with rig() as r:
         put_streams(fresh(notifier, state_dir), r.runtime, PLENTY)
     assert os.listdir(state_dir) == [] and store.look() == []
 
 
-def test_a_file_takes_its_place_when_its_bytes_are_on_disk(
+def test_the_file_is_renamed_only_after_its_bytes_are_on_disk(
     nobody: systemd.Notifier, state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state_dir.mkdir()

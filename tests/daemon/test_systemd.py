@@ -1,4 +1,4 @@
-"""Notifier and inherited() against a notification socket of our own; the unit files against systemd's own tools."""
+"""Notifier and inherited() against a notification socket of the test; the unit files against systemd's own tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamd.daemon import systemd
 from streamd.daemon.systemd import Notifier, inherited
 
 UNITS = Path(__file__).parents[2] / "systemd"
-EXPOSURE_MAX = 1.5  # of `systemd-analyze security`, of 10
+EXPOSURE_MAX = 1.5  # score of `systemd-analyze security`, where 10 is the worst
 PID = os.getpid()
 
 
@@ -29,7 +29,7 @@ class Listener:
         self.socket.bind(address)
 
     def heard(self) -> list[str]:
-        """All datagrams that have come, in order."""
+        """All datagrams received so far, in order."""
         datagrams = []
         while True:
             try:
@@ -59,7 +59,7 @@ def notifier(tmp_path: Path, listener: Listener) -> Iterator[Notifier]:
 # Notifier
 
 
-def test_a_life_is_told_in_order(notifier: Notifier, listener: Listener) -> None:
+def test_states_are_sent_in_order(notifier: Notifier, listener: Listener) -> None:
     notifier.extend_timeout(30_000_000)
     notifier.ready("serving")
     notifier.status("3 connections, 2 streams")
@@ -80,7 +80,7 @@ def test_a_life_is_told_in_order(notifier: Notifier, listener: Listener) -> None
     ]
 
 
-def test_every_call_says_that_the_socket_took_it(notifier: Notifier) -> None:
+def test_every_call_returns_whether_the_socket_took_the_datagram(notifier: Notifier) -> None:
     assert notifier.enabled
     for told in (notifier.ready, notifier.watchdog, notifier.stopping):
         assert told()
@@ -90,7 +90,7 @@ def test_every_call_says_that_the_socket_took_it(notifier: Notifier) -> None:
     assert notifier.remove_fd("a")
 
 
-def test_an_abstract_address() -> None:
+def test_an_abstract_address_is_reached() -> None:
     name = f"streamd-test-{PID}-{os.urandom(4).hex()}"
     there = Listener(b"\0" + name.encode())
     assert Notifier("@" + name).ready()
@@ -99,7 +99,7 @@ def test_an_abstract_address() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "@", "relative/path", "vsock:2:1234", "C:\\notify"])
-def test_no_address_is_nowhere(address: str) -> None:
+def test_without_an_address_nothing_is_sent(address: str) -> None:
     notifier = Notifier.from_environ({"NOTIFY_SOCKET": address}, PID)
     assert not notifier.enabled
     assert not notifier.ready("x")
@@ -108,7 +108,7 @@ def test_no_address_is_nowhere(address: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nobody-binds-this", "x" * 200, "\udcff\udc80"])
-def test_an_address_where_nobody_is_raises_nothing(tmp_path: Path, name: str) -> None:
+def test_an_address_without_a_socket_raises_nothing(tmp_path: Path, name: str) -> None:
     notifier = Notifier(f"{tmp_path}/{name}")
     assert notifier.enabled
     assert not notifier.ready()
@@ -123,14 +123,12 @@ def test_a_status_cannot_smuggle_an_assignment_or_grow(notifier: Notifier, liste
     assert second == "STATUS=" + "é" * systemd.STATUS_CHARS_MAX
 
 
-def test_a_status_with_half_a_character_is_told_all_the_same(notifier: Notifier, listener: Listener) -> None:
+def test_half_a_character_in_a_status_is_replaced(notifier: Notifier, listener: Listener) -> None:
     assert notifier.status("model \udce9")
     assert listener.heard() == ["STATUS=model ?"]
 
 
-def test_states_that_meet_a_full_socket_are_owed_in_order_and_the_rest_is_not(
-    notifier: Notifier, listener: Listener
-) -> None:
+def test_a_full_socket_delays_states_in_order_and_drops_the_rest(notifier: Notifier, listener: Listener) -> None:
     while notifier.status("filling"):
         pass
     assert not notifier.ready()
@@ -142,7 +140,7 @@ def test_states_that_meet_a_full_socket_are_owed_in_order_and_the_rest_is_not(
     assert listener.heard() == ["READY=1", "RELOADING=1\nMONOTONIC_USEC=7", "WATCHDOG=1"]
 
 
-def test_what_is_owed_is_bounded_and_keeps_the_latest(notifier: Notifier, listener: Listener) -> None:
+def test_delayed_states_are_bounded_and_keep_the_latest(notifier: Notifier, listener: Listener) -> None:
     while notifier.status("filling"):
         pass
     for usec in range(systemd.OWED_DATAGRAMS_MAX + 3):
@@ -167,7 +165,7 @@ def test_the_socket_is_found_again_after_systemd_made_a_new_one(
     again.socket.close()
 
 
-def test_a_descriptor_goes_along_with_its_name(notifier: Notifier, listener: Listener) -> None:
+def test_a_stored_descriptor_is_sent_with_its_name(notifier: Notifier, listener: Listener) -> None:
     memfd = os.memfd_create("streamd-state")
     os.write(memfd, b"the streams")
     assert notifier.store_fd(systemd.STATE_FDNAME, memfd)
@@ -180,8 +178,8 @@ def test_a_descriptor_goes_along_with_its_name(notifier: Notifier, listener: Lis
     assert listener.heard() == ["FDSTOREREMOVE=1\nFDNAME=streamd-state"]
 
 
-def test_a_descriptor_that_is_not_open_is_told_by_the_return_value(notifier: Notifier, listener: Listener) -> None:
-    notifier.ready()  # or the notifier's own socket would take the number that gets free
+def test_storing_a_closed_descriptor_returns_false(notifier: Notifier, listener: Listener) -> None:
+    notifier.ready()  # else the notifier's own socket would take the freed number
     listener.heard()
     memfd = os.memfd_create("gone")
     os.close(memfd)
@@ -208,13 +206,13 @@ def test_a_name_that_systemd_would_refuse_is_a_bug(notifier: Notifier, name: str
         ({"WATCHDOG_USEC": "20000000", "WATCHDOG_PID": ""}, 0.0),
     ],
 )
-def test_the_watchdog_wants_half_of_its_time_and_only_of_the_process_it_means(
+def test_the_watchdog_interval_is_half_of_its_time_for_the_named_process_only(
     variables: dict[str, str], interval_s: float
 ) -> None:
     assert Notifier.from_environ(dict(variables), PID).watchdog_interval_s == interval_s
 
 
-def test_no_child_inherits_the_variables() -> None:
+def test_the_variables_of_systemd_are_removed_from_the_environment() -> None:
     environ = {"NOTIFY_SOCKET": "/run/n", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "2", "LISTEN_PID": "3", "HOME": "/"}
     environ |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "public"}
     Notifier.from_environ(environ, PID)
@@ -226,8 +224,8 @@ def test_no_child_inherits_the_variables() -> None:
 
 
 def _passed(*fds: int) -> int:
-    """Put copies of `fds` at consecutive numbers, as systemd does from 3 on; the first number."""
-    # High enough that nothing else of the test process lies there.
+    """Put copies of `fds` at consecutive numbers, as systemd does from 3 on; return the first number."""
+    # Above all other descriptors of the test process.
     fd_first = 700
     for offset, fd in enumerate(fds):
         os.dup2(fd, fd_first + offset)
@@ -300,13 +298,13 @@ def test_several_addresses_of_one_unit_share_its_name(public: socket.socket, adm
 
 
 @pytest.mark.parametrize("names", [None, "", "public"])
-def test_a_name_that_is_missing_is_unknown(public: socket.socket, names: str | None) -> None:
+def test_a_listener_without_a_name_is_called_unknown(public: socket.socket, names: str | None) -> None:
     passed = inherited(_environ(2, names), PID, _passed(public.fileno(), public.fileno()))
     assert [name for name, _ in passed.listeners] == [names or "unknown", "unknown"]
     _let_go(passed)
 
 
-def test_what_is_no_listener_and_no_state_is_closed_and_named(memfd: int) -> None:
+def test_other_descriptors_are_closed_and_named(memfd: int) -> None:
     ours, theirs = socket.socketpair()
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     fd_first = _passed(ours.fileno(), datagrams.fileno(), memfd, ours.fileno())
@@ -354,7 +352,7 @@ print(stored, refused, [os.get_inheritable(fd) for fd in (3, 4)])
 
 
 def test_descriptors_begin_at_three_and_no_child_inherits_them(public: socket.socket, memfd: int) -> None:
-    # In a process of its own: 3 and 4 of this one are in use.
+    # In a child process: 3 and 4 of the test process are in use.
     told = subprocess.run(
         [sys.executable, "-c", TAKES_THREE_AND_FOUR, str(memfd), str(public.fileno())],
         pass_fds=(memfd, public.fileno()),
@@ -371,7 +369,7 @@ def test_descriptors_begin_at_three_and_no_child_inherits_them(public: socket.so
 
 @pytest.fixture(scope="module")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the units whose commands exist here."""
+    """A copy of the units with commands that exist here."""
     skip_without("systemd-analyze")
     copies = tmp_path_factory.mktemp("units")
     for unit in [*UNITS.glob("*.service"), *UNITS.glob("*.socket")]:
@@ -390,7 +388,7 @@ def test_the_units_pass_systemds_own_check(units: Path) -> None:
     assert [line for line in found.stderr.splitlines() if "streamd" in line] == []
 
 
-def test_the_sandbox_scores_well(units: Path) -> None:
+def test_the_sandbox_scores_at_most_the_allowed_exposure(units: Path) -> None:
     scored = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", str(units / "streamd.service")],
         capture_output=True,
@@ -402,7 +400,7 @@ def test_the_sandbox_scores_well(units: Path) -> None:
     assert float(overall[1]) <= EXPOSURE_MAX
 
 
-def test_the_sockets_names_are_those_that_the_service_asks_for() -> None:
+def test_the_socket_units_use_the_names_that_the_service_expects() -> None:
     service = (UNITS / "streamd.service").read_text()
     sockets = re.search(r"^Sockets=(.*)$", service, re.M)
     assert sockets is not None

@@ -1,4 +1,4 @@
-"""The examples that need no browser, as their readers run them."""
+"""The examples that need no browser, run as in the documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def client(served: Live, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_python_client_loses_nothing() -> None:
+def test_the_python_client_loses_nothing() -> None:
     with live(SLOW, retry_min_s=0.01, retry_max_s=0.05) as served:
         whole = client(served)
         cut = client(served, "--lose-after", "5")
@@ -31,8 +31,8 @@ def test_python_client_loses_nothing() -> None:
         assert served.mock.stats.requests_total == 2
 
 
-def test_python_client_survives_a_reset_anywhere() -> None:
-    cuts = {0: 100, 1: 500, 2: 700, 3: 650, 4: 640}  # before an event came, in the first event, and later
+def test_the_python_client_survives_a_reset_anywhere() -> None:
+    cuts = {0: 100, 1: 500, 2: 700, 3: 650, 4: 640}  # before the first event, within it, and later
     with live(SLOW, retry_min_s=0.01, retry_max_s=0.05) as served:
         whole = client(served)
         front = served.relay(cuts.get)
@@ -43,8 +43,8 @@ def test_python_client_survives_a_reset_anywhere() -> None:
         assert served.mock.stats.requests_total == 2
 
 
-def test_python_client_on_a_stream_without_done() -> None:
-    """An end that may be one: the next request says that it is."""
+def test_the_python_client_finishes_a_stream_without_done() -> None:
+    """The end may be a cut: the next request shows that the stream is complete."""
     with live(retry_min_s=0.01, retry_max_s=0.05) as served:
         served.fault("no-done")
         ran = client(served)
@@ -52,7 +52,7 @@ def test_python_client_on_a_stream_without_done() -> None:
         assert served.generations() == 1
 
 
-def test_python_client_tells_failures() -> None:
+def test_the_python_client_reports_failures() -> None:
     with live() as served:
         served.fault("status=400")
         refused = client(served)
@@ -63,8 +63,8 @@ def test_python_client_tells_failures() -> None:
 
 
 @needs("curl")
-def test_curl_by_hand() -> None:
-    # Twice LEAVE_AFTER ends well before the generation does, and it has begun by then also where curl starts slowly.
+def test_curl_reads_resumes_and_stops_a_stream() -> None:
+    # LEAVE_AFTER is long enough for a slow start of curl, and twice LEAVE_AFTER ends well before the generation.
     with live(MockOptions(interval_s=0.03, ttft_s=0, tokens=80)) as served:
         ran = subprocess.run(
             ["sh", str(EXAMPLES / "curl.sh"), served.url],

@@ -1,5 +1,5 @@
-"""Nobody reads any more: the upstream is cut at once, whoever is waiting, and however many leave in one moment. And the
-other way about: bodies that nobody takes are not read."""
+"""When the last reader leaves, the upstream request is cancelled at once, in every phase and also for many readers that
+leave together. And bodies that no client takes are not read from the upstream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamd.config import UpstreamSettings
 from streamd.mockllm import MockOptions
 from streamd.reasons import CloseReason
 
-SILENT = MockOptions(interval_s=3600.0, ttft_s=0)  # one event, then nothing for as long as a test runs
+SILENT = MockOptions(interval_s=3600.0, ttft_s=0)  # an event, then silence for longer than a test runs
 BEFORE = MockOptions(interval_s=0, ttft_s=3600.0)
 MANY = 200
 
@@ -30,7 +30,7 @@ async def gone(d: Daemon, conns: list[Conn], how: str) -> None:
 
 @pytest.mark.parametrize("how", ["fin", "abort"])
 @pytest.mark.parametrize("body", [CHAT, WHOLE], ids=["stream", "whole"])
-def test_before_the_head(how: str, body: dict[str, Any]) -> None:
+def test_a_reader_that_leaves_before_the_head_cancels(how: str, body: dict[str, Any]) -> None:
     async def main() -> None:
         async with serving(BEFORE) as d:
             conn = await d.connect(post(body))
@@ -41,7 +41,7 @@ def test_before_the_head(how: str, body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("how", ["fin", "abort"])
-def test_in_mid_stream(how: str) -> None:
+def test_a_reader_that_leaves_in_mid_stream_cancels(how: str) -> None:
     async def main() -> None:
         async with serving(SILENT) as d:
             conn = await d.connect(post(CHAT))
@@ -52,7 +52,7 @@ def test_in_mid_stream(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["fin", "abort"])
-def test_in_a_body_that_passes(how: str) -> None:
+def test_a_reader_that_leaves_in_a_passed_body_cancels(how: str) -> None:
     async def main() -> None:
         async with serving() as d:
             conn = await d.connect(post(WHOLE, "X-Mock-Fault: stall=1"))
@@ -62,7 +62,7 @@ def test_in_a_body_that_passes(how: str) -> None:
     run(main)
 
 
-def test_after_the_commit() -> None:
+def test_a_reader_that_leaves_after_the_commit_cancels() -> None:
     async def main() -> None:
         async with serving(BEFORE, commit_after_s=10.0) as d:
             conn = await d.connect(post(CHAT))
@@ -75,7 +75,7 @@ def test_after_the_commit() -> None:
 
 
 @pytest.mark.parametrize("options", [BEFORE, SILENT], ids=["before the head", "in mid-stream"])
-def test_many_at_once(options: MockOptions) -> None:
+def test_many_readers_that_leave_at_once_cancel_all_requests(options: MockOptions) -> None:
     async def main() -> None:
         async with serving(options) as d:
             conns = [await d.connect(post(CHAT)) for _ in range(MANY)]
@@ -85,7 +85,7 @@ def test_many_at_once(options: MockOptions) -> None:
     run(main)
 
 
-def test_many_at_once_while_their_connections_are_being_made() -> None:
+def test_many_readers_that_leave_while_upstreams_connect_cancel_all_requests() -> None:
     async def main() -> None:
         async with serving(BEFORE) as d:
             conns = [await d.connect() for _ in range(MANY)]
@@ -102,7 +102,7 @@ def test_many_at_once_while_their_connections_are_being_made() -> None:
     run(main)
 
 
-def test_a_reader_that_closes_after_done_has_completed() -> None:
+def test_a_reader_that_closes_after_done_cancels_nothing() -> None:
     async def main() -> None:
         async with serving() as d:
             conn = await d.connect(post(CHAT))
@@ -145,13 +145,13 @@ def test_a_grace_that_runs_out_reaches_the_upstream() -> None:
     run(main)
 
 
-# -- flow control of bodies that pass
+# -- flow control of passed bodies
 
 BODY_BYTES = 64 * 1024 * 1024
 
 
-def test_a_large_body_and_a_reader_that_takes_nothing() -> None:
-    """What streamd holds stays a read or two; the rest waits upstream, and comes whole when it is read."""
+def test_a_large_body_waits_upstream_for_a_reader_that_takes_nothing() -> None:
+    """streamd holds a read or two; the rest waits upstream, and arrives whole when the client reads."""
     sent = 0
 
     async def script(upstream: RawUpstream, reader: Any, writer: Any) -> None:
@@ -173,7 +173,7 @@ def test_a_large_body_and_a_reader_that_takes_nothing() -> None:
             await at_rest(lambda: sent)
             (client,) = d.runtime.clients
             assert client.transport.get_write_buffer_size() < 1_000_000
-            assert sent < BODY_BYTES / 2  # the kernel's buffers, and no more
+            assert sent < BODY_BYTES / 2  # at most the kernel's buffers
             total = 0
             while total < BODY_BYTES:
                 total += len(await conn._reader.read(1 << 20))
@@ -183,7 +183,7 @@ def test_a_large_body_and_a_reader_that_takes_nothing() -> None:
 
 
 async def at_rest(measure: Any) -> None:
-    """Wait until a number has stayed the same for a hundred looks."""
+    """Wait until 100 measurements in a row give the same number."""
     last, same = measure(), 0
     while same < 100:
         await asyncio.sleep(0.001)
@@ -191,7 +191,7 @@ async def at_rest(measure: Any) -> None:
         last, same = now, same + 1 if now == last else 0
 
 
-def test_a_reader_that_leaves_while_the_upstream_waits_for_it() -> None:
+def test_a_reader_that_leaves_while_the_upstream_is_paused_cancels() -> None:
     async def script(upstream: RawUpstream, reader: Any, writer: Any) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % BODY_BYTES)
         while True:

@@ -1,5 +1,5 @@
 """The HTTP corpus over real sockets: each request row on a connection of its own, each response row from an upstream
-that says exactly this. Whatever it was, the next request is served."""
+that sends exactly these bytes. After any row the next request is served."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from streamd.wire.http1 import RemoteProtocolError
 CORPUS = Path(__file__).parent.parent / "corpus"
 REQUESTS = runpy.run_path(str(CORPUS / "http_requests.py"))["ROWS"]
 RESPONSES = runpy.run_path(str(CORPUS / "http_responses.py"))["ROWS"]
-AT_ONCE = 16  # rows under way at a time
+AT_ONCE = 16  # rows that are run at the same time
 
 
 async def exchanged(conn: Conn, wire: bytes) -> list[Answer]:
-    """All answers to what was sent before a FIN."""
+    """All answers to the bytes that are sent before a FIN."""
     with contextlib.suppress(ConnectionError):
         await conn.send(wire)
         conn.fin()
     await conn.to_the_end()
     try:
         return answers_in(conn.received)
-    except (RemoteProtocolError, AssertionError):  # HEAD, or cut off by our own FIN: the first status is all we need
+    except (RemoteProtocolError, AssertionError):  # HEAD, or cut off by our own FIN: the first status is enough
         return answers_in(conn.received.split(b"\r\n\r\n")[0] + b"\r\n\r\n")
 
 
 async def all_rows(rows: list[Any], check: Any) -> list[str]:
-    """Run `check(row)` for all; the names of those it finds fault with."""
+    """Run `check(row)` for all rows, and return the names of the faulty rows."""
     gate = asyncio.Semaphore(AT_ONCE)
     wrong: list[str] = []
 
@@ -73,7 +73,7 @@ async def check_request(d: Daemon, row: Any) -> str:
     return "" if (await d.ask(get())).status == 204 else "the next request is not served"
 
 
-def test_every_request_row() -> None:
+def test_every_request_row_gets_its_status() -> None:
     async def main() -> None:
         async with serving() as d:
             # What goes upstream is answered here: rows are about what is a request, and their FIN would cancel it.
@@ -95,7 +95,7 @@ def test_every_request_row() -> None:
 
 
 def verdict(answer: Answer) -> int | str:
-    """What a reader may make of an answer; "surplus" can't be seen from here."""
+    """How a reader judges an answer; a "surplus" is not visible to it."""
     if answer.status == 502:  # no row has this status of its own
         return 502
     return "accept" if answer.whole else "close"
@@ -116,7 +116,7 @@ async def check_response(d: Daemon, upstream: RawUpstream, row: Any) -> str:
     return ""
 
 
-def test_every_response_row() -> None:
+def test_every_response_row_gets_its_verdict() -> None:
     by_name = {row[0]: row for row in RESPONSES}
 
     async def script(upstream: RawUpstream, reader: Any, writer: Any) -> None:

@@ -1,5 +1,5 @@
-"""The fault matrix: every route times everything that can go wrong upstream. Each cell has its status or its error
-event, and when it is over nothing is left: no exchange, no upstream connection, no stream with a reader."""
+"""The fault matrix: every route times every fault of an upstream. Each cell has its status or its error event, and
+leaves nothing behind: no exchange, no upstream connection, no stream with a reader."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def error_of(route: str, answer: Answer) -> dict[str, Any]:
 
 
 def check_error_event(route: str, answer: Answer, code: str) -> list[Read]:
-    """The stream ends with an error event in the route's dialect and doesn't look clean. Returns what came before."""
+    """Check that the stream ends with an error event of the route's dialect, not cleanly; return the events before."""
     assert answer.status == 200 and not answer.whole
     assert b"[DONE]" not in answer.body
     *before, last = events_in(answer.body)
@@ -102,7 +102,7 @@ def refused_with(status: int, code: str, should_retry: str) -> Callable[[Daemon,
 
 
 def cut_off(code: str, *, clean_for: tuple[str, ...] = ()) -> Callable[[Daemon, Conn, str], Awaitable[None]]:
-    """In mid-answer. Those in `clean_for` end properly all the same."""
+    """The answer breaks off in the middle. On the routes in `clean_for` it still ends properly."""
 
     async def check(daemon: Daemon, conn: Conn, route: str) -> None:
         if route in clean_for:
@@ -127,7 +127,7 @@ async def silent_before_the_head(daemon: Daemon, conn: Conn, route: str) -> None
 async def silent_before_the_head_after_the_commit(daemon: Daemon, conn: Conn, route: str) -> None:
     await daemon.mock.stats.until(lambda stats: stats.open == 1)
     daemon.later(11)
-    if route in WHOLE:  # the commit is for those who asked for a stream
+    if route in WHOLE:  # only requests for a stream are committed
         daemon.later(301)
         await refused_with(504, "upstream_ttft_timeout", "false")(daemon, conn, route)
         return
@@ -188,7 +188,7 @@ MATRIX: dict[str, Cell] = {
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("fault", MATRIX)
-def test_cell(fault: str, route: str) -> None:
+def test_each_fault_has_its_answer_on_every_route(fault: str, route: str) -> None:
     async def main() -> None:
         async with serving(**LIMITS) as daemon:
             await MATRIX[fault](daemon, route)
@@ -197,7 +197,7 @@ def test_cell(fault: str, route: str) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_refused(route: str) -> None:
+def test_a_refused_connection_is_a_502_on_every_route(route: str) -> None:
     async def main() -> None:
         with nobody_listens() as url:
             async with serving(upstreams=(UpstreamSettings(name="mock", url=url),), **LIMITS) as daemon:
@@ -213,7 +213,7 @@ async def run_raw(script: Any, use: Callable[[Daemon, RawUpstream], Awaitable[No
             upstreams=(UpstreamSettings(name="raw", url=upstream.url),), **(LIMITS | settings)
         ) as daemon:
             await use(daemon, upstream)
-        for _ in range(1000):  # its side of the connections ends with ours
+        for _ in range(1000):  # the upstream's side of the connections ends with ours
             if not upstream.open:
                 return
             await asyncio.sleep(0.001)
@@ -221,7 +221,7 @@ async def run_raw(script: Any, use: Callable[[Daemon, RawUpstream], Awaitable[No
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_fin_before_the_head(route: str) -> None:
+def test_a_fin_before_the_head_is_a_502_and_is_not_retried(route: str) -> None:
     async def use(daemon: Daemon, upstream: RawUpstream) -> None:
         conn = await daemon.connect(request(route))
         await refused_with(502, "upstream_reset", "false")(daemon, conn, route)
@@ -231,7 +231,7 @@ def test_a_fin_before_the_head(route: str) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_compressed_answer_passes_as_it_is(route: str) -> None:
+def test_a_compressed_answer_passes_unchanged(route: str) -> None:
     payload = b"\x1f\x8b\x08 not really"
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\n"
 
@@ -253,8 +253,8 @@ def when_told(*pieces: bytes) -> Any:
 
 
 @pytest.mark.parametrize("route", STREAMED)
-def test_a_stream_after_the_commit(route: str) -> None:
-    """The dialect's own ending is the mock's business; here an unfinished one shows in which shape it is told."""
+def test_a_committed_stream_is_relayed_to_its_end(route: str) -> None:
+    """The mock tests the dialects' own endings; this unfinished stream shows the shape of the error."""
 
     async def use(daemon: Daemon, upstream: RawUpstream) -> None:
         conn = await daemon.connect(request(route))
@@ -280,7 +280,7 @@ def test_a_stream_after_the_commit(route: str) -> None:
 
 
 def use_with_close(use: Callable[[Daemon, RawUpstream], Awaitable[None]]) -> Callable[[Daemon, RawUpstream], Any]:
-    """The reader's connection is closed by streamd's side at the end: requests ask for it."""
+    """`use` with requests that ask for `Connection: close`, so that streamd closes the connection at the end."""
 
     async def wrapped(daemon: Daemon, upstream: RawUpstream) -> None:
         connect = daemon.connect
@@ -303,7 +303,9 @@ def use_with_close(use: Callable[[Daemon, RawUpstream], Awaitable[None]]) -> Cal
         (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n", b"{}", "200 and not with a stream"),
     ],
 )
-def test_an_error_after_the_commit(route: str, head: bytes, body: bytes, says_so: str) -> None:
+def test_an_error_status_after_the_commit_becomes_an_error_event(
+    route: str, head: bytes, body: bytes, says_so: str
+) -> None:
     async def use(daemon: Daemon, upstream: RawUpstream) -> None:
         conn = await daemon.connect(request(route))
         await daemon.until(lambda: upstream.requests)
@@ -318,7 +320,7 @@ def test_an_error_after_the_commit(route: str, head: bytes, body: bytes, says_so
 
 
 def test_the_commit_comes_by_itself() -> None:
-    """The one cell in which time really passes: 50 ms, then a sweep."""
+    """The only cell in which real time passes: 50 ms, then a sweep."""
 
     async def use(daemon: Daemon, upstream: RawUpstream) -> None:
         conn = await daemon.connect(request("chat"))

@@ -1,4 +1,4 @@
-"""Slow and hostile clients over real sockets: bounded, counted, gone, and the reader beside them loses nothing."""
+"""Slow and hostile clients over real sockets: bounded, counted, closed, and a reader beside them loses nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loopback import FAST, Conn, Daemon, run, serving
 
 from streamd.reasons import CloseReason
 
-# Why a second: less is reached by a loop that a busy machine held up, before the bytes that it has are looked at.
+# Why a second: on a busy machine the loop may be late by more than less, before it handles the bytes it has.
 QUICK: dict[str, Any] = {
     "head_timeout_s": 1.0,
     "body_grace_s": 1.0,
@@ -24,7 +24,7 @@ QUICK: dict[str, Any] = {
     "close_timeout_s": 1.0,
 }
 CROWD = 30
-SLOW = dataclasses.replace(FAST, tokens=40, interval_s=0.015)  # a reader that is there all along
+SLOW = dataclasses.replace(FAST, tokens=40, interval_s=0.015)  # for a reader that stays during the whole test
 
 
 async def never_sends(daemon: Daemon) -> Conn:
@@ -36,7 +36,7 @@ async def half_a_head(daemon: Daemon) -> Conn:
 
 
 async def byte_by_byte(daemon: Daemon) -> Conn:
-    """Keeps on sending, so that a deadline that each byte renewed would never come."""
+    """Send byte after byte: a deadline that each byte renewed would never come."""
     conn = await daemon.connect()
 
     async def drip() -> None:
@@ -124,13 +124,13 @@ KINDS: list[tuple[Kind, set[CloseReason]]] = [
 
 
 def ends(daemon: Daemon) -> dict[CloseReason, int]:
-    """Connections by the reason of their end, without those that got all they came for."""
+    """Closed connections by reason, without the complete connections."""
     counts = daemon.runtime.counters.connections_closed
     return {reason: count for reason, count in counts.items() if count and reason is not CloseReason.COMPLETE}
 
 
 @pytest.mark.parametrize(("kind", "reasons"), KINDS, ids=[kind.__name__ for kind, _ in KINDS])
-def test_a_crowd_of_them(kind: Kind, reasons: set[CloseReason]) -> None:
+def test_a_crowd_of_hostile_clients_is_closed_and_a_reader_loses_nothing(kind: Kind, reasons: set[CloseReason]) -> None:
     async def main() -> None:
         async with serving(SLOW, **QUICK) as daemon:
             reader = await daemon.connect(post(CHAT, "Connection: close"))
@@ -151,8 +151,8 @@ def test_a_crowd_of_them(kind: Kind, reasons: set[CloseReason]) -> None:
     run(main)
 
 
-def test_never_readers_hold_what_was_promised() -> None:
-    """Each holds its ring and one frame in user space, no more, and is let go after stall_timeout."""
+def test_readers_that_never_read_hold_at_most_the_promised_bytes() -> None:
+    """Each reader holds at most its ring and a frame in user space, and is closed after stall_timeout."""
     endless = dataclasses.replace(FAST, tokens=20_000)
 
     async def main() -> None:
@@ -175,7 +175,7 @@ def ended(daemon: Daemon) -> int:
 
 
 def test_a_storm_leaves_no_descriptor_behind() -> None:
-    """Everything at once, several times over: afterwards there are as many descriptors and connections as before."""
+    """All kinds at once, several times: afterwards there are as many descriptors and connections as before."""
 
     async def main() -> None:
         async with serving(**QUICK) as daemon:
@@ -202,7 +202,7 @@ def test_a_storm_leaves_no_descriptor_behind() -> None:
 
 
 def test_idle_connections_cost_no_more_than_their_price() -> None:
-    """A thousand that say nothing: nothing of a request is kept for them, and they are gone in one sweep."""
+    """Silent connections hold no state of a request, and a single sweep closes all of them."""
 
     async def main() -> None:
         async with serving(head_timeout_s=60.0, close_timeout_s=1.0) as daemon:

@@ -1,4 +1,4 @@
-"""HTTP/1.0 readers of bodies that aren't streams: ended by close, so that a cut has to look different from an end."""
+"""HTTP/1.0 readers of bodies that aren't streams: a close ends the body, so a cut must look different from an end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASK = b"GET /v1/files/1/content HTTP/1.0\r\n\r\n"
 
 
 def read_from(script: Script) -> bytes:
-    """What an HTTP/1.0 reader gets. Raises ConnectionResetError if it was cut."""
+    """The bytes that an HTTP/1.0 reader gets. Raises ConnectionResetError if the connection was cut."""
     got = b""
 
     async def main() -> None:

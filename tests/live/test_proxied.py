@@ -1,4 +1,4 @@
-"""Whose connection it is, over real sockets: the PROXY protocol in front of HTTP and of TLS, Unix sockets, gates."""
+"""The client's address over real sockets: the PROXY protocol before HTTP and before TLS, Unix sockets, gates."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_header_names_the_client(peers: list[str], first: bytes, peer: str, 
 
 
 @pytest.mark.parametrize("first", [get(), b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n" + get(), header()[:13] + b"\xff" * 20])
-def test_a_trusted_proxy_has_to_send_one(first: bytes) -> None:
+def test_a_trusted_proxy_must_send_a_proxy_header(first: bytes) -> None:
     async def main() -> None:
         async with serving(**PROXY) as daemon:
             conn = await daemon.connect(first)
@@ -84,7 +84,7 @@ def test_a_trusted_proxy_has_to_send_one(first: bytes) -> None:
     run(main)
 
 
-def test_from_others_it_is_no_request(peers: list[str]) -> None:
+def test_a_proxy_header_from_an_untrusted_peer_is_a_bad_request(peers: list[str]) -> None:
     async def main() -> None:
         async with serving(proxy_protocol=True, trusted_proxies=("10.0.0.0/8",)) as daemon:
             assert (await daemon.ask(header() + get())).status == 400
@@ -95,8 +95,8 @@ def test_from_others_it_is_no_request(peers: list[str]) -> None:
     run(main)
 
 
-def test_the_time_for_it_is_absolute() -> None:
-    """A byte now and then doesn't buy more of it."""
+def test_the_time_for_the_proxy_header_is_absolute() -> None:
+    """An occasional byte doesn't extend the time for the header."""
 
     async def main() -> None:
         async with serving(**PROXY, head_timeout_s=0.5) as daemon:
@@ -116,7 +116,7 @@ def test_the_time_for_it_is_absolute() -> None:
     run(main)
 
 
-def test_in_front_of_tls(peers: list[str], tmp_path: Path) -> None:
+def test_a_proxy_header_may_precede_tls(peers: list[str], tmp_path: Path) -> None:
     cert, key = make_certificate(tmp_path)
 
     class Proxied(TlsClient):
@@ -167,7 +167,9 @@ def test_loopback_is_never_counted() -> None:
 
 
 @pytest.mark.parametrize(("trusted", "peer"), [(("unix",), "198.51.100.7"), ((), "unix")])
-def test_who_comes_through_a_unix_socket(peers: list[str], tmp_path: Path, trusted: tuple[str, ...], peer: str) -> None:
+def test_a_trusted_unix_socket_reports_its_client_by_x_forwarded_for(
+    peers: list[str], tmp_path: Path, trusted: tuple[str, ...], peer: str
+) -> None:
     async def main() -> None:
         async with serving(trusted_proxies=trusted, conns_per_address_max=1) as daemon:
             sock = listen.bind(parse_address(f"unix:{tmp_path}/s"))
@@ -184,8 +186,8 @@ def test_who_comes_through_a_unix_socket(peers: list[str], tmp_path: Path, trust
     run(main)
 
 
-def test_what_is_gated_leaves_nothing_behind() -> None:
-    """Every way in which a connection ends gives its place back."""
+def test_a_gated_connection_leaves_no_count_behind() -> None:
+    """Each way to end a connection gives its place back."""
 
     async def main() -> None:
         async with serving(**PROXY, conns_per_address_max=3, conns_opening_per_address_max=3) as daemon:

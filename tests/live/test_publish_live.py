@@ -63,7 +63,7 @@ def test_curl_types_and_curl_reads(expect: tuple[str, ...]) -> None:
                 for line in ("Hello,\n", "wörld\n"):
                     types.stdin.write(line.encode())
                     await types.stdin.drain()
-                    while not said.endswith("\n"):  # seen before the next is typed
+                    while not said.endswith("\n"):  # read before the next is typed
                         event = (await reads.stdout.readuntil(b"\n\n")).decode()
                         said += json.loads(event.partition("data: ")[2])["delta"]
                     assert said == line
@@ -98,7 +98,7 @@ def test_a_publisher_cut_in_mid_request_goes_on_exactly() -> None:
     run(main)
 
 
-def test_a_crowd_reads_while_others_are_answered() -> None:
+def test_a_crowd_of_readers_does_not_delay_other_requests() -> None:
     async def main() -> None:
         async with serving() as d:
             await open_stream(d)

@@ -1,4 +1,4 @@
-"""Any stream of events, in any cut, framing and line end: the reader gets the same bytes, with the right seqs."""
+"""Any stream of events in any cut, framing and line ends: the reader gets the same bytes, with the right seqs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamd.wire.chunked import LAST_CHUNK
 BOM = b"\xef\xbb\xbf"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 
-# What may stand in a line: anything but a line end. Texts that look like fields and structure are likelier than chance.
+# A line may hold anything except a line end. Texts that look like fields and structure are preferred.
 text = st.one_of(
     st.binary(max_size=12).map(lambda raw: raw.translate(None, b"\r\n")),
     st.text(max_size=12).map(lambda said: said.encode().translate(None, b"\r\n")),
@@ -36,11 +36,11 @@ block = st.lists(line, min_size=1, max_size=4)
 
 @dataclass
 class Sent:
-    """What an upstream sends: blocks of lines, and how they are cut up."""
+    """The bytes of an upstream: blocks of lines, and the way they are cut up."""
 
     blocks: list[list[bytes]]
-    line_ends: list[bytes]  # one for each block: a mixture within a block would be ambiguous (CR, then LF)
-    blanks: list[int]  # blank lines behind each block, 1 or more
+    line_ends: list[bytes]  # per block: a mixture within a block would be ambiguous (CR, then LF)
+    blanks: list[int]  # blank lines after each block, at least 1
     bom: bool
     cut_short: int  # line ends left out at the very end: 0, 1, 2
     framing: str
@@ -69,7 +69,7 @@ class Sent:
         return pieces(self.body, self.chunk_sizes)
 
     def expected(self, stream_id: str) -> bytes:
-        """What a reader gets, by the four rules of docs/PROTOCOL.md, section 3, told a second time in other words."""
+        """The bytes for a reader, by a second implementation of the four rules of docs/PROTOCOL.md, section 3."""
         out: list[bytes] = []
         seq = 0
         for lines in self.blocks:
@@ -83,7 +83,7 @@ class Sent:
 
 
 def pieces(whole: bytes, sizes: list[int]) -> list[bytes]:
-    """Cut into pieces of these sizes, over and over."""
+    """Cut `whole` into pieces of these sizes, repeating the list of sizes."""
     out, start, k = [], 0, 0
     while start < len(whole):
         size = sizes[k % len(sizes)]
@@ -122,8 +122,8 @@ def relayed(r: Rig, sent: Sent) -> Client:
 
 
 @given(streams())
-def test_any_stream_in_any_cut(sent: Sent) -> None:
-    # A BOM in front of a BOM is text; a first line that is one alone can't be told from it.
+def test_a_stream_in_any_cut_reaches_the_reader_unchanged(sent: Sent) -> None:
+    # A BOM after a BOM is text, but a first line that begins with a BOM looks like the stream's own BOM.
     if sent.blocks and sent.blocks[0][0].startswith(BOM) and not sent.bom:
         sent.bom = True
     with rig() as r:
@@ -136,7 +136,7 @@ def test_any_stream_in_any_cut(sent: Sent) -> None:
 
 
 @given(streams(), st.integers(1, 9))
-def test_and_a_second_reader_gets_the_same_events(sent: Sent, first: int) -> None:
+def test_a_second_reader_gets_the_same_events(sent: Sent, first: int) -> None:
     with rig() as r:
         client = relayed(r, sent)
         events = events_in(client.answer.body)
@@ -170,7 +170,7 @@ ODDITIES = (
         ("/v1beta/models/m:streamGenerateContent?alt=sse", {"contents": [{"parts": [{"text": "Say"}]}]}),
     ],
 )
-def test_an_upstreams_oddities_dont_show_over_real_sockets(path: str, body: dict[str, object]) -> None:
+def test_the_events_do_not_show_an_upstreams_oddities(path: str, body: dict[str, object]) -> None:
     async def main() -> None:
         async with serving(MockOptions(interval_s=0, ttft_s=0, tokens=12)) as d:
             told = []
@@ -192,7 +192,7 @@ def stable(data: bytes) -> bytes:
     )
 
 
-def test_a_large_event_and_many_small_ones_in_one_piece() -> None:
+def test_a_large_event_and_many_small_events_in_one_piece_are_relayed() -> None:
     body = b"data: " + b"x" * 900_000 + b"\n\n" + b"".join(b"data: %d\n\n" % n for n in range(5000))
 
     async def main() -> None:

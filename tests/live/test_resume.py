@@ -1,4 +1,4 @@
-"""Cut off and resumed, joined, abandoned, stopped, too slow: every reader ends with exactly the stream, or is told."""
+"""Cut off and resumed, joined, abandoned, stopped, too slow: every reader gets exactly the stream, or an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVENTS = [*map(event, WORDS), DONE]
 
 
 class ResumingReader:
-    """Reads a stream over as many connections as it takes, as an EventSource does: the last whole event counts."""
+    """A reader over several connections that resumes after the last whole event, as an EventSource does."""
 
     def __init__(self, rig: Rig, *fields: str) -> None:
         self.rig = rig
@@ -30,7 +30,7 @@ class ResumingReader:
         self.stream_id = ""
 
     def note(self) -> None:
-        """Take over the whole events of this connection."""
+        """Add the whole events of this connection."""
         answers = self.client.answers
         if not answers:
             return
@@ -56,7 +56,7 @@ class ResumingReader:
         assert self.events[-1].data == b"[DONE]" and seqs[-1] == len(words) + 1
 
 
-def test_cut_at_every_event_boundary() -> None:
+def test_a_reader_that_is_cut_after_every_event_gets_the_whole_stream() -> None:
     with rig() as r:
         reader = ResumingReader(r)
         r.reply(SSE_HEAD)
@@ -76,8 +76,8 @@ def test_cut_at_every_event_boundary() -> None:
     st.lists(st.integers(1, 6), min_size=1, max_size=6),
     st.sampled_from(["coalesce", "drop_oldest", "close"]),
 )
-def test_cut_at_any_byte(cuts: list[int], steps: list[int], policy: str) -> None:
-    """The reader's connection takes so many bytes and breaks; meanwhile the generation goes on by its own steps."""
+def test_a_reader_that_is_cut_at_any_byte_gets_the_whole_stream(cuts: list[int], steps: list[int], policy: str) -> None:
+    """The reader's connection takes `capacity` bytes and breaks; meanwhile the generation goes on by its own steps."""
     with rig() as r:
         reader = ResumingReader(r, f"X-Stream-Policy: {policy}")
         r.reply(SSE_HEAD)
@@ -120,7 +120,7 @@ def test_a_late_joiners_prefix_comes_coalesced() -> None:
 
 
 def sealed(r: Rig) -> str:
-    """A finished stream's id."""
+    """The id of a finished stream."""
     client = r.client(post(CHAT))
     r.reply(SSE_HEAD + chunk(*EVENTS) + LAST)
     return client.answer.get("x-stream-id") or ""
@@ -140,7 +140,7 @@ def sealed(r: Rig) -> str:
         ("/v1/streams/{id}?from=5", ("Last-Event-ID: {id}:29",), 30),
     ],
 )
-def test_where_a_reader_may_begin(path: str, fields: tuple[str, ...], first: int) -> None:
+def test_a_reader_begins_after_its_last_event_id_or_at_from(path: str, fields: tuple[str, ...], first: int) -> None:
     with rig() as r:
         stream_id = sealed(r)
         answer = r.client(get(path.format(id=stream_id), *[field.format(id=stream_id) for field in fields])).answer
@@ -165,7 +165,7 @@ def test_where_a_reader_may_begin(path: str, fields: tuple[str, ...], first: int
         ("/v1/streams/{id}", ("X-Stream-Policy: coalesce, close",), "bad_policy"),
     ],
 )
-def test_what_a_reader_may_not_ask_for(path: str, fields: tuple[str, ...], code: str) -> None:
+def test_a_bad_position_is_refused_and_the_connection_stays_open(path: str, fields: tuple[str, ...], code: str) -> None:
     with rig() as r:
         names = {"id": sealed(r), "other": sealed(r)}
         client = r.client(get(path.format(**names), *[field.format(**names) for field in fields]) + get())
@@ -174,7 +174,7 @@ def test_what_a_reader_may_not_ask_for(path: str, fields: tuple[str, ...], code:
 
 
 @pytest.mark.parametrize("seq", [31, 32, 99])
-def test_at_or_past_the_end_of_a_sealed_stream_an_event_source_is_stopped(seq: int) -> None:
+def test_at_or_past_the_end_of_a_sealed_stream_the_answer_is_204(seq: int) -> None:
     with rig() as r:
         stream_id = sealed(r)
         for wire in (
@@ -187,7 +187,7 @@ def test_at_or_past_the_end_of_a_sealed_stream_an_event_source_is_stopped(seq: i
             assert client.answer.get("content-length") is None and not client.gone
 
 
-def test_a_position_that_a_running_stream_has_not_reached() -> None:
+def test_a_position_beyond_a_running_stream_is_refused() -> None:
     with rig() as r:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a")))
@@ -222,7 +222,7 @@ def test_a_reader_keeps_a_finished_stream_beyond_its_retention() -> None:
         assert not tuple(r.runtime.hub)
 
 
-def test_an_id_of_a_process_that_has_ended() -> None:
+def test_an_id_of_an_ended_process_is_gone() -> None:
     with rig() as r:
         stream_id = sealed(r)
         dead = stream_id[:3] + ("AAAA" if stream_id[3:7] != "AAAA" else "BBBB") + stream_id[7:]
@@ -234,7 +234,7 @@ def test_an_id_of_a_process_that_has_ended() -> None:
 # -- the same POST again
 
 
-def test_the_same_post_with_a_last_event_id_joins() -> None:
+def test_the_same_post_with_a_last_event_id_joins_the_stream() -> None:
     with rig() as r:
         reader = ResumingReader(r)
         r.reply(SSE_HEAD + chunk(*EVENTS[:10]))
@@ -246,7 +246,7 @@ def test_the_same_post_with_a_last_event_id_joins() -> None:
         assert len(r.links) == 1
 
 
-def test_an_idempotency_key_joins_what_runs_and_what_ran() -> None:
+def test_an_idempotency_key_joins_a_running_or_finished_stream() -> None:
     with rig(retention_s=60.0) as r:
         first = r.client(post(CHAT, "Idempotency-Key: k"))
         early = r.client(post(CHAT, "Idempotency-Key: k"))
@@ -259,21 +259,21 @@ def test_an_idempotency_key_joins_what_runs_and_what_ran() -> None:
         assert len(r.links) == 1
         assert len({client.answer.get("x-stream-id") for client in (first, early, later, last)}) == 1
         other = r.client(post(CHAT, "Idempotency-Key: k", "Authorization: Bearer somebody-else"))
-        assert other.answers == [] and r.exchanges  # asked anew: keys are per principal
+        assert other.answers == [] and r.exchanges  # a new request goes upstream: keys are per principal
         other.fin()
         r.pass_time(61)
         anew = r.client(post(CHAT, "Idempotency-Key: k"))
         assert anew.answers == [] and r.exchanges
 
 
-def test_an_idempotency_key_with_another_body() -> None:
+def test_an_idempotency_key_with_another_body_is_refused() -> None:
     with rig() as r:
         r.client(post(CHAT, "Idempotency-Key: k"))
         answer = r.client(post({**CHAT, "temperature": 1}, "Idempotency-Key: k")).answer
         assert answer.status == 422 and answer.error["code"] == "idempotency_key_reused"
 
 
-def test_an_idempotency_key_of_an_answer_that_is_no_stream() -> None:
+def test_an_idempotency_key_of_an_answer_without_a_stream_joins_nothing() -> None:
     with rig() as r:
         first = r.client(post(WHOLE, "Idempotency-Key: k"))
         second = r.client(post(WHOLE, "Idempotency-Key: k")).answer
@@ -292,7 +292,7 @@ def test_a_refused_request_leaves_its_key_free() -> None:
 
 
 @pytest.mark.parametrize("key", ["", "a b", "é", "x" * 256])
-def test_an_idempotency_key_that_is_none(key: str) -> None:
+def test_a_bad_idempotency_key_is_refused(key: str) -> None:
     with rig() as r:
         answer = r.client(post(CHAT, f"Idempotency-Key: {key}")).answer
         assert answer.status == 400 and answer.error["code"] == "bad_idempotency_key"
@@ -301,7 +301,7 @@ def test_an_idempotency_key_that_is_none(key: str) -> None:
 # -- detached
 
 
-def test_a_disconnect_within_the_grace_and_a_return() -> None:
+def test_a_reader_that_returns_within_the_grace_gets_the_whole_stream() -> None:
     with rig() as r:
         reader = ResumingReader(r)
         r.reply(SSE_HEAD + chunk(*EVENTS[:5]))
@@ -319,7 +319,7 @@ def test_a_disconnect_within_the_grace_and_a_return() -> None:
         assert len(r.links) == 1 and r.runtime.counters.upstream_requests == {"up": 1}
 
 
-def test_no_return() -> None:
+def test_a_generation_whose_reader_does_not_return_is_cancelled_after_the_grace() -> None:
     with rig() as r:
         reader = ResumingReader(r)
         r.reply(SSE_HEAD + chunk(*EVENTS[:5]))
@@ -350,7 +350,7 @@ def test_the_grace_counts_from_the_last_reader() -> None:
         assert r.link.aborted
 
 
-def test_the_grace_is_bounded_and_the_number_of_detached_too() -> None:
+def test_the_grace_and_the_number_of_detached_streams_are_bounded() -> None:
     with rig(detach_grace_max_s=20.0, detached_max=1) as r:
         one, two = ResumingReader(r), None
         first = r.link
@@ -359,13 +359,13 @@ def test_the_grace_is_bounded_and_the_number_of_detached_too() -> None:
         r.reply(SSE_HEAD)
         one.cut()
         two.cut()
-        assert r.link.aborted and not first.closed  # no room for a second one
+        assert r.link.aborted and not first.closed  # no room for a second detached stream
         r.pass_time(21)
         assert first.aborted
 
 
 @pytest.mark.parametrize("grace", ["x", "-1", "1e9", ""])
-def test_a_grace_that_is_none(grace: str) -> None:
+def test_a_bad_grace_is_refused(grace: str) -> None:
     with rig() as r:
         answer = r.client(post(CHAT, f"X-Stream-Detach-Grace: {grace}")).answer
         assert answer.status == 400 and answer.error["code"] == "bad_detach_grace"
@@ -387,7 +387,7 @@ def test_a_detached_stream_that_finishes_is_kept_for_its_reader() -> None:
 # -- stopped
 
 
-def test_delete_tells_the_readers_and_those_who_come_later() -> None:
+def test_delete_sends_present_and_later_readers_an_error() -> None:
     with rig() as r:
         readers = [ResumingReader(r)]
         r.reply(SSE_HEAD + chunk(*EVENTS[:5]))
@@ -408,7 +408,7 @@ def test_delete_tells_the_readers_and_those_who_come_later() -> None:
 # -- gaps
 
 
-def test_a_position_that_has_fallen_off_the_log() -> None:
+def test_a_position_that_has_left_the_log_begins_with_a_gap() -> None:
     with rig(log_events_max=128, log_bytes_max=4096, retention_s=60.0) as r:
         client = r.client(post(CHAT))
         words = [f"{n:05} " for n in range(2000)]
@@ -435,7 +435,7 @@ def feed_fast(r: Rig, words: list[str]) -> None:
         r.reply(chunk(*map(event, words[start : start + 10])))
 
 
-def test_a_reader_that_stalls_and_reads_on_has_everything_in_few_events() -> None:
+def test_a_reader_that_stalls_and_reads_on_gets_everything_in_few_events() -> None:
     with rig(stall_timeout_s=60.0) as r:
         client = r.client(post(CHAT), capacity=2000)
         words = [f"word{n} " for n in range(1500)]
@@ -450,7 +450,7 @@ def test_a_reader_that_stalls_and_reads_on_has_everything_in_few_events() -> Non
         assert text_of(events) == "".join(words) and len(events) < 60 and client.answer.whole
 
 
-def test_drop_oldest_says_exactly_what_is_missing() -> None:
+def test_drop_oldest_announces_exactly_the_missing_events() -> None:
     with rig(ring_slots=32) as r:
         client = r.client(post(CHAT, "X-Stream-Policy: drop_oldest"), capacity=2000)
         words = [f"word{n} " for n in range(500)]
@@ -472,7 +472,7 @@ def test_drop_oldest_says_exactly_what_is_missing() -> None:
         assert client.answer.whole
 
 
-def test_a_late_joiner_with_another_policy_than_the_one_who_asked() -> None:
+def test_a_late_joiner_may_choose_another_policy() -> None:
     with rig(ring_slots=32) as r:
         client = r.client(post(CHAT, "X-Stream-Policy: drop_oldest"))
         r.reply(SSE_HEAD + chunk(event("a")))
@@ -494,7 +494,7 @@ def test_a_late_joiner_with_another_policy_than_the_one_who_asked() -> None:
 
 
 async def stalled_reader(d: Daemon, tokens: int, policy: str) -> tuple[Conn, int]:
-    """A reader that reads nothing until the generation is over; how many events it had."""
+    """A reader that reads nothing until the generation is over, and the number of its events."""
     fields = (f"X-Stream-Policy: {policy}", f"X-Mock-Tokens: {tokens}")
     conn = await d.connect(post(CHAT, *fields, "Connection: close"), limit=1024)
     await d.until(lambda: d.streams and d.streams[0].reason is not None)
@@ -511,7 +511,7 @@ def joined(events: list[Read]) -> str:
 
 
 @pytest.mark.parametrize("policy", ["coalesce", "drop_oldest"])
-def test_a_stalled_socket_and_a_fast_generation(policy: str) -> None:
+def test_a_stalled_socket_gets_a_fast_generation_whole_or_with_announced_gaps(policy: str) -> None:
     async def main() -> None:
         async with serving(MockOptions(interval_s=0, ttft_s=0)) as d:
             conn, total = await stalled_reader(d, 3000, policy)
@@ -531,7 +531,7 @@ def test_a_stalled_socket_and_a_fast_generation(policy: str) -> None:
     run(main)
 
 
-def test_a_stalled_socket_under_close_is_told_nothing_and_may_resume() -> None:
+def test_a_stalled_socket_under_close_is_cut_off_and_may_resume() -> None:
     async def main() -> None:
         async with serving(MockOptions(interval_s=0, ttft_s=0)) as d:
             conn = await d.connect(post(CHAT, "X-Stream-Policy: close", "X-Mock-Tokens: 3000"), limit=1024)
@@ -550,7 +550,7 @@ def test_a_stalled_socket_under_close_is_told_nothing_and_may_resume() -> None:
     run(main)
 
 
-def test_a_reader_that_goes_on_while_another_stalls() -> None:
+def test_a_stalled_reader_does_not_hold_up_another() -> None:
     async def main() -> None:
         async with serving(MockOptions(interval_s=0, ttft_s=0)) as d:
             stalled = await d.connect(post(CHAT, "X-Mock-Tokens: 2000"), limit=1024)
@@ -564,7 +564,7 @@ def test_a_reader_that_goes_on_while_another_stalls() -> None:
     run(main)
 
 
-def test_metrics_of_a_resume() -> None:
+def test_metrics_count_a_resume() -> None:
     with rig() as r:
         reader = ResumingReader(r)
         r.reply(SSE_HEAD + chunk(*EVENTS[:5]))
@@ -574,8 +574,8 @@ def test_metrics_of_a_resume() -> None:
         assert counters.subscriptions == 2 and counters.resumes == 1
 
 
-def test_client_is_the_name_of_the_one_who_reads() -> None:
-    """A reader that joins by an id, without any header, is answered on a connection that can go on."""
+def test_a_reader_of_a_sealed_stream_may_reuse_its_connection() -> None:
+    """The reader joins by an id, without any header."""
     with rig() as r:
         stream_id = sealed(r)
         client: Client = r.client(get(f"/v1/streams/{stream_id}") + get())

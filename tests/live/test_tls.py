@@ -50,7 +50,7 @@ def closed(daemon: Daemon, reason: CloseReason) -> int:
 
 
 @pytest.mark.parametrize("piece", [0, 1, 700])
-def test_a_stream_over_tls(files: dict[str, str], piece: int) -> None:
+def test_a_stream_is_served_over_tls(files: dict[str, str], piece: int) -> None:
     async def main() -> None:
         async with tls_serving(files) as (daemon, context):
             context.set_alpn_protocols(["h2", "http/1.1"])
@@ -67,7 +67,7 @@ def test_a_stream_over_tls(files: dict[str, str], piece: int) -> None:
     run(main)
 
 
-def test_tls_1_2_is_the_least(files: dict[str, str]) -> None:
+def test_tls_1_2_is_the_oldest_accepted_version(files: dict[str, str]) -> None:
     async def main() -> None:
         async with tls_serving(files) as (daemon, context):
             context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -88,7 +88,7 @@ def test_tls_1_2_is_the_least(files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "first", [get(), b"\x16\x03\x01\x00\x05hello", b"\x80\x2e\x01\x00\x02" + bytes(64), b"\x00" * 64]
 )
-def test_what_is_no_tls_is_closed(files: dict[str, str], first: bytes) -> None:
+def test_bytes_that_are_no_tls_close_the_connection(files: dict[str, str], first: bytes) -> None:
     async def main() -> None:
         async with tls_serving(files) as (daemon, context):
             conn = await daemon.connect(first)
@@ -112,7 +112,7 @@ def test_a_handshake_has_the_time_of_a_head(files: dict[str, str]) -> None:
     run(main)
 
 
-def test_a_record_that_was_changed_on_the_way(files: dict[str, str]) -> None:
+def test_a_changed_record_closes_the_connection(files: dict[str, str]) -> None:
     async def main() -> None:
         async with tls_serving(files) as (daemon, context):
             client = await TlsClient(daemon, context).connect()
@@ -132,8 +132,8 @@ def only(daemon: Daemon) -> ClientConnection:
     return found
 
 
-def test_a_slow_reader_is_noticed_as_without_tls(files: dict[str, str]) -> None:
-    """Nothing piles up above the socket: its own pause_writing() is what the subscriber hears."""
+def test_a_slow_reader_is_noticed_over_tls(files: dict[str, str]) -> None:
+    """Nothing piles up above the socket: the subscriber gets the socket's own pause_writing()."""
 
     async def main() -> None:
         async with tls_serving(files) as (daemon, context):
@@ -161,7 +161,7 @@ def test_a_slow_reader_is_noticed_as_without_tls(files: dict[str, str]) -> None:
 
 
 def published(daemon: Daemon) -> Any:
-    """A stream that the test publishes to, named room."""
+    """A stream named `room`, to which the test publishes."""
     daemon.runtime.admit_stream()
     stream = daemon.runtime.hub.open(Dialect.UNKNOWN, daemon.loop.time(), name="room", epoch="abcdef")
     agree(stream, policy=Policy.COALESCE)
@@ -169,7 +169,7 @@ def published(daemon: Daemon) -> Any:
     return stream
 
 
-def test_a_stalled_reader_is_let_go(files: dict[str, str]) -> None:
+def test_a_stalled_reader_over_tls_is_closed(files: dict[str, str]) -> None:
     async def main() -> None:
         async with tls_serving(files, stall_timeout_s=0.3) as (daemon, context):
             client = await TlsClient(daemon, context, receive_bytes=8192).connect()
@@ -202,8 +202,8 @@ def test_a_large_answer_is_cut_into_pieces(files: dict[str, str]) -> None:
     run(main)
 
 
-def test_a_refusal_lingers(files: dict[str, str]) -> None:
-    """The answer, close_notify and a FIN go out while the client still sends; what comes is thrown away."""
+def test_a_refusal_over_tls_lingers(files: dict[str, str]) -> None:
+    """The answer, close_notify and a FIN go out while the client still sends; its bytes are thrown away."""
 
     async def main() -> None:
         async with tls_serving(files, body_bytes_max=1024) as (daemon, context):
@@ -223,7 +223,7 @@ def test_a_refusal_lingers(files: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("way", ["close_notify", "FIN", "RST"])
-def test_a_reader_that_leaves(files: dict[str, str], way: str) -> None:
+def test_a_reader_that_leaves_over_tls_cancels_the_generation(files: dict[str, str], way: str) -> None:
     options = dataclasses.replace(FAST, tokens=10_000, interval_s=0.01)
 
     async def main() -> None:
@@ -247,7 +247,7 @@ def test_a_reader_that_leaves(files: dict[str, str], way: str) -> None:
     run(main)
 
 
-def test_a_renewed_certificate_is_taken_up(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renewed_certificate_is_loaded(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access_files, "LOOK_EVERY_S", 0.0)
     cert = Path(files["tls_cert"])
 
@@ -277,7 +277,7 @@ def spoil(cert: Path) -> None:
     cert.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n")
 
 
-def test_files_that_cant_be_used(files: dict[str, str], tmp_path: Path) -> None:
+def test_unusable_certificate_files_are_refused_with_their_fault(files: dict[str, str], tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     foreign_cert, _ = make_certificate(other)
@@ -298,7 +298,7 @@ def test_files_that_cant_be_used(files: dict[str, str], tmp_path: Path) -> None:
     assert "mode 0644" in why()
 
 
-def test_an_encrypted_key_asks_nobody(files: dict[str, str]) -> None:
+def test_an_encrypted_key_is_refused_without_a_prompt(files: dict[str, str]) -> None:
     key = Path(files["tls_key"])
     private = serialization.load_pem_private_key(key.read_bytes(), None)
     assert isinstance(private, ec.EllipticCurvePrivateKey)
@@ -308,7 +308,7 @@ def test_an_encrypted_key_asks_nobody(files: dict[str, str]) -> None:
         load_context(Path(files["tls_cert"]), key)
 
 
-def test_nothing_is_left_for_the_collector(files: dict[str, str]) -> None:
+def test_a_closed_tls_connection_is_freed_without_the_collector(files: dict[str, str]) -> None:
     async def main() -> None:
         async with tls_serving(files) as (daemon, context):
             client = await TlsClient(daemon, context).connect()
@@ -328,7 +328,7 @@ def test_nothing_is_left_for_the_collector(files: dict[str, str]) -> None:
     run(main)
 
 
-def test_a_client_that_sent_a_broken_record_is_told_so(files: dict[str, str]) -> None:
+def test_a_client_that_sends_a_broken_record_gets_an_alert(files: dict[str, str]) -> None:
     async def main() -> None:
         async with tls_serving(files) as (daemon, context):
             client = await TlsClient(daemon, context).connect()

@@ -1,4 +1,4 @@
-"""Several workers over real sockets, as clients see them: one daemon, its connections spread evenly."""
+"""Several workers over real sockets: to clients they are a single daemon, and connections are spread evenly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mock() -> Iterator[str]:
 
 @contextlib.contextmanager
 def workers(mock: str, *args: str, count: int = 2) -> Iterator[Served]:
-    # A busy machine takes longer to open a thousand connections than a silent one is kept by default.
+    # A busy machine may need longer for a thousand connections than the default head timeout.
     patient = ("--head-timeout", "5m", "--keepalive-timeout", "1h", "--retention", "10m")
     with served("--workers", str(count), "--admin", "127.0.0.1:0", "--upstream", mock, *patient, *args) as d:
         d.line(" serving ")
@@ -39,7 +39,7 @@ def workers(mock: str, *args: str, count: int = 2) -> Iterator[Served]:
 
 
 class Dialled:
-    """Sockets to one daemon, all open."""
+    """Open sockets to a daemon."""
 
     def __init__(self, d: Served) -> None:
         self.address = ("127.0.0.1", d.port)
@@ -63,7 +63,9 @@ class Dialled:
         return found
 
     def until(self, reached: Callable[[list[int]], bool]) -> list[int]:
-        """Wait until the workers' connections are so; each publishes its number every second, admission's are live."""
+        """Wait until the workers' connection counts satisfy `reached`, and agree with admission's count.
+
+        Workers publish their counts every second; admission's count is always current."""
         deadline = time.monotonic() + WAIT_S
         while True:
             status = self.status()
@@ -89,7 +91,7 @@ def dialled(d: Served) -> Iterator[Dialled]:
 
 
 def whole(sock: socket.socket, method: str = "GET") -> Answer:
-    """The first answer, read to its end."""
+    """Read the first answer to its end."""
     received = b""
     while True:
         piece = sock.recv(65536)
@@ -119,7 +121,7 @@ def test_a_thousand_connections_are_spread(mock: str, speaks: bool, count: int) 
             assert {whole(sock).status for sock in made} == {200}
 
 
-def test_an_empty_successor_is_filled_with_what_comes(mock: str) -> None:
+def test_new_connections_fill_an_empty_successor(mock: str) -> None:
     with workers(mock) as d, dialled(d) as many:
         many.dial(200)
         many.until(lambda counts: sum(counts) >= 200)
@@ -133,11 +135,11 @@ def test_an_empty_successor_is_filled_with_what_comes(mock: str) -> None:
         assert spread(counts) <= SPREAD_MAX, counts
 
 
-# -- one daemon
+# -- several workers as a single daemon
 
 
-def test_every_reader_of_every_stream_finds_it(mock: str) -> None:
-    """Twenty generations over two workers, each read by five more readers who come anywhere."""
+def test_every_reader_finds_its_stream_at_any_worker(mock: str) -> None:
+    """Twenty generations over two workers; five further readers of each connect to any worker."""
     with workers(mock) as d, dialled(d) as many:
         askers = many.dial(20, post(CHAT, "X-Mock-Tokens: 60"))
         heads = [sock.recv(4096) for sock in askers]
@@ -170,7 +172,7 @@ def metrics(many: Dialled) -> str:
         return whole(sock).body.decode()
 
 
-def test_through_tls_and_a_unix_socket(mock: str, tmp_path: Path) -> None:
+def test_every_worker_finds_a_name_through_tls_and_a_unix_socket(mock: str, tmp_path: Path) -> None:
     cert, key = make_certificate(tmp_path)
     path = str(tmp_path / "streamd.sock")
     with workers(mock, "--tls-cert", str(cert), "--tls-key", str(key), "--listen", f"unix:{path}") as d:
@@ -205,7 +207,7 @@ async def over_tls(port: int, cert: Path, request: bytes) -> tuple[int, bytes]:
 
 
 def test_a_carried_stream_outlives_the_drain_of_its_carrier(tmp_path: Path) -> None:
-    """A worker with nothing of its own waits for what it carries."""
+    """A draining worker without streams of its own waits for the streams that it carries."""
     cert, key = make_certificate(tmp_path)
     tls = ("--tls-cert", str(cert), "--tls-key", str(key))
     with holding() as held, workers(held.url, *tls, "--drain-delay", "0s") as d:

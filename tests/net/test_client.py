@@ -1,4 +1,4 @@
-"""ClientConnection over a transport whose capacity the test decides: requests in, answers out, and every way to end."""
+"""ClientConnection over a transport with a capacity that the test sets: requests, answers, and every way to end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from streamd.reasons import CloseReason
 
 
 def reading(r: Rig, *fields: str, capacity: int = 1 << 60, version: str = "1.1") -> Client:
-    """A reader whose stream has begun."""
+    """A reader of a stream that has begun."""
     client = r.client(post(CHAT, *fields, version=version), capacity=capacity)
     r.reply(SSE_HEAD)
     return client
@@ -46,13 +46,13 @@ def reading(r: Rig, *fields: str, capacity: int = 1 << 60, version: str = "1.1")
 # -- heads
 
 
-def test_the_table_has_a_way_out_of_every_place() -> None:
+def test_every_state_of_the_client_table_has_a_way_out() -> None:
     assert set(TRANSITIONS) == set(ClientState)
     for at, steps in TRANSITIONS.items():
         assert at is ClientState.LOST or ClientState.LOST in steps.values()
 
 
-def test_a_head_in_any_cut() -> None:
+def test_a_request_head_is_read_in_any_cut() -> None:
     wire = get("/healthz", "X-Request-Id: one")
     for size in (1, 7, len(wire)):
         with rig() as r:
@@ -64,7 +64,7 @@ def test_a_head_in_any_cut() -> None:
             assert not client.gone
 
 
-def test_an_id_that_isnt_sane_is_replaced() -> None:
+def test_a_bad_request_id_is_replaced() -> None:
     with rig() as r:
         assert (r.client(get("/healthz", "X-Request-Id: a b")).answer.get("x-request-id") or "").startswith("req_")
 
@@ -84,7 +84,7 @@ def test_pipelined_requests_are_answered_in_order() -> None:
         assert not client.gone
 
 
-def test_later_bytes_dont_overtake_what_waits_behind_an_answer() -> None:
+def test_later_bytes_do_not_overtake_a_request_that_waits_for_an_answer() -> None:
     with rig() as r:
         client = r.client(post(WHOLE, "X-Request-Id: a") + get("/healthz", "X-Request-Id: b"))
         r.link.feed(whole_answer(b"slow"))  # and in the same turn of the loop:
@@ -93,7 +93,7 @@ def test_later_bytes_dont_overtake_what_waits_behind_an_answer() -> None:
         assert [each.get("x-request-id") for each in client.answers] == ["a", "b", "c"]
 
 
-def test_a_request_in_two_halves_around_an_answers_end() -> None:
+def test_a_request_in_two_halves_around_the_end_of_an_answer_is_answered() -> None:
     with rig() as r:
         second = get("/healthz", "X-Request-Id: b")
         client = r.client(post(WHOLE) + second[:20])
@@ -102,7 +102,7 @@ def test_a_request_in_two_halves_around_an_answers_end() -> None:
         assert client.statuses == [200, 200]
 
 
-def test_too_much_behind_a_running_answer() -> None:
+def test_a_client_that_pipelines_too_much_is_cut_off() -> None:
     with rig(pipeline_bytes_max=1024) as r:
         client = r.client(post(WHOLE))
         client.send(b"GET /" + b"a" * 1000)
@@ -110,16 +110,16 @@ def test_too_much_behind_a_running_answer() -> None:
         client.send(b"a" * 100)
         assert client.gone and client.transport.aborted
         assert r.closed == {CloseReason.PIPELINE_FULL: 1}
-        assert r.link.closed  # nobody waits for that answer any more
+        assert r.link.closed  # no client waits for that answer any more
 
 
-def test_no_request_is_begun_for_a_client_that_doesnt_take_its_answers() -> None:
+def test_no_request_is_begun_for_a_client_that_does_not_read_its_answers() -> None:
     with rig() as r:
         client = r.client(capacity=100)
         for _ in range(40):
             client.send(get())
         held = len(client.transport.held)
-        assert held < 1000  # one answer, not forty
+        assert held < 1000  # a single answer, not forty
         client.take()
         assert client.statuses == [200] * 40
         assert not client.gone
@@ -133,14 +133,14 @@ def test_a_client_that_only_sends_is_cut_off() -> None:
         assert client.gone and r.closed == {CloseReason.PIPELINE_FULL: 1}
 
 
-def test_connection_close_is_obeyed() -> None:
+def test_a_connection_is_closed_after_the_answer_to_connection_close() -> None:
     with rig() as r:
         client = r.client(get("/healthz", "Connection: close"))
         assert client.answer.get("connection") == "close"
         assert client.gone and r.closed == {CloseReason.COMPLETE: 1}
 
 
-def test_http_10_gets_a_close() -> None:
+def test_an_http_10_connection_is_closed_after_the_answer() -> None:
     with rig() as r:
         client = r.client(get("/healthz", version="1.0"))
         assert client.answer.status == 200 and client.answer.get("content-length") == "15"
@@ -154,7 +154,7 @@ def test_draining_closes_after_the_answer() -> None:
         assert client.answer.get("connection") == "close" and client.gone
 
 
-def test_head_has_the_length_and_no_body() -> None:
+def test_an_answer_to_head_has_the_length_and_no_body() -> None:
     with rig() as r:
         client = r.client(get(method="HEAD") + get())
         client.methods = ("HEAD", "GET")
@@ -175,7 +175,7 @@ def test_head_has_the_length_and_no_body() -> None:
         (get("/v1/chat/completions", method="TRACE"), 501, None),
     ],
 )
-def test_what_is_refused_from_its_head_keeps_the_connection(wire: bytes, status: int, allow: str | None) -> None:
+def test_a_request_refused_by_its_head_keeps_the_connection(wire: bytes, status: int, allow: str | None) -> None:
     with rig() as r:
         client = r.client(wire + get())
         refused, health = client.answers
@@ -187,7 +187,7 @@ def test_what_is_refused_from_its_head_keeps_the_connection(wire: bytes, status:
 @pytest.mark.parametrize(
     "fields", [("Connection: upgrade", "Upgrade: websocket"), ("Connection: upgrade", "Upgrade: h2c, websocket")]
 )
-def test_another_protocol_is_refused_and_nothing_behind_it_is_read(fields: tuple[str, ...]) -> None:
+def test_another_protocol_is_refused_and_its_bytes_are_not_read(fields: tuple[str, ...]) -> None:
     with rig() as r:
         client = r.client(get("/v1/realtime", *fields) + b"\x81\x05hello" + get())
         assert client.answer.status == 501 and client.answer.get("connection") == "close"
@@ -207,7 +207,7 @@ def test_another_protocol_is_refused_and_nothing_behind_it_is_read(fields: tuple
         (post(b"", "Transfer-Encoding: gzip"), 400, None),
     ],
 )
-def test_a_malformed_request_is_refused_and_lingered_over(wire: bytes, status: int, code: str | None) -> None:
+def test_a_malformed_request_is_refused_and_the_close_lingers(wire: bytes, status: int, code: str | None) -> None:
     with rig() as r:
         client = r.client(wire)
         assert client.answer.status == status
@@ -233,7 +233,7 @@ def test_a_peer_that_never_closes_is_aborted() -> None:
 # -- slow heads
 
 
-def test_a_head_that_never_comes() -> None:
+def test_a_connection_without_a_head_is_closed_at_its_deadline() -> None:
     with rig(head_timeout_s=10.0) as r:
         client = r.client()
         r.pass_time(9.5)
@@ -280,7 +280,7 @@ def test_a_kept_alive_connection_that_is_idle_is_closed_silently() -> None:
 # -- bodies
 
 
-def test_a_body_in_any_cut() -> None:
+def test_a_request_body_is_read_in_any_cut() -> None:
     for size in (1, 11, 10_000):
         for fields, body in (
             (("Content-Length: 5",), b"hello"),
@@ -296,7 +296,7 @@ def test_a_body_in_any_cut() -> None:
                 assert client.statuses == [200, 200]
 
 
-def test_expect_100() -> None:
+def test_expect_100_is_answered_with_continue() -> None:
     with rig() as r:
         head = get("/v1/embeddings", "Expect: 100-continue", "Content-Length: 5", method="POST")
         client = r.client(head)
@@ -306,7 +306,7 @@ def test_expect_100() -> None:
         assert client.statuses == [200]
 
 
-def test_expect_100_is_not_answered_where_the_body_is_there_or_refused() -> None:
+def test_expect_100_is_not_answered_if_the_body_is_here_or_refused() -> None:
     with rig(body_bytes_max=10) as r:
         here = r.client(get("/v1/embeddings", "Expect: 100-continue", "Content-Length: 2", method="POST") + b"hi")
         assert here.raw == b""
@@ -328,7 +328,7 @@ def test_a_length_over_the_limit_is_refused_before_the_body_is_read() -> None:
         assert r.closed == {CloseReason.BODY_TOO_LARGE: 1}
 
 
-def test_a_chunked_body_over_the_limit() -> None:
+def test_a_chunked_body_over_the_limit_is_refused() -> None:
     with rig(body_bytes_max=1000) as r:
         client = r.client(get("/v1/embeddings", "Transfer-Encoding: chunked", method="POST"))
         client.send(chunk(b"a" * 600))
@@ -338,7 +338,7 @@ def test_a_chunked_body_over_the_limit() -> None:
         assert r.runtime.bodies_bytes == 0
 
 
-def test_a_bad_chunk_in_a_body() -> None:
+def test_a_bad_chunk_in_a_body_is_refused() -> None:
     with rig() as r:
         client = r.client(get("/v1/embeddings", "Transfer-Encoding: chunked", method="POST") + b"zz\r\n")
         assert client.answer.status == 400 and client.transport.eof_sent
@@ -359,7 +359,7 @@ def test_all_bodies_together_are_bounded_and_accounted() -> None:
 
 @pytest.mark.parametrize("leave", ["fin", "reset"])
 @pytest.mark.parametrize("body_bytes", [400, 1000])
-def test_a_client_that_leaves_gives_its_body_back(leave: str, body_bytes: int) -> None:
+def test_a_client_that_leaves_frees_its_body(leave: str, body_bytes: int) -> None:
     with rig() as r:
         client = r.client(get("/v1/embeddings", "Content-Length: 1000", method="POST") + b"a" * body_bytes)
         assert r.runtime.bodies_bytes == body_bytes
@@ -368,7 +368,7 @@ def test_a_client_that_leaves_gives_its_body_back(leave: str, body_bytes: int) -
         assert r.closed == {CloseReason.READER_GONE: 1}
 
 
-def test_a_streams_body_is_let_go_with_its_first_byte() -> None:
+def test_the_request_body_of_a_stream_is_freed_with_its_first_byte() -> None:
     with rig() as r:
         r.client(post(CHAT))
         assert r.runtime.bodies_bytes > 0
@@ -376,7 +376,7 @@ def test_a_streams_body_is_let_go_with_its_first_byte() -> None:
         assert r.runtime.bodies_bytes == 0
 
 
-def test_a_body_has_to_come_at_a_least_rate() -> None:
+def test_a_body_below_the_minimum_rate_is_refused() -> None:
     with rig(body_grace_s=10.0, body_bytes_per_s_min=1000) as r:
         good = r.client(get("/v1/embeddings", "Content-Length: 30000", method="POST"))
         slow = r.client(get("/v1/embeddings", "Content-Length: 30000", method="POST"))
@@ -399,7 +399,7 @@ def test_a_body_has_to_come_at_a_least_rate() -> None:
     ("sent", "reason"),
     [(b"", CloseReason.IDLE), (b"GET /hea", CloseReason.READER_GONE), (get(), CloseReason.IDLE)],
 )
-def test_a_fin_between_and_inside_of_heads(sent: bytes, reason: CloseReason) -> None:
+def test_a_fin_between_or_within_heads_closes_the_connection(sent: bytes, reason: CloseReason) -> None:
     with rig() as r:
         client = r.client(sent)
         client.fin()
@@ -414,7 +414,7 @@ def test_a_fin_while_an_answer_is_awaited_means_that_the_reader_is_gone() -> Non
         assert r.ended == [("POST /v1/chat/completions", CloseReason.READER_GONE, 0)]
 
 
-def test_a_fin_in_mid_stream_cancels() -> None:
+def test_a_fin_in_mid_stream_cancels_the_generation() -> None:
     with rig() as r:
         client = reading(r)
         r.reply(chunk(event("a")))
@@ -424,7 +424,7 @@ def test_a_fin_in_mid_stream_cancels() -> None:
         assert stream.reason is CloseReason.READER_GONE
 
 
-def test_a_fin_behind_the_end_still_gets_the_rest() -> None:
+def test_a_client_that_sends_a_fin_after_the_end_still_gets_the_rest() -> None:
     with rig() as r:
         client = reading(r)
         client.transport.capacity = 50
@@ -436,7 +436,7 @@ def test_a_fin_behind_the_end_still_gets_the_rest() -> None:
         assert r.ended[-1][1] is CloseReason.COMPLETE
 
 
-def test_a_fin_behind_the_end_and_then_a_stall() -> None:
+def test_a_client_that_stalls_after_its_fin_is_closed() -> None:
     with rig(stall_timeout_s=60.0) as r:
         client = reading(r)
         client.transport.capacity = 50
@@ -446,7 +446,7 @@ def test_a_fin_behind_the_end_and_then_a_stall() -> None:
         assert client.gone and r.ended[-1][1] is CloseReason.STALLED
 
 
-def test_a_reader_that_closes_after_done_has_completed() -> None:
+def test_a_reader_that_closes_after_done_counts_as_complete() -> None:
     with rig() as r:
         client = reading(r)
         r.reply(chunk(event("a"), DONE))  # the last chunk has not come yet
@@ -458,7 +458,7 @@ def test_a_reader_that_closes_after_done_has_completed() -> None:
         assert stream.reason is CloseReason.COMPLETE and r.runtime.hub.detached == 0
 
 
-def test_a_reader_that_closes_before_it_has_done_hasnt() -> None:
+def test_a_reader_that_closes_before_done_does_not_count_as_complete() -> None:
     with rig() as r:
         client = reading(r)
         client.transport.capacity = 50
@@ -468,7 +468,7 @@ def test_a_reader_that_closes_before_it_has_done_hasnt() -> None:
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_a_reader_that_closes_while_it_catches_up_with_the_end_has_not_completed(sealed: bool) -> None:
+def test_a_reader_that_closes_during_its_catch_up_does_not_count_as_complete(sealed: bool) -> None:
     with rig(catchup_bytes_max=2000) as r:
         first = reading(r)
         for n in range(20):
@@ -487,7 +487,7 @@ def test_a_reader_that_closes_while_it_catches_up_with_the_end_has_not_completed
         assert first.answer.whole
 
 
-def test_a_reader_of_many_that_closes_before_a_pass_has_brought_it_the_end_has_not_completed() -> None:
+def test_a_reader_that_closes_before_a_pass_brings_the_end_does_not_count_as_complete() -> None:
     with rig() as r:
         first = reading(r)
         (stream,) = r.runtime.hub
@@ -512,7 +512,9 @@ def test_a_reader_of_many_that_closes_before_a_pass_has_brought_it_the_end_has_n
         (OSError(errno.EHOSTUNREACH, ""), CloseReason.NETWORK_LOST),
     ],
 )
-def test_who_closed_decides_what_becomes_of_the_stream(error: OSError, reason: CloseReason) -> None:
+def test_the_error_of_a_lost_connection_decides_whether_the_stream_gets_a_grace(
+    error: OSError, reason: CloseReason
+) -> None:
     with rig(resume_grace_s=30.0) as r:
         client = reading(r)
         client.reset(error)
@@ -542,7 +544,7 @@ def test_a_close_waits_for_a_peer_that_goes_on_taking() -> None:
         assert client.gone and not client.transport.aborted and client.answer.status == 200
 
 
-def test_close_and_abort_do_nothing_twice() -> None:
+def test_a_second_close_or_abort_does_nothing() -> None:
     with rig() as r:
         client = r.client(get(), capacity=10)
         client.connection.close(CloseReason.DRAINING)
@@ -557,7 +559,7 @@ def test_close_and_abort_do_nothing_twice() -> None:
 # -- streams
 
 
-def test_a_stream_as_it_is_written() -> None:
+def test_a_stream_has_ids_and_is_written_once_per_read() -> None:
     with rig() as r:
         client = reading(r)
         r.reply(chunk(event("a")) + chunk(event("b")))
@@ -580,7 +582,7 @@ def test_a_stream_as_it_is_written() -> None:
         assert client.statuses == [200, 200]
 
 
-def test_a_stream_for_http_10() -> None:
+def test_a_stream_for_http_10_ends_with_the_connection() -> None:
     with rig() as r:
         client = reading(r, version="1.0")
         r.reply(chunk(event("a")) + chunk(event("b")) + chunk(DONE) + LAST)
@@ -602,7 +604,7 @@ def test_the_last_chunk_may_fill_the_transport() -> None:
         assert client.statuses == [200, 200]
 
 
-def test_retry_is_spread() -> None:
+def test_the_retry_line_is_spread_over_its_range() -> None:
     with rig(retry_min_s=1.0, retry_max_s=5.0) as r:
         seen = set()
         for _ in range(10):
@@ -614,7 +616,7 @@ def test_retry_is_spread() -> None:
         assert len(seen) > 1
 
 
-def test_heartbeats_come_in_silence_only() -> None:
+def test_heartbeats_are_sent_only_in_silence() -> None:
     with rig(heartbeat_s=15.0) as r:
         client = reading(r)
         r.pass_time(14)
@@ -632,14 +634,14 @@ def test_heartbeats_come_in_silence_only() -> None:
         assert [each.data for each in events_in(client.answer.body)][1:] == [b"[DONE]"]
 
 
-def test_no_heartbeats_where_they_are_off() -> None:
+def test_without_heartbeats_a_silent_stream_stays_silent() -> None:
     with rig(heartbeat_s=0.0) as r:
         client = reading(r)
         r.pass_time(100)
         assert b": hb" not in client.raw and not client.gone
 
 
-def test_an_upstreams_comments_pass_and_are_a_sign_of_life() -> None:
+def test_comments_of_an_upstream_pass_and_count_as_life() -> None:
     with rig(heartbeat_s=15.0) as r:
         client = reading(r)
         r.pass_time(10)
@@ -649,7 +651,7 @@ def test_an_upstreams_comments_pass_and_are_a_sign_of_life() -> None:
         assert b": hb" not in client.raw
 
 
-def test_a_stalled_reader_is_closed_and_one_that_takes_a_little_is_not() -> None:
+def test_a_stalled_reader_is_closed_and_a_slow_reader_is_not() -> None:
     with rig(stall_timeout_s=60.0, resume_grace_s=30.0) as r:
         stalled, slow = reading(r, capacity=600), None
         links = [r.link]
@@ -671,7 +673,7 @@ def test_a_stalled_reader_is_closed_and_one_that_takes_a_little_is_not() -> None
         assert text_of(events_in(slow.answer.body)) == "a" * 1000
 
 
-def test_no_stall_limit() -> None:
+def test_without_a_stall_limit_a_stalled_reader_stays() -> None:
     with rig(stall_timeout_s=0.0) as r:
         client = reading(r, capacity=600)
         r.reply(chunk(event("a" * 1000)))
@@ -682,10 +684,10 @@ def test_no_stall_limit() -> None:
 @pytest.mark.parametrize("pause", ["none", "for 5 s", "to the end"])
 @pytest.mark.parametrize("stall_timeout_s", [0.0, 60.0, 400.0])
 @pytest.mark.parametrize("heartbeat_s", [0.0, 15.0, 300.0])
-def test_the_right_to_read_ends_in_time_whatever_else_the_reader_waits_for(
+def test_the_right_to_read_ends_in_time_in_every_state_of_the_reader(
     pause: str, stall_timeout_s: float, heartbeat_s: float
 ) -> None:
-    """The next look at a reader, paused or not, is never later than its expiry."""
+    """The next deadline of a reader, paused or not, is never later than its expiry."""
     soon = {"retention_s": 1.0, "detach_grace_max_s": 1.0, "resume_grace_s": 1.0}
     with rig(stall_timeout_s=stall_timeout_s, heartbeat_s=heartbeat_s, **soon) as r:
         client = r.client(post(CHAT), capacity=PLENTY if pause == "none" else 600)
@@ -706,7 +708,7 @@ def test_the_right_to_read_ends_in_time_whatever_else_the_reader_waits_for(
         assert not client.answer.whole and client.gone
 
 
-def test_policy_close_ends_the_slow_reader_and_nobody_else_misses_an_event() -> None:
+def test_policy_close_ends_the_slow_reader_and_the_others_miss_no_event() -> None:
     with rig(ring_slots=32) as r:
         slow = reading(r, "X-Stream-Policy: close")
         stream_id = slow.answer.get("x-stream-id")
@@ -721,7 +723,7 @@ def test_policy_close_ends_the_slow_reader_and_nobody_else_misses_an_event() -> 
             assert text_of(events_in(other.answer.body)) == "".join(f"{n} " for n in range(100))
 
 
-def test_policy_close_and_a_lone_reader() -> None:
+def test_policy_close_ends_a_slow_reader_that_is_alone() -> None:
     with rig(ring_slots=32, resume_grace_s=30.0) as r:
         slow = reading(r, "X-Stream-Policy: close")
         slow.transport.capacity = 0
@@ -734,7 +736,7 @@ def test_policy_close_and_a_lone_reader() -> None:
         assert text_of(events_in(back.answer.body)) == "".join(f"{n} " for n in range(40))
 
 
-def test_head_of_a_stream_is_its_head() -> None:
+def test_a_head_request_for_a_stream_gets_its_head_alone() -> None:
     with rig() as r:
         client = reading(r)
         stream_id = client.answer.get("x-stream-id")
@@ -747,7 +749,7 @@ def test_head_of_a_stream_is_its_head() -> None:
 
 
 @pytest.mark.parametrize(("status", "limit"), [(503, "no_upstream_available"), (429, "rate_limited")])
-def test_an_event_source_that_is_refused_for_now_is_told_to_come_back(status: int, limit: str) -> None:
+def test_an_event_source_that_is_refused_for_now_gets_a_retry_line(status: int, limit: str) -> None:
     from streamd.net.problem import Problem
 
     with rig() as r:
@@ -774,7 +776,7 @@ def test_an_event_source_that_is_refused_for_now_is_told_to_come_back(status: in
 # -- bodies that pass
 
 
-def test_a_body_passes_with_its_status_and_headers() -> None:
+def test_an_upstreams_body_passes_with_its_status_and_headers() -> None:
     with rig() as r:
         client = r.client(post(WHOLE))
         r.reply(
@@ -798,7 +800,7 @@ def test_a_body_passes_with_its_status_and_headers() -> None:
         b"HTTP/1.0 200 OK\r\n\r\nhello",
     ],
 )
-def test_every_framing_to_every_version(wire: bytes, version: str) -> None:
+def test_every_framing_of_an_upstream_reaches_every_http_version(wire: bytes, version: str) -> None:
     with rig() as r:
         client = r.client(post(WHOLE, version=version))
         r.reply(wire)
@@ -809,7 +811,7 @@ def test_every_framing_to_every_version(wire: bytes, version: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
-def test_answers_without_a_body(status: str) -> None:
+def test_an_answer_without_a_body_passes_and_keeps_the_connection(status: str) -> None:
     with rig() as r:
         client = r.client(post(WHOLE))
         r.reply(f"HTTP/1.1 {status}\r\nx-a: b\r\n\r\n".encode())
@@ -818,7 +820,7 @@ def test_answers_without_a_body(status: str) -> None:
         assert client.statuses == [int(status[:3]), 200]
 
 
-def test_head_passes_with_its_length() -> None:
+def test_a_head_request_passes_with_the_length_of_the_body() -> None:
     with rig() as r:
         client = r.client(get("/v1/files/x", method="HEAD"))
         client.methods = ("HEAD",)
@@ -849,7 +851,7 @@ def test_a_slow_reader_of_a_passed_body_pauses_the_upstream() -> None:
         assert again.answer.body == b"ok"
 
 
-def test_a_reader_that_is_paused_before_its_answer_begins() -> None:
+def test_a_reader_paused_before_its_answer_begins_gets_the_whole_answer() -> None:
     with rig() as r:
         client = r.client(get("/v1/files/x", "Expect: 100-continue", "Content-Length: 2", method="POST"), capacity=3)
         assert client.connection.paused  # by the interim answer
@@ -862,7 +864,7 @@ def test_a_reader_that_is_paused_before_its_answer_begins() -> None:
         assert client.answer.body == b"a" * 4000
 
 
-def test_a_stalled_reader_of_a_passed_body() -> None:
+def test_a_stalled_reader_of_a_passed_body_is_closed() -> None:
     with rig(stall_timeout_s=60.0, idle_timeout_s=20.0) as r:
         client = r.client(post(WHOLE), capacity=100)
         r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n" + b"a" * 1000)
@@ -875,7 +877,7 @@ def test_a_stalled_reader_of_a_passed_body() -> None:
 # -- bugs
 
 
-def test_a_bug_is_told_and_only_this_connections() -> None:
+def test_a_bug_is_reported_and_costs_only_its_connection() -> None:
     with rig() as r:
         bugs: list[str] = []
         r.runtime.on_bug = lambda where, error: bugs.append(where)
@@ -904,7 +906,7 @@ def test_a_bug_in_mid_stream_ends_the_connection() -> None:
         r.runtime.counters.bugs = 0
 
 
-def test_a_problem_between_requests_can_only_end_the_connection() -> None:
+def test_a_problem_between_requests_ends_the_connection() -> None:
     from streamd.net.problem import not_found
 
     with rig() as r:
@@ -914,7 +916,7 @@ def test_a_problem_between_requests_can_only_end_the_connection() -> None:
         assert client.gone and r.closed == {CloseReason.NOT_FOUND: 1}
 
 
-def test_the_peer_for_the_log() -> None:
+def test_the_log_names_the_peers_address_or_unix() -> None:
     with rig() as r:
         client = r.client()
         request = Request.unparsed(now=0.0, route=r.runtime.settings.route(""))
@@ -928,12 +930,12 @@ def test_the_peer_for_the_log() -> None:
         assert client.connection.origin.peer(request) == "unix"
 
 
-def test_each_connection_costs_its_slots_and_no_dict() -> None:
+def test_a_connection_has_no_dict() -> None:
     assert not hasattr(ClientConnection, "__dict__") or "__dict__" not in dir(ClientConnection(None, Entrance(None)))  # type: ignore[arg-type]
     assert dataclasses.is_dataclass(ClientConnection) is False
 
 
-def test_who_is_turned_away_has_no_place_of_the_reserve_to_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_beyond_the_reserve_takes_and_frees_no_place_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with rig() as r:
         admission = r.runtime.admission
         monkeypatch.setattr(Admission, "admit_connection", lambda self, price: self._refuse(Gate.CONNECTIONS))

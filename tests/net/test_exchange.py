@@ -1,4 +1,4 @@
-"""Exchange: who is tried again and when, how long each step may take, and what becomes of an answer that goes wrong."""
+"""Exchange: the choice of upstreams and retries, the time of each step, and the outcome of answers that go wrong."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OVERLOADED = whole_answer(b'{"error": {"message": "full"}}', "503 Service Unavai
 
 
 def error_event(client: Client) -> dict[str, object]:
-    """The error event that a chat stream ends with; the ending must not look clean."""
+    """The error event at the end of a chat stream; the ending must not look clean."""
     client.rig.pass_time(BROKEN_END_S)
     events = events_in(client.answer.body)
     assert not client.answer.whole and client.gone
@@ -48,7 +48,7 @@ def error_event(client: Client) -> dict[str, object]:
 
 
 def pooled(r: Rig, count: int = 1) -> None:
-    """Leave so many idle connections to the only upstream."""
+    """Leave `count` idle connections to the only upstream."""
     clients = [r.client(post(WHOLE)) for _ in range(count)]
     for link in r.links[-count:]:
         link.feed(whole_answer(b"ok"))
@@ -58,16 +58,16 @@ def pooled(r: Rig, count: int = 1) -> None:
         client.fin()
 
 
-def test_the_table_has_an_end() -> None:
+def test_every_phase_of_an_exchange_leads_to_over() -> None:
     assert set(TRANSITIONS) == set(ExchangeState)
     over = ExchangeState.OVER
     assert all(over in steps for state, steps in TRANSITIONS.items() if state is not over)
 
 
-# -- the request as it goes up
+# -- the request to the upstream
 
 
-def test_the_request_is_written_anew() -> None:
+def test_the_request_to_the_upstream_is_written_anew() -> None:
     with rig() as r:
         fields = ("Authorization: Bearer secret", "X-Api-Key: secret", "Cookie: a=b", "Connection: x-hop", "X-Hop: 1")
         ours = ("X-Stream-Policy: close", "Idempotency-Key: k", "X-Forwarded-For: 10.0.0.1", "Accept-Encoding: gzip")
@@ -87,7 +87,7 @@ def test_the_request_is_written_anew() -> None:
         )
 
 
-def test_an_upstreams_own_key_base_headers_and_names() -> None:
+def test_an_upstream_gets_its_own_key_base_path_headers_and_model_names() -> None:
     settings = UpstreamSettings(
         name="up", url="http://up.test:1/base", key="sk-up", headers={"X-Org": "o"}, aliases={"m": "their-m"}
     )
@@ -100,7 +100,7 @@ def test_an_upstreams_own_key_base_headers_and_names() -> None:
         assert b'"model":"their-m"' in body
 
 
-def test_a_clients_key_passes_only_where_it_may() -> None:
+def test_the_clients_key_passes_only_with_pass_client_key() -> None:
     settings = UpstreamSettings(name="up", url="http://up.test:1", pass_client_key=True)
     with rig(upstreams=(settings,)) as r:
         r.client(post(WHOLE, "Authorization: Bearer mine"))
@@ -110,7 +110,7 @@ def test_a_clients_key_passes_only_where_it_may() -> None:
 # -- connecting
 
 
-def test_refused_and_nobody_else_is_there() -> None:
+def test_a_refused_connection_to_the_only_upstream_is_a_502() -> None:
     with rig() as r:
         r.refusing.add(1)
         client = r.client(post(WHOLE))
@@ -119,7 +119,7 @@ def test_refused_and_nobody_else_is_there() -> None:
         assert r.ended[-1][1] is CloseReason.UPSTREAM_CONNECT
 
 
-def test_refused_and_the_next_one_takes_it() -> None:
+def test_after_a_refused_connection_the_next_upstream_is_tried() -> None:
     with rig(upstreams=TWO) as r:
         r.refusing.add(1)
         client = r.client(post(WHOLE))
@@ -128,7 +128,7 @@ def test_refused_and_the_next_one_takes_it() -> None:
         assert client.answer.body == b"ok" and client.answer.get("x-upstream") == "b"
 
 
-def test_all_refuse() -> None:
+def test_when_all_upstreams_refuse_connections_they_are_left_out() -> None:
     with rig(upstreams=TWO) as r:
         r.refusing |= {1, 2}
         assert r.client(post(CHAT)).answer.status == 502
@@ -148,7 +148,7 @@ def test_accepted_and_closed_at_once_counts_as_never_established() -> None:
         assert client.statuses == [200]
 
 
-def test_a_connection_that_isnt_established_in_time() -> None:
+def test_after_the_connect_timeout_the_next_upstream_is_tried() -> None:
     with rig(upstreams=TWO, connect_timeout_s=5.0) as r:
         r.mute.add(1)
         client = r.client(post(WHOLE))
@@ -160,7 +160,7 @@ def test_a_connection_that_isnt_established_in_time() -> None:
         assert client.statuses == [200]
 
 
-def test_a_bug_while_connecting() -> None:
+def test_a_bug_while_connecting_is_a_500() -> None:
     with rig() as r:
 
         def broken(*args: object) -> object:
@@ -188,7 +188,7 @@ def test_a_reused_connection_that_ends_without_a_byte_is_tried_once_again_and_an
         assert client.answer.body == b"ok"
 
 
-def test_and_not_twice() -> None:
+def test_a_request_is_sent_again_only_once() -> None:
     with rig() as r:
         pooled(r)
         client = r.client(post(WHOLE))
@@ -261,7 +261,7 @@ def test_a_pooled_connection_that_the_server_closes_is_gone(what: str) -> None:
         assert client.statuses == [200]
 
 
-def test_bytes_that_nobody_asked_for_end_a_pooled_connection() -> None:
+def test_unsolicited_bytes_end_a_pooled_connection() -> None:
     with rig() as r:
         pooled(r)
         r.reply(whole_answer(b"forged"))
@@ -282,7 +282,7 @@ def test_bytes_behind_an_answer_end_its_connection() -> None:
 
 @pytest.mark.parametrize("refusal", [RATE_LIMITED, OVERLOADED])
 @pytest.mark.parametrize("body", [CHAT, WHOLE])
-def test_one_that_refuses_and_another_that_is_free(refusal: bytes, body: dict[str, object]) -> None:
+def test_a_request_that_one_upstream_refuses_goes_to_another(refusal: bytes, body: dict[str, object]) -> None:
     with rig(upstreams=TWO) as r:
         client = r.client(post(body))
         r.reply(refusal)
@@ -294,7 +294,7 @@ def test_one_that_refuses_and_another_that_is_free(refusal: bytes, body: dict[st
 
 
 @pytest.mark.parametrize(("refusal", "status", "retry_after"), [(RATE_LIMITED, 429, "7"), (OVERLOADED, 503, "60")])
-def test_one_that_refuses_and_nobody_else(refusal: bytes, status: int, retry_after: str) -> None:
+def test_the_refusal_of_the_only_upstream_is_passed_on(refusal: bytes, status: int, retry_after: str) -> None:
     with rig(upstreams=ONE) as r:
         for body in (CHAT, WHOLE):
             client = r.client(post(body))
@@ -305,7 +305,7 @@ def test_one_that_refuses_and_nobody_else(refusal: bytes, status: int, retry_aft
             assert not tuple(r.runtime.hub)
 
 
-def test_both_refuse_and_the_second_ones_word_is_passed_on() -> None:
+def test_when_two_upstreams_refuse_the_second_refusal_is_passed_on() -> None:
     with rig(upstreams=TWO) as r:
         client = r.client(post(WHOLE))
         r.reply(OVERLOADED)
@@ -313,7 +313,7 @@ def test_both_refuse_and_the_second_ones_word_is_passed_on() -> None:
         assert client.answer.status == 429 and r.dialled == [1, 2]
 
 
-def test_an_upstreams_own_word_on_retries_stands() -> None:
+def test_an_upstreams_own_x_should_retry_is_kept() -> None:
     with rig() as r:
         client = r.client(post(WHOLE))
         r.reply(whole_answer(b"{}", "500 Oops", "x-should-retry: true"))
@@ -355,7 +355,7 @@ def test_a_failing_upstream_is_left_out_for_longer_and_longer_and_let_back_in() 
         assert r.dialled[-1] == 1 and a.out_until == 0 and a._failures == 0
 
 
-def test_the_only_one_is_always_tried() -> None:
+def test_the_only_upstream_is_always_tried() -> None:
     with rig() as r:
         r.refusing.add(1)
         for _ in range(5):
@@ -369,7 +369,7 @@ def test_the_only_one_is_always_tried() -> None:
 # -- time
 
 
-def test_no_byte_in_time_is_not_tried_again() -> None:
+def test_a_request_without_a_byte_in_time_is_not_sent_again() -> None:
     with rig(upstreams=TWO, ttft_timeout_s=30.0) as r:
         client = r.client(post(WHOLE))
         r.pass_time(29)
@@ -380,7 +380,7 @@ def test_no_byte_in_time_is_not_tried_again() -> None:
         assert len(r.links) == 1 and r.link.closed
 
 
-def test_no_byte_in_time_on_a_reused_connection_is_not_tried_again() -> None:
+def test_a_reused_connection_without_a_byte_in_time_is_not_tried_again() -> None:
     with rig(ttft_timeout_s=30.0) as r:
         pooled(r)
         client = r.client(post(WHOLE))
@@ -406,7 +406,7 @@ def test_the_first_byte_time_runs_until_the_first_event() -> None:
 def test_a_head_alone_does_not_put_off_the_first_events_deadline(
     head_after_s: float, idle_timeout_s: float, path: str
 ) -> None:
-    """The commit and the end of idle_timeout are looks at the deadlines between the head and the first event."""
+    """The commit and the end of idle_timeout check the deadlines between the head and the first event."""
     soon = {"retention_s": 1.0, "detach_grace_max_s": 1.0, "resume_grace_s": 1.0}
     with rig(ttft_timeout_s=30.0, idle_timeout_s=idle_timeout_s, commit_after_s=1.0, **soon) as r:
         client = r.client(post(CHAT, path=path))
@@ -420,7 +420,7 @@ def test_a_head_alone_does_not_put_off_the_first_events_deadline(
         assert client.gone and r.closed == {CloseReason.UPSTREAM_TTFT_TIMEOUT: 1}
 
 
-def test_silence_between_events() -> None:
+def test_silence_between_events_is_bounded_by_idle_timeout() -> None:
     with rig(ttft_timeout_s=300.0, idle_timeout_s=20.0) as r:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD)
@@ -435,7 +435,7 @@ def test_silence_between_events() -> None:
         assert text_of(events_in(client.answer.body)[:-1]) == "a"
 
 
-def test_silence_in_a_passed_body() -> None:
+def test_silence_in_a_passed_body_is_bounded_by_idle_timeout() -> None:
     with rig(idle_timeout_s=20.0) as r:
         client = r.client(post(WHOLE))
         r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello")
@@ -447,7 +447,7 @@ def test_silence_in_a_passed_body() -> None:
         assert client.gone and not client.answer.whole and r.link.closed
 
 
-def test_a_slow_reader_of_a_passed_body_is_not_the_upstreams_silence() -> None:
+def test_the_pause_of_a_slow_reader_does_not_count_as_the_upstreams_silence() -> None:
     with rig(idle_timeout_s=20.0, stall_timeout_s=60.0) as r:
         client = r.client(post(WHOLE), capacity=200)
         r.reply(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n" + b"a" * 500)
@@ -468,10 +468,10 @@ def test_a_whole_stream_may_have_a_limit() -> None:
             r.reply(chunk(event(str(n))))
             r.pass_time(1.0)
         assert error_event(client)["code"] == "upstream_stream_timeout"
-        assert r.runtime.counters.upstream_failures == {}  # it is no fault of the upstream's
+        assert r.runtime.counters.upstream_failures == {}  # the upstream is not at fault
 
 
-def test_the_commit() -> None:
+def test_after_commit_after_a_stream_has_a_status_and_heartbeats() -> None:
     with rig(commit_after_s=10.0, heartbeat_s=15.0) as r:
         client = r.client(post(CHAT))
         r.pass_time(9.5)
@@ -493,7 +493,7 @@ def test_an_upstreams_head_puts_off_no_heartbeat() -> None:
         assert client.answer.body.endswith(b": hb\n")
 
 
-def test_the_commit_is_for_those_who_asked_for_a_stream() -> None:
+def test_only_a_request_for_a_stream_is_committed() -> None:
     with rig(commit_after_s=1.0) as r:
         clients = [
             r.client(post(WHOLE)),
@@ -505,7 +505,7 @@ def test_the_commit_is_for_those_who_asked_for_a_stream() -> None:
         assert all(client.raw == b"" for client in clients)
 
 
-def test_a_commit_while_connecting() -> None:
+def test_a_request_that_is_committed_while_connecting_fails_with_an_event() -> None:
     with rig(commit_after_s=1.0, connect_timeout_s=5.0) as r:
         r.mute.add(1)
         client = r.client(post(CHAT))
@@ -530,7 +530,7 @@ def test_a_commit_while_connecting() -> None:
         (b"HTTP/1.1 400 No\r\n\r\n" + b"a" * 40_000, "upstream_refused", "400"),
     ],
 )
-def test_an_answer_that_is_no_stream_after_the_commit(wire: bytes, code: str, says: str) -> None:
+def test_after_the_commit_an_answer_without_a_stream_becomes_an_error_event(wire: bytes, code: str, says: str) -> None:
     with rig(commit_after_s=1.0) as r:
         client = r.client(post(CHAT))
         r.pass_time(1.5)
@@ -542,7 +542,7 @@ def test_an_answer_that_is_no_stream_after_the_commit(wire: bytes, code: str, sa
         assert error["code"] == code and says in str(error["message"])
 
 
-def test_silence_after_the_commit() -> None:
+def test_after_the_commit_silence_becomes_an_error_event() -> None:
     with rig(commit_after_s=1.0, ttft_timeout_s=30.0) as r:
         client = r.client(post(CHAT))
         r.pass_time(31)
@@ -585,7 +585,7 @@ def test_complete_is_more_than_a_clean_end() -> None:
         (b"", event("a") + DONE[:-1]),  # the last blank line is missing, and the framing ended properly
     ],
 )
-def test_a_stream_in_every_framing(head: bytes, body: bytes) -> None:
+def test_a_stream_is_relayed_from_every_framing(head: bytes, body: bytes) -> None:
     with rig() as r:
         client = r.client(post(CHAT))
         length = head % len(body) if head else b""
@@ -612,11 +612,11 @@ def test_an_event_that_is_too_large_is_a_truncation() -> None:
         assert text_of(events_in(client.answer.body)[:-1]) == "a"
 
 
-def test_an_event_that_is_too_large_and_has_no_end() -> None:
+def test_a_too_large_event_without_an_end_is_a_truncation() -> None:
     with rig(event_bytes_max=1000) as r:
         client = r.client(post(CHAT))
         r.reply(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + b"data: " + b"a" * 994)
-        r.link.fin()  # the blank line that is completed is one byte too many
+        r.link.fin()  # the completed blank line is a byte too many
         r.turn()
         assert error_event(client)["code"] == "event_too_large"
 
@@ -633,7 +633,7 @@ def test_a_compressed_answer_passes_as_bytes(encoding: str) -> None:
         assert (answer.body == DONE) is (encoding != "identity")
 
 
-def test_a_status_that_isnt_200_is_no_stream() -> None:
+def test_an_answer_with_a_status_other_than_200_passes_unchanged() -> None:
     with rig() as r:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD.replace(b"200 OK", b"500 Oops") + chunk(DONE) + LAST)
@@ -661,7 +661,7 @@ def test_a_passed_body_that_breaks_off_never_looks_whole() -> None:
                 assert r.ended[-1][1] is CloseReason.UPSTREAM_TRUNCATED
 
 
-def test_a_bug_while_an_answer_is_read() -> None:
+def test_a_bug_while_an_answer_is_read_ends_the_stream() -> None:
     with rig() as r:
         waiting, streaming = r.client(post(WHOLE)), None
         r.link.protocol._asker.on_bug(ZeroDivisionError())
@@ -683,7 +683,7 @@ def test_a_bug_while_an_answer_is_read() -> None:
 @pytest.mark.parametrize("body", [CHAT, WHOLE])
 @pytest.mark.parametrize("when", ["connecting", "asked", "begun"])
 @pytest.mark.parametrize("how", ["fin", "reset"])
-def test_a_reader_that_leaves_cancels(body: dict[str, object], when: str, how: str) -> None:
+def test_a_reader_that_leaves_cancels_the_request(body: dict[str, object], when: str, how: str) -> None:
     with rig() as r:
         if when == "connecting":
             r.mute.add(1)
@@ -697,7 +697,7 @@ def test_a_reader_that_leaves_cancels(body: dict[str, object], when: str, how: s
         assert all(upstream.in_flight == 0 for upstream in r.worker.upstreams)
 
 
-def test_a_connection_that_stands_after_everybody_has_left_is_closed() -> None:
+def test_a_connection_that_is_established_after_its_reader_left_is_closed() -> None:
     with rig() as r:
         client = r.client()
         client.transport.feed(post(WHOLE))
@@ -706,7 +706,7 @@ def test_a_connection_that_stands_after_everybody_has_left_is_closed() -> None:
         assert all(link.closed for link in r.links)
 
 
-def test_delete_stops_a_stream_and_tells_its_readers() -> None:
+def test_delete_stops_a_stream_and_sends_its_readers_an_error() -> None:
     with rig() as r:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a")))
@@ -717,7 +717,7 @@ def test_delete_stops_a_stream_and_tells_its_readers() -> None:
         assert r.ended[-1][1] is CloseReason.CANCELLED or r.ended[-2][1] is CloseReason.CANCELLED
 
 
-def test_delete_before_the_answer_has_begun() -> None:
+def test_delete_before_the_answer_refuses_all_its_readers() -> None:
     with rig() as r:
         first = r.client(post(CHAT, "Idempotency-Key: k"))
         second = r.client(post(CHAT, "Idempotency-Key: k"))  # learns the id
@@ -728,7 +728,7 @@ def test_delete_before_the_answer_has_begun() -> None:
         assert r.link.aborted
 
 
-def test_an_answer_that_is_no_stream_tells_those_who_joined() -> None:
+def test_an_answer_without_a_stream_is_an_error_to_joined_readers() -> None:
     with rig() as r:
         first = r.client(post(CHAT, "Idempotency-Key: k"))
         second = r.client(post(CHAT, "Idempotency-Key: k"))
@@ -737,7 +737,7 @@ def test_an_answer_that_is_no_stream_tells_those_who_joined() -> None:
         assert error_event(second)["code"] == "upstream_refused"
 
 
-def test_a_failure_before_the_answer_tells_those_who_joined() -> None:
+def test_a_failure_before_the_answer_is_an_error_to_joined_readers() -> None:
     with rig() as r:
         first = r.client(post(CHAT, "Idempotency-Key: k"))
         second = r.client(post(CHAT, "Idempotency-Key: k"))
@@ -747,7 +747,7 @@ def test_a_failure_before_the_answer_tells_those_who_joined() -> None:
         assert error_event(second)["code"] == "upstream_reset"
 
 
-def test_a_reader_that_left_within_its_grace_before_the_head() -> None:
+def test_a_reader_that_left_before_the_head_may_come_back_within_its_grace() -> None:
     for wire in (SSE_HEAD + chunk(event("a"), DONE) + LAST, whole_answer(b"{}", "400 Bad Request")):
         with rig() as r:
             client = r.client(post(CHAT, "X-Stream-Detach-Grace: 60"))
@@ -763,7 +763,7 @@ def test_a_reader_that_left_within_its_grace_before_the_head() -> None:
                 assert error_event(back)["code"] == "upstream_refused"
 
 
-def test_nothing_of_an_exchange_stays_in_memory() -> None:
+def test_an_ended_exchange_leaves_nothing_in_memory() -> None:
     with rig(retention_s=1.0) as r:
         client = r.client(post(CHAT, "Idempotency-Key: k"))
         (exchange,) = r.exchanges

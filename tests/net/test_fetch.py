@@ -1,4 +1,4 @@
-"""Fetch: one small answer from one upstream, told once however it ends, and what is given back then."""
+"""Fetch: a small answer from an upstream, reported exactly once, and everything that it took is given back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ask() -> Ask:
 
 
 class Fetching:
-    """Fetches from the only upstream of a rig, and what they were told."""
+    """Fetches from the only upstream of a rig, and their results."""
 
     def __init__(self, r: Rig) -> None:
         self.r = r
@@ -53,7 +53,7 @@ class Fetching:
 
     @property
     def at_rest(self) -> bool:
-        """No deadline, no task, no request under way; nothing but pooled connections is open."""
+        """No deadline, no task, no request in flight; only pooled connections are open."""
         timers = [timer for timer in self.r.loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
         ours = [timer for timer in timers if "Fetch" in repr(timer)]
         links: list[UpstreamConnection] = [transport.protocol for transport in self.r.links]
@@ -68,14 +68,14 @@ class Fetching:
 
 @pytest.fixture
 def f() -> Iterator[Fetching]:
-    """Whatever happened, nothing is under way at the end."""
+    """A rig in which no fetch may be in flight at the end of the test."""
     with rig(upstreams=(UP,)) as r:
         made = Fetching(r)
         yield made
         assert made.at_rest
 
 
-def test_the_whole_answer_is_told_and_the_connection_is_kept(f: Fetching) -> None:
+def test_the_whole_answer_is_reported_and_the_connection_is_kept(f: Fetching) -> None:
     f.begun()
     assert bytes(f.r.link.sent) == b"GET /base/models HTTP/1.1\r\nhost: up.test\r\nx-length: 0\r\n\r\n"
     assert f.upstream.in_flight == 1 and not f.at_rest
@@ -100,7 +100,7 @@ def test_an_answer_that_ends_with_its_connection_is_whole(f: Fetching) -> None:
 
 
 @pytest.mark.parametrize("end", ["refused", "slammed", "fin", "reset", "fin in the body", "malformed"])
-def test_each_way_to_fail_is_told_once_as_status_0(f: Fetching, end: str) -> None:
+def test_each_failure_is_reported_once_as_status_0(f: Fetching, end: str) -> None:
     f.r.refusing |= {PORT} if end == "refused" else set()
     f.r.slamming |= {PORT} if end == "slammed" else set()
     f.begun()
@@ -142,7 +142,7 @@ def test_an_answer_that_trickles_has_no_more_time_than_a_silent_upstream(f: Fetc
     assert [status for status, _ in f.told] == [0] and f.r.link.closed
 
 
-def test_an_answer_of_the_largest_size_is_taken_and_a_byte_more_is_not(f: Fetching) -> None:
+def test_an_answer_of_the_largest_size_is_accepted_and_a_byte_more_is_not(f: Fetching) -> None:
     f.begun()
     f.r.reply(whole_answer(b"x" * ANSWER_BYTES_MAX))
     assert [(status, len(body)) for status, body in f.told] == [(200, ANSWER_BYTES_MAX)]
@@ -154,7 +154,7 @@ def test_an_answer_of_the_largest_size_is_taken_and_a_byte_more_is_not(f: Fetchi
 
 
 @pytest.mark.parametrize("when", ["before the start", "connecting", "asked", "in the body", "idle again", "failed"])
-def test_a_fetch_that_is_cancelled_is_not_told_and_gives_back_all_it_took(f: Fetching, when: str) -> None:
+def test_a_cancelled_fetch_reports_nothing_and_gives_back_all_it_took(f: Fetching, when: str) -> None:
     if when == "before the start":
         fetch = f.made()
     else:
@@ -177,7 +177,7 @@ def test_a_fetch_that_is_cancelled_is_not_told_and_gives_back_all_it_took(f: Fet
     assert f.told == told
 
 
-def test_a_refusal_in_the_turn_of_the_cancel_is_not_told(f: Fetching) -> None:
+def test_a_refusal_in_the_turn_of_the_cancel_is_not_reported(f: Fetching) -> None:
     def refuse_cancelled(host: str, port: int, protocol: UpstreamConnection) -> FakeTransport:
         fetch.cancel()
         return refuse_all(host, port, protocol)
@@ -190,13 +190,13 @@ def test_a_refusal_in_the_turn_of_the_cancel_is_not_told(f: Fetching) -> None:
 
 
 def counted_bug(f: Fetching, kind: type[Exception]) -> None:
-    """Exactly this mistake was counted and told; taken note of, for the rig ends with none."""
+    """Check that exactly this bug was counted and reported, and clear it: the rig must end without a bug."""
     assert [type(bug) for bug in f.r.bugs] == [kind] and f.r.runtime.counters.bugs == 1
     f.r.bugs.clear()
     f.r.runtime.counters.bugs = 0
 
 
-def test_a_connect_that_fails_by_a_mistake_of_ours_is_told_at_once_and_counted(f: Fetching) -> None:
+def test_a_bug_while_connecting_is_reported_at_once_and_counted(f: Fetching) -> None:
     def mistaken(host: str, port: int, protocol: UpstreamConnection) -> FakeTransport:
         raise UnicodeError("label too long")
 
@@ -206,7 +206,7 @@ def test_a_connect_that_fails_by_a_mistake_of_ours_is_told_at_once_and_counted(f
     counted_bug(f, UnicodeError)
 
 
-def test_a_mistake_of_ours_in_the_answer_is_told_at_once_and_counted(
+def test_a_bug_while_reading_the_answer_is_reported_at_once_and_counted(
     f: Fetching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mistaken(*args: object) -> None:

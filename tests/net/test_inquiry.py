@@ -1,4 +1,4 @@
-"""Inquiries: questions to other workers, their answers in any order, and the workers that give none."""
+"""Inquiries: questions to other workers, their answers in any order, and workers that don't answer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from streamd.net.peers import Note, Peers
 
 
 class Outbox:
-    """The way to the other workers: keeps what is told, and has no room for some."""
+    """The way to the other workers: it keeps all notes, and has no room for the workers in `full`."""
 
     def __init__(self) -> None:
-        self.told: list[Note] = []  # `slot` is the receiver's here
+        self.told: list[Note] = []  # here `slot` is that of the receiver
         self.full: set[int] = set()
 
     def tell(self, slot: int, kind: str, body: bytes) -> bool:
@@ -28,7 +28,7 @@ class Outbox:
 
 
 class Asking:
-    """The inquiries of one worker, and what their askers got."""
+    """The inquiries of a worker, and the answers to their askers."""
 
     def __init__(self) -> None:
         self.loop = FakeLoop()
@@ -41,7 +41,7 @@ class Asking:
         self.inquiries.ask(kind, {slot: b"question for %d" % slot for slot in slots}, self.got.append)
 
     def number(self, nth: int = -1) -> bytes:
-        """The number that goes with a question and comes back with its answer."""
+        """The number that a question and its answer carry."""
         return self.outbox.told[nth].body[:8]
 
     def answer(self, slot: int, body: bytes, number: bytes = b"") -> bool:
@@ -58,7 +58,7 @@ class Asking:
 
 @pytest.fixture
 def asking() -> Iterator[Asking]:
-    """Nothing may be under way at the end: no inquiry, no deadline."""
+    """Inquiries of which none, and no deadline, may be left at the end of the test."""
     made = Asking()
     yield made
     assert len(made.inquiries) == 0 and made.timers == 0
@@ -88,7 +88,7 @@ def test_a_worker_that_does_not_answer_is_missing_at_the_deadline(asking: Asking
     assert asking.got == [{2: b"two"}]
 
 
-def test_an_answer_after_the_deadline_goes_nowhere(asking: Asking) -> None:
+def test_an_answer_after_the_deadline_is_dropped(asking: Asking) -> None:
     asking.ask(1)
     asking.pass_time(ANSWER_S * 1.01)
     assert asking.got == [{}]
@@ -125,7 +125,7 @@ def test_a_worker_whose_outbox_is_full_is_not_waited_for(asking: Asking) -> None
 
 
 @pytest.mark.parametrize("slots", [(), (1, 2)], ids=["no worker is asked", "no worker has room"])
-def test_without_a_question_on_its_way_the_asker_is_told_at_once(asking: Asking, slots: tuple[int, ...]) -> None:
+def test_without_a_question_in_flight_the_asker_gets_its_answer_at_once(asking: Asking, slots: tuple[int, ...]) -> None:
     asking.outbox.full = {1, 2}
     asking.ask(*slots)
     assert asking.got == [{}] and len(asking.inquiries) == 0 and asking.timers == 0
@@ -144,7 +144,7 @@ def test_beyond_the_bound_no_worker_is_asked_until_an_inquiry_is_over(asking: As
     assert len(asking.got) == INQUIRIES_MAX + 2
 
 
-def test_an_asker_may_ask_again_when_it_is_told(asking: Asking) -> None:
+def test_an_asker_may_ask_again_when_it_gets_its_answers(asking: Asking) -> None:
     def again(answers: Answers) -> None:
         asking.got.append(answers)
         asking.ask(2)
@@ -169,11 +169,11 @@ def test_an_answer_that_the_asker_has_no_room_for_is_dropped(asking: Asking) -> 
     assert asking.outbox.told == []
 
 
-def test_other_notes_are_left_to_their_readers(asking: Asking) -> None:
+def test_notes_of_other_kinds_are_left_alone(asking: Asking) -> None:
     assert not asking.inquiries.take(Note(1, "learned", b"\0\0\0\0\0\0\0\x01"))
 
 
-def test_notes_that_no_worker_sends_are_mistakes_and_end_no_inquiry(asking: Asking) -> None:
+def test_malformed_notes_are_bugs_and_end_no_inquiry(asking: Asking) -> None:
     asking.ask(1)
     with pytest.raises(KeyError):
         asking.inquiries.take(Note(1, "?unheard-of", b"\0\0\0\0\0\0\0\x01"))

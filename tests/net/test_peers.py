@@ -1,4 +1,4 @@
-"""Peers: requests that come to the wrong worker, however they come; spread; messages that nobody can have sent."""
+"""Peers: requests at the wrong worker in every form; spreading connections; malformed messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JSON = "Accept: application/json"
 
 
 async def opened(p: Pair, daemon: Daemon, name: str, *, seal: bool = True) -> None:
-    """A published stream of that name in its worker, asked for there."""
+    """Publish a stream of that name in the worker that owns it."""
     answer = await daemon.ask(get(f"/v1/streams/{name}", "Content-Length: 0", method="PUT"), method="PUT")
     assert answer.status == 201, answer.body
     said = get(f"/v1/streams/{name}/events" + ("?seal=finished" if seal else ""), "Content-Length: 5", method="PUT")
@@ -45,11 +45,11 @@ async def opened(p: Pair, daemon: Daemon, name: str, *, seal: bool = True) -> No
     assert p.moved == 0
 
 
-# -- who owns what
+# -- the owners of streams and names
 
 
 class Crowd:
-    """A board on which a test writes."""
+    """A board that the test fills."""
 
     def __init__(self, *counts: int) -> None:
         self.counts = list(counts)
@@ -69,7 +69,7 @@ class Crowd:
 
 
 class Ends:
-    """The pairs of some workers, and Peers for the first of them."""
+    """The socket pairs of some workers, and Peers for the first worker."""
 
     def __init__(self, crowd: Crowd) -> None:
         self.pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in crowd.counts]
@@ -125,7 +125,7 @@ def test_every_id_and_name_has_one_owner(ends: Ends) -> None:
     assert peers.owner_of_stream("s_short") == peers.owner_of_name("s_short")
 
 
-def test_fresh_connections_go_where_there_are_fewest(ends: Ends, crowd: Crowd) -> None:
+def test_fresh_connections_go_to_the_worker_with_the_fewest(ends: Ends, crowd: Crowd) -> None:
     crowd.counts[:] = [SPREAD_SLACK, 0, 0]
     assert ends.peers.lighter(0.0) is None
     crowd.counts[:] = [500, 500, 500]
@@ -141,7 +141,7 @@ def test_fresh_connections_go_where_there_are_fewest(ends: Ends, crowd: Crowd) -
 # -- messages
 
 
-def test_what_is_too_long_for_a_datagram_goes_in_memory(ends: Ends) -> None:
+def test_a_message_too_long_for_a_datagram_goes_in_shared_memory(ends: Ends) -> None:
     near, far = socket.socketpair()
     data = os.urandom(3 * DATAGRAM_BYTES_MAX)
     for size in (0, 100, DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MAX + 1, len(data)):
@@ -160,7 +160,7 @@ def test_what_is_too_long_for_a_datagram_goes_in_memory(ends: Ends) -> None:
     far.close()
 
 
-def test_an_owner_that_is_late_is_waited_for_up_to_a_bound(ends: Ends) -> None:
+def test_messages_wait_for_a_late_owner_up_to_a_bound(ends: Ends) -> None:
     before = len(os.listdir("/proc/self/fd"))
     near, far = socket.socketpair()
     passed = Passed(near, "public", 1, None, b"GET")
@@ -169,7 +169,7 @@ def test_an_owner_that_is_late_is_waited_for_up_to_a_bound(ends: Ends) -> None:
         sent += 1
     assert sent > OUTBOX_MAX and ends.counters.moved == sent
     assert not ends.peers.tell(1, "kind", b"") and not ends.peers.tell(1, "kind", bytes(100_000))
-    assert ends.peers.tell(2, "kind", b"")  # who isn't late hears everything
+    assert ends.peers.tell(2, "kind", b"")  # a worker that isn't late gets everything
     for k in range(sent):
         message, fds, _, _ = socket.recv_fds(ends.pairs[1][0], 4096, 2)
         assert message.endswith(b"\nGET") and len(fds) == 1, k
@@ -181,7 +181,7 @@ def test_an_owner_that_is_late_is_waited_for_up_to_a_bound(ends: Ends) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_what_still_waits_at_the_end_is_closed(ends: Ends) -> None:
+def test_connections_that_still_wait_at_the_end_are_closed(ends: Ends) -> None:
     before = len(os.listdir("/proc/self/fd"))
     near, far = socket.socketpair()
     while ends.peers.pass_on(1, Passed(near, "public", 1, None, bytes(DATAGRAM_BYTES_MAX + 1))):
@@ -190,14 +190,14 @@ def test_what_still_waits_at_the_end_is_closed(ends: Ends) -> None:
     far.close()
     ends.peers.stop()
     held = len(os.listdir("/proc/self/fd")) - before
-    assert held == 0  # what the kernel has in flight is no descriptor of ours
+    assert held == 0  # descriptors in flight in the kernel are not ours
     ends.peers.start()
 
 
 @pytest.mark.parametrize("size", [3, DATAGRAM_BYTES_MAX + 1, MEMORY_BYTES_MAX + 1])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_message_that_the_kernel_refuses_leaves_no_descriptor_open(ends: Ends, late: bool, size: int) -> None:
-    """The owner's end is closed here, so that send() fails; the connection is still the sender's."""
+    """The owner's end is closed here, so that send() fails; the connection still belongs to the sender."""
     before = len(os.listdir("/proc/self/fd"))
     near, far = socket.socketpair()
     passed = Passed(near, "public", 1, None, bytes(size))
@@ -258,7 +258,7 @@ def test_a_lack_of_descriptors_or_memory_leaves_no_descriptor_open(
         b"{" + b"x" * (2 * DATAGRAM_BYTES_MAX),
     ],
 )
-def test_a_message_that_nobody_can_have_sent_is_a_bug_and_no_more(ends: Ends, message: bytes, descriptors: int) -> None:
+def test_a_malformed_message_is_only_counted_as_a_bug(ends: Ends, message: bytes, descriptors: int) -> None:
     before = len(os.listdir("/proc/self/fd"))
     near, far = socket.socketpair()
     if descriptors:
@@ -276,7 +276,7 @@ def test_a_message_that_nobody_can_have_sent_is_a_bug_and_no_more(ends: Ends, me
     assert ends.notes == [Note(0, "kind", b"after")]
 
 
-def test_a_mistake_in_what_a_message_sets_off_ends_there(ends: Ends) -> None:
+def test_a_bug_while_a_message_is_handled_ends_with_that_message(ends: Ends) -> None:
     def broken(note: Note) -> None:
         raise ZeroDivisionError
 
@@ -290,7 +290,7 @@ def test_a_mistake_in_what_a_message_sets_off_ends_there(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("over", ["tcp", "unix"])
-def test_reads_and_stops_come_to_the_owner(tmp_path: Path, over: str) -> None:
+def test_reads_and_stops_reach_the_owner(tmp_path: Path, over: str) -> None:
     async def main() -> None:
         async with pair(unix=tmp_path if over == "unix" else None) as p:
             name = p.name_of(p.b)
@@ -346,7 +346,7 @@ def test_a_generation_is_resumed_through_either_worker() -> None:
     run(main)
 
 
-def test_who_asks_through_another_worker_is_logged_and_gone_as_ever() -> None:
+def test_a_reader_through_another_worker_is_logged_and_leaves_as_any_reader() -> None:
     async def main() -> None:
         async with pair(MockOptions(interval_s=0.01, ttft_s=0, tokens=100_000)) as p:
             asker = await p.a.connect(post(CHAT))
@@ -365,7 +365,7 @@ def test_who_asks_through_another_worker_is_logged_and_gone_as_ever() -> None:
     run(main)
 
 
-def test_kept_alive_connections_go_back_and_forth() -> None:
+def test_a_kept_alive_connection_moves_between_owners() -> None:
     async def main() -> None:
         async with pair() as p:
             names = [p.name_of(each) for each in p.both]
@@ -384,7 +384,7 @@ def test_kept_alive_connections_go_back_and_forth() -> None:
     run(main)
 
 
-def test_after_a_404_at_the_owner_the_connection_still_finds_others() -> None:
+def test_after_a_404_at_an_owner_the_connection_still_reaches_other_owners() -> None:
     async def main() -> None:
         async with pair() as p:
             mine, theirs = p.name_of(p.a), p.name_of(p.b)
@@ -398,7 +398,7 @@ def test_after_a_404_at_the_owner_the_connection_still_finds_others() -> None:
     run(main)
 
 
-def test_pipelined_requests_for_several_owners() -> None:
+def test_pipelined_requests_for_several_owners_are_answered_in_order() -> None:
     async def main() -> None:
         async with pair() as p:
             names = [p.name_of(each) for each in p.both]
@@ -412,7 +412,7 @@ def test_pipelined_requests_for_several_owners() -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 7])
-def test_heads_in_pieces(piece: int) -> None:
+def test_a_head_in_pieces_reaches_the_owner(piece: int) -> None:
     async def main() -> None:
         async with pair() as p:
             name = p.name_of(p.b)
@@ -427,7 +427,7 @@ def test_heads_in_pieces(piece: int) -> None:
     run(main)
 
 
-def test_http_1_0() -> None:
+def test_an_http_1_0_request_reaches_the_owner() -> None:
     async def main() -> None:
         async with pair() as p:
             name = p.name_of(p.b)
@@ -458,7 +458,7 @@ def test_a_body_that_is_expected_is_asked_for_once() -> None:
     run(main)
 
 
-def test_a_large_body_goes_along_whole() -> None:
+def test_a_large_body_reaches_the_owner_whole() -> None:
     async def main() -> None:
         async with pair(MockOptions(interval_s=0, ttft_s=0, tokens=3)) as p:
             name = p.name_of(p.b)
@@ -511,7 +511,7 @@ def test_an_owner_too_far_behind_is_a_503_and_the_connection_stays(monkeypatch: 
     run(main)
 
 
-def test_one_key_is_one_generation_wherever_it_comes() -> None:
+def test_an_idempotency_key_is_a_single_generation_at_any_worker() -> None:
     async def main() -> None:
         async with pair(SLOW) as p:
             for k in range(4):
@@ -535,7 +535,7 @@ def test_one_key_is_one_generation_wherever_it_comes() -> None:
 
 @pytest.mark.parametrize("speaks", [True, False])
 def test_fresh_connections_are_spread_when_they_are_accepted(speaks: bool) -> None:
-    """All of them come to a; also those that never say a word go to b in time."""
+    """All connections come to a; silent connections go to b in time as well."""
 
     async def main() -> None:
         async with pair() as p:
@@ -551,7 +551,7 @@ def test_fresh_connections_are_spread_when_they_are_accepted(speaks: bool) -> No
     run(main)
 
 
-def test_nobody_is_sent_to_a_worker_whose_loop_stands_still() -> None:
+def test_no_connection_goes_to_a_worker_whose_loop_stands_still() -> None:
     async def main() -> None:
         async with pair() as p:
             p.b.runtime.sweep.stop()

@@ -1,4 +1,4 @@
-"""Runtime: the gates with their refusals as answers, the waits that clients are told, the date, a reload, bugs."""
+"""Runtime: the gates with their refusals as answers, the waits in answers, the date, a reload, bugs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def small() -> Admission:
 
 
 class Made:
-    """Runtimes on one loop, with a clock of their own."""
+    """Runtimes on a shared loop, with a clock of their own."""
 
     def __init__(self) -> None:
         self.loop = FakeLoop()
@@ -68,7 +68,7 @@ BOTH_WAYS = pytest.mark.parametrize("admit", [Runtime.admit_stream, Runtime.admi
 
 
 @BOTH_WAYS
-def test_what_is_admitted_is_charged_and_what_is_refused_is_not(m: Made, admit: Admit) -> None:
+def test_admission_charges_admitted_streams_and_no_refused_streams(m: Made, admit: Admit) -> None:
     runtime = m.runtime(admission=small())
     admit(runtime)
     assert in_use(runtime)["streams"] == 1 and in_use(runtime)["upstream"] == (admit is Runtime.admit_relay)
@@ -123,7 +123,7 @@ def test_without_a_measured_machine_connections_and_streams_are_never_refused(m:
 
 
 @pytest.mark.parametrize("close", [True, False])
-def test_a_refusal_becomes_an_answer_of_the_same_words(m: Made, close: bool) -> None:
+def test_a_refusal_becomes_an_answer_with_the_same_text(m: Made, close: bool) -> None:
     refusal = Refusal(CloseReason.RATE_LIMITED, "too_many_connections", "Too many.", 7.0, Retry.WITH_ROOM)
     problem = m.runtime().refused(refusal, close=close)
     assert (problem.status, problem.code, problem.message) == (429, "too_many_connections", "Too many.")
@@ -141,13 +141,13 @@ def test_a_refusal_that_waiting_does_not_mend_has_no_retry_after(m: Made) -> Non
     assert [name for name, _ in fields] == [b"www-authenticate"]
 
 
-def test_a_busy_worker_is_an_answer_with_a_wait(m: Made) -> None:
+def test_the_answer_of_a_busy_worker_has_a_retry_after(m: Made) -> None:
     problem = m.runtime(retry_min_s=2.0, retry_max_s=2.0).refused(WORKER_BUSY)
     assert (problem.status, problem.code, problem.reason) == (503, "worker_busy", CloseReason.OVER_BUDGET)
     assert problem.response_headers() == [(b"retry-after", b"2"), (b"x-should-retry", b"true")]
 
 
-def test_waits_are_spread_over_their_range_and_a_header_says_at_least_a_second(m: Made) -> None:
+def test_waits_are_spread_over_their_range_and_retry_after_is_at_least_1(m: Made) -> None:
     runtime = m.runtime(retry_min_s=0.1, retry_max_s=4.0)
     waits_ms = [runtime.retry_ms() for _ in range(1000)]
     assert all(100 <= wait <= 4000 for wait in waits_ms)
@@ -171,7 +171,7 @@ def test_the_date_is_made_anew_once_a_second_of_the_loop(m: Made) -> None:
     assert runtime.date() == b"Sun, 09 Sep 2001 01:47:40 GMT"
 
 
-def test_a_reload_changes_what_requests_are_held_to(m: Made) -> None:
+def test_a_reload_changes_the_limits_of_requests(m: Made) -> None:
     runtime = m.runtime(headers_max=10)
     assert not runtime.cors.origins and runtime.gates.enter("192.0.2.1") == ("", "")
     settings = Settings(
@@ -189,7 +189,7 @@ def test_a_reload_changes_what_requests_are_held_to(m: Made) -> None:
     assert isinstance(runtime.gates.enter("192.0.2.1"), Refusal)
 
 
-def test_a_bug_is_counted_and_told(m: Made) -> None:
+def test_a_bug_is_counted_and_reported(m: Made) -> None:
     runtime, error = m.runtime(), ZeroDivisionError()
     runtime.bug("here", error)
     runtime.bug("there", error)
@@ -213,7 +213,7 @@ def test_a_member_of_the_sweep_that_fails_is_a_bug(m: Made) -> None:
     assert runtime.counters.bugs == 1
 
 
-def test_a_runtime_without_a_worker_counts_bugs_and_tells_nobody(m: Made) -> None:
+def test_a_runtime_without_a_worker_has_no_routes_and_reports_nothing(m: Made) -> None:
     runtime = Runtime(m.loop, Settings(), m.runtime().hub)
     runtime.bug("here", ZeroDivisionError())
     assert runtime.counters.bugs == 1

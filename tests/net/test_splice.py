@@ -1,4 +1,4 @@
-"""A TLS connection whose stream lives in another worker: carried bytes, flow control, and who closed."""
+"""A TLS connection to a stream in another worker: carried bytes, flow control, and the side that closed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Spliced:
         return client
 
     async def generation(self) -> str:
-        """One that runs in b; its id."""
+        """Start a generation in b and return its id."""
         asker = await self.client(post(CHAT, "X-Stream-Detach-Grace: 0"), at="b")
         while b"data: " not in asker.received:
             await asker.read()
@@ -89,7 +89,7 @@ async def spliced(files: tuple[Path, Path], options: MockOptions = SHORT, **sett
             assert (row[Slot.CONNECTIONS], row[Slot.MEMORY]) == (0, streams_bytes), "prices were not given back"
 
 
-def test_requests_and_answers_pass_through(files: tuple[Path, Path]) -> None:
+def test_a_splice_carries_requests_and_answers(files: tuple[Path, Path]) -> None:
     async def main() -> None:
         async with spliced(files) as s:
             name = s.p.name_of(s.p.b)
@@ -103,10 +103,10 @@ def test_requests_and_answers_pass_through(files: tuple[Path, Path]) -> None:
             assert b"".join(event.json["delta"].encode() for event in events_in(answer.body)) == b"ab" * 100_000
             assert s.splices == 3  # kept alive
             counts = [s.p.boards[0].connections(slot) for slot in range(2)]
-            assert counts == [6, 3]  # in front a connection and an end of a pair each, behind it the other end
+            assert counts == [6, 3]  # each splice: a connection and an end of a pair in a, the other end in b
             prices = s.p.a.runtime.admission.prices
             assert s.p.boards[0].rows[0][Slot.MEMORY] == 3 * (prices.tls_tcp_bytes + prices.unix_bytes)
-            # The next request on a carried connection is the owner's to pass on, over plain descriptors.
+            # The owner passes on the next request on a carried connection, over plain descriptors.
             mine = s.p.name_of(s.p.a)
             reader.received = b""
             await reader.send(get(f"/v1/streams/{mine}", "Content-Length: 0", method="PUT"))
@@ -119,7 +119,7 @@ def test_requests_and_answers_pass_through(files: tuple[Path, Path]) -> None:
     run(main)
 
 
-def test_whole_streams(files: tuple[Path, Path]) -> None:
+def test_a_splice_carries_whole_streams(files: tuple[Path, Path]) -> None:
     async def main() -> None:
         async with spliced(files) as s:
             asker = await s.client(post(CHAT), at="b")
@@ -137,7 +137,7 @@ def test_whole_streams(files: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("leave", ["close_notify", "fin", "rst"])
-def test_a_client_that_leaves_is_a_reader_that_left(files: tuple[Path, Path], leave: str) -> None:
+def test_a_client_of_a_splice_that_leaves_counts_as_a_reader_that_left(files: tuple[Path, Path], leave: str) -> None:
     async def main() -> None:
         async with spliced(files, LONG) as s:
             await s.generation()
@@ -158,13 +158,13 @@ def test_a_client_that_leaves_is_a_reader_that_left(files: tuple[Path, Path], le
     run(main)
 
 
-def test_a_worker_that_dies_in_between_is_the_networks_doing(files: tuple[Path, Path]) -> None:
+def test_a_worker_that_dies_between_client_and_owner_counts_as_network_loss(files: tuple[Path, Path]) -> None:
     async def main() -> None:
         async with spliced(files, LONG) as s:
             await s.generation()
             (stream,) = s.p.b.streams
             (splice,) = s.p.a.runtime.splices
-            splice.abort()  # what the kernel does for a process that is killed
+            splice.abort()  # as the kernel does for a killed process
             await s.p.b.until(lambda: not stream.readers)
             assert stream.reason is None and stream.grace_until, "the generation waits for its reader"
             again = await s.client(get(f"/v1/streams/{stream.id}"), at="b")
@@ -175,7 +175,7 @@ def test_a_worker_that_dies_in_between_is_the_networks_doing(files: tuple[Path, 
     run(main)
 
 
-def test_a_reader_that_stalls_stalls_its_owner_and_nobody_else(files: tuple[Path, Path]) -> None:
+def test_a_stalled_client_of_a_splice_stalls_only_its_own_reader(files: tuple[Path, Path]) -> None:
     async def main() -> None:
         async with spliced(
             files, MockOptions(interval_s=0.001, ttft_s=0, tokens=100_000), stall_timeout_s=0.5, close_timeout_s=0.3
@@ -210,7 +210,9 @@ def test_a_broken_record_ends_both_sides(files: tuple[Path, Path]) -> None:
     run(main)
 
 
-def test_there_is_no_room_at_the_owner(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_splice_is_refused_when_the_owner_has_no_room(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async with spliced(files) as s:
             name = s.p.name_of(s.p.b)
@@ -226,7 +228,7 @@ def test_there_is_no_room_at_the_owner(files: tuple[Path, Path], monkeypatch: py
     run(main)
 
 
-def test_a_splice_is_paid_for_or_refused(files: tuple[Path, Path]) -> None:
+def test_a_splice_is_charged_or_refused(files: tuple[Path, Path]) -> None:
     async def main() -> None:
         async with spliced(files) as s:
             name = s.p.name_of(s.p.b)
@@ -243,7 +245,7 @@ def test_a_splice_is_paid_for_or_refused(files: tuple[Path, Path]) -> None:
     run(main)
 
 
-def test_a_kernel_without_descriptors_is_a_refusal_and_nothing_stays_charged(
+def test_without_descriptors_a_splice_is_refused_and_nothing_stays_charged(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any) -> Any:
@@ -282,7 +284,7 @@ def test_a_connection_is_spread_before_its_handshake(files: tuple[Path, Path]) -
     run(main)
 
 
-def test_what_a_fin_on_the_pair_means() -> None:
+def test_a_fin_on_the_pair_means_reader_gone_and_a_close_network_lost() -> None:
     near, far = socket.socketpair()
     near.shutdown(socket.SHUT_WR)
     assert reason_of_end(far) is CloseReason.READER_GONE
@@ -291,13 +293,13 @@ def test_what_a_fin_on_the_pair_means() -> None:
     far.close()
 
 
-# -- over transports that the test plays
+# -- over fake transports
 
-PRICE_BYTES = 5000  # of the client's connection
+PRICE_BYTES = 5000  # price of the client's connection
 
 
 class Near(FakeTransport):
-    """Our end of the pair. Its socket is a real one, so that the kernel tells either end how the other one ended."""
+    """Our end of the pair. Its socket is real, so that the kernel tells each end how the other ended."""
 
     def __init__(self, loop: FakeLoop, protocol: Any, sock: socket.socket) -> None:
         super().__init__(loop, protocol)
@@ -320,7 +322,7 @@ class Sides:
 
     def __init__(self, r: Rig) -> None:
         self.r = r
-        self.refusal: OSError | None = None  # the kernel's word on our end of the pair
+        self.refusal: OSError | None = None  # the kernel's error for our end of the pair
         self.connected = r.loop.create_future()
         self.owner: Near
         r.loop.connect_accepted_socket = self._connect  # type: ignore[assignment,method-assign]
@@ -328,7 +330,7 @@ class Sides:
         assert isinstance(splice, Splice)
         self.splice = splice
         self.near = splice._near
-        self.far = splice.far.dup()  # the owner has it
+        self.far = splice.far.dup()  # held by the owner
         self.client = FakeTransport(r.loop, None)
         splice.begin(self.client)
 
@@ -342,7 +344,7 @@ class Sides:
         return self.owner, protocol
 
     def connect(self) -> None:
-        """Our end of the pair becomes a transport, or the kernel refuses."""
+        """Make a transport of our end of the pair, or let the kernel refuse."""
         self.connected.set_result(None)
         self.r.turn()
 
@@ -353,7 +355,7 @@ class Sides:
 
     @property
     def verdict(self) -> CloseReason:
-        """The owner's reading of the end of the pair."""
+        """The close reason that the owner reads from the end of the pair."""
         assert self.far.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"", "the pair has ended"
         return reason_of_end(self.far)
 
@@ -369,7 +371,7 @@ def charged(r: Rig) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def sides(*, connected: bool = True, **settings: Any) -> Iterator[Sides]:
-    """Nothing may be left at the end: no descriptor, no price, no deadline."""
+    """A splice that may leave nothing at the end of the test: no descriptor, no price, no deadline."""
     with rig(**settings) as r:
         s = Sides(r)
         if connected:
@@ -387,7 +389,7 @@ def end_the_owner(s: Sides) -> None:
     s.r.turn()
 
 
-def test_the_client_is_read_when_the_pair_stands_and_both_are_paid_for() -> None:
+def test_the_client_is_read_only_once_the_pair_is_connected_and_charged() -> None:
     with sides(connected=False) as s:
         assert not s.client.reading
         assert s.charged == (2, PRICE_BYTES + s.splice.pair_bytes)
@@ -403,7 +405,7 @@ def test_the_client_is_read_when_the_pair_stands_and_both_are_paid_for() -> None
         assert s.client.closed and not s.client.aborted
 
 
-def test_a_side_that_takes_nothing_stops_the_reading_of_the_other() -> None:
+def test_a_full_side_of_a_splice_pauses_reading_on_the_other_side() -> None:
     with sides() as s:
         s.client.capacity = 2
         s.owner.feed(b"hello")
@@ -419,7 +421,7 @@ def test_a_side_that_takes_nothing_stops_the_reading_of_the_other() -> None:
         end_the_owner(s)
 
 
-def test_an_owner_that_takes_nothing_arms_no_deadline() -> None:
+def test_an_owner_that_reads_nothing_sets_no_deadline() -> None:
     with sides() as s:
         s.owner.capacity = 0
         s.client.feed(b"hello")
@@ -430,7 +432,7 @@ def test_an_owner_that_takes_nothing_arms_no_deadline() -> None:
         end_the_owner(s)
 
 
-def test_a_client_that_catches_up_has_no_deadline_any_more() -> None:
+def test_a_client_that_has_caught_up_has_no_deadline() -> None:
     with sides() as s:
         s.client.capacity = 0
         s.owner.feed(b"hello")
@@ -475,7 +477,7 @@ def test_the_owner_learns_how_the_client_ended(error: Exception | None, verdict:
 
 
 def lose(transport: FakeTransport, error: Exception | None) -> None:
-    """The connection is gone, for this reason; None: closed in good order."""
+    """End the connection with this error; None: with an orderly close."""
     transport.closed = True
     transport._lose(error)
 
@@ -495,7 +497,7 @@ def test_the_owner_is_read_to_its_end_after_a_paused_client_is_gone() -> None:
         end_the_owner(s)
 
 
-def test_a_client_that_is_paused_before_the_pair_stands_harms_nothing() -> None:
+def test_a_client_may_be_paused_before_the_pair_is_connected() -> None:
     with sides(connected=False) as s:
         s.client.protocol.pause_writing()
         s.r.pass_time(s.r.runtime.settings.close_timeout_s + 1)
@@ -519,7 +521,7 @@ def test_a_kernel_that_refuses_our_end_ends_the_splice(gone: bool) -> None:
 
 
 @pytest.mark.parametrize("order", ["owner first", "client first", "in one turn"])
-def test_a_splice_is_given_back_once_whichever_side_ends_first(order: str) -> None:
+def test_a_splice_is_released_once_whichever_side_ends_first(order: str) -> None:
     with sides() as s:
         if order == "owner first":
             s.owner.reset()
@@ -538,7 +540,7 @@ def test_a_splice_is_given_back_once_whichever_side_ends_first(order: str) -> No
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["paused", "before the pair stands"])
-def test_an_abort_is_the_networks_doing_and_drops_what_is_held(connected: bool) -> None:
+def test_an_abort_counts_as_network_loss_and_drops_the_held_bytes(connected: bool) -> None:
     with sides(connected=connected) as s:
         if connected:
             s.client.capacity = 1
@@ -555,13 +557,13 @@ CLOSING: dict[str, Any] = {"close_timeout_s": 5.0, "stall_timeout_s": 30.0}
 
 
 def stalled(s: Sides, data: bytes = b"x" * 100) -> None:
-    """The client takes nothing, so that the owner isn't read, and then the owner closes."""
+    """Let the client take nothing, so that the owner isn't read, and then the owner close."""
     s.client.capacity = 0
     s.owner.feed(data)
     s.far.close()
 
 
-def test_an_owner_that_closes_unread_is_noticed_and_the_client_may_take_the_rest() -> None:
+def test_the_close_of_an_unread_owner_is_noticed_and_the_client_may_read_the_rest() -> None:
     with sides(**CLOSING) as s:
         stalled(s)
         s.r.pass_time(6)
@@ -576,7 +578,7 @@ def test_an_owner_that_closes_unread_is_noticed_and_the_client_may_take_the_rest
         assert not s.client.aborted
 
 
-def test_a_client_that_takes_nothing_of_the_rest_is_aborted() -> None:
+def test_a_client_that_reads_nothing_of_the_rest_is_aborted() -> None:
     with sides(**CLOSING) as s:
         stalled(s)
         s.r.pass_time(9.5)
@@ -585,7 +587,7 @@ def test_a_client_that_takes_nothing_of_the_rest_is_aborted() -> None:
         assert s.client.aborted and s.owner.aborted and s.client.sent == b""
 
 
-def test_a_client_that_takes_the_rest_by_the_byte_has_until_the_stall_timeout() -> None:
+def test_a_client_that_reads_the_rest_byte_by_byte_has_until_the_stall_timeout() -> None:
     with sides(**CLOSING) as s:
         s.client.capacity = 0
         s.owner.feed(b"x" * 100)
@@ -601,7 +603,7 @@ def test_a_client_that_takes_the_rest_by_the_byte_has_until_the_stall_timeout() 
         assert s.client.aborted and len(s.client.sent) == 6
 
 
-def test_an_owner_that_lives_is_asked_again_while_the_client_stalls() -> None:
+def test_a_living_owner_is_checked_again_while_the_client_stalls() -> None:
     with sides(**CLOSING) as s:
         s.client.capacity = 0
         s.owner.feed(b"x" * 100)
@@ -612,7 +614,7 @@ def test_an_owner_that_lives_is_asked_again_while_the_client_stalls() -> None:
         assert s.client.aborted
 
 
-def test_a_splice_given_up_gives_back_its_price_and_both_descriptors() -> None:
+def test_an_abandoned_splice_gives_back_its_price_and_both_descriptors() -> None:
     with rig() as r:
         splice = open_splice(r.runtime, PRICE_BYTES)
         assert isinstance(splice, Splice)
@@ -623,8 +625,8 @@ def test_a_splice_given_up_gives_back_its_price_and_both_descriptors() -> None:
         assert not r.runtime.splices
 
 
-def test_a_client_that_leaves_with_its_request_is_a_reader_that_left(files: tuple[Path, Path]) -> None:
-    """Its close_notify comes in one read with the request, before the pair stands."""
+def test_a_client_that_leaves_with_its_request_counts_as_a_reader_that_left(files: tuple[Path, Path]) -> None:
+    """The client's close_notify arrives in the same read as the request, before the pair is connected."""
 
     async def main() -> None:
         async with spliced(files, LONG) as s:

@@ -1,4 +1,4 @@
-"""Sweep: one pass every 250 ms over all that has deadlines, in slices."""
+"""Sweep: a pass every 250 ms, in slices, over all members with deadlines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamd.net.sweep import INTERVAL_S, NEVER, SLICE_MAX, Sweep
 
 
 class Member:
-    """Notes when it was asked, and asks to be asked `again` seconds later."""
+    """A member that notes the times of its calls and is due `again` seconds later."""
 
     def __init__(self, due_at: float, again: float = NEVER) -> None:
         self.due_at = due_at
@@ -51,7 +51,7 @@ def swept() -> object:
     made.close()
 
 
-def test_a_member_is_asked_when_it_is_due_and_not_before(swept: Swept) -> None:
+def test_a_member_is_called_when_it_is_due_and_not_before(swept: Swept) -> None:
     start = swept.loop.time()
     member, never = Member(start + 1.1, again=2.0), Member(NEVER)
     swept.sweep.add(member)
@@ -63,7 +63,7 @@ def test_a_member_is_asked_when_it_is_due_and_not_before(swept: Swept) -> None:
     assert [round(at - start, 2) for at in member.asked] == [1.25, 3.25, 5.25, 7.25, 9.25]
 
 
-def test_nobody_is_asked_after_it_was_discarded_also_in_the_same_pass(swept: Swept) -> None:
+def test_a_discarded_member_is_not_called_even_in_the_same_pass(swept: Swept) -> None:
     one = Member(swept.loop.time())
     two = Member(swept.loop.time())
     one.on_due = two.on_due = lambda now: (
@@ -79,7 +79,7 @@ def test_nobody_is_asked_after_it_was_discarded_also_in_the_same_pass(swept: Swe
     assert len(asked) == 1 and len(swept.sweep) == 0
 
 
-def test_a_pass_goes_in_slices_with_the_loop_in_between(swept: Swept) -> None:
+def test_a_pass_runs_in_slices_with_loop_turns_between_them(swept: Swept) -> None:
     members = [Member(0.0) for _ in range(2 * SLICE_MAX + 1)]
     for member in members:
         swept.sweep.add(member)
@@ -106,7 +106,7 @@ def test_a_tick_comes_once_a_pass_with_its_lag(swept: Swept) -> None:
     assert ticks[-1][1] == pytest.approx(3.0, abs=INTERVAL_S)
 
 
-def test_one_mistake_doesnt_end_everybodys_deadlines(swept: Swept) -> None:
+def test_a_member_that_raises_does_not_stop_the_other_deadlines(swept: Swept) -> None:
     def broken_tick(now: float, lag_s: float) -> None:
         if not swept.bugs:
             raise ZeroDivisionError
@@ -120,7 +120,7 @@ def test_one_mistake_doesnt_end_everybodys_deadlines(swept: Swept) -> None:
     assert swept.bugs == ["sweep.on_tick", "sweep.on_due"]
 
 
-def test_stopping_and_starting(swept: Swept) -> None:
+def test_a_stopped_sweep_calls_no_member_until_it_is_started(swept: Swept) -> None:
     member = Member(0.0, again=0.0)
     swept.sweep.add(member)
     swept.sweep.stop()

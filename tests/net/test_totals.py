@@ -1,4 +1,4 @@
-"""Totals: what workers count, through a row of numbers and back; sums, deaths."""
+"""Totals: the counts of workers through a row of numbers and back; sums; deaths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keys_of(measure: Measure) -> list[Any]:
 
 
 def counted(seed: int) -> Totals:
-    """Every measure of a worker with a number of its own in it."""
+    """The totals of a worker in which each measure has a different number."""
     draw = random.Random(seed).randrange
     counters = Counters()
     for measure in measures_of(Counters):
@@ -55,12 +55,12 @@ def row_of(each: Totals, names: list[str] = NAMES) -> list[int]:
 
 
 def values(counters: Counters) -> dict[str, Any]:
-    """What the counters hold, to be compared."""
+    """The values of the counters, in a comparable form."""
     found = {measure.name: getattr(counters, measure.name) for measure in measures_of(type(counters))}
     return {name: (value.counts, value.sum) if isinstance(value, Histogram) else value for name, value in found.items()}
 
 
-def test_every_counter_comes_back() -> None:
+def test_every_counter_comes_back_from_its_row() -> None:
     of_worker = counted(1)
     back = totals.add_up([row_of(of_worker)], NAMES)
     assert values(back.counters) == values(of_worker.counters)
@@ -81,7 +81,7 @@ def test_the_rows_of_all_workers_are_added() -> None:
     assert both.counters.refused_by_gate["memory"] == sum(
         each.counters.refused_by_gate["memory"] for each in (one, two)
     )
-    # What is each process's own isn't added: the fullest counts.
+    # Limits of each process aren't added: the fullest process counts.
     fullest = max(each.gauges["descriptors_ppm"] for each in (one, two))
     assert both.saturation["descriptors"] == fullest / 1e6
 
@@ -98,7 +98,7 @@ def test_a_death_leaves_the_counts_and_ends_the_gauges() -> None:
     assert not any(dead) and not any(base[: LAYOUT.counts_at])
 
 
-def test_a_worker_that_writes_again_replaces_what_it_wrote() -> None:
+def test_a_row_that_is_written_again_replaces_the_earlier_values() -> None:
     row = row_of(counted(1))
     row[BEAT_AT] = 5
     again = counted(2)
@@ -110,7 +110,7 @@ def test_a_worker_that_writes_again_replaces_what_it_wrote() -> None:
     assert row == row_of(again)
 
 
-def test_upstreams_beyond_the_last_place_share_it() -> None:
+def test_upstreams_beyond_the_last_place_share_that_place() -> None:
     names = [f"up-{k}" for k in range(UPSTREAMS_MAX + 3)]
     counters = Counters()
     for name in names:
@@ -123,16 +123,18 @@ def test_upstreams_beyond_the_last_place_share_it() -> None:
     assert sum(back.counters.upstream_failures.values()) == len(names)
 
 
-def test_an_upstream_that_came_later_than_the_list_counts_with_the_last() -> None:
+def test_an_upstream_missing_in_the_list_counts_with_the_last() -> None:
     counters = Counters()
     counters.upstream_requests["unheard-of"] = 3
     row = row_of(Totals(counters))
-    assert sum(totals.add_up([row], NAMES).counters.upstream_requests.values()) == 0  # it has no name to be shown by
+    assert (
+        sum(totals.add_up([row], NAMES).counters.upstream_requests.values()) == 0
+    )  # it has no name under which it could be shown
     names = [f"up-{k}" for k in range(UPSTREAMS_MAX)]
     assert totals.add_up([row], names).counters.upstream_requests == {names[-1]: 3}
 
 
-def test_what_a_worker_is_doing() -> None:
+def test_the_totals_of_a_worker_count_its_connections_streams_and_upstreams() -> None:
     with rig(upstreams=(UpstreamSettings(name="one", url="http://up.test:1"),)) as r:
         r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a"), event("b")))
@@ -157,7 +159,7 @@ def test_what_a_worker_is_doing() -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
-def test_every_measure_says_what_it_is_and_how_workers_combine(measure: Measure) -> None:
+def test_every_measure_has_a_help_text_and_a_way_to_combine(measure: Measure) -> None:
     assert measure.help.endswith(".") and measure.help[0] == measure.help[0].upper()
     assert measure.combine in Combine
     assert bool(measure.metric) == measure.metric.startswith("streamd_")
@@ -175,7 +177,7 @@ def test_every_way_of_combining_is_in_use() -> None:
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
 def test_no_number_of_a_row_belongs_to_two_measures(measure: Measure) -> None:
-    """A row with one measure in it comes back with that measure and nothing else."""
+    """A row with a single measure in it comes back with that measure alone."""
     full, only = counted(3), Totals(Counters())
     if measure.kind is not MeasureKind.GAUGE:
         setattr(only.counters, measure.name, getattr(full.counters, measure.name))
@@ -196,12 +198,12 @@ def test_a_count_that_would_not_add_up_is_refused() -> None:
         Measure(MeasureKind.COUNTER, "Help.", name="highest", combine=Combine.MAX)
 
 
-# -- a measure more: what has to be done for it is to declare it
+# -- a new measure only has to be declared
 
 
 @dataclass(slots=True, eq=False)
 class MoreCounters(Counters):
-    """The table with one counter more."""
+    """The table with an additional counter."""
 
     upstream_retries: dict[str, int] = counter("streamd_upstream_retries", "Requests sent again.", Label.UPSTREAM)
 
@@ -221,7 +223,7 @@ def more(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def more_of(retries: int, beat_ms: int, **gauges: int) -> list[int]:
-    """The row of a worker that has only these, all about the upstream `two`."""
+    """The row of a worker with only these values, all of the upstream `two`."""
     counters = MoreCounters()
     counters.upstream_retries["two"] = retries
     zeros = {measure.name: 0 for measure in MORE_GAUGES if measure.by_upstream}
@@ -232,7 +234,7 @@ def more_of(retries: int, beat_ms: int, **gauges: int) -> list[int]:
 
 
 def shown(rows: list[list[int]]) -> dict[str, float]:
-    """What /metrics says about `two`."""
+    """The samples of /metrics about `two`."""
     summed = totals.add_up(rows, NAMES)
     families = StreamdCollector(lambda: summed, lambda: {"memory": 0.5}).collect()
     return {

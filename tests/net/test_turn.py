@@ -1,4 +1,4 @@
-"""What several upstreams sent in one turn: taken first, then written, then whatever else it was."""
+"""Events of several upstreams in the same turn: all are taken, then all are written, then other bytes are handled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fakes import CHAT, SSE_HEAD, Client, FakeTransport, Rig, chunk, event, post
 
 
 def relays(r: Rig, count: int) -> list[tuple[Client, FakeTransport]]:
-    """So many streams whose log knows their shape."""
+    """`count` streams with a learned template in their logs."""
     found = []
     for _ in range(count):
         client = r.client(post(CHAT))
@@ -20,7 +20,7 @@ def relays(r: Rig, count: int) -> list[tuple[Client, FakeTransport]]:
 
 
 def spied(relay: tuple[Client, FakeTransport], name: str, order: list[str]) -> None:
-    """Note when its token is in the log, and when its reader gets it."""
+    """Note in `order` when the relay's token is in the log, and when its reader gets it."""
     client, link = relay
     reader = client.connection.reader
     assert reader is not None
@@ -46,7 +46,7 @@ def spied(relay: tuple[Client, FakeTransport], name: str, order: list[str]) -> N
     protocol.__class__ = Spied
 
 
-def test_all_is_taken_before_anything_is_written_and_the_rest_comes_last() -> None:
+def test_all_events_are_taken_before_any_is_written_and_other_bytes_come_last() -> None:
     with rig() as r:
         order: list[str] = []
         first, ending, last = found = relays(r, 3)
@@ -79,7 +79,7 @@ def test_a_second_read_in_the_same_turn_keeps_its_place() -> None:
         assert places == sorted(places)
 
 
-def test_one_that_was_closed_in_the_same_turn_is_passed_over() -> None:
+def test_a_connection_closed_in_the_same_turn_is_skipped() -> None:
     with rig() as r:
         (gone, link), (client, other) = relays(r, 2)
         link.feed(chunk(event("three ")))
@@ -91,7 +91,7 @@ def test_one_that_was_closed_in_the_same_turn_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_a_mistake_with_one_stream_is_no_other_ones(failures: int) -> None:
+def test_a_bug_in_one_stream_does_not_harm_another(failures: int) -> None:
     with rig() as r:
         (broken, link), (client, other) = relays(r, 2)
         reader = broken.connection.reader
@@ -109,7 +109,7 @@ def test_a_mistake_with_one_stream_is_no_other_ones(failures: int) -> None:
         link.feed(chunk(event("three ")))
         other.feed(chunk(event("three ")))
         r.turn()
-        assert (b"internal" in broken.raw) == (failures == 1)  # else the word of it failed as well
+        assert (b"internal" in broken.raw) == (failures == 1)  # else sending the error failed too
         assert b"three " in client.raw
         assert r.bugs == raised
         r.bugs.clear()

@@ -1,4 +1,4 @@
-"""UpstreamConnection: one answer after another off one connection, and how each way to break off is told."""
+"""UpstreamConnection: successive answers from a connection, and the report of each way to break off."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from streamd.wire.http1 import ResponseHead
 
 
 class Asker:
-    """Notes what it is told; takes every body as bytes."""
+    """An asker that notes its calls and takes every body as bytes."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -73,10 +73,10 @@ def asked(r: Rig, method: str = "GET") -> tuple[UpstreamConnection, FakeTranspor
     ("infos", "closing", "told"),
     [({}, False, True), ({"ssl_object": object()}, False, False), ({}, True, False)],
 )
-def test_a_server_is_told_of_a_cancel_before_the_turn_is_over(
+def test_a_server_gets_a_fin_for_a_cancel_within_the_same_turn(
     infos: dict[str, object], closing: bool, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over TLS, or where the transport may have closed its descriptor, the close that follows has to do."""
+    """Over TLS, or if the transport may have closed its descriptor, the later close has to suffice."""
     ours, theirs = socket.socketpair()
     with ours, theirs, rig() as r:
         theirs.setblocking(False)
@@ -90,10 +90,10 @@ def test_a_server_is_told_of_a_cancel_before_the_turn_is_over(
         else:
             with pytest.raises(BlockingIOError):
                 theirs.recv(1)
-        assert ours.fileno() >= 0  # the transport's to close
+        assert ours.fileno() >= 0  # the transport closes it
 
 
-def test_a_descriptor_that_is_gone_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_with_a_closed_descriptor_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, rig() as r:
         link, transport, _ = asked(r)
@@ -103,7 +103,7 @@ def test_a_descriptor_that_is_gone_is_no_mistake(monkeypatch: pytest.MonkeyPatch
         assert link.at is Up.CLOSED and transport.closed
 
 
-def test_the_table_has_an_end() -> None:
+def test_every_state_of_an_upstream_connection_leads_to_closed() -> None:
     assert set(TRANSITIONS) == set(Up) and not TRANSITIONS[Up.CLOSED]
     assert all(Up.CLOSED in steps for at, steps in TRANSITIONS.items() if at is not Up.CLOSED)
 
@@ -117,7 +117,7 @@ def test_the_table_has_an_end() -> None:
         b"HTTP/1.1 100 Continue\r\n\r\n" + whole_answer(b"hello"),
     ],
 )
-def test_an_answer_in_any_cut_and_the_connection_is_pooled(wire: bytes, size: int) -> None:
+def test_an_answer_is_read_in_any_cut_and_the_connection_is_pooled(wire: bytes, size: int) -> None:
     with rig() as r:
         link, transport, asker = asked(r)
         for start in range(0, len(wire), size):
@@ -136,7 +136,7 @@ def test_an_answer_in_any_cut_and_the_connection_is_pooled(wire: bytes, size: in
         (b"HTTP/1.1 200 OK\r\n\r\nhello", ["head 200", "end"]),
     ],
 )
-def test_a_fin(wire: bytes, told: list[str]) -> None:
+def test_a_fin_ends_only_bodies_without_another_framing(wire: bytes, told: list[str]) -> None:
     with rig() as r:
         link, transport, asker = asked(r)
         if wire:
@@ -164,14 +164,14 @@ def test_a_reset_never_ends_a_body_properly() -> None:
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", ["head 200", "upstream_protocol"]),
     ],
 )
-def test_what_isnt_http(wire: bytes, told: list[str]) -> None:
+def test_bytes_that_are_not_http_are_a_protocol_error(wire: bytes, told: list[str]) -> None:
     with rig() as r:
         link, transport, asker = asked(r)
         transport.feed(wire)
         assert asker.told == told and link.at is Up.CLOSED and transport.aborted
 
 
-def test_what_came_in_front_of_a_break_is_passed_on() -> None:
+def test_bytes_before_a_protocol_error_are_passed_on() -> None:
     with rig() as r:
         _, transport, asker = asked(r)
         transport.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"he", b"llo") + b"zz\r\n")
@@ -187,7 +187,7 @@ def test_what_came_in_front_of_a_break_is_passed_on() -> None:
         assert text_of(events_in(large.answer.body)[:-1]) == "a"
 
 
-def test_an_asker_that_wants_no_more_may_close_at_the_head() -> None:
+def test_an_asker_may_close_at_the_head() -> None:
     with rig() as r:
         link, transport, asker = asked(r)
         asker.closes_at_head = True
@@ -250,14 +250,14 @@ def test_an_answer_that_comes_before_the_request_has_left_ends_its_connection() 
         assert link.at is Up.CLOSED
 
 
-def test_connection_close_is_obeyed() -> None:
+def test_an_upstreams_connection_close_ends_the_connection() -> None:
     with rig() as r:
         link, transport, asker = asked(r)
         transport.feed(whole_answer(b"hello", "200 OK", "connection: close"))
         assert asker.told[-1] == "end" and link.at is Up.CLOSED
 
 
-def test_pause_and_resume_hold_for_bodies_only() -> None:
+def test_only_bodies_can_be_paused_and_resumed() -> None:
     with rig() as r:
         link, transport, _ = asked(r)
         link.pause()
@@ -296,11 +296,11 @@ def test_events_and_loose_lines_keep_their_order() -> None:
 
 AT_ONCE = {"retention_s": 1.0, "detach_grace_max_s": 1.0, "resume_grace_s": 1.0}  # a short end of the rig
 CHUNKED = b"transfer-encoding: chunked\r\n"
-SHORT, LONG = event("b"), event("b" * 300)  # as chunks: a size line of two digits, and of three
+SHORT, LONG = event("b"), event("b" * 300)  # as chunks: a size line of two digits and of three digits
 
 
 def heard(*reads: bytes, fields: bytes = CHUNKED) -> bytes:
-    """The body that a reader gets of an answer that comes in these reads, each in a turn of its own."""
+    """The body that a reader gets of an answer in these reads, each in a turn of its own."""
     with rig(**AT_ONCE) as r:
         client = r.client(post(CHAT))
         r.reply(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n" + fields + b"\r\n")
@@ -334,7 +334,7 @@ def heard(*reads: bytes, fields: bytes = CHUNKED) -> bytes:
     ],
 )
 def test_a_token_behind_a_part_of_an_event_belongs_to_that_event(held: bytes, token: bytes) -> None:
-    """It looks like an event of its own and is the rest of the event that has begun."""
+    """The token looks like a complete event, but it is the rest of the event that has begun."""
     rest = [chunk(event("c")), chunk(b"\n\n", DONE) + LAST]
     apart = [chunk(event("a")), chunk(event("a")), *([chunk(held)] if held else []), chunk(token), *rest]
     together = [chunk(event("a")), chunk(event("a")), chunk(held + token), *rest]
@@ -362,15 +362,15 @@ def test_bytes_that_look_like_a_chunk_behind_half_a_size_line_are_the_rest_of_th
 
 @pytest.mark.parametrize("token", [SHORT, LONG])
 @pytest.mark.parametrize("length", [False, True])
-def test_bytes_that_look_like_a_chunk_are_payload_where_the_framing_is_another(length: bool, token: bytes) -> None:
+def test_bytes_that_look_like_a_chunk_are_payload_in_other_framings(length: bool, token: bytes) -> None:
     reads = [event("a"), event("a"), chunk(token), b"\n\n" + DONE]
     body = b"".join(reads)
     fields = b"content-length: %d\r\n" % len(body) if length else b""
     assert heard(*reads, fields=fields) == heard(body, fields=fields)
 
 
-def test_tls_is_verified(tmp_path: object) -> None:
-    """The context that a connection is made with: certificates and host names are checked."""
+def test_the_tls_certificate_of_an_upstream_is_verified(tmp_path: object) -> None:
+    """The TLS context of a connection checks certificates and host names."""
     import ssl
 
     with rig() as r:
@@ -394,7 +394,7 @@ def test_tls_is_verified(tmp_path: object) -> None:
         assert seen == {"ssl": upstream._tls, "server_hostname": "s.test", "host": "s.test", "port": 443}
 
 
-def test_a_removed_upstream_pools_nothing() -> None:
+def test_a_removed_upstream_pools_no_connection() -> None:
     with rig() as r:
         r.client(post(WHOLE))
         next(iter(r.worker.upstreams)).removed = True
@@ -402,7 +402,7 @@ def test_a_removed_upstream_pools_nothing() -> None:
         assert r.link.closed
 
 
-def test_what_came_in_the_same_turn_as_the_fin_reaches_the_reader() -> None:
+def test_events_in_the_same_turn_as_the_fin_reach_the_reader() -> None:
     with rig() as r:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD)

@@ -1,4 +1,4 @@
-"""Upstreams: which inference server takes a request, and what a reload changes."""
+"""Upstreams: the choice of an inference server, and the changes of a reload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def name_of(upstreams: Upstreams, model: str, now: float = 0.0) -> str:
     return upstreams.choose(model, now).settings.name
 
 
-def test_by_model_then_by_what_is_in_flight() -> None:
+def test_an_upstream_is_chosen_by_model_and_then_by_requests_in_flight() -> None:
     with rig(upstreams=(ANY, NAMED, OTHER)) as r:
         upstreams = r.worker.upstreams
         any_, _, other = upstreams
@@ -42,7 +42,7 @@ def test_by_model_then_by_what_is_in_flight() -> None:
         ]
 
 
-def test_who_is_full_takes_nothing_also_if_it_is_the_only_one() -> None:
+def test_a_full_upstream_takes_no_request_even_if_it_is_the_only_upstream() -> None:
     with rig(upstreams=(OTHER,)) as r:
         (other,) = r.worker.upstreams
         other.in_flight = 2
@@ -52,14 +52,14 @@ def test_who_is_full_takes_nothing_also_if_it_is_the_only_one() -> None:
         other.in_flight = 0
 
 
-def test_a_model_that_nobody_serves() -> None:
+def test_a_model_that_no_upstream_serves_is_a_404() -> None:
     with rig(upstreams=(NAMED,)) as r:
         answer = r.client(post({**WHOLE, "model": "huge"})).answer
         assert answer.status == 404 and answer.error["code"] == "model_not_found" and answer.error["param"] == "model"
         assert "huge" in answer.error["message"]
 
 
-def test_no_upstream_at_all() -> None:
+def test_without_an_upstream_a_request_is_a_503() -> None:
     with rig(upstreams=()) as r:
         answer = r.client(post(WHOLE)).answer
         assert answer.status == 503 and answer.get("x-should-retry") == "false"
@@ -81,7 +81,7 @@ def test_back_off_grows_to_its_bound_with_jitter() -> None:
         assert not upstream.left_out(100.0)
 
 
-def test_a_reload_keeps_what_is_unchanged_and_lets_the_rest_finish() -> None:
+def test_a_reload_keeps_unchanged_upstreams_and_lets_removed_upstreams_finish() -> None:
     with rig(upstreams=(ANY, OTHER)) as r:
         one, two = r.client(post(WHOLE)), r.client(post(WHOLE))
         for link in r.links:

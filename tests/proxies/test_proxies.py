@@ -20,11 +20,11 @@ from streamd.mockllm import MockOptions
 BODY = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello."}]})
 VERSIONS = ["http1.1", "http2"]
 
-# Why not at once: where the answer comes in the same millisecond as the request's body, Caddy 2.6 broke off 1 stream of
-# 100 by HTTP/1.1 ("use of closed network connection" in its log), and none of 100 with 20 ms between the two.
+# Why ttft_s: when the answer came in the same millisecond as the request's body, Caddy 2.6 broke off 1 of 100 streams
+# over HTTP/1.1 ("use of closed network connection" in its log); with 20 ms between them it broke off 0 of 100.
 PROMPT = MockOptions(interval_s=0, ttft_s=0.05, tokens=20)
 
-# Who ends an answer properly whose server broke off (Caddy 2.6, HAProxy 2.6): the error event is all that tells then.
+# Proxies that end a broken-off answer cleanly (Caddy 2.6, HAProxy 2.6): only the error event shows the break.
 CLEANED = {("caddy", "http1.1"), ("caddy", "http2"), ("haproxy", "http2")}
 
 pytestmark = needs("curl", "openssl")
@@ -70,7 +70,7 @@ def text_of(body: bytes) -> str:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_stream_is_whole(front: tuple[Live, Path], version: str) -> None:
+def test_a_stream_through_a_proxy_is_whole(front: tuple[Live, Path], version: str) -> None:
     served, socket = front
     written = "\n%{http_version} %{http_code} %{content_type}"
     ran = run(post(socket, version, "--write-out", written))
@@ -80,8 +80,8 @@ def test_a_stream_is_whole(front: tuple[Live, Path], version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_tokens_come_before_the_last_is_made_and_leaving_aborts(front: tuple[Live, Path], version: str) -> None:
-    """The upstream falls silent for ever after five tokens: what comes through was held back by nobody."""
+def test_tokens_are_not_held_back_and_leaving_aborts(front: tuple[Live, Path], version: str) -> None:
+    """The upstream is silent forever after five tokens: they arrive only if no proxy holds them back."""
     served, socket = front
     served.fault("stall=5")
     with subprocess.Popen(post(socket, version), stdout=subprocess.PIPE) as reader:
@@ -105,7 +105,7 @@ def test_a_truncation_does_not_look_complete(front: tuple[Live, Path], version: 
     assert ran.returncode != 0 or (kind, version) in CLEANED
 
 
-def test_resume_stop_and_end(front: tuple[Live, Path]) -> None:
+def test_resume_stop_and_end_work_through_a_proxy(front: tuple[Live, Path]) -> None:
     served, socket = front
     ran = run(post(socket, "http2", "--include"))
     ids = re.findall(rb"^id: (s_\S+)$", ran.stdout, re.MULTILINE)
@@ -131,8 +131,10 @@ def test_an_error_keeps_status_and_body(front: tuple[Live, Path]) -> None:
 
 @needs("caddy")
 @pytest.mark.parametrize(("flush", "end"), [("", "aborted"), ("flush_interval -1", "completed")])
-def test_why_caddy_has_no_flush_interval(folder: Path, flush: str, end: str) -> None:
-    """With -1, which is often recommended, Caddy waits for answers whose readers have left: generations for nobody."""
+def test_caddy_with_flush_interval_minus_1_keeps_generations_of_readers_that_left(
+    folder: Path, flush: str, end: str
+) -> None:
+    """With -1, which is often recommended, Caddy waits for answers after their readers have left."""
     asked = json.dumps(json.loads(BODY) | {"stream": False})
     with live() as served:
         served.fault("", ttft_s=0.5)
@@ -146,7 +148,7 @@ def test_why_caddy_has_no_flush_interval(folder: Path, flush: str, end: str) -> 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_leaving_a_silent_stream_aborts_at_once(kind: str, version: str, folder: Path) -> None:
-    """No heartbeat has to fail first: the proxy passes the reader's leaving on."""
+    """The proxy passes the reader's leaving on at once, before any heartbeat could fail."""
     with live(PROMPT, heartbeat_s=0) as served, running(FRONTS[kind], served.url, folder) as socket:
         served.fault("stall=5")
         with subprocess.Popen(post(socket, version), stdout=subprocess.PIPE) as reader:

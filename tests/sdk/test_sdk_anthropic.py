@@ -44,7 +44,7 @@ def text_of(event: Any) -> str:
     return event.delta.text if event.type == "content_block_delta" else ""
 
 
-def test_created_and_streamed_say_the_same(served: Live) -> None:
+def test_create_and_stream_give_the_same_text_as_a_whole_answer(served: Live) -> None:
     with client(served.url) as sdk:
         text = whole(sdk)
         created = "".join(map(text_of, sdk.messages.create(**ASK, stream=True)))
@@ -55,7 +55,7 @@ def test_created_and_streamed_say_the_same(served: Live) -> None:
     assert final.stop_reason == "end_turn" and final.usage.output_tokens == 20
 
 
-def test_asynchronous(served: Live) -> None:
+def test_the_asynchronous_client_reads_a_stream(served: Live) -> None:
     async def use() -> str:
         sdk = anthropic.AsyncAnthropic(base_url=served.url, api_key="sk-none", max_retries=0)
         async with sdk, sdk.messages.stream(**ASK) as stream:
@@ -65,14 +65,14 @@ def test_asynchronous(served: Live) -> None:
         assert asyncio.run(use()) == whole(sdk)
 
 
-def test_a_tool_call(served: Live) -> None:
+def test_a_streamed_tool_use_has_its_input(served: Live) -> None:
     with client(served.url) as sdk, sdk.messages.stream(**ASK, tools=TOOLS, tool_choice={"type": "any"}) as stream:
         called = stream.get_final_message().content[0]
     assert called.type == "tool_use" and called.name == "look_up" and set(called.input) == {"place"}
 
 
 @pytest.mark.parametrize("oddity", ["comments;ids;retry;bom;crlf;cuts=5", "cr;bytewise;comments"])
-def test_what_upstreams_do_between_the_lines(served: Live, oddity: str) -> None:
+def test_the_anthropic_sdk_does_not_notice_an_upstreams_oddities(served: Live, oddity: str) -> None:
     with client(served.url) as sdk:
         expected = whole(sdk)
         served.fault(oddity)
@@ -80,7 +80,7 @@ def test_what_upstreams_do_between_the_lines(served: Live, oddity: str) -> None:
             assert "".join(stream.text_stream) == expected
 
 
-def test_heartbeats_between_events() -> None:
+def test_the_sdk_ignores_heartbeats_between_events() -> None:
     def answer() -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
         for number, text in enumerate((b"One ", b"two ", b"three.")):
@@ -96,7 +96,7 @@ def test_heartbeats_between_events() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
-def test_an_error_status_arrives_as_it_was(served: Live, status: int, stream: bool) -> None:
+def test_an_error_status_reaches_the_anthropic_sdk_unchanged(served: Live, status: int, stream: bool) -> None:
     served.fault(f"status={status}")
     with client(served.url, max_retries=2) as sdk, pytest.raises(anthropic.APIStatusError) as raised:
         sdk.messages.create(**ASK, stream=stream)
@@ -108,7 +108,7 @@ def test_an_error_status_arrives_as_it_was(served: Live, status: int, stream: bo
 
 
 @pytest.mark.parametrize("fault", ["break-fin=5", "break-rst=5;half", "bad-chunk=5", "no-done", "stall=5"])
-def test_a_truncation_raises_after_the_text_that_came(fault: str) -> None:
+def test_a_truncation_raises_in_the_anthropic_sdk_after_the_received_text(fault: str) -> None:
     with live(idle_timeout_s=1.0 if fault.startswith("stall") else 120.0) as running, client(running.url) as sdk:
         expected = whole(sdk)
         running.fault(fault)
@@ -120,7 +120,7 @@ def test_a_truncation_raises_after_the_text_that_came(fault: str) -> None:
         assert "upstream" in raised.value.message
 
 
-def test_delete_raises_in_the_reader() -> None:
+def test_delete_raises_in_the_anthropic_sdk() -> None:
     with live(ENDLESS) as running, client(running.url) as sdk:
         with pytest.raises(anthropic.APIStatusError), sdk.messages.create(**ASK, stream=True) as stream:
             next(iter(stream))
@@ -131,18 +131,18 @@ def test_delete_raises_in_the_reader() -> None:
         running.until(aborted=1, open=0)
 
 
-def test_close_in_mid_stream_aborts_the_upstream() -> None:
+def test_closing_the_anthropic_stream_aborts_the_upstream() -> None:
     with live(ENDLESS) as running, client(running.url) as sdk:
         with sdk.messages.stream(**ASK) as stream:
             next(iter(stream.text_stream))
         running.until(aborted=1, open=0)
 
 
-def test_the_same_request_resumes_with_last_event_id(served: Live) -> None:
+def test_the_anthropic_sdk_resumes_with_last_event_id(served: Live) -> None:
     with client(served.url) as sdk:
         expected = whole(sdk)
         first = sdk.messages.create(**ASK, stream=True, extra_headers={"X-Stream-Detach-Grace": "60"})
-        # Why 8: the SDK keeps pings to itself, and the third event is one. Who counts events doesn't know its seq.
+        # Why 8: the SDK doesn't show pings, and the third event is a ping: counting shown events doesn't give the seq.
         position = f"{first.response.headers['x-stream-id']}:8"
         text = "".join(text_of(next(iter(first))) for _ in range(7))
         first.close()

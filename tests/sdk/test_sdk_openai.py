@@ -1,4 +1,4 @@
-"""The openai SDK, unmodified, through streamd. run_matrix.sh does it with the major version before, too."""
+"""The openai SDK, unmodified, through streamd. run_matrix.sh also runs it with the previous major version."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ TOOLS: Any = [
 ]
 ROUTES = ("chat", "completions", "responses")
 
-# What a reader must not notice: each alone is unusual, and all of it is allowed by the standard.
+# Oddities that a reader must not notice: all are unusual, and allowed by the standard.
 ODDITIES = ("comments", "ids", "retry", "comments;ids;retry;bom;crlf;cuts=5", "cr;bytewise", "content-length;comments")
 
 
 @pytest.fixture
 def served() -> Iterator[Live]:
-    with live(retry_min_s=1, retry_max_s=1) as running:  # streamd's own `retry:` lines are told from the upstream's
+    with live(retry_min_s=1, retry_max_s=1) as running:  # streamd's own `retry:` lines differ from the upstream's
         yield running
 
 
 def client(url: str, **options: Any) -> openai.OpenAI:
-    # Why a client of its own: reading the system's certificates takes longer than most of these tests.
+    # Why a separate client: reading the system's certificates takes longer than most of these tests.
     http_client = openai.DefaultHttpxClient(verify=False)
     return openai.OpenAI(
         base_url=f"{url}/v1", api_key="sk-none", http_client=http_client, **({"max_retries": 0} | options)
@@ -55,7 +55,7 @@ def open_stream(route: str, sdk: openai.OpenAI, **options: Any) -> Any:
 
 
 def text_of(route: str, event: Any) -> str:
-    """The text in one event of a route's stream."""
+    """The text in an event of a route's stream."""
     if route == "responses":
         return event.delta if event.type == "response.output_text.delta" else ""
     if not event.choices:
@@ -79,20 +79,20 @@ def whole(route: str, sdk: openai.OpenAI) -> str:
 # Text
 
 
-def test_models(served: Live) -> None:
+def test_the_models_are_listed(served: Live) -> None:
     with client(served.url) as sdk:
         assert [model.id for model in sdk.models.list()] == ["mock-llm"]
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_streamed_and_whole_say_the_same(served: Live, route: str) -> None:
+def test_a_streamed_answer_has_the_text_of_a_whole_answer(served: Live, route: str) -> None:
     with client(served.url) as sdk:
         text = whole(route, sdk)
         assert text.startswith("This is mock-llm speaking") and streamed(route, sdk) == text
     served.until(completed=2, aborted=0)
 
 
-def test_accumulated_chat(served: Live) -> None:
+def test_the_sdk_accumulates_a_chat(served: Live) -> None:
     with client(served.url) as sdk:
         with sdk.chat.completions.stream(model="m", messages=PROMPT) as stream:
             kinds = {event.type for event in stream}
@@ -101,7 +101,7 @@ def test_accumulated_chat(served: Live) -> None:
     assert {"chunk", "content.delta", "content.done"} <= kinds
 
 
-def test_accumulated_responses(served: Live) -> None:
+def test_the_sdk_accumulates_a_response(served: Live) -> None:
     with client(served.url) as sdk:
         with sdk.responses.stream(model="m", input="Rivers") as stream:
             kinds = [event.type for event in stream]
@@ -110,7 +110,7 @@ def test_accumulated_responses(served: Live) -> None:
     assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
 
 
-def test_asynchronous_chat(served: Live) -> None:
+def test_the_asynchronous_client_reads_a_chat(served: Live) -> None:
     async def use() -> str:
         async with openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="sk-none", max_retries=0) as sdk:
             stream = await sdk.chat.completions.create(model="m", messages=PROMPT, stream=True)
@@ -120,7 +120,7 @@ def test_asynchronous_chat(served: Live) -> None:
         assert asyncio.run(use()) == whole("chat", sdk)
 
 
-def test_several_choices_and_usage(served: Live) -> None:
+def test_several_choices_and_the_usage_arrive(served: Live) -> None:
     with client(served.url) as sdk:
         reply = sdk.chat.completions.create(model="m", messages=PROMPT, n=3)
         texts, usage = ["", "", ""], None
@@ -134,7 +134,7 @@ def test_several_choices_and_usage(served: Live) -> None:
     assert usage == reply.usage and usage is not None and usage.completion_tokens == 60
 
 
-def test_a_tool_call(served: Live) -> None:
+def test_a_streamed_tool_call_has_its_arguments(served: Live) -> None:
     with client(served.url) as sdk:
         ask: Any = {"model": "m", "messages": PROMPT, "tools": TOOLS, "tool_choice": "required"}
         reply = sdk.chat.completions.create(**ask).choices[0]
@@ -146,12 +146,12 @@ def test_a_tool_call(served: Live) -> None:
     assert set(json.loads(called.arguments)) == {"place", "depth"}
 
 
-# What may stand between the events
+# Lines between the events
 
 
 @pytest.mark.parametrize("oddity", ODDITIES)
 @pytest.mark.parametrize("route", ROUTES)
-def test_what_upstreams_do_between_the_lines(served: Live, route: str, oddity: str) -> None:
+def test_the_openai_sdk_does_not_notice_an_upstreams_oddities(served: Live, route: str, oddity: str) -> None:
     with client(served.url) as sdk:
         expected = whole(route, sdk)
         served.fault(oddity)
@@ -165,7 +165,7 @@ def test_what_upstreams_do_between_the_lines(served: Live, route: str, oddity: s
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_heartbeats_before_and_between_events(route: str) -> None:
+def test_the_sdk_ignores_heartbeats_before_and_between_events(route: str) -> None:
     """Beside ids, comments and retry lines, and while the upstream is silent: before its head, and after each event."""
     with live() as plain, client(plain.url) as sdk:
         relay = plain.relay()
@@ -219,7 +219,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("status", "kind"), REFUSALS.items())
-def test_an_error_status_arrives_as_it_was(served: Live, status: int, kind: Any, stream: bool) -> None:
+def test_an_error_status_reaches_the_openai_sdk_unchanged(served: Live, status: int, kind: Any, stream: bool) -> None:
     served.fault(f"status={status}")
     with client(served.url, max_retries=2) as sdk, pytest.raises(kind) as raised:
         sdk.chat.completions.create(model="m", messages=PROMPT, stream=stream)
@@ -227,11 +227,11 @@ def test_an_error_status_arrives_as_it_was(served: Live, status: int, kind: Any,
     assert raised.value.body["message"] == f"mock-llm was told to answer {status}."
     assert raised.value.response.headers.get("retry-after") == ("7" if status in (429, 503) else None)
     assert raised.value.response.headers["x-upstream"] == "mock"
-    # The request had reached the upstream: no retry of the SDK's own pays for it twice.
+    # The request had reached the upstream: the SDK doesn't retry by itself and pay twice.
     assert served.mock.stats.requests_total == 1
 
 
-def test_a_request_that_streamd_refuses(served: Live) -> None:
+def test_a_refusal_of_streamd_raises_the_sdks_error(served: Live) -> None:
     with client(served.url) as sdk, pytest.raises(openai.BadRequestError) as raised:
         sdk.chat.completions.create(
             model="m", messages=PROMPT, stream=True, extra_headers={"X-Stream-Policy": "whatever"}
@@ -241,7 +241,7 @@ def test_a_request_that_streamd_refuses(served: Live) -> None:
     assert raised.value.request_id is not None
 
 
-def test_an_upstream_that_is_not_there() -> None:
+def test_an_unreachable_upstream_raises_the_sdks_error() -> None:
     nobody = UpstreamSettings(name="gone", url="http://127.0.0.1:1")
     with (
         live(upstreams=(nobody,)) as running,
@@ -252,20 +252,20 @@ def test_an_upstream_that_is_not_there() -> None:
     assert raised.value.status_code == 502 and raised.value.response.headers["x-should-retry"] == "true"
 
 
-# Ends that are none
+# Ends that are cuts
 
 
 TRUNCATIONS = ("break-fin=5", "break-fin=5;half", "break-rst=5", "bad-chunk=5", "no-finish", "stall=5")
 
 
 def idle_s(fault: str) -> float:
-    """A second for the fault that is found by it; a busy machine reaches less without any fault."""
+    """A second for the fault that the idle time detects; on a busy machine less would trip without a fault."""
     return 1.0 if fault.startswith("stall") else 120.0
 
 
 @pytest.mark.parametrize("fault", TRUNCATIONS)
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_truncation_raises_after_the_text_that_came(route: str, fault: str) -> None:
+def test_a_truncation_raises_in_the_openai_sdk_after_the_received_text(route: str, fault: str) -> None:
     with live(idle_timeout_s=idle_s(fault)) as running, client(running.url) as sdk:
         expected = whole(route, sdk)
         running.fault(fault)
@@ -287,7 +287,7 @@ def test_no_done_after_a_finish_reason_is_complete(served: Live) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_delete_raises_in_the_reader(route: str) -> None:
+def test_delete_raises_in_the_openai_sdk(route: str) -> None:
     with live(MockOptions(interval_s=0.005, ttft_s=0, tokens=1_000_000)) as running, client(running.url) as sdk:
         with pytest.raises(openai.APIError) as raised, open_stream(route, sdk) as stream:
             next(iter(stream))
@@ -308,7 +308,7 @@ def stop(url: str, stream_id: str) -> int:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_close_in_mid_stream_aborts_the_upstream(route: str) -> None:
+def test_closing_the_openai_stream_aborts_the_upstream(route: str) -> None:
     with live(MockOptions(interval_s=0.005, ttft_s=0, tokens=1_000_000)) as running, client(running.url) as sdk:
         stream = open_stream(route, sdk)
         for _ in range(5):
@@ -356,7 +356,7 @@ def test_a_time_out_before_the_first_byte_aborts_the_upstream(served: Live, stre
 # Coming back
 
 
-def test_the_same_request_resumes_with_last_event_id(served: Live) -> None:
+def test_the_openai_sdk_resumes_with_last_event_id(served: Live) -> None:
     with client(served.url) as sdk:
         expected = streamed("chat", sdk)
         first = open_stream("chat", sdk, extra_headers={"X-Stream-Detach-Grace": "60"})
@@ -368,7 +368,7 @@ def test_the_same_request_resumes_with_last_event_id(served: Live) -> None:
     assert served.mock.stats.requests_total == 2
 
 
-def test_a_resume_of_a_stream_that_is_gone_pays_for_nothing(served: Live) -> None:
+def test_a_resume_of_a_gone_stream_starts_no_generation(served: Live) -> None:
     with client(served.url) as sdk, pytest.raises(openai.APIStatusError) as raised:
         open_stream("chat", sdk, extra_headers={"Last-Event-ID": "s_" + "A" * 27 + ":7"})
     assert raised.value.status_code in (404, 410)
@@ -376,7 +376,7 @@ def test_a_resume_of_a_stream_that_is_gone_pays_for_nothing(served: Live) -> Non
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_the_same_idempotency_key_joins_what_ran(served: Live, route: str) -> None:
+def test_the_same_idempotency_key_joins_the_finished_stream(served: Live, route: str) -> None:
     key = {"Idempotency-Key": f"once-{route}"}
     with client(served.url) as sdk:
         first = streamed(route, sdk, extra_headers=key)
@@ -388,7 +388,7 @@ def cut_first(bytes_max: int) -> Callable[[int], int | None]:
     return lambda number: bytes_max if number == 0 else None
 
 
-def test_the_sdks_own_retry_joins_what_runs(served: Live) -> None:
+def test_a_retry_of_the_sdk_joins_the_running_stream(served: Live) -> None:
     """The connection is lost before the head arrives; the SDK asks again by itself, and one generation is paid for."""
     with client(served.url) as sdk:
         expected = streamed("chat", sdk)
@@ -399,7 +399,7 @@ def test_the_sdks_own_retry_joins_what_runs(served: Live) -> None:
     assert len(relay.down) == 2 and served.mock.stats.requests_total == 2
 
 
-def test_a_coalesced_prefix_accumulates_to_the_same(served: Live) -> None:
+def test_a_coalesced_prefix_accumulates_to_the_same_text(served: Live) -> None:
     """A late joiner gets hundreds of tokens in a few events."""
     served.fault("", tokens=600)
     with client(served.url) as sdk:

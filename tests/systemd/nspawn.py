@@ -1,11 +1,11 @@
-"""A Debian with a systemd of its own, booted in a container on this machine.
+"""A Debian with its own systemd, booted in a container on this machine.
 
 The root is made once by debootstrap and kept, with the wheels that an installation needs, in the folder streamd of
 ${XDG_CACHE_HOME:-~/.cache}; a run writes into an overlay above it, which is thrown away. The container shares the
-host's network: a port on loopback is the same inside and outside. Whatever is missing (root's rights, a program, a
-mirror) raises Unavailable with the word for it.
+host's network: a port on loopback is the same inside and outside. A missing condition (root's rights, a program, a
+mirror) raises Unavailable with a text that names it.
 
-What is not there: the memory controller on a host with cgroup v1, so that MemoryMax has no effect inside.
+Missing inside: the memory controller on a host with cgroup v1, so that MemoryMax has no effect there.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from pathlib import Path
 
 SUITE = "bookworm"
 PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,curl,make"
-PYTHON = "3.11"  # the suite's
-# The manylinux tags that its C library (2.36) takes, of which wheels are published.
+PYTHON = "3.11"  # the version in that Debian suite
+# The manylinux tags with published wheels that its C library (2.36) accepts.
 MANYLINUX = ("2014", "_2_17", "_2_24", "_2_26", "_2_27", "_2_28", "_2_31", "_2_34")
 PROJECT = Path(__file__).parents[2]
 BOOT_S = 120  # a slow machine needs 10 to 20
 
 
 class Unavailable(Exception):
-    """This machine can't; the text says what is missing."""
+    """This machine can't boot the container; the text names the missing part."""
 
 
 def cache_dir() -> Path:
-    """Where the root and the wheels are kept from run to run."""
+    """The folder that keeps the root and the wheels between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamd"
 
 
@@ -53,7 +53,7 @@ def debian_root() -> Path:
 
 
 def wheels() -> Path:
-    """The wheels of all that `make install` needs, because the container may have no index to ask."""
+    """The wheels of all packages that `make install` needs: the container may have no package index."""
     pinned = re.findall(r"^(\S+==\S+)", (PROJECT / "requirements.lock").read_text(), re.M)
     build = tomllib.loads((PROJECT / "pyproject.toml").read_text())["build-system"]["requires"]
     wanted = [*pinned, *build, "wheel"]
@@ -65,7 +65,7 @@ def _short_digest(text: str) -> str:
 
 
 def _made(name: str, make: Callable[[Path], None]) -> Path:
-    """The cached folder, complete or not there: it gets its name when it is finished."""
+    """The cached folder. It gets its name only when it is complete."""
     finished = cache_dir() / name
     if not finished.exists():
         cache_dir().mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _debootstrap(folder: Path) -> None:
         raise Unavailable("debootstrap is not installed")
     command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(folder)]
     _run_or_unavailable(command, "debootstrap could not make a Debian root")
-    # The installer writes it on a real machine; without it nothing knows localhost.
+    # On a real machine the installer writes this file; without it localhost doesn't resolve.
     (folder / "etc" / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
@@ -103,7 +103,7 @@ def _run_or_unavailable(command: Sequence[str], words: str) -> None:
 
 @contextlib.contextmanager
 def overlay(root: Path) -> Iterator[Path]:
-    """A writable view of `root` that leaves it as it is."""
+    """A writable view of `root` that leaves `root` unchanged."""
     # Beside the root: an overlay's upper folder can't lie on another overlay, as /tmp may in a container.
     layers = Path(tempfile.mkdtemp(prefix="run.", dir=cache_dir()))
     for name in ("upper", "work", "merged"):
@@ -121,7 +121,7 @@ def overlay(root: Path) -> Iterator[Path]:
 
 
 class Machine:
-    """One boot of a root. `run` runs a command inside; `poweroff` (or leaving the context) ends it."""
+    """A booted root. `run` runs a command inside; `poweroff` (or leaving the context) ends it."""
 
     def __init__(self, root: Path, binds: dict[Path, str], boot_log: Path) -> None:
         self.root = root
@@ -147,11 +147,11 @@ class Machine:
         self.poweroff()
 
     def run(self, *command: str, check: bool = True, timeout_s: float = 120) -> str:
-        """Run a command inside as root; its standard output. A failure is an AssertionError if `check` holds."""
+        """Run a command inside as root; return its standard output. A failure is an AssertionError if `check` holds."""
         return self.ran(*command, check=check, timeout_s=timeout_s).stdout
 
     def ran(self, *command: str, check: bool = False, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-        """The same with its exit code and both outputs."""
+        """Like `run`; return the exit code and both outputs."""
         environ = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         ran = subprocess.run(
             ["nsenter", "-t", str(self._leader_pid), "-m", "-u", "-i", "-p", "-r", "-w", *command],
@@ -167,7 +167,7 @@ class Machine:
         return ran
 
     def poweroff(self) -> None:
-        """Shut down in an orderly way; end it the hard way if that takes too long."""
+        """Shut down in an orderly way; kill the container if that takes too long."""
         if self._nspawn.poll() is not None:
             return
         # systemd's SIGRTMIN+4 is poweroff.target; it also works where dbus doesn't.
@@ -180,7 +180,7 @@ class Machine:
             self._nspawn.wait()
 
     def _booted(self, heard: socket.socket) -> int:
-        """Wait for READY=1 of the systemd inside; its process id out here."""
+        """Wait for READY=1 of the systemd inside; return its process id on the host."""
         leader_pid = 0
         while True:
             try:

@@ -1,6 +1,6 @@
-"""A reader over a plain socket that resumes by id, and says how its stream ended. HTTP/1.0: the body is what comes.
+"""A reader over a plain socket that resumes by id, and reports the end of its stream. HTTP/1.0: the body is not framed.
 
-What the text should be is asked of the upstream itself, without streamd in between.
+The expected text comes from the upstream itself, without streamd in between.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import json
 import random
 from typing import Any
 
-TRIES_MAX = 200  # of one reader; at 0.05 to 0.25 s between two that is half a minute
+TRIES_MAX = 200  # per reader; with pauses of 0.05 to 0.25 s that is half a minute
 ENDS = ("complete", "error", "lost")
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What one reader saw."""
+    """The end of a reader's stream and its text."""
 
-    end: str = "lost"  # one of ENDS: the text was finished, an error event said why not, or neither
+    end: str = "lost"  # of ENDS: the text was complete, an error event gave the reason, or neither
     text: str = ""
     error: dict[str, Any] | None = None
-    refused: int = 0  # connections that nobody accepted
-    refused_politely: int = 0  # 503: come again
+    refused: int = 0  # connections without a listener
+    refused_politely: int = 0  # answers with 503
     resumes: int = 0
     gaps: int = 0
     ids: list[str] = dataclasses.field(default_factory=list)
 
 
 def whole_text(mock_port: int, seed: int, tokens: int) -> str:
-    """What the mock upstream answers for this seed, asked directly."""
+    """The mock upstream's text for this seed, asked directly."""
     connection = http.client.HTTPConnection("127.0.0.1", mock_port, timeout=60)
     headers = {"Content-Type": "application/json", "X-Mock-Text-Seed": str(seed), "X-Mock-Tokens": str(tokens)}
     connection.request(
@@ -57,7 +57,7 @@ async def read(port: int, *, seed: int, tokens: int, interval_ms: int, resume: b
         status = await answer(port, f"{request}Content-Length: {len(body)}\r\n\r\n{body}", outcome)
         if status == 503:
             outcome.refused_politely += 1
-            await asyncio.sleep(random.uniform(0.5, 1.5))  # sooner than asked to, so that the test is harder
+            await asyncio.sleep(random.uniform(0.5, 1.5))  # sooner than Retry-After, so that the test is harder
     for _ in range(TRIES_MAX if resume else 0):
         if outcome.end != "lost" or not outcome.ids or status in (204, 404, 410):
             break
@@ -72,7 +72,7 @@ async def read(port: int, *, seed: int, tokens: int, interval_ms: int, resume: b
 
 
 async def answer(port: int, request: str, outcome: Outcome) -> int:
-    """One request on a connection of its own, to its end; what came goes into `outcome`. The status, 0 without one."""
+    """Send a request on a new connection, read to its end into `outcome`; return the status (0 without an answer)."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionRefusedError:

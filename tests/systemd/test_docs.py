@@ -23,7 +23,7 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_pages_are_about_the_real_command_line(docs: Path) -> None:
+def test_the_pages_describe_the_real_command_line(docs: Path) -> None:
     commands = (docs / "streamd.8").read_text()
     for command in ("serve", "check\\-config", "mock\\-llm", "keys add"):
         assert f".SS streamd {command}\n" in commands
@@ -34,12 +34,12 @@ def test_the_pages_are_about_the_real_command_line(docs: Path) -> None:
 
 @needs("groff")
 @pytest.mark.parametrize("page", ["streamd.8", "streamd.toml.5"])
-def test_groff_takes_them(docs: Path, page: str) -> None:
+def test_groff_accepts_the_pages_without_a_warning(docs: Path, page: str) -> None:
     command = ["groff", "-man", "-Tutf8", "-Kutf8", "-ww", "-z", str(docs / page)]
     assert subprocess.run(command, capture_output=True, check=True).stderr == b""
 
 
 @pytest.mark.parametrize(("shell", "script"), [("bash", "streamd.bash"), ("zsh", "_streamd")])
-def test_shells_take_them(docs: Path, shell: str, script: str) -> None:
+def test_shells_accept_the_scripts(docs: Path, shell: str, script: str) -> None:
     skip_without(shell)
     subprocess.run([shell, "-n", str(docs / script)], check=True)

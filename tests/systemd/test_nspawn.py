@@ -34,8 +34,10 @@ pytestmark = pytest.mark.systemd
 T = TypeVar("T")
 
 PATIENCE_S = 60.0  # for a condition that normally comes within a second or five
-RAMP_PER_S = 400  # readers that come
-READERS = int(os.environ.get("STREAMD_READERS", "100"))  # of the restart under load; the tests' own part is two cores
+RAMP_PER_S = 400  # new readers per second
+READERS = int(
+    os.environ.get("STREAMD_READERS", "100")
+)  # for the restart under load; the tests themselves need two cores
 SETTINGS = "/etc/streamd/streamd.toml"
 UNITS = ("streamd.socket", "streamd-admin.socket", "streamd.service")
 DROP_IN = "/etc/systemd/system/streamd.service.d/test.conf"
@@ -65,10 +67,10 @@ class Installed:
         return f'{more}\nstate_dir = "/var/lib/streamd"\nworker_stuck = "2s"\n{upstream}{key}'
 
     def fresh(self, more: str = "") -> None:
-        """Stopped and started again, with these settings and a clean record."""
+        """Stop and start streamd, with these settings and a clean record."""
         self.run("systemctl", "stop", *UNITS)
         self.write(SETTINGS, self.settings(more))
-        # It also forgets how often each was started lately, which has a limit.
+        # This also resets the count of recent starts, which has a limit.
         self.ran("systemctl", "reset-failed", *UNITS)
         self.run("systemctl", "start", "streamd.service")
 
@@ -86,7 +88,7 @@ class Installed:
         return self.run("journalctl", "-o", "cat", "-u", "streamd.service")
 
     def get(self, path: str) -> int:
-        """The status of a GET, 0 when nobody listens or the connection breaks."""
+        """The status of a GET; 0 without a listener or if the connection breaks."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S) as answer:
                 return int(answer.status)
@@ -107,7 +109,7 @@ class Installed:
 
 
 def until(condition: Callable[[], T], what: str) -> T:
-    """Wait for a condition; what it returned."""
+    """Wait for a condition and return its value."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if found := condition():
@@ -116,7 +118,7 @@ def until(condition: Callable[[], T], what: str) -> T:
     raise AssertionError(f"waited {PATIENCE_S:.0f} s for {what}")
 
 
-# The container shares our network, where the kernel gives out ports from 32768 on to everybody: one of those may be
+# The container shares our network, where the kernel assigns ports from 32768 on to any process: such a port may be
 # taken between two starts.
 PORTS = range(20_000, 32_000)
 
@@ -182,7 +184,7 @@ def streamd(root: Path, log: Path, mock_port: int) -> Iterator[Installed]:
 # Installing
 
 
-def test_installed_twice_is_installed_once_and_a_changed_file_stays(streamd: Installed) -> None:
+def test_a_second_installation_changes_nothing_and_keeps_a_changed_file(streamd: Installed) -> None:
     streamd.write(SETTINGS, streamd.settings("# mine"))
     again = streamd.ran(*INSTALL, check=True, timeout_s=300)
     assert f"{SETTINGS}: kept as you changed it" in again.stderr
@@ -195,7 +197,7 @@ def test_installed_twice_is_installed_once_and_a_changed_file_stays(streamd: Ins
 # Starting
 
 
-def test_enable_now_starts_it_ready_as_its_own_user(streamd: Installed) -> None:
+def test_enable_now_starts_the_service_as_its_own_user(streamd: Installed) -> None:
     streamd.run("systemctl", "enable", "--now", "streamd.service")
     assert streamd.show("ActiveState") == "active"
     assert streamd.get("/readyz") == 200
@@ -211,16 +213,16 @@ def test_a_stream_goes_through_the_sandbox_whole(streamd: Installed) -> None:
     assert streamd.is_whole(outcome, 1)
 
 
-def test_the_admin_socket_is_for_the_group(streamd: Installed) -> None:
+def test_only_the_group_may_use_the_admin_socket(streamd: Installed) -> None:
     streamd.fresh()
     assert streamd.run("stat", "-c", "%a %U %G", "/run/streamd/admin.sock") == "660 streamd streamd\n"
     assert isinstance(json.loads(streamd.admin("/status")), dict)
     stranger = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
     refused = streamd.ran(*stranger, "curl", "-s", "--unix-socket", "/run/streamd/admin.sock", "http://admin/status")
-    assert refused.returncode == 7  # curl's word for a connection that failed
+    assert refused.returncode == 7  # curl's exit code for a failed connection
 
 
-def test_settings_with_a_fault_fail_the_start_once_and_say_why(streamd: Installed) -> None:
+def test_wrong_settings_fail_the_start_once_and_are_logged(streamd: Installed) -> None:
     streamd.fresh()
     streamd.run("systemctl", "stop", *UNITS)
     streamd.write(SETTINGS, streamd.settings('heartbeet = "15s"'))
@@ -233,7 +235,7 @@ def test_settings_with_a_fault_fail_the_start_once_and_say_why(streamd: Installe
 # Socket activation
 
 
-def test_a_connection_starts_it(streamd: Installed) -> None:
+def test_a_connection_starts_the_service(streamd: Installed) -> None:
     streamd.fresh()
     streamd.run("systemctl", "stop", "streamd.service")
     assert streamd.show("ActiveState") == "inactive"
@@ -241,14 +243,14 @@ def test_a_connection_starts_it(streamd: Installed) -> None:
     assert streamd.show("ActiveState") == "active"
 
 
-def test_a_connection_to_the_admin_socket_starts_it(streamd: Installed) -> None:
+def test_a_connection_to_the_admin_socket_starts_the_service(streamd: Installed) -> None:
     streamd.fresh()
     streamd.run("systemctl", "stop", "streamd.service")
     streamd.admin("/status")
     assert streamd.show("ActiveState") == "active"
 
 
-def test_without_its_public_socket_it_does_not_start(streamd: Installed) -> None:
+def test_without_its_public_socket_the_service_does_not_start(streamd: Installed) -> None:
     streamd.fresh()
     streamd.run("systemctl", "stop", *UNITS)
     with socket.create_server(("127.0.0.1", streamd.port)):
@@ -261,7 +263,7 @@ def test_without_its_public_socket_it_does_not_start(streamd: Installed) -> None
 # Reloading
 
 
-def test_a_reload_changes_settings_and_drops_nobody(streamd: Installed) -> None:
+def test_a_reload_changes_settings_and_drops_no_reader(streamd: Installed) -> None:
     streamd.fresh()
     pid = streamd.main_pid()
 
@@ -279,7 +281,7 @@ def test_a_reload_changes_settings_and_drops_nobody(streamd: Installed) -> None:
     until(lambda: streamd.show("ActiveState") == "active", "READY=1 after RELOADING=1")
 
 
-def test_a_reload_of_a_file_with_a_fault_fails_and_changes_nothing(streamd: Installed) -> None:
+def test_a_reload_of_a_wrong_file_fails_and_changes_nothing(streamd: Installed) -> None:
     streamd.fresh()
     pid = streamd.main_pid()
     streamd.write(SETTINGS, streamd.settings('heartbeat = "soon"'))
@@ -294,7 +296,7 @@ def test_a_reload_of_a_file_with_a_fault_fails_and_changes_nothing(streamd: Inst
 
 
 async def until_streams(streamd: Installed, count: int) -> None:
-    """Wait until so many streams are running, as the metrics say."""
+    """Wait until the metrics show `count` live streams."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         metrics = await asyncio.to_thread(streamd.admin, "/metrics")
@@ -325,11 +327,11 @@ def test_a_stuck_worker_takes_only_its_own_streams_along(streamd: Installed) -> 
     assert streamd.is_whole(asyncio.run(streamd.reader(4)), 4)
 
 
-def test_a_killed_only_worker_is_replaced_without_a_restart_and_refuses_nobody(streamd: Installed) -> None:
+def test_a_killed_only_worker_is_replaced_without_a_restart_or_a_refused_connection(streamd: Installed) -> None:
     streamd.fresh()
     main_pid, (worker,) = streamd.main_pid(), streamd.worker_pids()
     streamd.run("sh", "-c", f"kill -KILL {worker}")
-    assert streamd.get("/healthz") == 200  # it waited in the kernel's queue
+    assert streamd.get("/healthz") == 200  # the connection waited in the kernel's queue
     assert worker not in streamd.worker_pids()
     assert streamd.main_pid() == main_pid and streamd.show("NRestarts") == "0"
     assert "worker died" in streamd.journal()
@@ -345,13 +347,13 @@ def test_a_stuck_main_process_is_restarted_by_the_watchdog(streamd: Installed, w
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_main_process_is_restarted_and_refuses_nobody(streamd: Installed, workers: int) -> None:
+def test_a_killed_main_process_is_restarted_without_a_refused_connection(streamd: Installed, workers: int) -> None:
     streamd.fresh(f"workers = {workers}")
     before = streamd.worker_pids()
     streamd.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "streamd.service")
-    # What a worker accepts in the moment until systemd kills it, too, ends with it.
+    # Connections that a worker accepts in the moment until systemd kills it end with it.
     until(lambda: all(streamd.ran("kill", "-0", str(pid)).returncode for pid in before), "the end of the workers")
-    assert streamd.get("/healthz") == 200  # it waited in the kernel's queue
+    assert streamd.get("/healthz") == 200  # the connection waited in the kernel's queue
     until(lambda: streamd.show("NRestarts") == "1" and streamd.show("ActiveState") == "active", "the restart")
     cgroup = streamd.run("cat", f"/proc/{streamd.main_pid()}/cgroup")
     assert "streamd.service" in cgroup
@@ -395,8 +397,8 @@ def test_a_longer_drain_gets_more_time_from_systemd(streamd: Installed) -> None:
         streamd.run("systemctl", "daemon-reload")
 
 
-def test_a_restart_under_readers_refuses_nobody_and_loses_nothing_in_silence(streamd: Installed) -> None:
-    """Half of the generations end within the drain, half are cut by it. STREAMD_READERS=2000 for the real thing."""
+def test_a_restart_under_load_refuses_no_connection_and_loses_nothing_in_silence(streamd: Installed) -> None:
+    """Half of the generations end within the drain, half are cut by it. STREAMD_READERS=2000 sets the full load."""
     interval_ms = max(50, READERS // 10)  # 10,000 tokens/s at most
     drain_s = 2 + 30 * interval_ms / 1000
     tokens = [30 if seed % 2 else 10 * round(drain_s * 1000 / interval_ms) for seed in range(READERS)]
@@ -444,16 +446,18 @@ def test_a_finished_stream_can_be_read_after_a_restart(streamd: Installed, how: 
     assert streamd.is_whole(again, 8)
 
 
-# The whole of it
+# After all tests
 
 
-def test_no_bug_was_met_on_the_way(streamd: Installed) -> None:
+def test_no_test_of_the_module_met_a_bug(streamd: Installed) -> None:
     told = streamd.journal()
     assert "Traceback" not in told, told[told.index("Traceback") - 2000 :][:6000]
 
 
-def test_uninstall_leaves_only_what_a_person_made(root: Path, log: Path, mock_port: int, streamd: Installed) -> None:
-    """The last of the module: first a boot of its own, with the service enabled, then the way out."""
+def test_uninstall_leaves_only_changed_and_added_files(
+    root: Path, log: Path, mock_port: int, streamd: Installed
+) -> None:
+    """The last test of the module: first a second boot with the service enabled, then the removal."""
     streamd.fresh()
     streamd.run("systemctl", "enable", "streamd.service")
     streamd.machine.poweroff()

@@ -1,4 +1,4 @@
-"""systemd/place.py: a first installation, a second, an update, and what a person changed in between."""
+"""systemd/place.py: a first installation, a second, an update, and changes by a person in between."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-def test_the_first_time_everything_is_written(stage: Stage) -> None:
+def test_the_first_installation_writes_every_file(stage: Stage) -> None:
     assert stage.run("install") == []
     assert stage.path(TARGET).read_text() == "v1\n"
     assert stage.path(TARGET).stat().st_mode & 0o777 == 0o644
@@ -55,7 +55,7 @@ def test_the_units_follow_the_prefix(stage: Stage) -> None:
     assert stage.path(UNIT).read_text() == "ExecStart=/srv/s/bin/streamd\n"
 
 
-def test_the_second_time_nothing_is_touched(stage: Stage) -> None:
+def test_a_second_installation_touches_nothing(stage: Stage) -> None:
     stage.run("install")
     before = stage.path(TARGET).stat()
     assert stage.run("install") == []
@@ -63,7 +63,7 @@ def test_the_second_time_nothing_is_touched(stage: Stage) -> None:
     assert stage.path(TARGET).stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_an_update_replaces_what_nobody_changed(stage: Stage) -> None:
+def test_an_update_replaces_unchanged_files(stage: Stage) -> None:
     stage.run("install")
     stage.ship("v2\n")
     assert stage.run("install") == []
@@ -71,7 +71,7 @@ def test_an_update_replaces_what_nobody_changed(stage: Stage) -> None:
     assert not stage.path(TARGET + ".new").exists()
 
 
-def test_a_change_is_kept_and_an_update_comes_beside_it(stage: Stage) -> None:
+def test_a_changed_file_is_kept_and_its_update_is_put_beside_it(stage: Stage) -> None:
     stage.run("install")
     stage.path(TARGET).write_text("mine\n")
     assert stage.run("install") == [f"{TARGET}: kept as you changed it"]
@@ -83,7 +83,7 @@ def test_a_change_is_kept_and_an_update_comes_beside_it(stage: Stage) -> None:
     assert stage.path(TARGET + ".new").read_text() == "v2\n"
 
 
-def test_the_new_one_goes_once_it_was_taken_over(stage: Stage) -> None:
+def test_the_file_beside_is_removed_once_its_content_was_taken_over(stage: Stage) -> None:
     stage.run("install")
     stage.path(TARGET).write_text("mine\n")
     stage.ship("v2\n")
@@ -93,14 +93,14 @@ def test_the_new_one_goes_once_it_was_taken_over(stage: Stage) -> None:
     assert not stage.path(TARGET + ".new").exists()
 
 
-def test_a_file_that_was_there_before_any_installation_is_a_persons(stage: Stage) -> None:
+def test_a_file_older_than_any_installation_counts_as_changed(stage: Stage) -> None:
     stage.path(TARGET).parent.mkdir(parents=True)
     stage.path(TARGET).write_text("mine\n")
     assert stage.run("install") == [f"{TARGET}: kept as you changed it; the new one is {TARGET}.new"]
     assert stage.path(TARGET).read_text() == "mine\n"
 
 
-def test_uninstall_takes_what_it_brought_and_leaves_what_a_person_made(stage: Stage) -> None:
+def test_uninstall_removes_its_own_files_and_leaves_added_files(stage: Stage) -> None:
     stage.run("install")
     stage.path("/etc/streamd/credentials").mkdir()
     stage.path("/etc/streamd/credentials/key").write_text("sk")
@@ -116,14 +116,14 @@ def test_uninstall_leaves_a_changed_file_and_says_so(stage: Stage) -> None:
     assert not stage.path(UNIT).exists()
 
 
-def test_folders_of_our_own_go_when_they_are_empty_and_others_stay(stage: Stage) -> None:
+def test_only_empty_folders_of_streamd_are_removed(stage: Stage) -> None:
     stage.run("install")
     stage.run("uninstall")
     assert not stage.path("/etc/streamd").exists()
     assert stage.path("/usr/local/lib/systemd/system").is_dir()
 
 
-def test_twice_uninstalled_is_no_error(stage: Stage) -> None:
+def test_a_second_uninstall_is_no_error(stage: Stage) -> None:
     stage.run("install")
     stage.run("uninstall")
     assert stage.run("uninstall") == []

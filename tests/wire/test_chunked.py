@@ -1,4 +1,4 @@
-"""Bodies by their framing: whole, byte by byte, in any cut, with bytes behind them; and the same bytes through h11."""
+"""Bodies by their framing: whole, byte by byte, in any cut, with bytes after them; and the same bytes through h11."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAYLOAD = b"hello0123456789" + b"x" * 1024 + b"!"
 
 
 def decode(wire: bytes, *cuts: int) -> tuple[bytes, bool, bytes]:
-    """The payload, whether it ended, and what was left, of a chunked body read in those cuts."""
+    """The payload of a chunked body read in those cuts, whether it ended, and the bytes after it."""
     decoder = ChunkedDecoder()
     payload = b""
     edges = [0, *sorted(cuts), len(wire)]
@@ -54,7 +54,7 @@ def refusal(wire: bytes) -> str:
 
 @pytest.mark.parametrize("behind", [b"", b"\r\n", b"GET / HTTP/1.1\r\n"])
 @pytest.mark.parametrize("trailers", [b"", b"X: y\r\n", b"X:\r\nContent-Length: 5\r\n"])
-def test_whole_byte_by_byte_and_with_bytes_behind(trailers: bytes, behind: bytes) -> None:
+def test_a_chunked_body_is_read_whole_byte_by_byte_and_with_bytes_after_it(trailers: bytes, behind: bytes) -> None:
     wire = ONE_OF_EACH + b"0\r\n" + trailers + b"\r\n" + behind
     assert decode(wire) == (PAYLOAD, True, behind)
     assert decode(wire, *range(len(wire))) == (PAYLOAD, True, behind)
@@ -69,7 +69,7 @@ def test_any_cut_gives_the_same_payload(cuts: list[int]) -> None:
 
 @given(st.lists(st.binary(min_size=1, max_size=1500), max_size=8), st.lists(st.integers(0, 12_000)))
 @settings(max_examples=100, deadline=None)
-def test_what_is_encoded_is_decoded(payloads: list[bytes], cuts: list[int]) -> None:
+def test_an_encoded_body_decodes_to_itself(payloads: list[bytes], cuts: list[int]) -> None:
     wire = b"".join(map(encode_chunk, payloads)) + LAST_CHUNK
     assert decode(wire, *[min(at, len(wire)) for at in cuts]) == (b"".join(payloads), True, b"")
 
@@ -83,7 +83,7 @@ def test_a_whole_chunk_is_one_piece_and_the_decoder_stays_at_its_boundary(size: 
     assert not decoder.done
 
 
-def test_several_whole_chunks_are_a_piece_each() -> None:
+def test_each_of_several_whole_chunks_is_one_piece() -> None:
     decoder = ChunkedDecoder()
     assert decoder.feed(encode_chunk(b"a") + encode_chunk(b"b" * 999) + b"1\r\nc") == [b"a", b"b" * 999, b"c"]
     assert not decoder.at_boundary
@@ -91,7 +91,7 @@ def test_several_whole_chunks_are_a_piece_each() -> None:
     assert decoder.at_boundary
 
 
-def test_the_boundary_is_where_a_size_line_begins_and_nowhere_else() -> None:
+def test_the_decoder_is_at_a_boundary_only_before_a_size_line() -> None:
     wire = b"2\r\nab\r\n0\r\nX: y\r\n\r\n"
     decoder = ChunkedDecoder()
     boundaries = []
@@ -104,7 +104,7 @@ def test_the_boundary_is_where_a_size_line_begins_and_nowhere_else() -> None:
     assert not decoder.at_boundary
 
 
-def test_an_end_before_the_last_chunk_is_no_end() -> None:
+def test_an_end_before_the_last_chunk_is_not_a_clean_end() -> None:
     wire = b"5\r\nhello\r\n0\r\nX: y\r\n\r\n"
     for at in range(len(wire)):
         decoder = ChunkedDecoder()
@@ -139,7 +139,7 @@ def test_an_end_before_the_last_chunk_is_no_end() -> None:
         (b"5;" + b"a" * EXTENSION_BYTES_MAX, "bad_chunk_extension"),
     ],
 )
-def test_a_bad_size_line_says_what_is_bad(line: bytes, code: str) -> None:
+def test_a_bad_size_line_is_refused_with_its_fault(line: bytes, code: str) -> None:
     if not line:  # a lone CR can't begin a size line: refused at once, in either cut, as a size
         with pytest.raises(RemoteProtocolError):
             decode(b"\r\nhello\r\n")
@@ -165,7 +165,7 @@ def test_data_ends_with_crlf_at_its_size(end: bytes) -> None:
     assert refusal(b"5\r\nhello" + end + b"5\r\nhello\r\n") == "bad_chunk_end"
 
 
-def test_a_length() -> None:
+def test_a_body_with_a_length_ends_at_its_length() -> None:
     decoder = LengthDecoder(5)
     assert (decoder.feed(b"he"), decoder.done, decoder.eof()) == ([b"he"], False, False)
     assert decoder.feed(b"") == []
@@ -173,7 +173,7 @@ def test_a_length() -> None:
     assert decoder.eof()
 
 
-def test_until_the_close() -> None:
+def test_a_body_until_the_close_ends_with_the_connection() -> None:
     decoder = UntilCloseDecoder()
     assert (decoder.feed(b"he"), decoder.feed(b""), decoder.done) == ([b"he"], [], False)
     assert (decoder.eof(), decoder.done, decoder.rest) == (True, True, b"")
@@ -198,7 +198,7 @@ def test_the_framing_chooses_the_decoder(framing: Framing, length: int, kind: ty
 @pytest.mark.parametrize("decoder", [ChunkedDecoder(), LengthDecoder(1), UntilCloseDecoder()])
 def test_a_decoder_is_small_and_takes_nothing_after_its_end(decoder: BodyDecoder) -> None:
     assert not hasattr(decoder, "__dict__")
-    assert sys.getsizeof(decoder) <= 16 + 8 * 8 + 16  # eight slots, the object's head, the collector's
+    assert sys.getsizeof(decoder) <= 16 + 8 * 8 + 16  # eight slots, the object's header, the collector's header
     if isinstance(decoder, ChunkedDecoder):
         decoder.feed(LAST_CHUNK)
     else:
@@ -208,7 +208,7 @@ def test_a_decoder_is_small_and_takes_nothing_after_its_end(decoder: BodyDecoder
         decoder.feed(b"x")
 
 
-# Where h11 refuses a chunked body, streamd refuses, but for this set.
+# streamd refuses each chunked body that h11 refuses, except these.
 DIFFERENCES = {
     "h11 checks framing fields among the trailers; streamd drops all trailers": (
         b"content-length",
@@ -218,7 +218,7 @@ DIFFERENCES = {
 
 
 def through_h11(wire: bytes) -> tuple[bytes, bool, bytes] | None:
-    """What `decode` gives, by h11; None where it refuses."""
+    """The same as `decode`, by h11; None if h11 refuses."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     connection.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
     connection.next_event()
@@ -267,7 +267,7 @@ FRAGMENTS = [
 @example(b"0\r\nContent-Length: x\r\n\r\n")
 @example(b"5\r\nhelloXX0\r\n\r\n")
 @settings(max_examples=1000, deadline=None)
-def test_where_h11_refuses_we_refuse(wire: bytes) -> None:
+def test_a_chunked_body_that_h11_refuses_is_refused(wire: bytes) -> None:
     expected = through_h11(wire)
     try:
         ours = decode(wire)
@@ -281,7 +281,7 @@ def test_where_h11_refuses_we_refuse(wire: bytes) -> None:
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=8).map(b"".join))
 @settings(max_examples=300, deadline=None)
-def test_a_cut_never_changes_what_is_refused(wire: bytes) -> None:
+def test_a_cut_never_changes_the_outcome(wire: bytes) -> None:
     outcomes = []
     for cuts in ((), range(len(wire))):
         try:

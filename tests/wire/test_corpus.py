@@ -1,4 +1,4 @@
-"""Every row of the corpus through the parsers alone: whole, byte by byte, in odd cuts, and with bytes behind it."""
+"""Every row of the corpus through the parsers alone: whole, byte by byte, in odd cuts, and with bytes after it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CORPUS = Path(__file__).parent.parent / "corpus"
 REQUESTS = runpy.run_path(str(CORPUS / "http_requests.py"))["ROWS"]
 RESPONSES = runpy.run_path(str(CORPUS / "http_responses.py"))["ROWS"]
 
-WHOLE_REQUESTS = [row for row in REQUESTS if row[-1] != "close"]  # behind a cut one nothing can stand
+WHOLE_REQUESTS = [row for row in REQUESTS if row[-1] != "close"]  # nothing can follow a request that is cut off
 
 CUTS = [0, 1, 7, 1000]  # bytes per read; 0: all in one
 
@@ -37,7 +37,7 @@ def cut(wire: bytes, size: int) -> Iterator[bytes]:
 
 
 class ServerEnd:
-    """A connection's reading half, as the daemon's does it: heads and bodies in turn."""
+    """The reading half of a connection, as in the daemon: heads and bodies in turn."""
 
     def __init__(self) -> None:
         self.reader = HeadReader()
@@ -78,7 +78,7 @@ class ServerEnd:
 
 
 def response_outcome(request_method: str, wire: bytes, size: int) -> int | str:
-    """What an upstream's connection that sends these bytes and a FIN comes to."""
+    """The outcome of an upstream connection that receives these bytes and a FIN."""
     reader = HeadReader(opening=RESPONSE_OPENING)
     decoder: Any = None
     surplus = b""
@@ -114,14 +114,14 @@ def ids(rows: list[tuple[Any, ...]]) -> list[str]:
 
 @pytest.mark.parametrize("size", CUTS)
 @pytest.mark.parametrize("row", REQUESTS, ids=ids(REQUESTS))
-def test_request(row: tuple[str, bytes, str, int | str], size: int) -> None:
+def test_every_request_has_its_outcome_in_any_cut(row: tuple[str, bytes, str, int | str], size: int) -> None:
     _, wire, _, expected = row
     assert ServerEnd().outcome(wire, size) == expected
 
 
 @pytest.mark.parametrize("row", WHOLE_REQUESTS, ids=ids(WHOLE_REQUESTS))
-def test_request_with_bytes_behind(row: tuple[str, bytes, str, int | str]) -> None:
-    """A refusal stays the same refusal, and what was accepted leaves the next request whole."""
+def test_every_request_has_its_outcome_with_bytes_after_it(row: tuple[str, bytes, str, int | str]) -> None:
+    """A refusal stays the same refusal, and an accepted request leaves the next request whole."""
     _, wire, _, expected = row
     behind = b"GET /behind HTTP/1.1\r\nHost: example.org\r\n\r\n"
     server = ServerEnd()
@@ -132,12 +132,12 @@ def test_request_with_bytes_behind(row: tuple[str, bytes, str, int | str]) -> No
 
 @pytest.mark.parametrize("size", CUTS)
 @pytest.mark.parametrize("row", RESPONSES, ids=ids(RESPONSES))
-def test_response(row: tuple[str, str, bytes, str, int | str], size: int) -> None:
+def test_every_response_has_its_outcome_in_any_cut(row: tuple[str, str, bytes, str, int | str], size: int) -> None:
     _, method, wire, _, expected = row
     assert response_outcome(method, wire, size) == expected
 
 
-def test_the_tables_are_as_large_and_as_clear_as_promised() -> None:
+def test_every_row_has_a_source_and_a_name_of_its_own() -> None:
     for rows, refusals_min in ((REQUESTS, 150), (RESPONSES, 60)):
         names = [row[0] for row in rows]
         assert len(set(names)) == len(names)

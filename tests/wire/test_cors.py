@@ -26,7 +26,7 @@ def preflight(cors: Cors = CORS, **named: bytes) -> dict[bytes, bytes]:
         ("http://[::1]:8080", b"http://[::1]:8080"),
     ],
 )
-def test_origins(text: str, origin: bytes) -> None:
+def test_an_origin_is_normalized(text: str, origin: bytes) -> None:
     assert parse_origin(text) == origin
 
 
@@ -45,24 +45,24 @@ def test_origins(text: str, origin: bytes) -> None:
         "https://a\r\nX: y",
     ],
 )
-def test_what_is_no_origin(text: str) -> None:
+def test_a_text_that_is_no_origin_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"https://chat\.example"):
         parse_origin(text)
 
 
 @pytest.mark.parametrize("origin", [None, ORIGIN, b"null"])
-def test_off_is_no_header_at_all(origin: bytes | None) -> None:
+def test_without_origins_there_is_no_cors_header(origin: bytes | None) -> None:
     off = Cors()
     assert off.response_headers(origin) == []
     assert preflight(off) == {}
 
 
-def test_an_allowed_origin() -> None:
+def test_an_allowed_origin_is_echoed_with_the_exposed_headers() -> None:
     exposed = (b"Access-Control-Expose-Headers", b"X-Stream-Id, X-Request-Id, X-Upstream, Retry-After")
     assert CORS.response_headers(ORIGIN) == [VARY, (b"Access-Control-Allow-Origin", ORIGIN), exposed]
 
 
-def test_credentials() -> None:
+def test_credentials_are_allowed_only_to_an_allowed_origin() -> None:
     cors = Cors.of(["https://chat.example"], credentials=True)
     allow = (b"Access-Control-Allow-Credentials", b"true")
     assert allow in cors.response_headers(ORIGIN)
@@ -86,13 +86,13 @@ def test_credentials() -> None:
         b"https://chat.example, https://chat.example",
     ],
 )
-def test_any_other_origin_gets_vary_alone(origin: bytes | None) -> None:
+def test_any_other_origin_gets_only_vary(origin: bytes | None) -> None:
     assert CORS.response_headers(origin) == [VARY]
     if origin is not None:
         assert list(preflight(origin=origin)) == [b"Vary"]
 
 
-def test_a_preflight() -> None:
+def test_a_preflight_of_an_allowed_origin_is_granted() -> None:
     names = b"authorization,content-type, last-event-id,idempotency-key,x-stream-policy,x-stainless-os"
     assert preflight(access_control_request_headers=names) == {
         b"Vary": b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
@@ -133,13 +133,13 @@ def test_odd_names_are_not_echoed(names: bytes) -> None:
         ({b"access-control-request-method": b"PUT"}, False),
     ],
 )
-def test_what_a_preflight_is(asked: dict[bytes, bytes], expected: bool) -> None:
+def test_a_preflight_needs_origin_and_access_control_request_method(asked: dict[bytes, bytes], expected: bool) -> None:
     assert is_preflight(asked.get) is expected
     if not expected:
         assert [name for name, _ in CORS.preflight_headers(asked.get)] == [b"Vary"]
 
 
-def test_what_we_write_replaces_what_an_upstream_wrote() -> None:
+def test_every_cors_header_of_streamd_replaces_that_of_an_upstream() -> None:
     written: HeaderList = Cors.of(["https://chat.example"], credentials=True).response_headers(ORIGIN)
     ours = {name.lower() for name, _ in written} | {
         name.lower() for name in preflight(access_control_request_headers=b"a")

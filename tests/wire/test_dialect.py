@@ -183,7 +183,7 @@ def test_chunks_are_complete_with_done_or_every_choice_finished(
 
 
 @pytest.mark.parametrize("kind", ["response.completed", "response.failed", "response.incomplete"])
-def test_responses_end_with_one_of_three(kind: str) -> None:
+def test_responses_end_with_completed_failed_or_incomplete(kind: str) -> None:
     progress = seen(Dialect.RESPONSES, typed("response.created", response={"id": "resp_1"}, sequence_number=0))
     assert (progress.complete, progress.terminal, progress.response_id) == (False, False, "resp_1")
     progress.see(DONE)
@@ -201,7 +201,7 @@ def test_messages_end_with_message_stop(end: bytes) -> None:
     assert (progress.complete, progress.terminal) == (True, True)
 
 
-def test_of_an_unknown_dialect_the_framing_decides() -> None:
+def test_a_stream_of_an_unknown_dialect_is_complete_by_its_framing() -> None:
     progress = seen(Dialect.UNKNOWN, event(b"anything"))
     assert (progress.complete, progress.terminal) == (True, False)
     progress.see(DONE)
@@ -304,14 +304,14 @@ def test_progress_tolerates_anything_and_only_ever_ends_complete(dialect: Dialec
 
 @pytest.mark.parametrize("bad", [b"", b"{", b"[" * 5000, b"null", b'"x"', b'{"a": "\xff"}', b'{"choices": {"a": 1}}'])
 @pytest.mark.parametrize("dialect", Dialect)
-def test_what_is_no_json_object_is_passed_over(dialect: Dialect, bad: bytes) -> None:
+def test_data_that_is_no_json_object_is_ignored(dialect: Dialect, bad: bytes) -> None:
     progress = seen(dialect, event(bad))
     assert progress.complete == (dialect is Dialect.UNKNOWN)
     assert (progress.usage, progress.text_events) == (None, 0)
 
 
 def test_progress_is_small() -> None:
-    """One for each stream: its slots and the first chunk's head are all that it owns."""
+    """Each stream has a Progress: it owns only its slots and the first chunk's head."""
     progress = seen(Dialect.CHAT, chunk(delta(content="a")), chunk(delta(finish_reason="stop")))
     assert not hasattr(progress, "__dict__")
     assert sys.getsizeof(progress) + sys.getsizeof(progress.chunk_head) <= 256
@@ -332,12 +332,12 @@ def test_error_events_have_their_dialects_shape() -> None:
     assert (parse_event(made)[0], json_of(made)) == ("error", shape)
 
 
-def test_an_undecodable_byte_in_what_is_said_is_replaced() -> None:
+def test_an_undecodable_byte_in_an_error_text_is_replaced() -> None:
     said = json.loads(error_body(message="bad \udcff", type="t", code="c", param="\udc80"))
     assert said["error"] == {"message": "bad ?", "type": "t", "code": "c", "param": "?"}
 
 
-def test_error_bodies() -> None:
+def test_error_bodies_have_their_dialects_shape() -> None:
     for dialect in (Dialect.CHAT, Dialect.COMPLETIONS, Dialect.RESPONSES, Dialect.UNKNOWN):
         body = error_body(message="m", type="invalid_request_error", code="c", param="model", dialect=dialect)
         assert json.loads(body) == {
@@ -348,7 +348,7 @@ def test_error_bodies() -> None:
 
 
 @pytest.mark.parametrize("dialect", Dialect)
-def test_reconnect_says_where_and_when(dialect: Dialect) -> None:
+def test_a_reconnect_event_has_the_position_and_the_wait(dialect: Dialect) -> None:
     made = reconnect_event(dialect, message="restarting", last_id="s_x:12", retry_ms=1500)
     said = json_of(made)
     if dialect is Dialect.GEMINI:
@@ -394,7 +394,7 @@ def test_geminis_error_bodies_have_the_answers_status() -> None:
     assert json.loads(error_body(**said, status=418, dialect=Dialect.GEMINI))["error"]["status"] == "UNKNOWN"
 
 
-def test_gaps_of_the_other_dialects() -> None:
+def test_a_gap_has_a_shape_of_each_other_dialect() -> None:
     gap = {"gap": {"from": 5, "to": 9}}
     assert gap_event(Dialect.GEMINI, Progress(Dialect.GEMINI.api), 5, 9) == b'data: {"gap":{"from":5,"to":9}}\n\n'
     made = gap_event(Dialect.MESSAGES, Progress(Dialect.MESSAGES.api), 5, 9)
@@ -416,5 +416,5 @@ def test_gaps_of_the_other_dialects() -> None:
         ([], None),
     ],
 )
-def test_sequence_number_of(body: Any, number: int | None) -> None:
+def test_the_sequence_number_of_an_event_is_found(body: Any, number: int | None) -> None:
     assert sequence_number_of(event(body)) == number

@@ -1,4 +1,4 @@
-"""What streamd itself puts into a stream, through the real SDKs, unmodified, over a real socket."""
+"""The parts of a stream that streamd adds, through the real, unmodified SDKs over a real socket."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def answer_once(listener: socket.socket, body: bytes) -> None:
             if line.lower().startswith(b"content-length:"):
                 length = int(line.split(b":")[1])
         request.read(length)
-        with suppress(ConnectionError):  # an SDK that has what it wants resets the connection
+        with suppress(ConnectionError):  # an SDK that has read enough resets the connection
             connection.sendall(HEAD + body)
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1)
@@ -49,7 +49,7 @@ def answer_once(listener: socket.socket, body: bytes) -> None:
 
 @contextmanager
 def upstream(body: bytes) -> Iterator[str]:
-    """A server for one request; yields its address."""
+    """A server for a single request; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer_once, args=(listener, body), daemon=True)
         thread.start()
@@ -68,7 +68,7 @@ def on_the_wire(dialect: Dialect, events: list[bytes], *, clean_end: bool) -> by
         progress.see(each)
         wire += frame(PREFIX, 2 * at + 1, noise + each, chunked=True)
         wire += b"%x\r\n%b\r\n" % (len(HEARTBEAT), HEARTBEAT)
-        if clean_end:  # a gap may come everywhere, behind [DONE] too
+        if clean_end:  # a gap may come everywhere, after [DONE] too
             wire += frame(PREFIX, 2 * at + 2, gap_event(dialect, progress, at, at), chunked=True)
     return wire + b"%x\r\n%b\r\n" % (len(HEARTBEAT), HEARTBEAT) + (b"0\r\n\r\n" if clean_end else b"")
 
@@ -216,13 +216,13 @@ readers = pytest.mark.parametrize(("dialect", "events", "read"), READERS, ids=NA
 
 
 @readers
-def test_ids_heartbeats_retries_and_gaps_are_survived(dialect: Dialect, events: list[bytes], read: Any) -> None:
+def test_the_sdks_survive_ids_heartbeats_retries_and_gaps(dialect: Dialect, events: list[bytes], read: Any) -> None:
     with upstream(on_the_wire(dialect, events, clean_end=True)) as url:
         assert read(url) == "Hello"
 
 
 @readers
-def test_a_gap_may_come_first(dialect: Dialect, events: list[bytes], read: Any) -> None:
+def test_the_sdks_survive_a_gap_as_the_first_event(dialect: Dialect, events: list[bytes], read: Any) -> None:
     if read is responses_accumulated:
         pytest.skip("it takes nothing in front of response.created, whatever its shape")
     gap = frame(PREFIX, 1, gap_event(dialect, Progress(dialect.api), 1, 1, reset=True), chunked=True)
@@ -239,7 +239,7 @@ def last_words(dialect: Dialect) -> list[bytes]:
 
 @readers
 @pytest.mark.parametrize("which", [0, 1], ids=["error", "reconnect"])
-def test_errors_and_farewells_raise(dialect: Dialect, events: list[bytes], read: Any, which: int) -> None:
+def test_errors_and_farewells_raise_in_the_sdks(dialect: Dialect, events: list[bytes], read: Any, which: int) -> None:
     sdk = {Dialect.MESSAGES: anthropic, Dialect.GEMINI: errors}.get(dialect, openai)
     wire = on_the_wire(dialect, [*events[:2], last_words(dialect)[which]], clean_end=False)
     with upstream(wire) as url, pytest.raises(sdk.APIError) as raised:
@@ -263,7 +263,7 @@ def test_any_line_but_data_would_break_the_google_genai_sdk(line: str) -> None:
         gemini_text(url)
 
 
-def test_a_blank_line_of_its_own_would_break_the_openai_sdk() -> None:
+def test_a_blank_line_after_a_comment_would_break_the_openai_sdk() -> None:
     """The reason for the rule of loose lines. If it fails, the SDK has changed and the rule may be looked at again."""
     wire = frame(PREFIX, 1, CHAT[0], chunked=True) + b"6\r\n: hb\n\n\r\n" + frame(PREFIX, 2, CHAT[-1], chunked=True)
     with upstream(wire + b"0\r\n\r\n") as url, pytest.raises(json.JSONDecodeError):

@@ -13,7 +13,7 @@ from streamd.wire.event_id import (
 STREAM = "s_" + "0aB_-" * 5 + "zz"
 
 
-def test_an_id_of_a_stream_that_streamd_named() -> None:
+def test_an_id_of_a_stream_named_by_streamd_has_no_epoch() -> None:
     assert valid_last_event_id(f"{STREAM}:12".encode()) == EventId(STREAM, None, 12)
 
 
@@ -52,7 +52,7 @@ def test_other_spellings_of_a_seq_are_refused(seq: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "s_", "s_x", "a b", "a/b", "a:b", "é", "x" * 129, STREAM])
-def test_names_that_a_publisher_may_not_choose(name: str) -> None:
+def test_bad_names_are_refused(name: str) -> None:
     assert not valid_name(name.encode())
     assert valid_last_event_id(f"{name}:abcdef:1".encode()) is None
 
@@ -66,7 +66,7 @@ def test_stream_ids_have_one_form(bad: str) -> None:
 
 @pytest.mark.parametrize("byte", [b"\r", b"\n", b"\0", b" ", b"\t", b"\x7f", b"\xff"])
 @pytest.mark.parametrize("good", [f"{STREAM}:12".encode(), b"name:abcdef:3"])
-def test_no_control_byte_gets_in_anywhere(good: bytes, byte: bytes) -> None:
+def test_a_control_byte_anywhere_is_refused(good: bytes, byte: bytes) -> None:
     for at in range(len(good) + 1):
         assert valid_last_event_id(good[:at] + byte + good[at:]) is None
 
@@ -84,5 +84,5 @@ def test_no_control_byte_gets_in_anywhere(good: bytes, byte: bytes) -> None:
         b"a:abc=ef:1",
     ],
 )
-def test_what_streamd_never_wrote_is_none(raw: bytes) -> None:
+def test_an_id_that_streamd_never_writes_is_refused(raw: bytes) -> None:
     assert valid_last_event_id(raw) is None

@@ -15,15 +15,15 @@ PROXY = "10.0.0.1"
 @pytest.mark.parametrize(
     ("peer", "value", "client"),
     [
-        # Who isn't trusted is the client, whatever they say.
+        # A peer that isn't trusted is the client, whatever its header says.
         ("192.0.2.1", b"198.51.100.7", "192.0.2.1"),
         ("127.0.0.1", b"198.51.100.7", "127.0.0.1"),
         ("2001:db8::1", b"198.51.100.7", "2001:db8::1"),
-        # A trusted peer without the header is what it is.
+        # A trusted peer without the header is the client itself.
         (PROXY, None, PROXY),
         (PROXY, b"", PROXY),
         (None, None, None),
-        # One hop, in all writings.
+        # A single hop, in all spellings.
         (PROXY, b"198.51.100.7", "198.51.100.7"),
         (PROXY, b" 198.51.100.7 ", "198.51.100.7"),
         (PROXY, b"198.51.100.7:4711", "198.51.100.7"),
@@ -35,12 +35,12 @@ PROXY = "10.0.0.1"
         ("::ffff:10.0.0.1", b"198.51.100.7", "198.51.100.7"),
         ("fd00::5", b"198.51.100.7", "198.51.100.7"),
         (None, b"198.51.100.7", "198.51.100.7"),
-        # The rightmost that isn't trusted; what stands left of it is the client's own invention.
+        # The rightmost untrusted address counts; the client may have invented everything left of it.
         (PROXY, b"6.6.6.6, 198.51.100.7", "198.51.100.7"),
         (PROXY, b"6.6.6.6, 198.51.100.7, 10.1.1.1, 10.2.2.2", "198.51.100.7"),
         (PROXY, b"6.6.6.6, 10.9.9.9, 198.51.100.7, ::ffff:10.1.1.1", "198.51.100.7"),
         (PROXY, b"10.3.3.3, 10.2.2.2", "10.3.3.3"),  # a client inside the trusted network
-        # What is no address ends the walk at the hop before.
+        # A text that is no address ends the walk at the hop before.
         (PROXY, b"unknown", PROXY),
         (PROXY, b"6.6.6.6, unknown", PROXY),
         (PROXY, b"6.6.6.6, unknown, 10.1.1.1", "10.1.1.1"),
@@ -56,7 +56,9 @@ PROXY = "10.0.0.1"
         (PROXY, b"3221225985", PROXY),
     ],
 )
-def test_x_forwarded_for(peer: str | None, value: bytes | None, client: str | None) -> None:
+def test_x_forwarded_for_names_the_rightmost_untrusted_address(
+    peer: str | None, value: bytes | None, client: str | None
+) -> None:
     assert XFF.client_address(peer, value) == client
 
 
@@ -71,7 +73,7 @@ def test_x_forwarded_for(peer: str | None, value: bytes | None, client: str | No
         (b"for=6.6.6.6, for=198.51.100.7, for=10.1.1.1", "198.51.100.7"),
         (b'for=198.51.100.7;host="a, b;for=6.6.6.6"', "198.51.100.7"),
         (b'for=198.51.100.7;host="a\\", for=6.6.6.6;x=\\"b"', "198.51.100.7"),
-        # What a client wrote can't spoil what a proxy appended.
+        # A client's text can't spoil the address that a proxy appended.
         (b'for=", for=198.51.100.7', "198.51.100.7"),
         (b'"""""", for=198.51.100.7', "198.51.100.7"),
         (b'for="6.6.6.6, for=198.51.100.7, for=10.1.1.1', "198.51.100.7"),
@@ -88,18 +90,18 @@ def test_x_forwarded_for(peer: str | None, value: bytes | None, client: str | No
         (b'for="198.51.100.7', PROXY),
     ],
 )
-def test_forwarded(value: bytes, client: str) -> None:
+def test_forwarded_names_the_rightmost_untrusted_address(value: bytes, client: str) -> None:
     assert RFC7239.client_address(PROXY, value) == client
 
 
-def test_a_chain_has_an_end() -> None:
+def test_a_chain_is_followed_up_to_a_bound() -> None:
     assert XFF.client_address(PROXY, b"198.51.100.7" + b",10.1.1.1" * HOPS_MAX) == "10.1.1.1"
     assert XFF.client_address(PROXY, b"198.51.100.7" + b",10.1.1.1" * (HOPS_MAX - 1)) == "198.51.100.7"
     assert RFC7239.client_address(PROXY, b"for=198.51.100.7" + b",for=10.1.1.1" * HOPS_MAX) == "10.1.1.1"
     assert RFC7239.client_address(PROXY, b"for=198.51.100.7" + b",for=10.1.1.1" * (HOPS_MAX - 1)) == "198.51.100.7"
 
 
-def test_without_proxies_nobody_is_believed() -> None:
+def test_without_trusted_proxies_no_header_is_believed() -> None:
     nobody = TrustedProxies()
     assert nobody.client_address("10.0.0.1", b"198.51.100.7") == "10.0.0.1"
     assert nobody.client_address(None, b"198.51.100.7") is None
@@ -120,19 +122,19 @@ def test_without_proxies_nobody_is_believed() -> None:
         (None, None),
     ],
 )
-def test_who_is_gated(peer: str | None, counted_by: str | None) -> None:
+def test_a_peer_is_gated_by_its_address_unless_it_is_a_proxy_or_local(peer: str | None, counted_by: str | None) -> None:
     assert XFF.gated(peer) == counted_by
     assert TrustedProxies().gated(peer) == ("10.0.0.1" if peer == "10.0.0.1" else counted_by)
 
 
 @pytest.mark.parametrize("text", ["", "proxy.example", "10.0.0.0/33", "10.0.0", "fd00::/129", "*"])
-def test_what_is_no_network(text: str) -> None:
+def test_a_text_that_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"10\.0\.0\.0/8"):
         TrustedProxies.of([text])
 
 
 @pytest.mark.parametrize("text", ["10.0.0.7", "10.0.0.7/8", "::ffff:10.0.0.0/104", "::ffff:10.0.0.7"])
-def test_networks_may_be_written_loosely(text: str) -> None:
+def test_a_network_may_have_host_bits_and_blanks(text: str) -> None:
     assert TrustedProxies.of([text]).trusts("10.0.0.7")
     assert not TrustedProxies.of([text]).trusts("11.0.0.7")
 
@@ -144,14 +146,14 @@ def test_any_header_gives_an_address_or_the_peer(value: bytes, proxies: TrustedP
 
 
 @given(st.text('for=;," \\.:[]1', max_size=60), st.ip_addresses(v=4))
-def test_a_client_cannot_hide_behind_what_it_sent(invented: str, real: ipaddress.IPv4Address) -> None:
+def test_a_client_cannot_hide_behind_an_invented_chain(invented: str, real: ipaddress.IPv4Address) -> None:
     client = str(real)
     assume(not XFF.trusts(client))
     assert XFF.client_address(PROXY, f"{invented}, {real}".encode()) == client
     assert RFC7239.client_address(PROXY, f"{invented}, for={real}".encode()) == client
 
 
-def test_a_hostile_header_is_not_slow() -> None:
+def test_a_hostile_header_is_parsed_in_linear_time() -> None:
     # Quadratic or worse would show: 16 KiB is all that a head may hold.
     for value in (b'"' * 16384, b"," * 16384, b'for="' * 3276, b"for=a;" * 2730, b'a="\\' * 4096):
         assert RFC7239.client_address(PROXY, value) == PROXY

@@ -41,7 +41,7 @@ def request(*fields: bytes, line: bytes = b"POST / HTTP/1.1", host: bytes = b"Ho
 
 @pytest.mark.parametrize("behind", [b"", b"body", HEAD])
 @pytest.mark.parametrize("front", [b"", b"\r\n", b"\r\n\r\n"])
-def test_a_head_in_any_cut(front: bytes, behind: bytes) -> None:
+def test_a_head_is_found_in_any_cut(front: bytes, behind: bytes) -> None:
     wire = front + HEAD
     for at in range(len(wire) + 1):
         reader = HeadReader()
@@ -58,7 +58,7 @@ def test_a_head_in_any_cut(front: bytes, behind: bytes) -> None:
 
 def test_a_head_byte_by_byte_is_scanned_once() -> None:
     reader = HeadReader()
-    for _ in range(2):  # and the reader is ready for the next one
+    for _ in range(2):  # afterwards the reader is ready for the next head
         for byte in HEAD[:-1]:
             assert reader.feed(bytes([byte])) is None
             assert reader._scanned == reader.bytes_held
@@ -87,7 +87,7 @@ def test_empty_lines_are_skipped_before_each_head() -> None:
         (b"GET /" + b"a" * 100 + b" HTTP/1.1\r\n\r\n", 414, "target_too_long"),
     ],
 )
-def test_what_cannot_become_a_head_is_refused_before_its_end(wire: bytes, status: int, code: str) -> None:
+def test_bytes_that_cannot_become_a_head_are_refused_before_its_end(wire: bytes, status: int, code: str) -> None:
     limits = HeadLimits(head_bytes_max=80)
     for size in (1, len(wire)):
         reader = HeadReader(limits)
@@ -109,7 +109,7 @@ def test_what_cannot_become_a_head_is_refused_before_its_end(wire: bytes, status
         (b"HTTP/1.1 " + b"a" * 100, "head_too_large"),
     ],
 )
-def test_a_response_has_to_begin_like_one(wire: bytes, code: str) -> None:
+def test_a_response_must_begin_with_a_status_line(wire: bytes, code: str) -> None:
     for size in (1, len(wire)):
         reader = HeadReader(HeadLimits(head_bytes_max=80), opening=RESPONSE_OPENING)
         with pytest.raises(RemoteProtocolError) as caught:
@@ -119,7 +119,7 @@ def test_a_response_has_to_begin_like_one(wire: bytes, code: str) -> None:
         assert size == 1 or caught.value.code == code
 
 
-def test_a_reader_at_rest_is_small() -> None:
+def test_an_idle_head_reader_is_small() -> None:
     reader = HeadReader()
     reader.feed(HEAD)
     assert not hasattr(reader, "__dict__")
@@ -129,7 +129,7 @@ def test_a_reader_at_rest_is_small() -> None:
 # Requests
 
 
-def test_the_parts_of_a_request() -> None:
+def test_a_request_is_parsed_into_its_parts() -> None:
     head = parse_request(HEAD)
     assert (head.method, head.target, head.path, head.query) == ("GET", b"/v1/models?a=b", "/v1/models", "a=b")
     assert head.headers == ((b"host", b"example.org"), (b"x-a", b"1"), (b"x-a", b"2"))
@@ -149,7 +149,7 @@ def test_the_parts_of_a_request() -> None:
         (b"http://[::1]?d", "/", "d", b"[::1]"),
     ],
 )
-def test_targets(raw: bytes, path: str, query: str, authority: bytes) -> None:
+def test_a_target_is_parsed_into_path_query_and_authority(raw: bytes, path: str, query: str, authority: bytes) -> None:
     head = request(line=b"OPTIONS " + raw + b" HTTP/1.1")
     assert (head.path, head.query, head.authority) == (path, query, authority)
     assert head.target == (path + ("?" + query if query else "")).encode()
@@ -166,7 +166,7 @@ def test_targets(raw: bytes, path: str, query: str, authority: bytes) -> None:
         ([b"X-Content-Length: 5", b"Content-Length-X: 6"], Framing.NONE, 0),
     ],
 )
-def test_framing(fields: list[bytes], framing: Framing, length: int) -> None:
+def test_the_framing_of_a_request_comes_from_its_fields(fields: list[bytes], framing: Framing, length: int) -> None:
     head = request(*fields)
     assert (head.framing, head.content_length) == (framing, length)
 
@@ -182,7 +182,7 @@ def test_framing(fields: list[bytes], framing: Framing, length: int) -> None:
         (b"1.0", [b"Connection: keep-alive"], False),
     ],
 )
-def test_keep_alive(version: bytes, fields: list[bytes], keep_alive: bool) -> None:
+def test_keep_alive_depends_on_version_and_connection(version: bytes, fields: list[bytes], keep_alive: bool) -> None:
     assert request(*fields, line=b"GET / HTTP/" + version).keep_alive is keep_alive
 
 
@@ -199,12 +199,14 @@ def test_keep_alive(version: bytes, fields: list[bytes], keep_alive: bool) -> No
         (b"1.0", [b"Upgrade: websocket"], False, False),
     ],
 )
-def test_expectations_and_upgrades(version: bytes, fields: list[bytes], expects: bool, upgrades: bool) -> None:
+def test_expectations_and_upgrades_are_recognized_in_http_1_1_only(
+    version: bytes, fields: list[bytes], expects: bool, upgrades: bool
+) -> None:
     head = request(*fields, line=b"GET / HTTP/" + version)
     assert (head.expect_continue, head.upgrade) == (expects, upgrades)
 
 
-def test_http10_may_leave_the_host_out() -> None:
+def test_an_http10_request_may_lack_the_host() -> None:
     head = request(line=b"GET / HTTP/1.0", host=b"")
     assert (head.http10, head.authority) == (True, b"")
 
@@ -276,12 +278,14 @@ def test_each_refusal_has_a_status_a_code_and_a_sentence(wire: bytes, status: in
         ("GET", b"HTTP/1.1 103 Early Hints\r\n\r\n", Framing.NONE, 0, True),
     ],
 )
-def test_responses(method: str, wire: bytes, framing: Framing, length: int, keep_alive: bool) -> None:
+def test_the_framing_of_a_response_comes_from_method_status_and_fields(
+    method: str, wire: bytes, framing: Framing, length: int, keep_alive: bool
+) -> None:
     head = parse_response(wire, method)
     assert (head.framing, head.content_length, head.keep_alive) == (framing, length, keep_alive)
 
 
-def test_the_parts_of_a_response() -> None:
+def test_a_response_is_parsed_into_its_parts() -> None:
     head = parse_response(b"HTTP/1.1 429 Slow down, \xe9\r\nRetry-After: 3\r\nx: a\r\nX: b\r\n\r\n", "GET")
     assert (head.status, head.reason) == (429, b"Slow down, \xe9")
     assert head.headers == ((b"retry-after", b"3"), (b"x", b"a"), (b"x", b"b"))
@@ -315,7 +319,7 @@ def test_each_fault_of_an_upstream_is_a_502(wire: bytes, code: str) -> None:
 # Written heads
 
 
-def test_a_response_head() -> None:
+def test_a_response_head_is_written() -> None:
     fields = [(b"Content-Type", b"text/event-stream"), (b"X-Empty", b"")]
     wire = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Empty: \r\n\r\n"
     assert encode_response_head(200, fields) == wire
@@ -323,7 +327,7 @@ def test_a_response_head() -> None:
     assert encode_response_head(503, [], reason=b"Not now") == b"HTTP/1.1 503 Not now\r\n\r\n"
 
 
-def test_a_request_head() -> None:
+def test_a_request_head_is_written() -> None:
     assert encode_request_head("POST", b"/v1?a", [(b"host", b"b")]) == b"POST /v1?a HTTP/1.1\r\nhost: b\r\n\r\n"
 
 
@@ -331,7 +335,7 @@ INJECTIONS = [b"a\r\nX: b", b"a\nb", b"a\rb", b"a\x00b", b"a\x1bb", b"a\x7fb"]
 
 
 @pytest.mark.parametrize("raw", [*INJECTIONS, b"", b"a b", b"a:", b"\xe4"])
-def test_nothing_is_injected_through_a_name(raw: bytes) -> None:
+def test_a_field_name_cannot_inject_a_header(raw: bytes) -> None:
     with pytest.raises(LocalProtocolError):
         encode_response_head(200, [(raw, b"a")])
     with pytest.raises(LocalProtocolError):
@@ -339,7 +343,7 @@ def test_nothing_is_injected_through_a_name(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", INJECTIONS)
-def test_nothing_is_injected_through_a_value_a_reason_or_a_target(raw: bytes) -> None:
+def test_a_value_a_reason_or_a_target_cannot_inject_a_header(raw: bytes) -> None:
     with pytest.raises(LocalProtocolError):
         encode_response_head(200, [(b"a", raw)])
     with pytest.raises(LocalProtocolError):
@@ -362,7 +366,7 @@ def test_no_bad_status_is_written(status: int) -> None:
 
 @given(st.lists(st.tuples(st.binary(max_size=8), st.binary(max_size=12)), max_size=4))
 @settings(max_examples=300, deadline=None)
-def test_what_is_written_reads_back_or_is_not_written(fields: list[tuple[bytes, bytes]]) -> None:
+def test_a_head_that_would_not_read_back_is_not_written(fields: list[tuple[bytes, bytes]]) -> None:
     try:
         wire = encode_response_head(200, [(b"x-" + name, value) for name, value in fields])
     except LocalProtocolError:
@@ -372,7 +376,7 @@ def test_what_is_written_reads_back_or_is_not_written(fields: list[tuple[bytes, 
     assert parse_response(wire, "GET").headers == expected
 
 
-def test_hop_by_hop_headers_stay_behind() -> None:
+def test_hop_by_hop_headers_are_not_passed_on() -> None:
     kept = [(b"host", b"a"), (b"x-b", b"c"), (b"x-b", b"d")]
     dropped = [(name, b"x") for name in sorted(HOP_BY_HOP - {b"connection"})]
     assert end_to_end([*kept, *dropped]) == kept
@@ -380,14 +384,14 @@ def test_hop_by_hop_headers_stay_behind() -> None:
     assert end_to_end(iter([*kept, *named])) == [(b"host", b"a")]
 
 
-# Where h11 refuses a head, streamd refuses, but for this set.
+# streamd refuses each head that h11 refuses, except these.
 DIFFERENCES = {
     "up to two CRLF in front of a request (RFC 9112 2.2)": lambda wire: wire.startswith(b"\r\n"),
 }
 
 
 def through_h11(wire: bytes) -> h11.Request | None:
-    """The head as h11 alone reads it; None where it refuses, or finds no end."""
+    """The head as h11 alone reads it; None if h11 refuses it or finds no end."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(wire)
     try:
@@ -424,7 +428,7 @@ EDITS = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 3), st.sampled_fr
 
 
 def edited(wire: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
-    """The wire bytes after those edits: at an offset some bytes go, and others come."""
+    """The wire bytes after those edits: each replaces some bytes at an offset by others."""
     for at, removed, inserted in edits:
         wire = wire[:at] + inserted + wire[at + removed :]
     return wire or b"\r"
@@ -433,7 +437,7 @@ def edited(wire: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
 @given(st.builds(edited, st.sampled_from(SEEDS), EDITS))
 @example(b"\r\n" + HEAD)
 @settings(max_examples=1500, deadline=None)
-def test_where_h11_refuses_we_refuse(wire: bytes) -> None:
+def test_a_head_that_h11_refuses_is_refused(wire: bytes) -> None:
     try:
         ours = through_ours(wire)
     except RemoteProtocolError:
@@ -449,8 +453,8 @@ def test_where_h11_refuses_we_refuse(wire: bytes) -> None:
     assert theirs.target in (ours.target, theirs.target[: -len(ours.target)] + ours.target) or b"://" in theirs.target
 
 
-def test_what_h11_alone_refuses_is_refused_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No head is known that passes our check and not h11's; should one appear, it is a 400 or 501, or a 502."""
+def test_a_head_that_only_h11_refuses_is_refused_with_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No head is known that passes our check and not that of h11; if it occurs, it is a 400 or 501, or a 502."""
 
     def refuse(self: h11.Connection) -> None:
         raise h11.RemoteProtocolError("no", error_status_hint=501)

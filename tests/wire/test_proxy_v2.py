@@ -34,7 +34,9 @@ def header(version_command: int, family: int, rest: bytes, length: int | None = 
         (header(0x21, 0x11, TCP4 + bytes(LENGTH_MAX - 12)), False, "192.0.2.1", 4711),
     ],
 )
-def test_whole_in_any_cut_and_with_what_follows(buffer: bytes, local: bool, address: str | None, port: int) -> None:
+def test_a_header_is_parsed_in_any_cut_and_with_bytes_after_it(
+    buffer: bytes, local: bool, address: str | None, port: int
+) -> None:
     expected = ProxyHeader(len(buffer), local, address, port)
     assert parse_proxy_v2(buffer) == expected
     assert parse_proxy_v2(buffer + b"GET / HTTP/1.1\r\n") == expected
@@ -55,7 +57,7 @@ def test_whole_in_any_cut_and_with_what_follows(buffer: bytes, local: bool, addr
         (header(0x31, 0x11, TCP4), "version 3"),
         (header(0x22, 0x11, TCP4), "command 2"),
         (header(0x2F, 0x11, TCP4), "command 15"),
-        (header(0x21, 0x12, TCP4), "family 0x12"),  # a datagram's
+        (header(0x21, 0x12, TCP4), "family 0x12"),  # for datagrams
         (header(0x21, 0x41, TCP4), "family 0x41"),
         (header(0x21, 0x10, TCP4), "family 0x10"),
         (header(0x21, 0x11, TCP4[:-1]), "family 0x11 and 11 bytes"),
@@ -65,7 +67,7 @@ def test_whole_in_any_cut_and_with_what_follows(buffer: bytes, local: bool, addr
         (header(0x20, 0x00, b"", 0xFFFF), "at most 4096"),
     ],
 )
-def test_what_is_broken_is_refused_as_soon_as_it_shows(buffer: bytes, text: str) -> None:
+def test_a_broken_header_is_refused_as_soon_as_the_fault_shows(buffer: bytes, text: str) -> None:
     with pytest.raises(ProxyHeaderError, match=text):
         parse_proxy_v2(buffer)
     cut = min(len(buffer), 16)
@@ -74,7 +76,7 @@ def test_what_is_broken_is_refused_as_soon_as_it_shows(buffer: bytes, text: str)
 
 
 @given(st.binary(max_size=64), st.booleans())
-def test_any_bytes(rest: bytes, signed: bool) -> None:
+def test_any_bytes_are_parsed_or_refused(rest: bytes, signed: bool) -> None:
     buffer = SIGNATURE + rest if signed else rest
     try:
         found = parse_proxy_v2(buffer)
@@ -83,7 +85,7 @@ def test_any_bytes(rest: bytes, signed: bool) -> None:
     assert found is None or 16 <= found.bytes_read <= len(buffer)
 
 
-def test_a_full_buffer_is_never_waited_for() -> None:
+def test_a_header_that_fills_the_buffer_is_decided_at_once() -> None:
     assert parse_proxy_v2(header(0x21, 0x00, bytes(LENGTH_MAX))) is not None
     with pytest.raises(ProxyHeaderError):
         parse_proxy_v2(header(0x21, 0x00, bytes(LENGTH_MAX), LENGTH_MAX + 1))

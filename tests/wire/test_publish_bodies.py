@@ -1,4 +1,4 @@
-"""What publishers send, as events: whole, byte by byte, and cut anywhere."""
+"""The bodies of publishers as events: whole, byte by byte, and cut anywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def publication(kind: str) -> Publication:
 
 
 def cuts(body: bytes) -> Iterator[list[bytes]]:
-    """The body whole, byte by byte, and in two pieces wherever they can be."""
+    """The body whole, byte by byte, and in every pair of pieces."""
     yield [body]
     yield [body[k : k + 1] for k in range(len(body))]
     for k in range(1, len(body)):
@@ -31,7 +31,7 @@ def cuts(body: bytes) -> Iterator[list[bytes]]:
 
 
 def run(kind: str, pieces: list[bytes]) -> tuple[list[bytes], PublishError | None]:
-    """What went out, and the refusal, if there was one."""
+    """The events, and the refusal, if any."""
     taken, out = publication(kind), list[bytes]()
     try:
         for piece in pieces:
@@ -43,7 +43,7 @@ def run(kind: str, pieces: list[bytes]) -> tuple[list[bytes], PublishError | Non
 
 
 def each_cut(kind: str, body: bytes) -> tuple[list[bytes], PublishError | None]:
-    """The same however the body is cut."""
+    """The outcome of the body, which must be the same in every cut."""
     ran = [run(kind, pieces) for pieces in cuts(body)]
     outs = {tuple(out) for out, _ in ran}
     errors = {(str(error), error.code, error.status) if error else None for _, error in ran}
@@ -59,7 +59,7 @@ def each_cut(kind: str, body: bytes) -> tuple[list[bytes], PublishError | None]:
     [
         (b'{"a":1}\n', [b'{"a":1}']),
         (b'{"a":1}\n[2]\n"three"\n4\n', [b'{"a":1}', b"[2]", b'"three"', b"4"]),
-        (b'{"a":1}', [b'{"a":1}']),  # no line end behind the last
+        (b'{"a":1}', [b'{"a":1}']),  # no line end after the last
         (b'{"a":1}\r\n\r\n  \n\t\n{"b":2}\r\n', [b'{"a":1}', b'{"b":2}']),
         (b' {"a": 1}\t\n', [b'{"a": 1}']),
         (b'"\xc3\xa9"\n', [b'"\xc3\xa9"']),
@@ -90,7 +90,7 @@ def test_a_line_is_the_data_of_an_event(body: bytes, events: list[bytes]) -> Non
         (b"1\n[done]\n", 1, "bad_json", "Line 2"),
     ],
 )
-def test_a_line_that_is_refused(body: bytes, good: int, code: str, text: str) -> None:
+def test_a_bad_line_is_refused_after_the_good_lines(body: bytes, good: int, code: str, text: str) -> None:
     out, error = each_cut(LINES, body)
     assert error is not None
     assert (error.code, error.status, len(out)) == (code, 400, good)
@@ -98,7 +98,7 @@ def test_a_line_that_is_refused(body: bytes, good: int, code: str, text: str) ->
 
 
 @pytest.mark.parametrize("end", [b"\n", b""])
-def test_a_line_that_is_too_large(end: bytes) -> None:
+def test_a_line_above_the_bound_is_refused(end: bytes) -> None:
     fits = b'"' + b"x" * (EVENT_BYTES_MAX - 10) + b'"'
     out, error = each_cut(LINES, b"1\n" + fits + b"\n")
     assert (error, len(out[1])) == (None, EVENT_BYTES_MAX)
@@ -109,7 +109,7 @@ def test_a_line_that_is_too_large(end: bytes) -> None:
         assert out == [b"data: 1\n\n"]
 
 
-def test_done_is_said() -> None:
+def test_a_line_done_ends_the_stream() -> None:
     taken = publication(LINES)
     assert not taken.done
     assert taken.feed(b"[DONE]\n") == [DONE_EVENT]
@@ -127,7 +127,7 @@ def test_done_is_said() -> None:
         (b"data: 1\r\n\r\ndata: 2\r\rdata: 3\n\n", [b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n"]),
         (b"data: 1\ndata: 2\n\n", [b"data: 1\ndata: 2\n\n"]),
         (b"\xef\xbb\xbfdata: 1\n\n", [b"data: 1\n\n"]),
-        (b"data: 1", [b"data: 1\n\n"]),  # the body ended properly
+        (b"data: 1", [b"data: 1\n\n"]),  # without the blank line, in a body that ended properly
         (b": hello\n\ndata: 1\n\n", [b": hello\n", b"data: 1\n\n"]),
         (b"retry: 10\n\n", [b"retry: 10\n"]),
         (b"data: 1\n\ndata: [DONE]\n\n", [b"data: 1\n\n", DONE_EVENT]),
@@ -135,7 +135,7 @@ def test_done_is_said() -> None:
         (b"", []),
     ],
 )
-def test_events_pass_as_they_are(body: bytes, events: list[bytes]) -> None:
+def test_events_pass_unchanged(body: bytes, events: list[bytes]) -> None:
     assert each_cut(EVENTS, body) == (events, None)
 
 
@@ -150,7 +150,7 @@ def test_events_pass_as_they_are(body: bytes, events: list[bytes]) -> None:
         (b"data: 1\n\ndata: " + b"x" * EVENT_BYTES_MAX + b"\n\n", 1, "event_too_large", "Event 2 is larger than 200"),
     ],
 )
-def test_an_event_that_is_refused(body: bytes, good: int, code: str, text: str) -> None:
+def test_a_bad_event_is_refused_after_the_good_events(body: bytes, good: int, code: str, text: str) -> None:
     out, error = each_cut(EVENTS, body)
     assert error is not None
     assert (error.code, len(out)) == (code, good)
@@ -168,7 +168,7 @@ def test_an_event_that_is_refused(body: bytes, good: int, code: str, text: str) 
         (b": [DONE]\ndata: 1\n\n", False),
     ],
 )
-def test_which_events_end_the_stream(event: bytes, ends: bool) -> None:
+def test_the_last_event_of_a_dialect_ends_the_stream(event: bytes, ends: bool) -> None:
     taken = publication(EVENTS)
     assert taken.feed(event) == [event]
     assert taken.done is ends
@@ -181,7 +181,7 @@ def said(events: list[bytes]) -> str:
     return "".join(json.loads(parse_event(each)[1])["delta"] for each in events)
 
 
-def test_what_one_read_held_is_one_event() -> None:
+def test_the_text_of_one_read_is_one_event() -> None:
     taken = publication(TEXT)
     assert taken.feed(b"Hello, ") == [b'data: {"delta":"Hello, "}\n\n']
     assert taken.feed(b'"world"\n') == [b'data: {"delta":"\\"world\\"\\n"}\n\n']
@@ -196,7 +196,7 @@ def test_a_character_is_never_cut() -> None:
     assert said([event for each in out for event in each]) == "aé🙂"
 
 
-def test_text_has_no_word_for_the_end() -> None:
+def test_text_cannot_end_the_stream() -> None:
     taken = publication(TEXT)
     assert said(taken.feed(b"[DONE]\n")) == "[DONE]\n"
     assert not taken.done
@@ -214,7 +214,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_place(body: bytes, place: int
 
 
 @given(st.text(), st.lists(st.integers(0, 200)))
-def test_text_comes_out_as_it_went_in(text: str, places: list[int]) -> None:
+def test_text_comes_out_unchanged(text: str, places: list[int]) -> None:
     body = text.encode("utf-8", "ignore")
     ends = sorted({min(place, len(body)) for place in places} | {0, len(body)})
     out, error = run(TEXT, [body[start:end] for start, end in pairwise(ends)])
@@ -234,7 +234,7 @@ def test_a_large_read_becomes_events_of_the_allowed_size(character: str) -> None
 
 
 @given(st.sampled_from(list(PUBLICATIONS)), st.lists(st.binary(max_size=30), max_size=10))
-def test_whatever_comes_is_events_or_refused(kind: str, pieces: list[bytes]) -> None:
+def test_any_body_becomes_events_or_is_refused(kind: str, pieces: list[bytes]) -> None:
     out, _ = run(kind, pieces)
     for each in out:
         assert each.endswith(b"\n")

@@ -17,5 +17,5 @@ from streamd.wire.query import parameter
         ("x=;access_token=a", ()),
     ],
 )
-def test_parameter(query: str, values: tuple[str, ...]) -> None:
+def test_a_parameter_of_a_query_is_found_with_all_its_values(query: str, values: tuple[str, ...]) -> None:
     assert parameter(query, "access_token") == values

@@ -14,7 +14,7 @@ EVENT = b'data: {"choices":[{"delta":{"content":"hello"}}]}\n\n'
 
 
 def long_way(read: bytes) -> list[bytes] | None:
-    """What ChunkedDecoder makes of one read from a boundary; None if it isn't at one again afterwards."""
+    """The payloads of a read from a boundary by ChunkedDecoder; None if the read doesn't end at a boundary."""
     decoder = ChunkedDecoder()
     try:
         payloads = decoder.feed(read)
@@ -24,7 +24,7 @@ def long_way(read: bytes) -> list[bytes] | None:
 
 
 @pytest.mark.parametrize("size", [16, 17, 254, 255, 256, 257, 1023, 4095])
-def test_takes_one_chunk_of_an_event(size: int) -> None:
+def test_a_read_of_a_single_chunk_gives_its_payload(size: int) -> None:
     payload = b"data: " + b"x" * (size - 8) + b"\n\n"
     assert one_chunk(encode_chunk(payload)) == payload
     assert one_chunk(b"%X\r\n%b\r\n" % (size, payload)) == payload
@@ -46,7 +46,7 @@ def test_takes_one_chunk_of_an_event(size: int) -> None:
         b"0\r\n\r\n",
     ],
 )
-def test_leaves_the_rest_to_the_long_way(read: bytes) -> None:
+def test_other_reads_are_left_to_the_decoder(read: bytes) -> None:
     assert one_chunk(read) is None
 
 
@@ -55,7 +55,7 @@ def test_leaves_the_rest_to_the_long_way(read: bytes) -> None:
     before=st.sampled_from([b"", b"0", b"+", b" ", b"0x"]),
     after=st.sampled_from([b"", b"\r", b"\r\n", b"0\r\n\r\n", b"5"]),
 )
-def test_agrees_with_the_decoder(payload: bytes, before: bytes, after: bytes) -> None:
+def test_the_payload_is_the_same_as_the_decoders(payload: bytes, before: bytes, after: bytes) -> None:
     read = before + encode_chunk(payload) + after
     quick = one_chunk(read)
     if quick is not None:

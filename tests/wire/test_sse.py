@@ -23,7 +23,7 @@ def byte_wise(stream: bytes) -> list[bytes]:
 
 
 def reference(stream: bytes) -> list[bytes]:
-    """The same by the letter of the standard: whole, line by line, with no thought for speed."""
+    """The same pieces by the letter of the standard: whole and line by line, without regard to speed."""
     stream = stream.removeprefix(b"\xef\xbb\xbf")
     lines = re.split(rb"\r\n|\r|\n", stream)
     lines += [] if lines[-1] == b"" else [b""]
@@ -103,7 +103,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_whole_byte_by_byte_and_in_two(name: str) -> None:
+def test_a_stream_is_split_alike_whole_byte_by_byte_and_in_two(name: str) -> None:
     stream, pieces = WHOLE[name]
     assert reference(stream) == pieces
     assert split(stream) == pieces
@@ -143,7 +143,7 @@ def cut(stream: bytes, at: list[int]) -> list[bytes]:
 @settings(max_examples=400, deadline=None)
 @given(streams, st.lists(st.integers(0, 400), max_size=8))
 @example(b"data\r\r\ndata\r\n\r\n", [6, 7, 8])
-def test_any_stream_and_any_cut_give_what_the_standard_says(stream: bytes, at: list[int]) -> None:
+def test_any_stream_in_any_cut_is_split_as_the_standard_says(stream: bytes, at: list[int]) -> None:
     expected = reference(stream)
     assert split(*cut(stream, at)) == expected
     assert split(*byte_wise(stream)) == expected
@@ -163,7 +163,7 @@ def test_events_survive_any_cut_and_any_line_ends(blocks: list[list[bytes]], dat
     expected = [b"".join(line + b"\n" for line in lines) + b"\n" for lines in blocks]
     stream = b""
     for line in [line for lines in blocks for line in [*lines, b""]]:
-        # An LF straight after a CR would belong to the line before: an empty line then ends otherwise.
+        # An LF right after a CR belongs to the line before, so an empty line after CR doesn't end with LF alone.
         ends = [b"\r", b"\r\n"] if not line and stream.endswith(b"\r") else [b"\n", b"\r\n", b"\r"]
         stream += line + data.draw(st.sampled_from(ends))
     at = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
@@ -172,7 +172,7 @@ def test_events_survive_any_cut_and_any_line_ends(blocks: list[list[bytes]], dat
 
 @settings(max_examples=200, deadline=None)
 @given(streams, st.lists(st.integers(0, 400), max_size=6))
-def test_what_comes_out_is_an_event_or_loose_lines(stream: bytes, at: list[int]) -> None:
+def test_every_piece_is_an_event_or_loose_lines(stream: bytes, at: list[int]) -> None:
     for piece in split(*cut(stream, at)):
         assert b"\r" not in piece and b"\n\n" not in piece[:-2] and not piece.startswith(b"\n")
         names = [line.split(b":")[0] for line in piece.rstrip(b"\n").split(b"\n")]
@@ -180,7 +180,7 @@ def test_what_comes_out_is_an_event_or_loose_lines(stream: bytes, at: list[int])
             assert b"data" in names and b"id" not in names
         else:
             assert piece.endswith(b"\n") and set(names) <= {b"", b"retry"}
-        assert split(b"\n", piece) == [piece]  # not at the start, where a BOM would go
+        assert split(b"\n", piece) == [piece]  # not at the start, where a BOM would be removed
 
 
 def test_one_whole_event_is_not_copied() -> None:
@@ -213,7 +213,7 @@ def test_an_lf_after_the_cr_of_a_blank_line_does_not_swallow_an_event() -> None:
     assert splitter.feed(b"\n") == [b"data: c\n\n"]
 
 
-def test_pending_counts_what_is_held() -> None:
+def test_pending_counts_the_held_bytes() -> None:
     splitter = EventSplitter(event_bytes_max=MAX)
     seen = []
     for byte in byte_wise(b"\xef\xbb\xbf\ndata: a\r\n\r\n"):
@@ -222,7 +222,7 @@ def test_pending_counts_what_is_held() -> None:
     assert seen == [1, 2, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 0, 0]
 
 
-def test_finish_leaves_a_boundary() -> None:
+def test_finish_leaves_the_splitter_at_a_boundary() -> None:
     splitter = EventSplitter(event_bytes_max=MAX)
     splitter.feed(b"data: a\r")
     assert splitter.finish() == [b"data: a\n\n"]
@@ -231,7 +231,7 @@ def test_finish_leaves_a_boundary() -> None:
 
 
 def feed_until_too_large(chunks: list[bytes], event_bytes_max: int) -> tuple[list[bytes], int]:
-    """What came before the refusal, and how many bytes were fed."""
+    """The pieces before the refusal, and the number of bytes that were fed."""
     splitter = EventSplitter(event_bytes_max=event_bytes_max)
     before: list[bytes] = []
     fed = 0
@@ -245,14 +245,14 @@ def feed_until_too_large(chunks: list[bytes], event_bytes_max: int) -> tuple[lis
 
 
 @pytest.mark.parametrize("line", [b"data: aaaa", b": aaaaaaaa", b"data:\ndata", b"event: aaa"])
-def test_the_largest_event_passes_and_one_byte_more_does_not(line: bytes) -> None:
+def test_an_event_of_the_largest_size_passes_and_one_byte_more_does_not(line: bytes) -> None:
     stream = b"data: ok\n\n" + line + b"\n\n"
     assert split(stream, event_bytes_max=12) == split(*byte_wise(stream), event_bytes_max=12) == split(stream)
     for chunks in ([stream], byte_wise(stream)):
         assert feed_until_too_large(chunks, 11)[0] == [b"data: ok\n\n"]
 
 
-def test_too_large_is_raised_before_the_end_comes() -> None:
+def test_a_too_large_event_is_refused_before_its_end() -> None:
     endless = [b"data: ok\n\nda", b"ta:", *[b"x"] * 1000]
     assert feed_until_too_large(endless, 100) == (
         [b"data: ok\n\n"],
@@ -261,7 +261,7 @@ def test_too_large_is_raised_before_the_end_comes() -> None:
     assert feed_until_too_large([b"data: ok\n\n" + b"x" * 1000], 100)[0] == [b"data: ok\n\n"]
 
 
-def test_finish_keeps_the_bound() -> None:
+def test_finish_keeps_the_bound_of_an_event() -> None:
     splitter = EventSplitter(event_bytes_max=12)
     splitter.feed(b"data: aaaaa")
     with pytest.raises(EventTooLarge):
@@ -269,7 +269,7 @@ def test_finish_keeps_the_bound() -> None:
 
 
 def test_huge_lines_and_byte_wise_arrival_are_searched_once() -> None:
-    """Work counted, not timed: the searches of a held block together cover each of its bytes at most twice."""
+    """Counts work instead of time: the searches of a held block together cover each of its bytes at most twice."""
 
     class Counting(bytearray):
         looked_at = 0
@@ -325,7 +325,7 @@ def test_a_frame_read_back_is_the_event() -> None:
         (b": c\nretry: 1\nfoo: 2\ndata: a: b\n\n", (None, b"a: b")),
     ],
 )
-def test_parse_event(event: bytes, parsed: tuple[str | None, bytes]) -> None:
+def test_an_event_is_parsed_into_its_name_and_data(event: bytes, parsed: tuple[str | None, bytes]) -> None:
     assert parse_event(event) == parsed
 
 
@@ -345,7 +345,7 @@ def test_data_lines_keep_the_data_and_no_other_line(event: bytes, lines: bytes) 
     assert parse_event(lines) == (None, parse_event(event)[1])
 
 
-def test_a_plain_event_in_one_read_is_bounded_too() -> None:
+def test_a_plain_event_in_one_read_is_bounded() -> None:
     splitter = EventSplitter(event_bytes_max=100)
     most = b"data: %b\n\n" % (b"x" * 92)
     assert splitter.feed(most) == [most]

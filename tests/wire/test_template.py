@@ -1,4 +1,4 @@
-"""What is known of the JSON: which events are text deltas, where the text is, what may be merged with what."""
+"""The JSON of events: the text deltas, the place of their text, and the events that may be merged."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ DELTAS = {
     "gemini without an index": {"candidates": [{"content": {"parts": [{"text": T}]}}]},
     "gemini rated": gemini(T, safetyRatings=[{"category": "HARM", "probability": "LOW"}]),
 }
-# Text, but not alone, or in no shape that is known.
+# Text beside other content, or in an unknown shape.
 OTHERS = {
     "first": chat({"role": "assistant", "content": ""}),
     "finish": chat({"content": T}, {"finish_reason": "stop"}),
@@ -162,7 +162,7 @@ def test_choices_that_are_no_list_break_nothing(kind: str, choices: Any) -> None
 
 
 @pytest.mark.parametrize("parsed", OTHERS.values(), ids=OTHERS.keys())
-def test_what_is_more_or_less_than_a_text_is_not(parsed: dict[str, Any]) -> None:
+def test_an_event_with_more_or_less_than_a_text_is_not_learnt(parsed: dict[str, Any]) -> None:
     assert learn(wire(parsed)) is None
     assert Delta.of(wire(parsed)) is None
 
@@ -175,7 +175,7 @@ def test_what_is_more_or_less_than_a_text_is_not(parsed: dict[str, Any]) -> None
         {"unknown": 1},
     ],
 )
-def test_fields_that_may_change_from_event_to_event_are_for_merging_by_value_only(more: dict[str, Any]) -> None:
+def test_events_with_changing_fields_are_merged_by_value_only(more: dict[str, Any]) -> None:
     assert learn(wire(chat({"content": T}, **more))) is None
     assert learn(wire(chat({"content": T}, {"unknown": 1}))) is None
     assert learn(wire(chat({"content": T, "reasoning_content": "other"}))) is None
@@ -203,11 +203,11 @@ def test_fields_that_may_change_from_event_to_event_are_for_merging_by_value_onl
         wire(chat({"content": T})).replace(b'"choices"', b'"choices":[],"choices"') + b"\n",
     ],
 )
-def test_what_is_odd_as_bytes_is_not_learnt(event: bytes) -> None:
+def test_an_event_of_unusual_bytes_is_not_learnt(event: bytes) -> None:
     assert learn(event) is None
 
 
-def test_an_event_larger_than_a_template_may_be_is_not_learnt() -> None:
+def test_an_event_above_the_bound_of_a_template_is_not_learnt() -> None:
     assert learn(wire(chat({"content": T}, system_fingerprint="f" * TEMPLATE_BYTES_MAX))) is None
     assert learn(wire(chat({"content": T * TEMPLATE_BYTES_MAX})))
 
@@ -237,7 +237,7 @@ def learnt(parsed: Any, name: str = "") -> Template:
     return template
 
 
-def test_what_changes_beside_the_text_is_a_hole() -> None:
+def test_fields_that_change_beside_the_text_are_holes_of_the_template() -> None:
     template = learnt(chat({"content": T}, obfuscation="abc"))
     other = wire(chat({"content": "b"}, obfuscation="", created=1_800_000_000))
     assert fill_of(template, other) == Fill(b"1800000000", -1, b"b", b"")
@@ -366,7 +366,7 @@ INSIDES = st.lists(
 
 @settings(max_examples=500, deadline=None)
 @given(INSIDES)
-def test_the_inside_of_a_string_is_what_a_json_parser_takes(inside: bytes) -> None:
+def test_the_inside_of_a_string_is_accepted_as_a_json_parser_accepts_it(inside: bytes) -> None:
     try:
         parsed = json.loads((b'"%b"' % inside).decode())  # json itself lets halves of characters pass as UTF-8
     except ValueError:
@@ -376,7 +376,7 @@ def test_the_inside_of_a_string_is_what_a_json_parser_takes(inside: bytes) -> No
 
 @settings(max_examples=300, deadline=None)
 @given(INSIDES, st.sampled_from(["openai", "llama.cpp", "vllm reasoning", "responses", "messages", "tool", "gemini"]))
-def test_what_matches_is_the_same_json_with_another_text(inside: bytes, server: str) -> None:
+def test_an_event_that_matches_a_template_is_the_same_json_with_another_text(inside: bytes, server: str) -> None:
     parsed = DELTAS[server]
     template, event = learnt(parsed), wire(parsed).replace(b"TEXT", inside)
     fill = template.match(event)
@@ -402,7 +402,7 @@ def merged(*events: dict[str, Any], name: str = "") -> dict[str, Any] | None:
     return parsed
 
 
-def test_neighbours_are_merged_by_value() -> None:
+def test_neighbouring_deltas_are_merged_by_value() -> None:
     late = {"created": 1_700_000_009, "obfuscation": "z"}
     assert merged(chat({"content": "a"}), chat({"content": "b"}, **late)) == chat({"content": "ab"}, obfuscation="z")
     assert merged(chat(tool("{")), chat(tool("}"))) == chat(tool("{}"))
@@ -415,7 +415,7 @@ def test_neighbours_are_merged_by_value() -> None:
     assert merged(*blocks) == messages({"type": "thinking_delta", "thinking": "ab"})
 
 
-def test_of_usage_and_timings_the_last_one_wins() -> None:
+def test_the_last_usage_and_timings_win() -> None:
     first, second = (
         chat({"content": "a"}, usage={"n": 1}, timings={"n": 1}),
         chat({"content": "b"}, usage={"n": 2}, timings={}),
@@ -425,7 +425,7 @@ def test_of_usage_and_timings_the_last_one_wins() -> None:
     assert merged(chat({"content": "a"}), first) is None
 
 
-def test_choices_are_merged_each_index_once_in_the_order_of_their_coming() -> None:
+def test_choices_are_merged_each_index_once_in_the_order_of_arrival() -> None:
     parsed = merged(*(chat({"content": text}, {"index": index}) for index, text in [(1, "a"), (0, "b"), (1, "c")]))
     assert parsed
     assert [(one["index"], one["delta"]) for one in parsed["choices"]] == [
@@ -450,7 +450,7 @@ def test_choices_are_merged_each_index_once_in_the_order_of_their_coming() -> No
         messages({"type": "text_delta", "text": "b"}),
     ],
 )
-def test_other_kinds_and_other_fields_do_not_merge(other: dict[str, Any]) -> None:
+def test_deltas_of_different_kinds_or_fields_do_not_merge(other: dict[str, Any]) -> None:
     first = Delta.of(wire(chat({"content": "a"})))
     later = Delta.of(wire(other))
     assert first and later and not first.absorb(later) and not later.absorb(first)
@@ -469,7 +469,7 @@ def test_no_field_of_any_server_is_lost_to_a_merge() -> None:
                 others.append(parsed | {field: "other"})
             for other in others:
                 later = Delta.of(wire(other))
-                if later is None:  # without that field it isn't a delta
+                if later is None:  # without that field the event isn't a delta
                     continue
                 assert first and not first.absorb(later) and not later.absorb(first), (server, field)
                 assert json.loads(first.event()[6:]) == parsed
@@ -477,7 +477,7 @@ def test_no_field_of_any_server_is_lost_to_a_merge() -> None:
 
 @pytest.mark.parametrize("make", [chat, lambda delta, **more: chat({}, **more) | {"choices": [{"index": 0} | delta]}])
 def test_chunks_of_different_ids_stay_apart(make: Any) -> None:
-    """Two answers of one upstream never become one: neither by value nor by template."""
+    """Two answers of an upstream are never merged: neither by value nor by template."""
     delta = {"content": T} if make is chat else {"text": T}
     first, later = (make(delta, id=name) for name in ("chatcmpl-1", "chatcmpl-2"))
     assert merged(first, first) and merged(first, later) is None and merged(later, first) is None
@@ -502,7 +502,7 @@ def test_tool_calls_and_blocks_of_another_index_do_not_merge() -> None:
     assert first and later and not first.absorb(later)
 
 
-def test_numbers_that_would_lose_digits_and_halves_of_characters_are_left_alone() -> None:
+def test_numbers_that_would_lose_digits_and_halves_of_characters_are_not_merged() -> None:
     assert Delta.of(wire(chat({"content": "a"}, unknown=12345678901234567890123))) is None
     assert Delta.of(wire(chat({"content": "a"}, id="chatcmpl-12345678901234567890123")))
     assert Delta.of(wire(chat({"content": "\ud83d"}), ascii_only=True)) is None
