@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import re
+import sys
 import tomllib
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,14 @@ from streamd.reasons import CloseReason
 from streamd.wire import chunked
 
 PROJECT = Path(__file__).parents[1]
+README_LINES_MAX = 150
+
+sys.path.insert(0, str(PROJECT / "loadtest"))
+one_stalled: Any = importlib.import_module("one_stalled")
+run_demo: Any = importlib.import_module("run_demo")
 DOCUMENTS = sorted(
     str(path.relative_to(PROJECT))
-    for pattern in ("*.md", "docs/*.md", "loadtest/*.md", "tests/corpus/*.md")
+    for pattern in ("*.md", "docs/*.md", "loadtest/*.md", "fuzz/*.md", "tests/*.md", "tests/corpus/*.md")
     for path in PROJECT.glob(pattern)
 )
 DEFAULTS = Settings()
@@ -82,6 +90,13 @@ def words() -> set[str]:
     return set(re.findall(r"\w+", source()))
 
 
+@functools.cache
+def words_of_tests() -> set[str]:
+    """Names of the tests' own modules, for the documents about tests."""
+    files = (path for path in (PROJECT / "tests").rglob("*.py") if path.name != Path(__file__).name)
+    return set(re.findall(r"\w+", "\n".join(f"{path.stem} {path.read_text(encoding='utf-8')}" for path in files)))
+
+
 def anchors(text: str) -> set[str]:
     """The anchors that GitHub makes: lower case, blanks to hyphens, without punctuation."""
     headings = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
@@ -122,6 +137,12 @@ def test_every_named_file_exists(name: str) -> None:
     }
     here = {span for span in named if span not in ("loadtest/results", "loadtest/results/")}
     assert [span for span in sorted(here) if not (PROJECT / span).exists()] == []
+
+
+@pytest.mark.parametrize("module", [path.name for path in sorted((PROJECT / "tests").glob("*.py"))])
+def test_the_readme_of_the_tests_names_every_helper(module: str) -> None:
+    named = spans(text_of("tests/README.md"))
+    assert module in named or module.startswith(("test_", "conftest"))
 
 
 # Settings, flags, targets
@@ -210,7 +231,7 @@ def constant_of(name: str, constant: str) -> float:
 REPEATED = [
     ("docs/ARCHITECTURE.md", "32 to {} slots", ring.RING_SLOTS_MAX),
     ("docs/ARCHITECTURE.md", "{} to 128 slots", ring.RING_SLOTS_MIN),
-    ("docs/ARCHITECTURE.md", "the one pass, every {} ms", sweep.INTERVAL_S * 1000),
+    ("docs/ARCHITECTURE.md", "the pass, every {} ms", sweep.INTERVAL_S * 1000),
     ("docs/ARCHITECTURE.md", "one sweep every {} ms", sweep.INTERVAL_S * 1000),
     ("docs/ARCHITECTURE.md", "{} members a slice", sweep.SLICE_MAX),
     ("docs/ARCHITECTURE.md", "With more than {} readers", stream.DIRECT_READERS_MAX),
@@ -292,7 +313,7 @@ def test_every_name_in_backticks_exists(name: str) -> None:
         for word in re.findall(r"(?<![\w.$-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b", span)
     }
     reasons = {reason.word for reason in CloseReason}
-    known = KEYS | reasons | words() | FOREIGN_WORDS
+    known = KEYS | reasons | words() | FOREIGN_WORDS | (words_of_tests() if name.startswith("tests/") else set())
     elsewhere = ("streamd_", "test_")  # metrics and files have tests of their own
     assert sorted(word for word in named - known if not word.startswith(elsewhere)) == []
 
@@ -380,10 +401,40 @@ def test_every_error_code_is_documented() -> None:
 
 
 @pytest.mark.parametrize(("language", "file"), [("nginx", "nginx.conf"), ("caddyfile", "Caddyfile")])
-def test_the_readme_shows_lines_of_the_tested_files(language: str, file: str) -> None:
-    (block,) = blocks(text_of("README.md"), language)
+def test_configurations_of_proxies_in_documents_are_lines_of_the_tested_files(language: str, file: str) -> None:
+    (block,) = blocks(text_of("docs/REVERSE-PROXIES.md"), language)
     tested = {line.strip() for line in text_of(f"examples/proxies/{file}").splitlines()}
     assert [line for line in block.splitlines() if line.strip() not in tested] == []
+
+
+def test_the_readme_is_read_in_one_go() -> None:
+    assert len(text_of("README.md").splitlines()) <= README_LINES_MAX
+
+
+def test_the_readme_asks_the_synthetic_model_as_make_run_does() -> None:
+    """The same path and body that `make run` prints, on the address that the Makefile listens on."""
+    demo = run_demo.DEMO
+    curl = next(block for block in blocks(text_of("README.md"), "sh") if "curl" in block)
+    assert f"http://{listen_of_make_run()}{demo.path} " in curl
+    assert json.loads(curl.partition("-d '")[2].rpartition("'")[0]) == demo.body
+
+
+def listen_of_make_run() -> str:
+    (address,) = re.findall(r"^LISTEN \?= (\S+)$", text_of("Makefile"), re.MULTILINE)
+    return str(address)
+
+
+def test_the_chart_of_the_readme_is_drawn_from_the_measured_figures() -> None:
+    """Anew: .venv/bin/python loadtest/one_stalled.py --draw"""
+    figures = json.loads(text_of("loadtest/results/one_stalled.json"))
+    assert text_of("loadtest/results/one_stalled.svg") == one_stalled.chart_of(figures)
+
+
+@pytest.mark.parametrize("picture", re.findall(r"!\[[^]]*\]\(([^)]+\.svg)\)", text_of("README.md")))
+def test_pictures_are_readable_on_a_light_and_on_a_dark_page(picture: str) -> None:
+    svg = text_of(picture)
+    assert xml.etree.ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "prefers-color-scheme" in svg
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -26,16 +26,19 @@ KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 5
 
 
-def bind(address: Address) -> socket.socket:
-    """A bound and listening socket. Raises OSError with the address in its text."""
+DEFAULTS = Settings()
+
+
+def bind(address: Address, settings: Settings = DEFAULTS) -> socket.socket:
+    """A bound and listening socket with its options. Raises OSError with the address in its text."""
     try:
-        return _bind_unix(address.path) if address.is_unix else _bind_tcp(address)
+        return _bind_unix(address.path) if address.is_unix else _bind_tcp(address, settings)
     except OSError as error:
         where = f"unix:{address.path}" if address.is_unix else f"{address.host}:{address.port}"
         raise OSError(error.errno, f"{where}: {error.strerror or error}") from None
 
 
-def _bind_tcp(address: Address) -> socket.socket:
+def _bind_tcp(address: Address, settings: Settings) -> socket.socket:
     family, kind, proto, _, name = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -45,6 +48,8 @@ def _bind_tcp(address: Address) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(name)
+        # Before listen(): the kernel completes connections from then on, and each keeps the options of that moment.
+        set_options(sock, settings)
         sock.listen(BACKLOG)
     except OSError:
         sock.close()
@@ -94,8 +99,9 @@ def set_options(sock: socket.socket, settings: Settings) -> None:
     sock.setsockopt(tcp, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     sock.setsockopt(tcp, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
     sock.setsockopt(tcp, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    if settings.stall_timeout_s:
-        sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, round((settings.stall_timeout_s + 30) * 1000))
+    # 0 is written too: an inherited socket may carry the time of the process before.
+    user_timeout_s = settings.stall_timeout_s + 30 if settings.stall_timeout_s else 0
+    sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, round(user_timeout_s * 1000))
 
 
 def shown(sock: socket.socket) -> str:

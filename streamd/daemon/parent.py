@@ -157,10 +157,12 @@ class Parent:
         self._stored = list(inherited.stored)
         check_inherited(self._settings, self._public)
         self._public_kept, self._admin_kept = bool(self._public), bool(self._admin)
+        for sock in self._public:  # now, not when a worker is up: connections come meanwhile
+            listen.set_options(sock, self._settings)
         if not self._public:
-            self._public = [listen.bind(parse_address(address)) for address in self._settings.listen]
+            self._public = [listen.bind(parse_address(address), self._settings) for address in self._settings.listen]
         if self._settings.admin and not self._admin:
-            self._admin = [listen.bind(parse_address(self._settings.admin))]
+            self._admin = [listen.bind(parse_address(self._settings.admin), self._settings)]
 
     def _close_listeners(self) -> None:
         """Close the parent's copies first: the last copy must be a worker's, which empties the accept queue.

@@ -56,8 +56,16 @@ def test_accepted_sockets_inherit_the_options() -> None:
             assert accepted.getsockopt(tcp, socket.TCP_KEEPIDLE) == listen.KEEPALIVE_IDLE_S
 
 
+def test_a_connection_that_comes_before_a_worker_is_up_has_the_options() -> None:
+    """Between listen() and the worker's first accept the kernel takes connections by itself."""
+    with listen.bind(parse_address("127.0.0.1:0"), Settings(notsent_lowat_bytes=12_345)) as sock:
+        sock.setblocking(True)
+        with socket.create_connection(sock.getsockname()), sock.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 12_345
+
+
 def test_without_a_stall_limit_no_user_timeout_is_set() -> None:
-    with listen.bind(parse_address("127.0.0.1:0")) as sock:
+    with listen.bind(parse_address("127.0.0.1:0"), Settings(stall_timeout_s=60.0)) as sock:
         listen.set_options(sock, Settings(stall_timeout_s=0.0))
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
 

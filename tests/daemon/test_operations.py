@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fakes import get, rig
 
-from streamd.config import ROWS
+from streamd.config import ROWS, UPSTREAM_ROWS
 from streamd.core.admission import Gate
 from streamd.reasons import CloseReason
 
@@ -32,7 +32,7 @@ def test_every_metric_is_explained() -> None:
 
 
 def test_the_explained_reasons_are_exactly_those_of_the_code() -> None:
-    named = re.findall(r"`([a-z_]+)`", "".join(rows_after("| reason | who | what to do |")))
+    named = re.findall(r"`([a-z_]+)`", "".join(rows_after("| reason | caused by | action |")))
     assert sorted(named) == sorted(reason.word for reason in CloseReason)
 
 
@@ -56,4 +56,4 @@ def test_every_named_setting_exists() -> None:
     words = {reason.word for reason in CloseReason}
     named = {word for word in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", TEXT) if word.endswith(endings)} - words
     assert len(named) > 8
-    assert named - {row.key for row in ROWS} == set()
+    assert named - {row.key for row in (*ROWS, *UPSTREAM_ROWS)} == set()

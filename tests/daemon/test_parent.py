@@ -855,6 +855,16 @@ def test_a_socket_from_systemd_beyond_loopback_needs_keys_as_listen_does(mock: s
             check_inherited(Settings(), [public])
 
 
+def test_a_connection_on_a_passed_socket_has_the_options_before_a_worker_is_up() -> None:
+    parent = Parent(Settings(notsent_lowat_bytes=12_345), Settings, systemd.Notifier(), [], Clock())
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        passed.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1)  # of the process before
+        parent._take_sockets(systemd.Inherited([("public", passed)], [], []))
+        with socket.create_connection(passed.getsockname()), passed.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 12_345
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 90_000
+
+
 # -- restart without loss
 
 
