@@ -312,6 +312,8 @@ class Sdk:
         elif isinstance(parsed.get("delta"), str) and "output_index" in parsed:
             self.part((parsed.get("type"), parsed.get("item_id"), parsed["output_index"]), {"delta": parsed["delta"]})
             self.top["sequence_number"] = parsed.get("sequence_number")
+        elif parsed.keys() == {"delta"} and isinstance(parsed["delta"], str):
+            self.part("topic", parsed)  # a published text
         else:
             self.others.append(event)
 
