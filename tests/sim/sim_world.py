@@ -84,7 +84,7 @@ def settings_for(rng: random.Random) -> Settings:
         connect_timeout_s=1.0,
         ttft_timeout_s=4.0,
         idle_timeout_s=4.0,
-        stream_timeout_s=pick((0.0, 0.0, 15.0)),
+        stream_timeout_s=pick((0.0, 0.0, 6.0, 15.0)),
         event_bytes_max=EVENT_BYTES_MAX,
         pool_idle_timeout_s=pick((0.0, 1.0, 4.0)),
         pool_idle_max=pick((0, 4, 64)),
