@@ -172,8 +172,12 @@ class World:
         hub._random, hub._incarnation = other.randbytes, "AAAA"
         self._was_removed, hub.on_removed = hub.on_removed, self._recording(self._removed)
         self._was_sealed, hub.on_sealed = hub.on_sealed, self._recording(self._sealed)
-        worker.start()
-        gc.unfreeze()  # of what the worker freezes at its start, only one process lives on
+        # At its start a worker freezes all objects of its process. Here they have to stay visible: check_gone() counts.
+        freeze, gc.freeze = gc.freeze, lambda: None
+        try:
+            worker.start()
+        finally:
+            gc.freeze = freeze
         return worker
 
     def _recording(self, hook: Callable[..., None]) -> Callable[..., None]:

@@ -5,8 +5,9 @@ To search for longer: `make sim STEPS=10000000`; to replay what a search found: 
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +31,15 @@ from streamd.wire.template import Delta
 
 STEPS = 4_000
 RARE_MAX = 12  # situations that 40,000 steps may miss
+
+
+@pytest.fixture(autouse=True)
+def a_small_heap() -> Iterator[None]:
+    """Keep the collector, which each seed runs several times, off everything that other tests have left."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
