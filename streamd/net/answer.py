@@ -1,24 +1,25 @@
-"""Answer: one request and its one response.
+"""Answer: a request and its response.
 
     OPEN        nothing of the response is written, so it may still become anything; its request may still be arriving
     STREAMING   a subscriber of a stream writes here
     PROXYING    an upstream's answer goes through
     OVER        written, or given up
 
-Its connection makes it when a request's head is there, and drops it when the next request may come. Everything that
-works on a request is given the answer and nothing of the connection. It uses exactly one of
+A connection makes an answer when a request's head is there, and drops it when the next request may come. All code that
+works on a request gets the answer, and nothing of the connection. It calls a single one of these methods
 
     send()                                     a whole answer
     refuse()                                   an error of streamd's own, in the shape that the route's clients know
     stream()                                   the answer is a stream: the client becomes its reader
     proxy_head(), proxy_body(), proxy_end()    the answer is an upstream's
 
-at once, or later: later(pending) names the work that the answer waits for, which is told when the client leaves, takes
-nothing more, or is refused for another reason (a drain). The work ends with settle(respond), which runs `respond` if
-the answer is still open, and turns its Problem into a refusal.
+at once, or later: later(pending) names the work that the answer waits for. That work is told when the client leaves,
+when it takes nothing more, and when the request is refused for another reason (a drain). The work ends with
+settle(respond), which runs `respond` if the answer is still open, and turns its Problem into a refusal.
 
-An answer ends in one place, end(), which its connection calls exactly once: because the answer is complete, because
-the connection closes, or because it is lost. A token touches nothing here: a subscriber writes to the transport itself.
+An answer ends in a single place, end(), which its connection calls exactly once: because the answer is complete,
+because the connection closes, or because the connection is lost. A token touches nothing here: a subscriber writes to
+the transport itself.
 """
 
 from __future__ import annotations
@@ -51,12 +52,13 @@ EVENT_STREAM = [
     (b"cache-control", b"no-cache, no-transform"),
 ]
 
-# Not taken over from an upstream: fields that streamd writes itself, and CORS, since upstreams don't know its pages.
+# Fields that aren't copied from an upstream's answer: streamd writes the first four itself, and upstreams don't know
+# the pages that CORS allows.
 _STREAMD_FIELDS = frozenset({b"content-length", b"x-request-id", b"x-stream-id", b"x-upstream"}) | REPLACED
 
 
 class AnswerState(Choice):
-    """How far an answer has come; the module says what each means."""
+    """The state of an answer; the module's docstring explains each."""
 
     OPEN = "open"
     STREAMING = "streaming"
@@ -126,7 +128,7 @@ class Carrier(Protocol):
 
 
 class Answer:
-    """One request and its response; also the Sink of its subscriber."""
+    """A request and its response; also the Sink of its subscriber."""
 
     __slots__ = (
         "_carrier",
@@ -153,22 +155,22 @@ class Answer:
         self.request = request
         # answer
         self.state = AnswerState.OPEN
-        self._framing = Framing.UNTIL_CLOSE if http10 else Framing.CHUNKED  # of a body without a length
+        self._framing = Framing.UNTIL_CLOSE if http10 else Framing.CHUNKED  # framing of a body without a length
         self._pending: Pending | None = None
         self.reader: Subscriber | None = None
-        self.body_bytes = 0  # of an answer that is no stream
-        self.wrote_at = 0.0  # heartbeats and heads; events are in the stream's touched_at
+        self.body_bytes = 0  # of an answer that isn't a stream
+        self.wrote_at = 0.0  # time of the last heartbeat or head; a stream keeps that of its events in touched_at
 
     # -- how far it is
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing of the response is written, and the client is there."""
+        """Whether the client is there and nothing of the response is written."""
         return self.state is AnswerState.OPEN
 
     @property
     def is_ending(self) -> bool:
-        """Whether the stream has ended, and only its last bytes have to be written."""
+        """Whether the stream has ended, so that only its last bytes remain to be written."""
         return self.reader is not None and self.reader.stream.reason is not None
 
     @property
@@ -179,7 +181,7 @@ class Answer:
     # -- answering later
 
     def later(self, pending: Pending) -> None:
-        """The answer comes later: `pending` is told what becomes of the client meanwhile."""
+        """The answer comes later: `pending` is told if the client leaves, pauses or resumes meanwhile."""
         self._pending = pending
 
     def settle(self, respond: Callable[[], None]) -> None:
@@ -197,7 +199,7 @@ class Answer:
     # -- whole answers
 
     def send(self, status: int, body: bytes = b"", fields: Fields | None = None) -> None:
-        """A whole answer. Then the next request, or the end of the connection."""
+        """Write a whole answer; the next request follows, or the connection's close."""
         request = self.request
         self._carrier.begin_answer()
         request.status = status
@@ -211,7 +213,7 @@ class Answer:
         self._carrier.answered(request.reason or CloseReason.COMPLETE)
 
     def refuse(self, problem: Problem) -> None:
-        """An error of streamd's own, in the shape that the route's clients know; a break once bytes have been sent."""
+        """Answer with an error, in the shape that the route's clients know; abort if bytes have been sent already."""
         request = self.request
         if not self.is_open:
             self._carrier.abort(problem.reason)
@@ -236,7 +238,7 @@ class Answer:
         self.send(problem.status, body, [(b"content-type", b"application/json"), *problem.response_headers()])
 
     def _refuse_event_source(self, problem: Problem) -> None:
-        """An EventSource gives up for good at any status but 200: let it come back, and say why in a comment."""
+        """Answer 200, with `retry:` and a comment: an EventSource gives up for good at any other status."""
         request, runtime = self.request, self._runtime
         request.keep_alive = False
         request.status = 200
@@ -252,13 +254,13 @@ class Answer:
         self._carrier.close(problem.reason)
 
     def crash(self, where: str, error: Exception) -> None:
-        """A bug: loud, counted, and only this connection's."""
+        """A bug: report and count it, and end this connection alone."""
         self._runtime.bug(where, error)
         text = "streamd made a mistake; its log says more, under this answer's X-Request-Id."
         self.refuse(Problem(500, text, code="internal", reason=CloseReason.INTERNAL, close=True))
 
     def release_body(self) -> None:
-        """The request's body isn't needed any more: nothing will be tried again."""
+        """Free the request's body: no further attempt will need it."""
         request = self.request
         if request.body:
             self._runtime.let_body_go(len(request.body))
@@ -269,7 +271,7 @@ class Answer:
     def stream(self, stream: Stream, *, seq: int, policy: Policy, reset: bool = False, rest: bytes = b"") -> None:
         """The answer is a stream, from `seq` on. Writes the head and `retry:`, then subscribes.
 
-        rest (raw only): bytes of the event in front of `seq` that a reader that counts bytes doesn't have yet.
+        rest (raw only): the bytes of the event before `seq` that a reader that counts bytes still lacks.
         """
         request, runtime, carrier = self.request, self._runtime, self._carrier
         request.status = 200
@@ -309,7 +311,7 @@ class Answer:
         return reader
 
     def send_away(self, reason: CloseReason, message: str) -> bool:
-        """End a reader's answer in mid-stream, with its position; the stream goes on. False: it is no reader's."""
+        """End a reader's answer in mid-stream, with its position; the stream goes on. False: there is no reader."""
         if self.state is not AnswerState.STREAMING or self.reader is None:
             return False
         self.reader.farewell(message=message, retry_ms=self._runtime.retry_ms())
@@ -338,9 +340,9 @@ class Answer:
     # -- an upstream's answer
 
     def proxy_head(self, head: ResponseHead, fields: Fields) -> None:
-        """The answer is the upstream's: its status and fields, in streamd's framing. proxy_body(), proxy_end() follow.
+        """Pass on the upstream's status and fields, in streamd's framing. proxy_body() and proxy_end() follow.
 
-        `fields` are added.
+        `fields` are added to the upstream's.
         """
         request = self.request
         request.status = head.status
@@ -387,7 +389,7 @@ class Answer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 
     def break_off(self, reason: CloseReason) -> None:
-        """An answer that has begun will not become whole: never an ending that looks clean."""
+        """An answer that has begun can't be completed: abort, because its end must never look clean."""
         if self.state is AnswerState.PROXYING:
             self._pending = None
             self._carrier.abort(reason)
@@ -397,7 +399,7 @@ class Answer:
     def on_paused(self) -> None:
         """The transport takes nothing more for now."""
         if self.state is AnswerState.STREAMING:
-            if self._reads:  # else the answer's last bytes were what filled the transport
+            if self._reads:  # else the answer's own last bytes filled the transport
                 self.reader.pause()  # type: ignore[union-attr]
         elif self.state is AnswerState.PROXYING and self._pending is not None:
             self._pending.on_paused()
@@ -414,7 +416,7 @@ class Answer:
             self._pending.on_resumed()
 
     def on_due(self, now: float) -> float:
-        """Heartbeats of a stream; the next time to look."""
+        """Send a heartbeat if it is due; returns the next time to look."""
         reader, heartbeat_s = self.reader, self.request.route.heartbeat_s
         if reader is None or not heartbeat_s:
             return self.expires_at
@@ -425,18 +427,18 @@ class Answer:
         return min(last + heartbeat_s, self.expires_at)
 
     def expire(self, now: float) -> bool:
-        """The reader's token may have expired: then it is told where it stands, and the stream goes on."""
+        """End a reader's answer if its token has expired, and tell it its position. The stream goes on."""
         if now < self.expires_at:
             return False
         return self.send_away(CloseReason.TOKEN_EXPIRED, "The access token expired; get a new one and resume.")
 
     @property
     def expires_at(self) -> float:
-        """When this reader's right to read ends."""
+        """When the reader's right to read ends."""
         return (self.reader is not None and self.request.expires_at) or NEVER
 
     def end(self, reason: CloseReason) -> None:
-        """Release all that belongs to the request and note how it ended. Once, by the connection."""
+        """Release everything that belongs to the request and note its close reason. The connection calls this once."""
         request, reader, pending = self.request, self.reader, self._pending
         self._go(AnswerEvent.END)
         self._pending = None
@@ -470,7 +472,7 @@ class Answer:
         return [(b"transfer-encoding", b"chunked")] if self._is_chunked else []
 
     def _head(self, fields: Fields, *, reason: bytes | None = None) -> bytes:
-        """The response's head: `fields` and the standard fields of every answer."""
+        """The response's head: `fields`, and the standard fields of every answer."""
         request, runtime = self.request, self._runtime
         if not any(name == b"date" for name, _ in fields):
             fields = [(b"date", runtime.date()), *fields]

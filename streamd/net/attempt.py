@@ -1,6 +1,6 @@
-"""Attempt: one upstream asked once. A place in flight and a connection, pooled or new, until the answer is over.
+"""Attempt: asks an upstream once. It holds a place in flight and a connection, pooled or new, until the answer is over.
 
-Whether another upstream is tried, and what the answer is good for, is decided by its owner: an exchange or a fetch.
+Its owner, an exchange or a fetch, decides whether another upstream is tried and how the answer is used.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _SENT = (b"", b"")  # the request of an attempt that has gone out or is over
 
 @dataclass(slots=True)
 class Ask:
-    """A request for an upstream; let go at the answer's first byte.
+    """A request for an upstream; freed at the answer's first byte.
 
-    `fields` makes the header fields for one upstream; `target` and `body` are for one too, as a model may have another
-    name there.
+    `fields` makes the header fields for an upstream. `target` and `body` depend on the upstream too, since a model may
+    have another name there.
     """
 
     method: str
@@ -38,14 +38,14 @@ class Owner(Asker, Protocol):
     """The Asker of the connection, which is also told how far the attempt has come."""
 
     def on_asked(self, attempt: Attempt) -> None:
-        """A connection stands, and the request goes out now."""
+        """A connection is established; the request goes out now."""
 
     def on_unreachable(self, attempt: Attempt, error: BaseException) -> None:
-        """No connection was established: nothing was done at the upstream."""
+        """No connection was established, so the upstream did no work."""
 
 
 class Attempt:
-    """One try of one upstream, to be started once. `owner` is told of nothing any more after end()."""
+    """A single try of an upstream, to be started once. `owner` gets no more calls after end()."""
 
     __slots__ = (
         "_connecting",
@@ -61,23 +61,23 @@ class Attempt:
     )
 
     def __init__(self, runtime: Runtime, upstream: Upstream, ask: Ask, owner: Owner) -> None:
-        """Takes nothing yet. Raises LocalProtocolError where no request can be made of the parts."""
+        """Takes no place yet. Raises LocalProtocolError if the parts make no valid request."""
         body = ask.body(upstream)
         target = upstream.settings.origin.base.encode() + ask.target(upstream)
         head = encode_request_head(ask.method, target, ask.fields(upstream, len(body)))
-        self._request = (head, body)  # until it is sent; apart, since most bodies are the client's and no copy
+        self._request = (head, body)  # until it is sent; not joined, since most bodies are the client's bytes uncopied
         self._method = ask.method
         self._runtime = runtime
-        self._owner: Owner | None = owner  # None: over
+        self._owner: Owner | None = owner  # None: the attempt is over
         self.upstream = upstream
         self._connecting: asyncio.Task[None] | None = None
         self.connect_by = 0.0
         self.link: UpstreamConnection | None = None
-        self.is_reused = False  # the connection has carried an answer before
+        self.is_reused = False  # whether the connection has carried an answer before
         self.asked_at = 0.0
 
     def start(self, *, pooled: bool = True) -> None:
-        """Take a place and a connection; a new one unless `pooled`."""
+        """Take a place in flight and a connection; always a new connection unless `pooled`."""
         runtime, upstream = self._runtime, self.upstream
         now = runtime.time()
         upstream.in_flight += 1
@@ -89,7 +89,7 @@ class Attempt:
         self._connecting = runtime.loop.create_task(self._connect(now))
 
     async def _connect(self, began_at: float) -> None:
-        """The only task there is: it lives until the connection stands."""
+        """The only task of an attempt: it lives until the connection is established."""
         runtime, name = self._runtime, self.upstream.settings.name
         try:
             link = await self.upstream.connect()
@@ -107,7 +107,7 @@ class Attempt:
         runtime.counters.upstream_connect_s.observe(runtime.time() - began_at)
         if self._owner is None:
             link.close()
-        elif link.at is Up.CLOSED:  # accepted and closed at once: nothing of ours was read there
+        elif link.at is Up.CLOSED:  # accepted and closed at once, so the server read nothing
             self._unreachable(ConnectionResetError(errno.ECONNRESET, "closed as soon as it was accepted"))
         else:
             self._send(link)
@@ -130,7 +130,7 @@ class Attempt:
     def time_out(self) -> None:
         """The connection takes too long.
 
-        Why here and not asyncio.timeout(): ten thousand timers were 5 % of a ramp; the sweep passes by anyway.
+        Why here and not asyncio.timeout(): ten thousand timers were 5 % of a ramp; the sweep runs anyway.
         """
         connecting, self._connecting = self._connecting, None
         if connecting is not None:
@@ -142,7 +142,7 @@ class Attempt:
             self._owner.on_unreachable(self, error)
 
     def end(self) -> None:
-        """Give the place back; a request that is under way there is cut."""
+        """Give the place back; cut a request that is under way."""
         if self._owner is None:
             return
         self._owner, self._request = None, _SENT

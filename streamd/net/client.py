@@ -1,38 +1,38 @@
-"""ClientConnection: one downstream connection. It reads requests, and carries one answer after the other.
+"""ClientConnection: a downstream connection. It reads requests, and carries their answers in turn.
 
-A connection is in one place of the table below at any time, and only `_go` moves it:
+At any time a connection is in a single state of the table below, and only `_go` changes it:
 
     FRESH       before its first request: accepted, no head is complete
     ADOPTED     another worker has handed it over, with the beginning of a request
     HEAD        idle between two requests, or collecting a head
     BODY        reading a request's body
-    ANSWERING   the request is whole and its answer runs (net/answer.py says how far it has come)
-    LINGER      answered without reading the request to its end: the answer and a FIN are out, bytes that still come are
-                thrown away (RFC 9112 9.6)
+    ANSWERING   the request is whole and its answer runs (net/answer.py has the states of the answer)
+    LINGER      answered without reading the request to its end: the answer and a FIN are out, further bytes are thrown
+                away (RFC 9112 9.6)
     CLOSING     the last bytes are on their way
     LOST        gone
 
-Who may call what, and when:
+The callers and their methods:
 
-- The transport calls the protocol's methods: data, FIN, pause, resume, loss. While an answer runs, reading goes on:
-  only so a FIN is seen, and a FIN means that the client is gone. Bytes behind the request are kept up to
-  `pipeline_bytes_max`; more closes the connection.
-- The sweep calls on_due(). Every time limit of a connection is there, and nothing else holds a timer on it.
-- The answer, and nothing else above, calls the methods of its Carrier: begin_answer(), answered(), close(), abort(),
-  break_off(), cut(). Routes, exchanges and publishers have the answer and never the connection.
+- The transport calls the protocol's methods: data, FIN, pause, resume, loss. The connection goes on reading while an
+  answer runs, in order to see a FIN, which means that the client is gone. Bytes behind the request are kept up to
+  `pipeline_bytes_max`; more close the connection.
+- The sweep calls on_due(). All time limits of a connection are there; no other timer exists for it.
+- The answer, and no other object above, calls the methods of its Carrier: begin_answer(), answered(), close(),
+  abort(), break_off(), cut(). Routes, exchanges and publishers have the answer and never the connection.
 - The drain and the totals see connections as `Client` of net/runtime.py.
 
 How an answer ends: `_end_answer` is the only place, and each way leads through it once. The answer calls answered()
-when it is complete: the next request follows, or the close. close() and abort() end an answer that isn't. A loss that
+when it is complete: the next request follows, or the close. close() and abort() end an incomplete answer. A loss that
 the kernel reports ends it in connection_lost(). A reader that is too slow in the middle of Stream.append() is cut():
 only its transport is aborted there, and its answer ends in connection_lost(), when no stream is at work.
 
 Writing: the transport's high-water mark is 0, so pause_writing() comes, inside write(), as soon as the kernel took less
-than all. It is the only sign of a slow reader. `paused` is the transport's word and no place in the table: a connection
-may be paused anywhere. Every close arms an abort: a stalled peer keeps no socket.
+than all. This call is the only sign of a slow reader. `paused` repeats the transport's report and isn't a state of the
+table: a connection may be paused in any state. Every close arms an abort: a stalled peer keeps no socket.
 
-An idle connection is what 10,000 of them cost: all that belongs to a request is in its answer and its intake, all that
-is the same for all of a listener is in its entrance.
+An idle connection is the unit that 10,000 clients multiply, so it holds little: the data of a request is in its answer
+and its intake, and the data that all connections of a listener share is in its entrance.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ from streamd.wire.http1 import (
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# From the error event of a stream that failed to the close that follows it. A browser's fetch throws away what its page
-# has not read when a body breaks off: in Chromium 156 a close at once lost the error event in four of five tries, one
-# after 50 ms in none.
+# Delay between the error event of a failed stream and the close. When a body breaks off, a browser's fetch throws away
+# the bytes that its page has not read: in Chromium 156 an immediate close lost the error event in four of five tries, a
+# close after 50 ms in none.
 BROKEN_END_S = 0.25
 
 
 class ClientState(Choice):
-    """Where a connection is; the module says what each means."""
+    """The state of a connection; the module's docstring explains each."""
 
     FRESH = "fresh"
     ADOPTED = "adopted"
@@ -88,8 +88,8 @@ class ClientState(Choice):
 class ClientEvent(Choice):
     """A step of a connection."""
 
-    BEGIN = "begin"  # a head is there
-    WHOLE = "whole"  # and the body
+    BEGIN = "begin"  # a head is complete
+    WHOLE = "whole"  # the body is complete, too
     POSTPONE = "postpone"  # the request is read again later
     NEXT = "next"  # the answer is complete, another request may come
     REFUSE = "refuse"  # answered before the request was read to its end
@@ -153,7 +153,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(
         self, application: Application, entrance: Entrance, *, adopted: bytes = b"", remote: Remote | None = None
     ) -> None:
-        """`adopted`: the bytes that another worker has read, before it handed the connection over."""
+        """`adopted`: the bytes that another worker read before it handed the connection over."""
         # process
         self._runtime = entrance.runtime
         self._application = application
@@ -164,8 +164,8 @@ class ClientConnection(asyncio.Protocol):
         self.due_at = NEVER
         self.paused = False
         self._since = 0.0  # when the time allowed for a head, a body or idling began
-        self._stall: Stall | None = None  # once it was paused
-        self._last_bytes: LastBytes | None = None  # once it closes
+        self._stall: Stall | None = None  # from the first pause on
+        self._last_bytes: LastBytes | None = None  # from the close on
         self._behind = adopted  # bytes behind the request that is being answered
         self._close_reason: CloseReason | None = None
         # request
@@ -193,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
         self._go_on()
 
     def arrived(self, remote: Remote | None) -> None:
-        """The PROXY header has come; None: it is the proxy's own connection."""
+        """The PROXY header has come; None: the connection is the proxy's own."""
         if self.at is ClientState.FRESH:
             refusal = self.origin.arrived(remote)
             if refusal is not None:
@@ -204,14 +204,14 @@ class ClientConnection(asyncio.Protocol):
             self._take(data)
         except Problem as problem:
             self._refuse(problem)
-        except RemoteProtocolError as broken:  # where the next request would begin can't be known: close
+        except RemoteProtocolError as broken:  # the start of the next request can't be known: close
             text = f"Malformed request: {broken}."
             self._refuse(Problem(broken.status, text, code=broken.code, close=True))
         except Exception as error:
             self.crash("client.data_received", error)
 
     def eof_received(self) -> bool:
-        """A FIN. True keeps the connection for an answer that is complete and only has to be written."""
+        """A FIN. If the answer is complete and only has to be written, the connection stays for it."""
         answer = self.answer
         if answer is not None and answer.is_ending:
             answer.request.keep_alive = False
@@ -226,7 +226,7 @@ class ClientConnection(asyncio.Protocol):
             self._gone(self._close_reason or self.origin.reason_of_loss(exc))
 
     def _gone(self, reason: CloseReason) -> None:
-        """The transport is lost, or another worker's: leave all books of the process."""
+        """The transport is lost or belongs to another worker: leave all registries of the process."""
         self._end_answer(reason)
         self._go(ClientEvent.LOSE)
         runtime = self._runtime
@@ -259,18 +259,18 @@ class ClientConnection(asyncio.Protocol):
         if self.at is ClientState.BODY:
             self._take_body(data)
         elif self.at in EXPECTING and not self.paused:
-            behind, self._behind = self._behind, b""  # _go_on() may not have had its turn yet
+            behind, self._behind = self._behind, b""  # data may arrive before a scheduled _go_on() has run
             self._take_head(behind + data)
         elif self.at in EXPECTING or self.at is ClientState.ANSWERING:
-            # No request is begun while its client doesn't take the answers to those before it.
+            # Don't begin a request while its client doesn't take the answers to earlier requests.
             self._behind += data
-        # Checked here, so that bytes in one read with the request count too.
+        # Checked here so that bytes that arrived together with the request count too.
         is_too_much = len(self._behind) > self._runtime.settings.pipeline_bytes_max
         if is_too_much and (self.paused or self.at is ClientState.ANSWERING):
             self.abort(CloseReason.PIPELINE_FULL)
 
     def _go_on(self) -> None:
-        """Take up the bytes that came behind the request that was just answered, or with the connection."""
+        """Process the bytes kept behind the last request, or handed over with the connection."""
         if self._behind and self.at in EXPECTING and not self.paused:
             data, self._behind = self._behind, b""
             self.data_received(data)
@@ -279,7 +279,7 @@ class ClientConnection(asyncio.Protocol):
         heads, runtime = self._heads, self._runtime
         if heads is None:
             heads = self._heads = HeadReader(runtime.limits)
-            if self.at is not ClientState.FRESH:  # whose time began when it was accepted
+            if self.at is not ClientState.FRESH:  # a FRESH connection's time began at accept
                 self._allow(runtime.settings.head_timeout_s)
         found = heads.feed(data)
         if found is None:
@@ -294,7 +294,7 @@ class ClientConnection(asyncio.Protocol):
             self._take_body(rest)
 
     def _begin(self, head: RequestHead, rest: bytes) -> int | None:
-        """A request begins: plan for it, and ask for its body. The slot of its owner, if that is another worker."""
+        """Plan for a request and ask for its body. Returns the owner's slot if another worker owns the request."""
         runtime = self._runtime
         request = Request(
             head,
@@ -307,7 +307,7 @@ class ClientConnection(asyncio.Protocol):
         self._go(ClientEvent.BEGIN)
         intake = self._intake = Intake(runtime, head)
         if intake.is_whole:
-            self._behind = rest  # also where the plan refuses: the connection goes on with it
+            self._behind = rest  # set even if the plan refuses: the connection goes on with these bytes
         request.extra_headers = runtime.cors.response_headers(head.get(b"origin"))
         self.origin.find_client(request)
         plan = self._application.plan(answer)
@@ -347,7 +347,7 @@ class ClientConnection(asyncio.Protocol):
         self._gone(CloseReason.MOVED)
 
     def _forget_request(self) -> None:
-        """Another worker answers, counts and logs it."""
+        """Drop the request here: the other worker answers, counts and logs it."""
         answer = self.answer
         assert answer is not None
         self.origin.leave_request(answer.request)
@@ -356,7 +356,7 @@ class ClientConnection(asyncio.Protocol):
     # -- refusals
 
     def _turn_away(self, refusal: Refusal) -> None:
-        """Not even the reserve has a place: answer without reading the request."""
+        """Not even the reserve has room: answer without reading the request."""
         runtime = self._runtime
         runtime.counters.refused[refusal.reason] += 1
         bump(runtime.counters.responses, refusal.status)
@@ -371,7 +371,7 @@ class ClientConnection(asyncio.Protocol):
         self._linger(refusal.reason)
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer with an error, also in place of a request whose head isn't complete."""
+        """Answer with an error, even if the request's head isn't complete."""
         if self.answer is None:
             runtime = self._runtime
             request = Request.unparsed(now=runtime.time(), route=runtime.settings.route(""))
@@ -379,7 +379,7 @@ class ClientConnection(asyncio.Protocol):
         self.answer.refuse(problem)
 
     def crash(self, where: str, error: Exception) -> None:
-        """A bug: loud, counted, and only this connection's."""
+        """A bug: report and count it, and end this connection alone."""
         if self.answer is not None:
             self.answer.crash(where, error)
         else:
@@ -395,7 +395,7 @@ class ClientConnection(asyncio.Protocol):
         answer, intake = self.answer, self._intake
         assert answer is not None
         if intake is not None and intake.is_whole and answer.request.keep_alive:
-            self._go(ClientEvent.WHOLE)  # refused from its head, and it has no body
+            self._go(ClientEvent.WHOLE)  # refused from its head alone, and it has no body
         else:
             answer.request.keep_alive = False
 
@@ -417,12 +417,12 @@ class ClientConnection(asyncio.Protocol):
     # -- ends
 
     def close(self, reason: CloseReason) -> None:
-        """Write what is written and close; abort if the peer doesn't take it."""
+        """Close after the bytes written so far; abort if the peer doesn't take them."""
         if self._begin_closing(reason):
             self.transport.close()
 
     def break_off(self, reason: CloseReason) -> None:
-        """close() in a moment, so that the client reads the last event before it sees the break."""
+        """close() after BROKEN_END_S, so that the client reads the last event before it sees the break."""
         if self._begin_closing(reason):
             self._runtime.loop.call_later(BROKEN_END_S, self.transport.close)
 
@@ -436,7 +436,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def cut(self, reason: CloseReason) -> None:
-        """Abort from within Stream.append(), where no reader may leave: that is done in connection_lost()."""
+        """Abort from within Stream.append(), where no reader may leave; connection_lost() ends the answer."""
         self._close_reason = reason
         self.due_at = NEVER
         self.transport.abort()
@@ -450,7 +450,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     def _linger(self, reason: CloseReason) -> None:
-        """The request wasn't read to its end: FIN, then throw away what comes, for a while."""
+        """The request wasn't read to its end: send a FIN, then discard further bytes until close_timeout."""
         self._close_reason = self._close_reason or reason
         self._end_answer(reason)
         self._go(ClientEvent.REFUSE)
@@ -459,7 +459,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write_eof()
 
     def _end_answer(self, reason: CloseReason) -> None:
-        """Release all that belongs to the request, in one place, and say how it ended. Nothing between requests."""
+        """Release everything that belongs to the request, and report its end. Between requests it does nothing."""
         answer, intake = self.answer, self._intake
         if answer is None:
             return
@@ -469,7 +469,7 @@ class ClientConnection(asyncio.Protocol):
             intake.break_off(reason)
         self.origin.leave_request(answer.request)
         self._application.ended(answer)
-        answer.reader = None  # whose sink is the answer
+        answer.reader = None  # the reader refers to the answer as its sink: break the cycle
         self.answer = None
 
     def _go(self, event: ClientEvent) -> None:
@@ -498,7 +498,7 @@ class ClientConnection(asyncio.Protocol):
         return self._heads is not None and self._heads.bytes_held > 0
 
     def on_due(self, now: float) -> float:
-        """Deadlines that have come: heartbeats, stalls, slow heads and bodies, idle connections, aborts."""
+        """Handle due deadlines: heartbeats, stalls, slow heads and bodies, idle connections, aborts."""
         if self.at is ClientState.ANSWERING:
             return self._due_answer(now)
         if self.at in EXPECTING:
@@ -524,7 +524,7 @@ class ClientConnection(asyncio.Protocol):
         return min(self._next_look(), answer.expires_at)
 
     def _next_look(self) -> float:
-        """When to see whether a paused client still takes bytes."""
+        """When to check again whether a paused client still takes bytes."""
         return self._stall.next_look(self._runtime.settings) if self.paused and self._stall is not None else NEVER
 
     def _due_head(self, now: float) -> float:
@@ -537,7 +537,7 @@ class ClientConnection(asyncio.Protocol):
         return self.due_at
 
     def _due_body(self, now: float) -> float:
-        """After body_grace a body has to come at body_bytes_per_s_min, counted from there; a published one at any."""
+        """After body_grace a body must arrive at body_bytes_per_s_min, counted from then on. Publishing is exempt."""
         settings, intake = self._runtime.settings, self._intake
         allowed_s = intake.allowed_s(settings) if intake is not None else None
         if allowed_s is None:
@@ -549,7 +549,7 @@ class ClientConnection(asyncio.Protocol):
         return self.due_at
 
     def _due_abort(self, now: float) -> float:
-        """Closing: as long as the peer takes bytes it may have the rest, within stall_timeout."""
+        """Closing: the peer may have the rest as long as it takes bytes, for stall_timeout at most."""
         settings, last_bytes = self._runtime.settings, self._last_bytes
         assert last_bytes is not None
         if self.at is ClientState.CLOSING and last_bytes.may_go_on(self.transport, now, settings):
@@ -561,20 +561,20 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a request is still to come, or its answer to be written."""
+        """Whether a request may still come, or an answer is being made or written."""
         return self.at is ClientState.ANSWERING or self.at in EXPECTING
 
     def close_if_idle(self, *, fresh_too: bool) -> None:
-        """Close it between two requests; before its first only if `fresh_too`."""
+        """Close the connection between two requests; before its first only if `fresh_too`."""
         if self.at in EXPECTING and (fresh_too or self.at is not ClientState.FRESH):
             self.close(CloseReason.IDLE)
 
     def send_away(self, reason: CloseReason, message: str) -> bool:
-        """End a reader's answer in mid-stream, with its position. False: it has no reader."""
+        """End a reader's answer in mid-stream, with its position. False: no reader is here."""
         return self.answer is not None and self.answer.send_away(reason, message)
 
     def last_word(self, problem: Problem) -> None:
-        """Close what isn't a reader: with this problem if it waits for an answer or sends its request."""
+        """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
         if self.answer is not None and self.answer.is_open:
             self.answer.refuse(problem)
         elif self.is_awaited:

@@ -1,19 +1,19 @@
-"""Exchange: one request carried upstream, its tries, its time limits, and what becomes of the answer.
+"""Exchange: a request carried upstream, its attempts, its time limits, and the use of the upstream's answer.
 
-    CONNECTING  no connection yet: being established, or none taken
+    CONNECTING  no connection yet: being established, or not taken from the pool
     ASKED       the request is out, the answer's head is awaited
     STREAMING   the answer feeds a stream
     PROXYING    the answer goes through as bytes
-    COLLECTING  the reader has its 200 already (commit_after), but the answer is no stream: it is read for its error
+    COLLECTING  the reader has its 200 already (commit_after), but the answer isn't a stream: it is read for its error
                 text
     OVER
 
-Who tries again, and when, is decided once (docs/PROTOCOL.md, section 4): only if the connection was never
-established, or a *reused* connection ended without a byte (once), or the upstream answered 503, or 429 with another
-one free. Never after a time-out: no byte back isn't nothing done, and a generation costs money.
+A second attempt is allowed in three cases only (docs/PROTOCOL.md, section 4): the connection was never established; a
+*reused* connection ended without a byte (once); or the upstream answered 503, or 429 while another upstream is free.
+Never after a time-out: a missing reply doesn't prove that the upstream did no work, and a generation costs money.
 
-A request that asks for a stream has its Stream from the start: a retry of the same request can join it, and a reader
-who leaves before the first token can leave it a grace.
+A request that asks for a stream has its Stream from the start. So a retry of the same request can join it, and a reader
+that leaves before the first token can leave it a grace.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire.http1 import Framing, ResponseHead
 
-# An error text for an event: the object of an OpenAI-compatible server takes a few hundred bytes.
+# Bound of an error text for an event: the error object of an OpenAI-compatible server takes a few hundred bytes.
 COLLECTED_BYTES_MAX = 16 * 1024
 
 
 class ExchangeState(Choice):
-    """How far an exchange has come; the module says what each means."""
+    """The state of an exchange; the module's docstring explains each."""
 
     CONNECTING = "connecting"
     ASKED = "asked"
@@ -72,7 +72,7 @@ TRANSITIONS: dict[ExchangeState, frozenset[ExchangeState]] = {
 
 
 class Exchange(Pending):
-    """One request on its way. `answer` is None once its reader has left or has its stream."""
+    """A request on its way. `answer` is None once its reader has left or has its stream."""
 
     __slots__ = (
         "__weakref__",
@@ -110,7 +110,7 @@ class Exchange(Pending):
         open_stream: Callable[[], Stream],
         on_over: Callable[[], None],
     ) -> None:
-        """`open_stream` opens one for an answer that turns out to be a stream; `on_over` is told of the end, once."""
+        """`open_stream` makes the Stream of an answer that unexpectedly is a stream; `on_over` is called once."""
         # process
         self._runtime = runtime
         self._upstreams = upstreams
@@ -123,12 +123,12 @@ class Exchange(Pending):
         self.stream = stream
         self._open_stream = open_stream
         self._on_over = on_over
-        self.usage = usage  # of an answer that is proxied, where its key's tokens are limited
+        self.usage = usage  # counts the tokens of a proxied answer if its key's tokens are limited
         # tries
         self._state = ExchangeState.CONNECTING
         self._tried: tuple[Upstream, ...] = ()
-        self._attempt: Attempt | None = None  # the one under way
-        self._stale_links = 0  # pooled connections that ended without a byte; the first may be asked again
+        self._attempt: Attempt | None = None  # the attempt under way
+        self._stale_links = 0  # pooled connections that ended without a byte; the request is sent again after the first
         # time
         self._started_at = runtime.time()
         self.due_at = NEVER
@@ -138,7 +138,7 @@ class Exchange(Pending):
     # -- going upstream
 
     def start(self) -> None:
-        """Take an upstream and ask. Raises Problem if there is none."""
+        """Choose an upstream and ask it. Raises Problem if none can take the request."""
         upstream = self._choose()
         if self.answer is not None:
             self.answer.later(self)
@@ -169,7 +169,7 @@ class Exchange(Pending):
     # -- when it doesn't get there
 
     def on_unreachable(self, attempt: Attempt, error: BaseException) -> None:
-        """Never established: nothing was done there, so another one may be tried."""
+        """No connection was established, so the upstream did no work: another upstream may be tried."""
         upstream = attempt.upstream
         self._count_failure(upstream, CloseReason.UPSTREAM_CONNECT)
         attempt.end()
@@ -186,7 +186,7 @@ class Exchange(Pending):
         )
 
     def _try_another(self, failed: Upstream) -> bool:
-        """Go on with an upstream that was not tried yet, if there is one."""
+        """Go on with an upstream that has not been tried yet. False: there is none."""
         self._tried = (*self._tried, failed)
         try:
             upstream = self._choose()
@@ -222,7 +222,7 @@ class Exchange(Pending):
             self.cancel(CloseReason.READER_GONE)
 
     def _elsewhere(self, attempt: Attempt, status: int) -> bool:
-        """503, or 429 with another upstream free: that one refused before it began, so asking another costs nothing."""
+        """Try a free upstream after 503 or 429: the first refused before it began, so asking another costs nothing."""
         if self._ask is None:
             return False
         upstream = attempt.upstream
@@ -248,7 +248,7 @@ class Exchange(Pending):
         self._attach(stream)
 
     def _attach(self, stream: Stream) -> None:
-        """Give the one who asked its stream, if it is still waiting for it."""
+        """Make the client that sent the request a reader of the stream, if it still waits."""
         answer, self.answer = self.answer, None
         if answer is not None and answer.is_open:
             answer.stream(stream, seq=1, policy=self.policy)
@@ -271,7 +271,7 @@ class Exchange(Pending):
         answer.proxy_head(head, headers)
 
     def _drop_stream(self, stream: Stream) -> None:
-        """The answer is no stream. Those who joined it meanwhile are told, else nothing is left of it."""
+        """The answer isn't a stream. Readers that joined it meanwhile are told; without readers it is removed."""
         stream.source = None
         self.stream = None
         now = self._runtime.time()
@@ -309,7 +309,7 @@ class Exchange(Pending):
         assert attempt is not None
         is_unread = self._state is ExchangeState.ASKED and attempt.is_reused and not link.any_byte
         if is_unread and not self._stale_links:
-            # A pooled connection that the server was closing: nothing of ours was read there.
+            # The server was closing the pooled connection and has read nothing of this request.
             self._stale_links += 1
             attempt.end()
             self._go(ExchangeState.CONNECTING)
@@ -335,7 +335,7 @@ class Exchange(Pending):
     # -- ends
 
     def _truncated(self, reason: CloseReason, text: str) -> None:
-        """The answer has begun and will not become whole: never an ending that looks clean."""
+        """The answer has begun and can't be completed: its end must never look clean."""
         answer, stream = self.answer, self.stream
         self._over()
         if stream is not None:
@@ -344,7 +344,7 @@ class Exchange(Pending):
             answer.break_off(reason)
 
     def _fail(self, problem: Problem) -> None:
-        """No answer came that could be passed on: an error status if nothing was sent yet, else an error event."""
+        """No usable answer came: send an error status if no byte has been sent yet, else an error event."""
         answer, stream = self.answer, self.stream
         self._over()
         is_awaited = answer is not None and answer.is_open
@@ -357,7 +357,7 @@ class Exchange(Pending):
             answer.settle(lambda: answer.refuse(problem))
 
     def _over(self) -> None:
-        """Leave the process's books; what is under way upstream is cut."""
+        """Leave the registries of the process; cut the request under way upstream."""
         if self._state is ExchangeState.OVER:
             return
         self._go(ExchangeState.OVER)
@@ -395,15 +395,15 @@ class Exchange(Pending):
         if self._attempt is not None and self._attempt.link is not None:
             self._attempt.link.resume()
 
-    # -- Source: what the stream says
+    # -- Source: called by the stream
 
     @property
     def needs_reader(self) -> bool:
-        """Unless the one who asked still waits for the first byte: others may come and go meanwhile."""
+        """False while the asking client still waits for its first byte: other readers may come and go meanwhile."""
         return self.answer is None or not self.answer.is_open
 
     def cancel(self, reason: CloseReason) -> None:
-        """Nobody wants the answer: end it upstream now."""
+        """No client wants the answer: end it upstream now."""
         if self._attempt is not None:
             bump(self._runtime.counters.upstream_cancels, self._attempt.upstream.settings.name)
         answer = self.answer
@@ -443,7 +443,7 @@ class Exchange(Pending):
         return CloseReason.UPSTREAM_IDLE_TIMEOUT if late and not self._reader_is_slow() else None
 
     def _before_first(self) -> bool:
-        """ttft_timeout runs until the first event: some servers send their head at once."""
+        """ttft_timeout runs until the first event, because some servers send their head at once."""
         if self._state is ExchangeState.STREAMING:
             return self.stream is not None and not self.stream.events
         return self._state is ExchangeState.ASKED
@@ -454,11 +454,11 @@ class Exchange(Pending):
         return attempt.link.touched_at if attempt.link is not None else attempt.asked_at
 
     def _reader_is_slow(self) -> bool:
-        """PROXYING, and it is we who don't read."""
+        """Whether the answer is proxied and the upstream isn't read, because the client is slow."""
         return self._state is ExchangeState.PROXYING and self.answer is not None and self.answer.paused
 
     def _timed_out(self, reason: CloseReason) -> None:
-        if self._attempt is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # our own limit
+        if self._attempt is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # streamd's own limit
             self._count_failure(self._attempt.upstream, reason)
         text = _TIME_OUT_TEXTS[reason]
         if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
@@ -468,7 +468,7 @@ class Exchange(Pending):
 
     @property
     def _commits(self) -> bool:
-        """Whether the reader gets its 200 before the upstream's head."""
+        """Whether the reader gets its 200 after commit_after, without waiting for the upstream's head."""
         return self.stream is not None and self.answer is not None and self.answer.is_open
 
     def _commit_at(self) -> float:
@@ -494,8 +494,8 @@ class Exchange(Pending):
             due = min(due, attempt.asked_at + route.ttft_timeout_s)
         if not route.idle_timeout_s:
             return due
-        # Idle time begins with the first event, which stores nothing here and may come at once; that of a slow reader
-        # begins anew when it reads again. Until then there is nothing to measure, and the earliest it could end is
+        # Idle time begins with the first event, which stores nothing here and may come at once. A slow reader's idle
+        # time begins anew when it reads again. Until then no idle time is running, so the earliest end is idle_timeout
         # from now.
         since = self._runtime.time() if before_first or self._reader_is_slow() else self._last_sign(attempt)
         return min(due, since + route.idle_timeout_s)
@@ -506,7 +506,7 @@ class Exchange(Pending):
 
     @property
     def state(self) -> ExchangeState:
-        """How far it has come."""
+        """How far the exchange has come."""
         return self._state
 
 
@@ -518,7 +518,7 @@ _TIME_OUT_TEXTS = {
 
 
 def _is_event_stream(head: ResponseHead) -> bool:
-    """200, text/event-stream, and not compressed: what is compressed passes as bytes."""
+    """200, text/event-stream and not compressed; a compressed answer passes as bytes."""
     if head.status != 200 or head.framing is Framing.NONE:
         return False
     media_type = (head.get(b"content-type") or b"").split(b";")[0].strip().lower()
@@ -527,7 +527,7 @@ def _is_event_stream(head: ResponseHead) -> bool:
 
 
 def _error_fields(fields: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
-    """The request had reached the upstream: who retries by itself may pay twice. Unless the upstream says."""
+    """Forbid SDKs to retry a request that the upstream has received and may charge; its own field wins."""
     if any(name == b"x-should-retry" for name, _ in fields):
         return []
     return [(b"x-should-retry", b"false")]
@@ -536,7 +536,7 @@ def _error_fields(fields: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, 
 def _bounded_retry_after(
     fields: tuple[tuple[bytes, bytes], ...], seconds_max: float
 ) -> tuple[tuple[bytes, bytes], ...]:
-    """SDKs ignore a Retry-After of more than a minute."""
+    """Limit Retry-After to `seconds_max`: SDKs ignore more than a minute."""
     limit = b"%d" % seconds_max
     return tuple(
         (name, limit if name == b"retry-after" and value.isdigit() and int(value[:9]) > seconds_max else value)
@@ -545,7 +545,7 @@ def _bounded_retry_after(
 
 
 def _refused(collected: bytes) -> Problem:
-    """An answer that is no stream, after the reader had its 200: its status and, if it has one, its error's text."""
+    """The error for an answer that isn't a stream, after the reader's 200: its status and its error text, if any."""
     line, _, body = collected.partition(b"\n")
     text = line.decode()
     try:

@@ -1,6 +1,6 @@
-"""UpstreamConnection and Upstream: one connection to an inference server, and the server with its pool and its health.
+"""UpstreamConnection and Upstream: a connection to an inference server, and the server with its pool and its health.
 
-A connection carries one request at a time:
+A connection carries a single request at a time:
 
     IDLE     in the pool; a byte or a close here takes it out
     HEAD     a request is out, its answer's head is awaited
@@ -8,8 +8,8 @@ A connection carries one request at a time:
     EVENTS   the answer's body is a stream: events go straight into it
     CLOSED
 
-EVENTS is the hot path: data_received keeps what was read, and at the end of the loop's turn take_known() makes it a
-frame in the common case. Everything else goes through the chunked decoder, the splitter and Stream.append.
+EVENTS is the hot path: data_received keeps the bytes read, and at the end of the loop's turn take_known() makes them a
+frame in the common case. All other bytes go through the chunked decoder, the splitter and Stream.append.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from streamd.wire.http1 import (
 from streamd.wire.quick import one_chunk
 from streamd.wire.sse import EventSplitter, EventTooLarge
 
-# How long a failing upstream is left out: doubling from half a second to half a minute, with jitter.
+# Time for which a failing upstream is left out: doubles from half a second to half a minute, with jitter.
 LEFT_OUT_S_MIN = 0.5
 LEFT_OUT_S_MAX = 30.0
 
 
 class Up(Choice):
-    """Where a connection to an upstream is; the module says what each means."""
+    """The state of a connection to an upstream; the module's docstring explains each."""
 
     IDLE = "idle"
     HEAD = "head"
@@ -63,7 +63,7 @@ TRANSITIONS: dict[Up, frozenset[Up]] = {
 
 
 class Asker(Protocol):
-    """Who sent the request and gets its answer."""
+    """The sender of a request, which gets its answer."""
 
     def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:
         """The final head. Calls take_events() or take_body() on the link, or aborts it."""
@@ -75,26 +75,26 @@ class Asker(Protocol):
         """The framing ended properly; the link is in the pool or closed already."""
 
     def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
-        """The answer will not become whole; the link is closed."""
+        """The answer can't be completed; the link is closed."""
 
     def on_bug(self, error: Exception) -> None:
-        """A mistake of ours while the answer was read; the link is closed."""
+        """streamd made a mistake while it read the answer; the link is closed."""
 
 
 class _PerToken:
-    """What a token touches of its connection. Slots of a base class come first: neighbours in memory."""
+    """The attributes that a token touches. Slots of a base class come first, so they are neighbours in memory."""
 
     __slots__ = ("_quick", "_read", "_turn", "at", "stream")
 
     at: Up
     _turn: Turn
-    _read: bytes | None  # in this turn of the loop, and not yet looked at
-    _quick: bool  # EVENTS, and both decoders stand between two pieces: a stream is there
+    _read: bytes | None  # bytes read in this turn of the loop and not processed yet
+    _quick: bool  # EVENTS, with both decoders between two pieces; then `stream` is set
     stream: Stream | None
 
 
 class UpstreamConnection(_PerToken, asyncio.Protocol):
-    """One connection to an inference server."""
+    """A connection to an inference server."""
 
     __slots__ = (
         "__weakref__",
@@ -123,12 +123,12 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         # connection
         self.at = Up.IDLE
         self.transport: asyncio.Transport
-        self.answers = 0  # whole ones: above 0 the connection is a reused one
+        self.answers = 0  # complete answers so far: above 0 the connection is reused
         self.idle_since = 0.0
         # request
         self._asker: Asker | None = None
         self._bodiless = "GET"  # the request's method: an answer to HEAD has no body
-        self.any_byte = False  # of this answer
+        self.any_byte = False  # whether a byte of this answer has come
         self._heads: HeadReader | None = None
         self._keep_alive = False
         # answer
@@ -137,7 +137,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         self.stream = None
         self._read = None
         self._quick = False
-        self.touched_at = 0.0  # last bytes, in BODY; a stream has its own
+        self.touched_at = 0.0  # time of the last bytes, in BODY; a stream has its own
 
     # -- transport callbacks
 
@@ -160,19 +160,19 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         self._take(data)
 
     def take_known(self, now: float) -> bytes:
-        """The turn ends. The common case: what was read is one chunk, and one event of a shape that the log knows."""
+        """The turn ends. The common case: the read is a single chunk with an event of a shape that the log knows."""
         data = self._read
         if data is not None and self._quick:
             event = one_chunk(data)
             if event is not None:
-                frame = self.stream.take_known(event, now)  # type: ignore[union-attr]  # _quick says there is one
+                frame = self.stream.take_known(event, now)  # type: ignore[union-attr]  # _quick implies a stream
                 if frame:
                     self._read = None
                     return frame
         return b""
 
     def work_off(self) -> None:
-        """The turn ends, or something else happens: take what was read before it, whatever it is."""
+        """The turn ends, or another event comes first: process the bytes that wait, of any shape."""
         data, self._read = self._read, None
         if data is not None:
             self._take(data)
@@ -186,7 +186,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
             elif self.at is Up.HEAD:
                 self._take_head(data)
             else:
-                self.close()  # nobody asked: what comes now can't belong to a request of ours
+                self.close()  # no request is out, so these bytes belong to none
         except RemoteProtocolError as broken:
             self._take_before(broken.before)
             self._break(CloseReason.UPSTREAM_PROTOCOL, f"The upstream's answer is malformed: {broken}.")
@@ -197,7 +197,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
             self.crash(error)
 
     def _take_before(self, payloads: list[bytes]) -> None:
-        """What was whole in front of a break, in the same read: readers get what came."""
+        """Deliver the payloads that were complete before a malformed part of the same read."""
         if self._splitter is not None:
             try:
                 self._append(self._splitter.feed(b"".join(payloads)))
@@ -241,7 +241,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         self._begin_body(head)
 
     def close(self) -> None:
-        """Let go of the connection at once, whatever is under way on it."""
+        """Close the connection at once, even with a request under way."""
         if self.at is Up.CLOSED:
             return
         self.upstream.forget(self)
@@ -254,14 +254,14 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         self.transport.abort()
 
     def give_up(self) -> None:
-        """close(), also for a connection that may not be established yet."""
+        """close(), also for a connection that isn't established yet."""
         if hasattr(self, "transport"):
             self.close()
         else:
             self._go(Up.CLOSED)
 
     def pause(self) -> None:
-        """The reader takes nothing: stop reading (BODY only; the source of a stream is never paused)."""
+        """The reader takes nothing: stop reading (in BODY; a stream's source is never paused)."""
         if self.at is Up.BODY:
             self.transport.pause_reading()
 
@@ -289,7 +289,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
             self._after_head(data)
 
     def _after_head(self, data: bytes) -> None:
-        """What came with the head; an answer without a body ends here."""
+        """Process the bytes after the head; an answer without a body ends here."""
         decoder = self._decoder
         if self.at is Up.CLOSED or decoder is None:
             return
@@ -310,7 +310,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         assert decoder is not None and splitter is not None and stream is not None
         payloads = decoder.feed(data)
         if payloads:
-            # All events of one read in one write, also where each came in a chunk of its own.
+            # All events of a read go out in one write, even if each came in its own chunk.
             pieces = splitter.feed(payloads[0] if len(payloads) == 1 else b"".join(payloads))
             if pieces:
                 stream.append_pieces(pieces, self._time())
@@ -335,7 +335,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
             self._finish()
 
     def _finish(self) -> None:
-        """The framing ended properly. Bytes behind the end belong to no request: such a connection isn't used again."""
+        """The framing ended properly. A connection with bytes after the end isn't used again: no request owns them."""
         asker, decoder = self._asker, self._decoder
         assert asker is not None and decoder is not None
         reusable = self._keep_alive and not decoder.rest and not self.transport.get_write_buffer_size()
@@ -343,7 +343,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         self._asker = self.stream = self._splitter = self._decoder = None
         self.answers += 1
         if reusable:
-            self.transport.resume_reading()  # the reader may have been slow to the last byte
+            self.transport.resume_reading()  # a slow reader may have paused it up to the last byte
             self._go(Up.IDLE)
             self.upstream.keep(self, self._time())
         else:
@@ -351,7 +351,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         asker.on_end(self)
 
     def _ended(self, exc: Exception | None) -> None:
-        """The connection is over, by FIN or otherwise."""
+        """The connection has ended, by FIN or by a loss."""
         if self.at is Up.CLOSED:
             return
         decoder = self._decoder
@@ -379,15 +379,15 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
             asker.on_broken(self, reason, text)
 
     def crash(self, error: Exception) -> None:
-        """A mistake of ours: the answer can't be trusted any more."""
+        """streamd made a mistake: the answer can't be trusted any more."""
         asker = self._asker
         self.close()
-        if asker is None:  # its answer had ended: the asker has let go of this connection
+        if asker is None:  # the answer had ended, and its asker has released the connection
             self._runtime.bug("upstream.crash", error)
             return
         try:
             asker.on_bug(error)
-        except Exception as again:  # others are worked off in the same turn
+        except Exception as again:  # the turn still has other connections to process
             self._runtime.bug("upstream.crash", again)
 
     def _go(self, at: Up) -> None:
@@ -396,14 +396,14 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
 
 
 def _hang_up(transport: asyncio.Transport) -> None:
-    """Let the server know now that nobody waits for its answer.
+    """Tell the server now that no client waits for its answer.
 
-    Why: uvloop closes an aborted transport's socket in the next turn of the loop, and where a thousand readers left at
-    once the first of their GPUs would run on until this turn has dealt with all of them.
+    Why: uvloop closes an aborted transport's socket in the next turn of the loop. When a thousand readers leave at
+    once, the first of their GPUs would run on until the present turn has dealt with all of them.
     """
     sock = transport.get_extra_info("socket")
     if sock is None or transport.is_closing() or transport.get_extra_info("ssl_object") is not None:
-        return  # only while the descriptor is surely still the transport's
+        return  # the descriptor must surely still be the transport's
     borrowed = socket.socket(sock.family, sock.type, fileno=sock.fileno())
     try:
         borrowed.shutdown(socket.SHUT_RDWR)
@@ -414,17 +414,17 @@ def _hang_up(transport: asyncio.Transport) -> None:
 
 
 class Board(Protocol):
-    """Where the workers tell each other what they have under way."""
+    """Shared numbers: the requests that each worker has under way."""
 
     def set_in_flight(self, upstream: str, count: int) -> None:
-        """This worker's."""
+        """Publish this worker's number."""
 
     def in_flight_elsewhere(self, upstream: str) -> int:
-        """All others', added up."""
+        """The sum over all other workers."""
 
 
 class Upstream:
-    """One inference server: what is in flight, what is pooled, how it fares."""
+    """An inference server: its requests in flight, its pooled connections, its health."""
 
     __slots__ = ("_failures", "_idle", "_in_flight", "_runtime", "_tls", "board", "out_until", "removed", "settings")
 
@@ -436,10 +436,10 @@ class Upstream:
             self._tls = ssl.create_default_context(cafile=settings.ca_file or None)
         self._idle: list[UpstreamConnection] = []
         self._in_flight = 0
-        self.board: Board | None = None  # where other workers see it
+        self.board: Board | None = None  # shows `in_flight` to the other workers
         self._failures = 0  # in a row
         self.out_until = 0.0
-        self.removed = False  # by a reload: what runs goes on, nothing new comes
+        self.removed = False  # by a reload: running requests go on, new requests go elsewhere
 
     # -- choice
 
@@ -462,7 +462,7 @@ class Upstream:
             self.board.set_in_flight(self.settings.name, count)
 
     def full(self) -> bool:
-        """Whether all workers together have as many requests there as the configuration allows."""
+        """Whether all workers together have as many requests there as inflight_max allows."""
         most = self.settings.inflight_max
         if not most:
             return False
@@ -473,20 +473,20 @@ class Upstream:
         return now < self.out_until
 
     def failed(self, now: float, rng: random.Random) -> None:
-        """Leave it out for a while that grows with each failure in a row."""
+        """Leave the upstream out, for a time that doubles with each failure in a row."""
         wait_s = min(LEFT_OUT_S_MIN * 2**self._failures, LEFT_OUT_S_MAX)
         self._failures = min(self._failures + 1, 16)
         self.out_until = now + wait_s * rng.uniform(0.75, 1.25)
 
     def worked(self) -> None:
-        """It answered: let it back in, and forget."""
+        """The upstream answered: let it back in and forget its failures."""
         self._failures = 0
         self.out_until = 0.0
 
     # -- connections
 
     def take_idle(self, now: float) -> UpstreamConnection | None:
-        """The pooled connection used last, unless it waited so long that the server may be closing it."""
+        """The pooled connection used last. After pool_idle_timeout the server may be closing it, so it is dropped."""
         limit_s = self._runtime.settings.pool_idle_timeout_s
         while self._idle:
             link = self._idle.pop()
@@ -508,7 +508,7 @@ class Upstream:
             self._idle.remove(link)
 
     def trim(self, now: float) -> None:
-        """Close what has been idle for too long (the sweep)."""
+        """Close connections that have been idle for too long (the sweep calls this)."""
         limit_s = self._runtime.settings.pool_idle_timeout_s
         for link in [link for link in self._idle if now - link.idle_since > limit_s]:
             link.close()
@@ -522,7 +522,7 @@ class Upstream:
         return len(self._idle)
 
     async def connect(self) -> UpstreamConnection:
-        """A new connection. Raises OSError (ssl.SSLError is one). Cancelled, it leaves no connection behind."""
+        """A new connection. Raises OSError (ssl.SSLError is a subclass). When cancelled, it leaves no connection."""
         origin, loop = self.settings.origin, self._runtime.loop
         link = UpstreamConnection(self._runtime, self)
         try:
