@@ -1,4 +1,4 @@
-"""A live connection goes to the worker that owns its request: its descriptor, or a tunnel where TLS holds it here."""
+"""Hands a live connection to the worker that owns its request: its descriptor, or for TLS a tunnel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamd.net.splice import open_splice
 
 
 def hand_over(runtime: Runtime, owner: int, leaving: Leaving) -> None:
-    """Afterwards the transport is closed here, or the tunnel's. Raises Problem 503, and then nothing has changed."""
+    """Afterwards the transport is closed here or belongs to the tunnel. After Problem 503 it is unchanged."""
     if leaving.transport.get_extra_info("ssl_object"):
         _tunnel(runtime, owner, leaving)
         return
@@ -21,7 +21,7 @@ def hand_over(runtime: Runtime, owner: int, leaving: Leaving) -> None:
 
 
 def _tunnel(runtime: Runtime, owner: int, leaving: Leaving) -> None:
-    """TLS: its keys are in this process, so its bytes go through here."""
+    """Open a tunnel: the keys of TLS are in this process, so the bytes go through here."""
     splice = open_splice(runtime, leaving.price_bytes)
     if isinstance(splice, Refusal):
         raise runtime.refused(splice)

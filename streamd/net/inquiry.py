@@ -1,9 +1,10 @@
-"""Inquiries: what one worker asks all others, and their answers, as notes between peers.
+"""Inquiries: questions of a worker to all others, and their answers, as notes between peers.
 
-A question is a kind and bytes; whoever is asked answers at once, from what it holds. Who doesn't answer within
-ANSWER_S, because it is starting, stuck or dead, is missing in the result, and the asker says so.
+A question is a kind and bytes; a worker answers a question at once, from its own state. A worker that doesn't answer
+within ANSWER_S, because it is starting, stuck or dead, is missing in the result, and the asker reports it.
 
-Bounds: INQUIRIES_MAX at once; more get no answers. A question or an answer is at most peers.MEMORY_BYTES_MAX.
+Bounds: INQUIRIES_MAX at once; further inquiries get no answers. A question or an answer is at most
+peers.MEMORY_BYTES_MAX.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from collections.abc import Callable, Mapping
 
 from streamd.net.peers import Note, Peers
 
-ANSWER_S = 1.0  # a loop that is so late takes no new streams, either
+ANSWER_S = 1.0  # a loop that is later than this takes no new streams, either
 INQUIRIES_MAX = 64  # lists of streams: some ms of work each in every worker
 
 Answers = dict[int, bytes]
-"""By slot."""
+"""The answers by slot."""
 
 _number = struct.Struct(">Q")
 
 
 class Inquiry:
-    """One question under way; `over` gets what came, once."""
+    """A question under way; `over` gets the answers, once."""
 
     def __init__(self, awaited: set[int], over: Callable[[Answers], None]) -> None:
         self.awaited = awaited
@@ -34,7 +35,7 @@ class Inquiry:
 
 
 class Inquiries:
-    """All questions of one worker, and what it answers to those of the others."""
+    """All questions of this worker, and its answers to the questions of others."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, peers: Peers, answerers: Mapping[str, Callable[[bytes], bytes]]
@@ -64,7 +65,7 @@ class Inquiries:
         inquiry.timer = self._loop.call_later(ANSWER_S, self._end, number)
 
     def take(self, note: Note) -> bool:
-        """Whether a note belongs here: a question that was answered, or an answer."""
+        """Whether a note is a question, which is answered now, or an answer."""
         if note.kind.startswith("?"):
             answer = self._answerers[note.kind[1:]](note.body[_number.size :])
             self._peers.tell(note.slot, "!", note.body[: _number.size] + answer)
@@ -73,7 +74,7 @@ class Inquiries:
             return False
         (number,) = _number.unpack_from(note.body)
         inquiry = self._under_way.get(number)
-        if inquiry is not None and note.slot in inquiry.awaited:  # else it came too late
+        if inquiry is not None and note.slot in inquiry.awaited:  # else the answer came too late
             inquiry.awaited.discard(note.slot)
             inquiry.answers[note.slot] = note.body[_number.size :]
             if not inquiry.awaited:

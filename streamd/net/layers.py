@@ -1,4 +1,4 @@
-"""What stands between a listening socket and a ClientConnection: nothing, TLS, a PROXY header, or the two in turn."""
+"""The layers between a listening socket and a ClientConnection: none, TLS, a PROXY header, or the two in turn."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from streamd.net.tls import TlsLayer
 def protocol_factory(
     application: Application, entrance: Entrance, sock: socket.socket, *, stays: bool = False
 ) -> Callable[[], asyncio.Protocol]:
-    """Makes the protocol of each connection of `sock`. The runtime is asked anew each time: a reload counts.
+    """Makes the protocol of each connection of `sock`. It reads the runtime each time, so a reload takes effect.
 
-    TCP listeners speak TLS where there is a certificate; the admin listener is for this machine and stays plain. With
-    several workers a connection may go to another one at once, unless it `stays`.
+    TCP listeners speak TLS if there is a certificate; the admin listener is for this machine and stays plain. With
+    several workers a connection may go to another worker at once, unless it `stays`.
     """
     runtime, is_admin = entrance.runtime, entrance.listener == "admin"
     over_tcp = sock.family != socket.AF_UNIX
@@ -45,7 +45,7 @@ def protocol_factory(
 class Arriving(asyncio.Protocol):
     """A connection that may go to a worker with less to do, before a byte of it is read.
 
-    Why not decided as it is accepted: several are in one turn of the loop, and none of them is counted yet.
+    Why not decided at accept: a turn of the loop accepts several connections, and none of them is counted yet.
     """
 
     __slots__ = ("_entrance", "_make")
@@ -69,7 +69,7 @@ class Arriving(asyncio.Protocol):
 
 
 class Adopted(asyncio.Protocol):
-    """A connection that another worker passed on: no longer under way, in the same moment in which it is counted."""
+    """A connection that another worker passed on. It leaves the count of passed connections as it is counted here."""
 
     __slots__ = ("_make", "_taken")
 
@@ -82,13 +82,13 @@ class Adopted(asyncio.Protocol):
         step_aside(cast(asyncio.Transport, transport), self._make())
 
     def arrived(self) -> None:
-        """It is here, or lost: either way it is no longer under way. Once."""
+        """The connection is here, or lost: either way the passing on is over. Acts once."""
         taken, self._taken = self._taken, None
         if taken is not None:
             taken()
 
 
 def step_aside(transport: asyncio.Transport, protocol: asyncio.Protocol) -> None:
-    """Let another protocol have a connection from its beginning."""
+    """Make `protocol` the protocol of a connection, as if from its beginning."""
     transport.set_protocol(protocol)
     protocol.connection_made(transport)

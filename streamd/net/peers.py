@@ -1,21 +1,23 @@
-"""Peers: the workers beside this one. Who owns what, and how a live connection gets from one to the other.
+"""Peers: the workers beside this worker, the owners of streams, and the way of a live connection between workers.
 
-A stream lives in one worker. Its id says in which (the slot), a chosen name, an idempotency key or a conversation by
-its hash. A request that comes to another worker is passed on with its connection: the descriptor and the bytes already
-read go over a SOCK_SEQPACKET pair (SCM_RIGHTS), once, at the request's head; afterwards nothing is in between. The
-sender keeps nothing but closes its own copy of the descriptor, which ends no connection as long as the other one lives.
+A stream lives in a single worker. A generated id names the worker (the slot); a chosen name, an idempotency key or a
+conversation names it by a hash. A request that comes to another worker is passed on with its connection: the descriptor
+and the bytes already read go over a SOCK_SEQPACKET pair (SCM_RIGHTS), once, at the request's head. Afterwards no
+process is in between. The sender closes its own copy of the descriptor and keeps nothing else; the connection lives on
+through the receiver's copy.
 
-Each worker reads from one end of its own pair; the other end is open in all workers and in the parent, which keeps
-both over a worker's death, so that its successor takes what still lay there.
+Each worker reads from an end of its own pair. The other end is open in all workers and in the parent, which keeps both
+ends over a worker's death, so that the successor receives the messages that still lay there.
 
-A TLS connection can't be passed once its handshake has begun: its keys are in this process. Its request goes to the
+A TLS connection can't be passed on once its handshake has begun: its keys are in this process. Its request goes to the
 owner over a pair of sockets, and the bytes are carried here (net/splice.py).
 
-Fresh connections, whatever they speak, go to the emptiest worker the moment they are accepted, before a byte of them
-is read, when this worker has clearly more than the mean.
+A fresh connection of any protocol goes to the emptiest worker at the moment of its accept, before a byte is read, if
+this worker has clearly more connections than the mean.
 
-Bounds: a datagram takes at most DATAGRAM_BYTES_MAX, more goes along in a memfd of at most MEMORY_BYTES_MAX. A full pair
-(EAGAIN) means that the owner is late: OUTBOX_MAX messages wait here, all owners together, then it is 503.
+Bounds: a datagram takes at most DATAGRAM_BYTES_MAX of data; more data goes along in a memfd of at most
+MEMORY_BYTES_MAX. A full pair (EAGAIN) means that the owner is late: up to OUTBOX_MAX messages wait here, all owners
+together; the next is refused with 503.
 """
 
 from __future__ import annotations
@@ -44,30 +46,30 @@ DESCRIPTORS_MAX = 2 * OUTBOX_MAX  # a connection and its memfd each
 
 RECEIVED_PER_TURN_MAX = 64  # 64 adoptions of 60 us are 4 ms
 
-# Fresh connections go to the emptiest worker when we have so much more than the mean: at 1,000 over two workers that is
-# 519 to 481, where 1.15 is allowed. Left to itself the kernel spread two workers on one socket by 1.00 to 1.14
-# (docs/PROTOCOL.md, section 8).
+# Fresh connections go to the emptiest worker if this worker has more than the mean by this factor and slack: at 1,000
+# connections over two workers the bound allows 519 to 481, a ratio of 1.08, where 1.15 is allowed. The kernel alone
+# spread connections over two workers on a socket by 1.00 to 1.14 (docs/PROTOCOL.md, section 8).
 SPREAD_FACTOR = 1.03
 SPREAD_SLACK = 4
 
-# Of many workers so many are compared, drawn anew for each connection: it has to cost less than the connection.
+# Sample size when choosing a worker for a new connection; comparing must cost less than serving it.
 LOOKED_AT_MAX = 8
 
 
 class Board(Protocol):
-    """What every worker shows of itself (daemon/shared.py)."""
+    """Numbers that each worker shows to the others (daemon/shared.py)."""
 
     def connections(self, slot: int) -> int:
-        """How many it has, with those that were passed on to it and that it hasn't taken yet."""
+        """The worker's connections, with those passed on to it that it hasn't taken yet."""
 
     def sent(self, slot: int) -> None:
-        """We have passed a connection on to it."""
+        """This worker has passed a connection on to that worker."""
 
     def taken(self, sender: int) -> None:
-        """We have taken a connection that another one passed on."""
+        """This worker has taken a connection that `sender` passed on."""
 
     def alive(self, slot: int, now: float) -> bool:
-        """Whether its loop has turned a moment ago."""
+        """Whether the worker's loop has turned recently."""
 
 
 class Passed(NamedTuple):
@@ -77,14 +79,14 @@ class Passed(NamedTuple):
     listener: str
     price_bytes: int
     remote: tuple[str, int] | None
-    data: bytes  # what the sender had read, from the head's first byte on
-    fresh: bool = False  # as it was accepted: nothing was read, and it isn't admitted yet
+    data: bytes  # bytes that the sender had read, from the head's first byte on
+    fresh: bool = False  # just accepted: no byte is read, and it isn't admitted yet
     spliced: bool = False  # the sender carries its bytes
-    sender: int = 0  # its slot; pass_on() fills it in
+    sender: int = 0  # slot of the sender; pass_on() fills it in
 
 
 class Note(NamedTuple):
-    """A message without a connection, for the worker's own business."""
+    """A message without a connection, for the worker's own use."""
 
     slot: int  # of the sender
     kind: str
@@ -92,7 +94,7 @@ class Note(NamedTuple):
 
 
 class Receiver(Protocol):
-    """The worker, which takes what others send to it."""
+    """The worker, which takes the messages of the other workers."""
 
     def take_passed(self, passed: Passed) -> None:
         """A connection."""
@@ -106,7 +108,7 @@ class Malformed(ValueError):
 
 
 def owner_of(stream_id: str, workers: int) -> int:
-    """The slot of the worker that an id of ours names, or that a chosen name or a key falls to."""
+    """The slot of the worker that a generated id names, or that the hash of a chosen name or key selects."""
     if stream_id.startswith("s_") and len(stream_id) == ID_LEN and stream_id[2] in SLOT_CHARS:
         return SLOT_CHARS.index(stream_id[2]) % workers
     return zlib.crc32(stream_id.encode("utf-8", "surrogatepass")) % workers
@@ -156,14 +158,14 @@ class Peers:
             waiting.clear()
         self._waiting_count = 0
 
-    # -- who owns what
+    # -- owners
 
     def others(self) -> list[int]:
-        """All slots but ours."""
+        """The slots of all other workers."""
         return [slot for slot in range(self.workers) if slot != self.slot]
 
     def owner_of_stream(self, stream_id: str) -> int:
-        """The slot of a stream's worker. Ids of an earlier daemon with more workers are dealt out, too."""
+        """The slot of a stream's worker, also for an id from an earlier daemon with more workers."""
         return owner_of(stream_id, self.workers)
 
     def owner_of_name(self, *parts: str) -> int:
@@ -171,7 +173,7 @@ class Peers:
         return owner_of("\0".join(parts), self.workers)
 
     def lighter(self, now: float) -> int | None:
-        """The emptiest worker that can take a fresh connection now, if this one has clearly more than the mean."""
+        """The emptiest live worker, for a fresh connection; None unless this worker has clearly more than the mean."""
         board = self._board
         mine = board.connections(self.slot)
         if mine <= SPREAD_SLACK or self._waiting_count >= OUTBOX_MAX // 2:
@@ -187,7 +189,7 @@ class Peers:
     # -- sending
 
     def pass_on(self, slot: int, passed: Passed) -> bool:
-        """Send a connection; the caller's own copy of the descriptor is still the caller's. False: there is no room."""
+        """Send a connection. The caller keeps its own copy of the descriptor and closes it. False: there is no room."""
         meta = {
             "l": passed.listener,
             "p": passed.price_bytes,
@@ -207,7 +209,7 @@ class Peers:
         return True
 
     def tell(self, slot: int, kind: str, body: bytes) -> bool:
-        """Send a note. False: there is no room, or it is larger than MEMORY_BYTES_MAX."""
+        """Send a note. False: there is no room, or the note is larger than MEMORY_BYTES_MAX."""
         return self._send(slot, orjson.dumps({"n": kind, "o": self.slot}) + b"\n", body, [])
 
     def _send(self, slot: int, line: bytes, data: bytes, fds: list[int]) -> bool:
@@ -225,7 +227,7 @@ class Peers:
                 return True
         except BlockingIOError:
             pass
-        except OSError:  # the kernel holds as many descriptors in flight as it allows (unix(7), ETOOMANYREFS)
+        except OSError:  # too many descriptors in flight for the kernel (unix(7), ETOOMANYREFS)
             _close(fds)
             return False
         return self._wait(slot, message, fds)
@@ -275,7 +277,7 @@ class Peers:
             self._take(message, fds, flags)
 
     def _take(self, message: bytes, fds: list[int], flags: int = 0) -> None:
-        """Only our own workers write here. What isn't understood all the same is a bug, told, and no more than that."""
+        """Only our workers write here, so an undecodable message is a bug: report it and drop it."""
         try:
             found = _decoded(message, fds, flags)
             if isinstance(found, Note):
@@ -287,7 +289,7 @@ class Peers:
 
 
 def _decoded(message: bytes, fds: list[int], flags: int) -> Passed | Note:
-    """Raises Malformed, and then no descriptor of it is open any more."""
+    """Raises Malformed, after closing all descriptors of the message."""
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise Malformed("cut off: too long, or no descriptors are left here")
@@ -310,7 +312,7 @@ def _decoded(message: bytes, fds: list[int], flags: int) -> Passed | Note:
 
 
 def _in_memory(data: bytes) -> int | None:
-    """A memfd with the bytes; None if they are too many, or if there is no descriptor or no memory for them."""
+    """A memfd with the bytes; None if they are too many, or if no descriptor or memory is available."""
     if len(data) > MEMORY_BYTES_MAX:
         return None
     try:

@@ -1,13 +1,14 @@
-"""Splice: the bytes of a TLS connection, carried to the worker that owns its stream and back.
+"""Splice: a tunnel that carries the bytes of a TLS connection to the worker that owns its stream, and back.
 
-The owner sees one end of a socket pair as if it were the client. Flow control is both ends' own: what one can't take,
-the other doesn't read, so that at most one read waits in between.
+The owner sees an end of a socket pair as if that were the client. Each end does its own flow control: while an end
+can't take bytes, the other end isn't read, so at most a single read waits between them.
 
-"Who closed decides" (docs/PROTOCOL.md, section 4) holds here, too. When the client has closed, the owner is sent a FIN
-on the pair, which stays open: the reader is gone. When the network lost it, or when this process dies, the pair is
-closed: POLLHUP at the owner, who takes it for a loss by the network, and its stream goes on for resume_grace.
+The rule of docs/PROTOCOL.md, section 4, that the closing side decides holds here, too. When the client has closed, the
+owner is sent a FIN on the pair, which stays open: the reader is gone. When the network lost the client, or when this
+process dies, the pair is closed: the owner sees POLLHUP and takes it for a loss by the network, and its stream goes on
+for resume_grace.
 
-Priced here as what it is, a TLS connection and one end of a pair; the other end is the owner's.
+The price here is that of a TLS connection and an end of a pair; the owner pays for the other end.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from streamd.reasons import CloseReason
 
 
 class SpliceState(Choice):
-    """Where a splice is."""
+    """The state of a splice."""
 
     MADE = "made"  # the owner doesn't have the far end yet
     CONNECTING = "connecting"  # the near end is becoming a transport
-    DESERTED = "deserted"  # the same, and the client has left meanwhile
-    BEREFT = "bereft"  # the same, and the network has lost the client meanwhile
+    DESERTED = "deserted"  # as CONNECTING, and the client has left meanwhile
+    BEREFT = "bereft"  # as CONNECTING, and the network has lost the client meanwhile
     OPEN = "open"
     LEFT = "left"  # the client has left, and the owner was told
     LOST = "lost"  # the network has lost the client, and the owner's end is cut
-    CLOSING = "closing"  # the owner has closed; the client may still have something to take
+    CLOSING = "closing"  # the owner has closed; the client may still have bytes to take
     OVER = "over"
 
 
@@ -75,15 +76,15 @@ TRANSITIONS: dict[SpliceState, dict[SpliceEvent, SpliceState]] = {
 
 
 class Spliced(asyncio.Protocol):
-    """One side of it: what it reads goes to the other."""
+    """A side of the tunnel: the bytes that it reads go to the other side."""
 
     __slots__ = ("is_client", "other", "splice", "transport")
 
     def __init__(self, splice: Splice, *, is_client: bool) -> None:
-        self.splice: Splice | None = splice  # None: it is over, and no cycle is left
+        self.splice: Splice | None = splice  # None: the splice is over; breaks the reference cycle
         self.is_client = is_client
         self.other: Spliced
-        self.transport: asyncio.Transport | None = None  # None: not yet, or lost
+        self.transport: asyncio.Transport | None = None  # None: not connected yet, or lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -126,13 +127,13 @@ class Spliced(asyncio.Protocol):
 
 
 class Splice:
-    """Both sides, from the moment that the owner has the other end of the pair. A member of the sweep."""
+    """Both sides, from the moment that the owner has the far end of the pair. A member of the sweep."""
 
     def __init__(self, runtime: Runtime, price_bytes: int, pair_bytes: int) -> None:
         """For a connection of that price; use open_splice()."""
         self._runtime = runtime
         self._price_bytes = price_bytes
-        self.pair_bytes = pair_bytes  # the price of one end
+        self.pair_bytes = pair_bytes  # the price of each end
         self._near, self.far = socket.socketpair()
         self._near.setblocking(False)
         self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SNDBUF_BYTES)
@@ -141,11 +142,11 @@ class Splice:
         self._client.other, self._owner.other = self._owner, self._client
         self._state = SpliceState.MADE
         self._connecting: asyncio.Task[None] | None = None
-        self._last_bytes: LastBytes | None = None  # once it is CLOSING
+        self._last_bytes: LastBytes | None = None  # from CLOSING on
         self.due_at = NEVER
 
     def begin(self, transport: asyncio.Transport) -> None:
-        """The owner has the far end: carry to it what comes on `transport` from now on."""
+        """The owner has the far end: carry the bytes of `transport` to it from now on."""
         runtime = self._runtime
         self._go(SpliceEvent.BEGIN)
         self.far.close()
@@ -186,23 +187,23 @@ class Splice:
     # -- ends
 
     def client_left(self) -> None:
-        """The client's own FIN or RST: the owner gets a FIN, and closes in its own time."""
+        """The client sent a FIN or RST: the owner gets a FIN, and closes in its own time."""
         self._note(SpliceEvent.CLIENT_LEFT)
         transport = self._owner.transport
         if transport is None or transport.is_closing():
             return
         transport.write_eof()
         if self._client.transport is None:
-            transport.resume_reading()  # what still comes goes nowhere, but it has to be read to its end
+            transport.resume_reading()  # the owner's bytes have no receiver any more, but must be read to their end
 
     def client_lost(self) -> None:
-        """The network lost the client: for the owner, the pair is gone."""
+        """The network lost the client: close the pair, so that the owner sees a loss."""
         self._note(SpliceEvent.CLIENT_LOST)
         if self._owner.transport is not None:
             self._owner.transport.abort()
 
     def owner_closed(self) -> None:
-        """What it said goes out, for as long as the client takes it."""
+        """The owner has closed: send its last bytes for as long as the client takes them."""
         transport = self._client.transport
         if self._owner.transport is not None:
             self._owner.transport.abort()
@@ -211,14 +212,14 @@ class Splice:
             transport.close()
 
     def abort(self) -> None:
-        """Now, and whatever is under way: the client's end that follows isn't its own doing."""
+        """Close both sides now. The end of the client's side that follows isn't the client's doing."""
         self._note(SpliceEvent.CLIENT_LOST)
         for side in (self._client, self._owner):
             if side.transport is not None:
                 side.transport.abort()
 
     def side_ended(self) -> None:
-        """With both sides gone the splice is over."""
+        """The splice is over when both sides have ended."""
         if self._client.transport is not None or self._owner.transport is not None or self._connecting is not None:
             return
         runtime = self._runtime
@@ -233,7 +234,7 @@ class Splice:
     # -- deadlines
 
     def client_paused(self) -> None:
-        """The owner isn't read from now, so that nobody tells us when it closes: look at times."""
+        """The owner isn't read from now on, so its close can't be seen: poll for it every close_timeout."""
         self.due_at = min(self.due_at, self._runtime.time() + self._runtime.settings.close_timeout_s)
 
     def _begin_closing(self) -> None:
@@ -245,7 +246,7 @@ class Splice:
         self.due_at = now + self._runtime.settings.close_timeout_s
 
     def on_due(self, now: float) -> float:
-        """The owner has closed: the client may take the rest as long as it takes anything, within stall_timeout."""
+        """The owner has closed: the client may have the rest as long as it takes bytes, for stall_timeout at most."""
         transport, owner, settings = self._client.transport, self._owner.transport, self._runtime.settings
         if transport is None:
             return NEVER
@@ -262,7 +263,7 @@ class Splice:
         return NEVER
 
     def _note(self, event: SpliceEvent) -> None:
-        """An end of the client: the first of them counts."""
+        """Record an end of the client; the first counts."""
         if event in TRANSITIONS[self._state]:
             self._go(event)
 
@@ -273,7 +274,7 @@ class Splice:
 
 
 def open_splice(runtime: Runtime, price_bytes: int) -> Splice | Refusal:
-    """A splice whose near end is charged to admission, for a connection of that price; or why there is none."""
+    """A splice for a connection of that price, its near end charged to admission; or a refusal."""
     pair_bytes = runtime.admission.prices.unix_bytes
     refusal = runtime.admission.admit_connection(pair_bytes)
     if refusal is not None:
@@ -293,5 +294,5 @@ def is_closed(sock: socket.socket) -> bool:
 
 
 def reason_of_end(sock: socket.socket) -> CloseReason:
-    """At the owner, after a FIN on its end of the pair: did the reader leave, or the process in between?"""
+    """For the owner, after a FIN on its end of the pair: did the reader leave, or did the process between them die?"""
     return CloseReason.NETWORK_LOST if is_closed(sock) else CloseReason.READER_GONE

@@ -1,16 +1,16 @@
-"""Totals: what one worker counts, as unsigned 64-bit numbers in a row of a mapping that all workers share, and their
+"""Totals: the counts of a worker, as unsigned 64-bit numbers in a row of a mapping that all workers share, and their
 sum.
 
-A worker writes its own row and nobody else's, every sweep and before it is asked; whoever renders /metrics or /status
-combines all rows, so any worker answers for the daemon. When a worker dies its counts, which only grow, are folded
-into a base row; its gauges end with it.
+A worker writes only its own row, every sweep and before it is asked. The worker that renders /metrics or /status
+combines all rows, so any worker answers for the daemon. When a worker dies its counts, which only grow, are folded into
+a base row; its gauges end with it.
 
     row:  admission's slots | gauges | gauges of each upstream | counts | counts of each upstream
 
 The place of each measure in a row derives from the table in streamd/counters.py, and so does the way in which the
-values of several workers are combined. Nothing here names a counter, but for those that `of_worker` copies.
+values of several workers are combined. This module names no counter, except for those that `of_worker` copies.
 
-Upstreams have an index that the parent gives out once for a name; from the 64th on they share the last one.
+Upstreams have an index that the parent gives out once for a name; from the 64th on they share the last index.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from streamd.reasons import CloseReason
 
 UPSTREAMS_MAX = 64
 
-# The keys of each label but the upstream, which has a place of its own.
+# The keys of each label. An upstream is no key here: it selects a copy of the measure's place.
 KEYS: dict[Label, tuple[Any, ...]] = {
     Label.REASON: tuple(CloseReason),
     Label.STATUS: tuple(range(100, 600)),
     Label.GATE: tuple(gate.value for gate in Gate),
 }
 _OFFSETS = {label: {key: k for k, key in enumerate(keys)} for label, keys in KEYS.items()}
-_HISTOGRAM_LEN = len(Histogram().counts) + 1  # and the sum, in microseconds
+_HISTOGRAM_LEN = len(Histogram().counts) + 1  # the buckets, and the sum in microseconds
 
 
 class Row(Protocol):
@@ -52,7 +52,7 @@ class Row(Protocol):
 
 @dataclass(slots=True)
 class Totals:
-    """Counters and gauges of the daemon, or of one worker."""
+    """Counters and gauges of the daemon, or of a worker."""
 
     counters: Counters
     saturation: dict[str, float] = field(default_factory=dict)  # by part, 0 to 1
@@ -61,7 +61,7 @@ class Totals:
 
 
 def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -> Totals:
-    """This worker's, at this moment; its memory as it was measured last."""
+    """This worker's totals at this moment; `resident_bytes` is the last measurement of its memory."""
     hub, counters = runtime.hub, runtime.counters
     streams = tuple(hub)
     for stream in streams:
@@ -101,16 +101,16 @@ def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -
 
 
 class Place(NamedTuple):
-    """Where a measure stands: its first number (of the first upstream's, where it is by upstream), and how many."""
+    """The numbers of a measure in a row: the first (for a measure by upstream: the first upstream's), and the count."""
 
     measure: Measure
     at: int
     length: int
-    stride: int  # to the next upstream's
+    stride: int  # distance to the next upstream's numbers
 
 
 class Layout:
-    """The form of a row, from the measures: where each one's numbers are, and what is done with them."""
+    """The form of a row, derived from the measures: the place of each, and how rows are combined."""
 
     def __init__(self, counters: type[Counters], gauges: Sequence[Measure]) -> None:
         self.counters = counters
@@ -145,7 +145,7 @@ class Layout:
         return place.at + upstream * place.stride
 
     def combine(self, rows: Sequence[Row]) -> list[int]:
-        """One row of all workers' and the base's."""
+        """Combine the rows of all workers and the base row."""
         combined = [sum(column) for column in zip(*rows, strict=True)]
         beat = self.at("beat_ms")
         last = max(rows, key=lambda row: row[beat])
@@ -155,7 +155,7 @@ class Layout:
 
 
 def _split(measures: Sequence[Measure]) -> tuple[list[Measure], list[Measure]]:
-    """Those without upstreams, those by upstream."""
+    """The measures without an upstream, and the measures by upstream."""
     by_upstream = [measure for measure in measures if measure.by_upstream]
     return [measure for measure in measures if not measure.by_upstream], by_upstream
 
@@ -173,18 +173,18 @@ def _numbers_of(place: Place) -> Iterator[int]:
 
 
 LAYOUT = Layout(Counters, GAUGES)
-BEAT_AT = LAYOUT.at("beat_ms")  # written as the loop turns, not with the others
+BEAT_AT = LAYOUT.at("beat_ms")  # written as the loop turns, not by write()
 RESIDENT_AT = LAYOUT.at("bytes_resident")
 
 
 def index_of(names: Sequence[str]) -> Callable[[str], int]:
-    """The index of an upstream's name; a name beyond the last place, or not in the list yet, shares the last."""
+    """Index of an upstream by name. Names beyond the last place, or not in the list yet, share the last index."""
     known = {name: min(k, UPSTREAMS_MAX - 1) for k, name in enumerate(names)}
     return lambda name: known.get(name, UPSTREAMS_MAX - 1)
 
 
 def write(row: Row, totals: Totals, names: Sequence[str]) -> None:
-    """A worker's own row; admission's slots in it are written as they change."""
+    """Write a worker's own row, except for admission's slots, which are written as they change."""
     index = index_of(names)
     for place in LAYOUT.gauges:
         if place.measure.name in totals.gauges:
@@ -222,7 +222,7 @@ def _parted(measure: Measure, label: Any) -> tuple[str | None, Any]:
 
 
 def fold(base: Row, row: Row) -> None:
-    """A worker died: its counts stay, its gauges and its share of the budget end."""
+    """A worker died: add its counts to the base row, and clear its row, since its gauges and its budget share end."""
     for k in range(LAYOUT.counts_at, LAYOUT.row_len):
         base[k] += row[k]
     for k in range(LAYOUT.row_len):
@@ -230,7 +230,7 @@ def fold(base: Row, row: Row) -> None:
 
 
 def add_up(rows: Iterable[Row], names: Sequence[str]) -> Totals:
-    """The daemon's totals from all rows, the base row among them. Saturation has those parts that each process has."""
+    """The daemon's totals from all rows, with the base row. Saturation covers the resources that each process has."""
     row = LAYOUT.combine(tuple(rows))
     gauges = {place.measure.name: row[place.at] for place in LAYOUT.gauges}
     saturation = {part.value: gauges[f"{part.value}_ppm"] / 1e6 for part in (Gate.DESCRIPTORS, Gate.LOOP_LAG)}
@@ -259,7 +259,7 @@ def _decode(counters: Counters, place: Place, row: Sequence[int], names: Sequenc
 
 
 def _keys(place: Place, names: Sequence[str]) -> Iterator[tuple[Any, int]]:
-    """Each key of a labelled counter's dict, and where its number is."""
+    """Each key of a labelled counter's dict, with the place of its number."""
     measure = place.measure
     inner = KEYS[measure.inner] if measure.inner else ()
     if not measure.by_upstream:
