@@ -1,6 +1,6 @@
-"""What the layers above decide for connections: the plan for a request, what follows its end, who takes it over.
+"""The decisions of the layers above for connections: the plan for a request, the work after its end, its handing over.
 
-The arrows point one way: this module and net/client.py know the answer, the answer knows neither.
+The arrows point one way: this module and net/client.py know the answer, the answer knows neither of them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class BodySink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a request is served, decided from its head alone.
+    """The plan for serving a request, made from its head alone.
 
-    Exactly one of: `answer` once the whole body is there; `take_body`, which may raise Problem and returns a sink for
-    a body that is worked on as it arrives; `owner`, the slot of the worker that serves this request.
+    Exactly one field is set: `answer`, called once the whole body is there; `take_body`, which may raise Problem and
+    returns a sink for a body that is processed as it arrives; `owner`, the slot of the worker that serves this request.
     """
 
     answer: Callable[[Answer], None] | None = None
@@ -42,7 +42,7 @@ class Plan:
 
 
 class Leaving(NamedTuple):
-    """A connection that another worker is to take over, with the request that has begun on it."""
+    """A connection for another worker to take over, with the request that has begun on it."""
 
     transport: asyncio.Transport
     listener: str
@@ -57,4 +57,4 @@ class Application:
 
     plan: Callable[[Answer], Plan]  # may raise Problem
     ended: Callable[[Answer], None]  # the request is over, and its reason is known
-    hand_over: Callable[[int, Leaving], None]  # the transport isn't the connection's any more; or raises Problem
+    hand_over: Callable[[int, Leaving], None]  # afterwards the transport has left the connection; may raise Problem

@@ -1,4 +1,4 @@
-"""Fetch: one small answer from one upstream, collected whole (GET /v1/models)."""
+"""Fetch: a small answer from an upstream, collected whole (GET /v1/models)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from streamd.wire.http1 import ResponseHead
 # OpenRouter's list of 340 models is 500 KB; four times that.
 ANSWER_BYTES_MAX = 2 * 1024 * 1024
 
-# A list of models takes no computing; who needs longer is left out.
+# A list of models takes no computing; a slower upstream is left out of the answer.
 TIMEOUT_S = 5.0
 
 
 class Fetch:
-    """Asks once; `done(upstream, status, body)` is called once, with status 0 for any failure, unless cancelled."""
+    """Asks once. `done(upstream, status, body)` is called once, with status 0 for any failure, unless cancelled."""
 
     def __init__(
         self, runtime: Runtime, upstream: Upstream, ask: Ask, done: Callable[[Upstream, int, bytes], None]
@@ -34,13 +34,13 @@ class Fetch:
         self._body = bytearray()
 
     def start(self) -> None:
-        """Ask. Where no request can be made of the parts it raises, and has taken nothing."""
+        """Ask. Raises LocalProtocolError if the parts make no valid request; then no place is taken."""
         attempt = self._attempt = Attempt(self._runtime, self._upstream, self._ask, self)
         self._timer = self._runtime.loop.call_later(TIMEOUT_S, self._finish, 0)
         attempt.start()
 
     def cancel(self) -> None:
-        """The answer isn't wanted any more; before start() it isn't wanted at all."""
+        """The answer isn't wanted any more. Before start() too."""
         if self._done is not None:
             self._done = None
             self._close()
@@ -53,7 +53,7 @@ class Fetch:
 
     def _close(self) -> None:
         if self._attempt is None or self._timer is None:
-            return  # never started: nothing was taken
+            return  # never started: no place was taken
         self._attempt.end()
         self._timer.cancel()
 

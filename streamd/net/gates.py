@@ -1,11 +1,11 @@
-"""AddressGates: how much of streamd one client's address may take, and whose word is taken for that address.
+"""AddressGates: limits on the connections of a client address, and the proxies that are trusted to name that address.
 
-    conns_per_address_max            connections; behind a trusted proxy requests that are being answered, because there
-                                     a connection is nobody's in particular
+    conns_per_address_max            connections; behind a trusted proxy requests that are being answered, because a
+                                     proxy's connection belongs to no particular client
     conns_opening_per_address_max    of those, connections that have not sent a complete request yet
 
-Off by default; never for loopback, Unix sockets or the proxies themselves (docs/PROTOCOL.md, section 7). Whoever was
-counted keeps the keys that it was counted by, so that limits may change while connections are open.
+Off by default; never for loopback, Unix sockets or the proxies themselves (docs/PROTOCOL.md, section 7). A counted
+connection keeps the keys of its count, so that limits may change while connections are open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streamd.core.refusal import Refusal
 from streamd.wire.forwarded import TrustedProxies
 
 Keys = tuple[str, str]
-"""What a connection is counted by: among all, and among those that are opening; "" where it isn't."""
+"""The keys under which a connection is counted: among all, and among those that are opening. "": not counted."""
 
 NOT_COUNTED: Keys = ("", "")
 
@@ -31,14 +31,14 @@ class AddressGates:
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
-        """Take up new limits and proxies. Raises ValueError for a proxy that the settings' own check let pass."""
+        """Apply new limits and proxies. Raises ValueError for a proxy that the settings' own check let pass."""
         self._all.count_max = settings.conns_per_address_max
         self._opening.count_max = settings.conns_opening_per_address_max
         self.proxies = TrustedProxies.of(settings.trusted_proxies, header=settings.forwarded_header.encode())
         self.behind_proxies = bool(settings.trusted_proxies)
 
     def enter(self, address: str | None) -> Keys | Refusal:
-        """Count a connection from `address` (None: a Unix peer)."""
+        """Count a connection from `address` (None: a Unix peer). Returns its keys."""
         if not self._all.count_max and not self._opening.count_max:
             return NOT_COUNTED
         key = self._key(address)
@@ -49,21 +49,21 @@ class AddressGates:
         return _take(self._all, key), _take(self._opening, key)
 
     def enter_request(self, client: str | None) -> str | Refusal:
-        """Count a request that a trusted proxy brings for `client`."""
+        """Count a request that a trusted proxy brings for `client`. Returns its key."""
         key = self._key(client) if self._all.count_max else ""
         if key and not self._all.has_room(key):
             return self._admission.refuse_address()
         return _take(self._all, key) if key else ""
 
     def opened(self, keys: Keys) -> Keys:
-        """The connection has sent a complete request: what it is counted by from now on."""
+        """The connection has sent a complete request: returns its keys from now on."""
         if not keys[1]:
             return keys
         self._opening.give_back(keys[1])
         return keys[0], ""
 
     def leave(self, keys: Keys) -> None:
-        """The connection is gone, or (as keys with an empty second one) a request is over."""
+        """A connection is gone; or a request is over, with the second key empty."""
         if keys[0]:
             self._all.give_back(keys[0])
         if keys[1]:

@@ -1,4 +1,4 @@
-"""Intake: the body of a request on its way in, kept as a whole or given to a sink piece by piece."""
+"""Intake: the incoming body of a request, kept as a whole or given to a sink piece by piece."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Intake:
         return self._decoder is not None and self._decoder.done
 
     def begin(self, plan: Plan, answer: Answer, content_length: int) -> None:
-        """Between head and body: raises Problem for a body that is too large before it is read."""
+        """Prepare for the body. Raises Problem for a body that is too large, before it is read."""
         self._plan = plan
         if plan.take_body is not None:
             self._sink = plan.take_body(answer)
@@ -43,7 +43,7 @@ class Intake:
         self.held = bytearray()
 
     def feed(self, data: bytes) -> bool:
-        """Take the next bytes; True once the body is whole, and then `rest` is behind it. Raises Problem."""
+        """Take the next bytes; True once the body is whole, and then `rest` has the bytes behind it. Raises Problem."""
         decoder = self._decoder
         assert decoder is not None
         if decoder.done:
@@ -68,7 +68,7 @@ class Intake:
             raise self._too_large()
 
     def dispatch(self, answer: Answer) -> None:
-        """The body is whole: have the request answered. Raises Problem."""
+        """The body is whole: call the plan's answer or end the sink. Raises Problem."""
         plan, sink, held = self._plan, self._sink, self.held
         self._sink = None
         if sink is not None:
@@ -79,7 +79,7 @@ class Intake:
         plan.answer(answer)
 
     def break_off(self, reason: CloseReason) -> None:
-        """The rest is not wanted, or will not come."""
+        """The rest of the body isn't wanted, or will not come."""
         self._decoder = None
         held, self.held = self.held, None
         sink, self._sink = self._sink, None
@@ -89,7 +89,7 @@ class Intake:
             sink.body_lost(reason)
 
     def allowed_s(self, settings: Settings) -> float | None:
-        """How long the bytes so far may have taken: body_grace, then body_bytes_per_s_min. None: a sink has its own."""
+        """Time that the bytes so far may take: body_grace, then body_bytes_per_s_min. None: no limit, for a sink."""
         if self.held is None:
             return None
         return settings.body_grace_s + len(self.held) / settings.body_bytes_per_s_min

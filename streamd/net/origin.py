@@ -1,4 +1,4 @@
-"""Origin: where a connection comes from, and the places that it takes: one of admission's, and one of its address's."""
+"""Origin: the source of a connection, and the places that it takes: at admission, and under its address."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from streamd.reasons import CloseReason
 Remote = tuple[str, int]
 """The address and port of a client."""
 
-AWAITED: Remote = ("", -1)  # a PROXY header is to say it
+AWAITED: Remote = ("", -1)  # a PROXY header will name it
 
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Where connections come in: one object for all of a listener, so that it costs each of them nothing."""
+    """A way in for connections. All connections of a listener share the object, so that it costs each nothing."""
 
     runtime: Runtime
     listener: str = "public"  # "public", "loopback" or "admin"
@@ -32,28 +32,28 @@ class Entrance:
 class Place(Choice):
     """The place that admission gave to a connection."""
 
-    NONE = "none"  # none yet, or turned away
+    NONE = "none"  # not entered, or turned away
     REGULAR = "regular"
-    RESERVED = "reserved"  # for health, metrics and DELETE, and no more
+    RESERVED = "reserved"  # for health, metrics and DELETE only
 
 
 class Origin:
-    """One connection's. What is the same for all connections of a listener is in its entrance."""
+    """The origin of a connection. Data that all connections of a listener share is in its entrance."""
 
     __slots__ = ("_gate_keys", "_place", "_remote", "_transport", "entrance", "refusal")
 
     def __init__(self, entrance: Entrance, remote: Remote | None) -> None:
         self.entrance = entrance
         self._transport: asyncio.Transport
-        self._remote = remote  # as a PROXY header says; None: as the socket says
+        self._remote = remote  # from a PROXY header; None: from the socket
         self._place = Place.NONE
-        self.refusal: Refusal | None = None  # why the place isn't a regular one
+        self.refusal: Refusal | None = None  # the reason for a place that isn't regular
         self._gate_keys: Keys = NOT_COUNTED
 
     # -- places
 
     def enter(self, transport: asyncio.Transport, *, adopted: bool) -> Refusal | None:
-        """Take a place. A refusal: there is none, not even a reserved one."""
+        """Take a place. Returns a refusal if there is none, not even a reserved place."""
         self._transport = transport
         admission, price_bytes = self.entrance.runtime.admission, self.entrance.price_bytes
         if adopted:
@@ -69,7 +69,7 @@ class Origin:
         return self.refusal
 
     def _enter_gates(self) -> Refusal | None:
-        """Count the connection by its client's address, where that is limited."""
+        """Count the connection under its client's address, if that is limited."""
         entered = self.entrance.runtime.gates.enter(self.address)
         if isinstance(entered, Refusal):
             return entered
@@ -77,16 +77,16 @@ class Origin:
         return None
 
     def await_remote(self) -> None:
-        """Before enter(): a PROXY header will say where the connection comes from, then comes arrived()."""
+        """Before enter(): a PROXY header will name the client, and arrived() will follow."""
         self._remote = AWAITED
 
     def arrived(self, remote: Remote | None) -> Refusal | None:
-        """The header has come; None: it is the proxy's own connection."""
+        """The PROXY header has come; None: the connection is the proxy's own."""
         self._remote = remote
         return self._enter_gates() if self._place is Place.REGULAR else None
 
     def find_client(self, request: Request) -> None:
-        """Behind a trusted proxy the client's address is the request's. Raises Problem 429 where it has no room."""
+        """Take the client's address from a request of a trusted proxy. Raises Problem 429 if it has no room."""
         gates = self.entrance.runtime.gates
         if gates.behind_proxies and gates.proxies.trusts(peer := self.address):
             request.client = gates.proxies.client_address(peer, request.get(gates.proxies.header)) or ""
@@ -121,7 +121,7 @@ class Origin:
 
     @property
     def remote(self) -> Remote | None:
-        """The client's end of the connection, a PROXY header believed; None: a Unix socket."""
+        """The client's end of the connection, as a PROXY header names it if present. None: a Unix socket."""
         if self._remote is not None and self._remote is not AWAITED:
             return self._remote
         name = self._transport.get_extra_info("peername")
@@ -134,26 +134,26 @@ class Origin:
         return remote[0] or None if remote is not None else None
 
     def peer(self, request: Request) -> str:
-        """The client for the log: as far as trusted proxies tell it."""
+        """The client for the log, as far as trusted proxies name it."""
         remote = self.remote
         return request.client or (f"{remote[0]}:{remote[1]}" if remote is not None else "unix")
 
     def is_outside(self, request: Request) -> bool:
-        """Whether another machine asks: over a public listener, or through a trusted proxy."""
+        """Whether the request comes from another machine: over a public listener, or through a trusted proxy."""
         listener = self.entrance.listener
         if listener != "loopback":
             return listener == "public"
         return self.entrance.runtime.gates.proxies.gated(request.client or self.address) is not None
 
-    # -- who closed
+    # -- the side that closed
 
     def reason_of_fin(self) -> CloseReason:
-        """The reader's own doing, unless the worker that carries its bytes has died."""
+        """The reader closed, unless the worker that carries its bytes has died."""
         if self.entrance.is_tunnelled:
             return reason_of_end(self._transport.get_extra_info("socket"))
         return CloseReason.READER_GONE
 
     def reason_of_loss(self, exc: Exception | None) -> CloseReason:
-        """A FIN or RST is the reader's own doing, a time-out or an unreachable host the network's."""
+        """A FIN or RST is the reader's act; a time-out or an unreachable host is the network's fault."""
         is_own = exc is None or isinstance(exc, ConnectionResetError | BrokenPipeError | ConnectionAbortedError)
         return CloseReason.READER_GONE if is_own and not self.entrance.is_tunnelled else CloseReason.NETWORK_LOST

@@ -1,4 +1,4 @@
-"""What still has to leave through a socket, and how long a closing connection may take for it."""
+"""The bytes that still have to leave through a socket, and the time that a closing connection has for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STALL_SAMPLES: Final = 4
 
 
 def outstanding(transport: asyncio.Transport) -> int:
-    """Bytes that were written and that the peer's kernel has not acknowledged yet."""
+    """Bytes written that the peer's kernel has not acknowledged yet."""
     sock = transport.get_extra_info("socket")
     queued = 0
     if sock is not None:
@@ -32,7 +32,7 @@ def outstanding(transport: asyncio.Transport) -> int:
 
 
 class Stall:
-    """One pause of a connection. It is stalled if its kernel took nothing of what is outstanding for stall_timeout."""
+    """A pause of a connection. It is stalled if the kernel took no outstanding byte for stall_timeout."""
 
     __slots__ = ("_left", "_looked_at", "progress_at")
 
@@ -41,7 +41,7 @@ class Stall:
         self._looked_at = self.progress_at = now
 
     def is_over(self, transport: asyncio.Transport, now: float, settings: Settings) -> bool:
-        """Look whether the peer takes bytes; True if it hasn't for too long."""
+        """Check whether the peer takes bytes; True if it has taken none for stall_timeout."""
         if not settings.stall_timeout_s:
             return False
         left = outstanding(transport)
@@ -59,8 +59,9 @@ class Stall:
 
 
 class LastBytes:
-    """The last bytes of a closing connection: the peer may have them for as long as it takes any of them, and for
-    stall_timeout at most. A look every close_timeout finds out.
+    """The last bytes of a closing connection. The peer has time for them while it takes bytes, at most stall_timeout.
+
+    Checked every close_timeout.
     """
 
     __slots__ = ("_left", "_since")
@@ -70,7 +71,7 @@ class LastBytes:
         self._left = UNKNOWN
 
     def may_go_on(self, transport: asyncio.Transport, now: float, settings: Settings) -> bool:
-        """Whether the peer has taken some since the last look, and there is time left for the rest."""
+        """Whether the peer has taken bytes since the last look, and there is time left for the rest."""
         left = outstanding(transport)
         is_moving = self._left == UNKNOWN or left < self._left
         self._left = left

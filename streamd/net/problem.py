@@ -1,6 +1,6 @@
 """Problem: a request that streamd itself answers with an error.
 
-Raised anywhere between a request's head and its answer's first byte; the connection turns it into the error object of
+Raised anywhere between a request's head and its answer's first byte. The connection turns it into the error object of
 the route's dialect, with status, Retry-After and x-should-retry. After the first byte an error is an event in the
 stream instead.
 """
@@ -22,7 +22,7 @@ TYPES = {
 
 
 class Problem(Exception):
-    """`message` says to the client what happened and what to change; `code` is the word that programs compare."""
+    """`message` tells the client the error and the remedy; `code` is the word that programs compare."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class Problem(Exception):
         self.reason = reason
         self.param = param
         self.retry_after_s = retry_after_s
-        self.should_retry = should_retry  # the SDKs obey x-should-retry and retry by themselves without it
+        self.should_retry = should_retry  # the SDKs obey x-should-retry, and without it retry by themselves
         self.headers = headers
-        self.last_seq = last_seq  # where the stream stands, for a publisher's exact retry
-        self.close = close  # what follows on the connection can't be understood, or isn't wanted
+        self.last_seq = last_seq  # the stream's last seq, for a publisher's exact retry
+        self.close = close  # the connection's further bytes can't be understood, or aren't wanted
 
     def response_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that go with it, in addition to those of every answer."""
+        """The headers of this error, in addition to those of every answer."""
         headers = list(self.headers)
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(self.retry_after_s))))
@@ -62,7 +62,7 @@ class Problem(Exception):
 
 
 def not_found(path: str) -> Problem:
-    """404 for a path that nobody answers."""
+    """404 for a path without a route."""
     return Problem(
         404,
         f"There is nothing at {path}. The API is under /v1/; /healthz, /readyz and /metrics are here too.",

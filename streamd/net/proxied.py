@@ -1,7 +1,7 @@
-"""A connection from a proxy that speaks the PROXY protocol: its header first, then what the client sent.
+"""A connection from a proxy that speaks the PROXY protocol: a header first, then the client's bytes.
 
-Only peers among trusted_proxies are asked for a header, and they have to send one on each connection: a peer that may
-leave it out may also forge it. Anybody else is a client like any other, to whom the header's bytes are no request.
+Only peers among trusted_proxies are asked for a header, and they have to send it on each connection: a peer that may
+leave it out may also forge it. Any other peer is a client like the rest, and the header's bytes are no valid request.
 
 The connection exists from accept on, so its head_timeout, which is absolute, bounds the header too.
 """
@@ -18,7 +18,7 @@ from streamd.wire.proxy_v2 import ProxyHeaderError, parse_proxy_v2
 
 
 class ProxiedConnection(asyncio.Protocol):
-    """Reads the header, then steps aside: `below` (TLS, or the connection itself) becomes the socket's protocol."""
+    """Reads the header, then makes `below` (TLS, or the connection itself) the socket's protocol."""
 
     __slots__ = ("_below", "_connection", "_held", "_runtime", "_transport")
 
@@ -26,7 +26,7 @@ class ProxiedConnection(asyncio.Protocol):
         self._runtime = runtime
         self._connection = connection
         self._below = below
-        self._held = b""  # at most a header of the largest size: the parser refuses a larger one
+        self._held = b""  # at most a header of the largest size: the parser refuses a larger header
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

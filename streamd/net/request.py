@@ -1,4 +1,4 @@
-"""Request: the facts of one request, from its head to the log line at its end. Its response is net/answer.py's."""
+"""Request: the facts of a request, from its head to the log line at its end. Its response is in net/answer.py."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.http1 import Framing, RequestHead
 
-# What may be echoed and logged as it came (CWE-93, CWE-117); UUIDs, ULIDs and most tracing ids fit.
+# Safe to echo and log unchanged (CWE-93, CWE-117); UUIDs, ULIDs and most tracing ids fit.
 _sane_request_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 _sane_traceparent = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 
 
 class Request:
-    """What a connection keeps of a request while it is answered; head and body go as soon as they can."""
+    """The data kept of a request while it is answered; head and body are freed as early as possible."""
 
     __slots__ = (
         "answered_at",
@@ -57,26 +57,26 @@ class Request:
         self.traceparent = traceparent.decode() if _sane_traceparent(traceparent) else ""
         self.route = route
         self.dialect = dialect
-        self.client = ""  # its address as a trusted proxy tells it; "": the connection's own
-        self.gate_key = ""  # what that address is counted by while this is answered
+        self.client = ""  # the client's address as a trusted proxy names it; "": the connection's own
+        self.gate_key = ""  # the key under which that address is counted during the request
         self.principal: Principal = ANONYMOUS
         self.expires_at = 0.0  # monotonic seconds at which the right to read ends; 0: never
-        self.is_handed_over = False  # another worker did, with its connection: at most once, or it could go in circles
+        self.is_handed_over = False  # by another worker, with its connection: at most once, or it could go in circles
         self.started_at = now
         self.conversation = ""  # llama.cpp's dialect
-        self.data_only = False  # a stream goes out as data lines and nothing else: the dialect's clients take no other
+        self.data_only = False  # a stream goes out as data lines only: the dialect's clients take no other lines
         # answer
         self.keep_alive = head.keep_alive  # whether another request may follow on the connection
         self.extra_headers: list[tuple[bytes, bytes]] = []
         self.model = ""
         self.upstream = ""
         self.status = 0
-        self.answered_at = 0.0  # first event, or first byte of another answer
+        self.answered_at = 0.0  # time of the first event, or of the first byte of another answer
         self.reason: CloseReason | None = None
 
     @classmethod
     def unparsed(cls, *, now: float, route: RouteSettings) -> Request:
-        """Stands for a request whose head never was one, so that its refusal is answered and logged like any other."""
+        """A stand-in for a request with an unreadable head, so that its refusal is sent and logged like any other."""
         head = RequestHead(
             method="-",
             target=b"-",
@@ -95,16 +95,16 @@ class Request:
 
     @property
     def raw(self) -> bool:
-        """Whether a stream goes out as its events' bytes and nothing else: the client counts them."""
+        """Whether a stream goes out as the bytes of its events only, because the client counts them."""
         return self.conversation != ""
 
     def get(self, name: bytes) -> bytes | None:
-        """A header of the request, while the head is there."""
+        """A header of the request; None once the head is freed."""
         return self.head.get(name) if self.head is not None else None
 
 
 def request_id(given: bytes | None) -> str:
-    """The client's own if it is sane, else a new one."""
+    """The client's own id if it is safe to echo and log, else a new id."""
     if given is not None and _sane_request_id(given):
         return given.decode()
     return "req_" + secrets.token_hex(12)

@@ -1,4 +1,4 @@
-"""Runtime: what all connections of a process share."""
+"""Runtime: the state that all connections of a process share."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from streamd.reasons import CloseReason
 from streamd.wire.cors import Cors
 from streamd.wire.http1 import HeadLimits, RequestHead
 
-# Retry-After where others have to leave first. PROTOCOL 4 allows 60 s at most; ten thousand refused over these ten
-# seconds are a thousand a second, the ramp that streamd carries.
+# Retry-After when a place must become free first. PROTOCOL 4 allows 60 s at most; ten thousand refused clients over
+# these ten seconds are a thousand a second, the ramp that streamd carries.
 ROOM_S_MIN = 2
 ROOM_S_MAX = 12
 
@@ -44,7 +44,7 @@ WORKER_BUSY = Refusal(
 
 
 class Client(Protocol):
-    """A client connection, as far as its process as a whole deals with it: totals and the drain."""
+    """A client connection, as the totals and the drain see it."""
 
     paused: bool
 
@@ -54,16 +54,16 @@ class Client(Protocol):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a request is still to come, or its answer to be written."""
+        """Whether a request may still come, or an answer is being made or written."""
 
     def close_if_idle(self, *, fresh_too: bool) -> None:
-        """Close it between two requests; before its first only if `fresh_too`."""
+        """Close the connection between two requests; before its first only if `fresh_too`."""
 
     def send_away(self, reason: CloseReason, message: str) -> bool:
-        """End a reader's answer in mid-stream, with its position. False: it has no reader."""
+        """End a reader's answer in mid-stream, with its position. False: no reader is here."""
 
     def last_word(self, problem: Problem) -> None:
-        """Close what isn't a reader: with this problem if it waits for an answer or sends its request."""
+        """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
 
     def abort(self, reason: CloseReason) -> None:
         """Close now."""
@@ -77,7 +77,7 @@ class Tunnel(Protocol):
 
 
 class Runtime:
-    """One per process. `settings` is replaced as a whole on reload; everything reads it anew for each request."""
+    """One per process. A reload replaces `settings` as a whole; all code reads it anew for each request."""
 
     def __init__(
         self,
@@ -102,13 +102,13 @@ class Runtime:
         self.turn = Turn(loop)
         self.hub = hub
         self.gates = AddressGates(self.admission, settings)
-        self.peers: Peers | None = None  # the other workers, where there are any
-        self.inquiries: Inquiries | None = None  # what they are asked
+        self.peers: Peers | None = None  # the other workers; None: this worker is alone
+        self.inquiries: Inquiries | None = None  # questions to the other workers
         # replaced on reload
         self.settings = settings
         self.limits = HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
         self.cors = Cors.of(settings.cors_origins, credentials=settings.cors_credentials)
-        self.tls: ssl.SSLContext | None = None  # the TCP listeners'
+        self.tls: ssl.SSLContext | None = None  # for the TCP listeners
         # state
         self.clients: set[Client] = set()
         self.splices: set[Tunnel] = set()
@@ -123,19 +123,19 @@ class Runtime:
         )
 
     def bug(self, where: str, error: Exception) -> None:
-        """A mistake of ours: counted and told."""
+        """streamd made a mistake: count and report it."""
         self.counters.bugs += 1
         self.on_bug(where, error)
 
     def admit_stream(self) -> None:
-        """Take a published stream. Raises Problem 503 where it has no room, or while draining."""
+        """Reserve room for a published stream. Raises Problem 503 if there is none, or while draining."""
         self.check_not_draining()
         refusal = self.admission.admit_stream()
         if refusal is not None:
             raise self.refused(refusal)
 
     def admit_relay(self) -> None:
-        """Take a request for an upstream. Raises Problem as above."""
+        """Reserve room for a request to an upstream. Raises Problem as admit_stream()."""
         self.check_not_draining()
         refusal = self.admission.admit_relay()
         if refusal is not None:
@@ -143,17 +143,17 @@ class Runtime:
 
     @property
     def bodies_bytes(self) -> int:
-        """Request bodies that are held here, all connections together."""
+        """Bytes of request bodies held here, over all connections."""
         return self.admission.bodies_bytes
 
     def hold_body(self, count: int) -> None:
-        """So many bytes of a request's body are to be kept; let_body_go() gives them back. Raises Problem 503."""
+        """Charge `count` bytes of a request's body; let_body_go() gives them back. Raises Problem 503."""
         refusal = self.admission.admit_body(count)
         if refusal is not None:
             raise self.refused(refusal)
 
     def let_body_go(self, count: int) -> None:
-        """So many bytes less are kept."""
+        """Give back `count` bytes that hold_body() charged."""
         self.admission.release_body(count)
 
     def check_not_draining(self) -> None:
@@ -167,14 +167,14 @@ class Runtime:
         self.cors = Cors.of(settings.cors_origins, credentials=settings.cors_credentials)
         self.gates.reload(settings)
 
-    # -- when to come back: drawn, so that ten thousand clients don't come in one second
+    # -- times to come back: random, so that ten thousand clients don't come in the same second
 
     def retry_ms(self) -> int:
-        """For the `retry:` of a stream, in milliseconds."""
+        """A random time for the `retry:` of a stream, in milliseconds."""
         return round(self.rng.uniform(self.settings.retry_min_s, self.settings.retry_max_s) * 1000)
 
     def retry_after_s(self, retry: Retry) -> float | None:
-        """For a Retry-After, in whole seconds; None: there is none."""
+        """A random time for Retry-After, in whole seconds; None: send no Retry-After."""
         if retry is Retry.NEVER:
             return None
         if retry is Retry.WITH_ROOM:
@@ -182,7 +182,7 @@ class Runtime:
         return max(1.0, round(self.rng.uniform(self.settings.retry_min_s, self.settings.retry_max_s)))
 
     def refused(self, refusal: Refusal, *, close: bool = False) -> Problem:
-        """A refusal as an answer."""
+        """Turn a refusal into a Problem."""
         retry_after_s = refusal.retry_after_s or self.retry_after_s(refusal.retry)
         return Problem(
             refusal.status,
@@ -205,12 +205,12 @@ class Runtime:
 
 
 def unlimited() -> Admission:
-    """Gates that are never shut, for a runtime whose machine nobody measured."""
+    """Gates that are never shut, for a runtime without a measured machine."""
     resources = Resources(memory_bytes=1 << 50, memory_source="none", descriptors_per_worker=1 << 30)
     return Admission(Budget.compute(resources, Demands(), Prices()), Limits(loop_lag_max_s=0))
 
 
 def head_of(request: Request) -> RequestHead:
-    """The head of a request that is still being decided on."""
+    """The head of a request that is still being planned."""
     assert request.head is not None
     return request.head

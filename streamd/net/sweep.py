@@ -1,13 +1,13 @@
-"""Sweep: one timer for all deadlines of a process.
+"""Sweep: a single timer for all deadlines of a process.
 
-A connection has no timer of its own: arming and cancelling one for each token would cost more than the token. Instead
-it keeps `due_at`, the earliest time at which anything could be due, and may let it lie in the past of the truth:
-`on_due(now)` looks at the real timestamps and says when to look again. So a token stores nothing here; a due that
-came too early costs one call.
+A connection has no timer of its own: arming and cancelling a timer for each token would cost more than the token.
+Instead it keeps `due_at`, a lower bound of its next deadline, which may be early but never late. `on_due(now)` looks at
+the real timestamps and returns the next time to look. So a token stores nothing here; a `due_at` that was too early
+costs a call.
 
-Every interval (250 ms, the resolution of all time limits) one pass goes over the members, in slices of 250 (0.1 ms with
-cold caches, more if many are due) with the loop in between, so that no pass is felt however many there are: what blocks
-the loop for a hundredth of all time is every reader's p99.
+Every interval (250 ms, the resolution of all time limits) a pass goes over the members, in slices of 250 (0.1 ms with
+cold caches, more if many are due). The loop runs between slices, so that a pass is not felt with any number of members:
+work that blocks the loop for a hundredth of all time is every reader's p99.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NEVER = float("inf")
 
 
 class Due(Protocol):
-    """What has deadlines."""
+    """A member with deadlines."""
 
     due_at: float
 
     def on_due(self, now: float) -> float:
-        """Do what is due; return the next time to look."""
+        """Handle due deadlines; return the next time to look."""
 
 
 class Sweep:
@@ -35,7 +35,7 @@ class Sweep:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_bug: Callable[[str, Exception], None]) -> None:
         self._loop = loop
-        self._on_bug = on_bug  # one member's mistake must not take everybody's deadlines along
+        self._on_bug = on_bug  # a member's bug must not stop the deadlines of the others
         self._members: set[Due] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._pass: tuple[Due, ...] = ()
@@ -46,7 +46,7 @@ class Sweep:
         self._members.add(member)
 
     def discard(self, member: Due) -> None:
-        """The member is not asked again, also not in a pass that is under way."""
+        """Remove the member; on_due() isn't called again, not even in a pass under way."""
         member.due_at = NEVER
         self._members.discard(member)
 

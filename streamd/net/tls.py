@@ -1,15 +1,15 @@
-"""TLS in process: one layer between the socket's transport and a ClientConnection, a protocol to the one and a
-transport to the other.
+"""TLS in process: a layer between the socket's transport and a ClientConnection. It is a protocol to the transport, and
+a transport to the connection.
 
 Why not the loop's own: uvloop's TLS transport keeps the socket's default 64 KiB in front of pause_writing(), with no
-way to lower it; it flaps with a high-water mark of 0; it has no half-close, and a read buffer of 256 KiB for every
-connection. Here pause_writing() and resume_writing() are the socket's own, so a slow reader is noticed at the byte at
-which the kernel took less than all, with or without TLS; write_eof() sends close_notify and a FIN, so lingering works;
-and the PROXY header can come first.
+way to lower it; it flaps with a high-water mark of 0; it has no half-close; and it has a read buffer of 256 KiB for
+every connection. Here pause_writing() and resume_writing() are the socket's own, so a slow reader is noticed at the
+byte at which the kernel took less than all, with or without TLS; write_eof() sends close_notify and a FIN, so lingering
+works; and the PROXY header can come first.
 
-Bounds: OpenSSL's memory BIOs grow to the largest piece that passes through them and never shrink, so nothing larger
-than PIECE_BYTES_MAX does. A handshake has no deadline of its own: the connection exists from accept on, and its
-head_timeout is absolute. Renegotiation and compression are off.
+Bounds: OpenSSL's memory BIOs grow to the largest piece that passes through them and never shrink, so every piece is at
+most PIECE_BYTES_MAX. A handshake has no deadline of its own: the connection exists from accept on, and its head_timeout
+is absolute. Renegotiation and compression are off.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from typing import Any, Final, NoReturn
 from streamd.net.client import ClientConnection
 from streamd.reasons import CloseReason
 
-# A quarter of a TLS record (RFC 8446 5.1): twenty tokens in one piece, and 12 KB less for each BIO that ever saw a
-# body.
+# A quarter of a TLS record (RFC 8446 5.1): twenty tokens in a piece, and 12 KB less for each BIO that ever saw a body.
 PIECE_BYTES_MAX: Final = 4 * 1024
 
-_GONE: Final = asyncio.Protocol()  # stands for a protocol that was told of the loss: no cycle is left for the collector
+_GONE: Final = asyncio.Protocol()  # replaces a protocol that was told of the loss: no cycle remains for the collector
 
 
 class TlsFilesError(ValueError):
-    """A certificate and a key that can't be used; the text says which and why."""
+    """A certificate and a key that can't be used; the text names the file and the reason."""
 
 
 def load_context(cert: Path, key: Path) -> ssl.SSLContext:
@@ -54,7 +53,7 @@ def _no_password() -> NoReturn:
 
 
 class TlsLayer(asyncio.Transport, asyncio.Protocol):
-    """One connection's TLS."""
+    """The TLS of a connection."""
 
     __slots__ = ("_connection", "_ended", "_incoming", "_open", "_outgoing", "_protocol", "_raw", "_tls")
 
@@ -66,8 +65,8 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
         self._protocol: asyncio.Protocol = connection
         self._connection: ClientConnection | None = connection
         self._raw: asyncio.Transport
-        self._open = False  # the handshake is done
-        self._ended = False  # close_notify is out: nothing more is read or written
+        self._open = False  # whether the handshake is done
+        self._ended = False  # close_notify is out: no more reads or writes
 
     # -- protocol of the socket's transport
 
@@ -113,7 +112,7 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
         self._connection = None
 
     def _shake(self) -> bool:
-        """Whether the handshake is done. Raises ssl.SSLError where it fails."""
+        """Whether the handshake is done. Raises ssl.SSLError if it fails."""
         if not self._open:
             try:
                 self._tls.do_handshake()
@@ -123,7 +122,7 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
         return True
 
     def _read(self, pieces: list[bytes]) -> bool:
-        """Take what is there; False after close_notify. Raises ssl.SSLError for a record that isn't right."""
+        """Read all decrypted bytes; False after close_notify. Raises ssl.SSLError for an invalid record."""
         try:
             while piece := self._tls.read(PIECE_BYTES_MAX):
                 pieces.append(piece)
@@ -138,7 +137,7 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
     # -- transport of the connection
 
     def write(self, data: Any) -> None:
-        """Encrypt and send. Before the handshake is done there is nothing that could be said."""
+        """Encrypt and send. Before the handshake is done no bytes can be sent, so `data` is dropped."""
         if not self._open or self._ended:
             return
         if len(data) <= PIECE_BYTES_MAX:
@@ -167,7 +166,7 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
             return
         self._ended = True
         if self._open:
-            with contextlib.suppress(ssl.SSLError):  # the peer's own close_notify isn't there yet, nor waited for
+            with contextlib.suppress(ssl.SSLError):  # the peer's close_notify hasn't come, and isn't waited for
                 self._tls.unwrap()
             self._flush()
 

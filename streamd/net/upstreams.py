@@ -1,4 +1,4 @@
-"""Upstreams: which inference server takes a request."""
+"""Upstreams: chooses the inference server for a request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Upstreams:
         return len(self._all)
 
     def reload(self, settings: Settings) -> None:
-        """Take up new settings: unchanged upstreams keep their connections, removed ones finish what they have."""
+        """Apply new settings: unchanged upstreams keep their connections, removed upstreams finish their requests."""
         by_settings: dict[str, Upstream] = {up.settings.name: up for up in self._all}
         fresh = []
         for each in settings.upstreams:
@@ -49,13 +49,13 @@ class Upstreams:
             self.share(self._board)
 
     def share(self, board: Board) -> None:
-        """Count requests under way where the other workers see them."""
+        """Publish the number of requests under way to the other workers."""
         self._board = board
         for upstream in self._all:
             upstream.board = board
 
     def tick(self, now: float, lag_s: float) -> None:
-        """Every sweep: let go of connections that have been idle too long."""
+        """Every sweep: close connections that have been idle too long."""
         for upstream in self._all:
             upstream.trim(now)
 
@@ -76,7 +76,7 @@ class Upstreams:
     def free(self, model: str, now: float, *, without: tuple[Upstream, ...] = ()) -> Upstream | None:
         """The least busy upstream that serves the model, isn't full, and isn't left out for its failures.
 
-        The only one for a model is never left out: trying it is the only way to serve at all.
+        A model's only upstream is never left out: trying it is the only way to serve at all.
         """
         candidates = self._candidates(model)
         alone = len(candidates) == 1
@@ -84,7 +84,7 @@ class Upstreams:
         return min(able, key=lambda up: up.in_flight, default=None)
 
     def _candidates(self, model: str) -> list[Upstream]:
-        """Those who name the model, else those who take any. No model: the first, by the order of the configuration."""
+        """The upstreams that name the model, else those with `*`. Without a model: the first of the configuration."""
         if not model:
             return self._all[:1]
         named = [up for up in self._all if up.names(model)]
