@@ -1,11 +1,11 @@
-"""Access: who is asking, and what they may do with a stream (docs/PROTOCOL.md, section 2; docs/ACCESS.md).
+"""Access: the principal of a request, and its rights to a stream (docs/PROTOCOL.md, section 2; docs/ACCESS.md).
 
-    an id that streamd made    to know it is the right to read it, unless `[streams] auth = "token"`
+    a generated id             knowing it is the right to read, unless `[streams] auth = "token"`
     a chosen name              reading takes a key or a token, unless it was opened as public or there is no key file
     writing and stopping       the principal that opened it, a publish token, the admin surface; without a key file
-                               everybody
+                               all clients
 
-Keys and tokens are replaced as a whole when their files change; who is being served goes on.
+Keys and tokens are replaced as a whole when their files change; clients that are being served go on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Access:
-    """The one place where rights are decided."""
+    """The single place where rights are decided."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -38,19 +38,19 @@ class Access:
         self.verifier: Verifier | None = None  # None: no tokens
 
     def take_keys(self, keys: Keys | None) -> None:
-        """A key file was read, for the first time or anew."""
+        """Use the keys of a key file that was read, for the first time or again."""
         self.keys = keys
         if keys is not None:
             self._accounts.retain(keys)
 
     def take_verifier(self, verifier: Verifier | None) -> None:
-        """The files of the tokens' keys were read; None: there are none, and no token opens anything."""
+        """Use a verifier of tokens, after the files of its keys were read. None: no token opens a stream."""
         self.verifier = verifier
 
-    # -- who
+    # -- principals
 
     def identify(self, answer: Answer) -> Principal:
-        """Whose request it is; ANONYMOUS for one that brings nothing. Raises Problem 401 for a key that is no good."""
+        """The principal of a request; ANONYMOUS if it brings no key. Raises Problem 401 for an invalid key."""
         request = answer.request
         if answer.origin.listener == "admin":
             return ADMIN
@@ -60,14 +60,14 @@ class Access:
             return principal_without_keys(request.get, query, parameter)
         presented = presented_key(request.get, query, parameter)
         if presented is None or not presented.startswith(b"sk-"):
-            return ANONYMOUS  # a token, if anything: the stream's own check looks at it
+            return ANONYMOUS  # it may be a token: the check of the stream looks at that
         found = self.keys.authenticate(presented, self._runtime.unix_time())
         if isinstance(found, Refusal):
             raise self._runtime.refused(found)
         return found
 
     def check_relay(self, request: Request) -> None:
-        """A request for an upstream takes a key, where there are keys. Raises Problem."""
+        """A request for an upstream needs a key, if there is a key file. Raises Problem."""
         principal = request.principal
         if self.keys is None or principal.admin:
             return
@@ -78,7 +78,7 @@ class Access:
             raise self._runtime.refused(refusal)
 
     def check_models(self, request: Request, models: list[str]) -> None:
-        """Empty: a body that names none, or that isn't parsed. Raises Problem."""
+        """Check the key's models. `models` is empty if the body names none or isn't parsed. Raises Problem."""
         key = request.principal.key
         if key is None:
             return
@@ -87,19 +87,19 @@ class Access:
                 raise self._runtime.refused(refusal)
 
     def answer_preflight(self, answer: Answer) -> None:
-        """OPTIONS of a browser, before any key is asked for: it sends none along (WHATWG Fetch 3.2.2)."""
+        """Answer OPTIONS of a browser. It carries no key (WHATWG Fetch 3.2.2), so none is asked for."""
         request = answer.request
         request.extra_headers = self._runtime.cors.preflight_headers(request.get)
         answer.send(204)
 
-    # -- how much
+    # -- limits
 
     def share(self, board: Board) -> None:
-        """Limits hold for all workers together: what each has counted stands there."""
+        """Count limits over all workers together: `board` shows each worker's counts to the others."""
         self._accounts.board = board
 
     def publish(self) -> None:
-        """Show the other workers what was spent. For the sweep."""
+        """Publish this worker's spending to the other workers. For the sweep."""
         self._accounts.publish()
 
     def admit_request(self, request: Request) -> None:
@@ -113,7 +113,7 @@ class Access:
             raise self._runtime.refused(refusal)
 
     def open_stream(self, request: Request) -> Account | None:
-        """Reserve one of the key's streams at once; its account's close_stream() gives it back. Raises Problem 429."""
+        """Reserve a concurrent stream of the key; the account's close_stream() frees it. Raises Problem 429."""
         key = request.principal.key
         if key is None:
             return None
@@ -124,14 +124,14 @@ class Access:
         return account
 
     def usage_of(self, request: Request) -> UsageTail | None:
-        """What charges the tokens of an answer that is no stream to the request's key, where they are limited."""
+        """Charges the tokens of a proxied answer to the request's key; None if that key's tokens aren't limited."""
         key = request.principal.key
         if key is None or key.tokens_per_minute is None:
             return None
         return UsageTail(self._accounts.of(key), request.dialect.api)
 
     def note_stream(self, request: Request) -> Account | None:
-        """The same for an answer that turned out to be a stream: it runs already, so it counts and isn't refused."""
+        """As open_stream(), for an answer that turned out to be a stream: it runs, so it counts and isn't refused."""
         key = request.principal.key
         if key is None:
             return None
@@ -142,7 +142,7 @@ class Access:
     # -- streams
 
     def check_read(self, request: Request, stream: Stream) -> None:
-        """May this request read the stream? Sets the time at which it may no longer. Raises Problem."""
+        """Check the right to read the stream, and set the time at which it ends. Raises Problem."""
         principal = request.principal
         if principal.admin:
             return
@@ -158,7 +158,7 @@ class Access:
             raise self._runtime.refused(refusal)
 
     def check_publish(self, request: Request, name: str) -> None:
-        """May this request open a stream of that name ("": one of ours)? Raises Problem."""
+        """Check the right to open a stream of that name ("": a generated id). Raises Problem."""
         principal = request.principal
         if principal.admin or self.keys is None:
             return
@@ -170,7 +170,7 @@ class Access:
         self._check_publish_token(request, name)
 
     def check_write(self, request: Request, stream: Stream) -> None:
-        """May this request publish to the stream, or stop it? Raises Problem."""
+        """Check the right to publish to the stream or to stop it. Raises Problem."""
         principal = request.principal
         if principal.admin or self.keys is None or self._owns(principal, stream):
             return
@@ -180,13 +180,13 @@ class Access:
         self._check_publish_token(request, stream.id)
 
     def shown_to(self, principal: Principal) -> tuple[str, ...] | None:
-        """Whose streams a list shows, None for everybody's: ids are rights, so each sees only their own."""
+        """The owners of the streams in a list, None for all: ids are rights, so each principal sees only its own."""
         if principal.admin:
             return None
         return () if self.keys is not None and principal.key is None else (principal.id,)
 
     def _owns(self, principal: Principal, stream: Stream) -> bool:
-        """Whether the stream is its. With keys only a key owns; nobody in particular never does."""
+        """Whether the principal owns the stream. With a key file only a key owns streams; ANONYMOUS never does."""
         if principal is ANONYMOUS or (self.keys is not None and principal.key is None):
             return False
         return principal.id == stream.terms.owner
@@ -204,10 +204,10 @@ class Access:
             raise Problem(403, text, code="wrong_token", reason=CloseReason.FORBIDDEN)
 
     def _grant(self, request: Request, *, publish: bool) -> Grant:
-        """The rights of the token that the request brings. Raises Problem 401."""
+        """The rights of the request's token. Raises Problem 401."""
         if self.verifier is None:
             raise self._runtime.refused(REQUIRED)
-        from streamd.core import tokens  # Why here: it needs the cryptography package, which only tokens do
+        from streamd.core import tokens  # Why here: it needs the cryptography package, which no other feature does
 
         query = request.head.query if request.head is not None else ""
         find = tokens.token_to_publish if publish else tokens.token_to_read

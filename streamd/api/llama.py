@@ -1,15 +1,15 @@
-"""llama.cpp's resumable streams, over the same log: what its web UI and other clients of its server speak.
+"""llama.cpp's resumable streams, over the same log: the protocol of its web UI and other clients.
 
-    POST with X-Conversation-Id      a stream that belongs to a conversation; said again it starts anew, and the old
+    POST with X-Conversation-Id      a stream that belongs to a conversation; a second POST starts it anew, and the old
                                      generation is cancelled (api/relay.py)
     GET /v1/stream?conv_id=…&from=N  the stream from its byte N on, live if it still runs
     DELETE /v1/stream?conv_id=…      stop it and forget it; 204 also if there is none
-    POST /v1/streams/lookup          {"conversation_ids": […]}: what is known of them and of their variants `<id>::…`
+    POST /v1/streams/lookup          {"conversation_ids": […]}: the state of these and of their variants `<id>::…`
 
-Clients count the bytes of the body, so such streams go out raw: the events as they are in the log, no ids, nothing of
-ours in between. Two things differ from llama.cpp on purpose. Conversations are each principal's own. And a generation
-that nobody reads ends after detach_grace_max: no abandoned stream burns a GPU. For the same reason the header doesn't
-go upstream: a llama.cpp behind us would go on generating after we have left.
+Clients count the bytes of the body, so these streams go out raw: the events as they are in the log, without ids and
+without bytes of streamd's own in between. Two rules differ from llama.cpp on purpose. A conversation belongs to its
+principal. And a generation without readers ends after detach_grace_max: no abandoned stream burns a GPU. For the same
+reason the header doesn't go upstream: a llama.cpp there would go on generating after streamd has left.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEADER = b"x-conversation-id"
 STREAM = "/v1/stream"
 LOOKUP = "/v1/streams/lookup"
 
-# A UUID and a model's path behind `::`; Linux's PATH_MAX is 4,096, but names of models are not that long.
+# A UUID and a model's path behind `::`; Linux's PATH_MAX is 4,096, but names of models are shorter.
 CONVERSATION_BYTES_MAX = 512
 # The web UI asks for all conversations that it keeps: 1,000 of them, 200 B each.
 LOOKUP_BYTES_MAX = 256 * 1024
@@ -44,7 +44,7 @@ _offset = re.compile(r"[0-9]{1,15}").fullmatch
 
 
 class Llama:
-    """Routes of conversations. Their POST is an ordinary relay's."""
+    """Routes of conversations. Their POST is an ordinary relayed request."""
 
     def __init__(self, runtime: Runtime, streams: Streams, access: Access) -> None:
         self._runtime = runtime
@@ -59,7 +59,7 @@ class Llama:
         return self._lookup if request.path == LOOKUP else None
 
     def read(self, answer: Answer) -> None:
-        """The stream from a byte on. Raises Problem: 404, or 400 for a byte that is gone or was never sent."""
+        """Send the stream from a byte on. Raises Problem: 404, or 400 for a byte that is gone or was never sent."""
         request = answer.request
         conversation = _conversation_asked(request)
         stream = self._runtime.hub.by_conversation(request.principal.id, conversation)
@@ -80,7 +80,7 @@ class Llama:
         answer.stream(stream, seq=place.seq, rest=place.rest, policy=stream.terms.policy)
 
     def stop(self, answer: Answer) -> None:
-        """The user's Stop: cancel and forget. Said twice it is no error."""
+        """The user's Stop: cancel and forget. A second DELETE is no error."""
         hub, request = self._runtime.hub, answer.request
         conversation = _conversation_asked(request)
         stream = hub.by_conversation(request.principal.id, conversation)
@@ -91,7 +91,7 @@ class Llama:
         answer.send(204)
 
     def lookup(self, answer: Answer) -> None:
-        """What is known of the conversations that the client names, and of nobody else's. Raises Problem 400, 503."""
+        """The state of the conversations that the client names, and of no others. Raises Problem 400, 503."""
         request = answer.request
         asked = tuple(dict.fromkeys(_ids_asked(request.body)))
         principal_id, peers = request.principal.id, self._runtime.peers
@@ -116,7 +116,7 @@ class Llama:
         gather(self._runtime, answer, LOOKUP, questions, finish)
 
     def answer_lookup(self, question: bytes) -> bytes:
-        """For another worker: the conversations that live here."""
+        """Answer another worker's question: the conversations that live here."""
         principal_id, asked = orjson.loads(question)
         return orjson.dumps(self._found(principal_id, asked))
 
@@ -140,12 +140,12 @@ class Llama:
 
 
 def owner_of(peers: Peers, principal_id: str, conversation: str) -> int:
-    """The slot of the worker in which a conversation lives; one with all its variants, which are looked up together."""
+    """The slot of a conversation's worker, the same for all its variants, which are looked up together."""
     return peers.owner_of_name(principal_id, conversation.partition("::")[0])
 
 
 def owner_asked(peers: Peers, request: Request) -> int | None:
-    """The slot that a request names a conversation of, if it does."""
+    """The slot of the conversation that a request names; None: it names none."""
     if request.path == STREAM:
         return owner_of(peers, request.principal.id, query_of(request).get("conv_id", ""))
     given = request.get(HEADER) if request.method == "POST" else None
@@ -153,7 +153,7 @@ def owner_asked(peers: Peers, request: Request) -> int | None:
 
 
 def conversation_of(request: Request) -> str:
-    """The conversation that a POST belongs to, "" for none. Raises Problem 400."""
+    """The conversation of a POST, "" for none. Raises Problem 400."""
     given = request.get(HEADER)
     return _valid(given, "x-conversation-id") if given else ""
 
@@ -194,6 +194,6 @@ def _ids_asked(body: bytes) -> list[str]:
 
 
 def _names_of(conversation: str) -> list[str]:
-    """Whoever asks for `a` wants `a::some-model` too."""
+    """The names that find a conversation: a lookup of `a` finds `a::some-model` too."""
     parts = conversation.split("::")
     return ["::".join(parts[: k + 1]) for k in range(len(parts))]

@@ -1,13 +1,13 @@
-"""Publishing: applications that make tokens themselves hand them over here and are done with slow readers.
+"""Publishing: applications that make tokens themselves hand them over here, and streamd deals with slow readers.
 
-A published stream is a Stream with another source: a Publisher. Its request bodies become events (wire/publish.py),
-at once where the body is chunked (what came stays, whatever comes of the rest), as a whole where it has a length (all
-or nothing).
+A published stream is a Stream with another source: a Publisher. Its request bodies become events (wire/publish.py). A
+chunked body is published as it arrives, and its events stay published if it breaks off; a body with Content-Length is
+all or nothing.
 
-`Expected-Seq` makes a retry exact: nothing twice, nothing missing. It is compared when the request comes and again when
-its first event is appended, because a whole body may take long to come. And it is a fence: who knows where the stream
-stands and goes on from there takes over from every request that began before. Else the bytes of a connection that its
-publisher has given up for lost could still arrive behind those of its retry.
+`Expected-Seq` makes a retry exact: no event twice, no event missing. It is compared when the request comes and again
+when its first event is appended, because a whole body may take long to come. And it is a fence: a request that knows
+the stream's last seq and goes on from there takes over from every request that began before. Without the fence the
+bytes of a connection that its publisher has given up for lost could still arrive behind those of its retry.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from streamd.wire.publish import PUBLICATIONS, Publication, PublishError
 
 EVENTS = "events"
 
-# What may be said of a new stream; more is a 400 with this list in it.
+# The options of a new stream; any other is a 400 with this list in it.
 OPTIONS = ("retention", "policy", "log_bytes_max", "log_events_max", "flush_interval", "public")
 OPTIONS_BYTES_MAX = 16 * 1024
 RETENTION_S_MAX = 24 * 3600.0
@@ -51,7 +51,7 @@ _seq = re.compile(rb"0|[1-9][0-9]{0,15}").fullmatch
 
 
 class Publisher:
-    """The source of a published stream: how many requests publish to it now, and how long it waits for the next."""
+    """The source of a published stream: counts its publishing requests, and limits the time until the next request."""
 
     __slots__ = ("_runtime", "due_at", "fence", "stream", "under_way")
 
@@ -61,7 +61,7 @@ class Publisher:
         self._runtime = runtime
         self.stream = stream
         self.under_way = 0
-        self.fence = 0  # requests with another one may publish no more
+        self.fence = 0  # requests with an earlier fence may publish no more
         self.due_at = runtime.time() + (runtime.settings.publisher_idle_timeout_s or NEVER)
         runtime.sweep.add(self)
 
@@ -71,7 +71,7 @@ class Publisher:
         self.due_at = NEVER
 
     def end(self, *, broken: bool) -> None:
-        """It has ended; broken: in the middle, so that the stream waits for publisher_grace and no longer."""
+        """A publishing request has ended. `broken`: in the middle, so the stream waits for publisher_grace only."""
         self.under_way -= 1
         if self.under_way or self.stream.reason is not None:
             return
@@ -80,11 +80,11 @@ class Publisher:
         self.due_at = self._runtime.time() + wait_s
 
     def cancel(self, reason: CloseReason) -> None:
-        """The stream was stopped: requests under way find it sealed."""
+        """The stream was stopped; requests under way find it sealed."""
         self._leave()
 
     def on_due(self, now: float) -> float:
-        """Nobody came to publish the rest."""
+        """No request came in time to publish the rest."""
         self._leave()
         stream = self.stream
         if stream.reason is None:
@@ -98,7 +98,7 @@ class Publisher:
         self._runtime.admission.release_stream()
 
     def seal(self, *, failed: bool) -> None:
-        """The publisher says that it is done."""
+        """The publisher has ended its stream."""
         self._leave()
         now = self._runtime.time()
         self.stream.source = None
@@ -134,7 +134,7 @@ class Publish:
     # -- opening
 
     def open_named(self, answer: Answer) -> None:
-        """Open a stream under a name of the publisher's choice."""
+        """Open a stream under a name that the publisher has chosen."""
         request = answer.request
         name = name_of(request)
         if not valid_name(name.encode("utf-8", "replace")):
@@ -152,7 +152,7 @@ class Publish:
         self._answer_opened(answer, self._open(request, name, options))
 
     def open_any(self, answer: Answer) -> None:
-        """Open a stream under an id of ours."""
+        """Open a stream under a generated id."""
         request = answer.request
         self._access.check_publish(request, "")
         options = _options(request.body, self._runtime.settings)
@@ -187,7 +187,7 @@ class Publish:
         return stream
 
     def _admit(self, request: Request) -> Account | None:
-        """Room for one more stream: the key's, then everybody's. Raises Problem, and then nothing is taken."""
+        """Reserve a stream: of the key's limit, then of the process. Raises Problem, and then holds no place."""
         account = self._access.open_stream(request)
         try:
             self._runtime.admit_stream()
@@ -210,7 +210,7 @@ class Publish:
     # -- events
 
     def take_events(self, answer: Answer) -> BodySink:
-        """Between head and body: is this a stream that the sender may write to, and does it stand where they think?"""
+        """Check, before the body, that the sender may write to the stream and that Expected-Seq matches."""
         request = answer.request
         head = head_of(request)
         stream = self._streams.get(urllib.parse.unquote(request.path[len(PREFIX) : -len(EVENTS) - 1]))
@@ -239,7 +239,7 @@ class Publish:
 
 
 class Publishing:
-    """One publishing request: a BodySink. Chunked bodies go out as they come, others as a whole at their end."""
+    """A publishing request: a BodySink. A chunked body goes out as it comes, any other body as a whole at its end."""
 
     __slots__ = (
         "_answer",
@@ -282,14 +282,14 @@ class Publishing:
         self._fence = publisher.fence
 
     def body_piece(self, piece: bytes) -> None:
-        """The next bytes of the body. Raises Problem for what can't be published."""
+        """The next bytes of the body. Raises Problem for bytes that can't be published."""
         if self._whole:
             self._runtime.hold_body(len(piece))
             self._held_bytes += len(piece)
         self._read(piece)
 
     def body_end(self) -> None:
-        """The body is complete: publish what is left, seal if asked, answer with the last seq. Raises Problem."""
+        """The body is complete: publish the rest, seal if asked, answer with the last seq. Raises Problem."""
         try:
             self._read(None)
             self._append(self._held)
@@ -308,7 +308,7 @@ class Publishing:
         self._end(broken=True)
 
     def _read(self, piece: bytes | None) -> None:
-        """The body's next bytes, or its end. Of a chunked body what is good in front of a mistake stays."""
+        """Parse the next bytes, or the end (None). In a chunked body the events before a mistake are published."""
         publication, stream = self._publication, self._publisher.stream
         if stream.reason is not None and not publication.done:
             raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
@@ -357,19 +357,19 @@ def _expected(request: Request) -> int | None:
 
 
 def _check_expected(expected: int | None, stream: Stream) -> None:
-    """Anything else in the stream than the publisher knows, and it has to look first. Raises Problem 409."""
+    """The stream's last seq must equal `expected`. Raises Problem 409 with the actual seq."""
     if expected is not None and expected != stream.events:
         text = f"The stream's last seq is {stream.events}, not {expected}: send what comes after it."
         raise _with_last_seq(409, text, "unexpected_seq", stream)
 
 
 def _with_last_seq(status: int, text: str, code: str, stream: Stream) -> Problem:
-    """A refusal that says where the stream stands, so that a retry can be exact."""
+    """A refusal that gives the stream's last seq, so that a retry can be exact."""
     return Problem(status, text, code=code, param="events", last_seq=stream.events)
 
 
 def _options(body: bytes, settings: Settings) -> dict[str, Any]:
-    """The JSON body of an opening request. Raises Problem 400 with the key and what it takes."""
+    """Parse the JSON body of an opening request. Raises Problem 400 that names the key and its allowed values."""
     if not body.strip():
         return {}
     try:

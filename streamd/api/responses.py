@@ -1,14 +1,14 @@
 """OpenAI Responses' own way to resume: GET /v1/responses/{id}?stream=true&starting_after=N, over the same log.
 
-A stream is known by the id of its `response.created`, to the principal that asked for it; an id that isn't known goes
-upstream like any other request. So does one whose generation ended because nobody read it: where the request was a
-`background` one it has gone on there, and the upstream knows the rest.
+A stream is known by the id of its `response.created`, to the principal that asked for it; a request with an unknown id
+goes upstream like any other. So does a request for a generation that ended for lack of readers: if it was made with
+`background`, it has gone on there, and the upstream knows the rest.
 
-`starting_after` is the dialect's sequence_number, not our seq: what follows are the events with a greater one. An
+`starting_after` is the dialect's sequence_number, not streamd's seq: the events with a greater number follow. An
 upstream may number as it likes as long as it counts upwards, so the place is searched for, not computed.
 
-POST /v1/responses/{id}/cancel always goes upstream: it is for `background` responses, which live there, and whose
-stream then ends by itself. What runs for its readers alone is stopped with DELETE /v1/streams/{id}.
+POST /v1/responses/{id}/cancel always goes upstream: it is for `background` responses, which live there; a cancelled
+response's stream ends by itself. A generation that runs for its readers alone is stopped with DELETE /v1/streams/{id}.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ from streamd.wire.dialect import sequence_number_of
 _path = re.compile(r"/v1/responses/([^/]+)").fullmatch
 _number = re.compile(r"[0-9]{1,15}").fullmatch
 
-# Events without a number are rare (our own error event behind an unnumbered one): so many are looked past.
+# Events without a number are rare (streamd's error event after an unnumbered event). The search for a number skips at
+# most this many.
 UNNUMBERED_MAX = 8
 
-# With several workers each knows of the others' responses: those of a minute at 200 a second, 300 B each.
+# Bound of the responses of other workers that a worker remembers: those of a minute at 200 a second, 300 B each.
 ELSEWHERE_MAX = 12_000
 
-# What other workers are told.
+# The kinds of notes to other workers.
 LEARNED, FORGOTTEN = "response", "response over"
 
 
 class Responses:
-    """The one route of this dialect that the log can answer."""
+    """The only route of this dialect that the log can answer."""
 
     def __init__(self, runtime: Runtime, access: Access) -> None:
         self._runtime = runtime
@@ -55,16 +56,16 @@ class Responses:
     # -- several workers
 
     def owner(self, request: Request) -> int | None:
-        """The slot of the worker that knows the response, if that is another one."""
+        """The slot of another worker that knows the response; None: no other worker does."""
         found = _found(request)
         return self._elsewhere.get((request.principal.id, found)) if found is not None else None
 
     def learned(self, stream: Stream) -> None:
-        """A stream of ours has said its id: tell the other workers."""
+        """A stream of this worker has its response id: tell the other workers."""
         self._tell(LEARNED, stream)
 
     def forgotten(self, stream: Stream) -> None:
-        """A stream of ours was removed."""
+        """A stream of this worker was removed: tell the other workers."""
         if stream.progress.response_id is not None:
             self._tell(FORGOTTEN, stream)
 
@@ -76,7 +77,7 @@ class Responses:
                 peers.tell(slot, kind, body)
 
     def take(self, note: Note) -> bool:
-        """Whether a note of another worker's belongs here."""
+        """Whether a note belongs here; if so, record it."""
         if note.kind not in (LEARNED, FORGOTTEN):
             return False
         principal_id, response_id = orjson.loads(note.body)
@@ -87,13 +88,13 @@ class Responses:
                 del self._elsewhere[next(iter(self._elsewhere))]
             self._elsewhere[key] = note.slot
         elif known is not None and known != note.slot:
-            self._elsewhere[key] = known  # it was asked for again, there
+            self._elsewhere[key] = known  # a later request for it runs there
         return True
 
     # -- reading
 
     def plan(self, request: Request) -> Plan | None:
-        """None: not ours to answer."""
+        """The plan for a response that is known here; None: other routes decide."""
         return self._plan if _found(request) is not None and self._known(request) is not None else None
 
     def _known(self, request: Request) -> Stream | None:
@@ -104,10 +105,10 @@ class Responses:
         return stream
 
     def read(self, answer: Answer) -> None:
-        """The stream, after `starting_after` if given. Raises Problem."""
+        """Send the stream, after `starting_after` if given. Raises Problem."""
         request = answer.request
         stream = self._known(request)
-        if stream is None:  # it ended while the request was read
+        if stream is None:  # the stream ended while the request was read
             raise Problem(404, "The response is not known any more.", code="not_found", reason=CloseReason.NOT_FOUND)
         self._access.check_read(request, stream)
         given = query_of(request).get("starting_after")
@@ -121,7 +122,7 @@ class Responses:
 
 
 def _found(request: Request) -> str | None:
-    """The id of the response that a request wants to read as a stream."""
+    """The id of the response that a request wants to read as a stream; None: it doesn't."""
     found = _path(request.path)
     if found is None or request.method not in ("GET", "HEAD"):
         return None
@@ -129,7 +130,7 @@ def _found(request: Request) -> str | None:
 
 
 def _seq_after(stream: Stream, number: int) -> int:
-    """The first seq to send; below the log's first it will be announced as a gap. Raises Problem 400."""
+    """The first seq to send; a seq below the log's first is announced as a gap. Raises Problem 400."""
     log = stream.log
     first = _number_at(log, log.seq_first)
     if first is None:
@@ -138,11 +139,8 @@ def _seq_after(stream: Stream, number: int) -> int:
     if first > number:
         lost = first - number - 1
         return max(1, log.seq_first - lost)
-    seq, last, end = (
-        log.seq_first,
-        first,
-        log.seq_next,
-    )  # number_at(seq) is last <= number; at end it is greater or none
+    # Invariant: the number at `seq` is `last` <= number; the number at `end` is greater, or there is none.
+    seq, last, end = log.seq_first, first, log.seq_next
     while end - seq > 1:
         middle = (seq + end) // 2
         found = _number_at(log, middle)
@@ -157,7 +155,7 @@ def _seq_after(stream: Stream, number: int) -> int:
 
 
 def _number_at(log: ReplayLog, seq: int) -> int | None:
-    """The sequence_number of the event, or of the next that has one; None if there is none near."""
+    """The sequence_number of the event, or of the next numbered event within UNNUMBERED_MAX; None: there is none."""
     for each in range(seq, min(seq + UNNUMBERED_MAX, log.seq_next)):
         number = sequence_number_of(log.read(log.seek(each), bytes_max=1)[0][1])
         if number is not None:

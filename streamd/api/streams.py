@@ -27,9 +27,9 @@ from streamd.wire.event_id import EventId, valid_last_event_id, valid_name
 
 PREFIX = "/v1/streams/"
 JSON = (b"content-type", b"application/json")
-LIST = "streams"  # what other workers are asked
+LIST = "streams"  # the kind of question to other workers
 
-# A page of the list: 200 B a stream, so 20 KB; a client that wants all asks on with ?after=.
+# A page of the list: 200 B a stream, so 20 KB; a client that wants all pages goes on with ?after=.
 PAGE_STREAMS = 100
 PAGE_STREAMS_MAX = 1000
 
@@ -38,7 +38,7 @@ _seconds = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?").fullmatch
 
 
 Place = tuple[float, str]
-"""When a stream was opened, and its id: the order of lists. All workers' clocks are the same."""
+"""The time at which a stream was opened, and its id: the order of lists. All workers' clocks are the same."""
 
 Entry = tuple[float, str, dict[str, Any]]
 """A stream in a list: its place, and its state."""
@@ -47,14 +47,14 @@ Entry = tuple[float, str, dict[str, Any]]
 class Wanted(NamedTuple):
     """A page of the list."""
 
-    owners: tuple[str, ...] | None  # whose streams; None: everybody's
+    owners: tuple[str, ...] | None  # principals that own the streams; None: all
     state: str | None
     limit: int
     after: Place | None
 
 
 class Streams:
-    """Routes of streams that exist."""
+    """Routes of existing streams."""
 
     def __init__(self, runtime: Runtime, access: Access) -> None:
         self._runtime = runtime
@@ -73,7 +73,7 @@ class Streams:
     # -- reading
 
     def read(self, answer: Answer) -> None:
-        """The stream from a position on, live if it still runs; its state, if JSON is asked for."""
+        """Send the stream from a position on, live if it still runs; or its state, if JSON is asked for."""
         request = answer.request
         last = last_event_id(request)
         name = name_of(request)
@@ -102,7 +102,7 @@ class Streams:
     def join(
         self, answer: Answer, stream: Stream, seq: int, policy: Policy, *, resumed: bool, reset: bool = False
     ) -> None:
-        """Subscribe the client; past the end of a sealed stream 204, the only polite way to stop an EventSource."""
+        """Subscribe the client. Past a sealed stream's end answer 204: the only polite way to stop an EventSource."""
         request = answer.request
         request.model = request.model or stream.terms.model
         request.upstream = stream.upstream
@@ -114,7 +114,7 @@ class Streams:
         answer.stream(stream, seq=seq, policy=policy, reset=reset)
 
     def known(self, stream_id: str) -> Stream | None:
-        """The stream, if it is here. Raises Problem 410 where it was and can't be any more."""
+        """The stream, if it is here. Raises Problem 410 if it was here and can't come back."""
         try:
             return self._runtime.hub.get(stream_id)
         except Gone:
@@ -122,7 +122,7 @@ class Streams:
             raise Problem(410, text, code="stream_gone", reason=CloseReason.NOT_FOUND) from None
 
     def get(self, stream_id: str) -> Stream:
-        """The stream. Raises Problem: 404, or 410 where it was and can't be any more."""
+        """The stream. Raises Problem: 404, or 410 if it was here and can't come back."""
         stream = self.known(stream_id)
         if stream is None:
             seconds = self._runtime.settings.retention_s
@@ -159,7 +159,7 @@ class Streams:
         self._waiting.setdefault(name, []).append(waiting)
 
     def wake_waiting(self, stream: Stream) -> None:
-        """A stream was opened: answer those who wait for its name."""
+        """A stream was opened: answer the readers that wait for its name."""
         for waiting in self._waiting.pop(stream.id, ()):
             waiting.opened(stream)
 
@@ -173,7 +173,7 @@ class Streams:
     # -- stopping
 
     def stop(self, answer: Answer) -> None:
-        """End a stream now: its upstream is aborted, its readers are told. A sealed one is forgotten."""
+        """End a stream now: its upstream is aborted, its readers are told. A sealed stream is forgotten."""
         request = answer.request
         stream = self.get(name_of(request))
         self._access.check_write(request, stream)
@@ -192,7 +192,7 @@ class Streams:
     def list(self, answer: Answer) -> None:
         """The caller's streams, oldest first; all on the admin surface. ?state=live|sealed, ?limit=, ?after=<id>.
 
-        With several workers each lists its own; the one asked is the one that has `after`.
+        With several workers each lists its own streams; the worker that owns `after` answers the request.
         """
         request = answer.request
         query = query_of(request)
@@ -220,20 +220,20 @@ class Streams:
         gather(self._runtime, answer, LIST, all_others(self._runtime, question), finish)
 
     def answer_list(self, question: bytes) -> bytes:
-        """For another worker: our part of its page."""
+        """Answer another worker's question: this worker's part of the page."""
         owners, state, limit, after = orjson.loads(question)
         place = (after[0], after[1]) if after is not None else None
         return orjson.dumps(self._listed(Wanted(None if owners is None else tuple(owners), state, limit, place)))
 
     def _position_of(self, after: str, owners: tuple[str, ...] | None) -> Place:
-        """Where a list goes on. Raises Problem 400 for a stream that isn't in it."""
+        """The position after which a list goes on. Raises Problem 400 for a stream that isn't in the list."""
         stream = self.known(after)
         if stream is None or (owners is not None and stream.terms.owner not in owners):
             raise Problem(400, "after is not the id of a stream in this list.", code="bad_after", param="after")
         return stream.opened_at, stream.id
 
     def _listed(self, wanted: Wanted) -> builtins.list[Entry]:
-        """This worker's, one more than wanted if there are more."""
+        """This worker's streams of a page, and the next stream if there are more."""
         shown = (
             (stream.opened_at, stream.id, stream)
             for stream in self._runtime.hub
@@ -261,14 +261,14 @@ class WaitForName(Pending):
         runtime.sweep.add(self)
 
     def opened(self, stream: Stream) -> None:
-        """The stream is there: answer as if it had been from the start."""
+        """The stream is there: answer as if it had been open from the start."""
         answer = self._answer
-        last = last_event_id(answer.request)  # of an earlier life of the name, if the reader had one
+        last = last_event_id(answer.request)  # from an earlier stream of the same name, if the reader has read it
         self._runtime.sweep.discard(self)
         answer.settle(lambda: self._streams.read_from(answer, stream, last))
 
     def on_due(self, now: float) -> float:
-        """It did not come."""
+        """The stream did not come in time."""
         self.on_gone(CloseReason.NOT_FOUND)
         self._answer.settle(self._refuse)
         return NEVER
@@ -287,7 +287,7 @@ def state_word(stream: Stream) -> str:
 
 
 def state_of(stream: Stream, now: float) -> dict[str, Any]:
-    """What a publisher or an operator wants to know of a stream. Lag is in events, over the readers of this moment."""
+    """The state of a stream, for publishers and operators. Lag is in events, over the readers of this moment."""
     lags = [stream.log.seq_next - reader.position for reader in stream.readers]
     return {
         "id": stream.id,
@@ -316,13 +316,13 @@ def name_of(request: Request) -> str:
 
 
 def last_event_id(request: Request) -> EventId | None:
-    """What the reader has seen: the header, or the query for clients that can't set one. Raises Problem 400."""
+    """The reader's position: from the header, or from the query for clients that can't set it. Raises Problem 400."""
     raw = request.get(b"last-event-id")
     if raw is None:
         given = query_of(request).get("last_event_id")
         raw = given.encode("utf-8", "surrogatepass") if given is not None else None
     if raw is None or raw == b"":
-        return None  # an EventSource without an id sends none, a fetch wrapper an empty one
+        return None  # an EventSource without an id sends no header, a fetch wrapper an empty header
     parsed = valid_last_event_id(raw)
     if parsed is None:
         text = "Last-Event-ID has to be an id as streamd sent it: <stream id>:<seq>."
@@ -331,7 +331,7 @@ def last_event_id(request: Request) -> EventId | None:
 
 
 def policy_of(request: Request) -> Policy | None:
-    """X-Stream-Policy. Raises Problem 400 for a word that is none."""
+    """The policy of X-Stream-Policy, if given. Raises Problem 400 for an unknown word."""
     given = request.get(b"x-stream-policy")
     if given is None:
         return None
