@@ -1,1 +1,1 @@
-"""(method, path) to function, one file per family of routes."""
+"""Routes: from (method, path) to a function, with a file for each family of routes."""

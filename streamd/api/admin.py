@@ -1,4 +1,4 @@
-"""What only the admin surface answers: drain, log level, streams by lag."""
+"""Routes of the admin surface only: drain, log level, streams by lag."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from streamd.net.application import Plan
 from streamd.net.problem import Problem
 from streamd.net.runtime import Runtime
 
-WORST = "worst"  # what other workers are asked
+WORST = "worst"  # the kind of question to other workers
 LEVELS = ("debug", "info", "warning", "error")
 
-# The worst of them are what an operator looks for; /v1/streams pages through all.
+# An operator looks for the worst; /v1/streams pages through all.
 STREAMS_SHOWN_MAX = 100
 
 
 class Admin:
-    """Routes of the admin socket, in addition to everything else."""
+    """Routes of the admin socket, in addition to those of all listeners."""
 
     def __init__(self, runtime: Runtime, *, drain: Callable[[], None], set_level: Callable[[str], None]) -> None:
         self._runtime = runtime
@@ -39,12 +39,12 @@ class Admin:
         return self._routes.get(answer.request.path) if answer.origin.listener == "admin" else None
 
     def drain(self, answer: Answer) -> None:
-        """As SIGTERM; a second one goes to the end at once."""
+        """Drain, as SIGTERM does; a second request ends the drain at once."""
         self._drain()
         answer.send(202, b'{"state":"draining"}\n', [JSON])
 
     def streams(self, answer: Answer) -> None:
-        """The streams whose readers lag most, worst first."""
+        """The streams with the largest lags of their readers, worst first."""
 
         def finish(others: Gathered) -> None:
             states = self._worst()
@@ -59,7 +59,7 @@ class Admin:
         gather(self._runtime, answer, WORST, all_others(self._runtime), finish)
 
     def answer_worst(self, question: bytes) -> bytes:
-        """For another worker: ours."""
+        """Answer another worker's question: the worst streams of this worker."""
         return orjson.dumps(self._worst())
 
     def _worst(self) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ class Admin:
         )
 
     def log_level(self, answer: Answer) -> None:
-        """PUT /log-level with the word as body; until the next reload or restart."""
+        """PUT /log-level with the level as body; holds until the next reload or restart."""
         word = answer.request.body.decode("ascii", "replace").strip()
         if word not in LEVELS:
             raise Problem(400, f"The log level is one of {', '.join(LEVELS)}.", code="bad_log_level")

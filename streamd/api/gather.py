@@ -1,4 +1,4 @@
-"""Gathering: a request whose answer takes the word of all workers."""
+"""Gathering: answers a request from the state of all workers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streamd.net.runtime import Runtime
 
 
 class Gathered:
-    """What the other workers said."""
+    """The answers of the other workers."""
 
     def __init__(self, answers: Answers, missing: tuple[int, ...]) -> None:
         self.answers = tuple(answers.values())
@@ -20,7 +20,7 @@ class Gathered:
 def gather(
     runtime: Runtime, answer: Answer, kind: str, questions: Mapping[int, bytes], finish: Callable[[Gathered], None]
 ) -> None:
-    """Ask other workers, by slot, then `finish`, which answers the request; at once where no other worker is asked."""
+    """Ask other workers, by slot, then call `finish`, which answers the request; at once if no worker is asked."""
     inquiries = runtime.inquiries
     if inquiries is None or not questions:
         finish(Gathered({}, ()))
@@ -34,5 +34,5 @@ def gather(
 
 
 def all_others(runtime: Runtime, question: bytes = b"") -> dict[int, bytes]:
-    """The same question to every other worker."""
+    """Put the same question to every other worker."""
     return dict.fromkeys(runtime.peers.others(), question) if runtime.peers is not None else {}

@@ -28,7 +28,7 @@ PATHS = ("/v1/models", "/v1beta/models")
 
 
 class Models:
-    """Asks every upstream at once and answers when the last one has, or its time is up."""
+    """Asks every upstream at once, and answers after the last has answered or timed out."""
 
     def __init__(self, runtime: Runtime, upstreams: Upstreams, ask: Callable[[Request, dict[str, Any]], Ask]) -> None:
         self._runtime = runtime
@@ -51,7 +51,7 @@ class Models:
 
 
 class _Merge(Pending):
-    """One request for the list: its parts as they come."""
+    """A request for the list: collects its parts as they come."""
 
     def __init__(self, runtime: Runtime, answer: Answer, upstreams: tuple[Upstream, ...], ask: Ask) -> None:
         self._answer = answer
@@ -65,7 +65,7 @@ class _Merge(Pending):
             fetch.start()
 
     def _arrived(self, upstream: Upstream, status: int, body: bytes) -> None:
-        """One upstream's answer; status 0 if it failed."""
+        """Take an upstream's answer; status 0 if it failed."""
         self._missing -= 1
         if status == 200:
             self._lists[upstream.settings.name] = self._api.models_listed(json_object(body) or {})
@@ -89,7 +89,7 @@ class _Merge(Pending):
 
 
 def _offered(api: Api, upstream: Upstream, models: list[tuple[str, Json]] | None) -> list[tuple[str, Json]]:
-    """What may be asked for here: the models that the configuration lets through, then its aliases."""
+    """The models offered here: those that the configuration lets through, then the upstream's aliases."""
     if models is None:
         return []
     settings = upstream.settings

@@ -1,4 +1,4 @@
-"""Health, readiness, metrics and status: what operators and balancers ask."""
+"""Health, readiness, metrics and status: the routes of operators and balancers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_STORED = (b"cache-control", b"no-store")
 
 
 class Ops:
-    """`metrics` renders the Prometheus text, `status` the dict of /status; both only when asked for."""
+    """`metrics` renders the Prometheus text, `status` the dict of /status; each runs only when requested."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Ops:
         }
 
     def routes(self, answer: Answer) -> dict[str, Plan] | None:
-        """The methods of an operator's path; private ones only where the listener is (docs/PROTOCOL.md, section 1)."""
+        """The methods of an operator's path; private paths only on a private listener (docs/PROTOCOL.md, section 1)."""
         private = self._private.get(answer.request.path)
         if private is not None and (self._runtime.settings.ops_public or not answer.origin.is_outside(answer.request)):
             return private
@@ -49,7 +49,7 @@ class Ops:
         answer.send(200, b'{"status":"ok"}', [JSON, NOT_STORED])
 
     def readiness(self, answer: Answer) -> None:
-        """Whether a balancer should send requests here. Upstreams don't matter to it: a 502 says more."""
+        """Whether a balancer should send requests here. Upstreams have no influence: a 502 says more."""
         state = self._ready()
         body = b'{"status":"%b"}' % state.encode()
         answer.send(200 if state == "ready" else 503, body, [JSON, NOT_STORED])

@@ -1,7 +1,7 @@
-"""Everything else under /v1/: to an upstream and back, all through one path.
+"""Relays all other requests under /v1/ to an upstream and its answer back, all through the same code.
 
-A request is paid for once. The same POST sent again with a Last-Event-ID joins its stream, and so does one with an
-Idempotency-Key that was seen before; neither ever starts a second generation.
+A request is paid for once. A repeated POST with a Last-Event-ID joins its stream, and so does a POST with a known
+Idempotency-Key; neither ever starts a second generation.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from streamd.wire.dialects.api import Api
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
 from streamd.wire.query import parameter
 
-# What a client's path may not hold, so that it can't leave the upstream's base: dot segments, empty segments, and
-# anything that a server behind could decode into one.
+# Parts that a client's path must not hold, so that it can't leave the upstream's base: dot segments, empty segments,
+# and sequences that a server behind could decode into such a segment.
 _climbs = re.compile(r"//|/\.{1,2}(?:/|\Z)|\\|%2e|%2f|%5c|%00", re.IGNORECASE).search
 
 _duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
 _sane_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
 
-# Not the upstream's business: what streamd writes itself, what is meant for streamd, and the client's secrets.
+# Fields that don't go upstream: those that streamd writes itself or acts on, and the client's secrets.
 _OURS = frozenset(
     (
         b"accept-encoding",
@@ -69,7 +69,7 @@ _OURS = frozenset(
 
 
 class Relay:
-    """The proxied part of the API."""
+    """The relayed part of the API."""
 
     def __init__(self, runtime: Runtime, upstreams: Upstreams, streams: Streams, access: Access) -> None:
         self._runtime = runtime
@@ -79,7 +79,7 @@ class Relay:
         self._plan = Plan(answer=self.answer)
 
     def plan(self, request: Request) -> Plan:
-        """Refuse from the head what no body can mend. Raises Problem."""
+        """Refuse requests that no body can make valid. Raises Problem."""
         if _climbs(request.path):
             raise not_found(request.path)
         if request.method in ("TRACE", "CONNECT"):
@@ -88,7 +88,7 @@ class Relay:
         return self._plan
 
     def answer(self, answer: Answer) -> None:
-        """The request is whole: join what runs already, or ask an upstream. Raises Problem."""
+        """The request is whole: join a running generation, or ask an upstream. Raises Problem."""
         request = answer.request
         head, api = head_of(request), request.dialect.api
         fields = _json_of(request)
@@ -109,9 +109,9 @@ class Relay:
         self._ask(answer, fields, wants_stream, policy, key)
 
     def _say_once(self, request: Request, fields: dict[str, Any]) -> None:
-        """For a key that is limited to some models: write the body anew, so that it names one model to every parser.
+        """If the key is limited to some models, write the body anew, so that it names a single model to every parser.
 
-        Of two `"model"` members orjson takes the last, and some servers the first.
+        If there are two `"model"` members, orjson takes the last, and some servers the first.
         """
         key = request.principal.key
         if key is not None and "*" not in key.models:
@@ -120,10 +120,10 @@ class Relay:
             self._runtime.let_body_go(len(request.body))
             request.body = body
 
-    # -- requests that were made before
+    # -- repeated requests
 
     def _resumes(self, answer: Answer, policy: Policy) -> bool:
-        """The same POST with a Last-Event-ID: its stream, or 404 and 410, but never a new generation."""
+        """A POST with a Last-Event-ID: join its stream, or refuse with 404 or 410; it never starts a generation."""
         request = answer.request
         last = last_event_id(request)
         if last is None:
@@ -135,7 +135,7 @@ class Relay:
         return True
 
     def _joins(self, answer: Answer, key: str, policy: Policy) -> bool:
-        """The same Idempotency-Key from the same principal: the generation that runs, or ran."""
+        """The same Idempotency-Key from the same principal: join the generation that runs, or ran."""
         request = answer.request
         kept = self._runtime.hub.by_key(request.principal.id, key)
         if kept is None:
@@ -149,7 +149,7 @@ class Relay:
         self._streams.join(answer, kept.stream, 1, policy, resumed=True)
         return True
 
-    # -- new ones
+    # -- new requests
 
     def _ask(self, answer: Answer, fields: dict[str, Any], wants_stream: bool, policy: Policy, key: str) -> None:
         request, runtime = answer.request, self._runtime
@@ -179,11 +179,11 @@ class Relay:
             on_over=self._keep_key(request, key, stream),
         )
         exchange.start()
-        if detached and stream is not None and answer.is_open:  # else it failed at once and was answered
+        if detached and stream is not None and answer.is_open:  # else the exchange failed at once and was answered
             self._accept(exchange, answer, stream, max(grace_s, runtime.settings.detach_grace_max_s))
 
     def _supersede(self, request: Request) -> None:
-        """A conversation has one generation: the next request cancels the one before, and takes its place."""
+        """A conversation has a single generation: the next request cancels the earlier and takes its place."""
         if request.conversation:
             old = self._runtime.hub.by_conversation(request.principal.id, request.conversation)
             if old is not None:
@@ -191,7 +191,7 @@ class Relay:
                 old.cancel(CloseReason.CANCELLED, self._runtime.time(), message=text)
 
     def _keep_key(self, request: Request, key: str, stream: Stream | None) -> Callable[[], None]:
-        """Know the request by its Idempotency-Key until its stream is removed or its answer over: call the result."""
+        """Keep the Idempotency-Key until the stream is removed or the answer is over, when the result is called."""
         hub, admission, principal_id = self._runtime.hub, self._runtime.admission, request.principal.id
         if key:
             hub.keep_key(principal_id, key, _hash_of(request), stream)
@@ -228,7 +228,7 @@ class Relay:
         return hub.open(request.dialect, now, terms=terms)
 
     def _open_unasked(self, request: Request, policy: Policy, grace_s: float, key: str) -> Stream:
-        """Not asked for by a `"stream": true` that is known here, and a stream all the same."""
+        """Open a stream for an event-stream answer to a request that didn't ask for a stream."""
         terms = self._terms(request, policy, grace_s, self._access.note_stream(request))
         hub = self._runtime.hub
         self._runtime.counters.streams_opened += 1
@@ -239,7 +239,7 @@ class Relay:
         return stream
 
     def _terms(self, request: Request, policy: Policy, grace_s: float, account: Account | None) -> Terms:
-        """The rules that hold for a stream, from its request and the settings of this moment."""
+        """The terms of a stream, from its request and the present settings."""
         settings = self._runtime.settings
         return Terms(
             owner=request.principal.id,
@@ -254,7 +254,7 @@ class Relay:
 
 
 def _json_of(request: Request) -> dict[str, Any]:
-    """The body's object, for `model` and `stream`; {} for other bodies. Raises Problem 400 for JSON that is none."""
+    """The object in the body, for `model` and `stream`; {} for other bodies. Raises Problem 400 for invalid JSON."""
     content_type = (request.get(b"content-type") or b"").split(b";")[0].strip().lower()
     if content_type != b"application/json" or not request.body:
         return {}
@@ -277,15 +277,15 @@ def _idempotency_key(request: Request) -> str:
 
 
 def _wants_detached(request: Request) -> bool:
-    """Prefer: respond-async (RFC 7240 4.1): start the generation, don't read it here."""
+    """Prefer: respond-async (RFC 7240 4.1): start the generation without reading it here."""
     preferences = (request.get(b"prefer") or b"").lower().split(b",")
     return any(preference.split(b";")[0].strip() == b"respond-async" for preference in preferences)
 
 
 def _detach_grace(request: Request, max_s: float) -> float:
-    """How long the generation may go on without a reader: the request's own wish, bounded, or the route's.
+    """Time for which the generation may go on without a reader: the request's own wish, bounded, or the route's.
 
-    That of a conversation goes on as long as any may: its clients leave and come back as they like.
+    A conversation gets the longest time that is allowed: its clients leave and come back as they like.
     """
     given = request.get(b"x-stream-detach-grace")
     if given is None:
@@ -334,22 +334,22 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
 
 
 def _hash_of(request: Request) -> bytes:
-    """Two requests with one Idempotency-Key are the same if this is: Gemini's path names the model."""
+    """Equal for equal requests with an Idempotency-Key. The path counts, because Gemini's names the model."""
     return body_hash(b"%b\n%b" % (request.path.encode(), request.body))
 
 
 def _secrets(head: RequestHead, api: Api) -> Headers:
-    """The client's own credentials; one in the query goes on in the API's field, where no log shows it."""
+    """The client's own credentials. A key in the query goes on in the API's field, where no log shows it."""
     fields = [field for field in head.headers if field[0] in (b"authorization", *KEY_FIELDS)]
     in_query = parameter(head.query, api.key_parameter) if api.key_parameter else ()
     return (*fields, *((api.key_field, key.encode()) for key in in_query if key.isascii() and key.isprintable()))
 
 
 def _target(path: str, query: str, api: Api) -> bytes:
-    """Path and query for the upstream, without what only streamd is told in a query.
+    """Path and query for the upstream, without the parameters that are for streamd only.
 
-    Names are decoded as wire/query.py does it, or `access%5Ftoken=` would be read here and leak there; `;` separates
-    too, as some servers have it.
+    Names are decoded as in wire/query.py, or `access%5Ftoken=` would be read here and leak there. `;` separates too, as
+    some servers have it.
     """
     for_streamd = {"access_token", "last_event_id", *filter(None, (api.key_parameter,))}
 

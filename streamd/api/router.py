@@ -1,7 +1,6 @@
-"""Router: (method, path) to what is done with a request, decided from its head.
+"""Router: finds the plan for a request by its method and path, from the head alone.
 
-Precedence as in docs/PROTOCOL.md, section 1: streamd's own paths first, then all of /v1/ and /v1beta/
-goes upstream.
+Precedence as in docs/PROTOCOL.md, section 1: streamd's own paths first, then all of /v1/ and /v1beta/ goes upstream.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from streamd.wire.cors import is_preflight
 
 Methods = dict[str, Plan]
 
-# What goes upstream unless streamd answers it itself; all of the second is Google's.
+# Paths that go upstream unless streamd answers them itself; all of the second is Google's.
 RELAYED = ("/v1/", "/v1beta/")
 
 
@@ -61,7 +60,7 @@ class Router:
         self._responses = responses
 
     def plan(self, answer: Answer) -> Plan:
-        """How the request is served. Raises Problem: 404, 405, 501 and what a route refuses from the head alone."""
+        """The plan for a request. Raises Problem: 404, 405, 501 and refusals that a route makes from the head alone."""
         request = answer.request
         head = request.head
         assert head is not None

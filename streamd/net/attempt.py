@@ -65,7 +65,7 @@ class Attempt:
         body = ask.body(upstream)
         target = upstream.settings.origin.base.encode() + ask.target(upstream)
         head = encode_request_head(ask.method, target, ask.fields(upstream, len(body)))
-        self._request = (head, body)  # until it is sent; not joined, since most bodies are the client's bytes uncopied
+        self._request = (head, body)  # until it is sent; apart, because joining copies the body
         self._method = ask.method
         self._runtime = runtime
         self._owner: Owner | None = owner  # None: the attempt is over

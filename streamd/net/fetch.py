@@ -40,7 +40,7 @@ class Fetch:
         attempt.start()
 
     def cancel(self) -> None:
-        """The answer isn't wanted any more. Before start() too."""
+        """The answer isn't wanted any more; may be called before start()."""
         if self._done is not None:
             self._done = None
             self._close()

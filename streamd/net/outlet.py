@@ -59,9 +59,9 @@ class Stall:
 
 
 class LastBytes:
-    """The last bytes of a closing connection. The peer has time for them while it takes bytes, at most stall_timeout.
+    """The last bytes of a closing connection: the peer has time for them while it takes bytes, at most stall_timeout.
 
-    Checked every close_timeout.
+    A look every close_timeout checks this.
     """
 
     __slots__ = ("_left", "_since")
