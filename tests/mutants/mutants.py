@@ -932,7 +932,7 @@ NET: Final = (
         "a pooled connection does not read, and its next request hangs",
         "net/upstream.py",
         "UpstreamConnection._finish",
-        "            self.transport.resume_reading()  # the reader may have been slow to the last byte\n",
+        "            self.transport.resume_reading()  # a slow reader may have paused it up to the last byte\n",
         "",
     ),
     Mutant(
