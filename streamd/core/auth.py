@@ -1,7 +1,7 @@
-"""Who is asking, and what they may do: Principal and Key.
+"""Principal and Key: the identity of a client, and its rights.
 
-How a key is proved is in `keys`, how a token is in `tokens`, what a key has left is in `limits`. All of them answer
-with one of the values below or a Refusal, and none of them reads a clock or a file.
+`keys` proves keys, `tokens` proves tokens, `limits` knows how much of a key's limits is left. All of them answer with a
+value below or a Refusal, and none of them reads a clock or a file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from streamd.wire.dialect import KEY_FIELDS
 from streamd.wire.query import parameter
 
 HeadersGet = Callable[[bytes], bytes | None]
-"""A request's header by its lowercase name; None if there is none."""
+"""A request's header by its lowercase name; None if it is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One row of the key file: how the key is recognised, and its rights. None as a limit is no limit."""
+    """A row of the key file: how the key is recognised, and its rights. None as a limit is no limit."""
 
     id: str
     name: str  # for people; goes to logs and `streamd keys list`
@@ -38,7 +38,7 @@ class Key:
     expires_unix: float | None = None  # seconds since 1970, UTC
 
     def refuse_route(self, path: str) -> Refusal | None:
-        """None if the key may use `path` (decoded and without dot segments: the one that is acted on)."""
+        """None if the key may use `path` (decoded and without dot segments: the path that is acted on)."""
         if matches_any(self.routes, path):
             return None
         return Refusal(CloseReason.FORBIDDEN, "route_not_allowed", "This API key may not use this path.")
@@ -46,8 +46,8 @@ class Key:
     def refuse_model(self, model: str | None) -> Refusal | None:
         """None if the key may use `model`.
 
-        None as the model is a body that names none, or one that streamd doesn't parse (multipart): it may name any, so
-        a key that is limited to some models is refused. Requests without a body aren't asked about.
+        `model` is None if the body names no model, or if streamd doesn't parse the body (multipart): such a body may
+        name any model, so a key that is limited to some models is refused. Requests without a body aren't checked.
         """
         if "*" in self.models or (model is not None and matches_any(self.models, model)):
             return None
@@ -60,7 +60,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whose request it is. What belongs to a principal (idempotency keys, streams, limits) is looked up by `id`."""
+    """The owner of a request. Its possessions (idempotency keys, streams, limits) are found by `id`."""
 
     id: str
     key: Key | None = None  # None without a key file, and for the admin surface
@@ -69,13 +69,13 @@ class Principal:
 
 ANONYMOUS: Final = Principal("anonymous")
 ADMIN: Final = Principal("admin", admin=True)
-# A key with such an id would own what these two own. Ids made from a header begin with `h-`, and no key's id holds a
-# `-`.
+# A key with such an id would own the requests and streams of that principal. Ids made from a header begin with
+# `h-`, and no key's id holds a `-`.
 RESERVED_IDS: Final = frozenset({ANONYMOUS.id, ADMIN.id})
 
 
 def bearer(headers_get: HeadersGet) -> bytes | None:
-    """What stands behind `Authorization: Bearer`, or None; the scheme in any case (RFC 9110 11.1)."""
+    """The credential after `Authorization: Bearer`, or None; the scheme in any case (RFC 9110 11.1)."""
     scheme, _, credential = (headers_get(b"authorization") or b"").strip().partition(b" ")
     if scheme.lower() != b"bearer":
         return None
@@ -83,9 +83,9 @@ def bearer(headers_get: HeadersGet) -> bytes | None:
 
 
 def presented_key(headers_get: HeadersGet, query: str = "", key_parameter: str = "") -> bytes | None:
-    """The API key a request brings; None if it brings none.
+    """The API key in a request; None if it has none.
 
-    Bearer (OpenAI's SDKs), else in another API's field, else in the parameter of the query that this API has for it.
+    Bearer (OpenAI's SDKs), else another API's header field, else the query parameter that this API has for keys.
     """
     fields = (headers_get(field) for field in KEY_FIELDS)
     in_head = bearer(headers_get) or next((key for field in fields if field and (key := field.strip())), None)
@@ -95,9 +95,9 @@ def presented_key(headers_get: HeadersGet, query: str = "", key_parameter: str =
 
 
 def principal_without_keys(headers_get: HeadersGet, query: str = "", key_parameter: str = "") -> Principal:
-    """Whose request it is when there is no key file: a hash of the credential, whatever it is, else `anonymous`.
+    """The principal when there is no key file: a hash of the credential, of any kind, else `anonymous`.
 
-    128 bits of SHA-256, the same in every worker and after a restart. The credential itself is kept nowhere.
+    128 bits of SHA-256, the same in every worker and after a restart. The credential itself is stored nowhere.
     """
     credential = presented_key(headers_get, query, key_parameter) or headers_get(b"authorization")
     if not credential:

@@ -1,15 +1,15 @@
-"""Hub: the registry of streams. Ids, names, idempotency keys; retention, graces, and what all logs together weigh.
+"""Hub: the registry of streams. Ids, names, idempotency keys; retention, graces, and the memory budget of all logs.
 
 Bounds
-    streams live      admission's business (core/admission.py)
-    streams kept      sealed ones stay for their retention, and no longer than the logs' budget allows: when it runs
-                      short, the logs of finished streams go first, oldest first, then the oldest halves of the longest
-                      live ones. Readers who would need what went get a gap (docs/PROTOCOL.md, section 3), never a lie.
-    detached          generations that run without a reader: detached_max; over it a generation is cancelled at once
+    streams live      bounded by admission (core/admission.py)
+    streams kept      a sealed stream stays for its retention, unless the logs' budget runs short: then the logs of
+                      finished streams go first, oldest first, then the oldest halves of the longest live logs. A reader
+                      that still needs a removed event gets a gap (docs/PROTOCOL.md, section 3), never a lie.
+    detached          generations that run without a reader: detached_max; above it a generation is cancelled at once
 
 Invariants: log_bytes is the sum of charged_bytes over all streams, and each charge follows its log at every sweep; a
-stream with a reader is never removed; a name, a key, a response id or a conversation always points to a stream that is
-registered; detached is the number of streams with a grace.
+stream with a reader is never removed; a name, a key, a response id or a conversation always points to a registered
+stream; detached is the number of streams with a grace.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ S = TypeVar("S", bound=Stream)
 
 
 def new_incarnation() -> str:
-    """24 random bits: ids of an earlier process of the same slot are told from ours."""
+    """24 random bits: they tell the ids of earlier processes of the same slot from those of this process."""
     return base64.urlsafe_b64encode(secrets.token_bytes(3)).decode()
 
 
@@ -47,14 +47,14 @@ class Gone(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class KeptRequest:
-    """What an Idempotency-Key stands for: the stream it opened (None: the answer is none), and for which body."""
+    """The meaning of an Idempotency-Key: the stream it opened (None: no stream), and the hash of the request's body."""
 
     stream: Stream | None
     body_hash: bytes
 
 
 class KeptName(NamedTuple):
-    """What a stream is found by beside its id; empty where there is nothing."""
+    """The ways to find a stream other than by its id; empty where there is none."""
 
     principal: str
     key: str  # Idempotency-Key of that principal
@@ -62,7 +62,7 @@ class KeptName(NamedTuple):
     conversation: str
 
 
-# A live stream is charged once in so many sweeps: once a second.
+# Sweeps from charge to charge of a live stream: it is charged once a second.
 CHARGE_TURNS = 4
 EVERY_TURN = -1
 
@@ -71,7 +71,7 @@ DEFAULT_TERMS = Terms()
 
 
 def _nothing(stream: Stream) -> None:
-    """No part of the process has to know."""
+    """The default of the callbacks: do nothing."""
 
 
 def _at_once(turn: Callable[[], None]) -> None:
@@ -83,7 +83,7 @@ def _no_fanout(stream: Stream) -> Fanout:
 
 
 class Hub:
-    """All streams of one worker. One thread, no locks; `now` in monotonic seconds."""
+    """All streams of a worker. One thread, no locks; `now` in monotonic seconds."""
 
     __slots__ = (
         "_by_conversation",
@@ -129,7 +129,7 @@ class Hub:
         soon: Callable[[Callable[[], None]], object] = _at_once,
     ) -> None:
         """`soon` runs a call in a later turn of the loop; `new_fanout` makes the dispatcher of a stream with many
-        readers; the others are told of a stream that is sealed, removed, or named by its API.
+        readers; the `on_…` callbacks hear of a stream that is sealed, removed, or named by its API.
         """
         self._slot = SLOT_CHARS[slot]
         self._incarnation = incarnation or new_incarnation()
@@ -147,7 +147,7 @@ class Hub:
         self.stream_log_events_max = stream_log_events_max
         # counters, for metrics: folded in by charge()
         self.events_total = 0
-        self.event_bytes_total = 0  # of frames, once however many read them
+        self.event_bytes_total = 0  # bytes of frames; a frame counts once, however many readers it has
         self.text_events_total = 0
         self.detached = 0
         self.detached_max = detached_max
@@ -160,7 +160,7 @@ class Hub:
     # -- opening and finding
 
     def new_id(self) -> str:
-        """An id that nobody can guess: to know it is the right to read (docs/PROTOCOL.md, section 2)."""
+        """An unguessable id: knowing it is the right to read (docs/PROTOCOL.md, section 2)."""
         return f"s_{self._slot}{self._incarnation}" + base64.urlsafe_b64encode(self._random(16)).decode().rstrip("=")
 
     def open(
@@ -174,7 +174,7 @@ class Hub:
         log_events_max: int = 0,
         terms: Terms = DEFAULT_TERMS,
     ) -> Stream:
-        """Register a new stream, under `name` if the publisher chose one (which must not be live: KeyError)."""
+        """Register a new stream, under `name` if the publisher chose one (KeyError if that name is live)."""
         log = ReplayLog(
             bytes_max=min(log_bytes_max or self.stream_log_bytes_max, self.stream_log_bytes_max),
             events_max=min(log_events_max or self.stream_log_events_max, self.stream_log_events_max),
@@ -182,7 +182,7 @@ class Hub:
         return self._register(Stream, name or self.new_id(), log, dialect, now, terms, epoch)
 
     def open_conversation(self, dialect: Dialect, now: float, *, conversation: str, terms: Terms) -> CountedStream:
-        """Register a new stream as the one of a conversation from here on (llama.cpp's dialect)."""
+        """Register a new stream and make it the conversation's stream (llama.cpp's dialect)."""
         log = ReplayLog(bytes_max=self.stream_log_bytes_max, events_max=self.stream_log_events_max)
         principal = terms.owner
         stream = self._register(CountedStream, self.new_id(), log, dialect, now, terms)
@@ -214,7 +214,7 @@ class Hub:
 
     @staticmethod
     def _count_from_here(stream: Stream) -> None:
-        """What a restored stream brings along was counted by the process that it came to."""
+        """Start the counters at a restored stream's totals: the process that received its events has counted them."""
         stream.ledger.counted_events, stream.ledger.counted_text_events = stream.events, stream.text_events
 
     def get(self, stream_id: str) -> Stream | None:
@@ -251,7 +251,7 @@ class Hub:
         if kept is not None and kept.stream is not None:
             self._forget_on_remove.pop(kept.stream.id, None)
 
-    # -- names that other APIs give to streams: each principal's own, since nobody promises that they can't be guessed
+    # -- names that other APIs give to streams: kept apart for each principal, because they may be guessable
 
     def stream_named(self, stream: Stream) -> None:
         """OpenAI Responses names its own streams, in their first event."""
@@ -266,11 +266,11 @@ class Hub:
         return self._by_conversation.get(principal, {}).get(conversation)
 
     def conversations(self, principal: str) -> Mapping[str, CountedStream]:
-        """Those of one principal, by their ids."""
+        """The streams of a principal's conversations, by conversation id."""
         return self._by_conversation.get(principal, {})
 
     def forget_conversation(self, principal: str, conversation: str) -> None:
-        """The conversation has no stream any more; the stream stays. Nothing if it had none."""
+        """Part a conversation from its stream, which stays registered. No effect if it had none."""
         streams = self._by_conversation.get(principal, {})
         stream = streams.pop(conversation, None)
         if stream is not None:
@@ -291,19 +291,19 @@ class Hub:
         terms: Terms,
         epoch: str = "",
     ) -> S | None:
-        """Register a stream of an earlier process, whose id goes on to hold; None if there is one of that id."""
+        """Register a stream of an earlier process, whose id stays valid; None if the id is registered already."""
         if stream_id in self._streams:
             return None
         return self._register(kind, stream_id, log, dialect, opened_at, terms, epoch)
 
     def name_of(self, stream: Stream) -> KeptName:
-        """What restore_names() takes."""
+        """The argument for restore_names()."""
         principal, key = self._forget_on_remove.get(stream.id, ("", ""))
         kept = self._by_key.get((principal, key))
         return KeptName(principal, key, kept.body_hash if kept else b"", self._conversation_of.get(stream.id, ""))
 
     def restore_names(self, stream: Stream, name: KeptName) -> None:
-        """The stream, dressed again, is found by its names as before."""
+        """Make a restored stream findable by its names again."""
         if name.key:
             self.keep_key(name.principal, name.key, name.body_hash, stream)
         if name.conversation and isinstance(stream, CountedStream):
@@ -315,7 +315,7 @@ class Hub:
     # -- readers leave
 
     def leave(self, reader: Subscriber, reason: CloseReason, now: float) -> None:
-        """An ended reader leaves its stream; the last one leaves it a grace, or ends it."""
+        """Remove an ended reader from its stream. If it was the last, the stream gets a grace or ends."""
         stream = reader.stream
         stream.leave(reader)
         source = stream.source
@@ -333,20 +333,20 @@ class Hub:
         self.detached += 1
 
     def _stop(self, stream: Stream, reason: CloseReason, now: float) -> None:
-        """End the source now, the stream a little later: of a thousand readers who leave at once the last one's GPU
-        waits for the first half of the work on all others, not for all of it.
+        """Cancel the upstream now and seal the stream in a later turn: when 1,000 readers leave at once, the last GPU
+        is freed before 1,000 streams have been sealed.
         """
         stream.stop_source(reason)
         message = "The generation was stopped because its reader left."
         self.soon(lambda: stream.cancel(reason, now, message=message))
 
     def rejoin(self, stream: Stream, reader: Subscriber) -> None:
-        """A reader for a stream that may have had none."""
+        """Add a reader to a stream that may have none, and end the stream's grace."""
         self.settle(stream)
         stream.join(reader)
 
     def stream_sealed(self, stream: Stream) -> None:
-        """Keeper: settle its accounts."""
+        """Keeper: settle the stream's accounts."""
         self.settle(stream)
         self.charge(stream)
         if stream.terms.account is not None:
@@ -358,17 +358,17 @@ class Hub:
     # -- sweeping
 
     def sweep(self, streams: Iterable[Stream], now: float, charge_turn: int = EVERY_TURN) -> None:
-        """Charge logs, end graces, remove what was kept long enough. In slices: the caller says which streams.
+        """Charge logs, end graces, remove streams whose retention is over. The caller passes a slice of the streams.
 
-        Of streams that go on, only those whose turn it is are charged: over thousands of them that is as dear as a
-        token for each, and nothing needs it more often than once in CHARGE_TURNS sweeps.
+        Of live streams, only those with this charge_turn are charged: charging thousands of streams costs as much as a
+        token for each, and no figure is needed more often than once in CHARGE_TURNS sweeps.
         """
         for stream in streams:
             charging = charge_turn in (stream.charge_turn, EVERY_TURN)
             if not charging and stream.reason is None and not stream.grace_until:
                 continue
             if self._streams.get(stream.id) is not stream:
-                continue  # removed since the snapshot was taken: nobody would give its charge back
+                continue  # removed since the snapshot was taken: its charge would never be given back
             if charging and stream.log.seq_next - 1 != stream.ledger.counted_events:
                 self.charge(stream)
             if stream.reason is None:
@@ -381,14 +381,14 @@ class Hub:
             self.relieve()
 
     def abandon(self, stream: Stream, now: float) -> None:
-        """The grace is over and nobody came back."""
+        """The grace is over and no reader came back."""
         self.settle(stream)
         stream.cancel(
             CloseReason.ABANDONED, now, message="The generation was stopped because no reader came back in time."
         )
 
     def settle(self, stream: Stream) -> None:
-        """The stream is no longer among the detached: a reader came, or it ended."""
+        """End the stream's grace, if it has one: a reader came, or the stream ended."""
         if stream.grace_until:
             stream.grace_until = 0.0
             self.detached -= 1
@@ -398,7 +398,7 @@ class Hub:
         assert not stream.readers
         if self._streams.pop(stream.id, None) is None:
             return
-        stream.fanout = None  # the two hold each other, and the collector hardly runs
+        stream.fanout = None  # the two refer to each other, and the garbage collector hardly runs
         self.settle(stream)
         self.charge(stream)
         self.log_bytes -= stream.ledger.charged_bytes
@@ -417,7 +417,7 @@ class Hub:
     # -- memory
 
     def charge(self, stream: Stream) -> None:
-        """Bring the accounts up to what the log weighs now and what came since."""
+        """Bring the accounts up to the log's present size and the events since the last charge."""
         held = stream.log.bytes_held
         self.log_bytes += held - stream.ledger.charged_bytes
         stream.ledger.charged_bytes = held
@@ -431,13 +431,13 @@ class Hub:
         stream.ledger.counted_text_events = text_events
 
     def relieve(self) -> None:
-        """Over the logs' budget: finished streams first, oldest first; then the oldest halves of the longest."""
+        """Above the logs' budget: remove finished streams, oldest first; then trim the longest logs to half."""
         finished = [s for s in self._streams.values() if s.reason is not None and not s.readers]
         for stream in sorted(finished, key=lambda s: s.sealed_at):
             if self.log_bytes <= self.log_bytes_max:
                 return
             self.remove(stream)
-        # Seven eighths, so that the next token doesn't bring us back here.
+        # Down to seven eighths, so that the next token doesn't bring us back here.
         for stream in sorted(self._streams.values(), key=lambda s: -s.log.bytes_held):
             if self.log_bytes <= self.log_bytes_max * 7 // 8:
                 return
@@ -446,5 +446,5 @@ class Hub:
 
 
 def body_hash(body: bytes) -> bytes:
-    """What tells one request body from another under the same Idempotency-Key."""
+    """A digest that distinguishes request bodies under the same Idempotency-Key."""
     return hashlib.blake2b(body, digest_size=16).digest()

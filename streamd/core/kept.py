@@ -1,6 +1,6 @@
-"""Streams that outlive their process: what is kept of one, the bytes that it is kept in, and the way back.
+"""Snapshots of streams: their content, the file format, and restoring.
 
-The form, all numbers big-endian. Whoever writes it is streamd, whoever reads it trusts nothing:
+The format, all numbers big-endian. Only streamd writes it; a reader of it trusts nothing:
 
     header     "streamd-state" NUL, version (1 byte), save id (8 bytes, random), saved at (8 bytes, unix time, double)
     record     kind (1 byte: S a stream, E the end), length of the body (4 bytes), BLAKE2b-64 of kind and body
@@ -8,18 +8,18 @@ The form, all numbers big-endian. Whoever writes it is streamd, whoever reads it
     body of S  facts, a JSON object: length (4 bytes), bytes
                templates: count (1 byte), each: merges (1 byte), count of holes (1 byte), holes, pieces (length 2 bytes)
                segments of the log (core/replay.py): count (4 bytes), each: length (2 bytes; 4 with the first bit set)
-    body of E  how many streams there are (4 bytes)
+    body of E  number of streams (4 bytes)
 
-Each record has a checksum of its own, so whatever stands in front of a damage can be taken up; a file that ends without
-its E is truncated. The save id says which copies are of one save. All that a process can have written passes; for
-anything else StateError, after work and memory bounded by the bytes that are there.
+Each record has its own checksum, so all records in front of a damaged record can be restored; a file that ends without
+its E is truncated. Copies of the same save have the same save id. Every file that a process can have written loads;
+anything else raises StateError, after work and memory bounded by the size of the file.
 
-Wall-clock time is what two processes share: retention goes on while nobody runs. If the clock was set back meanwhile,
-a stream counts as sealed now.
+The two processes share wall-clock time: retention goes on while no process runs. If the clock was set back meanwhile, a
+stream counts as sealed now.
 
-What is not kept: readers and graces (all ended in the drain), what the source was (a generation's upstream is cut, a
-publisher has to come back), the account of its key (limits count anew), and how far the answer of a cut generation had
-come by its dialect's rules.
+Not stored: readers and graces (all ended in the drain), the source (a generation's upstream is cut, a publisher has to
+come back), the account of the key (limits count anew), and how far the answer of a cut generation had come by its
+dialect's rules.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _HEADER: Final = struct.Struct(">14sB8sd")
 _RECORD: Final = struct.Struct(">cI8s")
 _STREAM, _END = b"S", b"E"
 
-# Records are read in pieces: a length that lies costs no more than what is there.
+# Records are read in bounded pieces, so a forged length can't allocate more than the file holds.
 READ_BYTES: Final = 1024 * 1024
-# A segment is 479 bytes at most but for one event kept whole; 15 bits do for nearly all.
+# A segment is at most 479 bytes, except for an event stored whole; 15 bits suffice for nearly all.
 _LONG: Final = 0x8000
 
-# Facts of a stream beside its log: about 600 B of JSON.
+# A stream's facts, without its log: about 600 B of JSON.
 FACTS_BYTES: Final = 1024
 
 _REASONS: Final = {reason.word: reason for reason in CloseReason}
@@ -65,11 +65,11 @@ _hex = re.compile(r"(?:[0-9a-f]{2})*").fullmatch
 
 
 class StateError(ValueError):
-    """These bytes are no state that this version can read, or only in part. The text says what is wrong."""
+    """These bytes are not a state that this version can read in full. The text says what is wrong."""
 
 
 class Header(NamedTuple):
-    """Which save it is, and when it was made."""
+    """The identity of a save, and its time."""
 
     save_id: bytes
     saved_unix: float
@@ -120,14 +120,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class KeptStream:
-    """A stream as values. `facts.id` says which worker's it is (docs/PROTOCOL.md, sections 2 and 8)."""
+    """A stream as values. `facts.id` tells which worker it belongs to (docs/PROTOCOL.md, sections 2 and 8)."""
 
     facts: Facts
     log: LogParts
 
     @property
     def live(self) -> bool:
-        """Whether more events may come: it is published, and its publisher comes back or doesn't."""
+        """Whether more events may come: the stream is published, and its publisher may come back."""
         return not self.facts.reason
 
 
@@ -135,9 +135,9 @@ class KeptStream:
 
 
 def choose(streams: Iterable[Stream], bytes_max: int) -> list[Stream]:
-    """The streams to keep within bytes_max: live ones first, then what ended last.
+    """The streams to keep within bytes_max: live streams first, then the most recently ended.
 
-    Those that are left are as gone as if their retention were over.
+    The others are gone, as if their retention were over.
     """
     ordered = sorted(streams, key=lambda stream: (stream.reason is not None, -stream.sealed_at))
     chosen = []
@@ -199,9 +199,9 @@ def keep(hub: Hub, stream: Stream, now: float, now_unix: float) -> KeptStream:
 
 
 def restore(hub: Hub, kept: KeptStream, now: float, now_unix: float) -> Stream | None:
-    """Register the stream with this hub, under its id; None if its retention is over or there is one of that id.
+    """Register the stream with this hub, under its id; None if its retention is over or the id is registered already.
 
-    A live one comes back without source and fan-out: those are for the caller, who knows publishers and loops.
+    A live stream comes back without source and fan-out: the caller adds both, since it knows publishers and loops.
     """
     facts = kept.facts
     sealed_at = now - max(0.0, now_unix - facts.sealed_unix)
@@ -264,7 +264,7 @@ def _restore_progress(stream: Stream, facts: Facts) -> None:
 
 
 def save(streams: Iterable[KeptStream], save_id: bytes, saved_unix: float) -> Iterator[bytes]:
-    """The bytes, a record at a time: nothing but one stream is held twice."""
+    """The bytes, a record at a time: no more than one stream is in memory twice."""
     yield _HEADER.pack(MAGIC, VERSION, save_id, saved_unix)
     count = 0
     for kept in streams:
@@ -299,11 +299,11 @@ def _body(kept: KeptStream) -> bytes:
 
 # Reading
 
-Read = Callable[[int], bytes]  # the next bytes, at most so many; b"" at the end
+Read = Callable[[int], bytes]  # the next bytes, at most the given number; b"" at the end
 
 
 def read_header(read: Read) -> Header:
-    """The first bytes of a state. Raises StateError for what is none, or of another version."""
+    """The first bytes of a state. Raises StateError for any other file, and for another version."""
     header = _exactly(read, _HEADER.size)
     magic, version, save_id, saved_unix = _HEADER.unpack(header)
     if magic != MAGIC:
@@ -316,7 +316,7 @@ def read_header(read: Read) -> Header:
 
 
 def load(read: Read) -> Iterator[KeptStream]:
-    """The streams after the header, one at a time. Raises StateError at the first damage: what came before is good."""
+    """The streams after the header, in turn. Raises StateError at the first damage; streams before it are good."""
     count = 0
     while True:
         kind, length, digest = _RECORD.unpack(_exactly(read, _RECORD.size))
@@ -346,7 +346,7 @@ def _exactly(read: Read, count: int) -> bytes:
 
 
 class _Body:
-    """The body of a record, taken from the front."""
+    """Reads the body of a record from the front."""
 
     __slots__ = ("_at", "_body")
 
@@ -424,7 +424,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_facts(facts: Facts) -> None:
-    """Raises StateError for values that no stream has. What goes out to readers is checked to the letter."""
+    """Raises StateError for values that no stream has. Values that readers will see are checked to the letter."""
     name = facts.id.encode("utf-8", "replace")
     right = (
         (valid_name(name) and len(facts.epoch) == 6) or (valid_stream_id(name) and not facts.epoch),
@@ -445,7 +445,7 @@ def _check_facts(facts: Facts) -> None:
 
 
 def _is_members(text: str) -> bool:
-    """Whether it is the inside of a JSON object that isn't empty, on one line."""
+    """Whether the text is the inside of a JSON object that isn't empty, on one line."""
     try:
         found = orjson.loads(f"{{{text}}}")
     except orjson.JSONDecodeError:

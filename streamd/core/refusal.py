@@ -1,7 +1,7 @@
-"""Refusal: a no of streamd's own, from admission, rights and limits to the wire.
+"""Refusal: streamd's own negative answer, from admission, rights and limits to the wire.
 
-The core says why and whether to ask again; the seconds of a Retry-After are drawn where it is answered, in one place
-(net/runtime.py), so that nothing here needs a clock or a random number.
+The core states the reason and whether to ask again. The seconds of a Retry-After are drawn in one place, where the
+answer is written (net/runtime.py), so that nothing here needs a clock or a random number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from streamd.reasons import CloseReason
 
 # RFC 9110 15.5.2: a 401 carries a challenge. `Bearer` makes no browser ask for a password.
 CHALLENGE: Final = b'Bearer realm="streamd"'
-# The challenge to a credential that was there and was no good (RFC 6750 3.1).
+# The challenge for a credential that was present and invalid (RFC 6750 3.1).
 CHALLENGE_INVALID: Final = b'Bearer realm="streamd", error="invalid_token"'
 
 
@@ -23,12 +23,12 @@ class Retry(Choice):
 
     NEVER = "never"  # it would be refused again, or its Retry-After is known exactly
     SOON = "soon"  # a restart, a worker or an upstream is in the way
-    WITH_ROOM = "with_room"  # others have to leave first
+    WITH_ROOM = "with_room"  # other streams or connections have to leave first
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why not: log word, metric label and status in one, and the text that the client reads."""
+    """The reason (log word, metric label and status in one), and the text that the client reads."""
 
     reason: CloseReason
     code: str  # the `code` of the error object
@@ -43,7 +43,7 @@ class Refusal:
 
     @property
     def challenge(self) -> bytes | None:
-        """The value of WWW-Authenticate; None where the status takes none."""
+        """The value of WWW-Authenticate; None for any status but 401."""
         if self.status != 401:
             return None
         return CHALLENGE if self.code.endswith("_required") else CHALLENGE_INVALID

@@ -1,48 +1,49 @@
-"""Stream and Subscriber: one generation, many readers, and what happens to those who can't keep up.
+"""Stream and Subscriber: one generation, many readers, and the policy for readers that can't keep up.
 
-THE PROBLEM. A model makes a token every 20 to 80 ms and never waits. Readers do: a phone in a tunnel, a laptop with
-its lid closed, a debugger at a breakpoint. Whoever stands between the two either buffers without bound (and is killed
-with everybody on board), blocks the source (and one reader stops all others), or decides. This module decides.
+THE PROBLEM. A model makes a token every 20 to 80 ms and never waits. Readers do: a phone in a tunnel, a laptop with its
+lid closed, a debugger at a breakpoint. A proxy between the two either buffers without bound (and is killed together
+with all its connections), or blocks the source (and one reader stops all others), or decides. This module decides.
 
-THE MECHANISM. A stream has one replay log and any number of subscribers. An event goes into the log first and then,
-as one frame (id line and HTTP chunk around it, made once, the same bytes object for everybody), to each subscriber's
-`push`:
+THE MECHANISM. A stream has one replay log and any number of subscribers. An event goes into the log first. Then it
+goes to each subscriber's `push` as a frame: the event with its id line and HTTP chunk, made once, the same bytes
+object for all subscribers:
 
     LIVE       push is the transport's own write: nothing stands between the token and the kernel
-    PAUSED     the kernel took less than all: references to frames wait in the subscriber's ring; nothing else is
-               remembered but a cursor, taken when the pause began, to where the reader stands in the log
-    BEHIND     the ring was full under policy `coalesce`: the ring was let go, the cursor is all that is left. Lag
-               costs a position instead of a buffer
-    CATCHING   writable again and behind: each loop turn writes one piece read from the log, at most
+    PAUSED     the kernel did not take all bytes: references to frames wait in the subscriber's ring. The only other
+               state is a cursor, taken when the pause began, to the reader's place in the log
+    BEHIND     the ring was full under policy `coalesce`: the ring is emptied, only the cursor is left. Lag costs a
+               position instead of a buffer
+    CATCHING   writable again and behind: each loop turn writes a piece read from the log, at most
                `catchup_bytes_max`, the texts of neighbouring deltas concatenated; at the log's end it goes LIVE
-    FOLLOWING  at the log's end, for a reader whose wire form isn't the shared one (HTTP/1.0, raw, data lines only):
-               each event is read from the log with its own framing. The same cursor as CATCHING; no second mechanism
+    FOLLOWING  at the log's end, for a reader whose wire form isn't the shared form (HTTP/1.0, raw, data lines only):
+               each event is read from the log with the reader's framing. The cursor is that of CATCHING; there is no
+               second mechanism
     ENDED      nothing is written any more
 
     A late joiner and a resuming reader are subscribers that begin in CATCHING with a cursor of their choice.
 
     A raw reader counts bytes and comes back with their number (llama.cpp's dialect). So it gets the log's events and
-    nothing else: no ids, no heartbeats, no comments, no farewell. A gap can't be announced to it without making its
-    count wrong: it is cut off, and its resume is refused because what it asks for is gone.
+    nothing else: no ids, no heartbeats, no comments, no farewell. Announcing a gap would make its count wrong. So it is
+    cut off instead, and its resume is refused because the log no longer has the bytes it asks for.
 
-    A reader of data lines only (Gemini's) gets events and nothing else as well, for its parser breaks on any other
-    line; but gaps and a farewell are events of its dialect, and texts are merged for it.
+    A reader of data lines only (Gemini's) gets events and nothing else as well, because its parser breaks on any other
+    line. But gaps and the farewell are events of its dialect, and texts are merged for it.
 
 INVARIANTS
     1. append() puts an event into the log before any subscriber sees it. So the log's end, taken when pause_writing()
        fires inside a write, is exactly the first position that the reader has not got.
     2. No subscriber joins or leaves inside append(): sinks end a subscription at once (push becomes a no-op) but
        leave the stream from their own callback (connection_lost, or the end of the answer).
-    3. For each subscriber, frames in the ring are the seqs position … position + ring.held - 1, without a hole;
-       what drop_oldest gave up lies directly in front of them: gap_from <= seq < position.
+    3. For each subscriber, frames in the ring are the seqs position … position + ring.held - 1, without a hole. The
+       events that drop_oldest skipped lie directly in front of them: gap_from <= seq < position.
     4. position <= log.seq_next; a position < log.seq_first is a gap, announced before anything else is written.
     5. The source is never paused for a subscriber.
     6. A subscriber that gets an error event gets it from the log, with its own seq, like any other event.
 
 REJECTED. A queue and a task per reader (30 times the memory, and a wake-up per token). Pausing the source for the
-slowest (one reader stops all). A ring per stream with a read index per reader: the slowest decides how long frames
-live, and catching up writes hundreds of small events where one large one will do. Coalescing inside the ring: it
-costs JSON for every reader on the hot path, where the log can do it once, late, and without parsing.
+slowest reader (it stops all others). A ring per stream with a read index per reader: the slowest reader decides how
+long frames live, and catching up takes hundreds of small writes where a single large write will do. Coalescing inside
+the ring: it costs JSON for every reader on the hot path, while the log coalesces once, late, and without parsing.
 
 TIME comes in as `now`, monotonic seconds.
 """
@@ -63,38 +64,39 @@ from streamd.wire import sse
 from streamd.wire.chunked import encode_chunk
 from streamd.wire.dialect import Dialect, Progress, error_event, gap_event, reconnect_event, sequence_number_of
 
-# With more subscribers than this an event is handed out in slices over several loop turns (core/fanout.py); up to it,
-# at once: 64 writes of 10 us are 0.6 ms, about what one TLS handshake or request head takes as well.
+# Above this number of subscribers an event is handed out in slices over several loop turns (core/fanout.py); up to it,
+# at once: 64 writes of 10 us are 0.6 ms, about the time of a TLS handshake or a request head.
 DIRECT_READERS_MAX = 64
 
-# Events of one read that go out in one write. A write may stay whole in the buffer of a reader that stalls at it; the
-# next one finds the reader's ring. 64 KiB are more than most servers write at once.
+# Bound of the events of one read that go out in one write. The whole write may stay in the buffer of a reader that
+# stalls at it; the next write goes to the reader's ring. 64 KiB are more than most servers write at once.
 APPEND_BYTES_MAX = 64 * 1024
 
-# Of a stream whose bytes are counted: a walk over so many events is 0.15 ms; a mark is about 130 B.
+# CountedStream notes (seq, byte offset) once in this number of events: finding an offset scans at most this number of
+# events (0.15 ms). A mark takes about 130 B.
 MARK_EVENTS = 1024
 
 
 class Form(Choice):
-    """How an event looks on one connection."""
+    """The framing of events on a connection."""
 
     CHUNKED = "chunked"  # HTTP/1.1, with id lines: the shared frame
     BARE = "bare"  # HTTP/1.0: no transfer coding, ended by close
     RAW_CHUNKED = "raw_chunked"  # the events' own bytes and nothing else, so that they can be counted
     RAW_BARE = "raw_bare"
-    DATA_CHUNKED = "data_chunked"  # events as the dialect has them, without ids: its clients take no other line
+    DATA_CHUNKED = "data_chunked"  # the dialect's events without ids: its clients accept no other line
     DATA_BARE = "data_bare"
 
 
 RAW = (Form.RAW_CHUNKED, Form.RAW_BARE)
 # Forms in which nothing but events may be written.
 EVENTS_ONLY = (*RAW, Form.DATA_CHUNKED, Form.DATA_BARE)
-# Forms with the HTTP chunk of HTTP/1.1 around what is written.
+# Forms with an HTTP/1.1 chunk around each write.
 IN_CHUNKS = (Form.CHUNKED, Form.RAW_CHUNKED, Form.DATA_CHUNKED)
 
 
 class Sub(Choice):
-    """States of a subscriber; the essay above says what each means."""
+    """States of a subscriber; the essay above explains each."""
 
     LIVE = "live"
     PAUSED = "paused"
@@ -105,14 +107,14 @@ class Sub(Choice):
 
 
 class Turn(Choice):
-    """What can happen to a subscriber."""
+    """Events in the life of a subscriber."""
 
     PAUSE = "pause"  # pause_writing()
     RESUME = "resume"  # resume_writing()
     OVERFLOW = "overflow"  # the ring is full under `coalesce`
     CAUGHT_UP = "caught_up"  # the cursor is at the log's end; shared form
-    CAUGHT_UP_ALONE = "caught_up_alone"  # the same, other form
-    LAG = "lag"  # the fan-out came by too late: the frames are gone, the log has them
+    CAUGHT_UP_ALONE = "caught_up_alone"  # the same, in any other form
+    LAG = "lag"  # the fan-out's pass came too late: it no longer has the frames, the log does
     END = "end"
 
 
@@ -132,7 +134,7 @@ TRANSITIONS: dict[Sub, dict[Turn, Sub]] = {
 
 
 class Sink(Protocol):
-    """What a subscriber writes to: one connection, seen from the core."""
+    """The target of a subscriber's writes: a connection, seen from the core."""
 
     def write(self, frame: bytes) -> None:
         """Take the frame whole. May call the subscriber's pause() before it returns."""
@@ -141,21 +143,21 @@ class Sink(Protocol):
         """Run `turn` in the next loop turn."""
 
     def stream_ended(self, clean: bool) -> None:
-        """All is written. clean: the answer may end as HTTP ends it; else it has to look broken off."""
+        """All is written. clean: the answer may end as HTTP ends it; otherwise it has to look broken off."""
 
     def slow_consumer(self) -> None:
-        """Too slow for its policy (`close`), or for a form that knows no gap: end this connection now."""
+        """The reader is too slow for policy `close`, or lags in a form that knows no gap: end this connection now."""
 
 
 class Source(Protocol):
-    """Where a stream's events come from, as far as the stream may touch it."""
+    """The origin of a stream's events, as far as the stream may touch it."""
 
     @property
     def needs_reader(self) -> bool:
-        """Whether it is to end, after a grace, when the last reader has left: a generation is, a publisher isn't."""
+        """Whether the source ends, after a grace, when the last reader has left. Generations do, publishers don't."""
 
     def cancel(self, reason: CloseReason) -> None:
-        """Nobody wants the rest. May be called once; must not append to the stream any more."""
+        """The rest is not wanted. May be called once; the source must not append to the stream any more."""
 
 
 class Fanout(Protocol):
@@ -165,16 +167,16 @@ class Fanout(Protocol):
 
     @property
     def batches(self) -> bool:
-        """Whether it has to be used however few the readers are."""
+        """Whether even a few readers are served through the fan-out."""
 
     def add(self, seq: int, frame: bytes) -> None:
         """A new event; it reaches every LIVE reader within the next passes."""
 
     def loose(self, lines: bytes) -> None:
-        """Comments, for those who are at the live end in the next pass."""
+        """Comments, for the readers that are at the live end in the next pass."""
 
     def flush(self) -> None:
-        """The stream was sealed: finish the readers after what is pending."""
+        """The stream was sealed: finish the readers after their pending events."""
 
 
 class Keeper(Protocol):
@@ -185,14 +187,14 @@ class Keeper(Protocol):
         """Makes the dispatcher of a stream with many readers."""
 
     def stream_sealed(self, stream: Stream) -> None:
-        """No more events will come."""
+        """The stream takes no more events."""
 
     def stream_named(self, stream: Stream) -> None:
-        """OpenAI Responses has named it: progress.response_id is known now."""
+        """OpenAI Responses has named the stream: progress.response_id is known now."""
 
 
 class Ledger:
-    """What the hub has charged for a stream's log, and has counted of it."""
+    """The hub's accounts of a stream: log bytes charged, and totals counted so far."""
 
     __slots__ = ("charged_bytes", "counted_bytes", "counted_events", "counted_text_events")
 
@@ -204,24 +206,24 @@ class Ledger:
 
 
 def _skip(frame: bytes) -> None:
-    """push of a subscriber that reads the log, or nothing at all."""
+    """push of a subscriber that reads the log, or has ended."""
 
 
 class _PerEvent:
-    """What the fan-out touches of each of ten thousand readers. Slots of a base class come first: neighbours in memory,
-    and what is stored into them is the same object for all readers of a pass.
+    """Fields that the fan-out touches for each of ten thousand readers. Slots of a base class come first: they are
+    neighbours in memory, and the objects stored into them are the same for all readers of a pass.
     """
 
     __slots__ = ("own_bytes", "own_position", "state", "write")
 
     state: Sub
     write: Callable[[bytes], None]
-    own_position: int  # the first seq not yet written; while LIVE in direct mode the stream's own seq_next holds
+    own_position: int  # the first seq not yet written; while LIVE in direct mode, the stream's seq_next holds instead
     own_bytes: int  # LIVE, not direct: the stream's frame_bytes at own_position
 
 
 class Subscriber(_PerEvent):
-    """One connection reading one stream: a ring, a cursor, a policy."""
+    """A connection that reads a stream: a ring, a cursor, a policy."""
 
     __slots__ = (
         "_bytes_written",
@@ -260,7 +262,7 @@ class Subscriber(_PerEvent):
         self._live_from_bytes = 0
         self._bytes_written = 0
 
-    # -- what the connection calls
+    # -- called by the connection
 
     def pause(self) -> None:
         """The transport is full (pause_writing)."""
@@ -284,7 +286,7 @@ class Subscriber(_PerEvent):
             self.catch_up()
 
     def _go_on_live(self) -> None:
-        """The ring is written out. Between two passes of a fan-out the log may have more than the ring had."""
+        """The ring is written out. Between two passes of a fan-out the log may hold more events than the ring did."""
         if self.state is not Sub.LIVE:
             return
         if not self.at_end:
@@ -292,7 +294,7 @@ class Subscriber(_PerEvent):
         self.finish_if_done()
 
     def _take_ring(self) -> bytes:
-        """The frames held, as they were, a gap in front where some are lost; the reader's position is behind them."""
+        """The frames held, unmerged, after a gap event if some are lost. Moves the position behind them."""
         end = self.own_position + self.ring.held
         self.ring.clear()
         out = self._begin_reading()
@@ -315,7 +317,7 @@ class Subscriber(_PerEvent):
         self._go(Turn.END)
 
     def announce_reset(self) -> None:
-        """The reader's position was in an earlier life of this name: what it had is void, all of this one follows."""
+        """The reader's position is of an earlier epoch: its events are void, all events of this epoch follow."""
         event = gap_event(self.stream.dialect, self.stream.progress, 0, 0, reset=True)
         frame = self._encode(0, event)
         self._bytes_written += len(frame)
@@ -334,7 +336,7 @@ class Subscriber(_PerEvent):
             self._go(Turn.PAUSE)
 
     def catch_up(self) -> None:
-        """One turn: a piece from the log, at most `catchup_bytes_max`; then LIVE, another turn, or a pause."""
+        """A turn: write a piece of the log, at most `catchup_bytes_max`; then LIVE, another turn, or a pause."""
         if self.state is not Sub.CATCHING:
             return
         if self.own_position < self.stream.log.seq_next:
@@ -354,7 +356,7 @@ class Subscriber(_PerEvent):
             self.write(piece)
 
     def _read_piece(self) -> bytes:
-        """Frames of the next events in the log, coalesced; a gap first where the log has moved on.
+        """Frames of the next events in the log, coalesced; first a gap event if the log has dropped the next event.
 
         Empty for a raw reader that lost bytes: it has ended then.
         """
@@ -376,7 +378,7 @@ class Subscriber(_PerEvent):
         return b"".join(out)
 
     def _begin_reading(self) -> list[bytes]:
-        """Put the cursor where the reader is; what the log no longer has is announced as a gap."""
+        """Put the cursor at the reader's position; announce events that the log no longer has as a gap."""
         log = self.stream.log
         if self.own_position < log.seq_first:
             self._lose(self.own_position, log.seq_first)
@@ -394,14 +396,14 @@ class Subscriber(_PerEvent):
         return sse.frame(self.stream.id_prefix, seq, event, chunked=self.form is Form.CHUNKED)
 
     def _follow(self, frame: bytes) -> None:
-        """push of a FOLLOWING subscriber: what the log has that this connection hasn't."""
+        """push of a FOLLOWING subscriber: write the log's events that this connection hasn't got."""
         while self.state is Sub.FOLLOWING and self.own_position < self.stream.log.seq_next:
             self._write_piece()
 
     # -- the ring
 
     def push_all(self, frames: list[bytes], joined: bytes) -> None:
-        """Several events of one read; joined is all of them in one piece."""
+        """Several events of one read; `joined` is their concatenation."""
         if self.state is Sub.LIVE:
             self.write(joined)
             return
@@ -449,7 +451,7 @@ class Subscriber(_PerEvent):
                 assert_never(self.policy)
 
     def _lose(self, first: int, until: int) -> None:
-        """The seqs first <= seq < until can't be had any more; the next write says so."""
+        """The seqs first <= seq < until are lost to this reader; the next write says so."""
         self.dropped += until - first
         if not self._gap_from:
             self._gap_from = first
@@ -466,7 +468,7 @@ class Subscriber(_PerEvent):
     # -- the end
 
     def finish_if_done(self) -> None:
-        """After the last event of a sealed stream: end the answer. Only from LIVE or FOLLOWING, with all written."""
+        """After the last event of a sealed stream, end the answer. Only from LIVE or FOLLOWING, with all written."""
         if self.stream.reason is not None and self.state in (Sub.LIVE, Sub.FOLLOWING) and self.at_end:
             self.end()
             self.sink.stream_ended(self.stream.ended_clean)
@@ -479,20 +481,20 @@ class Subscriber(_PerEvent):
         return True
 
     def loose(self, lines: bytes) -> None:
-        """Comment and retry lines, no event, no seq: only for a reader that is at the live end."""
+        """Comment and retry lines, without a seq: written only to a reader that is at the live end."""
         if self.state in (Sub.LIVE, Sub.FOLLOWING) and self.form not in EVENTS_ONLY:
             frame = encode_chunk(lines) if self.form is Form.CHUNKED else lines
             self._bytes_written += len(frame)
             self.write(frame)
 
     def farewell(self, *, message: str, retry_ms: int) -> None:
-        """Tell the reader where it stands, with an event that is not logged, and end. The answer has to look cut."""
+        """Tell the reader its position, with an event that is not logged, and end. The answer has to look cut."""
         if self.state is Sub.ENDED:
             return
         if self.form in RAW:
             self.end()
             return
-        # What drop_oldest gave up and nobody was told of yet may still be in the log: resume in front of it.
+        # Events skipped by drop_oldest and not yet announced may still be in the log: resume in front of them.
         last_id = self.stream.event_id((self._gap_from or self.position) - 1)
         event = reconnect_event(self.stream.dialect, message=message, last_id=last_id, retry_ms=retry_ms)
         if self.form in EVENTS_ONLY:
@@ -517,10 +519,10 @@ class Subscriber(_PerEvent):
             self.push = _skip
         self.stream.aim()
 
-    # While LIVE nothing is counted per event: position and bytes are the stream's, of now or of the last pass.
+    # A LIVE reader counts nothing per event: its position and bytes are the stream's, of now or of the last pass.
 
     def enter_live(self) -> None:
-        """From here on the stream's own counters say what was written."""
+        """From here on the stream's own counters measure this reader's writes."""
         self._live_from_bytes = self.own_bytes = self.stream.frame_bytes
 
     def leave_live(self) -> None:
@@ -537,11 +539,11 @@ class Subscriber(_PerEvent):
         self._cursor = None
         self.catch_up()
 
-    # -- what the fan-out and the reports read
+    # -- read by the fan-out and the reports
 
     @property
     def at_end(self) -> bool:
-        """All that the stream has was written to the transport."""
+        """Whether all events of the stream were written to the transport."""
         return self.position == self.stream.log.seq_next
 
     @property
@@ -567,19 +569,20 @@ class Subscriber(_PerEvent):
 
 
 class _PerToken:
-    """What a token touches of its stream. Slots of a base class come first: neighbours in memory (see _Joined)."""
+    """Fields of a stream that each token touches. Slots of a base class come first, side by side (see _Joined)."""
 
     __slots__ = ("frame_bytes", "id_prefix", "log", "push", "touched_at")
 
     log: ReplayLog
     id_prefix: bytes
-    push: Callable[[bytes], None] | None  # of the only reader there is, who is written to at once; else None
-    frame_bytes: int  # of all shared frames made so far
-    touched_at: float  # the last event or comment
+    # `write` of the only reader, if there is exactly one and it is served directly; else None
+    push: Callable[[bytes], None] | None
+    frame_bytes: int  # all shared frames made so far
+    touched_at: float  # the time of the last event or comment
 
 
 class Stream(_PerToken):
-    """One generation or one published topic: an id, a replay log, readers, a source, an end.
+    """A generation or a published topic: an id, a replay log, readers, a source, an end.
 
     Invariants: seqs run from 1 without holes; reason is None while events may come; after the seal the log is not
     appended to.
@@ -637,7 +640,7 @@ class Stream(_PerToken):
         self.push = None
         self.direct = True
         self.fanout: Fanout | None = None
-        self.drops = 0  # events that readers who left had lost
+        self.drops = 0  # events lost by readers that have left
         # life
         self.source: Source | None = None
         self.keeper = keeper
@@ -646,18 +649,18 @@ class Stream(_PerToken):
         self.reason: CloseReason | None = None
         self.ended_clean = False
         self.sealed_at = 0.0
-        # accounting: the hub's
-        self.charge_turn = 0  # in which of its sweeps
+        # accounting, kept by the hub
+        self.charge_turn = 0  # its number among the hub's CHARGE_TURNS sweeps
         self.ledger = Ledger()
 
     # -- events in
 
     def append(self, event: bytes, now: float, *, ours: bool = False) -> None:
-        """One event, as wire/sse.py makes them. ours: the error event of a seal, which is like no other."""
+        """Take an event, as wire/sse.py makes it. ours: the error event of a seal, which fits no template."""
         seq = self.log.seq_next
         if ours:
             self.log.keep_whole(event)
-            unseen = seq == 1 or self.dialect.api.numbered  # the first one's time; numbers, which go on
+            unseen = seq == 1 or self.dialect.api.numbered  # the first event's time; sequence numbers, which go on
         else:
             unseen = not self.log.append(event)
         if unseen:
@@ -668,10 +671,10 @@ class Stream(_PerToken):
         self.hand_out(frame)
 
     def take_known(self, event: bytes, now: float) -> bytes:
-        """The hot path, first half: keep bytes nobody looked at, if they fit the log's template; else b"", no change.
+        """The hot path, first half: append unparsed bytes if they fit the log's template; else b"", and no change.
 
-        What fits is exactly one event (ReplayLog.join). The frame that is returned has to go to hand_out() before
-        anything else happens here: a relay takes what a turn of the loop brought first and hands out after it
+        Bytes that fit are exactly one event (ReplayLog.join). The returned frame has to go to hand_out() before
+        anything else happens here: a relay takes all events of a loop turn first and hands them out afterwards
         (net/turn.py).
         """
         log = self.log
@@ -684,7 +687,7 @@ class Stream(_PerToken):
         return frame
 
     def hand_out(self, frame: bytes) -> None:
-        """To every reader, the frame of the log's newest event. Where `push` is set, calling that does the same."""
+        """Give the frame of the log's newest event to every reader. Where `push` is set, calling it does the same."""
         if self.direct:
             for reader in self.readers:
                 reader.push(frame)
@@ -692,7 +695,7 @@ class Stream(_PerToken):
             self.fanout.add(self.log.seq_next - 1, frame)
 
     def append_all(self, events: list[bytes], now: float) -> None:
-        """Several events that came in one read: one write for each reader that is live."""
+        """Several events of one read: one write for each LIVE reader."""
         if len(events) == 1:
             self.append(events[0], now)
             return
@@ -733,7 +736,7 @@ class Stream(_PerToken):
             self.append_all(events, now)
 
     def _see(self, seq: int, event: bytes, now: float) -> None:
-        """Events that aren't plain text of a known shape, the first one among them: look inside."""
+        """Parse an event that isn't plain text of a known shape, as the first event never is."""
         if seq == 1:
             self.first_event_at = now
         progress = self.progress
@@ -743,7 +746,7 @@ class Stream(_PerToken):
             self.keeper.stream_named(self)
 
     def loose(self, lines: bytes, now: float) -> None:
-        """An upstream's comments: a sign of life, passed to those who read live, kept nowhere."""
+        """An upstream's comments: a sign of life, passed to live readers, stored nowhere."""
         self.touched_at = now
         if self.fanout is not None:
             self.fanout.loose(lines)
@@ -754,7 +757,7 @@ class Stream(_PerToken):
     # -- the end
 
     def seal(self, reason: CloseReason, now: float, *, clean: bool) -> None:
-        """No more events will come. Readers end when they have them all. Not twice."""
+        """Take no more events. Readers end when they have all events. Called once."""
         assert self.reason is None, f"sealed as {self.reason}, again as {reason}"
         self.reason = reason
         self.sealed_at = now
@@ -782,7 +785,7 @@ class Stream(_PerToken):
         self.seal(reason, now, clean=False)
 
     def cancel(self, reason: CloseReason, now: float, *, message: str) -> None:
-        """Nobody wants the rest: end the source, tell who still reads, seal. Nothing if it has ended already."""
+        """The rest is not wanted: end the source, tell the remaining readers, seal. No effect after the end."""
         if self.reason is not None:
             return
         self.stop_source(reason)
@@ -811,11 +814,11 @@ class Stream(_PerToken):
         self.aim()
 
     def aim(self) -> None:
-        """Readers came or went, or the only one has another push now."""
+        """Set `push` anew: readers came or went, or the only reader has another push now."""
         self.push = self.readers[0].push if self.direct and len(self.readers) == 1 else None
 
     def maybe_direct(self) -> None:
-        """If few readers are left and none waits for a pass: write to them at once again."""
+        """If few readers are left and none waits for a pass, write to them directly again."""
         fanout = self.fanout
         few = len(self.readers) <= DIRECT_READERS_MAX // 2
         if self.direct or fanout is None or not few or fanout.running or fanout.batches:
@@ -825,7 +828,7 @@ class Stream(_PerToken):
         self.aim()
 
     def _count_anew(self, *, direct: bool) -> None:
-        """Live readers count in another way from here on; all of them are at the log's end."""
+        """Switch how live readers are counted; all of them are at the log's end."""
         live = [reader for reader in self.readers if reader.state is Sub.LIVE]
         for reader in live:
             reader.leave_live()
@@ -834,7 +837,7 @@ class Stream(_PerToken):
             reader.enter_live()
 
     def leave(self, reader: Subscriber) -> None:
-        """Let a reader go (it has ended). O(1): the last one takes its place."""
+        """Remove a reader, which has ended. O(1): the last reader takes its place in the list."""
         assert reader.state is Sub.ENDED, reader.state
         last = self.readers.pop()
         if last is not reader:
@@ -847,7 +850,7 @@ class Stream(_PerToken):
             self.maybe_direct()
 
     def grace_s(self, left: CloseReason) -> float:
-        """How long the generation may go on after its last reader left like this: who closed decides."""
+        """How long the generation may go on after its last reader left; depends on which side closed the connection."""
         if left.by is By.READER:
             return self.terms.detach_grace_s
         return max(self.terms.detach_grace_s, self.terms.resume_grace_s)
@@ -873,18 +876,18 @@ class Stream(_PerToken):
 
 
 class Place(NamedTuple):
-    """Where a byte offset lies: subscribe from `seq`, with `rest` of the event in front of it written first."""
+    """The place of a byte offset: subscribe from `seq`, after writing `rest`, the end of the event in front of it."""
 
     seq: int
     rest: bytes
 
 
 class CountedStream(Stream):
-    """A stream whose readers come back with a number of bytes: those of its events, end to end, without any framing.
+    """A stream whose readers resume from a number of bytes: the bytes of its events, end to end, without any framing.
 
-    The total can't be derived from frame_bytes: the chunk size of each frame has one digit more or less. And a walk
-    over the log can't count what has fallen off. So it is counted, 30 ns an event, but here, where somebody needs it,
-    and not for every stream. A mark each MARK_EVENTS events keeps the search for an offset short.
+    The total can't be derived from frame_bytes, because the chunk size of a frame varies by a digit, and a walk over
+    the log can't count events that have fallen off. So it is counted, 30 ns an event, but only for streams that need
+    it. A mark each MARK_EVENTS events keeps the search for an offset short.
     """
 
     __slots__ = ("_marks", "event_bytes")
@@ -892,7 +895,7 @@ class CountedStream(Stream):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.event_bytes = 0
-        self._marks = [(1, 0)]  # seqs, and the bytes in front of them
+        self._marks = [(1, 0)]  # pairs of a seq and the bytes in front of it
 
     def append(self, event: bytes, now: float, *, ours: bool = False) -> None:
         self._mark()
@@ -917,7 +920,7 @@ class CountedStream(Stream):
             self._marks.append((self.log.seq_next, self.event_bytes))
 
     def place(self, offset: int) -> Place | None:
-        """Where a reader goes on that has `offset` bytes; None below the log. offset <= event_bytes."""
+        """Where a reader with `offset` bytes goes on; None below the log. offset <= event_bytes."""
         assert 0 <= offset <= self.event_bytes
         log = self.log
         index = bisect_right(self._marks, offset, key=lambda mark: mark[1]) - 1

@@ -1,4 +1,4 @@
-"""Terms: the rules that a stream is opened with, from its request and the settings of that moment. Given once."""
+"""Terms: the rules of a stream, set once when it opens from its request and the settings of that moment."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from streamd.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """They hold until the stream is removed; a reload changes those of later streams."""
+    """The rules hold until the stream is removed; a reload changes only later streams."""
 
     owner: str = ""  # the principal that opened it
-    account: Account | None = None  # of its key, which pays for its tokens
+    account: Account | None = None  # of the principal's key; pays for the tokens
     name_public: bool = False
     published: bool = False  # by an application: its source isn't an upstream, and it holds no drain open
     model: str = ""

@@ -1,11 +1,11 @@
-"""The dialects of streaming, one for each API, and what streamd itself says in each of them.
+"""The dialects of streaming, one for each API, and streamd's own events in each of them.
 
-What is known of an API stands in its module, in wire/dialects/, as an Api. None of it is on a token's path: Progress
-sees the events that are not known to be pure text, and everything else is made once per stream or per mishap.
+Knowledge of an API stands in its module, in wire/dialects/, as an Api. None of it is on a token's path: Progress sees
+only the events that are not known to be pure text, and everything else is made once per stream or per mishap.
 
-A clean end without `[DONE]` counts as success in the SDKs, so streamd must know better when an answer is complete; each
-API's module says when, given that the HTTP framing has ended properly. What streamd puts into a stream has to pass
-through the SDKs, which look at different things (tests/wire/test_dialect_sdks.py runs the real ones).
+SDKs take a clean end without `[DONE]` for success, so streamd must know better when an answer is complete; each API's
+module says when, given that the HTTP framing has ended properly. Events that streamd adds to a stream have to pass
+through the SDKs, which look at different things (tests/wire/test_dialect_sdks.py runs the real SDKs).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class Dialect(enum.Enum):
-    """Which API a stream speaks; decided by the path of its request, for a few paths by its client."""
+    """The API that a stream speaks; decided by the path of its request, for a few paths by its client."""
 
     CHAT = "chat", Chat()
     COMPLETIONS = "completions", Completions()
@@ -61,12 +61,12 @@ class Dialect(enum.Enum):
 
 
 APIS: Final = tuple(dialect.api for dialect in Dialect)
-# Where the clients of any of the APIs put a key, beside Authorization.
+# The header fields, beside Authorization, in which clients of any API send a key.
 KEY_FIELDS: Final = tuple(api.key_field for api in APIS if api.key_field)
 
 
 def dialect_of(path: str, query: str = "", field: Callable[[bytes], bytes | None] = lambda name: None) -> Dialect:
-    """The dialect of a request's path; where several APIs have it, that of the client. `field` gives a header field."""
+    """The dialect of a request's path; where several APIs have the path, the client decides. `field` gives a header."""
     for dialect in Dialect:
         if dialect.api.serves(path):
             return dialect
@@ -87,9 +87,9 @@ def error_event(
     param: str | None = None,
     sequence_number: int | None = None,
 ) -> bytes:
-    """The event that ends a stream which did not end well. `type` and `code` are the OpenAI error object's.
+    """The event at the end of a stream that did not end well. `type` and `code` are the OpenAI error object's.
 
-    sequence_number (Responses): one more than the last that the reader was sent, if that is known.
+    sequence_number (Responses): the number after the last that the reader was sent, if that is known.
     """
     api = dialect.api
     body = api.error_event(message, type, code, param)
@@ -101,7 +101,7 @@ def error_event(
 def reconnect_event(dialect: Dialect, *, message: str, last_id: str, retry_ms: int) -> bytes:
     """A reader is sent away and may come back after retry_ms with last_id. SDKs raise on it; an EventSource returns.
 
-    Both stand beside the error object and in it: the SDKs hand out only its inside.
+    Both values stand beside the error object and in it: the SDKs hand out only the inside of the error object.
     """
     api = dialect.api
     body = api.error_event(message, "server_error", "reconnect", None)
@@ -124,7 +124,7 @@ def gap_event(
 ) -> bytes:
     """The seqs seq_from to seq_to, both included, are lost to this reader. reset: its position is of another epoch.
 
-    A shape that each dialect's SDK takes for an event without content.
+    The event has a shape that each dialect's SDK takes for an event without content.
     """
     lost: Json = {"from": seq_from, "to": seq_to}
     if reset:
@@ -141,11 +141,11 @@ def error_body(
     status: int = 500,
     dialect: Dialect = Dialect.UNKNOWN,
 ) -> bytes:
-    """The JSON of an HTTP error answer: OpenAI's error object, or what the dialect has in its place."""
+    """The JSON of an HTTP error answer: OpenAI's error object, or the dialect's equivalent."""
     return orjson.dumps(dialect.api.error(status, message, type, code, param))
 
 
 def _event(name: str | None, data: bytes) -> bytes:
-    """JSON has no raw line end, so one data line holds it."""
+    """JSON has no raw line end, so a single data line holds it."""
     line = b"data: " + data + b"\n\n"
     return line if name is None else b"event: " + name.encode() + b"\n" + line

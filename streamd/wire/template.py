@@ -1,16 +1,16 @@
 """Templates of text deltas: which events are pure text, which part of them is the text, and how neighbours join.
 
-An event is a *text delta* if text is all that it adds. Which events are, says the API that they are of (the modules in
-wire/dialects/); what follows from it is here, for all of them alike. Two uses:
+An event is a *text delta* if it adds text and nothing else. The event's API decides whether it is (the modules in
+wire/dialects/); the consequences are here, the same for all APIs. Two uses:
 
-- A `Template` is learnt from one event and cuts it into fixed pieces and *holes*: the text, and what changes beside it
-  from event to event: `created`, `sequence_number`, padding. The replay log keeps the pieces once. A later event
-  belongs to the template if the pieces are in their places and each hole holds exactly what may be there; the text has
-  to be the inside of one whole JSON string, every escape checked, valid UTF-8 by itself. So no JSON is parsed, and
-  rendering is byte-exact.
-- A `Delta` is one parsed event, for what fits no template: neighbours of one kind and index are merged by value.
+- A `Template` is learnt from an event and cuts it into fixed pieces and *holes*: the text, and the values beside it that
+  change from event to event: `created`, `sequence_number`, padding. The replay log stores the pieces once. A later
+  event belongs to the template if the pieces are in their places and the content of each hole is allowed for its kind;
+  the text has to be the inside of exactly one JSON string, every escape checked, valid UTF-8 by itself. So no JSON is
+  parsed, and rendering is byte-exact.
+- A `Delta` is a parsed event, for events that fit no template: neighbours of the same kind and index merge by value.
 
-What is doubtful is no delta: the price is bytes, never correctness.
+A doubtful event is no delta: the price is bytes, never correctness.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from streamd.wire.dialects.members import Json, json_object
 
 # The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side),
 # PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace. COUNT is a number of Gemini's
-# usage, the only kind that a template may have several of: what fills them is held as one padding, blanks between.
+# usage, the only kind that a template may have several of: their contents are held as one padding, blanks between.
 TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES, COUNT = b"TACNPSU"
 
-# A template holds what it was learnt from: 2 KiB is ten times an ordinary chunk (200 B), and with the log's 64
-# templates at most 128 KiB, an eighth of its cap.
+# Bound of the event that a template is learnt from, without its texts: 2 KiB is ten times an ordinary chunk (200 B).
+# With the log's 64 templates it makes at most 128 KiB, an eighth of the log's cap.
 TEMPLATE_BYTES_MAX: Final = 2048
 
 _SENTINEL: Final = "streamd"
-_COUNT_MARK: Final = 730_214_886_100  # a number that no event has; those after it stand for further counts
+_COUNT_MARK: Final = 730_214_886_100  # a number that no event has; the numbers after it stand for further counts
 
-# What may stand unescaped in a text on the shortest path: printable ASCII without quote and backslash. `translate`
-# gives the same object back if nothing changed, which is the quickest test that there is (35 ns; a regex 130).
+# Bytes that may stand unescaped in a text on the shortest path: printable ASCII without quote and backslash.
+# `translate` returns the same object if nothing changed, which makes it the quickest test (35 ns; a regex 130).
 PLAIN: Final = bytes(c if 0x20 <= c <= 0x7E and c not in b'"\\' else c ^ 0xFF for c in range(256))
 _UNQUOTED: Final = bytes(c if c >= 0x20 and c not in b'"\\' else c ^ 0xFF for c in range(256))
 ONLY_SPACES: Final = bytes(c if c == 0x20 else c ^ 0xFF for c in range(256))
@@ -51,7 +51,7 @@ COUNT_DIGITS_MAX: Final = 12
 _COUNT: Final = re.compile(rb"(?:0|[1-9][0-9]{0,11})(?=[\s,}\]])")
 _CREATED: Final = re.compile(rb"[1-9][0-9]{9}")
 
-# One event of one data line, with or without an `event:` line before it. Control bytes fit nowhere.
+# An event of a single data line, with or without an `event:` line before it. No pattern admits control bytes.
 _EVENT: Final = re.compile(rb"((?:event:[^\x00-\x1f]*\n)?data:)([^\x00-\x08\x0a-\x1f]*)\n\n")
 _TEXT_KEYS: Final = dict.fromkeys(key for api in APIS for key in api.text_keys)
 _TEXT_KEY: Final = re.compile(rb'"(?:%b)"\s*:\s*"(?!")' % "|".join(_TEXT_KEYS).encode())
@@ -59,10 +59,10 @@ _CREATED_KEY: Final = re.compile(rb'"created"\s*:\s*(?=[1-9][0-9]{9}[\s,}])')
 _NUMBER_KEY: Final = re.compile(rb'"sequence_number"\s*:\s*(?=(?:0|[1-9][0-9]{0,11})[\s,}])')
 _PAD_KEY: Final = re.compile(rb'"obfuscation"\s*:\s*"(?=[ !#-\[\]-~]*")')
 _LAST_BRACE: Final = re.compile(rb" *\}\s*\n\n\Z")
-# orjson reads a whole number beyond 64 bits as a float; such an event is not written anew.
+# orjson reads a whole number beyond 64 bits as a float; such an event is not rewritten.
 _BIG_NUMBER: Final = re.compile(rb"[:,\[]\s*-?[0-9]{19}")
 
-# What the APIs say of the top level, together: events of any of them may be published, and servers mix them.
+# Facts about the top level, all APIs' together: events of any API may be published, and servers mix them.
 _KNOWN: Final = frozenset(name for api in APIS for name in api.known)
 _CHANGING: Final = tuple(dict.fromkeys(name for api in APIS for name in api.changing))
 _COUNTED: Final = tuple(dict.fromkeys(name for api in APIS for name in api.counted))
@@ -73,10 +73,10 @@ _NOT_COMPARED: Final = frozenset((*_CHANGING, *(api.listed for api in APIS)))
 def is_string_inside(text: bytes) -> bool:
     """Whether `text` is the inside of exactly one JSON string (RFC 8259 section 7): escapes whole, UTF-8 valid.
 
-    Lone surrogate halves are let pass as escapes: cut in two by a delta, they come out right when joined.
+    Lone surrogate halves pass as escapes: a pair that is cut in two by a delta comes out right when joined.
     """
     if b"\\" in text:
-        text = _ESCAPE.sub(b" ", text)  # a space, so that the bytes on both sides can't join into one character
+        text = _ESCAPE.sub(b" ", text)  # a space, so that the bytes on both sides can't join into a character
     if text.translate(_UNQUOTED) is not text:
         return False
     if text.isascii():
@@ -89,7 +89,7 @@ def is_string_inside(text: bytes) -> bool:
 
 
 class Fill(NamedTuple):
-    """What stood in a template's holes: `created` as digits or b"", `number` or -1, text and padding as on the wire."""
+    """The content of a template's holes: `created` as digits or b"", `number` or -1, text and padding as sent."""
 
     created: bytes
     number: int
@@ -118,7 +118,7 @@ class Template:
 
     @property
     def padded(self) -> bool:
-        """Whether something of random length stands beside the text."""
+        """Whether a value of random length stands beside the text."""
         return PAD in self.holes or SPACES in self.holes or COUNT in self.holes
 
     @property
@@ -128,7 +128,7 @@ class Template:
 
     @property
     def counts_around(self) -> tuple[bytes, ...]:
-        """What stands between the counts and after them: templates that are alike in it may share their counts."""
+        """The pieces between the counts and after them: templates with equal pieces there may share their counts."""
         return self.fixed[self.holes.index(COUNT) + 1 :] if self.counted else ()
 
     @property
@@ -137,7 +137,7 @@ class Template:
         return ONLY_SPACES if SPACES in self.holes else PLAIN
 
     def match(self, event: bytes) -> Fill | None:
-        """What fills the holes if `event` is one of this template's, else None. One pass forward, no guessing."""
+        """The content of the holes if `event` belongs to this template, else None. One pass forward, no guessing."""
         created, number, text, pad = b"", -1, b"", b""
         at = 0
         for piece, hole in zip(self.fixed, self.holes, strict=False):
@@ -187,12 +187,12 @@ class Template:
         return pieces
 
     def render(self, fill: Fill) -> bytes:
-        """The event that `match` gave this fill for."""
+        """The event for which `match` returned this fill."""
         return fill.text.join(self.around(fill.created, fill.number, fill.pad))
 
 
 def _hole_end(hole: int, event: bytes, at: int, text: bytes) -> int:
-    """Where the hole that begins at `at` ends, -1 if what is there can't fill it."""
+    """Where the hole that begins at `at` ends, -1 if its content is not allowed."""
     if hole == TEXT:
         found = _TO_QUOTE.match(event, at)
     elif hole == AGAIN:
@@ -209,10 +209,10 @@ def _hole_end(hole: int, event: bytes, at: int, text: bytes) -> int:
 
 
 def learn(event: bytes) -> Template | None:
-    """A template made of one event, if it is a text delta in a known shape; None if there is the least doubt.
+    """A template made of an event, if it is a text delta in a known shape; None if there is the least doubt.
 
     Proof, not belief: the text is found by its key, a sentinel is put in its place, and the parsed result has to be a
-    pure text delta with known fields only and that sentinel for its text.
+    pure text delta with known fields only, whose text is the sentinel.
     """
     framed = _EVENT.fullmatch(event)
     if not framed:
@@ -238,7 +238,7 @@ Hole = tuple[int, int, int]  # from, to, kind
 
 
 def _text_holes(event: bytes, start: int) -> list[Hole]:
-    """The one text that isn't empty, or the same text twice; [] if there is none or are others."""
+    """The only text that isn't empty, or the same text twice; [] if there is no text or there are different texts."""
     holes: list[Hole] = []
     for key in _TEXT_KEY.finditer(event, start):
         to_quote = _TO_QUOTE.match(event, key.end())
@@ -276,7 +276,7 @@ def _other_holes(event: bytes, texts: list[Hole], api: Api) -> list[Hole]:
 
 
 def _count_holes(event: bytes, after: int, keys: re.Pattern[bytes]) -> list[Hole]:
-    """The numbers behind these keys, if each is inside a counted member."""
+    """The numbers after these keys, if each is inside a counted member."""
     counts = [count for key in keys.finditer(event, after) if (count := _COUNT.match(event, key.end()))]
     holes = [(count.start(), count.end(), COUNT) for count in counts]
     marks = range(_COUNT_MARK, _COUNT_MARK + len(holes))
@@ -303,7 +303,7 @@ def _is_known(parsed: Json) -> bool:
 
 
 def _parts(parsed: Json) -> tuple[Api, list[Part]]:
-    """The API that an event is of, and its texts, one part for each choice; [] unless text is all that it adds."""
+    """The API of an event, and its texts, one part for each choice; [] unless the event adds nothing but text."""
     for api in APIS:
         parts = api.parts(parsed)
         if parts is not None:
@@ -312,9 +312,9 @@ def _parts(parsed: Json) -> tuple[Api, list[Part]]:
 
 
 class Delta:
-    """A parsed text delta that can take in its neighbours: several choices in one event, each index once.
+    """A parsed text delta that can absorb its neighbours: several choices in one event, each index once.
 
-    Fields beside the text have to be equal, but for those that change by their nature (`created`, `sequence_number`,
+    Fields beside the text have to be equal, except those that change by their nature (`created`, `sequence_number`,
     padding, usage, timings).
     """
 
@@ -337,7 +337,7 @@ class Delta:
 
     @classmethod
     def of(cls, event: bytes) -> Delta | None:
-        """The delta that `event` is, or None if it is none, can't be parsed, or carries a role."""
+        """The delta of an event; None if it is no text delta, can't be parsed, or carries a role."""
         framed = _EVENT.fullmatch(event)
         if not framed or _BIG_NUMBER.search(event):
             return None
@@ -348,7 +348,7 @@ class Delta:
         return cls(framed[1], parsed, api, parts) if parts and not any(part.role for part in parts) else None
 
     def absorb(self, later: Delta) -> bool:
-        """Takes in the texts of `later`, the next event; False, and nothing has changed, if they differ."""
+        """Absorb the texts of `later`, the next event; False, with nothing changed, if the two differ."""
         if self._line != later._line or self._api is not later._api or self._rest != later._rest:
             return False
         if any(self._shapes.get(index, shape) != shape for index, shape in later._shapes.items()):
@@ -372,7 +372,7 @@ class Delta:
 
 
 def _comparable(parsed: Json) -> Json:
-    """What has to be equal: of the counted only whether they are there, of the choices nothing yet."""
+    """The members that have to be equal: of counted members only their presence, of the choices nothing yet."""
     rest = {name: value for name, value in parsed.items() if name not in _NOT_COMPARED}
     return rest | {name: parsed[name] is None for name in _COUNTED if name in parsed}
 
@@ -385,9 +385,9 @@ _PLACE: Final = re.compile(rb'"streamd-([0-9]+)-"')
 
 
 def combine(runs: list[tuple[Template, Fill]]) -> bytes | None:
-    """One event of the concatenated texts of several templates, one for each choice; None if they can't stand together.
+    """One event of the concatenated texts of several templates, one for each choice; None if they can't be combined.
 
-    The texts are put in as they are on the wire, so that what orjson would refuse comes through.
+    The texts are inserted as they are on the wire, so that texts which orjson would refuse pass unchanged.
     """
     merged: Delta | None = None
     for place, (template, fill) in enumerate(runs):

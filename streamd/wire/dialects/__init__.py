@@ -1,1 +1,1 @@
-"""One module for each API that streamd knows, and no knowledge of an API anywhere else (streamd/wire/dialect.py)."""
+"""A module for each API that streamd knows; no other module knows an API (streamd/wire/dialect.py)."""

@@ -1,15 +1,15 @@
-"""Api: everything that streamd knows of one API. Each module beside this one holds an API, and an instance of it.
+"""Api: everything that streamd knows of an API. Each module beside this one holds an API, and an instance of it.
 
-The defaults are those of a server that does as OpenAI's does. An API says five things:
+The defaults are those of a server that behaves like OpenAI's. An API says five things:
 
     requests    which paths are its own, and which of them ask for a stream
-    keys        where its clients put a key, and where its servers look for one
+    keys        where its clients put a key, and where its servers look for it
     progress    when an answer is complete, which text and how many tokens it holds
-    words       the shape of an error, a gap and a farewell, such that its SDKs take them rightly
-    texts       which events are pure text, and where: what the replay log learns templates of (wire/template.py)
+    words       the shape of an error, a gap and a farewell that its SDKs understand
+    texts       which events are pure text, and where the text is: the replay log's templates (wire/template.py)
 
-The log is told no API: published events may be those of any. So for texts all of them are asked, and what one of them
-knows of an event's top level holds for the events of the others as well.
+The log isn't told the API, because published events may be of any API. So every API is asked for an event's texts, and
+the top-level members known to one API are known for the events of the others as well.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _output_tokens = re.compile(rb'"(?:completion|output)_tokens"\s*+:\s*+([0-9]{1,9
 
 
 class Part:
-    """One choice's text in a parsed event: the dict that holds it, under which names, and the choice around (or {}).
+    """A choice's text in a parsed event: the dict that holds it, its names there, and the choice around it (or {}).
 
-    `role`: the event repeats who speaks, which the OpenAI SDK would concatenate.
+    `role`: the event repeats the speaker's role, which the OpenAI SDK would concatenate.
     """
 
     __slots__ = ("holder", "index", "names", "role", "whole")
@@ -53,40 +53,40 @@ class Part:
         self.role = role
 
     def texts(self) -> list[str]:
-        """The text under each name; twice the same if a server sends it under two."""
+        """The text under each name; twice the same if a server sends it under two names."""
         return [self.holder[name] for name in self.names]
 
 
 class Api:
-    """One API, with the defaults of OpenAI's."""
+    """The description of an API; the defaults are OpenAI's."""
 
     # requests
-    paths: ClassVar[tuple[str, ...]] = ()  # paths that are the API's own,
-    below: ClassVar[tuple[str, ...]] = ()  # and what all others of its paths begin with
+    paths: ClassVar[tuple[str, ...]] = ()  # whole paths of the API,
+    below: ClassVar[tuple[str, ...]] = ()  # and the prefixes of all its other paths
     streams: ClassVar[bool] = True  # whether a request can ask for a stream
     # keys
-    key_field: ClassVar[bytes] = b""  # the header field where clients put a key, beside Authorization,
-    key_parameter: ClassVar[str] = ""  # and the parameter of the query
+    key_field: ClassVar[bytes] = b""  # the header field in which clients send a key, beside Authorization,
+    key_parameter: ClassVar[str] = ""  # and the query parameter
     # progress
     done_ends: ClassVar[bool] = False  # whether `[DONE]` is the end
     framing_ends: ClassVar[bool] = False  # whether an answer is complete wherever its framing ends
-    numbered: ClassVar[bool] = False  # whether events have a sequence_number, which errors go on with
+    numbered: ClassVar[bool] = False  # whether events have a sequence_number, which errors continue
     # words
     data_only: ClassVar[bool] = False  # whether an answer may hold no other lines than an event's data
     error_name: ClassVar[str | None] = None  # the event type of an error,
     reconnect_name: ClassVar[str | None] = "reconnect"  # and of a farewell
     # texts
     text_keys: ClassVar[tuple[str, ...]] = ()  # members that may hold the text
-    listed: ClassVar[str] = ""  # the member that holds a list of choices, each with a text of its own
+    listed: ClassVar[str] = ""  # the member that holds a list of choices, each with its own text
     spaces_end: ClassVar[bool] = False  # whether servers pad events with spaces in front of the last brace
-    # Members of the top level that may be there with any value, as long as it is the same in each event.
+    # Members of the top level that may have any value, as long as it is the same in each event.
     known: ClassVar[tuple[str, ...]] = ()
-    # Members of the top level that differ from event to event and don't keep neighbours from being merged. The last
-    # value wins; `created` is the first's, as SDKs take it from the first chunk that they see.
+    # Members of the top level that differ from event to event and don't prevent merging neighbours. The last value
+    # wins; `created` is the first's, as SDKs take it from the first chunk that they see.
     changing: ClassVar[tuple[str, ...]] = ()
-    # The same, but all neighbours have to have the member, or none of them.
+    # The same, but either all neighbours must have the member, or none of them.
     counted: ClassVar[tuple[str, ...]] = ()
-    # What stands in front of numbers in a counted member that change from event to event.
+    # Matches the text in front of those numbers in a counted member that change from event to event.
     counts: ClassVar[re.Pattern[bytes] | None] = None
 
     # -- requests
@@ -104,7 +104,7 @@ class Api:
         return self.streams and fields.get("stream") is True
 
     def models(self, path: str, fields: Json) -> list[str]:
-        """Every model that a request names; the first is the one that it is for."""
+        """Every model that a request names; the first is the request's target."""
         model = fields.get("model")
         return [model] if isinstance(model, str) else []
 
@@ -122,7 +122,7 @@ class Api:
         return [(name, entry) for entry in entries if (name := string_of(entry, "id")) is not None]
 
     def alias_listed(self, alias: str, entry: Json | None, owner: str) -> Json:
-        """A list's entry for an alias of the model that `entry` is, or of one that isn't listed."""
+        """A list's entry for an alias: made from the model's own `entry`, or from nothing if that isn't listed."""
         return {**(entry or {"object": "model", "owned_by": owner}), "id": alias}
 
     def model_list(self, entries: list[Json]) -> Json:
@@ -138,18 +138,18 @@ class Api:
     # -- progress
 
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
-        """Note what an event's body says of the end; `name` is the event's type."""
+        """Note the signs of the answer's end in an event's body; `name` is the event's type."""
 
     def texts(self, body: Json) -> list[str | None]:
         """Every piece of generated text in one event."""
         return []
 
     def usage(self, body: Json, before: Usage | None) -> Usage | None:
-        """The usage after an event; as it was where the event says nothing of it."""
+        """The usage after an event; unchanged if the event doesn't state it."""
         return tokens_of(object_of(body, "usage"), before)
 
     def output_tokens(self, tail: bytes) -> int | None:
-        """The output tokens of an answer that is no stream, from its last bytes; None if they don't say."""
+        """The output tokens of an answer that is not a stream, from its last bytes; None if they don't say."""
         found = _output_tokens(tail)
         return int(found[-1]) if found else None
 
@@ -164,27 +164,27 @@ class Api:
         return {"error": openai_error(message, type, code, param)}
 
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
-        """Type and data of an event that the SDKs take for one without content; `gap` is a member of it."""
+        """Type and data of an event that the SDKs take for an event without content; `gap` is a member of it."""
         return "gap", b"{%b}" % gap
 
     # -- texts
 
     def parts(self, parsed: Json) -> list[Part] | None:
-        """The texts of an event of this API, one part for each choice; [] unless text is all that it adds.
+        """The texts of an event of this API, one part for each choice; [] unless the event adds nothing but text.
 
         None for an event of another API.
         """
         return None
 
     def is_known(self, parsed: Json) -> bool:
-        """Whether all members below the top level, but for the delta, are known, or null."""
+        """Whether all members below the top level, except the delta, are known, or null."""
         return True
 
 
 class Progress:
-    """How far one stream has come, from the events that were shown to it. Tolerates anything.
+    """How far a stream has come, from the events that were shown to it. Tolerates anything.
 
-    It has to see every event but those known to be pure text like one that it saw: at least the first of each choice.
+    It has to see all events except pure text whose shape it has seen before: at least the first of each choice.
     """
 
     __slots__ = (
@@ -208,7 +208,7 @@ class Progress:
         self._begun = 0  # bit i: choice i was mentioned
         self._finished = 0  # bit i: choice i has its finish_reason
         self.usage: Usage | None = None  # by the upstream's own count
-        self.text_events = 0  # events with text, of those seen
+        self.text_events = 0  # the number of seen events with text
         self.text_bytes = 0  # UTF-8 bytes of that text
         self.response_id: str | None = None  # of the first response.created; it doesn't change any more
         self.sequence_number: int | None = None  # the last one seen (Responses)
@@ -216,7 +216,7 @@ class Progress:
         self.chunk_head = b""
 
     def see(self, event: bytes) -> None:
-        """Take note of one whole event."""
+        """Take note of a whole event."""
         name, data = parse_event(event)
         if data.startswith(b"[DONE]"):  # the OpenAI SDK's own rule
             if self.api.done_ends:
@@ -240,7 +240,7 @@ class Progress:
         self.complete = self.terminal = True
 
     def see_choice(self, index: object, finished: bool) -> None:
-        """A choice was mentioned, perhaps with its end."""
+        """Note that a choice was mentioned, and whether it has its end."""
         if type(index) is int and 0 <= index <= CHOICE_INDEX_MAX:
             self._begun |= 1 << index
             if finished:

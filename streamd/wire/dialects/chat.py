@@ -3,9 +3,9 @@
 Complete with `[DONE]`, or with a finish_reason on every choice begun: some servers never send `[DONE]`. The SDK looks
 at an `error` member of the JSON, never at the event's type.
 
-A chunk is pure text if text is all that it adds: one text in the delta, no finish_reason, no logprobs, no usage. Two
-things look mergeable and are not: a `role` beside the text (some servers repeat it; the SDK *concatenates* it), so such
-chunks get a template and are never merged; and unknown members of a delta, which that SDK concatenates or adds up.
+A chunk is pure text if it adds nothing but text: a single text in the delta, no finish_reason, no logprobs, no usage.
+Two things look mergeable and are not: a `role` beside the text (some servers repeat it; the SDK *concatenates* it), so
+such chunks get a template and are never merged; and unknown members of a delta, which that SDK concatenates or adds up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Chat(Api):
     """`/v1/chat/completions`."""
 
     paths: ClassVar = ("/v1/chat/completions",)
-    chunk: ClassVar[str] = "chat.completion.chunk"  # a chunk's `object` where it has none
+    chunk: ClassVar[str] = "chat.completion.chunk"  # the `object` of a chunk that has none
     done_ends: ClassVar = True
     text_keys: ClassVar = (*_DELTA_TEXTS, "arguments", "text")
     listed: ClassVar = "choices"
@@ -105,7 +105,7 @@ def _part(choice: Any) -> Part | None:
 
 
 def _arguments_only(calls: Any) -> Json | None:
-    """The `function` of the only tool call if arguments are all that it adds: no id, no name."""
+    """The `function` of the only tool call if it adds nothing but arguments: no id, no name."""
     if not isinstance(calls, list) or len(calls) != 1 or not isinstance(calls[0], dict):
         return None
     call, function = calls[0], calls[0].get("function")

@@ -1,17 +1,17 @@
 """Google's Gemini API: `/v1beta/models/{model}:streamGenerateContent`, as generativelanguage.googleapis.com has it.
 
-The path names the model and says what is asked for; with `alt=sse` the answer is a stream, without it a JSON array that
-passes as it is. Complete when every candidate that appeared has its finishReason, or when the prompt was blocked: there
-is no last event.
+The path names the model and the operation. With `alt=sse` the answer is a stream, without it a JSON array that passes
+unchanged. Complete when every candidate that appeared has its finishReason, or when the prompt was blocked: there is no
+last event.
 
-The SDKs (google-genai 1.0 to 3.6 was read) take each line that isn't blank and doesn't begin with `data: ` for JSON:
-an id, a comment, an event's type, a `retry:` each raise, and some parsers in other languages want `data: ` to stand at
-the very beginning. So an answer has data lines and nothing else (`data_only`), and so do streamd's own words in it. An
-error raises if its object is the event's first member. A gap is an event without candidates, as those with only usage.
+The SDKs (google-genai 1.0 to 3.6 was read) parse as JSON each line that isn't blank and doesn't begin with `data: `: an
+id, a comment, an event's type or a `retry:` raises. Some parsers in other languages want `data: ` at the very
+beginning. So an answer has data lines and nothing else (`data_only`), and so do streamd's own events in it. An error
+raises if its object is the event's first member. A gap is an event without candidates, like events with usage alone.
 
-Each event repeats the usage, whose numbers grow: they are holes of a template, and when neighbours are merged the last
-one's stand. A part with `thought` is another text than one without; a function call, a signature, several parts in one
-event are kept as they are.
+Each event repeats the usage. Its numbers grow: they are holes of a template, and when neighbours are merged the last
+numbers stand. A part with `thought` is another text than a part without; a function call, a signature, and several
+parts in an event are kept unmerged.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Gemini(Api):
         return found is not None and found[3] in _OPERATIONS
 
     def claims(self, path: str, query: str, field: Callable[[bytes], bytes | None]) -> bool:
-        """The list of models below /v1, and a model in it, if the client names Google's SDK or brings a key its way."""
+        """The list of models below /v1, and a model in it, if the client names Google's SDK or sends a key its way."""
         if _SHARED.fullmatch(unquote(path)) is None:
             return False
         is_named = field(self.key_field) is not None or field(_CLIENT_FIELD) is not None
@@ -105,7 +105,7 @@ class Gemini(Api):
         return is_sse and found is not None and found[3] == _STREAM
 
     def models(self, path: str, fields: Json) -> list[str]:
-        """That of the path, and those in the body, which the servers want to be the same."""
+        """The model in the path, and those in the body, which the servers require to be the same."""
         found = _RESOURCE.fullmatch(unquote(path))
         holders = (fields, object_of(fields, "generateContentRequest"), *objects_of(fields, "requests"))
         in_body = [name for holder in holders if (name := string_of(holder, "model")) is not None]
@@ -146,7 +146,7 @@ class Gemini(Api):
         for candidate in candidates:
             finish = candidate.get("finishReason")
             progress.see_choice(candidate.get("index", 0), is_text(finish) and finish != _UNFINISHED)
-        if candidates:  # a blocked prompt's usage may come behind the reason
+        if candidates:  # a blocked prompt's usage may come after the reason
             progress.weigh_choices()
         if is_text(object_of(body, "promptFeedback").get("blockReason")):
             progress.complete = True
@@ -196,7 +196,7 @@ class Gemini(Api):
 
 
 def _part(candidate: Any) -> Part | None:
-    """The text of a candidate that adds one part, and in it text alone."""
+    """The text of a candidate that adds a single part with nothing but text."""
     if not isinstance(candidate, dict) or candidate.get("finishReason") is not None:
         return None
     index, content = candidate.get("index", 0), candidate.get("content")
@@ -211,7 +211,7 @@ def _part(candidate: Any) -> Part | None:
 
 
 def _renamed(fields: Json, names: set[str], resource: str) -> Json | None:
-    """The body with another model wherever it names this one; None if it names it nowhere."""
+    """The body with another model wherever it names this model; None if it doesn't name it."""
     renamed = dict(fields)
     if fields.get("model") in names:
         renamed["model"] = resource

@@ -12,7 +12,7 @@ Usage = tuple[int, int]
 
 
 def json_object(data: bytes) -> Json | None:
-    """The object that `data` is; None for anything else."""
+    """The object that `data` encodes; None for anything else."""
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -48,12 +48,12 @@ def count_of(body: Json, *keys: str) -> int | None:
 
 
 def is_text(value: object) -> bool:
-    """Whether this is a string with something in it."""
+    """Whether this is a string that isn't empty."""
     return isinstance(value, str) and value != ""
 
 
 def updated(before: Usage | None, read: int | None, made: int | None) -> Usage | None:
-    """The usage with new numbers; a number that is missing stays as it was: Anthropic's come in two events."""
+    """The usage with new numbers; a missing number stays as it was: Anthropic's come in two events."""
     if read is None and made is None:
         return before
     was_read, was_made = before or (0, 0)

@@ -1,4 +1,4 @@
-"""Events of no API that streamd knows: what applications publish, and answers of other paths. The framing decides.
+"""Events of APIs that streamd doesn't know: published events, and answers of other paths. The framing ends them.
 
 Published text has a form of streamd's own, `{"delta": "…"}` (wire/publish.py).
 """
@@ -12,7 +12,7 @@ from streamd.wire.dialects.members import Json, Usage, is_text, object_of, strin
 
 
 class Published(Api):
-    """Every path that is none of the other APIs'."""
+    """Every path that belongs to no other API."""
 
     streams: ClassVar = False
     done_ends: ClassVar = True
@@ -24,7 +24,7 @@ class Published(Api):
         return [string_of(body, "delta")]
 
     def usage(self, body: Json, before: Usage | None) -> Usage | None:
-        """An unknown server's, wherever a known one would have it."""
+        """An unknown server's usage, in all places where known servers have it."""
         for holder in (body, object_of(body, "response"), object_of(body, "message")):
             before = tokens_of(object_of(holder, "usage"), before)
         return before

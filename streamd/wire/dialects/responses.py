@@ -1,6 +1,6 @@
 """OpenAI's Responses. Complete with response.completed, response.failed or response.incomplete.
 
-Its events are numbered by themselves: `sequence_number` is what the SDK's `starting_after` means, and what it compares.
+Its events have a number of their own: the SDK's `starting_after` is a `sequence_number`, and the SDK compares it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Responses(Api):
         return {"type": "error", **top, "error": error}
 
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
-        """An event of a type that the SDK doesn't know. It compares the number, so there has to be one."""
+        """An event of a type that the SDK doesn't know. The SDK compares the number, so there has to be one."""
         return "gap", b'{"type":"gap","sequence_number":%d,%b}' % (progress.sequence_number or 0, gap)
 
     def parts(self, parsed: Json) -> list[Part] | None:
@@ -73,7 +73,7 @@ class Responses(Api):
 
 
 def sequence_number_of(event: bytes) -> int | None:
-    """The API's own number of an event, which `starting_after` means; None if it has none."""
+    """The API's own number of an event, as in `starting_after`; None if it has none."""
     body = json_object(parse_event(event)[1])
     number = None if body is None else body.get("sequence_number")
     return number if type(number) is int else None
