@@ -3,8 +3,8 @@
 An event is a *text delta* if it adds text and nothing else. The event's API decides whether it is (the modules in
 wire/dialects/); the consequences are here, the same for all APIs. Two uses:
 
-- A `Template` is learnt from an event and cuts it into fixed pieces and *holes*: the text, and the values beside it that
-  change from event to event: `created`, `sequence_number`, padding. The replay log stores the pieces once. A later
+- A `Template` is learnt from an event and cuts it into fixed pieces and *holes*: the text, and the values beside it
+  that change from event to event: `created`, `sequence_number`, padding. The replay log stores the pieces once. A later
   event belongs to the template if the pieces are in their places and the content of each hole is allowed for its kind;
   the text has to be the inside of exactly one JSON string, every escape checked, valid UTF-8 by itself. So no JSON is
   parsed, and rendering is byte-exact.

@@ -1,9 +1,9 @@
-"""The list of mutants: one edit each, in a place where a mistake hurts users and looks like working code.
+"""The list of mutants: single edits, in places where a mistake hurts users and looks like working code.
 
-A row says in `harm`, one short true sentence, what the edited product does to its users. `inside` is the class or
+The `harm` of a row, a short true sentence, is the effect of the edit on users. `inside` is the class or
 function that holds the original text, which occurs there exactly once; so a row survives edits elsewhere, and
-test_mutants.py tells when it no longer applies. `tests` are the files that have to notice; where none are given, the
-module's own. `reason` is for a survivor that no test can or should kill.
+test_mutants.py fails when it no longer applies. `tests` are the files that have to notice; by default the module's own.
+`reason` is for a survivor that no test can or should kill.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mutation import Mutant
 CORE: Final = (
     # core/stream.py: pause and resume, rings, gaps, the end
     Mutant(
-        "a fan-out reader that resumes between two passes and is full at once loses events in silence",
+        "a fan-out reader that resumes between two passes and fills up at once loses events without a gap",
         "core/stream.py",
         "Subscriber.pause",
         "if self.own_position == self.stream.log.seq_next:",
@@ -23,21 +23,21 @@ CORE: Final = (
         ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     ),
     Mutant(
-        "a reader that had stalled is never told of the end",
+        "a reader that resumes after the end of the stream never gets the end",
         "core/stream.py",
         "Subscriber._go_on_live",
         "        self.finish_if_done()\n",
         "",
     ),
     Mutant(
-        "of two losses in a row the first is never announced",
+        "the first of two losses in a row is never announced",
         "core/stream.py",
         "Subscriber._lose",
         "if not self._gap_from:",
         "if True:",
     ),
     Mutant(
-        "a loss of many events counts as one",
+        "a loss of many events is counted as a single event",
         "core/stream.py",
         "Subscriber._lose",
         "self.dropped += until - first",
@@ -51,14 +51,14 @@ CORE: Final = (
         "",
     ),
     Mutant(
-        "drop_oldest goes on from a cursor in front of what it gave up",
+        "drop_oldest goes on from a cursor in front of the dropped events",
         "core/stream.py",
         "Subscriber._drop_for",
         "        self._cursor = None\n",
         "",
     ),
     Mutant(
-        "a paused reader that a fan-out outran under drop_oldest is told of no gap",
+        "a paused reader gets no gap event for frames that the fan-out dropped under drop_oldest",
         "core/stream.py",
         "Subscriber.miss",
         "            self._lose(self.own_position, first)\n",
@@ -66,14 +66,14 @@ CORE: Final = (
         ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     ),
     Mutant(
-        "a reader that is sent away resumes behind a gap that it was never told of",
+        "a reader that is sent away resumes after a gap that was never announced to it",
         "core/stream.py",
         "Subscriber.farewell",
         "(self._gap_from or self.position)",
         "self.position",
     ),
     Mutant(
-        "a fan-out reader that leaves LIVE counts as having got what its pass has not given it",
+        "events that a pass has not yet written count as delivered to a reader that leaves LIVE",
         "core/stream.py",
         "Subscriber.leave_live",
         "if self.stream.direct:",
@@ -103,7 +103,7 @@ CORE: Final = (
         "",
     ),
     Mutant(
-        "of several events in one read none is looked into, so that the answer's end is not seen",
+        "several events in one read are not inspected, so the end of the answer goes unseen",
         "core/stream.py",
         "Stream.append_all",
         "                self._see(seq + len(frames), event, now)\n",
@@ -117,7 +117,7 @@ CORE: Final = (
         "number if",
     ),
     Mutant(
-        "readers lose their position when their stream goes over to passes",
+        "readers lose their position when their stream switches to passes",
         "core/stream.py",
         "Stream._count_anew",
         "            reader.leave_live()\n",
@@ -142,14 +142,14 @@ CORE: Final = (
     ),
     # core/ring.py
     Mutant(
-        "a ring takes one frame more than its bytes allow",
+        "a ring takes a frame more than its byte bound allows",
         "core/ring.py",
         "Ring.push",
         "self.bytes_held + size > self.bytes_max",
         "self.bytes_held > self.bytes_max",
     ),
     Mutant(
-        "a ring under drop_oldest counts bytes that it let go",
+        "a ring under drop_oldest still counts the bytes of dropped frames",
         "core/ring.py",
         "Ring.drop_oldest",
         "        self.bytes_held -= size\n",
@@ -199,14 +199,14 @@ CORE: Final = (
         "if True:",
     ),
     Mutant(
-        "of whole events that were merged only the first one's text arrives",
+        "when whole events are merged, only the first event's text arrives",
         "core/replay.py",
         "_Coalescing._take_whole",
         '            self._event = b""\n',
         "",
     ),
     Mutant(
-        "the bound of one coalesced event holds for all of a read together",
+        "the bound of a coalesced event is applied to all events of a read together",
         "core/replay.py",
         "_Coalescing._flush",
         "        self._text_bytes = 0\n",
@@ -244,7 +244,7 @@ CORE: Final = (
     ),
     # core/fanout.py: passes, slices, pauses between passes
     Mutant(
-        "events that came in the middle of a pass are let go before all readers have them",
+        "events that arrive during a pass are dropped before all readers have them",
         "core/fanout.py",
         "SlicedFanout._end_pass",
         "self._first < self._end_at_start",
@@ -258,21 +258,21 @@ CORE: Final = (
         "",
     ),
     Mutant(
-        "a reader that fell behind the frames at hand gets wrong ones",
+        "a reader that fell behind the frames at hand gets wrong frames",
         "core/fanout.py",
         "SlicedFanout._has_next_of",
         "if reader.own_position < self._first:",
         "if False:",
     ),
     Mutant(
-        "readers that a pass had served before the seal never hear of the end",
+        "readers that a pass had served before the seal never get the end",
         "core/fanout.py",
         "SlicedFanout._end_pass",
         "(stream.reason is not None and not self._sealed_at_start)",
         "False",
     ),
     Mutant(
-        "one reader between two slices of a pass gets nothing",
+        "a reader between two slices of a pass gets no events",
         "core/fanout.py",
         "SlicedFanout._turn",
         "self._at += SLICE_MAX",
@@ -280,7 +280,7 @@ CORE: Final = (
     ),
     # core/hub.py: graces, charges, retention, keys
     Mutant(
-        "any number of generations runs on without a reader",
+        "the number of generations without a reader has no bound",
         "core/hub.py",
         "Hub.orphan",
         " or self.detached >= self.detached_max",
@@ -294,7 +294,7 @@ CORE: Final = (
         "",
     ),
     Mutant(
-        "a removed stream's log weighs on the budget for ever",
+        "a removed stream's log is charged to the budget for ever",
         "core/hub.py",
         "Hub.remove",
         "        self.log_bytes -= stream.ledger.charged_bytes\n",
@@ -315,7 +315,7 @@ CORE: Final = (
         "stream.opened_at + stream.terms.retention_s",
     ),
     Mutant(
-        "when memory runs short the newest finished streams go first",
+        "when memory runs short, the newest finished streams are removed first",
         "core/hub.py",
         "Hub.relieve",
         "key=lambda s: s.sealed_at",
@@ -329,7 +329,7 @@ CORE: Final = (
         "tokens_total += text_events",
     ),
     Mutant(
-        "a key's request is forgotten when the stream of a forgotten one is removed",
+        "an Idempotency-Key is forgotten when the stream of its earlier request is removed",
         "core/hub.py",
         "Hub.forget_key",
         "            self._forget_on_remove.pop(kept.stream.id, None)\n",
@@ -351,14 +351,14 @@ CORE: Final = (
         "if False:",
     ),
     Mutant(
-        "what is kept over a restart has no bound",
+        "the streams that are saved over a restart have no bound",
         "core/kept.py",
         "choose",
         "            bytes_max -= held\n",
         "",
     ),
     Mutant(
-        "readers of a cut generation who were told to come back find nothing",
+        "readers of a cut generation that were told to come back find no stream",
         "core/kept.py",
         "keep",
         "retention_s = max(retention_s, stream.terms.resume_grace_s)",
@@ -380,7 +380,7 @@ CORE: Final = (
         "if True:",
     ),
     Mutant(
-        "one connection more than fits is let in",
+        "one connection more than the bound is admitted",
         "core/admission.py",
         "Admission.admit_connection",
         "self._total(_CONNECTIONS) >= self",
@@ -394,14 +394,14 @@ CORE: Final = (
         "",
     ),
     Mutant(
-        "each client address that ever came is remembered for ever",
+        "every client address is remembered for ever",
         "core/admission.py",
         "AddressGate.give_back",
         "if left:",
         "if True:",
     ),
     Mutant(
-        "pooled connections refuse requests that would take them up",
+        "requests that would use pooled connections are refused because of those connections",
         "core/admission.py",
         "Admission.admit_relay",
         "self.descriptors - self._own.idle_upstreams >=",
@@ -437,7 +437,7 @@ CORE: Final = (
         "now_unix > key.expires_unix",
     ),
     Mutant(
-        "a key that is limited to some models reaches any with a body that names none",
+        "a key that is limited to some models reaches any model with a body that names no model",
         "core/auth.py",
         "Key.refuse_model",
         "(model is not None and matches_any(self.models, model))",
@@ -451,14 +451,14 @@ CORE: Final = (
         "not_before + self._leeway_s",
     ),
     Mutant(
-        "a token without a kid is tried with any of several keys",
+        "a token without a kid is accepted although several keys are possible",
         "core/tokens.py",
         "Verifier._key",
         "if len(named) != 1:",
         "if not named:",
     ),
     Mutant(
-        "a private key in a key set is taken in silence",
+        "a private key in a key set is accepted without an error",
         "core/tokens.py",
         "_jwk",
         'if "d" in row:',
@@ -503,28 +503,28 @@ API: Final = (
         "                pass\n",
     ),
     Mutant(
-        "Expected-Seq is not looked at again when the body has come, and events come twice",
+        "Expected-Seq is not checked again after the body, and events appear twice",
         "api/publish.py",
         "Publishing._append",
         "            _check_expected(self._expected, stream)\n",
         "",
     ),
     Mutant(
-        "a publisher's lost connection still writes behind its retry",
+        "a publisher's lost connection still writes after its retry",
         "api/publish.py",
         "Publishing.__init__",
         "            publisher.fence += 1\n",
         "            pass\n",
     ),
     Mutant(
-        "the bytes of a published body are held in the books for ever",
+        "the bytes of a published body are counted as held for ever",
         "api/publish.py",
         "Publishing._end",
         "            self._runtime.let_body_go(self._held_bytes)\n",
         "",
     ),
     Mutant(
-        "a publisher is given up while another of its requests is under way",
+        "a publisher is abandoned while another of its requests is under way",
         "api/publish.py",
         "Publisher.end",
         "if self.under_way or self.stream.reason is not None:",
@@ -566,14 +566,14 @@ API: Final = (
         "",
     ),
     Mutant(
-        "the bytes of a body that was written anew are held in the books for ever",
+        "the bytes of a rewritten body are counted as held for ever",
         "api/relay.py",
         "Relay._say_once",
         "            self._runtime.let_body_go(len(request.body))\n",
         "",
     ),
     Mutant(
-        "an Idempotency-Key of an answer that is no stream is in progress for ever",
+        "the Idempotency-Key of an answer that is not a stream stays in progress for ever",
         "api/relay.py",
         "Relay._keep_key",
         "if kept is not None and kept.stream is None:",
@@ -605,14 +605,14 @@ API: Final = (
 
 WIRE: Final = (
     Mutant(
-        "a chunked body of HTTP/1.0 is obeyed, which its next hop may read otherwise",
+        "a chunked body of HTTP/1.0 is accepted, and the next hop may read it differently",
         "wire/http1.py",
         "_framing",
         "if codings and http10:",
         "if False:",
     ),
     Mutant(
-        "a blank line that comes in two reads never ends a head",
+        "a head whose final blank line arrives in two reads never ends",
         "wire/http1.py",
         "HeadReader.feed",
         "max(self._scanned - 3, 0)",
@@ -640,7 +640,7 @@ WIRE: Final = (
         "",
     ),
     Mutant(
-        "bytes behind a body with a length are lost",
+        "bytes after a body with Content-Length are lost",
         "wire/chunked.py",
         "LengthDecoder.feed",
         "chunk, self.rest = chunk[: self._bytes_left], chunk[self._bytes_left :]",
@@ -654,7 +654,7 @@ WIRE: Final = (
         "",
     ),
     Mutant(
-        "what was whole in front of a broken chunk is lost",
+        "whole events in front of a broken chunk are lost",
         "wire/chunked.py",
         "ChunkedDecoder._decode",
         "            broken.before = pieces\n",
@@ -669,7 +669,7 @@ WIRE: Final = (
         "",
     ),
     Mutant(
-        "a read that does not end with its chunk is taken for one",
+        "a read that does not end with its chunk is taken for a whole chunk",
         "wire/quick.py",
         "one_chunk",
         " or read[-2:] != _CRLF",
@@ -683,7 +683,7 @@ WIRE: Final = (
         'block.startswith(b"id")',
     ),
     Mutant(
-        "one plain event of any size passes event_bytes_max",
+        "a plain event of any size passes event_bytes_max",
         "wire/sse.py",
         "EventSplitter.feed",
         " and len(chunk) <= self._event_bytes_max",
@@ -704,7 +704,7 @@ WIRE: Final = (
         "[found[2]] if found",
     ),
     Mutant(
-        "a blocked prompt counts as truncated when its usage comes behind the reason",
+        "a blocked prompt counts as truncated when its usage follows the reason",
         "wire/dialects/gemini.py",
         "Gemini.see",
         "if candidates:",
@@ -732,7 +732,7 @@ WIRE: Final = (
         "",
     ),
     Mutant(
-        "an event that says more behind its text is kept as its text alone",
+        "an event with members after its text is stored as its text alone",
         "wire/template.py",
         "Template.match",
         "event[at:] != self.fixed[-1]",
@@ -775,7 +775,7 @@ WIRE: Final = (
         "_ADDRESSES_BYTES.get(family, 0)",
     ),
     Mutant(
-        "a client writes its own address in front of what the proxy saw",
+        "a client's forged X-Forwarded-For is believed over the address that the proxy saw",
         "wire/forwarded.py",
         "TrustedProxies.client_address",
         "            if not self._has(address):\n                break\n",
@@ -835,7 +835,7 @@ NET: Final = (
         "                pass\n",
     ),
     Mutant(
-        "requests are begun while their client takes no answers",
+        "requests are begun while their client reads no answers",
         "net/client.py",
         "ClientConnection._take",
         " and not self.paused",
@@ -872,14 +872,14 @@ NET: Final = (
         ("tests/net/test_client.py", "tests/net/test_exchange.py", "tests/live/test_http10.py"),
     ),
     Mutant(
-        "a connection that was turned away gives back a reserved place that it never had",
+        "a refused connection releases a reserved place that it never had",
         "net/origin.py",
         "Origin.leave",
         "elif self._place is Place.RESERVED:",
         "else:",
     ),
     Mutant(
-        "a body that was refused in the middle stays in the books",
+        "the bytes of a body that is refused halfway stay counted",
         "net/intake.py",
         "Intake.break_off",
         "            self._runtime.let_body_go(len(held))\n",
@@ -908,7 +908,7 @@ NET: Final = (
         "",
     ),
     Mutant(
-        "bytes behind an answer's end are read as the next answer",
+        "bytes after an answer's end are read as the next answer",
         "net/upstream.py",
         "UpstreamConnection._finish",
         " and not decoder.rest",
@@ -922,7 +922,7 @@ NET: Final = (
         "if limit_s:",
     ),
     Mutant(
-        "what came in the same turn as a FIN is lost",
+        "bytes that arrive in the same turn as a FIN are lost",
         "net/upstream.py",
         "UpstreamConnection.eof_received",
         "        self.work_off()\n",
@@ -980,7 +980,7 @@ NET: Final = (
         "False",
     ),
     Mutant(
-        "our own stream_timeout leaves a working upstream out",
+        "streamd's own stream_timeout takes a working upstream out of use",
         "net/exchange.py",
         "Exchange._timed_out",
         " and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT",
@@ -994,7 +994,7 @@ NET: Final = (
         "if False:",
     ),
     Mutant(
-        "a fetch that nobody waits for any more leaves its connection open",
+        "an abandoned fetch leaves its connection open",
         "net/attempt.py",
         "Attempt.end",
         "            link.close()\n",
@@ -1010,14 +1010,14 @@ NET: Final = (
         "ETOOMANYREFS)\n",
     ),
     Mutant(
-        "what waits for another worker has no bound",
+        "the queue for another worker has no bound",
         "net/peers.py",
         "Peers._wait",
         "if self._waiting_count >= OUTBOX_MAX:",
         "if False:",
     ),
     Mutant(
-        "a worker that was late once is never passed anything again",
+        "a worker that was late once never gets a connection again",
         "net/peers.py",
         "Peers._writable",
         "            self._waiting_count -= 1\n",
@@ -1031,7 +1031,7 @@ NET: Final = (
         "",
     ),
     Mutant(
-        "a client that the network lost counts as one that left",
+        "a client that the network lost counts as a client that left",
         "net/splice.py",
         "Splice.client_lost",
         "self._owner.transport.abort()",
@@ -1059,14 +1059,14 @@ NET: Final = (
         "            pass\n",
     ),
     Mutant(
-        "a client that breaks the handshake is not told why",
+        "a client that breaks the handshake gets no alert",
         "net/tls.py",
         "TlsLayer.data_received",
         "            self._flush()  # the alert\n",
         "",
     ),
     Mutant(
-        "a close_notify is not heard, and its reader is kept",
+        "a close_notify is ignored, and its reader is kept",
         "net/tls.py",
         "TlsLayer.data_received",
         "if self._open and not open_ and not self._raw.is_closing():",
@@ -1083,7 +1083,7 @@ NET: Final = (
 
 DAEMON: Final = (
     Mutant(
-        "a connection that was accepted just before a drain is closed unheard",
+        "a connection that was accepted just before a drain is closed before its request is read",
         "daemon/drain.py",
         "Drain._close_idle",
         "fresh_too=all_of_them",
@@ -1104,7 +1104,7 @@ DAEMON: Final = (
         "if False:",
     ),
     Mutant(
-        "generations of readers that are told at the deadline are stopped for their readers",
+        "generations are stopped when their readers are sent away at the drain's deadline",
         "daemon/drain.py",
         "Drain._last_words",
         "        runtime.hub.detached_max = len(runtime.hub)\n",
@@ -1132,14 +1132,14 @@ DAEMON: Final = (
         "            os.close(self.fd)\n",
     ),
     Mutant(
-        "a publisher that does not come back after a restart is waited for as an idle one",
+        "a publisher that does not come back after a restart is awaited for the longer idle timeout",
         "daemon/state_store.py",
         "_await_publisher",
         "    publisher.due_at = now + runtime.settings.publisher_grace_s\n",
         "",
     ),
     Mutant(
-        "a save that filled the memory leaves half of itself",
+        "a save that ran out of memory leaves half a file",
         "daemon/state_store.py",
         "write_kept",
         "    except OSError:\n        os.ftruncate(fd, 0)\n",
@@ -1162,7 +1162,7 @@ DAEMON: Final = (
         "",
     ),
     Mutant(
-        "one stop that is signalled twice cuts all answers short",
+        "a stop that is signalled twice at once cuts all answers short",
         "daemon/parent.py",
         "Parent._stop",
         "if now - self._signalled_at < SECOND_SIGNAL_S:",

@@ -1,4 +1,4 @@
-"""A mutant: one edit of one file of the product, made in a copy, and the tests that have to notice it."""
+"""A mutant: an edit of a product file, made in a copy, and the tests that have to notice it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import Final, NamedTuple
 
-# The tests of modules that have no file of their own name.
+# The tests of modules without a test file of the same name.
 TESTS_OF: Final = {
     "api/access.py": ("tests/api/test_access.py",),
     "api/publish.py": ("tests/api/test_publish.py", "tests/api/test_access.py"),
@@ -29,7 +29,7 @@ TESTS_OF: Final = {
     "wire/dialects/members.py": ("tests/wire/test_dialect.py",),
 }
 
-# What the simulator plays: readers and upstreams over a virtual network, with streams between them.
+# The files that the simulator plays: readers and upstreams over a virtual network, with streams between them.
 SIMULATED: Final = frozenset(
     {
         *("core/stream.py", "core/ring.py", "core/replay.py", "core/fanout.py", "core/hub.py", "core/admission.py"),
@@ -42,7 +42,7 @@ SIMULATED: Final = frozenset(
 
 
 class Mutant(NamedTuple):
-    """One edit of one file, and what it would do to users."""
+    """An edit of a file, and its effect on users."""
 
     harm: str
     file: str  # below streamd/
@@ -54,7 +54,7 @@ class Mutant(NamedTuple):
 
     @property
     def test_files(self) -> tuple[str, ...]:
-        """The files that have to notice."""
+        """The test files that have to notice the edit."""
         folder, _, name = self.file.rpartition("/")
         return self.tests or TESTS_OF.get(self.file, (f"tests/{folder}/test_{name}",))
 
@@ -65,12 +65,12 @@ class Mutant(NamedTuple):
 
 
 class Stale(ValueError):
-    """A row that no longer fits the code; the text says how."""
+    """A row that no longer fits the code; the text gives the reason."""
 
 
 @functools.cache
 def _place(source: str, qualified: str) -> tuple[int, int]:
-    """Where a class or function stands in the source, in characters. Raises Stale."""
+    """The place of a class or function in the source, in characters. Raises Stale."""
     if not qualified:
         return 0, len(source)
     body: list[ast.stmt] = ast.parse(source).body

@@ -1,9 +1,9 @@
-"""Run the mutants: `run.py [PATTERN]` says of each which test kills it, and whether the simulator finds it.
+"""Run the mutants: `run.py [PATTERN]` reports for each the test that kills it, and whether the simulator finds it.
 
 Each mutant lives in a temporary copy of the working tree, so nothing is edited here and a crash leaves nothing behind.
 PYTHONPATH names the copy, for tests and for the daemons that tests start; canaries, which can't even be imported, prove
-that it is the copy that runs. A test counts only if it passes on the clean copy and fails on the mutant a second time,
-by itself: on a busy machine a test may fail once for other reasons. The simulator's seeds have to pass there, too.
+that the copy is run. A test counts only if it passes on the clean copy and fails on the mutant a second time, by
+itself: on a busy machine a test may fail once for other reasons. The simulator's seeds have to pass there, too.
 
 Without PATTERN the table is written to RESULTS.md. The exit status is 1 if a mutant survived its tests and has no
 reason.
@@ -34,13 +34,13 @@ from mutation import Mutant, applied
 PROJECT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
-# The longest of the test files takes 20 s on a quiet machine, and ten such share two cores at worst.
+# The longest test file takes 20 s on a quiet machine; at worst ten of them share two cores.
 TESTS_S_MAX = 900
-# A test that hangs is ended by itself, with its name: the slowest takes 15 s.
+# A hanging test is ended by itself, with its name: the slowest test takes 15 s.
 TEST_S_MAX = 240
-# A test that fails once and then passes is left out, and the others go on; more than so many are no accident.
+# A test that fails once and then passes is left out, and the others go on; more failures than this are no accident.
 ACCIDENTS_MAX = 3
-# 20,000 steps are 2 to 3 s; the simulator's own test plays 4,000 of a seed.
+# 20,000 steps are 2 to 3 s; the simulator's own test plays 4,000 steps of a seed.
 SEEDS = (5, 17, 23, 104)
 SEED_STEPS = 20_000
 SEED_S_MAX = 300
@@ -55,7 +55,7 @@ _CANARIES = (
 
 
 class Ran(NamedTuple):
-    """How a command ended."""
+    """The end of a command."""
 
     status: int  # -1: at its time limit
     output: str
@@ -63,18 +63,18 @@ class Ran(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one mutant."""
+    """The result for a mutant."""
 
     mutant: Mutant
     killed_by: str  # the first test that failed; "": survived
-    seed: int | None  # the first that found it; None: none did, or it wasn't simulated
+    seed: int | None  # the first seed that found it; None: not found, or not simulated
     seed_s: float
     seconds: float
 
 
 @contextmanager
 def snapshot() -> Iterator[Path]:
-    """The working tree of this moment: what git tracks, and what it would. All copies are made of it."""
+    """The working tree of this moment: tracked files and files that git doesn't ignore. All copies are made of it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=PROJECT,
@@ -110,14 +110,14 @@ _stopped = threading.Event()
 
 
 def stop(number: int, frame: object) -> None:
-    """A signal: end what runs, so that the copies can be removed."""
+    """A signal: end all running commands, so that the copies can be removed."""
     _stopped.set()
     for group in tuple(_running):
         os.killpg(group, signal.SIGKILL)
 
 
 def run(root: Path, command: Sequence[str], seconds_max: float) -> Ran:
-    """Run Python in a copy, with whatever that starts; at the time limit all of it is killed."""
+    """Run Python in a copy, with all processes it starts; at the time limit all of them are killed."""
     if _stopped.is_set():
         raise KeyboardInterrupt
     began = time.monotonic()
@@ -156,7 +156,7 @@ def run_tests(root: Path, tests: Sequence[str], left_out: Sequence[str] = ()) ->
 
 
 def failed_test(ran: Ran) -> str:
-    """The first test that failed in a run, without its parameters; "" if none did."""
+    """The first test that failed in a run, without its parameters; "" if all passed."""
     if ran.status in (0, 5):  # 5: all tests were left out
         return ""
     found = _FAILED.search(ran.output)
@@ -167,7 +167,7 @@ def failed_test(ran: Ran) -> str:
 
 
 def killer(root: Path, tests: Sequence[str]) -> str:
-    """The first test that fails on this tree, twice; "" if none does."""
+    """The first test that fails on this tree, twice; "" if all pass."""
     accidents: list[str] = []
     while test := failed_test(run_tests(root, tests, accidents)):
         if "::" not in test or len(accidents) == ACCIDENTS_MAX or failed_test(run_tests(root, [test])):
@@ -177,7 +177,7 @@ def killer(root: Path, tests: Sequence[str]) -> str:
 
 
 def finding_seed(root: Path, seeds: Sequence[int]) -> tuple[int | None, float]:
-    """The first seed under which the simulator finds something wrong, and the time until then."""
+    """The first seed under which the simulator finds a violation, and the time until then."""
     seconds = 0.0
     for seed in seeds:
         command = ["tests/sim/simulate.py", "--seed", str(seed), "--run-steps", str(SEED_STEPS)]
@@ -189,7 +189,7 @@ def finding_seed(root: Path, seeds: Sequence[int]) -> tuple[int | None, float]:
 
 
 def outcome_of(clean: Path, mutant: Mutant, seeds: Sequence[int]) -> Outcome:
-    """Try one mutant."""
+    """Try a mutant."""
     began = time.monotonic()
     with tree(clean, mutant) as root:
         killed_by = killer(root, mutant.test_files)
@@ -201,7 +201,7 @@ def outcome_of(clean: Path, mutant: Mutant, seeds: Sequence[int]) -> Outcome:
 
 
 def check_canaries(clean: Path) -> None:
-    """That tests, and daemons that tests start, import the copy."""
+    """Exit unless tests, and daemons that tests start, import the copy."""
     for canary, test in zip(_CANARIES, ("tests/core/test_stream.py", "tests/daemon/test_slot.py"), strict=True):
         with tree(clean, canary) as root:
             if not failed_test(run_tests(root, [test])):
@@ -209,7 +209,7 @@ def check_canaries(clean: Path) -> None:
 
 
 def check_clean(clean: Path, tests: Sequence[str], seeds: Sequence[int], pool: ThreadPoolExecutor) -> list[int]:
-    """That the tests pass without a mutant; the seeds that do."""
+    """Exit unless the tests pass without a mutant; the seeds that pass."""
 
     def failing(test: str) -> str:
         with tree(clean) as root:

@@ -1,4 +1,4 @@
-"""The list of mutants still fits the code: what an edit elsewhere has moved or reworded can't rot in silence."""
+"""The list of mutants still fits the code: rows can't go stale unnoticed when the code is moved or reworded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invariants of the code under test: of one connection or stream, cheap; and of all there is, against each other."""
+"""Invariants of the code under test: of a single connection or stream (cheap), and of all objects together."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ WRITABLE = (Sub.LIVE, Sub.CATCHING, Sub.FOLLOWING)
 
 
 def must(true: object, what: str, *shown: object) -> None:
-    """Raise a Violation unless it is true."""
+    """Raise a Violation unless the condition is true."""
     if not true:
         raise Violation(what + "".join(f", {value}" for value in shown))
 
 
 def check_touched(world: World, transport: Transport) -> None:
-    """What has to hold whenever the code under test has returned."""
+    """The invariants of the touched objects, checked whenever the code under test has returned."""
     protocol = transport.protocol
     if type(protocol) is ClientConnection:
         if not _is_live(protocol, transport):
@@ -41,7 +41,7 @@ def check_touched(world: World, transport: Transport) -> None:
 
 
 def _is_live(client: ClientConnection, transport: Transport) -> bool:
-    """All of check_client() in one look, for the most frequent case by far: a reader to whom everything was written."""
+    """A short form of check_client() for the most frequent case by far: a reader to which everything was written."""
     reader = client.reader
     if reader is None or reader.state is not Sub.LIVE or reader.sink is not client.answer:
         return False
@@ -53,19 +53,33 @@ def _is_live(client: ClientConnection, transport: Transport) -> bool:
 
 def check_client(world: World, client: ClientConnection, transport: Transport) -> None:
     at = client.at
-    must(client.paused == transport.told_paused, "paused", client.paused, transport.told_paused)
+    must(
+        client.paused == transport.told_paused,
+        "connection and transport disagree about the pause",
+        client.paused,
+        transport.told_paused,
+    )
     buffered = len(transport.buffer)
-    must(transport.aborted or bool(buffered) == client.paused, "a buffer and not paused, or reverse", buffered, at)
+    must(transport.aborted or bool(buffered) == client.paused, "the buffer and the pause disagree", buffered, at)
     must(buffered <= world.buffer_bytes_max, "more is buffered than a reader may cost", buffered, at)
     if at is ClientState.CLOSING:
         must(transport.aborted or client.due_at < NEVER, "closing without a deadline")
     reader = client.reader
     streaming = client.answer is not None and client.answer.state is AnswerState.STREAMING
-    must((reader is not None) == streaming, "a subscriber exactly while STREAMING", at, reader)
+    must(
+        (reader is not None) == streaming,
+        "a subscriber outside of STREAMING, or STREAMING without a subscriber",
+        at,
+        reader,
+    )
     if reader is None or ((transport.aborted or transport.gone) and reader.state is Sub.ENDED):
         return
     must(reader.sink is client.answer and reader.state is not Sub.ENDED, "the subscriber's state", reader.state)
-    must((reader.state in WRITABLE) == (not client.paused), "paused, and the subscriber writes", reader.state)
+    must(
+        (reader.state in WRITABLE) == (not client.paused),
+        "the subscriber writes during a pause, or waits without a pause",
+        reader.state,
+    )
     check_subscriber(world, reader)
 
 
@@ -80,14 +94,14 @@ def check_subscriber(world: World, reader: Any) -> None:
         if stream.direct:
             must(reader.position + ring.held == stream.log.seq_next, "frames missing in the ring", ring.held)
     else:
-        must(not ring.held and not ring.bytes_held, "a ring that holds on to frames", state, ring.held)
+        must(not ring.held and not ring.bytes_held, "a ring holds frames without a pause", state, ring.held)
 
 
 def check_stream(world: World, stream: Stream, waited_for: Counter[int]) -> None:
-    """waited_for: id(stream) of streams whose first reader still waits for them."""
+    """waited_for: id(stream) of streams that their first reader still waits for."""
     log = stream.log
     must(1 <= log.seq_first <= log.seq_next, "seqs of the log", log.seq_first, log.seq_next)
-    # Both caps are looked at when a segment is sealed: one segment and one event more, templates aside.
+    # Both caps are checked when a segment is sealed: the log may exceed them by a segment and an event, and templates.
     must(log.bytes_held <= log.bytes_max + 8192 + world.event_bytes_max, "log bytes", log.bytes_held, log.bytes_max)
     for k, reader in enumerate(stream.readers):
         must(reader.index == k and reader.stream is stream, "a reader's index", k, reader.index)
@@ -102,34 +116,34 @@ def check_stream(world: World, stream: Stream, waited_for: Counter[int]) -> None
             )
         return
     if stream.source is None:
-        # Hub._stop() frees the GPU at once and seals in a later turn; that callback stands in front of this one.
+        # Hub._stop() frees the GPU at once and seals in a later turn; its callback stands in front of this call.
         world.loop.call_soon(check_sealed, stream)
         return
     if stream.grace_until:
         must(not stream.readers, "detached with a reader")
         must(world.loop.time() <= stream.grace_until + world.slack_s, "a grace that doesn't end")
     elif not stream.readers and not stream.terms.published:
-        must(waited_for[id(stream)], "a generation that nobody reads, waits for or counts as detached", stream.id)
+        must(waited_for[id(stream)], "a generation without a reader is neither awaited nor detached", stream.id)
 
 
 def check_sealed(stream: Stream) -> None:
-    """A stream whose source was stopped a turn ago."""
-    must(stream.reason is not None, "neither sealed nor has it a source", stream.id)
+    """The source of this stream was stopped a turn ago."""
+    must(stream.reason is not None, "a stream is not sealed and has no source", stream.id)
 
 
 def check_link(link: UpstreamConnection, transport: Transport) -> None:
     if transport.closing:
-        # IDLE: its connecting was cancelled, so nobody ever had it.
+        # IDLE: its connecting was cancelled, so it never had a request.
         must(link.at in (Up.CLOSED, Up.IDLE) or not transport.aborted, "aborted but not closed", link.at)
         return
     if link.at is Up.IDLE:
         must(link._asker is None and link.stream is None, "idle with a request")
     elif link.at in (Up.HEAD, Up.BODY, Up.EVENTS):
-        must(link._asker is not None, "nobody asked", link.at)
+        must(link._asker is not None, "a busy connection without a request", link.at)
 
 
 def check_all(world: World) -> None:
-    """Everything, against everything else."""
+    """All objects, checked against each other."""
     runtime, hub = world.worker.runtime, world.worker.runtime.hub
     streams = list(hub)
     members = list(runtime.sweep._members)
@@ -162,12 +176,12 @@ def check_all(world: World) -> None:
 
 
 def _intake(client: ClientConnection) -> bytes:
-    """The bytes of a body that is still on its way in."""
+    """The bytes received of an incomplete body."""
     return bytes((client._intake.held if client._intake is not None else None) or b"")
 
 
 def check_position(reader: Reader, client: ClientConnection) -> None:
-    """A reader that has all that was written stands where the code under test thinks it stands."""
+    """A reader that has received all written bytes is at the position that the code under test has for it."""
     answer = reader.catch_up()
     subscriber = client.reader
     transport = reader.transport
@@ -181,7 +195,7 @@ def check_position(reader: Reader, client: ClientConnection) -> None:
 
 
 def check_members(clients: list[ClientConnection], exchanges: list[Exchange], members: list[Any]) -> None:
-    must(set(clients) <= set(members), "a connection that no deadline will ever find")
+    must(set(clients) <= set(members), "a connection is not in the sweep")
     for exchange in exchanges:
         must(exchange.state is not ExchangeState.OVER, "an exchange that is over is still swept")
     for member in members:
@@ -228,13 +242,13 @@ def check_upstreams(world: World, clients: list[ClientConnection], exchanges: li
                 continue
             link = transport.protocol
             if link.at is Up.IDLE:
-                must(id(link) in pooled or server_link.fresh, "an idle connection that is in no pool", name)
+                must(id(link) in pooled or server_link.fresh, "an idle connection is in no pool", name)
             else:
                 must(id(link._asker) in askers, "a connection whose asker is over", link.at)
 
 
 def check_deadlines(world: World, clients: list[ClientConnection]) -> None:
-    """Nobody is kept for ever: what isn't running has a time at which it is looked at, and that isn't long past."""
+    """No connection is kept for ever: each that is not running has a deadline, and the deadline isn't long past."""
     now = world.loop.time()
     for client in clients:
         if client.transport.closing and client.transport.aborted:
@@ -246,11 +260,11 @@ def check_deadlines(world: World, clients: list[ClientConnection]) -> None:
             must(client.due_at < NEVER, "no deadline", client.at)
         if client.paused and answer is not None and not answer.is_open and world.settings.stall_timeout_s:
             latest = max(client._stall.progress_at, now) + world.settings.stall_timeout_s + world.slack_s
-            must(client.due_at <= latest, "paused, and not looked at in time", client.due_at - now)
+            must(client.due_at <= latest, "a paused connection is not checked in time", client.due_at - now)
         if client.due_at < NEVER:
             late_s = now - client.due_at
             if answer is not None and client.due_at == answer.request.expires_at:
-                # A right to read may have ended before the answer began, and ends nothing but a stream.
+                # A right to read may have ended before the answer began; its end concerns only streams.
                 late_s = now - max(client.due_at, answer.wrote_at) if client.reader is not None else 0.0
             must(late_s <= world.slack_s, "overdue", client.at, late_s)
 
@@ -270,7 +284,7 @@ def check_times(world: World, clients: list[ClientConnection]) -> None:
 def _check_client_times(world: World, client: ClientConnection, transport: Any, now: float, slack_s: float) -> None:
     settings, answer, reader = world.settings, client.answer, client.reader
     if transport.told_paused and settings.stall_timeout_s:
-        # It is looked at four times within the limit, and a closing connection has a little longer.
+        # It is checked four times within the limit, and a closing connection has a little longer.
         limit_s = settings.stall_timeout_s * 1.25 + settings.close_timeout_s * 2
         must(
             now - transport.taken_at <= limit_s + slack_s, "a stalled reader stays", client.at, now - transport.taken_at
@@ -307,12 +321,14 @@ def _check_link_times(world: World, link: Any, now: float, slack_s: float) -> No
         must(silent_s <= limit_s + slack_s, "a silent upstream keeps its place", silent_s)
     else:
         must(
-            now - link.asked_at <= settings.ttft_timeout_s + slack_s, "no first event, and no end", now - link.asked_at
+            now - link.asked_at <= settings.ttft_timeout_s + slack_s,
+            "an answer without events has no end",
+            now - link.asked_at,
         )
 
 
 def check_progress(world: World, streams: list[Stream]) -> None:
-    """Whoever can be written to has what there is: nothing waits for an event that may never come."""
+    """Each reader that can be written to has all events: no event waits for a later event that may never come."""
     now = world.loop.time()
     for stream in streams:
         changed_at = max(stream.touched_at, stream.sealed_at)
@@ -323,7 +339,13 @@ def check_progress(world: World, streams: list[Stream]) -> None:
                 continue  # it has just joined, or is catching up
             must(reader.state is not Sub.CATCHING, "a reader that doesn't catch up", stream.id, reader.position)
             if reader.state in (Sub.LIVE, Sub.FOLLOWING):
-                must(reader.at_end, "a reader waits for what is there", stream.id, reader.position, stream.log.seq_next)
+                must(
+                    reader.at_end,
+                    "a reader waits for events that the log has",
+                    stream.id,
+                    reader.position,
+                    stream.log.seq_next,
+                )
                 must(stream.reason is None, "a reader isn't told of the end", stream.id)
         if stream.reason is not None and not stream.readers:
             kept_s = now - max(stream.sealed_at + stream.terms.retention_s, world.left_at(stream))
@@ -341,7 +363,7 @@ def check_admission(world: World, clients: list[ClientConnection], exchanges: li
 
 
 def check_totals(world: World, streams: list[Stream]) -> None:
-    """The counters' sums are those of the streams that there are and were."""
+    """The counters' sums are those of all present and removed streams."""
     hub, gone = world.worker.runtime.hub, world.removed_totals
     for stream in streams:
         hub.charge(stream)
@@ -353,7 +375,7 @@ def check_totals(world: World, streams: list[Stream]) -> None:
 
 
 def check_stopped(world: World) -> None:
-    """A drain has ended: nobody is connected, on either side, and every stream has its end."""
+    """The drain has ended: no connection is left, on either side, and every stream has its end."""
     runtime, hub = world.worker.runtime, world.worker.runtime.hub
     must(world.worker.drained.done(), "the drain doesn't end")
     must(not runtime.clients, "clients left", len(runtime.clients))
@@ -365,14 +387,14 @@ def check_stopped(world: World) -> None:
 
 
 def check_nothing_left(world: World) -> None:
-    """After everything has ended, nothing of it is left."""
+    """After everything has ended, no object and no account of it is left."""
     runtime, hub = world.worker.runtime, world.worker.runtime.hub
     counters = runtime.counters
     must(not runtime.clients, "clients left", len(runtime.clients))
     must(not len(hub), "streams left", [(stream.id, stream.reason) for stream in hub])
     must(not hub.log_bytes and not hub.detached, "accounts", hub.log_bytes, hub.detached)
     must(not hub._by_key and not hub._by_response and not hub._forget_on_remove, "names left")
-    must(not list(runtime.sweep._members), "swept for ever", list(runtime.sweep._members))
+    must(not list(runtime.sweep._members), "the sweep has members left", list(runtime.sweep._members))
     must(not runtime.bodies_bytes, "bodies", runtime.bodies_bytes)
     for upstream in world.worker.upstreams:
         must(not upstream.in_flight, "in flight", upstream.settings.name, upstream.in_flight)

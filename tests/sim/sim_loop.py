@@ -1,8 +1,8 @@
-"""A loop with a clock of its own: time passes only when nothing is left to do now, and everything happens in one order.
+"""A loop with a virtual clock: time passes only when no callback is ready, and all callbacks run in a single order.
 
-Three queues, as in a real loop: callbacks that are ready, timers, and what the network brings (`io`). One turn runs the
-callbacks that were ready when it began; what they add belongs to the next turn. A real loop looks at its sockets
-between two turns, so now and then an event of the network is drawn forward to such a place: that is where a reset meets
+Three queues, as in a real loop: callbacks that are ready, timers, and events of the network (`io`). A turn runs the
+callbacks that were ready when it began; the callbacks that they add belong to the next turn. A real loop polls its
+sockets between two turns, so now and then an event of the network is drawn forward to such a place: there a reset meets
 a callback that is still waiting.
 
 asyncio's own Task, Future and timeout() run on it unchanged. A *step* is one callback into the code under test.
@@ -21,7 +21,7 @@ DRAWN_FORWARD = 0.2  # chance of one more event of the network between two turns
 
 
 class Violation(AssertionError):
-    """What must never happen has happened."""
+    """An invariant of the code under test is broken."""
 
 
 class Timer:
@@ -42,12 +42,12 @@ class Timer:
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """Deterministic: what happens depends on the seed of `rng` and nothing else."""
+    """Deterministic: the run depends on the seed of `rng` and nothing else."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self.now = 1000.0
-        self._order = 0  # ties are broken by who came first
+        self._order = 0  # ties are broken by the order of arrival
         self._ready: deque[Timer] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._io: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
@@ -106,16 +106,16 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     # -- the world's side
 
     def io(self, delay: float, action: Callable[..., object], *args: Any) -> None:
-        """The network does something after `delay` seconds, or a little earlier."""
+        """The network performs an action after `delay` seconds, or a little earlier."""
         self._order += 1
         heappush(self._io, (self.now + delay, self._order, action, args))
 
     def jump(self, seconds: float) -> None:
-        """The process stood still for so long."""
+        """The process stood still for this time."""
         self.now += seconds
 
     def run(self, go_on: Callable[[], bool]) -> None:
-        """Turn until `go_on` says no, or nothing is left to happen."""
+        """Turn until `go_on` returns False, or no event is left."""
         asyncio._set_running_loop(self)
         try:
             while go_on() and self._turn():

@@ -1,6 +1,6 @@
 """The readers of the simulation: connections that ask, read slowly, stop, break off, come back, and verify each byte.
 
-The parsers here are written anew and share nothing with the code under test.
+Their parsers are written independently and share nothing with the code under test.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sim_upstream import weighted
 if TYPE_CHECKING:
     from sim_world import World
 
-# A reader that takes everything at once is looked at when so much has come, or at an answer's end.
+# A reader that takes bytes at once parses them when this number has arrived, or at an answer's end.
 BATCH_BYTES = 2048
 
 TEMPERS = (("calm", 60), ("stutters", 12), ("trickles", 8), ("stalls", 8), ("breaks", 8), ("vanishes", 4))
 
 
 class Errand:
-    """One thing that somebody wants, over as many connections as it takes."""
+    """A client's purpose, pursued over as many connections as necessary."""
 
     __slots__ = (
         "asked_at",
@@ -54,7 +54,7 @@ class Errand:
         self.wishes: list[bytes] = []  # header lines
         self.http10 = False
         self.stream_id = ""  # once it is known
-        self.start = 1  # the seq that the next answer has to begin with
+        self.start = 1  # the seq with which the next answer has to begin
         self.last: int | None = None  # sent as Last-Event-ID
         self.tries = 0
         self.deletes = False
@@ -64,7 +64,7 @@ class Errand:
 
     @property
     def right_s(self) -> float:
-        """How long its right to read holds; 0: for ever. Known from the id alone, as if a token had said it."""
+        """How long its right to read holds; 0: for ever. Derived from the id alone, in place of a token's expiry."""
         serial = crc32(self.rid.encode())
         return 0.3 + serial // 15 % 30 / 10 if serial % 15 == 0 else 0.0
 
@@ -88,7 +88,7 @@ class Errand:
 
 
 class Answer:
-    """An incremental parser of one answer, and the judge of a stream in it."""
+    """An incremental parser of an answer, which also judges the stream in it."""
 
     __slots__ = (
         "_data_only",
@@ -126,17 +126,17 @@ class Answer:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
-        self.done = False  # the framing says so
+        self.done = False  # the framing has ended
         self.rest = b""
-        # of a stream
+        # stream
         self.stream: Any = None
         self.script: Script | None = None
         self.position = 0
         self.policy = "coalesce"
         self.error_seen = False
-        self.sent_away = False  # with the id to come back with
+        self.sent_away = False  # by an event with the id to resume with
         self.gaps: list[tuple[int, int]] = []
-        self.ids: deque[int] = deque(maxlen=64)  # the last that were seen
+        self.ids: deque[int] = deque(maxlen=64)  # the last ids seen
 
     @property
     def begun(self) -> bool:
@@ -297,7 +297,7 @@ class Answer:
         self._unusual(seq, event)
 
     def _data_block(self, block: bytes) -> None:
-        """An event without an id: its place is behind the last one's, and its end is found by what it says."""
+        """An event without an id: it follows the last event, and its content tells how many events it merges."""
         if any(not line.startswith(b"data: ") for line in block[:-2].split(b"\n")):
             raise Violation(f"a line that isn't data: {block[:200]!r}")
         if self.script is None:
@@ -316,13 +316,13 @@ class Answer:
             self.world.seen["a reader of data lines gets texts merged"] += 1
 
     def _end_of(self, block: bytes, events: list[bytes]) -> int:
-        """The last of the events that were merged into this one: the usage is the last one's."""
+        """The last of the events that were merged into this block: the usage is that of the last event."""
         total = b'"totalTokenCount":%d' % json.loads(block[6:]).get("usageMetadata", {}).get("totalTokenCount", -1)
         said = effects([block])
         for end in range(self.position, len(events) + 1):
             if total in events[end - 1] and said == effects(events[self.position - 1 : end]):
                 return end
-        raise Violation(f"nothing at {self.position} of {len(events)} comes to {block[:300]!r}")
+        raise Violation(f"no events at {self.position} of {len(events)} merge to {block[:300]!r}")
 
     def _pass(self, seq: int) -> None:
         self.position = seq + 1
@@ -341,7 +341,7 @@ class Answer:
         if self.script is None:
             self.script = self.world.script_of(self.errand.stream_id)
         if self.error_seen:
-            raise Violation(f"an event behind the error: {event[:200]!r}")
+            raise Violation(f"an event after the error: {event[:200]!r}")
         if seq < self.position:
             raise Violation(f"seq {seq} at position {self.position}: {event[:200]!r}")
         if b'"gap"' in event and self._is_gap(seq, event):
@@ -374,7 +374,7 @@ class Answer:
         return True
 
     def _last(self, seq: int, event: bytes, events: list[bytes]) -> None:
-        """An event that no upstream sent: only the error that ends a stream may be one."""
+        """An event that no upstream sent: only the error that ends a stream is allowed."""
         stream = self.stream
         is_last = seq == stream.log.seq_next - 1
         if not (is_last and b'"error"' in event and seq == self.position):
@@ -384,12 +384,12 @@ class Answer:
         if first != event:
             raise Violation(f"two ends of one stream: {event!r} and {first!r}")
         self.error_seen = True
-        self.world.ends_badly.append(stream)  # the seal comes behind its last event
+        self.world.ends_badly.append(stream)  # the seal follows its last event
 
     # -- the end
 
     def check_end(self) -> None:
-        """The framing said that this is all."""
+        """The framing has ended: check that the stream has, too."""
         if not self._prefix:
             return
         stream = self.stream
@@ -403,7 +403,7 @@ class Answer:
 
 
 class Reader:
-    """One connection: the peer of a ClientConnection."""
+    """A connection: the peer of a ClientConnection."""
 
     __slots__ = (
         "_expected",
@@ -452,7 +452,7 @@ class Reader:
         self.ask(self.errand)
 
     def ask(self, errand: Errand) -> None:
-        """Send a request, in pieces now and then, and do what this reader's temper is."""
+        """Send a request, in pieces now and then, and schedule the behaviour of this reader's temper."""
         rng, world = self.world.rng, self.world
         self.errand = errand
         errand.asked_at = world.loop.now
@@ -482,7 +482,7 @@ class Reader:
             world.loop.io(rng.expovariate(1 / world.patience_s), self._act, self._serial)
 
     def _publish(self, errand: Errand, left: int) -> None:
-        """The next line of a published stream, in two pieces now and then; the last one is [DONE], or nothing."""
+        """The next line of a published stream, in two pieces now and then; the last line is [DONE], or missing."""
         rng, world = self.world.rng, self.world
         if self.over or self.transport is None or self.errand is not errand:
             return
@@ -491,7 +491,9 @@ class Reader:
             return
         body = b'{"delta":"%b"}' % rng.choice(TEXTS) if left else b"[DONE]"
         chunk = b"%x\r\n%b\n\r\n" % (len(body) + 1, body)
-        cut = rng.randrange(len(chunk) - 2) if rng.random() < 0.2 else 0  # in front of what makes the line whole
+        cut = (
+            rng.randrange(len(chunk) - 2) if rng.random() < 0.2 else 0
+        )  # in front of the bytes that make the line whole
         if cut:
             self._send(chunk[:cut])
         if self.over or self.transport is None:
@@ -504,13 +506,13 @@ class Reader:
             world.loop.io(0.0 if burst else rng.expovariate(1 / pace_s), self._publish, errand, left - 1)
 
     def _pipeline(self, delay: float) -> None:
-        """Further requests right behind: a few, or more than anybody may send."""
+        """Further requests right after the first: a few, or more than a client may send."""
         rng, world = self.world.rng, self.world
         if rng.random() < 0.04:
             world.loop.io(
                 delay + rng.random(), self._send, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * rng.randrange(300, 900)
             )
-            self._scolded = self.healed = True  # what comes of it is counted against nobody
+            self._scolded = self.healed = True  # its end counts for neither side
             return
         for _ in range(rng.randrange(1, 4)):
             errand = Errand("small", "GET", rng.choice(("/healthz", "/nowhere")), "p")
@@ -522,7 +524,7 @@ class Reader:
             self.transport.receive(data)
 
     def _act(self, serial: int) -> None:
-        """What a reader of this temper does next."""
+        """The next action of a reader of this temper."""
         transport, rng, world = self.transport, self.world.rng, self.world
         if self.over or transport is None or serial != self._serial:
             return
@@ -556,7 +558,7 @@ class Reader:
         self.world.loop.io(self.world.rng.expovariate(1 / self.world.patience_s), self._act, serial)
 
     def heal(self) -> None:
-        """From now on it takes everything."""
+        """Take all bytes from now on."""
         self._serial += 1
         self.healed = True
         if self.transport is not None:
@@ -600,7 +602,7 @@ class Reader:
             self._read()
 
     def delivers(self, length: int) -> None:
-        """Nothing to record: what a reader sends is of one kind."""
+        """Nothing to record: a reader's bytes belong to no script."""
 
     def _read(self) -> None:
         if not self._inbox:
@@ -613,9 +615,9 @@ class Reader:
             if answer is None:
                 if not self._expected:
                     if self._scolded or data.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 503 ")):
-                        self._scolded = True  # for not saying a whole head
+                        self._scolded = True  # for an incomplete head
                         return
-                    raise Violation(f"bytes that nobody asked for: {data[:200]!r}")
+                    raise Violation(f"bytes without a request: {data[:200]!r}")
                 answer = self.answer = Answer(self.world, self._expected.popleft())
             answer.feed(data)
             if not answer.done:
@@ -628,11 +630,11 @@ class Reader:
 
     @property
     def waits(self) -> bool:
-        """Another answer than the one that is written comes first."""
+        """Whether another answer comes before the answer that is being written."""
         return bool(self._expected)
 
     def ask_more(self, errand: Errand) -> None:
-        """Another request on the same connection."""
+        """Send another request on the same connection."""
         if not self.over and self.transport is not None:
             self.ask(errand)
 
@@ -646,12 +648,12 @@ class Reader:
         )
 
     def catch_up(self) -> Answer | None:
-        """Look at everything that has come."""
+        """Parse all bytes that have arrived."""
         self._read()
         return self.answer
 
     def ended(self, how: str) -> None:
-        """The relay closed; what it wrote before has arrived."""
+        """The relay closed; the bytes it wrote before have arrived."""
         if self.over:
             return
         self._read()
@@ -672,7 +674,7 @@ class Reader:
         self.world.reader_over(self)
 
     def _judge(self, answer: Answer, how: str, transport: Transport | None = None) -> None:
-        """An answer is over: is that what had to come, and what does its reader do now?"""
+        """An answer is over: judge it, and let its reader go on."""
         if how == "done":
             answer.check_end()
         self.world.judge(self, answer, how)

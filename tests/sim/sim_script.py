@@ -1,8 +1,8 @@
-"""What upstreams say in the simulation: events of all dialects, and how they look on the wire.
+"""The upstreams' answers in the simulation: events of all dialects, and their bytes on the wire.
 
 Written without the code under test. A Script is one answer. `events` is the second model of a stream: the plain list of
-the events that the relay was given whole, as a reader has to get them (LF line ends, no id lines, no comment-only
-blocks).
+the events that the relay has received whole, in the form in which a reader has to get them (LF line ends, no id lines,
+no comment-only blocks).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from itertools import pairwise
 from typing import Any
 
-# Insides of JSON strings, many of which look like something else. The halves of a surrogate pair come one by one.
+# Insides of JSON strings, many of which look like another element. Halves of a surrogate pair come in separate events.
 TEXTS = (
     *(
         b" the",
@@ -62,7 +62,7 @@ def _line(body: bytes, name: bytes = b"") -> bytes:
 
 
 class Script:
-    """One answer: made event by event, recorded as it is read by the relay."""
+    """An answer: made event by event, recorded as it is read by the relay."""
 
     __slots__ = (
         "_begun",
@@ -95,7 +95,7 @@ class Script:
         self.said = 0
         self.events: list[bytes] = []  # the second model
         self.pending: list[tuple[int, bytes]] = []  # (offset on the wire at which the event is whole, the event)
-        # With so many events all choices are finished, or the dialect's terminal has been said.
+        # The numbers of events with which all choices are finished, and with which the dialect's terminal is sent.
         self.finished_at = self.terminal_at = 1 << 60
         self.partly_finished = False  # some choices never get their finish_reason
         self.ended = False  # its framing ended properly
@@ -106,7 +106,7 @@ class Script:
         self._shape = rng.randrange(6)
         self._padded = rng.random() < 0.1
         self._number = 0
-        self._begun = -1  # the candidate of the last event that had one
+        self._begun = -1  # the candidate of the last event with a candidate
         self._half = 0
 
     # -- events
@@ -149,7 +149,7 @@ class Script:
         return _line(b'{"delta":"%b"}' % text)
 
     def closing(self) -> list[bytes]:
-        """What makes it complete."""
+        """The events that make the answer complete."""
         before = len(self.events) + len(self.pending)
         if self.dialect in ("chat", "gemini"):
             return self._chat_closing(before) if self.dialect == "chat" else self._gemini_closing(before)
@@ -182,7 +182,7 @@ class Script:
         return ends
 
     def _gemini_closing(self, before: int) -> list[bytes]:
-        """Finish reasons, for all candidates or all but one that was begun; or the prompt was blocked. No terminal."""
+        """Finish reasons, for all candidates or all begun but one; or the prompt was blocked. No terminal."""
         if not self.said:
             ends = [_line(b'{"promptFeedback":{"blockReason":"SAFETY"}}')]
             self.finished_at = before + 1
@@ -249,7 +249,7 @@ class Script:
         tail = b',"obfuscation":"%b"' % (b"Ab9x" * self._rng.randrange(1, 5)) if self._padded else b""
         if self._shape == 4:  # vLLM's continuous_usage_stats: fits no template
             tail += b',"usage":{"prompt_tokens":5,"completion_tokens":%d}' % self.said
-        # A server behind a balancer that begins anew, or two answers in one: such chunks are not of one message.
+        # A server behind a balancer that begins anew, or two answers in one: such chunks belong to two messages.
         name = b"%b-%d" % (self.name, self.said // 15) if self._shape == 5 else self.name
         row = (
             b'{"id":"c-%b","object":"chat.completion.chunk","created":%d,"model":"m","choices":[{"index":%d,"delta":%b,'
@@ -261,7 +261,7 @@ class Script:
         return _line(b'{"type":"%b","sequence_number":%d,%b}' % (kind, number, fields), kind)
 
     def _odd(self) -> bytes:
-        """Something that nobody expects but everybody has to pass on."""
+        """An event that is unexpected and has to be passed on all the same."""
         return self._rng.choice(
             (
                 _line(b'{"choices":[{"index":0,"delta":{"content":"x"},"logprobs":{"content":[]}}]}'),
@@ -280,14 +280,14 @@ class Script:
 
     @property
     def complete(self) -> bool:
-        """Whether the relay was given what makes an answer of this dialect complete."""
+        """Whether the relay was given all events that make an answer of this dialect complete."""
         if self.dialect == "unknown":
             return True
         return len(self.events) >= min(self.finished_at, self.terminal_at)
 
     @property
     def said_terminal(self) -> bool:
-        """Whether the relay was given the event that says: this is all."""
+        """Whether the relay was given the dialect's terminal event."""
         return len(self.events) >= self.terminal_at
 
     def given(self, offset: int, now: float) -> None:
@@ -303,7 +303,7 @@ class Script:
 
 
 class Wire:
-    """Events to bytes: line ends, ids and comments of the upstream's taste, its framing; where each event is whole."""
+    """Events to bytes: the upstream's choice of line ends, ids, comments and framing; where each event is whole."""
 
     __slots__ = ("_chunked", "_ends", "_first", "_frills", "_rng", "cut", "offset")
 
@@ -313,7 +313,7 @@ class Wire:
         self._ends = rng.choice((b"\n", b"\n", b"\n", b"\n", b"\r\n", b"\r"))
         self._frills = rng.random() < 0.15
         self._first = True
-        self.offset = offset  # on the connection, of what was made so far
+        self.offset = offset  # of the bytes made so far, on the connection
         self.cut = 0  # in the bytes of the last encode(): where its first chunk ends, if a read is to end there as well
 
     def encode(self, events: list[bytes], script: Script) -> bytes:
@@ -330,7 +330,7 @@ class Wire:
         return self._chunks(raw, wholes, events, script)
 
     def comment(self) -> bytes:
-        """A sign of life, no event."""
+        """A sign of life without an event."""
         raw = b": life" + self._ends + self._ends
         wire = b"%x\r\n%b\r\n" % (len(raw), raw) if self._chunked else raw
         self.offset += len(wire)
@@ -369,7 +369,7 @@ class Wire:
         return wire
 
 
-# What an SDK accumulates
+# The accumulation that an SDK does
 
 _TEXT_KEYS = {
     "content",
@@ -383,11 +383,11 @@ _TEXT_KEYS = {
     "thinking",
 }
 _MARKS = ("type", "output_index", "content_index", "item_id", "index", "thought")
-_IGNORED = {"created", "obfuscation"}  # the first one stands, and padding
+_IGNORED = {"created", "obfuscation"}  # the first `created` stands, and padding is dropped
 
 
 def effects(events: list[bytes]) -> dict[Any, Any] | None:
-    """What the events come to together: texts added up by place, of anything else the last. None: not all are JSON."""
+    """The events' joint effect: texts added up by place, of other values the last. None: not all are JSON."""
     found: dict[Any, Any] = {}
     for event in events:
         name, data = "", []

@@ -1,12 +1,12 @@
-"""A connection between the code under test and a peer of the simulation, as uvloop has it.
+"""A connection between the code under test and a peer of the simulation, with uvloop's behaviour.
 
-write() hands over what the peer's side has room for; the rest stays here, and pause_writing() is called at once, inside
-write(), when more stays than the high-water mark. Resuming, losing and closing happen where uvloop has them happen:
-abort() and an error call connection_lost() in the next turn, close() only when everything was taken, so with a stalled
-peer never.
+write() hands over as many bytes as the peer's side has room for; the rest stays here, and pause_writing() is called at
+once, inside write(), when the rest exceeds the high-water mark. Resuming, losing and closing happen at the same points
+as in uvloop: abort() and an error call connection_lost() in the next turn; close() calls it only when all bytes were
+taken, so never with a stalled peer.
 
-Stricter than uvloop in one thing: writing after one's own close(), abort() or write_eof() is always an error. After the
-*peer's* reset it is silent until connection_lost(), as one can't know yet.
+It is stricter than uvloop in one respect: writing after one's own close(), abort() or write_eof() is always an error.
+After the *peer's* reset a write is silent until connection_lost(), since the writer can't know of the reset yet.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Peer(Protocol):
         """Bytes arrived."""
 
     def ended(self, how: str) -> None:
-        """Nothing more will arrive: "fin" after everything written, "abort" when the rest was thrown away."""
+        """No further bytes arrive: "fin" after everything written, "abort" when the rest was thrown away."""
 
     def delivers(self, length: int) -> None:
-        """So many bytes of what was sent are about to be read."""
+        """This number of sent bytes is about to be read."""
 
 
 class Transport(asyncio.Transport):
-    """One side of a connection: the one that the code under test holds."""
+    """The side of a connection that the code under test holds."""
 
     __slots__ = (
         "_high",
@@ -65,7 +65,7 @@ class Transport(asyncio.Transport):
         self.peer: Peer | None = peer
         self.name = name
         self.protocol: Any = None
-        self.room = 1 << 60  # what the peer's side still takes
+        self.room = 1 << 60  # bytes that the peer's side still takes
         self.buffer = bytearray()
         self._high = 64 * 1024
         self.told_paused = False
@@ -77,15 +77,15 @@ class Transport(asyncio.Transport):
         self.aborted = False
         self.gone = False  # the peer reset it: connection_lost() is on its way
         self.lost = False  # connection_lost() was called
-        # what happened, and when
+        # the history, with times
         self.eof_received = False  # the protocol was told of the peer's FIN
-        self.timed_out = False  # gone, and it was the network
+        self.timed_out = False  # gone, because the network gave up
         self.opened_at = self.written_at = self.taken_at = (
             loop.time()
         )  # taken_at: the peer took bytes, or the buffer filled
         self.closed_at = 0.0
 
-    # -- what the code under test calls
+    # -- called by the code under test
 
     def write(self, data: Any) -> None:
         self._touched.append(self)
@@ -115,7 +115,7 @@ class Transport(asyncio.Transport):
             self.protocol.pause_writing()
 
     def _hand_over(self, data: bytes) -> None:
-        """To the peer. What it finds wrong is not for the code under test to catch."""
+        """Give bytes to the peer. Its violations are not for the code under test to catch."""
         assert self.peer is not None
         try:
             self.peer.took(data)
@@ -197,10 +197,10 @@ class Transport(asyncio.Transport):
         if peer is not None and not self.gone:
             peer.ended("abort" if self.aborted else "fin")
 
-    # -- what the network does
+    # -- called by the network
 
     def grant(self, length: int) -> None:
-        """The peer reads: so many more bytes have room."""
+        """The peer reads: there is room for this number of further bytes."""
         if self.lost or self.aborted or self.gone:
             return
         self.room += length
@@ -250,7 +250,7 @@ class Transport(asyncio.Transport):
             self.protocol.data_received(data)
         if self._incoming_eof and self._reading and not (self._incoming or self.closing or self.lost or self.gone):
             self._incoming_eof = False
-            self._reading = False  # nothing can come any more
+            self._reading = False  # no bytes can come any more
             self.eof_received = True
             self._touched.append(self)
             self._loop.steps += 1
@@ -258,7 +258,7 @@ class Transport(asyncio.Transport):
                 self.close()
 
     def receive_reset(self, exc: Exception) -> None:
-        """The peer's RST arrives, or the network gives up. Without reading or pending writes nobody would notice."""
+        """The peer's RST arrives, or the network gives up. Unnoticed without reading or pending writes."""
         if self.lost or self.gone or self.aborted:
             return
         if self.closing and not self.buffer:

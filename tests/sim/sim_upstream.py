@@ -12,10 +12,10 @@ from sim_transport import Transport
 if TYPE_CHECKING:
     from sim_world import World
 
-EVENT_BYTES_MAX = 8 * 1024  # of the settings; one event of a script may be larger
+EVENT_BYTES_MAX = 8 * 1024  # of the settings; an event of a script may be larger
 LONG = 800  # tokens of an answer that a crowd reads
 
-# How an answer goes, and how often.
+# The fates of an answer, with their weights.
 FATES = (
     *(
         ("proper", 60),
@@ -32,7 +32,7 @@ PLAIN_FATES = (("json", 70), ("error", 8), ("busy", 6), ("no_answer", 3), ("rese
 
 
 def weighted(rng: random.Random, table: tuple[tuple[Any, int], ...]) -> Any:
-    """One of the table's words, each as often as its weight says."""
+    """A word of the table, drawn by its weight."""
     left = rng.randrange(sum(weight for _, weight in table))
     for word, weight in table:
         left -= weight
@@ -42,7 +42,7 @@ def weighted(rng: random.Random, table: tuple[tuple[Any, int], ...]) -> Any:
 
 
 class Server:
-    """One inference server."""
+    """An inference server."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -50,14 +50,14 @@ class Server:
         self.links: dict[Link, None] = {}
 
     async def connect(self, factory: Any) -> Any:
-        """What create_connection() does: the connection stands some time after the first turn, or never."""
+        """The simulated create_connection(): the connection is made some time after the first turn, or never."""
         world, rng = self.world, self.world.rng
         waiter = world.loop.create_future()
         roll = rng.random()
         link: Link | None = None
         if roll < 0.03:
             world.loop.io(rng.random() * 0.05, _refuse, waiter)
-        elif roll >= 0.04:  # else nobody answers
+        elif roll >= 0.04:  # else the server never answers
             link = Link(self, waiter, factory)
             world.loop.io(rng.random() * 0.01, link.establish)
         try:
@@ -77,7 +77,7 @@ def _refuse(waiter: asyncio.Future[Any]) -> None:
 
 
 class Link:
-    """The server's side of one connection."""
+    """The server's side of a connection."""
 
     def __init__(self, server: Server, waiter: asyncio.Future[Any], factory: Any) -> None:
         self.server = server
@@ -88,7 +88,7 @@ class Link:
         self._request = b""
         self.busy = False
         self.connecting = False
-        self.fresh = True  # nothing was asked on it yet
+        self.fresh = True  # no request was sent on it yet
         self._over = False  # nothing is sent any more
         self._answers = 0
         # answer
@@ -97,11 +97,11 @@ class Link:
         self._fate = ""
         self._fate_at = 0
         self._left: bytes = b""  # made but not sent yet
-        self._cut = 0  # of these bytes, so many go out by themselves; 0: no matter
+        self._cut = 0  # of these bytes, the number that goes out in a write of its own; 0: no matter
         self._made = 0  # bytes of the connection made so far
-        self._read = 0  # of these, read by the relay
-        self.asked_at = 0.0  # when the request was there
-        self.read_at = 0.0  # when the relay last read something
+        self._read = 0  # of these, the bytes read by the relay
+        self.asked_at = 0.0  # when the request had arrived
+        self.read_at = 0.0  # when the relay last read bytes
         self._keep_alive = True
         self._chunked = True
         self._opened = False
@@ -152,7 +152,7 @@ class Link:
             return
         if fin:
             if self.script is not None and not self._chunked:
-                self.script.ended = self.script.read_whole = True  # as far as anybody can tell
+                self.script.ended = self.script.read_whole = True  # as far as the relay can tell
             transport.receive_eof()
         else:
             transport.receive_reset(ConnectionResetError(104, "Connection reset by peer"))
@@ -208,7 +208,7 @@ class Link:
             self._begin(self.script)
 
     def _plain(self, fate: str, rid: str) -> None:
-        """An answer of one piece."""
+        """An answer that is not a stream."""
         rng = self.world.rng
         status, extra = {"busy": (503, b"retry-after: 99\r\n"), "limited": (429, b""), "error": (500, b"")}.get(
             fate, (200, b"")
@@ -230,14 +230,14 @@ class Link:
             wire = head + b"connection: close\r\n\r\n" + body
         self._keep_alive = how != 2
         if fate == "cut_json":
-            if how == 2:  # an end that nobody could tell from a proper one
+            if how == 2:  # the relay could not tell such an end from a proper end
                 how = 1
                 wire = head + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(body) + body
             wire = wire[: len(wire) - rng.randrange(1, min(200, len(wire) - 20))]
         self._pour(wire, fin=how == 2 or fate == "cut_json")
 
     def _pour(self, wire: bytes, *, fin: bool) -> None:
-        """In pieces, as a network brings it."""
+        """Send the bytes in pieces, as a network delivers them."""
         rng = self.world.rng
         if self._over or self.transport is None:
             return
@@ -264,7 +264,7 @@ class Link:
         self._made += len(head)
         self._wire = Wire(rng, chunked=self._chunked, offset=self._made)
         self.world.stream_begins(self, script)
-        # The relay opens a stream of an unknown dialect when it sees the head: there is nobody to tell before.
+        # The relay opens a stream of an unknown dialect when it sees the head: before that there is no stream to name.
         if script.dialect == "unknown":
             self._send(head)
             self.world.stream_begins(self, script)
@@ -308,7 +308,7 @@ class Link:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Send what is made, mostly whole; then the next token's time."""
+        """Send the bytes made so far, mostly whole; then wait for the next token's time."""
         rng = self.world.rng
         left = self._left
         if self._over or self.transport is None:
@@ -323,7 +323,7 @@ class Link:
         self._send(left[:cut])
 
     def _pause_s(self) -> float:
-        """Until the next token: mostly the model's pace; now and then none, or a long one."""
+        """The time until the next token: mostly the model's pace; now and then none, or a long pause."""
         rng = self.world.rng
         roll = rng.random()
         if roll < 0.1:  # several reads in as many turns, as after a stall
@@ -345,7 +345,7 @@ class Link:
             return
         elif fate == "bad_chunk" and self._chunked:
             self._left += b"zz\r\nwhat\r\n"
-        elif self._chunked:  # until the close, a cut is an end
+        elif self._chunked:  # an answer that lasts until the close can't be cut
             self._left = self._left[: rng.randrange(len(self._left) + 1)]
         self._send(self._left)
         self._left = b""

@@ -1,11 +1,11 @@
-"""The simulation's view into the code under test: situations that are counted, and rules that hold at such a moment.
+"""The simulation's view into the code under test: counted situations, and rules that hold at a certain moment.
 
 A simulator proves nothing about a situation that it never reaches. So each run counts those in SITUATIONS, and a search
-fails when one of them stayed at zero. The counting wraps methods of the code under test for the time of one run; none
-of the wrapped methods is on the way of a token to a reader that keeps up.
+fails when a count stayed at zero. The counting wraps methods of the code under test for the time of a run; none of the
+wrapped methods is on the way of a token to a reader that keeps up.
 
-Rules that are only true at one moment are checked here too: a ring is full when a policy acts, a grace has the length
-that was promised, a stream ends for the reason that its upstream gave. Rules about lasting state are in sim_checks.py.
+Rules that hold only at a certain moment are checked here too: a ring is full when a policy acts, a grace has the
+promised length, a stream ends for the reason that its upstream gave. Rules about lasting state are in sim_checks.py.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ SITUATIONS = (
     "an event arrives during a pass",
     "a live reader lags behind a pass",
     "the stream is sealed during a pass",
-    "a stream turns to passes",
-    "a stream turns back to direct writes",
+    "a stream switches to passes",
+    "a stream switches back to direct writes",
     # coalescing
     "texts of several choices are coalesced",
     "events kept whole are coalesced",
@@ -60,7 +60,7 @@ SITUATIONS = (
     "a reader comes back within the grace",
     # farewells
     "a farewell",
-    "a farewell with an untold gap",
+    "a farewell with an unannounced gap",
     "a farewell to a paused reader",
     # answers
     "an answer ends with some choices unfinished",
@@ -109,7 +109,7 @@ ROUNDING_S = 1e-6
 
 
 class Watch:
-    """The wrapped methods of one run; `remove()` puts the originals back."""
+    """The wrapped methods of a run; `remove()` puts the originals back."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -170,14 +170,16 @@ class Watch:
         if reader.policy is Policy.DROP_OLDEST:
             dropped = reader.own_position - position
             must(reader.state is Sub.PAUSED and dropped >= 1, "nothing was dropped", reader.state, dropped)
-            must(ring.held == held + 1 - dropped, "dropped, but the ring says otherwise", held, dropped, ring.held)
+            must(
+                ring.held == held + 1 - dropped, "the ring does not count the dropped frames", held, dropped, ring.held
+            )
         else:
             wanted = Sub.BEHIND if reader.policy is Policy.COALESCE else Sub.ENDED
             must(reader.state is wanted, "a full ring met the wrong policy", reader.policy, reader.state)
 
     def _miss(self, original: Any, reader: Subscriber, first: int) -> None:
         end = reader.own_position + reader.ring.held
-        must(reader.state is Sub.PAUSED and first > end, "frames are called lost that are there", first, end)
+        must(reader.state is Sub.PAUSED and first > end, "present frames are called lost", first, end)
         original(reader, first)
         self.seen[f"a pass has lost a paused reader's frames under {reader.policy.value}"] += 1
         wanted = {Policy.COALESCE: Sub.BEHIND, Policy.DROP_OLDEST: Sub.PAUSED, Policy.CLOSE: Sub.ENDED}
@@ -205,7 +207,7 @@ class Watch:
     def _farewell(self, original: Any, reader: Subscriber, **kwargs: Any) -> None:
         if reader.state is not Sub.ENDED:
             self.seen["a farewell"] += 1
-            self.seen["a farewell with an untold gap"] += bool(reader._gap_from)
+            self.seen["a farewell with an unannounced gap"] += bool(reader._gap_from)
             self.seen["a farewell to a paused reader"] += reader.state in (Sub.PAUSED, Sub.BEHIND)
         original(reader, **kwargs)
 
@@ -227,13 +229,13 @@ class Watch:
         original(fanout)
 
     def _use_fanout(self, original: Any, stream: Stream, fanout: Any) -> None:
-        self.seen["a stream turns to passes"] += 1
+        self.seen["a stream switches to passes"] += 1
         original(stream, fanout)
 
     def _maybe_direct(self, original: Any, stream: Stream) -> None:
         was = stream.direct
         original(stream)
-        self.seen["a stream turns back to direct writes"] += stream.direct and not was
+        self.seen["a stream switches back to direct writes"] += stream.direct and not was
 
     # -- reads and coalescing
 
@@ -286,7 +288,7 @@ class Watch:
         self.world.reader_left(reader.stream)
 
     def _check_who_left(self, transport: Any, reason: CloseReason, reader: Subscriber) -> None:
-        """The network's side of the story decides whether the reader left, was lost, or was sent away."""
+        """The network's record decides whether the reader left, was lost, or was sent away."""
         stream = reader.stream
         if reason is CloseReason.COMPLETE:
             if stream.reason is None or not stream.ended_clean:
@@ -296,7 +298,7 @@ class Watch:
         if reason is stream.reason:  # the stream's own end, which its readers share
             return
         by, left = reason.by, transport.eof_received or (transport.gone and not transport.timed_out)
-        must(by is not By.READER or left, "a reader that is there counts as gone", reason)
+        must(by is not By.READER or left, "a present reader counts as gone", reason)
         must(by is not By.NETWORK or transport.timed_out, "a reader that wasn't lost counts as lost", reason)
         half_closed = transport.eof_received and stream.reason is None  # a sealed stream's rest is still written
         must(by is not By.STREAMD or not half_closed, "a reader that left counts as sent away", reason)
@@ -307,7 +309,7 @@ class Watch:
         original(hub, stream, grace_s, reason, now)
         if wanted_s <= 0 or not room:
             self.seen["a grace is refused, too many are detached"] += wanted_s > 0
-            must(not stream.grace_until and stream.source is None, "a grace that nobody may have", stream.id)
+            must(not stream.grace_until and stream.source is None, "a forbidden grace is granted", stream.id)
             return
         kind = "resume" if reason.by is not By.READER else "detach"
         self.seen[f"a {kind} grace is granted"] += 1
@@ -316,7 +318,7 @@ class Watch:
         self._grace_until[stream.id] = stream.grace_until
 
     def _grace_wanted_s(self, stream: Stream, reason: CloseReason) -> float:
-        """docs/PROTOCOL.md, section 4: who closed decides."""
+        """The grace by docs/PROTOCOL.md, section 4: it depends on which side closed the connection."""
         settings = self.world.settings
         errand = self.world.errand_of(stream)
         wish_s = None if errand is None else errand.detach_grace_s
@@ -338,7 +340,7 @@ class Watch:
     # -- ends
 
     def request_ended(self, answer: Any) -> None:
-        """A request is over; its reason says how."""
+        """A request is over, for its reason."""
         request, reader, transport = answer.request, answer.reader, answer._carrier.transport
         reason, now, settings = request.reason, self.world.loop.time(), self.world.settings
         if reader is not None and reader.stream.reason is reason is not CloseReason.COMPLETE:
@@ -346,9 +348,9 @@ class Watch:
         if reader is not None or reason is CloseReason.PIPELINE_FULL:
             self.seen[f"a reader ends: {reason.word}"] += 1
         if reason is CloseReason.STALLED and reader is not None:
-            # It is looked at four times within the limit: what it took before the first look isn't noticed.
+            # It is checked four times within the limit: bytes taken before the first check aren't noticed.
             silent_s, least_s = now - transport.taken_at, settings.stall_timeout_s * 3 / 4 - ROUNDING_S
-            slept = self.world.jumped_at > transport.taken_at - self.world.jumped_s  # looks were missed
+            slept = self.world.jumped_at > transport.taken_at - self.world.jumped_s  # checks were missed
             must(silent_s >= least_s or slept, "a reader that took bytes counts as stalled", silent_s)
         elif reason is CloseReason.TOKEN_EXPIRED:
             must(now >= request.expires_at, "a reader's right to read ended early")
@@ -357,7 +359,7 @@ class Watch:
             must(waited_s >= settings.head_timeout_s - ROUNDING_S, "a head had less than its time", waited_s)
 
     def stream_sealed(self, stream: Stream, script: Script | None) -> None:
-        """A stream has ended: by the reason that its upstream, its readers or its limits gave."""
+        """A stream has ended, for the reason that its upstream, its readers or its limits gave."""
         reason, now, settings = stream.reason, self.world.loop.time(), self.world.settings
         assert reason is not None
         self.seen[f"a stream ends: {reason.word}"] += 1
@@ -375,7 +377,7 @@ class Watch:
         if stream.ended_clean and not script.said_terminal:
             self.seen["an answer ends with all choices finished and no terminal"] += script.dialect == "chat"
         if reason is CloseReason.UPSTREAM_IDLE_TIMEOUT:
-            silent_s = now - script.event_at  # 0: that read waits for the end of this turn
+            silent_s = now - script.event_at  # 0: the read of that event still waits for the end of this turn
             silent = not silent_s or silent_s >= settings.idle_timeout_s - ROUNDING_S
             must(silent, "an upstream that spoke counts as silent", silent_s)
         elif reason is CloseReason.UPSTREAM_TTFT_TIMEOUT:

@@ -1,4 +1,4 @@
-"""The world of one run: the worker as wired in production, upstreams, readers, faults, and the judge of it all."""
+"""The world of a run: the worker as wired in production, upstreams, readers, faults, and the judge of all answers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 
 CHECK_ALL_EVERY = 1000  # steps
-SWEEP_SLACK_S = 1.0  # a sweep every 0.25 s, its slices, and that of the streams behind it
-# How much is done in one turn: small, so that much can happen between two slices.
+SWEEP_SLACK_S = 1.0  # a sweep every 0.25 s, its slices, and the sweep of the streams behind it
+# Sizes of a turn's work: small, so that many events can happen between two slices.
 SLICES: tuple[tuple[Any, str, tuple[int, ...]], ...] = (
     (core_stream, "DIRECT_READERS_MAX", (1, 8, 64)),
     (fanout, "SLICE_MAX", (1, 3, 256)),
@@ -52,12 +52,12 @@ KINDS = (
     ("broken", 3),
 )
 
-# What has to be gone when everything has ended.
+# No object of these classes may be left when everything has ended.
 KINDS_LEFT = (ClientConnection, UpstreamConnection, Exchange, Stream, Subscriber)
 
 
 class OrderedMembers(dict[Any, None]):
-    """A set whose order is that of joining: sets go by addresses, and a seed has to play the same way twice."""
+    """A set in the order of joining: sets go by addresses, and a seed has to play the same way twice."""
 
     def add(self, member: Any) -> None:
         self[member] = None
@@ -67,7 +67,7 @@ class OrderedMembers(dict[Any, None]):
 
 
 def settings_for(rng: random.Random) -> Settings:
-    """Everything short and small, so that all limits are met in a minute of virtual time."""
+    """Short times and small bounds, so that all limits are met in a minute of virtual time."""
     pick = rng.choice
     upstreams = tuple(
         UpstreamSettings(name=name, url=f"http://{name}:8000", inflight_max=pick((0, 0, 20))) for name in ("one", "two")
@@ -107,7 +107,7 @@ def settings_for(rng: random.Random) -> Settings:
 
 
 class World:
-    """One run. `play()` raises Violation, or whatever the code under test raised where nobody may."""
+    """A run. `play()` raises Violation, or an exception that the code under test must not raise."""
 
     def __init__(self, seed: int, *, population: int = 300, tokens_mean: int = 60) -> None:
         self.seed = seed
@@ -122,19 +122,19 @@ class World:
         self.patience_s = rng.choice((0.05, 0.3, 1.0))
         self.event_bytes_max = EVENT_BYTES_MAX
         self.buffer_bytes_max = 3 * 64 * 1024
-        self.crowded = rng.random() < 0.4  # many read the same stream, and that one is long
+        self.crowded = rng.random() < 0.4  # many read the same stream, a long one
         self.jumped_at = self.jumped_s = 0.0
         self.worker = self._hire()
         self.servers = {each.name: Server(self, each.name) for each in self.settings.upstreams}
-        # what goes on
+        # life
         self.touched: list[Transport] = []
         self.readers: dict[Reader, None] = {}
         self.scripts: dict[str, Script] = {}
         self.finals: dict[str, bytes] = {}
-        self.ends_badly: list[Stream] = []  # their readers were told so in this step
+        self.ends_badly: list[Stream] = []  # their readers got the error event in this step
         self.winding_down = False
         self.stopping = False  # a drain closes readers
-        self.closed = False  # nobody listens any more
+        self.closed = False  # connections are refused
         self._recent: deque[str] = deque(maxlen=50)
         self._hot = ""
         self._names = 0
@@ -147,15 +147,15 @@ class World:
         self.seen: Counter[str] = Counter()  # situations (sim_watch.py)
         self.relieving = False  # the logs are over their budget: streams go before their time
         self._stream_of: dict[str, str] = {}  # rid of a request -> id of the stream that a server began for it
-        self._asked_with: dict[str, str] = {}  # Idempotency-Key -> rid of the request that was asked last
-        self._deleted: set[str] = set()  # somebody asked for it
+        self._asked_with: dict[str, str] = {}  # Idempotency-Key -> rid of its newest request
+        self._deleted: set[str] = set()  # ids with a DELETE request
         self.removed_totals: Counter[str] = Counter()  # of streams that are gone
         self._left_at: dict[str, float] = {}  # stream id -> when its last reader left
         self.watch: Watch | None = None
-        self.steps = 0  # when the world is no more
+        self.steps = 0  # set when the world is cleared
 
     def _hire(self) -> Worker:
-        """The worker, with all that is random or late in it replaced."""
+        """The worker, with all its sources of randomness and delay replaced."""
         other = random.Random(self.seed + 1)
         budget = self._budget()
         admission = Admission(budget, Limits(loop_lag_max_s=0))
@@ -181,7 +181,7 @@ class World:
         return worker
 
     def _recording(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """A hook in the code under test, which may catch what the hook raises: the violation is kept all the same."""
+        """A hook in the code under test, which may catch the hook's exception: the violation is recorded anyway."""
         failed = self.loop.failed
 
         def recording(*args: Any) -> None:
@@ -194,7 +194,7 @@ class World:
         return recording
 
     def _budget(self) -> Budget:
-        """A machine of a size that doesn't depend on the one we are on, with room for all or for some."""
+        """A machine of a fixed size, independent of this machine, with room for all connections or for some."""
         few = self.rng.random() < 0.2
         demands = Demands(conns_max=self.population // 2 if few else 0, streams_max=self.population // 3 if few else 0)
         resources = Resources(memory_bytes=1 << 40, memory_source="setting", descriptors_per_worker=1 << 20)
@@ -203,7 +203,7 @@ class World:
     # -- play
 
     def play(self, steps: int) -> None:
-        """So many steps with everything going on, then until everything has ended."""
+        """Play this number of steps with everything going on, then until everything has ended."""
         level, logs._sink.level = logs._sink.level, logs.ERROR + 1
         threshold = gc.get_threshold()
         kept = [(module, name, getattr(module, name)) for module, name, _ in SLICES]
@@ -212,7 +212,7 @@ class World:
         # The memory of this process is no part of a seed.
         private_bytes, machine.private_bytes = machine.private_bytes, lambda: 0
         before = _alive(collect=True)
-        gc.disable()  # the worker hardly lets it run: what its counts don't free would stay
+        gc.disable()  # as in the worker, where it hardly runs: objects in a cycle would stay
         self.watch = watch = Watch(self)
         try:
             self._play(steps)
@@ -261,7 +261,7 @@ class World:
         return bool(runtime.clients or len(runtime.hub) or self.readers or any(s.links for s in self.servers.values()))
 
     def check_freed(self, before: Counter[type]) -> None:
-        """What has ended was freed by its reference counts: there is no cycle for a collector to find."""
+        """Ended objects were freed by their reference counts: there is no cycle for a collector to find."""
         self.touched.clear()
         self._transports.clear()
         self._gone.clear()
@@ -295,7 +295,7 @@ class World:
         return SWEEP_SLACK_S + (self.jumped_s if self.loop.now - self.jumped_at <= SWEEP_SLACK_S else 0.0)
 
     def _stop(self) -> None:
-        """A drain, in a hurry now and then. Some readers have just stopped taking anything."""
+        """A drain, in a hurry now and then. Some readers have just stopped taking bytes."""
         for reader in list(self.readers):
             if reader.transport is not None and reader.temper not in ("calm", "breaks") and self.rng.random() < 0.5:
                 reader.transport.room = min(reader.transport.room, self.rng.randrange(2000))
@@ -305,11 +305,13 @@ class World:
             self.loop.io(self.rng.random() * 5, self.worker.drain)
 
     def _after(self) -> None:
-        """After each step."""
+        """Check the step's results, after each step."""
         if self.loop.failed:
             raise self.loop.failed[0]
         for stream in self.ends_badly:
-            sim_checks.must(stream.reason is not None and not stream.ended_clean, "an error, and no bad end", stream.id)
+            sim_checks.must(
+                stream.reason is not None and not stream.ended_clean, "an error event, but no failed end", stream.id
+            )
         self.ends_badly.clear()
         touched = self.touched
         if touched:
@@ -329,7 +331,7 @@ class World:
         return ClientConnection(self.worker.application, self.worker.entrance("public"))
 
     def keep(self, transport: Transport) -> None:
-        """A reader's connection, until it is lost."""
+        """Remember a reader's connection until it is lost."""
         self._transports[transport] = None
 
     def open_clients(self) -> Iterator[Transport]:
@@ -351,7 +353,7 @@ class World:
             self.loop.io(self.rng.random() * 0.5, self.spawn)
 
     def errand(self) -> Errand:
-        """Something that somebody may want."""
+        """A random purpose of a client."""
         rng = self.rng
         kind = weighted(rng, KINDS)
         if kind in ("follow", "delete") and not self._recent:
@@ -386,7 +388,7 @@ class World:
         return errand
 
     def _twin(self, errand: Errand) -> None:
-        """The same request again, as one that retries would send it."""
+        """The same request again, as a client that retries would send it."""
         if self.winding_down or self.closed:
             return
         twin = Errand("generate", errand.method, errand.path, self._rid(), errand.body)
@@ -431,7 +433,7 @@ class World:
         return Errand("broken", "GET", "/healthz", self._rid())
 
     def _publish(self) -> Errand:
-        """Open a stream; what is published to it follows when it is open."""
+        """Open a stream; the events follow in a second request."""
         errand = Errand("publish", "POST", "/v1/streams", self._rid())
         errand.deletes = True  # no events in this request
         if self.rng.random() < 0.4:
@@ -440,7 +442,7 @@ class World:
         return errand
 
     def _events(self, opened: Errand) -> Errand:
-        """The request that publishes to a stream that was opened."""
+        """The request that publishes to an opened stream."""
         stream_id = opened.stream_id
         errand = Errand("publish", "POST", f"/v1/streams/{stream_id}/events", self._rid())
         errand.stream_id = stream_id
@@ -464,11 +466,11 @@ class World:
 
     @staticmethod
     def plain_body(rid: str) -> bytes:
-        """What an upstream answers to a request that is no stream: known from its id alone."""
+        """An upstream's answer to a request that asks for no stream: derived from its id alone."""
         return b'{"rid":"%b"}' % (rid.encode() * (crc32(rid.encode()) % 9000 + 1))
 
     def find(self, stream_id: str) -> tuple[Stream, Script | None]:
-        """A stream, also one that is gone but whose last bytes are still on their way."""
+        """A stream; also a removed stream whose last bytes are still on their way."""
         stream = self.worker.runtime.hub.get(stream_id)
         if stream is not None:
             return stream, self.scripts.get(stream_id)
@@ -477,11 +479,11 @@ class World:
         return self._gone[stream_id]
 
     def script_of(self, stream_id: str) -> Script | None:
-        """The script of a stream, also of one that is gone."""
+        """The script of a stream, also of a removed stream."""
         return self.scripts.get(stream_id) or self._gone.get(stream_id, (None, None))[1]
 
     def known(self, stream_id: str) -> None:
-        """A stream's id was seen: others may want to read it too."""
+        """A stream's id was seen: other readers may read it too."""
         if not self._recent or self._recent[-1] != stream_id:
             self._recent.append(stream_id)
         if self.crowded:
@@ -495,7 +497,7 @@ class World:
     # -- upstream
 
     def asked(self, link: Link, rid: str, body: bytes, *, repeats: bool) -> None:
-        """A request has reached a server, which will work on it (or refuse it, and then another may)."""
+        """A request has reached a server, which works on it (or refuses it, and then another server may work on it)."""
         errand = self._errands.get(rid)
         if errand is not None and errand.last is not None:
             raise Violation(f"{rid} was to resume {errand.stream_id}:{errand.last}, and a generation was begun")
@@ -511,7 +513,7 @@ class World:
                 self._asked_with[errand.key] = rid
 
     def stream_begins(self, link: Link, script: Script) -> None:
-        """A server answers with a stream: this script is what its readers have to get."""
+        """A server answers with a stream: its readers have to get this script."""
         transport = link.transport
         protocol = transport.protocol if transport is not None else None
         asker = getattr(protocol, "_asker", None)
@@ -542,7 +544,7 @@ class World:
             raise Violation(f"{stream.id} has {stream.events} events of {len(script.events)}")
 
     def _check_removal(self, stream: Stream, script: Script | None) -> None:
-        """What was read by somebody stays for its retention, unless the logs need its memory."""
+        """A stream with a reader stays for its retention, unless the logs need its memory."""
         totals = self.removed_totals
         totals["events"] += stream.events
         totals["event_bytes"] += stream.frame_bytes
@@ -557,7 +559,7 @@ class World:
         self._left_at[stream.id] = self.loop.now
 
     def left_at(self, stream: Stream) -> float:
-        """When the last reader left, if there was one."""
+        """When the last reader left; 0 if there was none."""
         return self._left_at.get(stream.id, 0.0)
 
     def errand_of(self, stream: Stream) -> Errand | None:
@@ -568,7 +570,7 @@ class World:
     # -- rights and ends of requests
 
     def _planned(self, answer: Any) -> Any:
-        """The worker's plan; some may read for a short while only, as if their token said so."""
+        """The worker's plan; some requests get a right to read for a short while only, as if their token said so."""
         plan, request = self._was_planned(answer), answer.request
         right_s = Errand("", "", "", request.id).right_s
         if right_s:
@@ -586,7 +588,7 @@ class World:
         self.results[f"unanswered {how}"] += 1
 
     def judge(self, reader: Reader, answer: Answer, how: str) -> None:
-        """Is this what had to come? And what does its reader do now?"""
+        """Check that the answer is right, then let its reader go on."""
         errand = answer.errand
         self.results[f"{errand.kind} {answer.status or 'none'} {how}"] += 1
         if how == "done" or answer.status:
@@ -633,7 +635,7 @@ class World:
             sim_checks.must(over, "204 before the end", stream.id, errand.start, stream.log.seq_next)
 
     def _judge_stream(self, reader: Reader, answer: Answer, how: str) -> None:
-        """A calm reader over HTTP/1.1 gets the whole stream, whatever the others do."""
+        """A calm reader over HTTP/1.1 gets the whole stream, whatever the other readers do."""
         if reader.temper != "calm" or self.stopping or reader.healed or answer.sent_away:
             return
         stream = answer.stream
@@ -648,7 +650,7 @@ class World:
             raise Violation(f"a calm reader lost {answer.gaps}")
 
     def _go_on(self, reader: Reader, answer: Answer, how: str) -> None:
-        """The next request: a resume, another one, or none."""
+        """The next request: a resume, a new request, or none."""
         rng, errand = self.rng, answer.errand
         if self.winding_down and rng.random() < 0.7:
             if how == "done" and not reader.waits:
@@ -670,7 +672,7 @@ class World:
             self.loop.io(rng.random(), reader.break_off)
 
     def _resume(self, reader: Reader, answer: Answer) -> Errand:
-        """Come back for the rest, by one of the ways there are."""
+        """Come back for the rest, in any of the possible ways."""
         rng, errand = self.rng, answer.errand
         seen = [seq for seq in answer.ids if seq >= reader.sure - 1] or ([answer.ids[-1]] if answer.ids else [])
         last = rng.choice(seen) if seen and reader.temper != "calm" else (seen[-1] if seen else errand.start - 1)
@@ -689,6 +691,6 @@ class World:
 
 
 def _alive(*, collect: bool) -> Counter[type]:
-    while collect and gc.collect():  # what has a finalizer, as coroutines have, takes another turn
+    while collect and gc.collect():  # objects with a finalizer, such as coroutines, take another turn
         pass
     return Counter(type(each) for each in gc.get_objects() if type(each) in KINDS_LEFT)

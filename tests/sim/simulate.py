@@ -1,6 +1,6 @@
-"""Run the simulation: `simulate.py --steps N` searches with new seeds, `--seed S` replays one exactly.
+"""Run the simulation: `simulate.py --steps N` searches with new seeds, `--seed S` replays a seed exactly.
 
-The summary counts the situations of sim_watch.py. A search of SITUATIONS_STEPS_MIN steps or more fails when one of them
+The summary counts the situations of sim_watch.py. A search of SITUATIONS_STEPS_MIN steps or more fails when a situation
 never came up: rules about a situation that isn't reached prove nothing.
 """
 
@@ -23,23 +23,23 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from sim_watch import SITUATIONS  # noqa: E402 (the path has to be set first)
 from sim_world import World  # noqa: E402
 
-RUN_STEPS = 100_000  # of one seed; the seed alone says what happens in them
+RUN_STEPS = 100_000  # of each seed; the seed alone decides all of them
 
 # The rarest situation comes up about once in 50,000 steps: in a million it is not missed by chance.
 SITUATIONS_STEPS_MIN = 1_000_000
 
 
 class Run(NamedTuple):
-    """One seed's run."""
+    """The run of a seed."""
 
     steps: int
-    results: Counter[str]  # answers by kind, status and how they ended
+    results: Counter[str]  # answers by kind, status and end
     seen: Counter[str]  # situations
     wrong: str  # the violation and how to replay it; "" if there was none
 
 
 def run(seed: int, steps: int) -> Run:
-    """Play one seed to its end, or to the first violation."""
+    """Play a seed to its end, or to the first violation."""
     world = World(seed)
     try:
         world.play(steps)
@@ -51,19 +51,19 @@ def run(seed: int, steps: int) -> Run:
 
 
 def search(steps: int, run_steps: int, jobs: int) -> Iterator[Run]:
-    """Seeds that nobody chose, until they come to so many steps."""
+    """Random seeds, until their steps reach this number."""
     with ProcessPoolExecutor(jobs) as pool:
         seeds = [random.SystemRandom().randrange(1 << 32) for _ in range(-(-steps // run_steps))]
         yield from pool.map(run, seeds, [run_steps] * len(seeds))
 
 
 def table(counts: Counter[str], names: list[str]) -> str:
-    """One line for each name, with its count."""
+    """A line for each name, with its count."""
     return "\n".join(f"{counts[name]:10} {name}" for name in names)
 
 
 def main() -> None:
-    """Exit status 1 as soon as anything was wrong, or when a situation was never reached."""
+    """Exit status 1 at the first violation, or when a situation was never reached."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, help="replay this seed")
     parser.add_argument("--steps", type=int, default=1_000_000, help="callbacks into the code under test, in all")

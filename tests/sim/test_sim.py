@@ -1,6 +1,6 @@
 """A short run of the simulation, its repeatability, and the proof that it can fail.
 
-To search for longer: `make sim STEPS=10000000`; to replay what a search found: `make sim SEED=…`.
+To search for longer: `make sim STEPS=10000000`; to replay a failed seed of a search: `make sim SEED=…`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def a_small_heap() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_a_short_run(seed: int) -> None:
+def test_a_short_run_breaks_no_rule(seed: int) -> None:
     world = World(seed)
     world.play(STEPS)
     assert world.steps >= STEPS // 2
 
 
 def test_a_few_runs_reach_nearly_every_situation() -> None:
-    """A search reaches them all, or fails; here it is enough that none of the counters is deaf."""
+    """A search has to reach all situations; here it is enough that none of the counters is deaf."""
     seen: Counter[str] = Counter()
     for seed in range(100, 110):
         world = World(seed)
@@ -71,11 +71,11 @@ def test_a_seed_plays_the_same_way_twice() -> None:
     assert runs[0] == runs[1]
 
 
-# Each rule of production that a mutation breaks, in the small way in which code breaks.
+# Each function breaks a rule of production, in the small way in which code breaks.
 
 
 def drops_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ring that says that it took a frame and didn't, now and then."""
+    """Now and then a ring reports a frame as taken, but drops it."""
     push = Ring.push
     calls = iter(range(1 << 60))
 
@@ -86,12 +86,12 @@ def drops_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost events of which nobody is told."""
+    """Lost events are not announced."""
     monkeypatch.setattr(Subscriber, "_gap_frame", lambda self: setattr(self, "_gap_from", 0) or b"")
 
 
 def repeats_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resume that begins one event too early."""
+    """A resume begins an event too early."""
     start = Subscriber.start
 
     def early(self: Subscriber, seq: int, **kwargs: Any) -> None:
@@ -101,7 +101,7 @@ def repeats_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ends_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A truncated answer that looks whole."""
+    """A truncated answer looks whole."""
     seal = Stream.seal
 
     def clean(self: Stream, reason: Any, now: float, *, clean: bool) -> None:
@@ -111,7 +111,7 @@ def ends_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keeps_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upstream's place that isn't given back when its reader has gone."""
+    """An upstream's place isn't given back when its reader has gone."""
     on_gone = Exchange.on_gone
 
     def gone(self: Exchange, reason: Any) -> None:
@@ -124,17 +124,17 @@ def keeps_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def never_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A close without a deadline: a stalled reader keeps its socket."""
+    """A close has no deadline: a stalled reader keeps its socket."""
     monkeypatch.setattr(ClientConnection, "_arm_abort", lambda self: setattr(self, "due_at", float("inf")))
 
 
 def forgets_the_charge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log whose bytes stay on the books when it goes."""
+    """A sealed stream still counts as detached."""
     monkeypatch.setattr(Hub, "settle", lambda self, stream: None)
 
 
 def charges_the_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep over a snapshot that doesn't see who was removed meanwhile."""
+    """A sweep over a snapshot charges streams that were removed meanwhile."""
     sweep = Hub.sweep
 
     def blind(self: Hub, streams: Any, now: float, charge_turn: int = EVERY_TURN) -> None:
@@ -146,7 +146,7 @@ def charges_the_removed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def merges_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coalesced read that leaves an event out."""
+    """A coalesced read leaves an event out."""
     read = ReplayLog.read_coalesced
 
     def lossy(self: ReplayLog, *args: Any, **kwargs: Any) -> Any:
@@ -157,7 +157,7 @@ def merges_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pays_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that is sent again although the first try may have done its work."""
+    """A request is sent again although the first attempt may have done its work."""
     on_broken = Exchange.on_broken
 
     def again(self: Exchange, link: Any, reason: Any, text: str) -> None:
@@ -169,13 +169,13 @@ def pays_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pools_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idle connections that nobody closes."""
+    """Idle connections are never closed."""
     monkeypatch.setattr(Upstream, "trim", lambda self, now: None)
     monkeypatch.setattr(Upstream, "close_idle", lambda self: None)
 
 
 def grants_no_resume_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that streamd or the network cut, and whose generation gets no time to be resumed."""
+    """A generation gets no time to be resumed after streamd or the network cut its reader."""
     monkeypatch.setattr(Stream, "grace_s", lambda self, left: self.terms.detach_grace_s)
 
 
@@ -185,7 +185,7 @@ def blames_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def misses_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames that a pass has lost, and the reader isn't told."""
+    """A pass has lost frames, and the reader isn't told."""
     miss = Subscriber.miss
 
     def silent(self: Subscriber, first: int) -> None:
@@ -197,7 +197,7 @@ def misses_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def says_farewell_behind_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader is sent away with an id behind events that it never got."""
+    """A reader is sent away with the id of an event after those it never got."""
     farewell = Subscriber.farewell
 
     def late(self: Subscriber, **kwargs: Any) -> None:
@@ -208,7 +208,7 @@ def says_farewell_behind_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finished stream that is gone before its retention is over."""
+    """A finished stream is removed before its retention is over."""
     sweep = Hub.sweep
 
     def hasty(self: Hub, streams: Any, now: float, charge_turn: int = EVERY_TURN) -> None:
@@ -218,17 +218,17 @@ def forgets_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sends_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence in which a proxy would give up."""
+    """A stream stays silent long enough for a proxy to give up."""
     monkeypatch.setattr(Subscriber, "heartbeat", lambda self: True)
 
 
 def lets_the_expired_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A right to read that doesn't end."""
+    """A right to read doesn't end."""
     monkeypatch.setattr(Answer, "expire", lambda self, now: False)
 
 
 def waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upstream that says nothing keeps its place and its reader."""
+    """A silent upstream keeps its place and its reader."""
     monkeypatch.setattr(Exchange, "_time_out", lambda self, now, attempt: None)
 
 
@@ -239,7 +239,7 @@ def gives_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def merges_two_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of different ids become one event."""
+    """Chunks of different ids become a single event."""
     absorb = Delta.absorb
 
     def greedy(self: Delta, later: Delta) -> bool:
@@ -250,7 +250,7 @@ def merges_two_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A counter that grows by more than there was."""
+    """A counter grows by more than the number of events."""
     charge = Hub.charge
 
     def generous(self: Hub, stream: Stream) -> None:
@@ -261,12 +261,12 @@ def counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_to_catch_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that gets one piece of the log, and then nothing more."""
+    """A reader gets a single piece of the log, and then nothing more."""
     monkeypatch.setattr(Answer, "soon", lambda self, turn: None)
 
 
 def takes_half_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer is complete when one of its choices has finished."""
+    """An answer counts as complete when one of its choices has finished."""
     weigh = Progress.weigh_choices
 
     def hasty(self: Progress) -> None:
@@ -282,7 +282,7 @@ def joins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drops_a_fresh_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log that forgets more than its bound asks for."""
+    """A log drops more than its bound demands."""
     drop = ReplayLog._drop
     monkeypatch.setattr(ReplayLog, "_drop", lambda self, bytes_max, events_max: drop(self, bytes_max // 2, events_max))
 
@@ -305,7 +305,7 @@ def frames_data_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SEEDS_MAX = 40
 
-# The message is pinned: a rule that is broken must be found as itself, not by what falls over later.
+# The message is pinned: a broken rule must be found as itself, not by a later consequence.
 BROKEN = {
     drops_a_frame: "a frame that fits is not held|dropped, but the ring says otherwise",
     forgets_the_gap: "coalesced to|gap|seq",
@@ -319,13 +319,13 @@ BROKEN = {
     pays_twice: "was paid for twice",
     pools_forever: "pooled for too long",
     grants_no_resume_grace: "a grace",
-    blames_the_reader: "a reader that is there counts as gone",
+    blames_the_reader: "a present reader counts as gone",
     misses_in_silence: "coalesced to|seq",
     says_farewell_behind_the_gap: "sent away with",
     forgets_too_soon: "a stream is gone before its time|a grace ended before its time",
     sends_no_heartbeat: "a silent stream without a heartbeat",
     lets_the_expired_read: "a reader stays beyond its right|overdue",
-    waits_for_ever: "a silent upstream keeps its place|no first event, and no end|a generation beyond stream_timeout",
+    waits_for_ever: "a silent upstream keeps|an answer without events has no end|a generation beyond stream_timeout",
     gives_up_early: "an upstream that spoke counts as silent",
     merges_two_messages: "coalesced to",
     counts_twice: "events",
@@ -339,10 +339,10 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__)
-def test_a_broken_rule_is_found(
+def test_each_broken_rule_is_found_by_its_own_check(
     break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
     with pytest.raises(Violation, match=BROKEN[break_it]):
-        for seed in range(1, SEEDS_MAX):  # most are found by the first two; any change of the code deals new cards
+        for seed in range(1, SEEDS_MAX):  # most are found by the first two; any change of the code changes the runs
             World(seed).play(STEPS)
