@@ -182,12 +182,10 @@ def markdown(
         " source, server and readers share the machine."
     )
     stalled_means = (
-        f"Stalled: {options.stalled_streams} connections, of which so many never read and have missed {missed} tokens"
+        f"Stalled: of {options.stalled_streams} connections this share never reads and has missed {missed} tokens"
         f" ({missed * EVENT_BYTES / 1e6:.1f} MB) each when memory is taken: user space and kernel queues, over all."
     )
-    beyond = (
-        "Age: from the source's write to the reader's read. TTFT and gap: beyond those of asking the source itself."
-    )
+    beyond = "Age: from the source's write to the reader's read. TTFT and gap: the excess over a request to the source itself."
     lines = [f"# Slow-reader benchmark, {datetime.date.today().isoformat()}", "", taken, stalled_means, ""]
     lines += [
         "| | " + " | ".join(title for _, title, _ in COLUMNS) + " |",
