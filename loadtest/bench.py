@@ -185,7 +185,9 @@ def markdown(
         f"Stalled: of {options.stalled_streams} connections this share never reads and has missed {missed} tokens"
         f" ({missed * EVENT_BYTES / 1e6:.1f} MB) each when memory is taken: user space and kernel queues, over all."
     )
-    beyond = "Age: from the source's write to the reader's read. TTFT and gap: the excess over a request to the source itself."
+    beyond = (
+        "Age: from the source's write to the reader's read. TTFT and gap: the excess over asking the source itself."
+    )
     lines = [f"# Slow-reader benchmark, {datetime.date.today().isoformat()}", "", taken, stalled_means, ""]
     lines += [
         "| | " + " | ".join(title for _, title, _ in COLUMNS) + " |",

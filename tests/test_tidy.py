@@ -244,8 +244,6 @@ PLAIN = (2.5, 1.0, 4.0, 0.5)  # the bounds of comments and docstrings, in the or
 COMMENT_BOUNDS = {
     "streamd/": (13.6, 3.2, 15.2, 1.9),  # to become PLAIN: the measure is 13.3, 3.0, 14.9 and 1.7
     "tests/": PLAIN,
-    "tests/mutants/": (12.3, 0.2, 10.9, 0.2),  # to become a part of tests/: 12.0, 0, 10.6 and 0
-    "tests/sim/": (14.3, 3.5, 18.5, 6.5),  # to become a part of tests/: 14.0, 3.3, 18.2 and 6.3
     "fuzz/": PLAIN,
     "loadtest/": PLAIN,
 }

@@ -42,8 +42,8 @@ INVARIANTS
 
 REJECTED. A queue and a task per reader (30 times the memory, and a wake-up per token). Pausing the source for the
 slowest reader (it stops all others). A ring per stream with a read index per reader: the slowest reader decides how
-long frames live, and catching up takes hundreds of small writes where a single large write will do. Coalescing inside
-the ring: it costs JSON for every reader on the hot path, while the log coalesces once, late, and without parsing.
+long frames live, and catching up writes hundreds of small events where a single large event will do. Coalescing
+inside the ring: it costs JSON for every reader on the hot path, while the log coalesces once, late, without parsing.
 
 TIME comes in as `now`, monotonic seconds.
 """

@@ -1104,7 +1104,7 @@ DAEMON: Final = (
         "if False:",
     ),
     Mutant(
-        "generations are stopped when their readers are sent away at the drain's deadline",
+        "generations that are cut at the drain's deadline end as if their readers had left",
         "daemon/drain.py",
         "Drain._last_words",
         "        runtime.hub.detached_max = len(runtime.hub)\n",
@@ -1132,7 +1132,7 @@ DAEMON: Final = (
         "            os.close(self.fd)\n",
     ),
     Mutant(
-        "a publisher that does not come back after a restart is awaited for the longer idle timeout",
+        "a publisher that does not come back after a restart gets the idle timeout instead of the grace",
         "daemon/state_store.py",
         "_await_publisher",
         "    publisher.due_at = now + runtime.settings.publisher_grace_s\n",

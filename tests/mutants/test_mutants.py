@@ -21,12 +21,12 @@ def test_each_mutant_is_one_edit_of_todays_code(mutant: Mutant) -> None:
     ast.parse(text, mutant.file)
 
 
-def test_the_tests_that_have_to_notice_are_there() -> None:
+def test_the_tests_named_by_mutants_exist() -> None:
     named = {name for mutant in MUTANTS for name in mutant.test_files}
     assert [name for name in sorted(named) if not (PROJECT / name).is_file()] == []
 
 
-def test_each_harm_is_told_once() -> None:
+def test_no_two_mutants_have_the_same_harm() -> None:
     assert [harm for harm, count in Counter(mutant.harm for mutant in MUTANTS).items() if count > 1] == []
 
 
@@ -50,13 +50,13 @@ class Gate:
         ("", "self.locked", "stands 2 times"),
     ],
 )
-def test_a_row_that_no_longer_fits_is_told(tmp_path: Path, inside: str, was: str, says: str) -> None:
+def test_a_row_that_no_longer_fits_is_stale(tmp_path: Path, inside: str, was: str, says: str) -> None:
     (tmp_path / "doors.py").write_text(CODE)
     with pytest.raises(Stale, match=says):
         applied(Mutant("", "doors.py", inside, was, ""), tmp_path)
 
 
-def test_an_edit_stays_inside_of_its_place(tmp_path: Path) -> None:
+def test_an_edit_changes_only_its_class_or_function(tmp_path: Path) -> None:
     (tmp_path / "doors.py").write_text(CODE)
     edited = applied(Mutant("", "doors.py", "Gate.open", "= False", "= True"), tmp_path)
     assert edited == CODE.replace(

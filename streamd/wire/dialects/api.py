@@ -212,7 +212,7 @@ class Progress:
         self.text_bytes = 0  # UTF-8 bytes of that text
         self.response_id: str | None = None  # of the first response.created; it doesn't change any more
         self.sequence_number: int | None = None  # the last one seen (Responses)
-        # What a gap event repeats of the first chunk: its id, object, created, model, as JSON members.
+        # The members of the first chunk that a gap event repeats: id, object, created, model, as JSON.
         self.chunk_head = b""
 
     def see(self, event: bytes) -> None:

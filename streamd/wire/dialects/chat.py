@@ -45,7 +45,7 @@ class Chat(Api):
         progress.weigh_choices()
 
     def _chunk_head(self, body: Json) -> bytes:
-        """The members `id`, `object`, `created`, `model` of a chunk, without braces; defaults for what is missing."""
+        """The members `id`, `object`, `created`, `model` of a chunk, without braces; defaults for missing members."""
         created = body.get("created")
         head = {
             "id": string_of(body, "id") or "",

@@ -14,7 +14,7 @@ _DELTAS: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_jso
 
 
 class Messages(Api):
-    """`/v1/messages`, and what is below it."""
+    """`/v1/messages`, and the paths below it."""
 
     paths: ClassVar = ("/v1/messages",)
     below: ClassVar = ("/v1/messages/",)

@@ -26,7 +26,7 @@ _DELTAS: Final = frozenset(
 
 
 class Responses(Api):
-    """`/v1/responses`, and what is below it."""
+    """`/v1/responses`, and the paths below it."""
 
     paths: ClassVar = ("/v1/responses",)
     below: ClassVar = ("/v1/responses/",)
