@@ -91,7 +91,7 @@ class SlicedFanout:
         self._first += 1
 
     def loose(self, lines: bytes) -> None:
-        """Take comments for the readers that the next pass finds at the live end; the newest replace older ones."""
+        """Take comments for the readers that the next pass finds at the live end; the newest replace the older."""
         self._loose = lines
         self._wake()
 

@@ -174,7 +174,7 @@ class Hub:
         log_events_max: int = 0,
         terms: Terms = DEFAULT_TERMS,
     ) -> Stream:
-        """Register a new stream, under `name` if the publisher chose one (KeyError if that name is live)."""
+        """Register a new stream, under the publisher's `name` if given (KeyError if that name is live)."""
         log = ReplayLog(
             bytes_max=min(log_bytes_max or self.stream_log_bytes_max, self.stream_log_bytes_max),
             events_max=min(log_events_max or self.stream_log_events_max, self.stream_log_events_max),
@@ -291,7 +291,7 @@ class Hub:
         terms: Terms,
         epoch: str = "",
     ) -> S | None:
-        """Register a stream of an earlier process, whose id stays valid; None if the id is registered already."""
+        """Register a stream of an earlier process under its old id; None if the id is registered already."""
         if stream_id in self._streams:
             return None
         return self._register(kind, stream_id, log, dialect, opened_at, terms, epoch)
@@ -358,7 +358,7 @@ class Hub:
     # -- sweeping
 
     def sweep(self, streams: Iterable[Stream], now: float, charge_turn: int = EVERY_TURN) -> None:
-        """Charge logs, end graces, remove streams whose retention is over. The caller passes a slice of the streams.
+        """Charge logs, end graces, remove streams after their retention. The caller passes a slice of the streams.
 
         Of live streams, only those with this charge_turn are charged: charging thousands of streams costs as much as a
         token for each, and no figure is needed more often than once in CHARGE_TURNS sweeps.
@@ -388,7 +388,7 @@ class Hub:
         )
 
     def settle(self, stream: Stream) -> None:
-        """End the stream's grace, if it has one: a reader came, or the stream ended."""
+        """End the stream's grace, if any: a reader came, or the stream ended."""
         if stream.grace_until:
             stream.grace_until = 0.0
             self.detached -= 1

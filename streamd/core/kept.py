@@ -264,7 +264,7 @@ def _restore_progress(stream: Stream, facts: Facts) -> None:
 
 
 def save(streams: Iterable[KeptStream], save_id: bytes, saved_unix: float) -> Iterator[bytes]:
-    """The bytes, a record at a time: no more than one stream is in memory twice."""
+    """The bytes, a record at a time: only the stream at hand is in memory twice."""
     yield _HEADER.pack(MAGIC, VERSION, save_id, saved_unix)
     count = 0
     for kept in streams:
@@ -445,7 +445,7 @@ def _check_facts(facts: Facts) -> None:
 
 
 def _is_members(text: str) -> bool:
-    """Whether the text is the inside of a JSON object that isn't empty, on one line."""
+    """Whether the text is the inside of a JSON object that isn't empty, on a single line."""
     try:
         found = orjson.loads(f"{{{text}}}")
     except orjson.JSONDecodeError:

@@ -1,6 +1,6 @@
 """Refusal: streamd's own negative answer, from admission, rights and limits to the wire.
 
-The core states the reason and whether to ask again. The seconds of a Retry-After are drawn in one place, where the
+The core states the reason and whether to ask again. The seconds of a Retry-After are drawn in a single place, where the
 answer is written (net/runtime.py), so that nothing here needs a clock or a random number.
 """
 
@@ -32,7 +32,7 @@ class Refusal:
 
     reason: CloseReason
     code: str  # the `code` of the error object
-    message: str  # says what to change; never holds a credential or a part of one
+    message: str  # says what to change; never holds a credential or part of it
     retry_after_s: float = 0.0  # where it is known exactly; at most RETRY_AFTER_S_MAX of `limits`
     retry: Retry = Retry.NEVER
 

@@ -1,10 +1,10 @@
-"""Stream and Subscriber: one generation, many readers, and the policy for readers that can't keep up.
+"""Stream and Subscriber: a generation, its readers, and the policy for readers that can't keep up.
 
 THE PROBLEM. A model makes a token every 20 to 80 ms and never waits. Readers do: a phone in a tunnel, a laptop with its
 lid closed, a debugger at a breakpoint. A proxy between the two either buffers without bound (and is killed together
 with all its connections), or blocks the source (and one reader stops all others), or decides. This module decides.
 
-THE MECHANISM. A stream has one replay log and any number of subscribers. An event goes into the log first. Then it
+THE MECHANISM. A stream has a replay log and any number of subscribers. An event goes into the log first. Then it
 goes to each subscriber's `push` as a frame: the event with its id line and HTTP chunk, made once, the same bytes
 object for all subscribers:
 
@@ -15,7 +15,7 @@ object for all subscribers:
                position instead of a buffer
     CATCHING   writable again and behind: each loop turn writes a piece read from the log, at most
                `catchup_bytes_max`, the texts of neighbouring deltas concatenated; at the log's end it goes LIVE
-    FOLLOWING  at the log's end, for a reader whose wire form isn't the shared form (HTTP/1.0, raw, data lines only):
+    FOLLOWING  at the log's end, for a reader with another wire form than the shared form (HTTP/1.0, raw, data lines):
                each event is read from the log with the reader's framing. The cursor is that of CATCHING; there is no
                second mechanism
     ENDED      nothing is written any more
@@ -68,7 +68,7 @@ from streamd.wire.dialect import Dialect, Progress, error_event, gap_event, reco
 # at once: 64 writes of 10 us are 0.6 ms, about the time of a TLS handshake or a request head.
 DIRECT_READERS_MAX = 64
 
-# Bound of the events of one read that go out in one write. The whole write may stay in the buffer of a reader that
+# Bound of the events of a read that go out in a single write. The whole write may stay in the buffer of a reader that
 # stalls at it; the next write goes to the reader's ring. 64 KiB are more than most servers write at once.
 APPEND_BYTES_MAX = 64 * 1024
 
@@ -403,7 +403,7 @@ class Subscriber(_PerEvent):
     # -- the ring
 
     def push_all(self, frames: list[bytes], joined: bytes) -> None:
-        """Several events of one read; `joined` is their concatenation."""
+        """Several events of a read; `joined` is their concatenation."""
         if self.state is Sub.LIVE:
             self.write(joined)
             return
@@ -575,7 +575,7 @@ class _PerToken:
 
     log: ReplayLog
     id_prefix: bytes
-    # `write` of the only reader, if there is exactly one and it is served directly; else None
+    # `write` of the only reader, if it is alone and served directly; else None
     push: Callable[[bytes], None] | None
     frame_bytes: int  # all shared frames made so far
     touched_at: float  # the time of the last event or comment
@@ -695,7 +695,7 @@ class Stream(_PerToken):
             self.fanout.add(self.log.seq_next - 1, frame)
 
     def append_all(self, events: list[bytes], now: float) -> None:
-        """Several events of one read: one write for each LIVE reader."""
+        """Several events of a read: a single write for each LIVE reader."""
         if len(events) == 1:
             self.append(events[0], now)
             return
@@ -716,7 +716,7 @@ class Stream(_PerToken):
                 self.fanout.add(seq + k, frame)
 
     def append_pieces(self, pieces: list[bytes], now: float) -> None:
-        """Events and loose lines of one read, in order; neighbouring events go out in one write."""
+        """Events and loose lines of a read, in order; neighbouring events go out in a single write."""
         if len(pieces) == 1 and pieces[0][-2:] == b"\n\n":  # is_event(), without its call
             self.append(pieces[0], now)
             return
@@ -883,7 +883,7 @@ class Place(NamedTuple):
 
 
 class CountedStream(Stream):
-    """A stream whose readers resume from a number of bytes: the bytes of its events, end to end, without any framing.
+    """A stream that is resumed from a number of bytes: the bytes of its events, end to end, without any framing.
 
     The total can't be derived from frame_bytes, because the chunk size of a frame varies by a digit, and a walk over
     the log can't count events that have fallen off. So it is counted, 30 ns an event, but only for streams that need

@@ -1,4 +1,4 @@
-"""The dialects of streaming, one for each API, and streamd's own events in each of them.
+"""The dialects of streaming, each for an API, and streamd's own events in each of them.
 
 Knowledge of an API stands in its module, in wire/dialects/, as an Api. None of it is on a token's path: Progress sees
 only the events that are not known to be pure text, and everything else is made once per stream or per mishap.

@@ -26,7 +26,7 @@ from streamd.wire.dialects.members import Json, json_object
 
 # The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side),
 # PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace. COUNT is a number of Gemini's
-# usage, the only kind that a template may have several of: their contents are held as one padding, blanks between.
+# usage, the only kind that a template may have several of: their contents are held as a single padding, blanks between.
 TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES, COUNT = b"TACNPSU"
 
 # Bound of the event that a template is learnt from, without its texts: 2 KiB is ten times an ordinary chunk (200 B).
@@ -212,7 +212,7 @@ def learn(event: bytes) -> Template | None:
     """A template made of an event, if it is a text delta in a known shape; None if there is the least doubt.
 
     Proof, not belief: the text is found by its key, a sentinel is put in its place, and the parsed result has to be a
-    pure text delta with known fields only, whose text is the sentinel.
+    pure text delta with known fields only and the sentinel as its text.
     """
     framed = _EVENT.fullmatch(event)
     if not framed:
@@ -303,7 +303,7 @@ def _is_known(parsed: Json) -> bool:
 
 
 def _parts(parsed: Json) -> tuple[Api, list[Part]]:
-    """The API of an event, and its texts, one part for each choice; [] unless the event adds nothing but text."""
+    """The API of an event, and its texts, a part for each choice; [] unless the event adds nothing but text."""
     for api in APIS:
         parts = api.parts(parsed)
         if parts is not None:
@@ -312,7 +312,7 @@ def _parts(parsed: Json) -> tuple[Api, list[Part]]:
 
 
 class Delta:
-    """A parsed text delta that can absorb its neighbours: several choices in one event, each index once.
+    """A parsed text delta that can absorb its neighbours: several choices in an event, each index once.
 
     Fields beside the text have to be equal, except those that change by their nature (`created`, `sequence_number`,
     padding, usage, timings).
@@ -385,7 +385,7 @@ _PLACE: Final = re.compile(rb'"streamd-([0-9]+)-"')
 
 
 def combine(runs: list[tuple[Template, Fill]]) -> bytes | None:
-    """One event of the concatenated texts of several templates, one for each choice; None if they can't be combined.
+    """An event of the concatenated texts of several templates, each for a choice; None if they can't be combined.
 
     The texts are inserted as they are on the wire, so that texts which orjson would refuse pass unchanged.
     """

@@ -9,7 +9,7 @@ The defaults are those of a server that behaves like OpenAI's. An API says five 
     texts       which events are pure text, and where the text is: the replay log's templates (wire/template.py)
 
 The log isn't told the API, because published events may be of any API. So every API is asked for an event's texts, and
-the top-level members known to one API are known for the events of the others as well.
+the top-level members known to any API are known for the events of the others as well.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Api:
     # -- requests
 
     def serves(self, path: str) -> bool:
-        """Whether a request's path, without its query, is one of this API's."""
+        """Whether a request's path, without its query, belongs to this API."""
         return path in self.paths or path.startswith(self.below)
 
     def claims(self, path: str, query: str, field: Callable[[bytes], bytes | None]) -> bool:
@@ -141,7 +141,7 @@ class Api:
         """Note the signs of the answer's end in an event's body; `name` is the event's type."""
 
     def texts(self, body: Json) -> list[str | None]:
-        """Every piece of generated text in one event."""
+        """Every piece of generated text in an event."""
         return []
 
     def usage(self, body: Json, before: Usage | None) -> Usage | None:
@@ -170,7 +170,7 @@ class Api:
     # -- texts
 
     def parts(self, parsed: Json) -> list[Part] | None:
-        """The texts of an event of this API, one part for each choice; [] unless the event adds nothing but text.
+        """The texts of an event of this API, a part for each choice; [] unless the event adds nothing but text.
 
         None for an event of another API.
         """
@@ -184,7 +184,7 @@ class Api:
 class Progress:
     """How far a stream has come, from the events that were shown to it. Tolerates anything.
 
-    It has to see all events except pure text whose shape it has seen before: at least the first of each choice.
+    It has to see all events except pure text of a shape seen before: at least the first of each choice.
     """
 
     __slots__ = (

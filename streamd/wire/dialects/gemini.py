@@ -130,7 +130,7 @@ class Gemini(Api):
         return {**(entry or {}), "name": alias if "/" in alias else f"models/{alias}"}
 
     def model_list(self, entries: list[Json]) -> Json:
-        """All on one page."""
+        """All entries on a single page."""
         return {"models": entries}
 
     # -- keys

@@ -27,7 +27,7 @@ def objects_of(body: Json, key: str) -> list[Json]:
 
 
 def object_of(body: Json, key: str) -> Json:
-    """The object body[key]; an empty one if it is something else."""
+    """The object body[key]; an empty object if it is something else."""
     value = body.get(key)
     return value if isinstance(value, dict) else {}
 

@@ -61,7 +61,7 @@ class Responses(Api):
         return {"type": "error", **top, "error": error}
 
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
-        """An event of a type that the SDK doesn't know. The SDK compares the number, so there has to be one."""
+        """An event of a type that the SDK doesn't know. The SDK compares the number, so it has to be there."""
         return "gap", b'{"type":"gap","sequence_number":%d,%b}' % (progress.sequence_number or 0, gap)
 
     def parts(self, parsed: Json) -> list[Part] | None:
