@@ -203,8 +203,9 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
                 self._append(self._splitter.feed(b"".join(payloads)))
             except EventTooLarge as large:
                 self._append(large.before)
-        elif self._asker is not None:
-            for payload in payloads:
+            return
+        for payload in payloads:
+            if self._asker is not None:  # a piece may have been too much for the asker, which then closes
                 self._asker.on_piece(payload)
 
     def eof_received(self) -> bool:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import pytest
-from fakes import FakeTransport, Rig, refuse_all, rig, whole_answer
+from fakes import FakeTransport, Rig, chunk, refuse_all, rig, whole_answer
 
 from streamd.config import UpstreamSettings
 from streamd.net import upstream as upstream_module
@@ -151,6 +151,14 @@ def test_an_answer_of_the_largest_size_is_accepted_and_a_byte_more_is_not(f: Fet
     assert len(f.told) == 1
     f.r.reply(b"x")
     assert f.told[1][0] == 0 and f.r.link.closed and f.at_rest
+
+
+def test_an_answer_that_grows_too_large_in_front_of_a_malformed_chunk_is_told_once(f: Fetching) -> None:
+    f.begun()
+    f.r.reply(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"x" * ANSWER_BYTES_MAX))
+    assert f.told == []
+    f.r.reply(chunk(b"x") + chunk(b"y") + b"not a size\r\n")
+    assert [status for status, _ in f.told] == [0] and f.r.link.closed and f.at_rest
 
 
 @pytest.mark.parametrize("when", ["before the start", "connecting", "asked", "in the body", "idle again", "failed"])
