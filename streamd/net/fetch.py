@@ -47,9 +47,9 @@ class Fetch:
 
     def _finish(self, status: int) -> None:
         done, self._done = self._done, None
-        if done is not None:
-            self._close()
-            done(self._upstream, status, bytes(self._body))
+        assert done is not None  # after _close() neither the attempt nor the timer calls
+        self._close()
+        done(self._upstream, status, bytes(self._body))
 
     def _close(self) -> None:
         if self._attempt is None or self._timer is None:
