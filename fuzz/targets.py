@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, get, post
 
-from streamd.core import kept
+from streamd.core import snapshot
 from streamd.core.hub import Hub
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
@@ -209,8 +209,8 @@ def texts(events: Iterator[bytes]) -> dict[str, str]:
 def state(data: bytes) -> None:
     """As a file, and as the body of a record with a right checksum: accepted streams can be read to their end."""
     restored(data)
-    header = kept._HEADER.pack(kept.MAGIC, kept.VERSION, b"12345678", 1.0)
-    restored(header + kept._record(b"S", data) + kept._record(b"E", b"\0\0\0\1"))
+    header = snapshot._HEADER.pack(snapshot.MAGIC, snapshot.VERSION, b"12345678", 1.0)
+    restored(header + snapshot._record(b"S", data) + snapshot._record(b"E", b"\0\0\0\1"))
 
 
 def restored(wire: bytes) -> None:
@@ -223,13 +223,13 @@ def restored(wire: bytes) -> None:
         return taken
 
     try:
-        kept.read_header(read)
-        streams = list(kept.load(read))
-    except kept.StateError:
+        snapshot.read_header(read)
+        streams = list(snapshot.load(read))
+    except snapshot.StateError:
         return
     hub = new_hub()
     for each in streams:
-        stream = kept.restore(hub, each, 10.0, each.facts.sealed_unix + 1)
+        stream = snapshot.restore(hub, each, 10.0, each.facts.sealed_unix + 1)
         if stream is not None:
             log, cursor = stream.log, stream.log.seek(stream.log.seq_first)
             while log.read(cursor, bytes_max=4096):
@@ -299,9 +299,12 @@ def state_seeds() -> list[bytes]:
             if each.endswith(b"\n\n"):
                 stream.append(each, 2.0)
         stream.seal(CloseReason.COMPLETE, 3.0, clean=True)
-        bodies.append(kept._body(kept.keep(hub, stream, 4.0, 5.0)))
-    whole = struct.pack(">14sB8sd", kept.MAGIC, kept.VERSION, b"12345678", 5.0)
-    return [*bodies, whole + b"".join(kept._record(b"S", body) for body in bodies) + kept._record(b"E", b"\0\0\0\4")]
+        bodies.append(snapshot._body(snapshot.take_snapshot(hub, stream, 4.0, 5.0)))
+    whole = struct.pack(">14sB8sd", snapshot.MAGIC, snapshot.VERSION, b"12345678", 5.0)
+    return [
+        *bodies,
+        whole + b"".join(snapshot._record(b"S", body) for body in bodies) + snapshot._record(b"E", b"\0\0\0\4"),
+    ]
 
 
 MADE: dict[str, Callable[[], list[bytes]]] = {

@@ -126,7 +126,7 @@ def check_url(text: str) -> None:
     split_url(text)
 
 
-class Origin(NamedTuple):
+class UpstreamOrigin(NamedTuple):
     """An upstream's URL taken apart: `base` is the path in front of /v1, without a slash at its end."""
 
     tls: bool
@@ -145,7 +145,7 @@ class Origin(NamedTuple):
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.base}"
 
 
-def split_url(text: str) -> Origin:
+def split_url(text: str) -> UpstreamOrigin:
     """Take an upstream's URL apart, with or without a trailing /v1 or /v1beta. Raises Refused: no passwords."""
     wanted = "http://HOST[:PORT][/BASE] or https://…, without user, query and fragment"
     try:
@@ -159,7 +159,7 @@ def split_url(text: str) -> Origin:
     if parts.scheme not in ("http", "https") or odd or not (_HOST.fullmatch(host) or _is_ipv6(host)) or port == 0:
         raise Refused(wanted)
     tls = parts.scheme == "https"
-    return Origin(tls, host, port or (443 if tls else 80), base)
+    return UpstreamOrigin(tls, host, port or (443 if tls else 80), base)
 
 
 def _is_ipv6(host: str) -> bool:

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-class _Command(NamedTuple):
+class _Subcommand(NamedTuple):
     text: str
     fill: Callable[[argparse.ArgumentParser], None]
     options: dict[str, Any]
@@ -121,11 +121,11 @@ def _fill_mock_llm(parser: argparse.ArgumentParser) -> None:
 
 
 _COMMANDS = {
-    "serve": _Command("run the daemon", _fill_serve, {"add_help": False, **_SERVE}),
-    "check-config": _Command("report all mistakes in a file, without starting", _fill_check_config, {}),
-    "config-reference": _Command("print the reference of all settings", _fill_config_reference, {}),
-    "keys": _Command("add, list and revoke API keys", _fill_keys, {}),
-    "mock-llm": _Command("run the built-in synthetic upstream, for demos, tests and load", _fill_mock_llm, {}),
+    "serve": _Subcommand("run the daemon", _fill_serve, {"add_help": False, **_SERVE}),
+    "check-config": _Subcommand("report all mistakes in a file, without starting", _fill_check_config, {}),
+    "config-reference": _Subcommand("print the reference of all settings", _fill_config_reference, {}),
+    "keys": _Subcommand("add, list and revoke API keys", _fill_keys, {}),
+    "mock-llm": _Subcommand("run the built-in synthetic upstream, for demos, tests and load", _fill_mock_llm, {}),
 }
 
 
@@ -156,7 +156,7 @@ def _add_settings(
 
 def _add_setting(group: argparse._ArgumentGroup, row: Row) -> None:
     default = f" [{row.written}]" if row.written and row.kind is not Kind.FLAG else ""
-    text = (row.what + default).replace("%", "%%")
+    text = (row.meaning + default).replace("%", "%%")
     if row.kind is Kind.FLAG:
         group.add_argument(row.flag, dest=row.dest, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:

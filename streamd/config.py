@@ -27,7 +27,7 @@ from streamd.addresses import (
     ORIGIN,
     ROUTE_PATH,
     UPSTREAM_NAME,
-    Origin,
+    UpstreamOrigin,
     check_address,
     check_admin,
     check_field_name,
@@ -55,7 +55,7 @@ from streamd.rows import (
     text_row,
     word_row,
 )
-from streamd.sources import ConfigError, Problem, Sources, split_list
+from streamd.sources import ConfigError, ConfigProblem, Sources, split_list
 
 __all__ = [
     "ENV_PREFIX",
@@ -65,11 +65,11 @@ __all__ = [
     "UPSTREAM_ROWS",
     "WORKERS_MAX",
     "ConfigError",
-    "Origin",
-    "Problem",
+    "ConfigProblem",
     "RouteOverride",
     "RouteSettings",
     "Settings",
+    "UpstreamOrigin",
     "UpstreamSettings",
     "load",
     "parse_address",
@@ -153,7 +153,7 @@ class UpstreamSettings:
     )
     ca_file: str = path_row(UPSTREAM, "Certificates (PEM) to trust in place of the system's, for https", exists=True)
 
-    origin: Origin = dataclasses.field(init=False, repr=False, compare=False)
+    origin: UpstreamOrigin = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Derive the origin, and the name from it. Raises Refused for an invalid URL."""

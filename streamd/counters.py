@@ -27,7 +27,7 @@ class Counters:
     # connections
     connections_accepted: int = counter("streamd_connections_accepted", "Downstream connections accepted.")
     connections_closed: ByReason = counter("streamd_connections_closed", "Downstream connections ended.", Label.REASON)
-    moved: int = counter(
+    handed_over: int = counter(
         "streamd_passed_on", "Requests and fresh connections handed to another worker, such as a stream's owner."
     )
     # requests

@@ -101,7 +101,7 @@ class Row:
 
     kind: Kind
     section: str
-    what: str  # the meaning of the setting: a noun phrase
+    meaning: str  # the meaning of the setting: a noun phrase
     why: str  # the reason of the default and the bounds; empty where it is plain
     written: str  # the default as people write it
     low: float = 0
@@ -119,7 +119,7 @@ class Row:
     @property
     def text(self) -> str:
         """The meaning of the setting, then the reason, as sentences."""
-        return f"{self.what}. {self.why}." if self.why else f"{self.what}."
+        return f"{self.meaning}. {self.why}." if self.why else f"{self.meaning}."
 
     @property
     def flag(self) -> str:
@@ -238,54 +238,63 @@ def _on_field(default: object, row: Row) -> Any:
     return dataclasses.field(default=default, metadata={"row": row})
 
 
-def duration_row(section: str, default: str, low: str, high: str, what: str, why: str = "", *, zero: str = "") -> Any:
+def duration_row(
+    section: str, default: str, low: str, high: str, meaning: str, why: str = "", *, zero: str = ""
+) -> Any:
     """A time, in units: seconds in the code."""
     bounds = (parse_duration(low), parse_duration(high))
-    return _on_field(parse_duration(default), Row(Kind.DURATION, section, what, why, default, *bounds, zero=zero))
+    return _on_field(parse_duration(default), Row(Kind.DURATION, section, meaning, why, default, *bounds, zero=zero))
 
 
-def bytes_row(section: str, default: str, low: str, high: str, what: str, why: str = "", **more: Any) -> Any:
+def bytes_row(section: str, default: str, low: str, high: str, meaning: str, why: str = "", **more: Any) -> Any:
     """A size, in units: bytes in the code."""
     bounds = (parse_bytes(low), parse_bytes(high))
-    return _on_field(parse_bytes(default), Row(Kind.BYTES, section, what, why, default, *bounds, **more))
+    return _on_field(parse_bytes(default), Row(Kind.BYTES, section, meaning, why, default, *bounds, **more))
 
 
-def count_row(section: str, default: int, low: int, high: int, what: str, why: str = "", **more: Any) -> Any:
+def count_row(section: str, default: int, low: int, high: int, meaning: str, why: str = "", **more: Any) -> Any:
     """A whole number; `words=("auto",)` takes that word too."""
-    return _on_field(default, Row(Kind.COUNT, section, what, why, str(default), low, high, **more))
+    return _on_field(default, Row(Kind.COUNT, section, meaning, why, str(default), low, high, **more))
 
 
-def word_row(section: str, default: str, words: Sequence[str], what: str, why: str = "", **more: Any) -> Any:
+def word_row(section: str, default: str, words: Sequence[str], meaning: str, why: str = "", **more: Any) -> Any:
     """A word from a short list."""
-    return _on_field(default, Row(Kind.WORD, section, what, why, default, words=tuple(words), **more))
+    return _on_field(default, Row(Kind.WORD, section, meaning, why, default, words=tuple(words), **more))
 
 
-def text_row(section: str, default: str, what: str, why: str = "", **more: Any) -> Any:
+def text_row(section: str, default: str, meaning: str, why: str = "", **more: Any) -> Any:
     """A text, empty where there is no default; `check` and `wanted` narrow it."""
-    return _on_field(default, Row(Kind.TEXT, section, what, why, default, **more))
+    return _on_field(default, Row(Kind.TEXT, section, meaning, why, default, **more))
 
 
-def path_row(section: str, what: str, why: str = "", **more: Any) -> Any:
+def path_row(section: str, meaning: str, why: str = "", **more: Any) -> Any:
     """A path; `exists` asks for a readable file."""
-    return _on_field("", Row(Kind.PATH, section, what, why, "", **more))
+    return _on_field("", Row(Kind.PATH, section, meaning, why, "", **more))
 
 
-def flag_row(section: str, what: str, why: str = "") -> Any:
+def flag_row(section: str, meaning: str, why: str = "") -> Any:
     """True or false, false by default."""
-    return _on_field(False, Row(Kind.FLAG, section, what, why, "false"))
+    return _on_field(False, Row(Kind.FLAG, section, meaning, why, "false"))
 
 
 def list_row(
-    section: str, default: Sequence[str], wanted: str, check: Check, what: str, why: str = "", *, restart: bool = False
+    section: str,
+    default: Sequence[str],
+    wanted: str,
+    check: Check,
+    meaning: str,
+    why: str = "",
+    *,
+    restart: bool = False,
 ) -> Any:
     """A list of texts that `check` takes; a tuple in the code."""
-    row = Row(Kind.LIST, section, what, why, ", ".join(default), check=check, wanted=wanted, restart=restart)
+    row = Row(Kind.LIST, section, meaning, why, ", ".join(default), check=check, wanted=wanted, restart=restart)
     return _on_field(tuple(default), row)
 
 
-def table_row(section: str, wanted: str, what: str, why: str = "", *, shown: bool = True, **more: Any) -> Any:
+def table_row(section: str, wanted: str, meaning: str, why: str = "", *, shown: bool = True, **more: Any) -> Any:
     """A table of texts; `shown` False keeps it out of repr."""
-    row = Row(Kind.TABLE, section, what, why, "", wanted=wanted, **more)
+    row = Row(Kind.TABLE, section, meaning, why, "", wanted=wanted, **more)
     return dataclasses.field(default_factory=dict, metadata={"row": row}, repr=shown)
 
 

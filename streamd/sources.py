@@ -22,7 +22,7 @@ _KUBERNETES = re.compile(r"STREAMD_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UD
 _NOT_SETTINGS = ("STREAMD__", "STREAMD_CONFIG")
 
 
-class Problem(NamedTuple):
+class ConfigProblem(NamedTuple):
     """A mistake in the settings: its place, the key, the value (secrets left out), and the allowed values."""
 
     where: str
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
 class ConfigError(Exception):
     """Settings that can't be used; `problems` has all mistakes, in the order of the sources."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
 
@@ -49,7 +49,7 @@ class Sources:
     def __init__(self, rows: Sequence[Row], tables: Sequence[str], environ: Mapping[str, str]) -> None:
         self.environ = environ
         self.values: dict[str, Any] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[ConfigProblem] = []
         self._where: dict[str, str] = {}  # attribute -> the source that won
         self._rows: dict[KeyPath, Row] = {tuple(row.key.split(".")): row for row in rows}
         self._tables = tables  # the keys of arrays of tables, which the caller takes
@@ -59,7 +59,7 @@ class Sources:
 
     def refuse(self, where: str, key: str, value: object, allowed: str) -> None:
         """Note a problem; `value` None shows none."""
-        self.problems.append(Problem(where, key, shown(key, value), allowed))
+        self.problems.append(ConfigProblem(where, key, shown(key, value), allowed))
 
     def where(self, attribute: str) -> str:
         """The source of an attribute's value."""

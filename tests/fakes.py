@@ -24,7 +24,7 @@ from streamd.net import answer as net_answer
 from streamd.net import sweep
 from streamd.net.client import ClientConnection
 from streamd.net.exchange import Exchange
-from streamd.net.upstream import Up, UpstreamConnection
+from streamd.net.upstream import UpstreamConnection, UpstreamState
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import ChunkedDecoder, encode_chunk
 from streamd.wire.http1 import RESPONSE_OPENING, Framing, HeadReader, ResponseHead, parse_response
@@ -403,7 +403,7 @@ class Rig:
         assert in_use == dict.fromkeys(in_use, 0), in_use  # type: ignore[call-overload]
         assert not tuple(runtime.hub) and runtime.hub.log_bytes == 0 and runtime.hub.detached == 0
         assert not runtime.hub._by_key and not runtime.hub._by_response and not runtime.hub._forget_on_remove
-        assert all(link.closed and link.protocol.at is Up.CLOSED for link in self.links)
+        assert all(link.closed and link.protocol.at is UpstreamState.CLOSED for link in self.links)
 
 
 @contextlib.contextmanager

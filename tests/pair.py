@@ -19,7 +19,7 @@ from loopback import FAST, PATIENCE_S, Daemon
 
 from streamd.addresses import parse_address
 from streamd.config import Settings, UpstreamSettings
-from streamd.core.admission import Slot
+from streamd.core.admission import SharedNumber
 from streamd.daemon import listen, logs, shared
 from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.shared import Shared
@@ -52,8 +52,8 @@ class Pair:
         return next(name for name in names if self.peers[0].owner_of_name(name) == self.slot_of(daemon))
 
     @property
-    def moved(self) -> int:
-        return sum(each.runtime.counters.moved for each in self.both)
+    def handed_over(self) -> int:
+        return sum(each.runtime.counters.handed_over for each in self.both)
 
     def deaf(self, daemon: Daemon) -> None:
         """Stop this worker from reading its messages."""
@@ -128,7 +128,7 @@ async def _worker(
     board = Shared(fd, 2, ["mock"], slot)
     board.started_at = loop.time()
     rng, budget = random.Random(slot), budget_of(settings)
-    slots = len(Slot)
+    slots = len(SharedNumber)
     row, other = board.rows[slot], board.rows[1 - slot]
     admission = admission_of(settings, budget, row[:slots], [other[:slots]])  # type: ignore[index]
     worker = Worker(loop, settings, slot=slot, budget=budget, admission=admission, rng=rng)

@@ -13,7 +13,7 @@ from fakes import PLENTY, Read, event, events_in, text_of
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
 from streamd.core.ring import Ring
-from streamd.core.stream import Form, Policy, Stream, Sub, Subscriber
+from streamd.core.stream import Form, Policy, Stream, Subscriber, SubscriberState
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import ChunkedDecoder
 from streamd.wire.dialect import Dialect
@@ -94,7 +94,7 @@ class Reader:
         self._leave = leave or stream.leave
         self.left = False
         self.subscriber = Subscriber(stream, self, policy=policy, ring=Ring(slots, RING_BYTES_MAX), form=form)
-        stream.join(self.subscriber)
+        stream.add_reader(self.subscriber)
         self.subscriber.start(seq)
 
     # -- Sink
@@ -129,7 +129,7 @@ class Reader:
         self._flush()
         if self.paused and not self.held:
             self.paused = False
-            if self.state is not Sub.ENDED:
+            if self.state is not SubscriberState.ENDED:
                 self.subscriber.resume()
 
     def stall(self) -> None:
@@ -150,7 +150,7 @@ class Reader:
     # -- the received bytes
 
     @property
-    def state(self) -> Sub:
+    def state(self) -> SubscriberState:
         return self.subscriber.state
 
     @property

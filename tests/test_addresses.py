@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from streamd.addresses import ORIGIN, ROUTE_PATH, Address, Origin, check_field_name, matching, parse_address, split_url
+from streamd.addresses import (
+    ORIGIN,
+    ROUTE_PATH,
+    Address,
+    UpstreamOrigin,
+    check_field_name,
+    matching,
+    parse_address,
+    split_url,
+)
 from streamd.rows import Refused
 
 
@@ -55,18 +64,22 @@ def test_a_text_that_is_no_address_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "origin", "url"),
     [
-        ("http://127.0.0.1:9000", Origin(False, "127.0.0.1", 9000, ""), "http://127.0.0.1:9000"),
-        ("http://127.0.0.1:9000/v1", Origin(False, "127.0.0.1", 9000, ""), "http://127.0.0.1:9000"),
-        ("http://h/v1/", Origin(False, "h", 80, ""), "http://h"),
-        ("https://API.example/openai/v1", Origin(True, "api.example", 443, "/openai"), "https://api.example/openai"),
-        ("https://h:8443/a/b/", Origin(True, "h", 8443, "/a/b"), "https://h:8443/a/b"),
-        ("http://[::1]:81", Origin(False, "::1", 81, ""), "http://[::1]:81"),
-        ("http://h/v1alpha", Origin(False, "h", 80, "/v1alpha"), "http://h/v1alpha"),
-        ("http://h/base/v1beta/", Origin(False, "h", 80, "/base"), "http://h/base"),
-        ("http://h/xv1", Origin(False, "h", 80, "/xv1"), "http://h/xv1"),
+        ("http://127.0.0.1:9000", UpstreamOrigin(False, "127.0.0.1", 9000, ""), "http://127.0.0.1:9000"),
+        ("http://127.0.0.1:9000/v1", UpstreamOrigin(False, "127.0.0.1", 9000, ""), "http://127.0.0.1:9000"),
+        ("http://h/v1/", UpstreamOrigin(False, "h", 80, ""), "http://h"),
+        (
+            "https://API.example/openai/v1",
+            UpstreamOrigin(True, "api.example", 443, "/openai"),
+            "https://api.example/openai",
+        ),
+        ("https://h:8443/a/b/", UpstreamOrigin(True, "h", 8443, "/a/b"), "https://h:8443/a/b"),
+        ("http://[::1]:81", UpstreamOrigin(False, "::1", 81, ""), "http://[::1]:81"),
+        ("http://h/v1alpha", UpstreamOrigin(False, "h", 80, "/v1alpha"), "http://h/v1alpha"),
+        ("http://h/base/v1beta/", UpstreamOrigin(False, "h", 80, "/base"), "http://h/base"),
+        ("http://h/xv1", UpstreamOrigin(False, "h", 80, "/xv1"), "http://h/xv1"),
     ],
 )
-def test_a_url_of_an_upstream_is_parsed_and_normalized(text: str, origin: Origin, url: str) -> None:
+def test_a_url_of_an_upstream_is_parsed_and_normalized(text: str, origin: UpstreamOrigin, url: str) -> None:
     assert split_url(text) == origin
     assert origin.url == url
     assert split_url(url) == origin

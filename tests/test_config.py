@@ -105,8 +105,8 @@ FIRST_WORDS = {
 
 @pytest.mark.parametrize("row", (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS), ids=lambda row: f"{row.section}-{row.key}")
 def test_every_setting_says_what_it_sets_before_why(row: Row) -> None:
-    assert row.what.split()[0].rstrip(",") in FIRST_WORDS
-    assert row.text.endswith(".") and not row.what.endswith(".") and not row.why.endswith(".")
+    assert row.meaning.split()[0].rstrip(",") in FIRST_WORDS
+    assert row.text.endswith(".") and not row.meaning.endswith(".") and not row.why.endswith(".")
     assert not re.search(r"\b(what|who|whose|whoever|anybody|everybody|nobody|somebody|so (many|long))\b", row.text)
     if row.kind in (Kind.DURATION, Kind.BYTES, Kind.COUNT) and row.written not in ("0", "0s"):
         assert row.why, "a number has a reason"

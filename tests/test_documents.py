@@ -27,7 +27,7 @@ from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings
 from streamd.core import fanout, replay, ring, stream
 from streamd.core.admission import Demands
 from streamd.daemon import listen
-from streamd.net import fetch, splice, sweep, upstream
+from streamd.net import fetch, sweep, tunnel, upstream
 from streamd.reasons import CloseReason
 from streamd.wire import chunked
 
@@ -266,7 +266,7 @@ REPEATED = [
     ("docs/PROTOCOL.md", "at most {} KiB of further requests", DEFAULTS.pipeline_bytes_max / 1024),
     ("docs/PROTOCOL.md", "drain for at most {} s", DEFAULTS.close_timeout_s),
     ("docs/PROTOCOL.md", "listened on through {} dups each", listen.DUPS),
-    ("docs/PROTOCOL.md", "SO_SNDBUF {} KiB", splice.UNIX_SNDBUF_BYTES / 1024),
+    ("docs/PROTOCOL.md", "SO_SNDBUF {} KiB", tunnel.UNIX_SNDBUF_BYTES / 1024),
 ]
 
 

@@ -12,7 +12,7 @@ from streamd.api.gather import Gathered, all_others, gather
 from streamd.api.streams import JSON, state_of
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
 
 WORST = "worst"  # the kind of question to other workers
@@ -72,6 +72,6 @@ class Admin:
         """PUT /log-level with the level as body; holds until the next reload or restart."""
         word = answer.request.body.decode("ascii", "replace").strip()
         if word not in LEVELS:
-            raise Problem(400, f"The log level is one of {', '.join(LEVELS)}.", code="bad_log_level")
+            raise HttpError(400, f"The log level is one of {', '.join(LEVELS)}.", code="bad_log_level")
         self._set_level(word)
         answer.send(204)

@@ -19,14 +19,14 @@ from collections.abc import Iterable
 
 import orjson
 
-from streamd.api.access import Access
 from streamd.api.gather import Gathered, gather
+from streamd.api.rights import Rights
 from streamd.api.streams import JSON, Streams, query_of
 from streamd.core.stream import CountedStream
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
+from streamd.net.http_error import HttpError
 from streamd.net.peers import Peers
-from streamd.net.problem import Problem
 from streamd.net.request import Request
 from streamd.net.runtime import WORKER_BUSY, Runtime
 from streamd.reasons import CloseReason
@@ -46,34 +46,34 @@ _offset = re.compile(r"[0-9]{1,15}").fullmatch
 class Llama:
     """Routes of conversations. Their POST is an ordinary relayed request."""
 
-    def __init__(self, runtime: Runtime, streams: Streams, access: Access) -> None:
+    def __init__(self, runtime: Runtime, streams: Streams, rights: Rights) -> None:
         self._runtime = runtime
         self._streams = streams
-        self._access = access
-        self._one = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
+        self._rights = rights
+        self._stream_plans = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
         self._lookup = {"POST": Plan(answer=self.lookup, body_bytes_max=LOOKUP_BYTES_MAX)}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
         if request.path == STREAM:
-            return self._one
+            return self._stream_plans
         return self._lookup if request.path == LOOKUP else None
 
     def read(self, answer: Answer) -> None:
-        """Send the stream from a byte on. Raises Problem: 404, or 400 for a byte that is gone or was never sent."""
+        """Send the stream from a byte on. Raises HttpError: 404, or 400 for a byte that is gone or was never sent."""
         request = answer.request
         conversation = _conversation_asked(request)
         stream = self._runtime.hub.by_conversation(request.principal.id, conversation)
         if stream is None:
             text = "There is no stream of this conversation, or it ended too long ago."
-            raise Problem(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)
-        self._access.check_read(request, stream)
+            raise HttpError(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)
+        self._rights.check_read(request, stream)
         offset = _from(request)
         if offset > stream.event_bytes:
             text = f"The stream has not got as far as byte {offset}: there are {stream.event_bytes}."
-            raise Problem(400, text, code="position_not_reached", param="from")
+            raise HttpError(400, text, code="position_not_reached", param="from")
         place = stream.place(offset)
         if place is None:
-            raise Problem(400, f"Byte {offset} is no longer held; start again.", code="position_lost", param="from")
+            raise HttpError(400, f"Byte {offset} is no longer held; start again.", code="position_lost", param="from")
         request.conversation = conversation
         request.model, request.upstream = stream.terms.model, stream.upstream
         self._runtime.counters.resumes += 1
@@ -85,13 +85,13 @@ class Llama:
         conversation = _conversation_asked(request)
         stream = hub.by_conversation(request.principal.id, conversation)
         if stream is not None:
-            self._access.check_write(request, stream)
+            self._rights.check_write(request, stream)
             hub.forget_conversation(request.principal.id, conversation)
             self._streams.stop_stream(stream)
         answer.send(204)
 
     def lookup(self, answer: Answer) -> None:
-        """The state of the conversations that the client names, and of no others. Raises Problem 400, 503."""
+        """The state of the conversations that the client names, and of no others. Raises HttpError 400, 503."""
         request = answer.request
         asked = tuple(dict.fromkeys(_ids_asked(request.body)))
         principal_id, peers = request.principal.id, self._runtime.peers
@@ -102,7 +102,7 @@ class Llama:
             for conversation in asked:
                 by_slot.setdefault(owner_of(peers, principal_id, conversation), []).append(conversation)
             own = tuple(by_slot.pop(peers.slot, ()))
-            questions = {slot: orjson.dumps([principal_id, theirs]) for slot, theirs in by_slot.items()}
+            questions = {slot: orjson.dumps([principal_id, names]) for slot, names in by_slot.items()}
 
         def finish(others: Gathered) -> None:
             if others.missing:
@@ -153,7 +153,7 @@ def owner_asked(peers: Peers, request: Request) -> int | None:
 
 
 def conversation_of(request: Request) -> str:
-    """The conversation of a POST, "" for none. Raises Problem 400."""
+    """The conversation of a POST, "" for none. Raises HttpError 400."""
     given = request.get(HEADER)
     return _valid(given, "x-conversation-id") if given else ""
 
@@ -161,7 +161,7 @@ def conversation_of(request: Request) -> str:
 def _conversation_asked(request: Request) -> str:
     given = query_of(request).get("conv_id", "")
     if not given:
-        raise Problem(400, "Say which conversation: ?conv_id=…", code="no_conversation", param="conv_id")
+        raise HttpError(400, "Say which conversation: ?conv_id=…", code="no_conversation", param="conv_id")
     return _valid(given.encode("utf-8", "surrogateescape"), "conv_id")
 
 
@@ -172,7 +172,7 @@ def _valid(given: bytes, param: str) -> str:
         conversation = ""
     if not conversation or len(given) > CONVERSATION_BYTES_MAX:
         text = f"A conversation's id is UTF-8 of at most {CONVERSATION_BYTES_MAX} bytes."
-        raise Problem(400, text, code="bad_conversation", param=param)
+        raise HttpError(400, text, code="bad_conversation", param=param)
     return conversation
 
 
@@ -180,7 +180,7 @@ def _from(request: Request) -> int:
     given = query_of(request).get("from") or "0"
     if not _offset(given):
         text = "from is the number of bytes that you have of the stream."
-        raise Problem(400, text, code="bad_from", param="from")
+        raise HttpError(400, text, code="bad_from", param="from")
     return int(given)
 
 
@@ -188,7 +188,7 @@ def _ids_asked(body: bytes) -> list[str]:
     try:
         asked = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Problem(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
+        raise HttpError(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
     ids = asked.get("conversation_ids") if isinstance(asked, dict) else None
     return [each for each in ids if isinstance(each, str)] if isinstance(ids, list) else []
 

@@ -15,7 +15,7 @@ from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
 from streamd.net.fetch import Fetch
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream
@@ -75,7 +75,7 @@ class _Merge(Pending):
     def _respond(self) -> None:
         if not self._lists:
             text = "No upstream answered with a list of models."
-            raise Problem(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
+            raise HttpError(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
         merged: dict[str, Json] = {}
         for upstream in self._upstreams:
             for name, model in _offered(self._api, upstream, self._lists.get(upstream.settings.name)):

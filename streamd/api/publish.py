@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from streamd.api.access import Access
+from streamd.api.rights import Rights
 from streamd.api.streams import PREFIX, Streams, name_of, query_of
 from streamd.config import Settings
 from streamd.core.limits import Account
@@ -27,7 +27,7 @@ from streamd.core.stream import Stream
 from streamd.core.terms import Terms
 from streamd.net.answer import Answer
 from streamd.net.application import BodySink, Plan
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.sweep import NEVER
@@ -111,10 +111,10 @@ class Publisher:
 class Publish:
     """PUT /v1/streams/{name}, POST /v1/streams, PUT and POST /v1/streams/{id}/events."""
 
-    def __init__(self, runtime: Runtime, streams: Streams, access: Access) -> None:
+    def __init__(self, runtime: Runtime, streams: Streams, rights: Rights) -> None:
         self._runtime = runtime
         self._streams = streams
-        self._access = access
+        self._rights = rights
         take = Plan(take_body=self.take_events)
         self._events = {"POST": take, "PUT": take}  # curl -T sends PUT
         self._open_named = {"PUT": Plan(answer=self.open_named, body_bytes_max=OPTIONS_BYTES_MAX)}
@@ -139,22 +139,22 @@ class Publish:
         name = name_of(request)
         if not valid_name(name.encode("utf-8", "replace")):
             text = "A stream's name is 1 to 128 of A-Z a-z 0-9 . _ ~ -, not beginning with s_, and not . or .."
-            raise Problem(400, text, code="bad_name", param="name")
-        self._access.check_publish(request, name)
+            raise HttpError(400, text, code="bad_name", param="name")
+        self._rights.check_publish(request, name)
         options = _options(request.body, self._runtime.settings)
         known = self._runtime.hub.get(name)
         if known is not None:
-            self._access.check_write(request, known)
+            self._rights.check_write(request, known)
             if known.reason is None or known.readers:
                 state = "is live" if known.reason is None else "still has readers"
-                raise Problem(409, f"The stream {name} {state}.", code="stream_exists", param="name")
+                raise HttpError(409, f"The stream {name} {state}.", code="stream_exists", param="name")
             self._runtime.hub.remove(known)
         self._answer_opened(answer, self._open(request, name, options))
 
     def open_any(self, answer: Answer) -> None:
         """Open a stream under a generated id."""
         request = answer.request
-        self._access.check_publish(request, "")
+        self._rights.check_publish(request, "")
         options = _options(request.body, self._runtime.settings)
         self._answer_opened(answer, self._open(request, "", options))
 
@@ -187,11 +187,11 @@ class Publish:
         return stream
 
     def _admit(self, request: Request) -> Account | None:
-        """Reserve a stream: of the key's limit, then of the process. Raises Problem, and then holds no place."""
-        account = self._access.open_stream(request)
+        """Reserve a stream: of the key's limit, then of the process. Raises HttpError, and then holds no place."""
+        account = self._rights.open_stream(request)
         try:
             self._runtime.admit_stream()
-        except Problem:
+        except HttpError:
             if account is not None:
                 account.close_stream()
             raise
@@ -214,27 +214,27 @@ class Publish:
         request = answer.request
         head = head_of(request)
         stream = self._streams.get(urllib.parse.unquote(request.path[len(PREFIX) : -len(EVENTS) - 1]))
-        self._access.check_write(request, stream)
+        self._rights.check_write(request, stream)
         publisher = stream.source
         if stream.reason is not None:
             raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
         if not isinstance(publisher, Publisher):
-            raise Problem(409, "This stream is a relayed generation; it takes no events.", code="not_published")
+            raise HttpError(409, "This stream is a relayed generation; it takes no events.", code="not_published")
         media_type = (request.get(b"content-type") or b"text/plain").split(b";")[0].strip().lower().decode("latin-1")
         make = PUBLICATIONS.get(media_type)
         if make is None:
             text = f"Publish {', '.join(PUBLICATIONS)}, not {media_type[:100]}."
-            raise Problem(415, text, code="bad_content_type", param="content-type")
+            raise HttpError(415, text, code="bad_content_type", param="content-type")
         seal = query_of(request).get("seal")
         if seal not in (None, "finished", "failed"):
-            raise Problem(400, "seal is finished or failed.", code="bad_seal", param="seal")
+            raise HttpError(400, "seal is finished or failed.", code="bad_seal", param="seal")
         expected = _expected(request)
         _check_expected(expected, stream)
         publication = make(self._runtime.settings.event_bytes_max)
         whole = head.framing is not Framing.CHUNKED
         if whole and head.content_length > self._runtime.settings.body_bytes_max:
             text = f"The body is larger than {self._runtime.settings.body_bytes_max} bytes; send it chunked."
-            raise Problem(413, text, code="body_too_large", reason=CloseReason.BODY_TOO_LARGE)
+            raise HttpError(413, text, code="body_too_large", reason=CloseReason.BODY_TOO_LARGE)
         return Publishing(self._runtime, answer, publisher, publication, whole=whole, seal=seal, expected=expected)
 
 
@@ -282,18 +282,18 @@ class Publishing:
         self._fence = publisher.fence
 
     def body_piece(self, piece: bytes) -> None:
-        """The next bytes of the body. Raises Problem for bytes that can't be published."""
+        """The next bytes of the body. Raises HttpError for bytes that can't be published."""
         if self._whole:
             self._runtime.hold_body(len(piece))
             self._held_bytes += len(piece)
         self._read(piece)
 
     def body_end(self) -> None:
-        """The body is complete: publish the rest, seal if asked, answer with the last seq. Raises Problem."""
+        """The body is complete: publish the rest, seal if asked, answer with the last seq. Raises HttpError."""
         try:
             self._read(None)
             self._append(self._held)
-        except Problem:
+        except HttpError:
             self._end(broken=True)
             raise
         stream = self._publisher.stream
@@ -341,43 +341,43 @@ class Publishing:
         if not self._over:
             self._over = True
             self._held.clear()
-            self._runtime.let_body_go(self._held_bytes)
+            self._runtime.release_body(self._held_bytes)
             self._publisher.end(broken=broken)
 
 
 def _expected(request: Request) -> int | None:
-    """Expected-Seq: the last seq that the publisher knows of. Raises Problem 400."""
+    """Expected-Seq: the last seq that the publisher knows of. Raises HttpError 400."""
     given = request.get(b"expected-seq")
     if given is None:
         return None
     if not _seq(given):
         text = "Expected-Seq is the last seq that you know of, 0 if none."
-        raise Problem(400, text, code="bad_expected_seq", param="expected-seq")
+        raise HttpError(400, text, code="bad_expected_seq", param="expected-seq")
     return int(given)
 
 
 def _check_expected(expected: int | None, stream: Stream) -> None:
-    """The stream's last seq must equal `expected`. Raises Problem 409 with the actual seq."""
+    """The stream's last seq must equal `expected`. Raises HttpError 409 with the actual seq."""
     if expected is not None and expected != stream.events:
         text = f"The stream's last seq is {stream.events}, not {expected}: send what comes after it."
         raise _with_last_seq(409, text, "unexpected_seq", stream)
 
 
-def _with_last_seq(status: int, text: str, code: str, stream: Stream) -> Problem:
+def _with_last_seq(status: int, text: str, code: str, stream: Stream) -> HttpError:
     """A refusal that gives the stream's last seq, so that a retry can be exact."""
-    return Problem(status, text, code=code, param="events", last_seq=stream.events)
+    return HttpError(status, text, code=code, param="events", last_seq=stream.events)
 
 
 def _options(body: bytes, settings: Settings) -> dict[str, Any]:
-    """Parse the JSON body of an opening request. Raises Problem 400 that names the key and its allowed values."""
+    """Parse the JSON body of an opening request. Raises HttpError 400 that names the key and its allowed values."""
     if not body.strip():
         return {}
     try:
         options = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Problem(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
+        raise HttpError(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
     if not isinstance(options, dict):
-        raise Problem(400, "The body is a JSON object.", code="bad_json")
+        raise HttpError(400, "The body is a JSON object.", code="bad_json")
     options = {key: _checked(key, value) for key, value in options.items()}
     _check_within(options, "log_bytes_max", 16 * 1024, settings.log_bytes_max)
     _check_within(options, "log_events_max", 1, settings.log_events_max)
@@ -399,11 +399,11 @@ def _checked(key: str, value: object) -> object:
         if key == "public" and isinstance(value, bool):
             return value
     except Refused as refused:
-        raise Problem(400, f"{key}: {refused}.", code="bad_option", param=key) from None
+        raise HttpError(400, f"{key}: {refused}.", code="bad_option", param=key) from None
     if key in OPTIONS:
-        raise Problem(400, f"{key} does not take {str(value)[:50]!r}.", code="bad_option", param=key)
+        raise HttpError(400, f"{key} does not take {str(value)[:50]!r}.", code="bad_option", param=key)
     text = f"There is no option {key[:50]!r}; there are {', '.join(OPTIONS)}."
-    raise Problem(400, text, code="bad_option", param=key[:50])
+    raise HttpError(400, text, code="bad_option", param=key[:50])
 
 
 def _within(seconds: float, most: float) -> float:
@@ -414,4 +414,4 @@ def _within(seconds: float, most: float) -> float:
 
 def _check_within(options: dict[str, Any], key: str, least: int, most: int) -> None:
     if key in options and not least <= options[key] <= most:
-        raise Problem(400, f"{key} is from {least} to {most} here.", code="bad_option", param=key)
+        raise HttpError(400, f"{key} is from {least} to {most} here.", code="bad_option", param=key)

@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 import orjson
 
 from streamd.api import llama
-from streamd.api.access import Access
+from streamd.api.rights import Rights
 from streamd.api.streams import Streams, last_event_id, policy_of
 from streamd.core.hub import body_hash
 from streamd.core.limits import Account
@@ -24,7 +24,7 @@ from streamd.net.answer import Answer
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
 from streamd.net.exchange import Exchange
-from streamd.net.problem import Problem, not_found
+from streamd.net.http_error import HttpError, not_found
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.upstream import Upstream
@@ -44,7 +44,7 @@ _duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
 _sane_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
 
 # Fields that don't go upstream: those that streamd writes itself or acts on, and the client's secrets.
-_OURS = frozenset(
+_STREAMD_FIELDS = frozenset(
     (
         b"accept-encoding",
         b"authorization",
@@ -71,31 +71,31 @@ _OURS = frozenset(
 class Relay:
     """The relayed part of the API."""
 
-    def __init__(self, runtime: Runtime, upstreams: Upstreams, streams: Streams, access: Access) -> None:
+    def __init__(self, runtime: Runtime, upstreams: Upstreams, streams: Streams, rights: Rights) -> None:
         self._runtime = runtime
-        self._access = access
+        self._rights = rights
         self._upstreams = upstreams
         self._streams = streams
         self._plan = Plan(answer=self.answer)
 
     def plan(self, request: Request) -> Plan:
-        """Refuse requests that no body can make valid. Raises Problem."""
+        """Refuse requests that no body can make valid. Raises HttpError."""
         if _climbs(request.path):
             raise not_found(request.path)
         if request.method in ("TRACE", "CONNECT"):
-            raise Problem(501, f"{request.method} is not relayed.", code="not_relayed")
-        self._access.check_relay(request)
+            raise HttpError(501, f"{request.method} is not relayed.", code="not_relayed")
+        self._rights.check_relay(request)
         return self._plan
 
     def answer(self, answer: Answer) -> None:
-        """The request is whole: join a running generation, or ask an upstream. Raises Problem."""
+        """The request is whole: join a running generation, or ask an upstream. Raises HttpError."""
         request = answer.request
         head, api = head_of(request), request.dialect.api
         fields = _json_of(request)
         models = api.models(head.path, fields)
         request.model = models[0][:200] if models else ""
         if request.body:
-            self._access.check_models(request, models)
+            self._rights.check_models(request, models)
             self._say_once(request, fields)
         wants_stream = api.wants_stream(head.path, head.query, fields)
         request.data_only = api.data_only and b"text/event-stream" not in (request.get(b"accept") or b"").lower()
@@ -117,7 +117,7 @@ class Relay:
         if key is not None and "*" not in key.models:
             body = orjson.dumps(fields)
             self._runtime.hold_body(len(body))
-            self._runtime.let_body_go(len(request.body))
+            self._runtime.release_body(len(request.body))
             request.body = body
 
     # -- repeated requests
@@ -129,7 +129,7 @@ class Relay:
         if last is None:
             return False
         stream = self._streams.get(last.stream)
-        self._access.check_read(request, stream)
+        self._rights.check_read(request, stream)
         seq = self._streams.position(request, stream, last)
         self._streams.join(answer, stream, seq, policy, resumed=True)
         return True
@@ -142,10 +142,10 @@ class Relay:
             return False
         if kept.body_hash != _hash_of(request):
             text = "This Idempotency-Key was used with another path or body; use a new key for a new request."
-            raise Problem(422, text, code="idempotency_key_reused", param="idempotency-key")
+            raise HttpError(422, text, code="idempotency_key_reused", param="idempotency-key")
         if kept.stream is None:
             text = "The first request with this Idempotency-Key is still being answered."
-            raise Problem(409, text, code="request_in_progress", param="idempotency-key", should_retry=True)
+            raise HttpError(409, text, code="request_in_progress", param="idempotency-key", should_retry=True)
         self._streams.join(answer, kept.stream, 1, policy, resumed=True)
         return True
 
@@ -157,13 +157,13 @@ class Relay:
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
         # Refuse before anything is opened.
         self._upstreams.choose(request.model, runtime.time())
-        self._access.admit_request(request)
+        self._rights.admit_request(request)
         self._supersede(request)
         runtime.admit_relay()
         try:
             ask = ask_of(request, fields)
             stream = self._open(request, policy, grace_s) if wants_stream else None
-        except Problem:
+        except HttpError:
             runtime.admission.release_relay()
             raise
         exchange = Exchange(
@@ -174,7 +174,7 @@ class Relay:
             request=request,
             stream=stream,
             policy=policy,
-            usage=self._access.usage_of(request),
+            usage=self._rights.usage_of(request),
             open_stream=lambda: self._open_unasked(request, policy, grace_s, key),
             on_over=self._keep_key(request, key, stream),
         )
@@ -220,7 +220,7 @@ class Relay:
         answer.settle(lambda: answer.send(202, body, headers))
 
     def _open(self, request: Request, policy: Policy, grace_s: float) -> Stream:
-        terms = self._terms(request, policy, grace_s, self._access.open_stream(request))
+        terms = self._terms(request, policy, grace_s, self._rights.open_stream(request))
         hub, now = self._runtime.hub, self._runtime.time()
         self._runtime.counters.streams_opened += 1
         if request.conversation:
@@ -229,7 +229,7 @@ class Relay:
 
     def _open_unasked(self, request: Request, policy: Policy, grace_s: float, key: str) -> Stream:
         """Open a stream for an event-stream answer to a request that didn't ask for a stream."""
-        terms = self._terms(request, policy, grace_s, self._access.note_stream(request))
+        terms = self._terms(request, policy, grace_s, self._rights.note_stream(request))
         hub = self._runtime.hub
         self._runtime.counters.streams_opened += 1
         stream = hub.open(request.dialect, self._runtime.time(), terms=terms)
@@ -254,7 +254,7 @@ class Relay:
 
 
 def _json_of(request: Request) -> dict[str, Any]:
-    """The object in the body, for `model` and `stream`; {} for other bodies. Raises Problem 400 for invalid JSON."""
+    """The object in the body, for `model` and `stream`; {} for other bodies. Raises HttpError 400 for invalid JSON."""
     content_type = (request.get(b"content-type") or b"").split(b";")[0].strip().lower()
     if content_type != b"application/json" or not request.body:
         return {}
@@ -262,7 +262,7 @@ def _json_of(request: Request) -> dict[str, Any]:
         fields = orjson.loads(request.body)
     except orjson.JSONDecodeError as error:
         text = f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        raise Problem(400, text, code="bad_json") from None
+        raise HttpError(400, text, code="bad_json") from None
     return fields if isinstance(fields, dict) else {}
 
 
@@ -272,7 +272,7 @@ def _idempotency_key(request: Request) -> str:
         return ""
     if not _sane_key(given):
         text = "Idempotency-Key takes 1 to 255 printable ASCII characters."
-        raise Problem(400, text, code="bad_idempotency_key", param="idempotency-key")
+        raise HttpError(400, text, code="bad_idempotency_key", param="idempotency-key")
     return given.decode()
 
 
@@ -292,7 +292,7 @@ def _detach_grace(request: Request, max_s: float) -> float:
         return max_s if request.conversation else request.route.detach_grace_s
     if not _duration(given):
         text = "X-Stream-Detach-Grace is a number of seconds."
-        raise Problem(400, text, code="bad_detach_grace", param="x-stream-detach-grace")
+        raise HttpError(400, text, code="bad_detach_grace", param="x-stream-detach-grace")
     return min(float(given), max_s)
 
 
@@ -300,15 +300,15 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
     """The request as it goes upstream: written anew from its parsed parts, never copied."""
     head = head_of(request)
     body, api, request_id = request.body, request.dialect.api, request.id
-    ours = (b"x-request-id", request_id.encode())
-    passed = [field for field in end_to_end(head.headers) if field[0] not in _OURS]
+    request_id_field = (b"x-request-id", request_id.encode())
+    passed = [field for field in end_to_end(head.headers) if field[0] not in _STREAMD_FIELDS]
     secrets = _secrets(head, api)
     bodiless = head.method in ("GET", "HEAD") and not body
 
     def fields_for(upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
         settings = upstream.settings
         own = {name.lower().encode() for name in settings.headers}
-        out = [(b"host", settings.origin.authority.encode()), *[f for f in passed if f[0] not in own], ours]
+        out = [(b"host", settings.origin.authority.encode()), *[f for f in passed if f[0] not in own], request_id_field]
         out += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
         out.append((b"accept-encoding", b"identity"))
         if settings.key:

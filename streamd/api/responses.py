@@ -17,14 +17,14 @@ import re
 
 import orjson
 
-from streamd.api.access import Access
+from streamd.api.rights import Rights
 from streamd.api.streams import policy_of, query_of
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
+from streamd.net.http_error import HttpError
 from streamd.net.peers import Note
-from streamd.net.problem import Problem
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.reasons import By, CloseReason
@@ -44,12 +44,12 @@ ELSEWHERE_MAX = 12_000
 LEARNED, FORGOTTEN = "response", "response over"
 
 
-class Responses:
+class ResponsesRoute:
     """The only route of this dialect that the log can answer."""
 
-    def __init__(self, runtime: Runtime, access: Access) -> None:
+    def __init__(self, runtime: Runtime, rights: Rights) -> None:
         self._runtime = runtime
-        self._access = access
+        self._rights = rights
         self._plan = Plan(answer=self.read)
         self._elsewhere: dict[tuple[str, str], int] = {}  # principal and id -> the worker that has it, oldest first
 
@@ -105,16 +105,16 @@ class Responses:
         return stream
 
     def read(self, answer: Answer) -> None:
-        """Send the stream, after `starting_after` if given. Raises Problem."""
+        """Send the stream, after `starting_after` if given. Raises HttpError."""
         request = answer.request
         stream = self._known(request)
         if stream is None:  # the stream ended while the request was read
-            raise Problem(404, "The response is not known any more.", code="not_found", reason=CloseReason.NOT_FOUND)
-        self._access.check_read(request, stream)
+            raise HttpError(404, "The response is not known any more.", code="not_found", reason=CloseReason.NOT_FOUND)
+        self._rights.check_read(request, stream)
         given = query_of(request).get("starting_after")
         if given is not None and not _number(given):
             text = "starting_after is the sequence_number of the last event that you have."
-            raise Problem(400, text, code="bad_starting_after", param="starting_after")
+            raise HttpError(400, text, code="bad_starting_after", param="starting_after")
         seq = 1 if given is None else _seq_after(stream, int(given))
         request.model, request.upstream = stream.terms.model, stream.upstream
         self._runtime.counters.resumes += 1
@@ -130,12 +130,12 @@ def _found(request: Request) -> str | None:
 
 
 def _seq_after(stream: Stream, number: int) -> int:
-    """The first seq to send; a seq below the log's first is announced as a gap. Raises Problem 400."""
+    """The first seq to send; a seq below the log's first is announced as a gap. Raises HttpError 400."""
     log = stream.log
     first = _number_at(log, log.seq_first)
     if first is None:
         text = "The events of this response have no sequence_number; read it without starting_after."
-        raise Problem(400, text, code="no_sequence_numbers", param="starting_after")
+        raise HttpError(400, text, code="no_sequence_numbers", param="starting_after")
     if first > number:
         lost = first - number - 1
         return max(1, log.seq_first - lost)
@@ -150,7 +150,7 @@ def _seq_after(stream: Stream, number: int) -> int:
             seq, last = middle, found
     if stream.reason is None and last < number and _number_at(log, end) is None:
         text = f"The response has not got as far as {number}: its last sequence_number is {last}."
-        raise Problem(400, text, code="position_not_reached", param="starting_after")
+        raise HttpError(400, text, code="position_not_reached", param="starting_after")
     return end
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 import urllib.parse
 
 from streamd.api import llama
-from streamd.api.access import Access
 from streamd.api.admin import Admin
 from streamd.api.llama import Llama
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
 from streamd.api.relay import Relay
-from streamd.api.responses import Responses
+from streamd.api.responses import ResponsesRoute
+from streamd.api.rights import Rights
 from streamd.api.streams import PREFIX, Streams, last_event_id, query_of
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
+from streamd.net.http_error import HttpError, method_not_allowed, not_found
 from streamd.net.peers import Peers
-from streamd.net.problem import Problem, method_not_allowed, not_found
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.wire.cors import is_preflight
@@ -37,7 +37,7 @@ class Router:
     def __init__(
         self,
         runtime: Runtime,
-        access: Access,
+        rights: Rights,
         relay: Relay,
         streams: Streams,
         publish: Publish,
@@ -45,28 +45,29 @@ class Router:
         ops: Ops,
         admin: Admin,
         llama: Llama,
-        responses: Responses,
+        responses: ResponsesRoute,
     ) -> None:
         self._runtime = runtime
-        self._access = access
+        self._rights = rights
         self._publish = publish
         self._relay = relay
         self._streams = streams
         self._models = models
         self._ops = ops
         self._admin = admin
-        self._preflight = Plan(answer=access.answer_preflight)
+        self._preflight = Plan(answer=rights.answer_preflight)
         self._llama = llama
         self._responses = responses
 
     def plan(self, answer: Answer) -> Plan:
-        """The plan for a request. Raises Problem: 404, 405, 501 and refusals that a route makes from the head alone."""
+        """The plan for a request. Raises HttpError:
+        404, 405, 501 and refusals that a route makes from the head alone."""
         request = answer.request
         head = request.head
         assert head is not None
         if head.upgrade:
             text = "streamd speaks HTTP/1.1 and Server-Sent Events, no other protocol."
-            raise Problem(501, text, code="no_upgrade", close=True)
+            raise HttpError(501, text, code="no_upgrade", close=True)
         if head.method == "OPTIONS" and is_preflight(head.get):
             return self._preflight
         methods = self._ops.routes(answer) or self._admin.routes(answer)
@@ -75,7 +76,7 @@ class Router:
         refusal = answer.origin.refusal
         if refusal is not None and request.method != "DELETE":
             raise self._runtime.refused(refusal, close=True)
-        request.principal = self._access.identify(answer)
+        request.principal = self._rights.identify(answer)
         owner = self._other_owner(request)
         if owner is not None:
             return Plan(owner=owner)
@@ -88,7 +89,7 @@ class Router:
             return known
         methods = self._models.routes(request)
         if methods is not None:
-            self._access.check_relay(request)
+            self._rights.check_relay(request)
             return _of(methods, request)
         if request.path.startswith(("/v1/streams", "/v1/stream/")) or not request.path.startswith(RELAYED):
             raise not_found(request.path)

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from streamd.api.access import Access
 from streamd.api.gather import Gathered, all_others, gather
+from streamd.api.rights import Rights
 from streamd.core.hub import Gone
 from streamd.core.stream import Stream
 from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
@@ -37,7 +37,7 @@ _seq = re.compile(r"[1-9][0-9]{0,15}").fullmatch
 _seconds = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?").fullmatch
 
 
-Place = tuple[float, str]
+ListPosition = tuple[float, str]
 """The time at which a stream was opened, and its id: the order of lists. All workers' clocks are the same."""
 
 Entry = tuple[float, str, dict[str, Any]]
@@ -50,24 +50,24 @@ class Wanted(NamedTuple):
     owners: tuple[str, ...] | None  # principals that own the streams; None: all
     state: str | None
     limit: int
-    after: Place | None
+    after: ListPosition | None
 
 
 class Streams:
     """Routes of existing streams."""
 
-    def __init__(self, runtime: Runtime, access: Access) -> None:
+    def __init__(self, runtime: Runtime, rights: Rights) -> None:
         self._runtime = runtime
-        self._access = access
+        self._rights = rights
         self._waiting: dict[str, list[WaitForName]] = {}
-        self._one = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
-        self._all = {"GET": Plan(answer=self.list)}
+        self._stream_plans = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
+        self._list_plans = {"GET": Plan(answer=self.list)}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
         if request.path == PREFIX[:-1]:
-            return self._all
+            return self._list_plans
         if request.path.startswith(PREFIX) and "/" not in request.path[len(PREFIX) :]:
-            return self._one
+            return self._stream_plans
         return None
 
     # -- reading
@@ -87,9 +87,9 @@ class Streams:
         self.read_from(answer, stream, last)
 
     def read_from(self, answer: Answer, stream: Stream, last: EventId | None) -> None:
-        """Answer with the stream, after `last` if given. Raises Problem."""
+        """Answer with the stream, after `last` if given. Raises HttpError."""
         request = answer.request
-        self._access.check_read(request, stream)
+        self._rights.check_read(request, stream)
         if _wants_json(request):
             body = orjson.dumps(state_of(stream, self._runtime.time()))
             answer.send(200, body, [JSON, (b"x-stream-id", stream.id.encode())])
@@ -114,34 +114,34 @@ class Streams:
         answer.stream(stream, seq=seq, policy=policy, reset=reset)
 
     def known(self, stream_id: str) -> Stream | None:
-        """The stream, if it is here. Raises Problem 410 if it was here and can't come back."""
+        """The stream, if it is here. Raises HttpError 410 if it was here and can't come back."""
         try:
             return self._runtime.hub.get(stream_id)
         except Gone:
             text = "The stream ended with the process that carried it; start it again."
-            raise Problem(410, text, code="stream_gone", reason=CloseReason.NOT_FOUND) from None
+            raise HttpError(410, text, code="stream_gone", reason=CloseReason.NOT_FOUND) from None
 
     def get(self, stream_id: str) -> Stream:
-        """The stream. Raises Problem: 404, or 410 if it was here and can't come back."""
+        """The stream. Raises HttpError: 404, or 410 if it was here and can't come back."""
         stream = self.known(stream_id)
         if stream is None:
             seconds = self._runtime.settings.retention_s
             text = f"There is no such stream, or it ended more than {seconds:g} s ago (retention)."
-            raise Problem(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)
+            raise HttpError(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)
         return stream
 
     def position(self, request: Request, stream: Stream, last: EventId | None) -> int:
-        """The first seq to send. Raises Problem 400 for another stream's id or a position that was never reached."""
+        """The first seq to send. Raises HttpError 400 for another stream's id or a position that was never reached."""
         if last is not None:
             if last.stream != stream.id or (last.epoch or "") != stream.epoch:
                 text = "Last-Event-ID belongs to another stream."
-                raise Problem(400, text, code="wrong_stream", param="last_event_id")
+                raise HttpError(400, text, code="wrong_stream", param="last_event_id")
             seq = last.seq + 1
         else:
             seq = _from(request)
         if seq > stream.log.seq_next and stream.reason is None:
             text = f"The stream has not got as far as {seq}: its last event is {stream.log.seq_next - 1}."
-            raise Problem(400, text, code="position_not_reached", param="last_event_id")
+            raise HttpError(400, text, code="position_not_reached", param="last_event_id")
         return min(seq, stream.log.seq_next)
 
     # -- waiting for a name
@@ -151,7 +151,7 @@ class Streams:
         if given is None:
             return 0.0
         if not _seconds(given):
-            raise Problem(400, "wait is a number of seconds, at most 60.", code="bad_wait", param="wait")
+            raise HttpError(400, "wait is a number of seconds, at most 60.", code="bad_wait", param="wait")
         return min(float(given), self._runtime.settings.wait_max_s)
 
     def _wait(self, answer: Answer, name: str, wait_s: float) -> None:
@@ -176,7 +176,7 @@ class Streams:
         """End a stream now: its upstream is aborted, its readers are told. A sealed stream is forgotten."""
         request = answer.request
         stream = self.get(name_of(request))
-        self._access.check_write(request, stream)
+        self._rights.check_write(request, stream)
         self.stop_stream(stream)
         answer.send(204)
 
@@ -198,10 +198,10 @@ class Streams:
         query = query_of(request)
         state, limit = query.get("state"), query.get("limit", str(PAGE_STREAMS))
         if state not in (None, "live", "sealed"):
-            raise Problem(400, "state is live or sealed.", code="bad_state", param="state")
+            raise HttpError(400, "state is live or sealed.", code="bad_state", param="state")
         if not _seq(limit) or int(limit) > PAGE_STREAMS_MAX:
-            raise Problem(400, f"limit is from 1 to {PAGE_STREAMS_MAX}.", code="bad_limit", param="limit")
-        owners, after = self._access.shown_to(request.principal), query.get("after")
+            raise HttpError(400, f"limit is from 1 to {PAGE_STREAMS_MAX}.", code="bad_limit", param="limit")
+        owners, after = self._rights.shown_to(request.principal), query.get("after")
         wanted = Wanted(owners, state, int(limit), self._position_of(after, owners) if after is not None else None)
         question = orjson.dumps(tuple(wanted))
 
@@ -225,11 +225,11 @@ class Streams:
         place = (after[0], after[1]) if after is not None else None
         return orjson.dumps(self._listed(Wanted(None if owners is None else tuple(owners), state, limit, place)))
 
-    def _position_of(self, after: str, owners: tuple[str, ...] | None) -> Place:
-        """The position after which a list goes on. Raises Problem 400 for a stream that isn't in the list."""
+    def _position_of(self, after: str, owners: tuple[str, ...] | None) -> ListPosition:
+        """The position after which a list goes on. Raises HttpError 400 for a stream that isn't in the list."""
         stream = self.known(after)
         if stream is None or (owners is not None and stream.terms.owner not in owners):
-            raise Problem(400, "after is not the id of a stream in this list.", code="bad_after", param="after")
+            raise HttpError(400, "after is not the id of a stream in this list.", code="bad_after", param="after")
         return stream.opened_at, stream.id
 
     def _listed(self, wanted: Wanted) -> builtins.list[Entry]:
@@ -316,7 +316,7 @@ def name_of(request: Request) -> str:
 
 
 def last_event_id(request: Request) -> EventId | None:
-    """The reader's position: from the header, or from the query for clients that can't set it. Raises Problem 400."""
+    """The reader's position: from the header, or from the query for clients that can't set it. Raises HttpError 400."""
     raw = request.get(b"last-event-id")
     if raw is None:
         given = query_of(request).get("last_event_id")
@@ -326,12 +326,12 @@ def last_event_id(request: Request) -> EventId | None:
     parsed = valid_last_event_id(raw)
     if parsed is None:
         text = "Last-Event-ID has to be an id as streamd sent it: <stream id>:<seq>."
-        raise Problem(400, text, code="bad_last_event_id", param="last_event_id")
+        raise HttpError(400, text, code="bad_last_event_id", param="last_event_id")
     return parsed
 
 
 def policy_of(request: Request) -> Policy | None:
-    """The policy of X-Stream-Policy, if given. Raises Problem 400 for an unknown word."""
+    """The policy of X-Stream-Policy, if given. Raises HttpError 400 for an unknown word."""
     given = request.get(b"x-stream-policy")
     if given is None:
         return None
@@ -339,7 +339,9 @@ def policy_of(request: Request) -> Policy | None:
         return Policy(given.decode("latin-1"))
     except ValueError:
         words = ", ".join(policy.value for policy in Policy)
-        raise Problem(400, f"X-Stream-Policy is one of {words}.", code="bad_policy", param="x-stream-policy") from None
+        raise HttpError(
+            400, f"X-Stream-Policy is one of {words}.", code="bad_policy", param="x-stream-policy"
+        ) from None
 
 
 def query_of(request: Request) -> dict[str, str]:
@@ -358,7 +360,7 @@ def _from(request: Request) -> int:
     if given is None:
         return 1
     if not _seq(given):
-        raise Problem(400, "from is the seq of the first event wanted, 1 or more.", code="bad_from", param="from")
+        raise HttpError(400, "from is the seq of the first event wanted, 1 or more.", code="bad_from", param="from")
     return int(given)
 
 

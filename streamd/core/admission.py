@@ -301,7 +301,7 @@ class Gate(Choice):
     LOOP_LAG = "loop_lag"
 
 
-class Slot(enum.IntEnum):
+class SharedNumber(enum.IntEnum):
     """Index of each shared number in a worker's row: u64, written by that worker only."""
 
     CONNECTIONS = 0
@@ -312,11 +312,11 @@ class Slot(enum.IntEnum):
 
 
 # Plain ints: an IntEnum member as an index costs 60 ns more.
-_CONNECTIONS: Final = Slot.CONNECTIONS.value
-_STREAMS: Final = Slot.STREAMS.value
-_UPSTREAM: Final = Slot.UPSTREAM.value
-_MEMORY: Final = Slot.MEMORY.value
-_BODIES: Final = Slot.BODIES.value
+_CONNECTIONS: Final = SharedNumber.CONNECTIONS.value
+_STREAMS: Final = SharedNumber.STREAMS.value
+_UPSTREAM: Final = SharedNumber.UPSTREAM.value
+_MEMORY: Final = SharedNumber.MEMORY.value
+_BODIES: Final = SharedNumber.BODIES.value
 
 
 REFUSALS: Final = {
@@ -436,8 +436,8 @@ class _Own:
 class Admission:
     """The gates of one worker. Every admit has its release; both are O(1) and keep nothing for the admitted.
 
-    `row` is this worker's numbers (len(Slot) of them), `peer_rows` those of the others: lists in a single process,
-    slices of the shared mapping else.
+    `row` is this worker's numbers (len(SharedNumber) of them), `peer_rows` those of the others: lists in a single
+    process, slices of the shared mapping else.
     """
 
     __slots__ = ("_budget", "_limits", "_own", "_peer_rows", "_row", "_upstream_max", "addresses")
@@ -452,12 +452,12 @@ class Admission:
         # process
         self._budget = budget
         self._limits = limits
-        self._row: MutableSequence[int] = [0] * len(Slot) if row is None else row
+        self._row: MutableSequence[int] = [0] * len(SharedNumber) if row is None else row
         self._peer_rows = peer_rows
         self._upstream_max = limits.upstream_in_flight_max or budget.streams_max
         self._own = _Own()
         self.addresses = AddressGate(limits.conns_per_address_max)
-        assert len(self._row) == len(Slot)
+        assert len(self._row) == len(SharedNumber)
 
     def reload(self, budget: Budget, limits: Limits) -> None:
         """Decide by these from now on. Admitted connections and streams stay, even more of them than now fit."""
@@ -650,7 +650,7 @@ class Admission:
         """The budget, its use by all workers, and this worker's refusals, for /status."""
         return {
             "budget": self._budget.status(),
-            "in_use": {slot.name.lower(): self._total(slot.value) for slot in Slot},
+            "in_use": {number.name.lower(): self._total(number.value) for number in SharedNumber},
             "descriptors": self.descriptors,
             "reserved": self._own.reserved,
             "loop_lag_s": round(self._own.lag_s, 4),

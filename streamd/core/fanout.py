@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from streamd.core.stream import Stream, Sub, Subscriber
+from streamd.core.stream import Stream, Subscriber, SubscriberState
 
 # Readers served in a loop turn: 256 writes of 10 us are 2.6 ms, well under the 20 ms between two tokens of the fastest
 # streams beside them.
@@ -129,7 +129,7 @@ class SlicedFanout:
 
     def _turn(self) -> None:
         """Serve the next slice of the pass."""
-        stream, live = self._stream, Sub.LIVE
+        stream, live = self._stream, SubscriberState.LIVE
         end, end_bytes = stream.log.seq_next, stream.frame_bytes
         pieces: dict[int, bytes] = {}  # position to all frames from there, made once a slice and shared
         position, piece = -1, b""  # of the reader before: nearly all readers of a slice stand at the same place
@@ -144,9 +144,9 @@ class SlicedFanout:
                 reader.own_position = end
                 reader.own_bytes = end_bytes
                 reader.write(piece)
-            elif reader.state is Sub.PAUSED:
+            elif reader.state is SubscriberState.PAUSED:
                 self._serve_paused(reader, end)
-            elif reader.state is Sub.FOLLOWING:
+            elif reader.state is SubscriberState.FOLLOWING:
                 reader.push(b"")
         self._say_the_rest(readers)
         self._at += SLICE_MAX
@@ -178,10 +178,10 @@ class SlicedFanout:
         """Push the frames into the reader's ring; stop when an overflow, by the policy, ends its pause."""
         seq = reader.position + reader.ring.held
         if seq < self._first:
-            reader.miss(self._first)
+            reader.frames_gone(self._first)
             seq = self._first
         for k in range(seq - self._first, end - self._first):
-            if reader.state is not Sub.PAUSED:
+            if reader.state is not SubscriberState.PAUSED:
                 return
             reader.push(self._frames[k])
 

@@ -46,14 +46,14 @@ class Gone(LookupError):
 
 
 @dataclass(frozen=True, slots=True)
-class KeptRequest:
+class IdempotentRequest:
     """The meaning of an Idempotency-Key: the stream it opened (None: no stream), and the hash of the request's body."""
 
     stream: Stream | None
     body_hash: bytes
 
 
-class KeptName(NamedTuple):
+class StreamNames(NamedTuple):
     """The ways to find a stream other than by its id; empty where there is none."""
 
     principal: str
@@ -136,7 +136,7 @@ class Hub:
         self._random = random_bytes
         self._streams: dict[str, Stream] = {}
         self._next_turn = 0
-        self._by_key: dict[tuple[str, str], KeptRequest] = {}
+        self._by_key: dict[tuple[str, str], IdempotentRequest] = {}
         self._by_response: dict[tuple[str, str], Stream] = {}  # principal and id
         self._by_conversation: dict[str, dict[str, CountedStream]] = {}  # principal -> id -> stream
         self._conversation_of: dict[str, str] = {}  # stream id -> its conversation
@@ -237,12 +237,12 @@ class Hub:
 
     # -- requests that must not be paid for twice
 
-    def by_key(self, principal: str, key: str) -> KeptRequest | None:
+    def by_key(self, principal: str, key: str) -> IdempotentRequest | None:
         return self._by_key.get((principal, key))
 
     def keep_key(self, principal: str, key: str, body_hash: bytes, stream: Stream | None) -> None:
         """Remember a request until its stream is removed, or forget_key()."""
-        self._by_key[(principal, key)] = KeptRequest(stream, body_hash)
+        self._by_key[(principal, key)] = IdempotentRequest(stream, body_hash)
         if stream is not None:
             self._forget_on_remove[stream.id] = (principal, key)
 
@@ -278,7 +278,7 @@ class Hub:
             if not streams:
                 del self._by_conversation[principal]
 
-    # -- streams that outlive their process (core/kept.py)
+    # -- streams that outlive their process (core/snapshot.py)
 
     def restore(
         self,
@@ -296,13 +296,13 @@ class Hub:
             return None
         return self._register(kind, stream_id, log, dialect, opened_at, terms, epoch)
 
-    def name_of(self, stream: Stream) -> KeptName:
+    def name_of(self, stream: Stream) -> StreamNames:
         """The argument for restore_names()."""
         principal, key = self._forget_on_remove.get(stream.id, ("", ""))
         kept = self._by_key.get((principal, key))
-        return KeptName(principal, key, kept.body_hash if kept else b"", self._conversation_of.get(stream.id, ""))
+        return StreamNames(principal, key, kept.body_hash if kept else b"", self._conversation_of.get(stream.id, ""))
 
-    def restore_names(self, stream: Stream, name: KeptName) -> None:
+    def restore_names(self, stream: Stream, name: StreamNames) -> None:
         """Make a restored stream findable by its names again."""
         if name.key:
             self.keep_key(name.principal, name.key, name.body_hash, stream)
@@ -325,7 +325,7 @@ class Hub:
 
     def orphan(self, stream: Stream, grace_s: float, reason: CloseReason, now: float) -> None:
         """A generation without a reader: it may go on for grace_s, if there is room among the detached."""
-        self.settle(stream)
+        self.end_grace(stream)
         if grace_s <= 0 or self.detached >= self.detached_max:
             self._stop(stream, reason, now)
             return
@@ -342,12 +342,12 @@ class Hub:
 
     def rejoin(self, stream: Stream, reader: Subscriber) -> None:
         """Add a reader to a stream that may have none, and end the stream's grace."""
-        self.settle(stream)
-        stream.join(reader)
+        self.end_grace(stream)
+        stream.add_reader(reader)
 
     def stream_sealed(self, stream: Stream) -> None:
         """Keeper: settle the stream's accounts."""
-        self.settle(stream)
+        self.end_grace(stream)
         self.charge(stream)
         if stream.terms.account is not None:
             stream.terms.account.close_stream()
@@ -378,16 +378,16 @@ class Hub:
             if not stream.readers and stream.sealed_at + stream.terms.retention_s <= now:
                 self.remove(stream)
         if self.log_bytes > self.log_bytes_max:
-            self.relieve()
+            self.free_log_memory()
 
     def abandon(self, stream: Stream, now: float) -> None:
         """The grace is over and no reader came back."""
-        self.settle(stream)
+        self.end_grace(stream)
         stream.cancel(
             CloseReason.ABANDONED, now, message="The generation was stopped because no reader came back in time."
         )
 
-    def settle(self, stream: Stream) -> None:
+    def end_grace(self, stream: Stream) -> None:
         """End the stream's grace, if any: a reader came, or the stream ended."""
         if stream.grace_until:
             stream.grace_until = 0.0
@@ -399,7 +399,7 @@ class Hub:
         if self._streams.pop(stream.id, None) is None:
             return
         stream.fanout = None  # the two refer to each other, and the garbage collector hardly runs
-        self.settle(stream)
+        self.end_grace(stream)
         self.charge(stream)
         self.log_bytes -= stream.ledger.charged_bytes
         stream.ledger.charged_bytes = 0
@@ -430,7 +430,7 @@ class Hub:
         stream.ledger.counted_events, stream.ledger.counted_bytes = events, stream.frame_bytes
         stream.ledger.counted_text_events = text_events
 
-    def relieve(self) -> None:
+    def free_log_memory(self) -> None:
         """Above the logs' budget: remove finished streams, oldest first; then trim the longest logs to half."""
         finished = [s for s in self._streams.values() if s.reason is not None and not s.readers]
         for stream in sorted(finished, key=lambda s: s.sealed_at):

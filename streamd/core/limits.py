@@ -64,7 +64,7 @@ class Bucket:
         return self._level
 
 
-class Board(Protocol):
+class SpendingBoard(Protocol):
     """Shared memory in which workers see each other's counts, by the key's id."""
 
     def entry_of(self, key_id: str) -> MutableSequence[int] | None:
@@ -142,7 +142,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Account] = {}
-        self.board: Board | None = None  # None if there are no other workers
+        self.board: SpendingBoard | None = None  # None if there are no other workers
 
     def __len__(self) -> int:
         return len(self._by_id)

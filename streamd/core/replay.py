@@ -86,7 +86,7 @@ _PADDING: Final = re.compile(rb"\x1f[^\n]*")
 # Bytes allowed in a run of texts (with its LF and US), and in a template's fixed pieces.
 _IN_TEXTS: Final = bytes((*range(0x20, 256), 0x0A, 0x1F))
 _IN_PIECES: Final = bytes((*range(0x20, 256), 0x09, 0x0A))
-_NEVER: Final = b"\0"  # no event ends in NUL: as prefix and suffix it shuts join() until a template is in use
+_NEVER: Final = b"\0"  # no event ends in NUL: as prefix and suffix it shuts append_text() until a template is in use
 
 Event = tuple[int, bytes]  # its seq (the last seq, if coalesced), and its bytes
 # (segment, start, end, whole): the bytes between are an event kept whole, or texts with their line ends.
@@ -94,7 +94,7 @@ Run = tuple[bytes, int, int, bool]
 
 
 class LogParts(NamedTuple):
-    """The content of a log as values, for its snapshot (core/kept.py). The segments have the form above."""
+    """The content of a log as values, for its snapshot (core/snapshot.py). The segments have the form above."""
 
     seq_first: int
     seq_next: int
@@ -119,8 +119,8 @@ class Cursor:
 
 
 class _Joined:
-    """The fields that join() touches. Slots of a base class come first and so are neighbours in memory: over thousands
-    of streams, where each line of the cache is a miss, a token costs two lines here and not five.
+    """The fields that append_text() touches. Slots of a base class come first and so are neighbours in memory: over
+    thousands of streams, where each line of the cache is a miss, a token costs two lines here and not five.
     """
 
     __slots__ = ("_cut", "_from", "_number", "_prefix", "_suffix", "_tail", "seq_next")
@@ -165,9 +165,9 @@ class ReplayLog(_Joined):
         self.events_max = events_max
         self.seq_first = 1  # the oldest seq held; seq_next if there is none
         self.seq_next = 1
-        # join() updates no counter of texts: text_events and text_bytes are derived from all that isn't text. These are
-        # the number of events that aren't text events, and the size of all segments ever sealed less all bytes ever
-        # written, the tail's included, that are neither the text nor the line end of a text event.
+        # append_text() updates no counter of texts: text_events and text_bytes are derived from all that isn't text.
+        # These are the number of events that aren't text events, and the size of all segments ever sealed less all
+        # bytes ever written, the tail's included, that are neither the text nor the line end of a text event.
         self._other_events = 0
         self._text_base = 0
         self.bytes_held = 0  # user space: objects and payload, the tail counted as a full segment
@@ -212,9 +212,9 @@ class ReplayLog(_Joined):
         True if it joined a known template: then it is a pure text delta without finish_reason and usage, known without
         parsing. False if it was kept whole, or a template was learnt from it: the caller has to look at it.
         """
-        return self.join(event) or self._append_other(event)
+        return self.append_text(event) or self._append_other(event)
 
-    def join(self, event: bytes) -> bool:
+    def append_text(self, event: bytes) -> bool:
         """Keep `event` as number seq_next if it fits the template in use; else return False and change nothing.
 
         The bytes may come unchecked from a read: bytes that fit begin and end like the event that the template was
@@ -810,12 +810,12 @@ class _Coalescing:
             return False
         return template in self._texts or all(self._are_siblings(other, template) for other in self._texts)
 
-    def _are_siblings(self, one: Template, other: Template) -> bool:
-        known = self._siblings.get((one, other))
+    def _are_siblings(self, first: Template, other: Template) -> bool:
+        known = self._siblings.get((first, other))
         if known is None:
             fill = Fill(b"1700000000", 0, b"", b"")
-            alike = one.counts_around == other.counts_around
-            known = self._siblings[one, other] = alike and combine([(one, fill), (other, fill)]) is not None
+            alike = first.counts_around == other.counts_around
+            known = self._siblings[first, other] = alike and combine([(first, fill), (other, fill)]) is not None
         return known
 
     def _take_whole(self, event: bytes, end: int) -> None:

@@ -95,7 +95,7 @@ EVENTS_ONLY = (*RAW, Form.DATA_CHUNKED, Form.DATA_BARE)
 IN_CHUNKS = (Form.CHUNKED, Form.RAW_CHUNKED, Form.DATA_CHUNKED)
 
 
-class Sub(Choice):
+class SubscriberState(Choice):
     """States of a subscriber; the essay above explains each."""
 
     LIVE = "live"
@@ -106,7 +106,7 @@ class Sub(Choice):
     ENDED = "ended"
 
 
-class Turn(Choice):
+class SubscriberEvent(Choice):
     """Events in the life of a subscriber."""
 
     PAUSE = "pause"  # pause_writing()
@@ -118,18 +118,32 @@ class Turn(Choice):
     END = "end"
 
 
-TRANSITIONS: dict[Sub, dict[Turn, Sub]] = {
-    Sub.LIVE: {Turn.PAUSE: Sub.PAUSED, Turn.LAG: Sub.CATCHING, Turn.END: Sub.ENDED},
-    Sub.PAUSED: {Turn.RESUME: Sub.LIVE, Turn.OVERFLOW: Sub.BEHIND, Turn.END: Sub.ENDED},
-    Sub.BEHIND: {Turn.RESUME: Sub.CATCHING, Turn.END: Sub.ENDED},
-    Sub.CATCHING: {
-        Turn.PAUSE: Sub.BEHIND,
-        Turn.CAUGHT_UP: Sub.LIVE,
-        Turn.CAUGHT_UP_ALONE: Sub.FOLLOWING,
-        Turn.END: Sub.ENDED,
+TRANSITIONS: dict[SubscriberState, dict[SubscriberEvent, SubscriberState]] = {
+    SubscriberState.LIVE: {
+        SubscriberEvent.PAUSE: SubscriberState.PAUSED,
+        SubscriberEvent.LAG: SubscriberState.CATCHING,
+        SubscriberEvent.END: SubscriberState.ENDED,
     },
-    Sub.FOLLOWING: {Turn.PAUSE: Sub.BEHIND, Turn.END: Sub.ENDED},
-    Sub.ENDED: {},
+    SubscriberState.PAUSED: {
+        SubscriberEvent.RESUME: SubscriberState.LIVE,
+        SubscriberEvent.OVERFLOW: SubscriberState.BEHIND,
+        SubscriberEvent.END: SubscriberState.ENDED,
+    },
+    SubscriberState.BEHIND: {
+        SubscriberEvent.RESUME: SubscriberState.CATCHING,
+        SubscriberEvent.END: SubscriberState.ENDED,
+    },
+    SubscriberState.CATCHING: {
+        SubscriberEvent.PAUSE: SubscriberState.BEHIND,
+        SubscriberEvent.CAUGHT_UP: SubscriberState.LIVE,
+        SubscriberEvent.CAUGHT_UP_ALONE: SubscriberState.FOLLOWING,
+        SubscriberEvent.END: SubscriberState.ENDED,
+    },
+    SubscriberState.FOLLOWING: {
+        SubscriberEvent.PAUSE: SubscriberState.BEHIND,
+        SubscriberEvent.END: SubscriberState.ENDED,
+    },
+    SubscriberState.ENDED: {},
 }
 
 
@@ -193,7 +207,7 @@ class Keeper(Protocol):
         """OpenAI Responses has named the stream: progress.response_id is known now."""
 
 
-class Ledger:
+class StreamLedger:
     """The hub's accounts of a stream: log bytes charged, and totals counted so far."""
 
     __slots__ = ("charged_bytes", "counted_bytes", "counted_events", "counted_text_events")
@@ -216,7 +230,7 @@ class _PerEvent:
 
     __slots__ = ("own_bytes", "own_position", "state", "write")
 
-    state: Sub
+    state: SubscriberState
     write: Callable[[bytes], None]
     own_position: int  # the first seq not yet written; while LIVE in direct mode, the stream's seq_next holds instead
     own_bytes: int  # LIVE, not direct: the stream's frame_bytes at own_position
@@ -254,7 +268,7 @@ class Subscriber(_PerEvent):
         self.seq_start = 0
         self.dropped = 0  # events announced as gaps
         # position
-        self.state = Sub.CATCHING
+        self.state = SubscriberState.CATCHING
         self.push: Callable[[bytes], None] = _skip
         self.own_position = self.own_bytes = 0
         self._cursor: Cursor | None = None
@@ -266,28 +280,28 @@ class Subscriber(_PerEvent):
 
     def pause(self) -> None:
         """The transport is full (pause_writing)."""
-        if self.state is Sub.LIVE:
+        if self.state is SubscriberState.LIVE:
             self.leave_live()
             if self.own_position == self.stream.log.seq_next:
                 self._cursor = self.stream.log.end()  # free here, a search later
-        self._go(Turn.PAUSE)
+        self._go(SubscriberEvent.PAUSE)
 
     def resume(self) -> None:
         """The transport is empty again (resume_writing): write out the ring, or begin to catch up."""
-        if self.state is Sub.PAUSED:
+        if self.state is SubscriberState.PAUSED:
             held = self._take_ring()
-            self._go(Turn.RESUME)
+            self._go(SubscriberEvent.RESUME)
             if held:
                 self._bytes_written += len(held)
                 self.write(held)
             self._go_on_live()
         else:
-            self._go(Turn.RESUME)
+            self._go(SubscriberEvent.RESUME)
             self.catch_up()
 
     def _go_on_live(self) -> None:
         """The ring is written out. Between two passes of a fan-out the log may hold more events than the ring did."""
-        if self.state is not Sub.LIVE:
+        if self.state is not SubscriberState.LIVE:
             return
         if not self.at_end:
             self.lag()
@@ -308,13 +322,13 @@ class Subscriber(_PerEvent):
 
     def end(self) -> None:
         """Write nothing any more. The connection leaves the stream afterwards, from its own callback."""
-        if self.state is Sub.ENDED:
+        if self.state is SubscriberState.ENDED:
             return
-        if self.state is Sub.LIVE:
+        if self.state is SubscriberState.LIVE:
             self.leave_live()
         self.ring.clear()
         self._cursor = None
-        self._go(Turn.END)
+        self._go(SubscriberEvent.END)
 
     def announce_reset(self) -> None:
         """The reader's position is of an earlier epoch: its events are void, all events of this epoch follow."""
@@ -328,25 +342,25 @@ class Subscriber(_PerEvent):
     def start(self, seq: int, *, writable: bool = True) -> None:
         """Begin at `seq` (1 <= seq <= log.seq_next; below the log's first it is a gap)."""
         self.seq_start = self.own_position = seq
-        if self.state is not Sub.CATCHING:
+        if self.state is not SubscriberState.CATCHING:
             return  # announce_reset() filled the transport: resume() goes on from here
         if writable:
             self.catch_up()
         else:
-            self._go(Turn.PAUSE)
+            self._go(SubscriberEvent.PAUSE)
 
     def catch_up(self) -> None:
         """A turn: write a piece of the log, at most `catchup_bytes_max`; then LIVE, another turn, or a pause."""
-        if self.state is not Sub.CATCHING:
+        if self.state is not SubscriberState.CATCHING:
             return
         if self.own_position < self.stream.log.seq_next:
             self._write_piece()
-        if self.state is not Sub.CATCHING:
+        if self.state is not SubscriberState.CATCHING:
             return
         if self.own_position < self.stream.log.seq_next:
             self.sink.soon(self.catch_up)
             return
-        self._go(Turn.CAUGHT_UP if self.form is Form.CHUNKED else Turn.CAUGHT_UP_ALONE)
+        self._go(SubscriberEvent.CAUGHT_UP if self.form is Form.CHUNKED else SubscriberEvent.CAUGHT_UP_ALONE)
         self.finish_if_done()
 
     def _write_piece(self) -> None:
@@ -381,7 +395,7 @@ class Subscriber(_PerEvent):
         """Put the cursor at the reader's position; announce events that the log no longer has as a gap."""
         log = self.stream.log
         if self.own_position < log.seq_first:
-            self._lose(self.own_position, log.seq_first)
+            self._record_gap(self.own_position, log.seq_first)
             self.own_position = log.seq_first
             self._cursor = None
         gap = self._gap_frame()
@@ -397,14 +411,14 @@ class Subscriber(_PerEvent):
 
     def _follow(self, frame: bytes) -> None:
         """push of a FOLLOWING subscriber: write the log's events that this connection hasn't got."""
-        while self.state is Sub.FOLLOWING and self.own_position < self.stream.log.seq_next:
+        while self.state is SubscriberState.FOLLOWING and self.own_position < self.stream.log.seq_next:
             self._write_piece()
 
     # -- the ring
 
     def push_all(self, frames: list[bytes], joined: bytes) -> None:
         """Several events of a read; `joined` is their concatenation."""
-        if self.state is Sub.LIVE:
+        if self.state is SubscriberState.LIVE:
             self.write(joined)
             return
         for frame in frames:
@@ -424,14 +438,14 @@ class Subscriber(_PerEvent):
             self.own_position += 1
             if self.ring.push(size):
                 break
-        self._lose(first, self.own_position)
+        self._record_gap(first, self.own_position)
 
-    def miss(self, first: int) -> None:
+    def frames_gone(self, first: int) -> None:
         """Fan-out, PAUSED: frames between the ring's end and `first` are gone. The policy decides."""
         self._cursor = None
         if self._gives_up_frames():
             self.ring.clear()
-            self._lose(self.own_position, first)
+            self._record_gap(self.own_position, first)
             self.own_position = first
 
     def _gives_up_frames(self) -> bool:
@@ -439,7 +453,7 @@ class Subscriber(_PerEvent):
         match self.policy:
             case Policy.COALESCE:
                 self.ring.clear()
-                self._go(Turn.OVERFLOW)
+                self._go(SubscriberEvent.OVERFLOW)
                 return False
             case Policy.DROP_OLDEST:
                 return True
@@ -450,7 +464,7 @@ class Subscriber(_PerEvent):
             case _:
                 assert_never(self.policy)
 
-    def _lose(self, first: int, until: int) -> None:
+    def _record_gap(self, first: int, until: int) -> None:
         """The seqs first <= seq < until are lost to this reader; the next write says so."""
         self.dropped += until - first
         if not self._gap_from:
@@ -469,27 +483,31 @@ class Subscriber(_PerEvent):
 
     def finish_if_done(self) -> None:
         """After the last event of a sealed stream, end the answer. Only from LIVE or FOLLOWING, with all written."""
-        if self.stream.reason is not None and self.state in (Sub.LIVE, Sub.FOLLOWING) and self.at_end:
+        if (
+            self.stream.reason is not None
+            and self.state in (SubscriberState.LIVE, SubscriberState.FOLLOWING)
+            and self.at_end
+        ):
             self.end()
             self.sink.stream_ended(self.stream.ended_clean)
 
     def heartbeat(self) -> bool:
         """Write the heartbeat line if nothing else is on its way. True if it was written."""
-        if self.state not in (Sub.LIVE, Sub.FOLLOWING) or self.form in EVENTS_ONLY:
+        if self.state not in (SubscriberState.LIVE, SubscriberState.FOLLOWING) or self.form in EVENTS_ONLY:
             return False
         self.loose(sse.HEARTBEAT)
         return True
 
     def loose(self, lines: bytes) -> None:
         """Comment and retry lines, without a seq: written only to a reader that is at the live end."""
-        if self.state in (Sub.LIVE, Sub.FOLLOWING) and self.form not in EVENTS_ONLY:
+        if self.state in (SubscriberState.LIVE, SubscriberState.FOLLOWING) and self.form not in EVENTS_ONLY:
             frame = encode_chunk(lines) if self.form is Form.CHUNKED else lines
             self._bytes_written += len(frame)
             self.write(frame)
 
     def farewell(self, *, message: str, retry_ms: int) -> None:
         """Tell the reader its position, with an event that is not logged, and end. The answer has to look cut."""
-        if self.state is Sub.ENDED:
+        if self.state is SubscriberState.ENDED:
             return
         if self.form in RAW:
             self.end()
@@ -504,20 +522,20 @@ class Subscriber(_PerEvent):
         self._bytes_written += len(frame)
         self.write(frame)
 
-    def _go(self, turn: Turn) -> None:
-        state = TRANSITIONS[self.state].get(turn)
-        assert state is not None, f"{turn} in {self.state}"
+    def _go(self, event: SubscriberEvent) -> None:
+        state = TRANSITIONS[self.state].get(event)
+        assert state is not None, f"{event} in {self.state}"
         self.state = state
-        if state is Sub.LIVE:
+        if state is SubscriberState.LIVE:
             self.enter_live()
             self.push = self.write
-        elif state is Sub.PAUSED:
+        elif state is SubscriberState.PAUSED:
             self.push = self._hold
-        elif state is Sub.FOLLOWING:
+        elif state is SubscriberState.FOLLOWING:
             self.push = self._follow
         else:
             self.push = _skip
-        self.stream.aim()
+        self.stream.update_push()
 
     # A LIVE reader counts nothing per event: its position and bytes are the stream's, of now or of the last pass.
 
@@ -535,7 +553,7 @@ class Subscriber(_PerEvent):
     def lag(self) -> None:
         """Fan-out: this LIVE reader's next frame is no longer at hand; the log has it."""
         self.leave_live()
-        self._go(Turn.LAG)
+        self._go(SubscriberEvent.LAG)
         self._cursor = None
         self.catch_up()
 
@@ -549,7 +567,7 @@ class Subscriber(_PerEvent):
     @property
     def position(self) -> int:
         """The first seq that the transport has not got."""
-        if self.state is Sub.LIVE and self.stream.direct:
+        if self.state is SubscriberState.LIVE and self.stream.direct:
             return self.stream.log.seq_next
         return self.own_position
 
@@ -561,14 +579,14 @@ class Subscriber(_PerEvent):
     @property
     def bytes_delivered(self) -> int:
         """Bytes of the body handed to the transport, framing included."""
-        if self.state is Sub.LIVE and self.stream.direct:
+        if self.state is SubscriberState.LIVE and self.stream.direct:
             return self._bytes_written + self.stream.frame_bytes - self._live_from_bytes
-        if self.state is Sub.LIVE:
+        if self.state is SubscriberState.LIVE:
             return self._bytes_written + self.own_bytes - self._live_from_bytes
         return self._bytes_written
 
 
-class _PerToken:
+class _StreamPerToken:
     """Fields of a stream that each token touches. Slots of a base class come first, side by side (see _Joined)."""
 
     __slots__ = ("frame_bytes", "id_prefix", "log", "push", "touched_at")
@@ -581,7 +599,7 @@ class _PerToken:
     touched_at: float  # the time of the last event or comment
 
 
-class Stream(_PerToken):
+class Stream(_StreamPerToken):
     """A generation or a published topic: an id, a replay log, readers, a source, an end.
 
     Invariants: seqs run from 1 without holes; reason is None while events may come; after the seal the log is not
@@ -651,14 +669,14 @@ class Stream(_PerToken):
         self.sealed_at = 0.0
         # accounting, kept by the hub
         self.charge_turn = 0  # its number among the hub's CHARGE_TURNS sweeps
-        self.ledger = Ledger()
+        self.ledger = StreamLedger()
 
     # -- events in
 
-    def append(self, event: bytes, now: float, *, ours: bool = False) -> None:
-        """Take an event, as wire/sse.py makes it. ours: the error event of a seal, which fits no template."""
+    def append(self, event: bytes, now: float, *, synthetic: bool = False) -> None:
+        """Take an event, as wire/sse.py makes it. synthetic: the error event of a seal, which fits no template."""
         seq = self.log.seq_next
-        if ours:
+        if synthetic:
             self.log.keep_whole(event)
             unseen = seq == 1 or self.dialect.api.numbered  # the first event's time; sequence numbers, which go on
         else:
@@ -670,16 +688,16 @@ class Stream(_PerToken):
         self.touched_at = now
         self.hand_out(frame)
 
-    def take_known(self, event: bytes, now: float) -> bytes:
+    def append_if_templated(self, event: bytes, now: float) -> bytes:
         """The hot path, first half: append unparsed bytes if they fit the log's template; else b"", and no change.
 
-        Bytes that fit are exactly one event (ReplayLog.join). The returned frame has to go to hand_out() before
+        Bytes that fit are exactly one event (ReplayLog.append_text). The returned frame has to go to hand_out() before
         anything else happens here: a relay takes all events of a loop turn first and hands them out afterwards
-        (net/turn.py).
+        (net/read_batch.py).
         """
         log = self.log
         seq = log.seq_next
-        if not log.join(event):
+        if not log.append_text(event):
             return b""
         frame = sse.frame(self.id_prefix, seq, event, chunked=True)
         self.frame_bytes += len(frame)
@@ -781,7 +799,7 @@ class Stream(_PerToken):
             code=code or reason.word,
             sequence_number=number + 1 if number is not None else 0,
         )
-        self.append(event, now, ours=True)
+        self.append(event, now, synthetic=True)
         self.seal(reason, now, clean=False)
 
     def cancel(self, reason: CloseReason, now: float, *, message: str) -> None:
@@ -799,11 +817,11 @@ class Stream(_PerToken):
 
     # -- readers
 
-    def join(self, reader: Subscriber) -> None:
+    def add_reader(self, reader: Subscriber) -> None:
         """Take a reader; its start() follows."""
         reader.index = len(self.readers)
         self.readers.append(reader)
-        self.aim()
+        self.update_push()
         if self.direct and len(self.readers) > DIRECT_READERS_MAX:
             self.use_fanout(self.keeper.new_fanout(self))
 
@@ -811,9 +829,9 @@ class Stream(_PerToken):
         """From here on events go out in passes."""
         self._count_anew(direct=False)
         self.fanout = fanout
-        self.aim()
+        self.update_push()
 
-    def aim(self) -> None:
+    def update_push(self) -> None:
         """Set `push` anew: readers came or went, or the only reader has another push now."""
         self.push = self.readers[0].push if self.direct and len(self.readers) == 1 else None
 
@@ -825,11 +843,11 @@ class Stream(_PerToken):
             return
         self._count_anew(direct=True)
         self.fanout = None
-        self.aim()
+        self.update_push()
 
     def _count_anew(self, *, direct: bool) -> None:
         """Switch how live readers are counted; all of them are at the log's end."""
-        live = [reader for reader in self.readers if reader.state is Sub.LIVE]
+        live = [reader for reader in self.readers if reader.state is SubscriberState.LIVE]
         for reader in live:
             reader.leave_live()
         self.direct = direct
@@ -838,13 +856,13 @@ class Stream(_PerToken):
 
     def leave(self, reader: Subscriber) -> None:
         """Remove a reader, which has ended. O(1): the last reader takes its place in the list."""
-        assert reader.state is Sub.ENDED, reader.state
+        assert reader.state is SubscriberState.ENDED, reader.state
         last = self.readers.pop()
         if last is not reader:
             last.index = reader.index
             self.readers[reader.index] = last
         reader.index = -1
-        self.aim()
+        self.update_push()
         self.drops += reader.dropped
         if not self.direct:
             self.maybe_direct()
@@ -875,7 +893,7 @@ class Stream(_PerToken):
         return self.log.text_bytes + self.progress.text_bytes
 
 
-class Place(NamedTuple):
+class LogPlace(NamedTuple):
     """The place of a byte offset: subscribe from `seq`, after writing `rest`, the end of the event in front of it."""
 
     seq: int
@@ -897,14 +915,14 @@ class CountedStream(Stream):
         self.event_bytes = 0
         self._marks = [(1, 0)]  # pairs of a seq and the bytes in front of it
 
-    def append(self, event: bytes, now: float, *, ours: bool = False) -> None:
+    def append(self, event: bytes, now: float, *, synthetic: bool = False) -> None:
         self._mark()
         self.event_bytes += len(event)
-        super().append(event, now, ours=ours)
+        super().append(event, now, synthetic=synthetic)
 
-    def take_known(self, event: bytes, now: float) -> bytes:
+    def append_if_templated(self, event: bytes, now: float) -> bytes:
         self._mark()
-        frame = super().take_known(event, now)
+        frame = super().append_if_templated(event, now)
         if frame:
             self.event_bytes += len(event)
         return frame
@@ -919,7 +937,7 @@ class CountedStream(Stream):
         if self.log.seq_next - self._marks[-1][0] >= MARK_EVENTS:
             self._marks.append((self.log.seq_next, self.event_bytes))
 
-    def place(self, offset: int) -> Place | None:
+    def place(self, offset: int) -> LogPlace | None:
         """Where a reader with `offset` bytes goes on; None below the log. offset <= event_bytes."""
         assert 0 <= offset <= self.event_bytes
         log = self.log
@@ -934,11 +952,11 @@ class CountedStream(Stream):
             if offset < at:
                 return None
             if offset == at:
-                return Place(number, b"")
+                return LogPlace(number, b"")
             at += len(event)
             if offset < at:
-                return Place(number + 1, event[offset - at :])
-        return Place(log.seq_next, b"") if offset == at else None
+                return LogPlace(number + 1, event[offset - at :])
+        return LogPlace(log.seq_next, b"") if offset == at else None
 
     def _walk(self, seq: int, end: int) -> Iterator[tuple[int, bytes]]:
         """The events seq <= number < end, a small piece of the log at a time."""

@@ -292,5 +292,5 @@ def _patterns(value: object) -> tuple[str, ...] | None:
     return tuple(value)
 
 
-def _refuse(what: str) -> Refusal:
-    return Refusal(CloseReason.UNAUTHORIZED, "invalid_token", f"This token is not valid: {what}.")
+def _refuse(fault: str) -> Refusal:
+    return Refusal(CloseReason.UNAUTHORIZED, "invalid_token", f"This token is not valid: {fault}.")

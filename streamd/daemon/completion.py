@@ -60,7 +60,7 @@ _streamd "$@"
 """
 
 
-class _Command(NamedTuple):
+class _FirstWord(NamedTuple):
     """A first word (`keys`): its second words (`add`, `list`), and the options and operands of all of them."""
 
     about: str
@@ -100,11 +100,11 @@ def zsh(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> str:
     return _ZSH.format(commands="\n".join(f"        {line}" for line in described), options="\n".join(tables))
 
 
-def _by_first_word(parser: argparse.ArgumentParser) -> dict[str, _Command]:
-    found: dict[str, _Command] = {}
+def _by_first_word(parser: argparse.ArgumentParser) -> dict[str, _FirstWord]:
+    found: dict[str, _FirstWord] = {}
     for name, (command, about) in commands_of(parser).items():
         first, _, second = name.partition(" ")
-        entry = found.setdefault(first, _Command(about.split("\n")[0], [], []))
+        entry = found.setdefault(first, _FirstWord(about.split("\n")[0], [], []))
         entry.words.extend([second] if second else [])
         entry.actions.extend((action, help_text(command, action)) for action in options(command))
     return found

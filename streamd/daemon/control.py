@@ -116,12 +116,22 @@ class Launch(NamedTuple):
     under_systemd: bool = False  # systemd can store a descriptor, and shows a status
     # With several workers:
     counters: int = -1  # the mapping that all workers share
-    kept: int = -1  # a memfd: at the start the saved streams that this worker restores, after its drain its own streams
+    # a memfd: at the start the saved streams that this worker restores, after its drain its own streams
+    snapshots: int = -1
     inbox: int = -1
     outlets: tuple[int, ...] = ()
 
     def descriptors(self) -> tuple[int, ...]:
-        fds = {self.pipe, *self.public, *self.admin, *self.stored, self.counters, self.kept, self.inbox, *self.outlets}
+        fds = {
+            self.pipe,
+            *self.public,
+            *self.admin,
+            *self.stored,
+            self.counters,
+            self.snapshots,
+            self.inbox,
+            *self.outlets,
+        }
         return tuple(sorted(fds - {-1}))
 
     def encode(self) -> str:
@@ -137,7 +147,7 @@ class StateLaunch(NamedTuple):
 
     saves: bool  # from the memfds into the store; else from the store into the memfds
     pipe: int
-    kept: tuple[int, ...]  # by slot
+    snapshots: tuple[int, ...]  # by slot
     stored: tuple[int, ...]
     under_systemd: bool
     state_dir: str
@@ -145,7 +155,7 @@ class StateLaunch(NamedTuple):
     log_format: str
 
     def descriptors(self) -> tuple[int, ...]:
-        return (self.pipe, *self.kept, *self.stored)
+        return (self.pipe, *self.snapshots, *self.stored)
 
     def encode(self) -> str:
         return json.dumps(self._asdict())

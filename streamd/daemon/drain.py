@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable
 from streamd.core.refusal import Retry
 from streamd.core.stream import Stream
 from streamd.daemon.control import Report
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.runtime import Client, Runtime
 from streamd.reasons import CloseReason
 
@@ -105,7 +105,7 @@ class Drain:
 
         A tunnel to another worker counts too: that worker makes the same decision about it.
         """
-        if self._runtime.splices:
+        if self._runtime.tunnels:
             return True
         if any(_is_generation(s) and (s.readers or s.grace_until) for s in self._runtime.hub):
             return True
@@ -134,16 +134,16 @@ class Drain:
             if _is_generation(stream) and stream.reason is None:
                 stream.cancel(CloseReason.RESTARTED, now, message="The generation was cut by a restart of streamd.")
         deadline = now + LAST_WORDS_S
-        while (runtime.clients or runtime.splices) and runtime.time() < deadline:  # noqa: ASYNC110 (an event per lost connection costs more)
+        while (runtime.clients or runtime.tunnels) and runtime.time() < deadline:  # noqa: ASYNC110 (an event per lost connection costs more)
             await asyncio.sleep(0.01)
         for client in tuple(runtime.clients):
             client.abort(CloseReason.DRAINING)
 
-    def _too_late(self) -> Problem:
+    def _too_late(self) -> HttpError:
         text = "streamd stopped before it could answer; try again shortly."
         reason, retry_after_s = CloseReason.DRAINING, self._runtime.retry_after_s(Retry.SOON)
         # The upstream may have begun: the client has to decide about a retry, and not its SDK (docs/PROTOCOL.md, 4).
-        return Problem(
+        return HttpError(
             503, text, code="draining", reason=reason, retry_after_s=retry_after_s, should_retry=False, close=True
         )
 

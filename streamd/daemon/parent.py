@@ -55,7 +55,7 @@ from streamd.daemon.control import (
 from streamd.daemon.reload import Load, Reloads
 from streamd.daemon.slot import SIGNALS, Slot
 from streamd.daemon.state_mover import move_streams, relay_to_store
-from streamd.sources import Problem
+from streamd.sources import ConfigProblem
 
 # Interval of the parent's clock work, the resolution of its time limits; a worker's beats come at the same interval.
 TICK_S = 0.25
@@ -104,7 +104,7 @@ class Parent:
         several = settings.workers if settings.workers > 1 else 0
         self._counters = os.memfd_create("streamd-counters") if several else -1
         self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(several)]
-        self._kept = [os.memfd_create(f"streamd-kept-{number}") for number in range(several)]
+        self._snapshots = [os.memfd_create(f"streamd-snapshots-{number}") for number in range(several)]
         # life
         self._state = DaemonState.STARTING
         self._started_at = clock()
@@ -185,7 +185,7 @@ class Parent:
         folder = self._settings.state_dir
         if not self._stored and not (folder and (Path(folder) / STATE_FILE).exists()):
             return
-        if self._kept:
+        if self._snapshots:
             self._move_streams(saves=False)
             self._close_stored()
         else:
@@ -193,14 +193,14 @@ class Parent:
 
     def _save(self) -> None:
         """Bring the streams in the workers' memfds to the store."""
-        if any(os.fstat(fd).st_size for fd in self._kept):
+        if any(os.fstat(fd).st_size for fd in self._snapshots):
             self._move_streams(saves=True)
 
     def _move_streams(self, *, saves: bool) -> None:
         launch = StateLaunch(
             saves=saves,
             pipe=-1,
-            kept=tuple(self._kept),
+            snapshots=tuple(self._snapshots),
             stored=tuple(self._stored),
             under_systemd=self._notifier.enabled,
             state_dir=self._settings.state_dir,
@@ -254,7 +254,7 @@ class Parent:
             return launch._replace(stored=tuple(self._stored))
         return launch._replace(
             counters=self._counters,
-            kept=self._kept[place.number],
+            snapshots=self._snapshots[place.number],
             inbox=self._pairs[place.number][0].fileno(),
             outlets=tuple(outlet.fileno() for _, outlet in self._pairs),
         )
@@ -486,7 +486,7 @@ def check_inherited(settings: Settings, public: Sequence[socket.socket]) -> None
         return
     wanted = "must be loopback or a Unix socket without keys_file (or say insecure_public: everybody may use it)"
     problems = [
-        Problem("streamd.socket", "ListenStream", listen.shown(sock), wanted)
+        ConfigProblem("streamd.socket", "ListenStream", listen.shown(sock), wanted)
         for sock in public
         if not listen.is_loopback(sock)
     ]

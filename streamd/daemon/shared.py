@@ -29,11 +29,11 @@ from collections.abc import Iterator, MutableSequence, Sequence
 from typing import cast
 
 from streamd.config import WORKERS_MAX
-from streamd.core.admission import Slot
+from streamd.core.admission import SharedNumber
 from streamd.core.keys import KEYS_MAX
 from streamd.core.limits import NOTHING, Spent
 from streamd.net import totals
-from streamd.net.totals import BEAT_AT, RESIDENT_AT, Row, Totals
+from streamd.net.totals import BEAT_AT, RESIDENT_AT, CounterRow, Totals
 
 BYTES_PER_NUMBER = 8
 
@@ -61,7 +61,7 @@ LOOKS_MAX = 100
 LOOK_AGAIN_S = 0.0001
 
 
-class Ledger:
+class KeyLedger:
     """The counts per API key of a worker, or of the base. The writer appends entries, readers find them by hash."""
 
     def __init__(self, numbers: memoryview[int]) -> None:
@@ -111,7 +111,7 @@ class Ledger:
         numbers = self._numbers
         return Spent(numbers[at + REQUESTS], numbers[at + TOKENS], numbers[at + STREAMS])
 
-    def fold(self, other: Ledger) -> None:
+    def fold(self, other: KeyLedger) -> None:
         """Add the counts of a dead worker, except its running streams, which ended with it."""
         numbers = other._numbers
         for k in range(numbers[COUNT]):
@@ -136,14 +136,14 @@ class Shared:
         self._fd = fd
         self._map = mmap.mmap(fd, size_bytes(workers))
         numbers = memoryview(self._map).cast("Q")
-        self._head: Row = numbers[:HEAD_LEN]
+        self._head: CounterRow = numbers[:HEAD_LEN]
         row_len = totals.LAYOUT.row_len
         rows_at, ledgers_at = HEAD_LEN, HEAD_LEN + (workers + 1) * row_len
         rows = [numbers[rows_at + k * row_len : rows_at + (k + 1) * row_len] for k in range(workers + 1)]
-        self.base: Row = rows[0]
-        self.rows: list[Row] = list(rows[1:])
+        self.base: CounterRow = rows[0]
+        self.rows: list[CounterRow] = list(rows[1:])
         ledgers = [numbers[ledgers_at + k * LEDGER_LEN : ledgers_at + (k + 1) * LEDGER_LEN] for k in range(workers + 1)]
-        self._ledgers = [Ledger(each) for each in ledgers]  # the base's first
+        self._ledgers = [KeyLedger(each) for each in ledgers]  # the base's first
         crossings_at = ledgers_at + (workers + 1) * LEDGER_LEN
         crossings = [numbers[crossings_at + k * CROSSINGS_LEN :][:CROSSINGS_LEN] for k in range(workers)]
         self._sent = [each[:workers] for each in crossings]
@@ -152,7 +152,7 @@ class Shared:
         self._slot = slot
 
     @property
-    def row(self) -> Row:
+    def row(self) -> CounterRow:
         """This worker's row."""
         assert self._slot is not None
         return self.rows[self._slot]
@@ -162,7 +162,7 @@ class Shared:
         own.gauges["pid"] = os.getpid()
         totals.write(self.row, own, self.names)
 
-    # -- live workers (net/peers.py's Board)
+    # -- live workers (net/peers.py's LivenessBoard)
 
     def beat(self, now: float) -> None:
         """This worker's loop has turned."""
@@ -172,7 +172,7 @@ class Shared:
         return now * 1000 - self.rows[slot][BEAT_AT] < BEAT_STALE_S * 1000
 
     def connections(self, slot: int) -> int:
-        return self.rows[slot][Slot.CONNECTIONS.value] + sum(self._sent[slot]) - sum(self._taken[slot])
+        return self.rows[slot][SharedNumber.CONNECTIONS.value] + sum(self._sent[slot]) - sum(self._taken[slot])
 
     def sent(self, slot: int) -> None:
         assert self._slot is not None
@@ -182,7 +182,7 @@ class Shared:
         assert self._slot is not None
         self._taken[self._slot][sender] += 1
 
-    # -- requests under way (net/upstream.py's Board)
+    # -- requests under way (net/upstream.py's InFlightBoard)
 
     def set_in_flight(self, upstream: str, count: int) -> None:
         """Publish the number of this worker's requests at an upstream: limits count the requests of all workers."""
@@ -197,7 +197,7 @@ class Shared:
         index = self.names.index(upstream) if upstream in self.names else totals.UPSTREAMS_MAX - 1
         return totals.LAYOUT.at("in_flight", min(index, totals.UPSTREAMS_MAX - 1))
 
-    # -- keys (core/limits.py's Board)
+    # -- keys (core/limits.py's SpendingBoard)
 
     def entry_of(self, key_id: str) -> MutableSequence[int] | None:
         """This worker's counts for a key: requests, tokens, streams."""

@@ -27,9 +27,9 @@ def run(environ: MutableMapping[str, str] = os.environ) -> int:
     try:
         store = StateStore(StoreRelay(pipe, launch.under_systemd), launch.state_dir, launch.stored)
         if launch.saves:
-            collect(store, launch.kept)
+            collect(store, launch.snapshots)
         else:
-            distribute(store, launch.kept, lambda stream_id: owner_of(stream_id, len(launch.kept)))
+            distribute(store, launch.snapshots, lambda stream_id: owner_of(stream_id, len(launch.snapshots)))
     finally:
         pipe.detach()  # the pipe's end says that the process has ended, so it stays open until then
     return 0

@@ -13,7 +13,7 @@ streams that a damaged copy lacks come from the other. An older save is never mi
 events in silence. A file that can't be read is left aside as FILE.damaged, and its streams are 410 like those of a
 process that crashed.
 
-Bounds. The chosen streams (core/kept.py) take at most the memory bound of the logs. The memfd is memory of the same
+Bounds. The chosen streams (core/snapshot.py) take at most the memory bound of the logs. The memfd is memory of the same
 control group beside the logs themselves, so it may take half of the free memory below the limit. If that isn't enough
 for all streams, only the file is written; without a `state_dir` the memfd gets the streams that fit.
 """
@@ -32,18 +32,18 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from streamd.api.publish import Publisher
-from streamd.core.kept import (
+from streamd.core.snapshot import (
     FACTS_BYTES,
     Header,
-    KeptStream,
     Read,
+    Snapshot,
     StateError,
     choose,
-    keep,
     load,
     read_header,
     restore,
     save,
+    take_snapshot,
 )
 from streamd.core.stream import Stream
 from streamd.daemon import logs, systemd
@@ -97,7 +97,7 @@ class StateStore:
 
     # -- at start
 
-    def take(self) -> Iterator[KeptStream]:
+    def take(self) -> Iterator[Snapshot]:
         """The streams of the last save, each once; then both places are empty. Copies that can't be read are logged."""
         self.check_directory()
         copies = [*self._stored_copies(), *self._file_copy()]
@@ -148,12 +148,12 @@ class StateStore:
 
     # -- at the end
 
-    def put(self, kept: Iterable[KeptStream], *, in_memory: bool) -> tuple[str, ...]:
+    def put(self, snapshots: Iterable[Snapshot], *, in_memory: bool) -> tuple[str, ...]:
         """Save streams in every place; returns the places that worked. `in_memory`: the memfd has room."""
         sinks = list(self._sinks(in_memory))
         if not sinks:
             return ()
-        for piece in _in_pieces(save(kept, os.urandom(8), time.time())):
+        for piece in _in_pieces(save(snapshots, os.urandom(8), time.time())):
             for sink in tuple(sinks):
                 if not _written(sink, piece):
                     sinks.remove(sink)
@@ -209,15 +209,15 @@ def _opened(where: str, fd: int, aside: Callable[[], None]) -> Iterator[_Copy]:
         os.close(fd)
 
 
-def _merged(copies: Sequence[_Copy]) -> Iterator[KeptStream]:
+def _merged(copies: Sequence[_Copy]) -> Iterator[Snapshot]:
     """The streams of several copies of the same save: the first copy that reads to its end has all of them."""
     seen: set[str] = set()
     for copy in copies:
         try:
-            for kept in load(copy.read):
-                if kept.facts.id not in seen:
-                    seen.add(kept.facts.id)
-                    yield kept
+            for snapshot in load(copy.read):
+                if snapshot.facts.id not in seen:
+                    seen.add(snapshot.facts.id)
+                    yield snapshot
             return
         except (StateError, OSError) as error:
             _say_unusable(copy.where, error)
@@ -315,12 +315,12 @@ def _written(sink: _Memory | _File, piece: bytes) -> bool:
 # Several workers: the streams of each lie in the memfd of its slot, which the parent keeps
 
 
-def write_kept(fd: int, kept: Iterable[KeptStream]) -> None:
+def write_snapshots(fd: int, snapshots: Iterable[Snapshot]) -> None:
     """Write streams into a slot's memfd, in place of its content. If it raises OSError, the memfd is empty."""
     os.ftruncate(fd, 0)
     offset = 0
     try:
-        for piece in _in_pieces(save(kept, os.urandom(8), time.time())):
+        for piece in _in_pieces(save(snapshots, os.urandom(8), time.time())):
             left = memoryview(piece)
             while left:
                 written = os.pwrite(fd, left, offset)
@@ -330,7 +330,7 @@ def write_kept(fd: int, kept: Iterable[KeptStream]) -> None:
         raise
 
 
-def read_kept(fd: int) -> Iterator[KeptStream]:
+def read_snapshots(fd: int) -> Iterator[Snapshot]:
     """The streams in a slot's memfd, which may be empty. The log tells of streams that can't be read."""
     if not os.fstat(fd).st_size:
         return
@@ -348,7 +348,7 @@ def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
     hub, now, now_unix = runtime.hub, runtime.time(), runtime.unix_time()
     chosen = choose(hub, room_bytes)
     try:
-        write_kept(fd, (keep(hub, stream, now, now_unix) for stream in chosen))
+        write_snapshots(fd, (take_snapshot(hub, stream, now, now_unix) for stream in chosen))
     except OSError as error:
         _say_unsaved("worker", error)
         return
@@ -358,20 +358,20 @@ def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
 
 def distribute(store: StateStore, slots: Sequence[int], owner: Callable[[str], int]) -> None:
     """Write the streams of the last save into the memfds of the workers that own them. `slots`: these memfds."""
-    dealt: list[list[KeptStream]] = [[] for _ in slots]
-    for kept in store.take():
-        dealt[owner(kept.facts.id)].append(kept)
+    dealt: list[list[Snapshot]] = [[] for _ in slots]
+    for snapshot in store.take():
+        dealt[owner(snapshot.facts.id)].append(snapshot)
     for fd, streams in zip(slots, dealt, strict=True):
         if streams:
-            write_kept(fd, streams)
+            write_snapshots(fd, streams)
 
 
 def collect(store: StateStore, slots: Sequence[int]) -> None:
     """Save the streams from all workers' memfds in the store."""
-    kept = [stream for fd in slots for stream in read_kept(fd)]
-    if kept:
-        where = store.put(kept, in_memory=True)
-        logs.event(logs.INFO, "streams kept", streams=len(kept) if where else 0, where=where or ("nowhere",))
+    snapshots = [stream for fd in slots for stream in read_snapshots(fd)]
+    if snapshots:
+        where = store.put(snapshots, in_memory=True)
+        logs.event(logs.INFO, "streams kept", streams=len(snapshots) if where else 0, where=where or ("nowhere",))
 
 
 # A worker's hub
@@ -385,7 +385,7 @@ def put_streams(store: StateStore, runtime: Runtime, room_bytes: int) -> None:
     held = sum(stream.log.bytes_held + FACTS_BYTES for stream in hub)
     in_memory = held <= room_bytes or store.in_memory_only
     chosen = choose(hub, min(held, room_bytes) if in_memory else hub.log_bytes_max)
-    where = store.put((keep(hub, stream, now, now_unix) for stream in chosen), in_memory=in_memory)
+    where = store.put((take_snapshot(hub, stream, now, now_unix) for stream in chosen), in_memory=in_memory)
     kept = len(chosen) if where else 0
     if len(hub):
         logs.event(
@@ -393,24 +393,24 @@ def put_streams(store: StateStore, runtime: Runtime, room_bytes: int) -> None:
         )
 
 
-def take_streams(kept_streams: Iterable[KeptStream], runtime: Runtime) -> None:
+def take_streams(snapshots: Iterable[Snapshot], runtime: Runtime) -> None:
     """Register saved streams with a worker that starts, as many as its budget for logs allows."""
     hub = runtime.hub
     taken = live = left = 0
-    for kept in kept_streams:
+    for snapshot in snapshots:
         now = runtime.time()
-        size = sum(map(len, kept.log.segments))
-        if not kept.live and hub.log_bytes + size > hub.log_bytes_max:
+        size = sum(map(len, snapshot.log.segments))
+        if not snapshot.live and hub.log_bytes + size > hub.log_bytes_max:
             left += 1
             continue
-        stream = restore(hub, kept, now, runtime.unix_time())
+        stream = restore(hub, snapshot, now, runtime.unix_time())
         if stream is None:
             left += 1
             continue
         taken += 1
-        if kept.live:
+        if snapshot.live:
             live += 1
-            _await_publisher(runtime, stream, kept.facts.flush_interval_s)
+            _await_publisher(runtime, stream, snapshot.facts.flush_interval_s)
     if taken or left:
         logs.event(logs.INFO, "streams taken up", streams=taken, live=live, left=left, bytes=hub.log_bytes)
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from streamd import metrics
-from streamd.api.access import Access
 from streamd.api.admin import WORST, Admin
 from streamd.api.llama import LOOKUP, Llama
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
 from streamd.api.relay import Relay, ask_of
-from streamd.api.responses import Responses
+from streamd.api.responses import ResponsesRoute
+from streamd.api.rights import Rights
 from streamd.api.router import Router
 from streamd.api.streams import LIST, Streams
 from streamd.config import Settings
@@ -30,11 +30,11 @@ from streamd.core.admission import Admission, Budget
 from streamd.core.hub import CHARGE_TURNS, Hub
 from streamd.core.stream import Stream
 from streamd.daemon import listen, logs, machine
-from streamd.daemon.access import AccessLog, LateLines
-from streamd.daemon.access_files import AccessFiles, LoadedFiles
 from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
 from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report, Standing
+from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain
+from streamd.daemon.request_log import LateLines, RequestLog
 from streamd.daemon.shared import Shared
 from streamd.net import totals
 from streamd.net.application import Application
@@ -104,9 +104,9 @@ class Worker:
         )
         self.runtime = Runtime(loop, settings, hub, admission=admission, rng=self.rng, on_bug=logs.bug)
         self.upstreams = Upstreams(self.runtime, settings)
-        self.access = Access(self.runtime)
-        self.access_files = AccessFiles(self.runtime, self.access)
-        self.access_files.load(settings)
+        self.rights = Rights(self.runtime)
+        self.credential_files = CredentialFiles(self.runtime, self.rights)
+        self.credential_files.load(settings)
         self.shared: Shared | None = None  # with several workers: the mapping of their rows
         self._publish_at = 0.0
         self._resident_bytes = 0
@@ -136,19 +136,19 @@ class Worker:
         return math.ceil(settings.detached_max / self.budget.resources.workers)
 
     def _wire(self) -> None:
-        runtime, upstreams, access = self.runtime, self.upstreams, self.access
-        self.streams = streams = Streams(runtime, access)
+        runtime, upstreams, rights = self.runtime, self.upstreams, self.rights
+        self.streams = streams = Streams(runtime, rights)
         self.router = Router(
             runtime,
-            access,
-            Relay(runtime, upstreams, streams, access),
+            rights,
+            Relay(runtime, upstreams, streams, rights),
             streams,
-            Publish(runtime, streams, access),
+            Publish(runtime, streams, rights),
             Models(runtime, upstreams, ask_of),
             Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
             admin := Admin(runtime, drain=self._on_drain, set_level=self._on_level),
-            llama := Llama(runtime, streams, access),
-            responses := Responses(runtime, access),
+            llama := Llama(runtime, streams, rights),
+            responses := ResponsesRoute(runtime, rights),
         )
         self.responses = responses
         self._answerers: dict[str, Callable[[bytes], bytes]] = {
@@ -158,10 +158,10 @@ class Worker:
         }
         self.application = Application(
             plan=self.router.plan,
-            ended=AccessLog(runtime, self._lines).request_ended,
+            ended=RequestLog(runtime, self._lines).request_ended,
             hand_over=functools.partial(hand_over, runtime),
         )
-        runtime.sweep.on_tick += [self._tick, upstreams.tick, self.access_files.watch]
+        runtime.sweep.on_tick += [self._tick, upstreams.tick, self.credential_files.watch]
 
     # -- reports
 
@@ -252,7 +252,7 @@ class Worker:
         if now >= self._publish_at:
             self._publish_at = now + PUBLISH_EVERY_S
             shared.publish(totals.of_worker(self.runtime, self.upstreams, self._resident_bytes))
-            self.access.publish()
+            self.rights.publish()
 
     def _sweep_streams(self, streams: tuple[Stream, ...], start: int) -> None:
         piece = streams[start : start + STREAMS_SLICE_MAX]
@@ -301,7 +301,7 @@ class Worker:
         self.runtime.peers = peers
         self.runtime.inquiries = Inquiries(self.loop, peers, self._answerers)
         self.upstreams.share(shared)
-        self.access.share(shared)
+        self.rights.share(shared)
         peers.start()
 
     def take_note(self, note: Note) -> None:
@@ -313,7 +313,7 @@ class Worker:
 
     def take_passed(self, passed: Passed) -> None:
         """Another worker hands a connection over."""
-        entrance = self.entrance(passed.listener, passed.price_bytes, is_tunnelled=passed.spliced)
+        entrance = self.entrance(passed.listener, passed.price_bytes, is_tunnelled=passed.tunnelled)
         if passed.fresh:
             make = protocol_factory(self.application, entrance, passed.sock, stays=True)
         else:
@@ -361,12 +361,12 @@ class Worker:
 
     def prepare(self, settings: Settings) -> Prepared:
         """Read and compute everything that reload() needs, without changing anything. Raises as reload() does."""
-        return Prepared(settings, budget_of(settings), self.access_files.read(settings))
+        return Prepared(settings, budget_of(settings), self.credential_files.read(settings))
 
     def apply(self, prepared: Prepared) -> None:
         """Use the prepared settings from now on."""
         settings, budget, files = prepared
-        self.access_files.take(files)
+        self.credential_files.take(files)
         self.budget = budget
         self.runtime.admission.reload(budget, limits_of(settings))
         self.settings = settings
@@ -400,8 +400,8 @@ class Worker:
         self.state = DaemonState.STOPPED
         self.runtime.sweep.stop()
         self.upstreams.close()
-        for splice in tuple(self.runtime.splices):
-            splice.abort()
+        for tunnel in tuple(self.runtime.tunnels):
+            tunnel.abort()
         self._lines.flush()
         self.drained.set_result(report)
 

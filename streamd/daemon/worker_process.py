@@ -13,14 +13,13 @@ from typing import cast
 import uvloop
 
 from streamd.config import ConfigError, Settings
-from streamd.core.admission import BudgetError
-from streamd.core.admission import Slot as Number
+from streamd.core.admission import BudgetError, SharedNumber
 from streamd.daemon import control, logs, machine
 from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.control import EXIT_FAILED, EXIT_SETTINGS, WORKER_VARIABLE, Launch, ToParent, ToWorker
 from streamd.daemon.shared import Shared
 from streamd.daemon.slot import unblock_signals
-from streamd.daemon.state_store import StateStore, leave_streams, put_streams, read_kept, take_streams
+from streamd.daemon.state_store import StateStore, leave_streams, put_streams, read_snapshots, take_streams
 from streamd.daemon.store_relay import StoreRelay
 from streamd.daemon.worker import Prepared, Worker
 from streamd.net.peers import Peers
@@ -76,7 +75,7 @@ class WorkerProcess:
         shared.claim(launch.started_at)
         rng = random.Random()
         budget = budget_of(settings)
-        slots = len(Number)
+        slots = len(SharedNumber)
         row = cast(memoryview, shared.row)[:slots]
         peer_rows = [cast(memoryview, r)[:slots] for k, r in enumerate(shared.rows) if k != launch.slot]
         admission = admission_of(settings, budget, row, peer_rows)  # type: ignore[arg-type]  # they are sequences
@@ -103,8 +102,8 @@ class WorkerProcess:
             return
         if self._launch.slot == 0:
             store.check_directory()
-        take_streams(read_kept(self._launch.kept), worker.runtime)
-        os.ftruncate(self._launch.kept, 0)  # a successor must not find them again
+        take_streams(read_snapshots(self._launch.snapshots), worker.runtime)
+        os.ftruncate(self._launch.snapshots, 0)  # a successor must not find them again
 
     def _save(self, store: StateStore, worker: Worker) -> None:
         """Save the streams, in half of the memory that is still free; the other half is for other processes."""
@@ -114,7 +113,7 @@ class WorkerProcess:
         if launch.workers == 1:
             put_streams(store, worker.runtime, room_bytes)
         else:
-            leave_streams(launch.kept, worker.runtime, room_bytes)
+            leave_streams(launch.snapshots, worker.runtime, room_bytes)
 
     # -- the pipe
 

@@ -50,7 +50,7 @@ class Peer(Protocol):
         """End the connection in the middle of the answer, with RST or FIN."""
 
 
-class Answer:
+class MockAnswer:
     """An answer. `due` is the time at which it wants to be woken (seconds, monotonic)."""
 
     __slots__ = (

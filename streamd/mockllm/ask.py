@@ -41,7 +41,7 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class MockAsk:
     """The generation that a request asks for."""
 
     serial: int  # number of the generation on this server, which the ids contain
@@ -79,7 +79,7 @@ class Ask:
         return self.choices * each
 
 
-def parse(body: bytes, serial: int, options: MockOptions) -> Ask:
+def parse(body: bytes, serial: int, options: MockOptions) -> MockAsk:
     """Read a request's body in any of the dialects. Raises BadAsk."""
     asked = json_object(body)
     if isinstance(google := asked.get("generationConfig"), dict):
@@ -91,7 +91,7 @@ def parse(body: bytes, serial: int, options: MockOptions) -> Ask:
     limit = _length_limit(asked)
     tokens = options.tokens if limit is None else min(options.tokens, limit)
     stream_options = asked.get("stream_options")
-    return Ask(
+    return MockAsk(
         serial=serial,
         created=int(time.time()),
         model=str(asked.get("model") or options.models[0]),

@@ -7,19 +7,19 @@ from typing import Any, Final
 
 import orjson
 
-from streamd.mockllm.ask import Ask
+from streamd.mockllm.ask import MockAsk
 from streamd.mockllm.script import MARK, around, data, usage
 
 FINGERPRINT: Final = "fp_mock_llm"
 DONE: Final = b"data: [DONE]\n\n"
 
 
-class Chat:
+class MockChat:
     """`/v1/chat/completions`."""
 
     __slots__ = ("_ask",)
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: MockAsk) -> None:
         self._ask = ask
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -92,12 +92,12 @@ class Chat:
         return orjson.dumps(self._head("chat.completion") | {"choices": choices, "usage": usage(self._ask)})
 
 
-class Completion:
+class MockCompletion:
     """`/v1/completions`: no role, no tools, text in place of the delta."""
 
     __slots__ = ("_ask",)
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: MockAsk) -> None:
         self._ask = ask
 
     def _payload(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Completion:
         return orjson.dumps(self._payload(choices) | {"usage": usage(self._ask)})
 
 
-def in_turn(ask: Ask, patterns: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
+def in_turn(ask: MockAsk, patterns: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
     """The events of all tokens, each put into the pattern of its choice; the choices take turns, as in a batch."""
     if len(patterns) == 1:
         before, after = patterns[0]

@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Final, Protocol, cast
 
-from streamd.mockllm.answer import Answer
+from streamd.mockllm.answer import MockAnswer
 from streamd.mockllm.routes import error_body
 from streamd.wire import chunked
 from streamd.wire.http1 import HeadReader, RemoteProtocolError, RequestHead, encode_response_head, parse_request
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._head: RequestHead | None = None
         self._decoder: chunked.BodyDecoder | None = None
         self._body: list[bytes] = []
-        self._answer: Answer | None = None
+        self._answer: MockAnswer | None = None
         self._keeps = True
 
     # Calls of the transport.
@@ -166,7 +166,7 @@ class Connection(asyncio.Protocol):
         """The number of requests that this connection has had."""
         return self._requests
 
-    def begin(self, answer: Answer, keeps: bool) -> None:
+    def begin(self, answer: MockAnswer, keeps: bool) -> None:
         """An answer has begun; no request is read until it is over. `keeps`: the connection outlives it."""
         self._answer = answer
         self._keeps = keeps

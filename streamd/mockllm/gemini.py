@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from streamd.mockllm.ask import PROMPT_BYTES_PER_TOKEN, Ask, BadAsk, json_object
+from streamd.mockllm.ask import PROMPT_BYTES_PER_TOKEN, BadAsk, MockAsk, json_object
 from streamd.mockllm.embeddings import vector_of
 from streamd.mockllm.script import MARK, around
 from streamd.wire.http1 import RequestHead
@@ -33,12 +33,12 @@ STATUSES: Final = {
 _COUNT: Final = 987654321  # stands for a number in a pattern
 
 
-class Gemini:
+class MockGemini:
     """`:streamGenerateContent?alt=sse` and `:generateContent`."""
 
     __slots__ = ("_ask",)
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: MockAsk) -> None:
         self._ask = ask
 
     def _payload(self, parts: list[dict[str, Any]], tokens: int, reason: str = "", candidate: int = 0) -> Any:
@@ -105,7 +105,7 @@ class Gemini:
         return orjson.dumps(answers[0] | {"candidates": candidates})
 
 
-class GeminiArray(Gemini):
+class MockGeminiArray(MockGemini):
     """`:streamGenerateContent` without `alt=sse`: the events as one JSON array."""
 
     __slots__ = ()

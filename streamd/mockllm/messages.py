@@ -7,19 +7,19 @@ from typing import Any, Final
 
 import orjson
 
-from streamd.mockllm.ask import Ask
+from streamd.mockllm.ask import MockAsk
 from streamd.mockllm.script import MARK, around, named
 
 PING: Final = named({"type": "ping"})
 PING_TOKENS: Final = 50  # tokens between two pings: a stream of the usual length has some pings in its middle
 
 
-class Anthropic:
+class MockAnthropic:
     """`/v1/messages`. A single content block, text or tool use."""
 
     __slots__ = ("_ask",)
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: MockAsk) -> None:
         self._ask = ask
 
     def _envelope(self, content: list[dict[str, Any]], reason: str | None, output_tokens: int) -> dict[str, Any]:

@@ -7,18 +7,18 @@ from typing import Any, Final
 
 import orjson
 
-from streamd.mockllm.ask import Ask
+from streamd.mockllm.ask import MockAsk
 from streamd.mockllm.script import MARK, around, named
 
 _SEQUENCE: Final = 9_999_999_999  # stands for the sequence number in the pattern of a token
 
 
-class Responses:
+class MockResponses:
     """`/v1/responses`. A single output, a message or a function call; this dialect has no `n`."""
 
     __slots__ = ("_ask", "_sequence")
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: MockAsk) -> None:
         self._ask = ask
         self._sequence = 0  # of the next event, from 0
 

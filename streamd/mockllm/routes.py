@@ -11,12 +11,12 @@ import orjson
 
 from streamd.mockllm import ask, gemini
 from streamd.mockllm.answer import Body
-from streamd.mockllm.chat import Chat, Completion
+from streamd.mockllm.chat import MockChat, MockCompletion
 from streamd.mockllm.embeddings import embeddings
 from streamd.mockllm.faults import NO_FAULTS
-from streamd.mockllm.messages import Anthropic
+from streamd.mockllm.messages import MockAnthropic
 from streamd.mockllm.options import MockOptions
-from streamd.mockllm.responses import Responses
+from streamd.mockllm.responses import MockResponses
 from streamd.mockllm.script import Script
 from streamd.mockllm.shape import Dressed, Plain, Whole
 from streamd.wire.http1 import RequestHead, encode_response_head
@@ -24,11 +24,11 @@ from streamd.wire.http1 import RequestHead, encode_response_head
 SERVER: Final = b"mock-llm"
 MODEL_CREATED: Final = 1_700_000_000  # Unix time; any time will do
 RETRY_AFTER_S: Final = 7  # with 429 and 503: a number that no other program would choose
-SCRIPTS: Final[dict[str, Callable[[ask.Ask], Script]]] = {
-    "/v1/chat/completions": Chat,
-    "/v1/completions": Completion,
-    "/v1/responses": Responses,
-    "/v1/messages": Anthropic,
+SCRIPTS: Final[dict[str, Callable[[ask.MockAsk], Script]]] = {
+    "/v1/chat/completions": MockChat,
+    "/v1/completions": MockCompletion,
+    "/v1/responses": MockResponses,
+    "/v1/messages": MockAnthropic,
 }
 ALLOWED: Final = dict.fromkeys((*SCRIPTS, "/v1/embeddings"), "POST") | dict.fromkeys(("/v1/models", "/health"), "GET")
 ERROR_TYPES: Final = {
@@ -96,10 +96,10 @@ def _gemini(found: re.Match[str] | None, head: RequestHead, body: bytes, options
         return _refusal(404, f"mock-llm has nothing at {path}.", path, options)
     is_sse = operation == gemini.STREAM and "alt=sse" in head.query.split("&")
     asked = replace(ask.parse(body, serial, options), stream=is_sse, model=found[1].removeprefix("models/"))
-    return _generation(gemini.GeminiArray if operation == gemini.STREAM else gemini.Gemini, asked, options)
+    return _generation(gemini.MockGeminiArray if operation == gemini.STREAM else gemini.MockGemini, asked, options)
 
 
-def _generation(dialect: Callable[[ask.Ask], Script], asked: ask.Ask, options: MockOptions) -> Reply:
+def _generation(dialect: Callable[[ask.MockAsk], Script], asked: ask.MockAsk, options: MockOptions) -> Reply:
     script = dialect(asked)
     if not asked.stream:
         return whole(200, script.whole(), options, options.ttft_s + asked.tokens * options.interval_s)

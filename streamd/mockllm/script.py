@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from streamd.mockllm.ask import Ask
+from streamd.mockllm.ask import MockAsk
 
 # Stands for the text in a pattern. JSON doesn't escape it, and the mock writes it nowhere else.
 MARK: Final = "\x7fmark"
@@ -54,7 +54,7 @@ def around(event: bytes, mark: bytes) -> tuple[bytes, bytes]:
     return before, after
 
 
-def usage(ask: Ask) -> dict[str, int]:
+def usage(ask: MockAsk) -> dict[str, int]:
     """OpenAI's usage object."""
     return {
         "prompt_tokens": ask.prompt_tokens,

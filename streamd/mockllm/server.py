@@ -13,7 +13,7 @@ from typing import Final
 import orjson
 
 from streamd.mockllm import routes
-from streamd.mockllm.answer import Answer
+from streamd.mockllm.answer import MockAnswer
 from streamd.mockllm.ask import BadAsk
 from streamd.mockllm.connection import Connection
 from streamd.mockllm.faults import NO_FAULTS, BadOption
@@ -44,8 +44,8 @@ class MockServer:
         self._serial = 0
         self._faulty = 0
         # the ticker
-        self._wheel: Wheel[Answer] = Wheel(loop.time())
-        self._ready: deque[Answer] = deque()
+        self._wheel: Wheel[MockAnswer] = Wheel(loop.time())
+        self._ready: deque[MockAnswer] = deque()
         self._ticker: asyncio.Handle | None = None
 
     async def listen(self, host: str, port: int) -> None:
@@ -145,7 +145,7 @@ class MockServer:
         if not reply.is_stream:
             options = replace(options, interval_s=0.0, jitter_s=0.0)  # the halves of a body follow each other at once
         now = self._loop.time()
-        answer = Answer(
+        answer = MockAnswer(
             connection, opening.wire, reply.body, opening.is_chunked, options, now + reply.delay_s, self._random
         )
         self.stats.open += 1
@@ -158,7 +158,7 @@ class MockServer:
 
     # The ticker.
 
-    def _schedule(self, answer: Answer, now: float) -> None:
+    def _schedule(self, answer: MockAnswer, now: float) -> None:
         if answer.due <= now:
             self._ready.append(answer)
         else:

@@ -15,7 +15,7 @@ works on a request gets the answer, and nothing of the connection. It calls a si
 
 at once, or later: later(pending) names the work that the answer waits for. That work is told when the client leaves,
 when it takes nothing more, and when the request is refused for another reason (a drain). The work ends with
-settle(respond), which runs `respond` if the answer is still open, and turns its Problem into a refusal.
+settle(respond), which runs `respond` if the answer is still open, and turns its HttpError into a refusal.
 
 An answer ends in a single place, end(), which its connection calls exactly once: because the answer is complete,
 because the connection closes, or because the connection is lost. A token touches nothing here: a subscriber writes to
@@ -32,10 +32,10 @@ from typing import Protocol
 
 from streamd.choice import Choice
 from streamd.core.ring import Ring
-from streamd.core.stream import Form, Stream, Sub, Subscriber
+from streamd.core.stream import Form, Stream, Subscriber, SubscriberState
 from streamd.counters import bump
+from streamd.net.http_error import HttpError
 from streamd.net.origin import Origin
-from streamd.net.problem import Problem
 from streamd.net.request import Request
 from streamd.net.sweep import NEVER
 from streamd.policy import Policy
@@ -185,13 +185,14 @@ class Answer:
         self._pending = pending
 
     def settle(self, respond: Callable[[], None]) -> None:
-        """The work is done: respond now, unless the client has left. A Problem is a refusal, any other error a bug."""
+        """The work is done: respond now, unless the client has left.
+        A HttpError is a refusal, any other error a bug."""
         if not self.is_open:
             return
         self._pending = None
         try:
             respond()
-        except Problem as problem:
+        except HttpError as problem:
             self.refuse(problem)
         except Exception as error:
             self.crash("answer.settle", error)
@@ -212,7 +213,7 @@ class Answer:
         self.body_bytes = len(body)
         self._carrier.answered(request.reason or CloseReason.COMPLETE)
 
-    def refuse(self, problem: Problem) -> None:
+    def refuse(self, problem: HttpError) -> None:
         """Answer with an error, in the shape that the route's clients know; abort if bytes have been sent already."""
         request = self.request
         if not self.is_open:
@@ -237,7 +238,7 @@ class Answer:
             body = body[:-1] + b',"last_seq":%d}' % problem.last_seq
         self.send(problem.status, body, [(b"content-type", b"application/json"), *problem.response_headers()])
 
-    def _refuse_event_source(self, problem: Problem) -> None:
+    def _refuse_event_source(self, problem: HttpError) -> None:
         """Answer 200, with `retry:` and a comment: an EventSource gives up for good at any other status."""
         request, runtime = self.request, self._runtime
         request.keep_alive = False
@@ -257,13 +258,13 @@ class Answer:
         """A bug: report and count it, and end this connection alone."""
         self._runtime.bug(where, error)
         text = "streamd made a mistake; its log says more, under this answer's X-Request-Id."
-        self.refuse(Problem(500, text, code="internal", reason=CloseReason.INTERNAL, close=True))
+        self.refuse(HttpError(500, text, code="internal", reason=CloseReason.INTERNAL, close=True))
 
     def release_body(self) -> None:
         """Free the request's body: no further attempt will need it."""
         request = self.request
         if request.body:
-            self._runtime.let_body_go(len(request.body))
+            self._runtime.release_body(len(request.body))
             request.body = b""
 
     # -- streams
@@ -466,7 +467,7 @@ class Answer:
 
     @property
     def _reads(self) -> bool:
-        return self.reader is not None and self.reader.state is not Sub.ENDED
+        return self.reader is not None and self.reader.state is not SubscriberState.ENDED
 
     def _transfer_coding(self) -> Fields:
         return [(b"transfer-encoding", b"chunked")] if self._is_chunked else []

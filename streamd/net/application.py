@@ -18,7 +18,7 @@ class BodySink(Protocol):
     """Takes a request's body while it arrives (publishing)."""
 
     def body_piece(self, piece: bytes) -> None:
-        """The next bytes. May raise Problem."""
+        """The next bytes. May raise HttpError."""
 
     def body_end(self) -> None:
         """The body is complete: answer."""
@@ -31,7 +31,7 @@ class BodySink(Protocol):
 class Plan:
     """The plan for serving a request, made from its head alone.
 
-    Exactly one field is set: `answer`, called once the whole body is there; `take_body`, which may raise Problem and
+    Exactly one field is set: `answer`, called once the whole body is there; `take_body`, which may raise HttpError and
     returns a sink for a body that is processed as it arrives; `owner`, the slot of the worker that serves this request.
     """
 
@@ -55,6 +55,6 @@ class Leaving(NamedTuple):
 class Application:
     """The layers above, as connections see them."""
 
-    plan: Callable[[Answer], Plan]  # may raise Problem
+    plan: Callable[[Answer], Plan]  # may raise HttpError
     ended: Callable[[Answer], None]  # the request is over, and its reason is known
-    hand_over: Callable[[int, Leaving], None]  # afterwards the transport has left the connection; may raise Problem
+    hand_over: Callable[[int, Leaving], None]  # afterwards the transport has left the connection; may raise HttpError

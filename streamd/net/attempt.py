@@ -13,7 +13,7 @@ from typing import Protocol
 
 from streamd.counters import bump
 from streamd.net.runtime import Runtime
-from streamd.net.upstream import Asker, Up, Upstream, UpstreamConnection
+from streamd.net.upstream import Asker, Upstream, UpstreamConnection, UpstreamState
 from streamd.wire.http1 import encode_request_head
 
 _SENT = (b"", b"")  # the request of an attempt that has gone out or is over
@@ -107,7 +107,7 @@ class Attempt:
         runtime.counters.upstream_connect_s.observe(runtime.time() - began_at)
         if self._owner is None:
             link.close()
-        elif link.at is Up.CLOSED:  # accepted and closed at once, so the server read nothing
+        elif link.at is UpstreamState.CLOSED:  # accepted and closed at once, so the server read nothing
             self._unreachable(ConnectionResetError(errno.ECONNRESET, "closed as soon as it was accepted"))
         else:
             self._send(link)
@@ -149,7 +149,7 @@ class Attempt:
         self.upstream.in_flight -= 1
         link, self.link = self.link, None
         connecting, self._connecting = self._connecting, None
-        if link is not None and link.at not in (Up.IDLE, Up.CLOSED):
+        if link is not None and link.at not in (UpstreamState.IDLE, UpstreamState.CLOSED):
             link.close()
         if connecting is not None:
             connecting.cancel()

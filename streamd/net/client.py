@@ -47,10 +47,10 @@ from streamd.core.stream import Subscriber
 from streamd.counters import bump
 from streamd.net.answer import Answer
 from streamd.net.application import Application, Leaving
+from streamd.net.http_error import TYPES, HttpError
 from streamd.net.intake import Intake
 from streamd.net.origin import Entrance, Origin, Remote
 from streamd.net.outlet import UNIX_SNDBUF_BYTES, LastBytes, Stall
-from streamd.net.problem import TYPES, Problem
 from streamd.net.request import Request
 from streamd.net.sweep import NEVER
 from streamd.reasons import CloseReason
@@ -202,11 +202,11 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._take(data)
-        except Problem as problem:
+        except HttpError as problem:
             self._refuse(problem)
         except RemoteProtocolError as broken:  # the start of the next request can't be known: close
             text = f"Malformed request: {broken}."
-            self._refuse(Problem(broken.status, text, code=broken.code, close=True))
+            self._refuse(HttpError(broken.status, text, code=broken.code, close=True))
         except Exception as error:
             self.crash("client.data_received", error)
 
@@ -334,7 +334,7 @@ class ClientConnection(asyncio.Protocol):
     # -- another worker's requests
 
     def _hand_over(self, owner: int, data: bytes) -> None:
-        """Give the connection to the owner of its request, once all earlier answers have left. Raises Problem 503."""
+        """Give the connection to the owner of its request, once all earlier answers have left. Raises HttpError 503."""
         if self.paused:
             self._forget_request()
             self._behind = data
@@ -370,7 +370,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport.write(encode_response_head(refusal.status, fields) + body)
         self._linger(refusal.reason)
 
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, problem: HttpError) -> None:
         """Answer with an error, even if the request's head isn't complete."""
         if self.answer is None:
             runtime = self._runtime
@@ -533,7 +533,7 @@ class ClientConnection(asyncio.Protocol):
             return self.due_at
         seconds = self._runtime.settings.head_timeout_s
         text = f"No complete request head came within {seconds:g} s."
-        self._refuse(Problem(408, text, code="head_timeout", reason=CloseReason.HEAD_TIMEOUT, close=True))
+        self._refuse(HttpError(408, text, code="head_timeout", reason=CloseReason.HEAD_TIMEOUT, close=True))
         return self.due_at
 
     def _due_body(self, now: float) -> float:
@@ -545,7 +545,7 @@ class ClientConnection(asyncio.Protocol):
         if now - self._since < allowed_s:
             return self._since + allowed_s
         text = f"The request's body came at less than {settings.body_bytes_per_s_min} bytes/s."
-        self._refuse(Problem(408, text, code="body_timeout", reason=CloseReason.BODY_TIMEOUT, close=True))
+        self._refuse(HttpError(408, text, code="body_timeout", reason=CloseReason.BODY_TIMEOUT, close=True))
         return self.due_at
 
     def _due_abort(self, now: float) -> float:
@@ -573,7 +573,7 @@ class ClientConnection(asyncio.Protocol):
         """End a reader's answer in mid-stream, with its position. False: no reader is here."""
         return self.answer is not None and self.answer.send_away(reason, message)
 
-    def last_word(self, problem: Problem) -> None:
+    def last_word(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
         if self.answer is not None and self.answer.is_open:
             self.answer.refuse(problem)

@@ -28,7 +28,7 @@ from streamd.core.usage import UsageTail
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
 from streamd.net.attempt import Ask, Attempt
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
@@ -138,7 +138,7 @@ class Exchange(Pending):
     # -- going upstream
 
     def start(self) -> None:
-        """Choose an upstream and ask it. Raises Problem if none can take the request."""
+        """Choose an upstream and ask it. Raises HttpError if none can take the request."""
         upstream = self._choose()
         if self.answer is not None:
             self.answer.later(self)
@@ -176,7 +176,7 @@ class Exchange(Pending):
         if self._try_another(upstream):
             return
         self._fail(
-            Problem(
+            HttpError(
                 502,
                 f"The upstream {upstream.settings.name} can't be reached ({_why(error)}).",
                 code="upstream_unreachable",
@@ -190,7 +190,7 @@ class Exchange(Pending):
         self._tried = (*self._tried, failed)
         try:
             upstream = self._choose()
-        except Problem:
+        except HttpError:
             return False
         if self._state is ExchangeState.ASKED:
             self._go(ExchangeState.CONNECTING)
@@ -209,7 +209,7 @@ class Exchange(Pending):
         self._runtime.counters.upstream_first_byte_s.observe(self._runtime.time() - attempt.asked_at)
         if head.status in (429, 503) and self._elsewhere(attempt, head.status):
             return
-        attempt.upstream.worked()
+        attempt.upstream.succeeded()
         if _is_event_stream(head):
             self._take_stream(link, head, attempt.asked_at)
         elif self.answer is not None and self.answer.is_open:
@@ -317,7 +317,7 @@ class Exchange(Pending):
             return
         self._count_failure(attempt.upstream, reason)
         if self._state is ExchangeState.ASKED:
-            self._fail(Problem(502, text, code=reason.word, reason=reason, should_retry=False))
+            self._fail(HttpError(502, text, code=reason.word, reason=reason, should_retry=False))
         elif self._state is ExchangeState.COLLECTING:
             self._fail(_refused(self._collected))
         else:
@@ -330,7 +330,7 @@ class Exchange(Pending):
         if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
             self._truncated(CloseReason.INTERNAL, text)
         else:
-            self._fail(Problem(500, text, code="internal", reason=CloseReason.INTERNAL, should_retry=False))
+            self._fail(HttpError(500, text, code="internal", reason=CloseReason.INTERNAL, should_retry=False))
 
     # -- ends
 
@@ -343,7 +343,7 @@ class Exchange(Pending):
         elif answer is not None:
             answer.break_off(reason)
 
-    def _fail(self, problem: Problem) -> None:
+    def _fail(self, problem: HttpError) -> None:
         """No usable answer came: send an error status if no byte has been sent yet, else an error event."""
         answer, stream = self.answer, self.stream
         self._over()
@@ -410,7 +410,7 @@ class Exchange(Pending):
         self._over()
         if answer is not None:
             text = "The generation was stopped before it began to answer."
-            problem = Problem(409, text, code=reason.word, reason=reason, should_retry=False)
+            problem = HttpError(409, text, code=reason.word, reason=reason, should_retry=False)
             answer.settle(lambda: answer.refuse(problem))
 
     # -- deadlines
@@ -464,7 +464,7 @@ class Exchange(Pending):
         if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
             self._truncated(reason, text)
         else:
-            self._fail(Problem(504, text, code=reason.word, reason=reason, should_retry=False))
+            self._fail(HttpError(504, text, code=reason.word, reason=reason, should_retry=False))
 
     @property
     def _commits(self) -> bool:
@@ -544,7 +544,7 @@ def _bounded_retry_after(
     )
 
 
-def _refused(collected: bytes) -> Problem:
+def _refused(collected: bytes) -> HttpError:
     """The error for an answer that isn't a stream, after the reader's 200: its status and its error text, if any."""
     line, _, body = collected.partition(b"\n")
     text = line.decode()
@@ -553,7 +553,7 @@ def _refused(collected: bytes) -> Problem:
         text += f": {error['message'] if isinstance(error, dict) else error}"
     except (orjson.JSONDecodeError, KeyError, TypeError):
         text += " and not with a stream."
-    return Problem(502, text[:1000], code="upstream_refused", reason=CloseReason.UPSTREAM_REFUSED, should_retry=False)
+    return HttpError(502, text[:1000], code="upstream_refused", reason=CloseReason.UPSTREAM_REFUSED, should_retry=False)
 
 
 def _why(error: BaseException) -> str:

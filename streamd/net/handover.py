@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from streamd.core.refusal import Refusal
 from streamd.net.application import Leaving
+from streamd.net.http_error import HttpError
 from streamd.net.peers import Passed
-from streamd.net.problem import Problem
 from streamd.net.runtime import WORKER_BUSY, Runtime
-from streamd.net.splice import open_splice
+from streamd.net.tunnel import open_tunnel
 
 
 def hand_over(runtime: Runtime, owner: int, leaving: Leaving) -> None:
-    """Afterwards the transport is closed here or belongs to the tunnel. After Problem 503 it is unchanged."""
+    """Afterwards the transport is closed here or belongs to the tunnel. After HttpError 503 it is unchanged."""
     if leaving.transport.get_extra_info("ssl_object"):
         _tunnel(runtime, owner, leaving)
         return
@@ -22,16 +22,16 @@ def hand_over(runtime: Runtime, owner: int, leaving: Leaving) -> None:
 
 def _tunnel(runtime: Runtime, owner: int, leaving: Leaving) -> None:
     """Open a tunnel: the keys of TLS are in this process, so the bytes go through here."""
-    splice = open_splice(runtime, leaving.price_bytes)
-    if isinstance(splice, Refusal):
-        raise runtime.refused(splice)
-    passed = Passed(splice.far, leaving.listener, splice.pair_bytes, leaving.remote, leaving.data, spliced=True)
+    tunnel = open_tunnel(runtime, leaving.price_bytes)
+    if isinstance(tunnel, Refusal):
+        raise runtime.refused(tunnel)
+    passed = Passed(tunnel.far, leaving.listener, tunnel.pair_bytes, leaving.remote, leaving.data, tunnelled=True)
     try:
         _send(runtime, owner, passed)
-    except Problem:
-        splice.give_up()
+    except HttpError:
+        tunnel.give_up()
         raise
-    splice.begin(leaving.transport)
+    tunnel.begin(leaving.transport)
 
 
 def _send(runtime: Runtime, owner: int, passed: Passed) -> None:

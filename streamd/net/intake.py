@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamd.config import Settings
 from streamd.net.answer import Answer
 from streamd.net.application import BodySink, Plan
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import BodyDecoder, decoder_for
@@ -32,7 +32,7 @@ class Intake:
         return self._decoder is not None and self._decoder.done
 
     def begin(self, plan: Plan, answer: Answer, content_length: int) -> None:
-        """Prepare for the body. Raises Problem for a body that is too large, before it is read."""
+        """Prepare for the body. Raises HttpError for a body that is too large, before it is read."""
         self._plan = plan
         if plan.take_body is not None:
             self._sink = plan.take_body(answer)
@@ -43,7 +43,8 @@ class Intake:
         self.held = bytearray()
 
     def feed(self, data: bytes) -> bool:
-        """Take the next bytes; True once the body is whole, and then `rest` has the bytes behind it. Raises Problem."""
+        """Take the next bytes; True once the body is whole, and then `rest` has the bytes behind it.
+        Raises HttpError."""
         decoder = self._decoder
         assert decoder is not None
         if decoder.done:
@@ -68,7 +69,7 @@ class Intake:
             raise self._too_large()
 
     def dispatch(self, answer: Answer) -> None:
-        """The body is whole: call the plan's answer or end the sink. Raises Problem."""
+        """The body is whole: call the plan's answer or end the sink. Raises HttpError."""
         plan, sink, held = self._plan, self._sink, self.held
         self._sink = None
         if sink is not None:
@@ -84,7 +85,7 @@ class Intake:
         held, self.held = self.held, None
         sink, self._sink = self._sink, None
         if held is not None:
-            self._runtime.let_body_go(len(held))
+            self._runtime.release_body(len(held))
         if sink is not None:
             sink.body_lost(reason)
 
@@ -94,8 +95,8 @@ class Intake:
             return None
         return settings.body_grace_s + len(self.held) / settings.body_bytes_per_s_min
 
-    def _too_large(self) -> Problem:
-        return Problem(
+    def _too_large(self) -> HttpError:
+        return HttpError(
             413,
             f"The request's body is larger than {self._body_bytes_max} bytes.",
             code="body_too_large",

@@ -10,7 +10,7 @@ from streamd.core.refusal import Refusal
 from streamd.net.gates import NOT_COUNTED, Keys
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
-from streamd.net.splice import reason_of_end
+from streamd.net.tunnel import reason_of_end
 from streamd.reasons import CloseReason
 
 Remote = tuple[str, int]
@@ -26,7 +26,7 @@ class Entrance:
     runtime: Runtime
     listener: str = "public"  # "public", "loopback" or "admin"
     price_bytes: int = 0
-    is_tunnelled: bool = False  # another worker carries the bytes (net/splice.py)
+    is_tunnelled: bool = False  # another worker carries the bytes (net/tunnel.py)
 
 
 class Place(Choice):
@@ -86,7 +86,7 @@ class Origin:
         return self._enter_gates() if self._place is Place.REGULAR else None
 
     def find_client(self, request: Request) -> None:
-        """Take the client's address from a request of a trusted proxy. Raises Problem 429 if it has no room."""
+        """Take the client's address from a request of a trusted proxy. Raises HttpError 429 if it has no room."""
         gates = self.entrance.runtime.gates
         if gates.behind_proxies and gates.proxies.trusts(peer := self.address):
             request.client = gates.proxies.client_address(peer, request.get(gates.proxies.header)) or ""

@@ -10,7 +10,7 @@ Each worker reads from an end of its own pair. The other end is open in all work
 ends over a worker's death, so that the successor receives the messages that still lay there.
 
 A TLS connection can't be passed on once its handshake has begun: its keys are in this process. Its request goes to the
-owner over a pair of sockets, and the bytes are carried here (net/splice.py).
+owner over a pair of sockets, and the bytes are carried here (net/tunnel.py).
 
 A fresh connection of any protocol goes to the emptiest worker at the moment of its accept, before a byte is read, if
 this worker has clearly more connections than the mean.
@@ -56,7 +56,7 @@ SPREAD_SLACK = 4
 LOOKED_AT_MAX = 8
 
 
-class Board(Protocol):
+class LivenessBoard(Protocol):
     """Numbers that each worker shows to the others (daemon/shared.py)."""
 
     def connections(self, slot: int) -> int:
@@ -81,7 +81,7 @@ class Passed(NamedTuple):
     remote: tuple[str, int] | None
     data: bytes  # bytes that the sender had read, from the head's first byte on
     fresh: bool = False  # just accepted: no byte is read, and it isn't admitted yet
-    spliced: bool = False  # the sender carries its bytes
+    tunnelled: bool = False  # the sender carries its bytes
     sender: int = 0  # slot of the sender; pass_on() fills it in
 
 
@@ -121,7 +121,7 @@ class Peers:
         self,
         loop: asyncio.AbstractEventLoop,
         slot: int,
-        board: Board,
+        board: LivenessBoard,
         inbox: socket.socket,
         outlets: Sequence[socket.socket],
         counters: Counters,
@@ -175,14 +175,14 @@ class Peers:
     def lighter(self, now: float) -> int | None:
         """The emptiest live worker, for a fresh connection; None unless this worker has clearly more than the mean."""
         board = self._board
-        mine = board.connections(self.slot)
-        if mine <= SPREAD_SLACK or self._waiting_count >= OUTBOX_MAX // 2:
+        own_count = board.connections(self.slot)
+        if own_count <= SPREAD_SLACK or self._waiting_count >= OUTBOX_MAX // 2:
             return None
         others = self.others()
         if len(others) > LOOKED_AT_MAX:
             others = random.sample(others, LOOKED_AT_MAX)
         counts = {slot: board.connections(slot) for slot in others if board.alive(slot, now)}
-        if mine <= (mine + sum(counts.values())) / (1 + len(counts)) * SPREAD_FACTOR + SPREAD_SLACK:
+        if own_count <= (own_count + sum(counts.values())) / (1 + len(counts)) * SPREAD_FACTOR + SPREAD_SLACK:
             return None
         return min(counts, key=counts.__getitem__)
 
@@ -195,7 +195,7 @@ class Peers:
             "p": passed.price_bytes,
             "r": passed.remote,
             "f": passed.fresh,
-            "s": passed.spliced,
+            "s": passed.tunnelled,
             "o": self.slot,
         }
         try:
@@ -204,7 +204,7 @@ class Peers:
             return False
         if not self._send(slot, orjson.dumps(meta) + b"\n", passed.data, fds):
             return False
-        self._counters.moved += 1
+        self._counters.handed_over += 1
         self._board.sent(slot)
         return True
 
@@ -304,8 +304,8 @@ def _decoded(message: bytes, fds: list[int], flags: int) -> Passed | Note:
             return Note(int(meta["o"]), str(meta["n"]), data)
         remote = (str(meta["r"][0]), int(meta["r"][1])) if meta["r"] is not None else None
         listener, price_bytes, sender = str(meta["l"]), int(meta["p"]), int(meta["o"])
-        fresh, spliced = bool(meta["f"]), bool(meta["s"])
-        return Passed(socket.socket(fileno=fds[0]), listener, price_bytes, remote, data, fresh, spliced, sender)
+        fresh, tunnelled = bool(meta["f"]), bool(meta["s"])
+        return Passed(socket.socket(fileno=fds[0]), listener, price_bytes, remote, data, fresh, tunnelled, sender)
     except (Malformed, OSError, ValueError, TypeError, KeyError, IndexError) as error:
         _close(fds)
         raise Malformed(f"{error!r} in {message[:100]!r}") from None

@@ -19,12 +19,12 @@ from streamd.core.refusal import Refusal, Retry
 from streamd.core.stream import Stream, Subscriber
 from streamd.counters import Counters
 from streamd.net.gates import AddressGates
+from streamd.net.http_error import HttpError
 from streamd.net.inquiry import Inquiries
 from streamd.net.peers import Peers
-from streamd.net.problem import Problem
+from streamd.net.read_batch import ReadBatch
 from streamd.net.request import Request
 from streamd.net.sweep import Sweep
-from streamd.net.turn import Turn
 from streamd.reasons import CloseReason
 from streamd.wire.cors import Cors
 from streamd.wire.http1 import HeadLimits, RequestHead
@@ -62,14 +62,14 @@ class Client(Protocol):
     def send_away(self, reason: CloseReason, message: str) -> bool:
         """End a reader's answer in mid-stream, with its position. False: no reader is here."""
 
-    def last_word(self, problem: Problem) -> None:
+    def last_word(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
 
     def abort(self, reason: CloseReason) -> None:
         """Close now."""
 
 
-class Tunnel(Protocol):
+class OpenTunnel(Protocol):
     """A TLS connection whose bytes are carried to another worker."""
 
     def abort(self) -> None:
@@ -99,7 +99,7 @@ class Runtime:
         self.counters = Counters()
         self.on_bug = on_bug
         self.sweep = Sweep(loop, self.bug)
-        self.turn = Turn(loop)
+        self.read_batch = ReadBatch(loop)
         self.hub = hub
         self.gates = AddressGates(self.admission, settings)
         self.peers: Peers | None = None  # the other workers; None: this worker is alone
@@ -111,7 +111,7 @@ class Runtime:
         self.tls: ssl.SSLContext | None = None  # for the TCP listeners
         # state
         self.clients: set[Client] = set()
-        self.splices: set[Tunnel] = set()
+        self.tunnels: set[OpenTunnel] = set()
         self.draining = False
         self._date = b""
         self._date_until = 0.0
@@ -128,14 +128,14 @@ class Runtime:
         self.on_bug(where, error)
 
     def admit_stream(self) -> None:
-        """Reserve room for a published stream. Raises Problem 503 if there is none, or while draining."""
+        """Reserve room for a published stream. Raises HttpError 503 if there is none, or while draining."""
         self.check_not_draining()
         refusal = self.admission.admit_stream()
         if refusal is not None:
             raise self.refused(refusal)
 
     def admit_relay(self) -> None:
-        """Reserve room for a request to an upstream. Raises Problem as admit_stream()."""
+        """Reserve room for a request to an upstream. Raises HttpError as admit_stream()."""
         self.check_not_draining()
         refusal = self.admission.admit_relay()
         if refusal is not None:
@@ -147,17 +147,17 @@ class Runtime:
         return self.admission.bodies_bytes
 
     def hold_body(self, count: int) -> None:
-        """Charge `count` bytes of a request's body; let_body_go() gives them back. Raises Problem 503."""
+        """Charge `count` bytes of a request's body; release_body() gives them back. Raises HttpError 503."""
         refusal = self.admission.admit_body(count)
         if refusal is not None:
             raise self.refused(refusal)
 
-    def let_body_go(self, count: int) -> None:
+    def release_body(self, count: int) -> None:
         """Give back `count` bytes that hold_body() charged."""
         self.admission.release_body(count)
 
     def check_not_draining(self) -> None:
-        """Raises Problem 503 once the drain has closed the listeners."""
+        """Raises HttpError 503 once the drain has closed the listeners."""
         if self.draining:
             raise self.refused(RESTARTING)
 
@@ -181,10 +181,10 @@ class Runtime:
             return float(math.ceil(self.rng.uniform(ROOM_S_MIN, ROOM_S_MAX)))
         return max(1.0, round(self.rng.uniform(self.settings.retry_min_s, self.settings.retry_max_s)))
 
-    def refused(self, refusal: Refusal, *, close: bool = False) -> Problem:
-        """Turn a refusal into a Problem."""
+    def refused(self, refusal: Refusal, *, close: bool = False) -> HttpError:
+        """Turn a refusal into a HttpError."""
         retry_after_s = refusal.retry_after_s or self.retry_after_s(refusal.retry)
-        return Problem(
+        return HttpError(
             refusal.status,
             refusal.message,
             code=refusal.code,

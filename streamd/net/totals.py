@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from streamd.core.admission import Gate, Slot
+from streamd.core.admission import Gate, SharedNumber
 from streamd.counters import GAUGES, Counters
 from streamd.measure import Combine, Histogram, Label, Measure, MeasureKind, measures_of
 from streamd.net.runtime import Runtime
@@ -38,7 +38,7 @@ _OFFSETS = {label: {key: k for k, key in enumerate(keys)} for label, keys in KEY
 _HISTOGRAM_LEN = len(Histogram().counts) + 1  # the buckets, and the sum in microseconds
 
 
-class Row(Protocol):
+class CounterRow(Protocol):
     """ROW_LEN numbers: a list, or a slice of the shared mapping."""
 
     def __len__(self) -> int: ...
@@ -100,7 +100,7 @@ def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -
     return Totals(counters, saturation, gauges, of_upstreams)
 
 
-class Place(NamedTuple):
+class MeasurePlace(NamedTuple):
     """The numbers of a measure in a row: the first (for a measure by upstream: the first upstream's), and the count."""
 
     measure: Measure
@@ -114,7 +114,7 @@ class Layout:
 
     def __init__(self, counters: type[Counters], gauges: Sequence[Measure]) -> None:
         self.counters = counters
-        self._end = len(Slot)
+        self._end = len(SharedNumber)
         own, of_upstreams = _split(gauges)
         self.gauges = self._places(own, 1)
         self.upstream_gauges = self._places(of_upstreams, UPSTREAMS_MAX)
@@ -130,11 +130,11 @@ class Layout:
             for k in _numbers_of(place)
         ]
 
-    def _places(self, measures: Sequence[Measure], copies: int) -> list[Place]:
+    def _places(self, measures: Sequence[Measure], copies: int) -> list[MeasurePlace]:
         lengths = [_length(measure) for measure in measures]
         stride, at, places = sum(lengths), self._end, []
         for measure, length in zip(measures, lengths, strict=True):
-            places.append(Place(measure, at, length, stride))
+            places.append(MeasurePlace(measure, at, length, stride))
             at += length
         self._end += copies * stride
         return places
@@ -144,7 +144,7 @@ class Layout:
         place = self._by_name[name]
         return place.at + upstream * place.stride
 
-    def combine(self, rows: Sequence[Row]) -> list[int]:
+    def combine(self, rows: Sequence[CounterRow]) -> list[int]:
         """Combine the rows of all workers and the base row."""
         combined = [sum(column) for column in zip(*rows, strict=True)]
         beat = self.at("beat_ms")
@@ -166,7 +166,7 @@ def _length(measure: Measure) -> int:
     return len(KEYS[measure.inner]) if measure.inner else 1
 
 
-def _numbers_of(place: Place) -> Iterator[int]:
+def _numbers_of(place: MeasurePlace) -> Iterator[int]:
     for copy in range(UPSTREAMS_MAX if place.measure.by_upstream else 1):
         at = place.at + copy * place.stride
         yield from range(at, at + place.length)
@@ -183,7 +183,7 @@ def index_of(names: Sequence[str]) -> Callable[[str], int]:
     return lambda name: known.get(name, UPSTREAMS_MAX - 1)
 
 
-def write(row: Row, totals: Totals, names: Sequence[str]) -> None:
+def write(row: CounterRow, totals: Totals, names: Sequence[str]) -> None:
     """Write a worker's own row, except for admission's slots, which are written as they change."""
     index = index_of(names)
     for place in LAYOUT.gauges:
@@ -199,7 +199,7 @@ def write(row: Row, totals: Totals, names: Sequence[str]) -> None:
         row[k] = count
 
 
-def _encode(counts: list[int], place: Place, value: Any, index: Callable[[str], int]) -> None:
+def _encode(counts: list[int], place: MeasurePlace, value: Any, index: Callable[[str], int]) -> None:
     at, measure = place.at - LAYOUT.counts_at, place.measure
     if isinstance(value, Histogram):
         counts[at : at + place.length] = [*value.counts, round(value.sum * 1e6)]
@@ -221,7 +221,7 @@ def _parted(measure: Measure, label: Any) -> tuple[str | None, Any]:
     return label if measure.inner else (label, None)
 
 
-def fold(base: Row, row: Row) -> None:
+def fold(base: CounterRow, row: CounterRow) -> None:
     """A worker died: add its counts to the base row, and clear its row, since its gauges and its budget share end."""
     for k in range(LAYOUT.counts_at, LAYOUT.row_len):
         base[k] += row[k]
@@ -229,7 +229,7 @@ def fold(base: Row, row: Row) -> None:
         row[k] = 0
 
 
-def add_up(rows: Iterable[Row], names: Sequence[str]) -> Totals:
+def add_up(rows: Iterable[CounterRow], names: Sequence[str]) -> Totals:
     """The daemon's totals from all rows, with the base row. Saturation covers the resources that each process has."""
     row = LAYOUT.combine(tuple(rows))
     gauges = {place.measure.name: row[place.at] for place in LAYOUT.gauges}
@@ -244,7 +244,7 @@ def add_up(rows: Iterable[Row], names: Sequence[str]) -> Totals:
     return Totals(counters, saturation, gauges, upstreams)
 
 
-def _decode(counters: Counters, place: Place, row: Sequence[int], names: Sequence[str]) -> None:
+def _decode(counters: Counters, place: MeasurePlace, row: Sequence[int], names: Sequence[str]) -> None:
     measure, numbers = place.measure, row[place.at : place.at + place.length]
     if measure.kind is MeasureKind.HISTOGRAM:
         histogram: Histogram = getattr(counters, measure.name)
@@ -258,7 +258,7 @@ def _decode(counters: Counters, place: Place, row: Sequence[int], names: Sequenc
                 table[key] = count
 
 
-def _keys(place: Place, names: Sequence[str]) -> Iterator[tuple[Any, int]]:
+def _keys(place: MeasurePlace, names: Sequence[str]) -> Iterator[tuple[Any, int]]:
     """Each key of a labelled counter's dict, with the place of its number."""
     measure = place.measure
     inner = KEYS[measure.inner] if measure.inner else ()

@@ -8,8 +8,8 @@ A connection carries a single request at a time:
     EVENTS   the answer's body is a stream: events go straight into it
     CLOSED
 
-EVENTS is the hot path: data_received keeps the bytes read, and at the end of the loop's turn take_known() makes them a
-frame in the common case. All other bytes go through the chunked decoder, the splitter and Stream.append.
+EVENTS is the hot path: data_received keeps the bytes read, and at the end of the loop's turn append_if_templated()
+makes them a frame in the common case. All other bytes go through the chunked decoder, the splitter and Stream.append.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import Protocol, cast
 from streamd.choice import Choice
 from streamd.config import UpstreamSettings
 from streamd.core.stream import Stream
+from streamd.net.read_batch import ReadBatch
 from streamd.net.runtime import Runtime
-from streamd.net.turn import Turn
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import BodyDecoder, ChunkedDecoder, decoder_for
+from streamd.wire.fast_chunk import one_chunk
 from streamd.wire.http1 import (
     RESPONSE_OPENING,
     Framing,
@@ -35,7 +36,6 @@ from streamd.wire.http1 import (
     ResponseHead,
     parse_response,
 )
-from streamd.wire.quick import one_chunk
 from streamd.wire.sse import EventSplitter, EventTooLarge
 
 # Time for which a failing upstream is left out: doubles from half a second to half a minute, with jitter.
@@ -43,7 +43,7 @@ LEFT_OUT_S_MIN = 0.5
 LEFT_OUT_S_MAX = 30.0
 
 
-class Up(Choice):
+class UpstreamState(Choice):
     """The state of a connection to an upstream; the module's docstring explains each."""
 
     IDLE = "idle"
@@ -53,12 +53,12 @@ class Up(Choice):
     CLOSED = "closed"
 
 
-TRANSITIONS: dict[Up, frozenset[Up]] = {
-    Up.IDLE: frozenset((Up.HEAD, Up.CLOSED)),
-    Up.HEAD: frozenset((Up.BODY, Up.EVENTS, Up.CLOSED)),
-    Up.BODY: frozenset((Up.IDLE, Up.CLOSED)),
-    Up.EVENTS: frozenset((Up.IDLE, Up.CLOSED)),
-    Up.CLOSED: frozenset(),
+TRANSITIONS: dict[UpstreamState, frozenset[UpstreamState]] = {
+    UpstreamState.IDLE: frozenset((UpstreamState.HEAD, UpstreamState.CLOSED)),
+    UpstreamState.HEAD: frozenset((UpstreamState.BODY, UpstreamState.EVENTS, UpstreamState.CLOSED)),
+    UpstreamState.BODY: frozenset((UpstreamState.IDLE, UpstreamState.CLOSED)),
+    UpstreamState.EVENTS: frozenset((UpstreamState.IDLE, UpstreamState.CLOSED)),
+    UpstreamState.CLOSED: frozenset(),
 }
 
 
@@ -81,19 +81,19 @@ class Asker(Protocol):
         """streamd made a mistake while it read the answer; the link is closed."""
 
 
-class _PerToken:
+class _UpstreamPerToken:
     """The attributes that a token touches. Slots of a base class come first, so they are neighbours in memory."""
 
-    __slots__ = ("_quick", "_read", "_turn", "at", "stream")
+    __slots__ = ("_fast_path", "_read", "_read_batch", "at", "stream")
 
-    at: Up
-    _turn: Turn
+    at: UpstreamState
+    _read_batch: ReadBatch
     _read: bytes | None  # bytes read in this turn of the loop and not processed yet
-    _quick: bool  # EVENTS, with both decoders between two pieces; then `stream` is set
+    _fast_path: bool  # EVENTS, with both decoders between two pieces; then `stream` is set
     stream: Stream | None
 
 
-class UpstreamConnection(_PerToken, asyncio.Protocol):
+class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
     """A connection to an inference server."""
 
     __slots__ = (
@@ -118,10 +118,10 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         # process
         self._runtime = runtime
         self._time = runtime.time
-        self._turn = runtime.turn
+        self._read_batch = runtime.read_batch
         self.upstream = upstream
         # connection
-        self.at = Up.IDLE
+        self.at = UpstreamState.IDLE
         self.transport: asyncio.Transport
         self.answers = 0  # complete answers so far: above 0 the connection is reused
         self.idle_since = 0.0
@@ -136,7 +136,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         self._splitter: EventSplitter | None = None
         self.stream = None
         self._read = None
-        self._quick = False
+        self._fast_path = False
         self.touched_at = 0.0  # time of the last bytes, in BODY; a stream has its own
 
     # -- transport callbacks
@@ -144,7 +144,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's has another base
         self.transport = transport
-        if self.at is Up.CLOSED:  # given up while it was being established
+        if self.at is UpstreamState.CLOSED:  # given up while it was being established
             transport.abort()
             return
         sock = transport.get_extra_info("socket")
@@ -152,26 +152,27 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
-        if self.at is Up.EVENTS and self._read is None:
+        if self.at is UpstreamState.EVENTS and self._read is None:
             self._read = data
-            self._turn.at_end(self)
+            self._read_batch.at_end(self)
             return
-        self.work_off()
+        self.flush_read()
         self._take(data)
 
-    def take_known(self, now: float) -> bytes:
+    def append_if_templated(self, now: float) -> bytes:
         """The turn ends. The common case: the read is a single chunk with an event of a shape that the log knows."""
         data = self._read
-        if data is not None and self._quick:
+        if data is not None and self._fast_path:
             event = one_chunk(data)
             if event is not None:
-                frame = self.stream.take_known(event, now)  # type: ignore[union-attr]  # _quick implies a stream
+                # _fast_path implies a stream
+                frame = self.stream.append_if_templated(event, now)  # type: ignore[union-attr]
                 if frame:
                     self._read = None
                     return frame
         return b""
 
-    def work_off(self) -> None:
+    def flush_read(self) -> None:
         """The turn ends, or another event comes first: process the bytes that wait, of any shape."""
         data, self._read = self._read, None
         if data is not None:
@@ -179,11 +180,11 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
 
     def _take(self, data: bytes) -> None:
         try:
-            if self.at is Up.EVENTS:
+            if self.at is UpstreamState.EVENTS:
                 self._take_events(data)
-            elif self.at is Up.BODY:
+            elif self.at is UpstreamState.BODY:
                 self._take_body(data)
-            elif self.at is Up.HEAD:
+            elif self.at is UpstreamState.HEAD:
                 self._take_head(data)
             else:
                 self.close()  # no request is out, so these bytes belong to none
@@ -209,19 +210,19 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
                 self._asker.on_piece(payload)
 
     def eof_received(self) -> bool:
-        self.work_off()
+        self.flush_read()
         self._ended(None)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.work_off()
+        self.flush_read()
         self._ended(exc)
 
     # -- requests out
 
     def send(self, request: bytes, asker: Asker, *, method: str) -> None:
         """Send a whole request; its answer goes to the asker."""
-        self._go(Up.HEAD)
+        self._go(UpstreamState.HEAD)
         self._asker = asker
         self._bodiless = method
         self.any_byte = False
@@ -230,24 +231,24 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
 
     def take_events(self, stream: Stream, head: ResponseHead) -> None:
         """The body is a stream; called from on_head()."""
-        self._go(Up.EVENTS)
+        self._go(UpstreamState.EVENTS)
         self.stream = stream
         self._splitter = EventSplitter(event_bytes_max=self._runtime.settings.event_bytes_max)
         self._begin_body(head)
 
     def take_body(self, head: ResponseHead) -> None:
         """The body is bytes; called from on_head()."""
-        self._go(Up.BODY)
+        self._go(UpstreamState.BODY)
         self.touched_at = self._time()
         self._begin_body(head)
 
     def close(self) -> None:
         """Close the connection at once, even with a request under way."""
-        if self.at is Up.CLOSED:
+        if self.at is UpstreamState.CLOSED:
             return
         self.upstream.forget(self)
-        self._go(Up.CLOSED)
-        self._quick = False
+        self._go(UpstreamState.CLOSED)
+        self._fast_path = False
         self._read = None
         if self._asker is not None:
             _hang_up(self.transport)
@@ -259,15 +260,15 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         if hasattr(self, "transport"):
             self.close()
         else:
-            self._go(Up.CLOSED)
+            self._go(UpstreamState.CLOSED)
 
     def pause(self) -> None:
         """The reader takes nothing: stop reading (in BODY; a stream's source is never paused)."""
-        if self.at is Up.BODY:
+        if self.at is UpstreamState.BODY:
             self.transport.pause_reading()
 
     def resume(self) -> None:
-        if self.at is Up.BODY:
+        if self.at is UpstreamState.BODY:
             self.touched_at = self._time()
             self.transport.resume_reading()
 
@@ -286,18 +287,18 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
                 break
         self._heads = None
         self._asker.on_head(self, head)
-        if data or self.at in (Up.BODY, Up.EVENTS):
+        if data or self.at in (UpstreamState.BODY, UpstreamState.EVENTS):
             self._after_head(data)
 
     def _after_head(self, data: bytes) -> None:
         """Process the bytes after the head; an answer without a body ends here."""
         decoder = self._decoder
-        if self.at is Up.CLOSED or decoder is None:
+        if self.at is UpstreamState.CLOSED or decoder is None:
             return
         if decoder.done:
             decoder.rest = data
             self._finish()
-        elif data and self.at is Up.EVENTS:
+        elif data and self.at is UpstreamState.EVENTS:
             self._take_events(data)
         elif data:
             self._take_body(data)
@@ -315,7 +316,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
             pieces = splitter.feed(payloads[0] if len(payloads) == 1 else b"".join(payloads))
             if pieces:
                 stream.append_pieces(pieces, self._time())
-        self._quick = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
+        self._fast_path = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
         if decoder.done:
             self._append(splitter.finish())
             self._finish()
@@ -330,7 +331,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         self.touched_at = self._time()
         for piece in decoder.feed(data):
             asker.on_piece(piece)
-            if self.at is not Up.BODY:
+            if self.at is not UpstreamState.BODY:
                 return
         if decoder.done:
             self._finish()
@@ -340,12 +341,12 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         asker, decoder = self._asker, self._decoder
         assert asker is not None and decoder is not None
         reusable = self._keep_alive and not decoder.rest and not self.transport.get_write_buffer_size()
-        self._quick = False
+        self._fast_path = False
         self._asker = self.stream = self._splitter = self._decoder = None
         self.answers += 1
         if reusable:
             self.transport.resume_reading()  # a slow reader may have paused it up to the last byte
-            self._go(Up.IDLE)
+            self._go(UpstreamState.IDLE)
             self.upstream.keep(self, self._time())
         else:
             self.close()
@@ -353,7 +354,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
 
     def _ended(self, exc: Exception | None) -> None:
         """The connection has ended, by FIN or by a loss."""
-        if self.at is Up.CLOSED:
+        if self.at is UpstreamState.CLOSED:
             return
         decoder = self._decoder
         if exc is None and decoder is not None and decoder.eof():
@@ -364,9 +365,9 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
                 self._finish()
             except EventTooLarge as large:
                 self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
-        elif self.at is Up.IDLE:
+        elif self.at is UpstreamState.IDLE:
             self.close()
-        elif self.at is Up.HEAD:
+        elif self.at is UpstreamState.HEAD:
             text = "The upstream closed the connection before it answered."
             self._break(CloseReason.UPSTREAM_RESET, text)
         else:
@@ -391,7 +392,7 @@ class UpstreamConnection(_PerToken, asyncio.Protocol):
         except Exception as again:  # the turn still has other connections to process
             self._runtime.bug("upstream.crash", again)
 
-    def _go(self, at: Up) -> None:
+    def _go(self, at: UpstreamState) -> None:
         assert at in TRANSITIONS[self.at], f"{self.at} to {at}"
         self.at = at
 
@@ -414,7 +415,7 @@ def _hang_up(transport: asyncio.Transport) -> None:
         borrowed.detach()
 
 
-class Board(Protocol):
+class InFlightBoard(Protocol):
     """Shared numbers: the requests that each worker has under way."""
 
     def set_in_flight(self, upstream: str, count: int) -> None:
@@ -437,7 +438,7 @@ class Upstream:
             self._tls = ssl.create_default_context(cafile=settings.ca_file or None)
         self._idle: list[UpstreamConnection] = []
         self._in_flight = 0
-        self.board: Board | None = None  # shows `in_flight` to the other workers
+        self.board: InFlightBoard | None = None  # shows `in_flight` to the other workers
         self._failures = 0  # in a row
         self.out_until = 0.0
         self.removed = False  # by a reload: running requests go on, new requests go elsewhere
@@ -479,7 +480,7 @@ class Upstream:
         self._failures = min(self._failures + 1, 16)
         self.out_until = now + wait_s * rng.uniform(0.75, 1.25)
 
-    def worked(self) -> None:
+    def succeeded(self) -> None:
         """The upstream answered: let it back in and forget its failures."""
         self._failures = 0
         self.out_until = 0.0
@@ -505,7 +506,7 @@ class Upstream:
         self._idle.append(link)
 
     def forget(self, link: UpstreamConnection) -> None:
-        if link.at is Up.IDLE and link in self._idle:
+        if link.at is UpstreamState.IDLE and link in self._idle:
             self._idle.remove(link)
 
     def trim(self, now: float) -> None:

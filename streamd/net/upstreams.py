@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from streamd.config import Settings
 from streamd.core.refusal import Refusal, Retry
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
-from streamd.net.upstream import Board, Upstream
+from streamd.net.upstream import InFlightBoard, Upstream
 from streamd.reasons import CloseReason
 
 NONE_AVAILABLE = Refusal(
@@ -25,7 +25,7 @@ class Upstreams:
     def __init__(self, runtime: Runtime, settings: Settings) -> None:
         self._runtime = runtime
         self._all = [Upstream(runtime, each) for each in settings.upstreams]
-        self._board: Board | None = None
+        self._board: InFlightBoard | None = None
 
     def __iter__(self) -> Iterator[Upstream]:
         return iter(self._all)
@@ -48,7 +48,7 @@ class Upstreams:
         if self._board is not None:
             self.share(self._board)
 
-    def share(self, board: Board) -> None:
+    def share(self, board: InFlightBoard) -> None:
         """Publish the number of requests under way to the other workers."""
         self._board = board
         for upstream in self._all:
@@ -64,10 +64,10 @@ class Upstreams:
             upstream.close_idle()
 
     def choose(self, model: str, now: float, *, without: tuple[Upstream, ...] = ()) -> Upstream:
-        """The upstream for a request. Raises Problem: 404 for an unknown model, 503 if none can take it now."""
+        """The upstream for a request. Raises HttpError: 404 for an unknown model, 503 if none can take it now."""
         candidates = self._candidates(model)
         if not candidates:
-            raise self._nobody(model)
+            raise self._unserved(model)
         chosen = self.free(model, now, without=without)
         if chosen is None:
             raise self._runtime.refused(NONE_AVAILABLE)
@@ -90,16 +90,16 @@ class Upstreams:
         named = [up for up in self._all if up.names(model)]
         return named or [up for up in self._all if up.serves(model)]
 
-    def _nobody(self, model: str) -> Problem:
+    def _unserved(self, model: str) -> HttpError:
         if not self._all:
-            return Problem(
+            return HttpError(
                 503,
                 "No upstream is configured: start streamd with --upstream URL.",
                 code="no_upstream",
                 reason=CloseReason.NO_UPSTREAM,
                 should_retry=False,
             )
-        return Problem(
+        return HttpError(
             404,
             f"The model {model[:200]!r} is not served here; GET /v1/models lists those that are.",
             code="model_not_found",

@@ -56,7 +56,7 @@ class BodyDecoder(Protocol):
         """Note that the connection has ended; return whether the body is complete."""
 
 
-class _At(enum.Enum):
+class _ChunkState(enum.Enum):
     """The part of the coding that the next byte belongs to."""
 
     SIZE = 0
@@ -75,7 +75,7 @@ class ChunkedDecoder:
         self.done = False
         self.rest = b""
         self.at_boundary = True  # the next byte begins a size line, and nothing is held
-        self._at = _At.SIZE
+        self._at = _ChunkState.SIZE
         self._data_bytes_left = 0  # > 0 exactly in DATA
         self._line = b""  # the unfinished line: a size line, a CRLF behind data, or a trailer
         self._trailers = 0
@@ -102,7 +102,7 @@ class ChunkedDecoder:
         pieces: list[bytes] = []
         start, end = 0, len(chunk)
         try:
-            while start < end and self._at is not _At.END:
+            while start < end and self._at is not _ChunkState.END:
                 next_start = self._take(chunk, start, pieces)
                 if next_start == start:
                     break
@@ -114,20 +114,20 @@ class ChunkedDecoder:
         return pieces
 
     def _settle(self, chunk: bytes, start: int) -> None:
-        if self._at is _At.END:
+        if self._at is _ChunkState.END:
             self.done = True
             self.rest = chunk[start:]
         else:
             self._line = chunk[start:]
-        self.at_boundary = self._at is _At.SIZE and not self._line
+        self.at_boundary = self._at is _ChunkState.SIZE and not self._line
 
     def _take(self, chunk: bytes, start: int, pieces: list[bytes]) -> int:
         """Decode a step from `start` on; return where the next step begins, or `start` if a line isn't whole yet."""
-        if self._at is _At.SIZE:
+        if self._at is _ChunkState.SIZE:
             return _take_whole_chunks(chunk, start, pieces) or self._take_size_line(chunk, start)
-        if self._at is _At.DATA:
+        if self._at is _ChunkState.DATA:
             return self._take_data(chunk, start, pieces)
-        if self._at is _At.DATA_END:
+        if self._at is _ChunkState.DATA_END:
             return self._take_data_end(chunk, start)
         return self._take_trailer(chunk, start)
 
@@ -136,12 +136,12 @@ class ChunkedDecoder:
         pieces.append(piece)
         self._data_bytes_left -= len(piece)
         if not self._data_bytes_left:
-            self._at = _At.DATA_END
+            self._at = _ChunkState.DATA_END
         return start + len(piece)
 
     def _take_data_end(self, chunk: bytes, start: int) -> int:
         if chunk.startswith(b"\r\n", start):
-            self._at = _At.SIZE
+            self._at = _ChunkState.SIZE
             return start + 2
         if chunk[start:] != b"\r":
             raise RemoteProtocolError("end each chunk's data with CRLF, at the size announced", "bad_chunk_end")
@@ -159,14 +159,14 @@ class ChunkedDecoder:
         if match is None or len(match[2]) > EXTENSION_BYTES_MAX:
             raise _bad_size_line(line)
         self._data_bytes_left = int(match[1] or b"0", 16)
-        self._at = _At.DATA if self._data_bytes_left else _At.TRAILER
+        self._at = _ChunkState.DATA if self._data_bytes_left else _ChunkState.TRAILER
         return line_end + 2
 
     def _take_trailer(self, chunk: bytes, start: int) -> int:
         bytes_left = TRAILER_BYTES_MAX - self._trailer_bytes
         line_end = chunk.find(b"\r\n", start, start + bytes_left)
         if line_end == start:
-            self._at = _At.END
+            self._at = _ChunkState.END
             return start + 2
         if line_end < 0:
             held = chunk[start:]

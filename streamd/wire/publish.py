@@ -205,5 +205,5 @@ PUBLICATIONS: dict[str, Callable[[int], Publication]] = {
 }
 
 
-def _too_large(number: int, what: str, bytes_max: int) -> PublishError:
-    return PublishError(f"{what.capitalize()} {number} is larger than {bytes_max} bytes.", "event_too_large", 413)
+def _too_large(number: int, unit: str, bytes_max: int) -> PublishError:
+    return PublishError(f"{unit.capitalize()} {number} is larger than {bytes_max} bytes.", "event_too_large", 413)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sinks import new_stream
 
 from streamd.api.responses import _seq_after
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 
@@ -276,7 +276,7 @@ def test_the_event_after_a_number_is_found_in_any_numbering(
     expected = next((k for k, each in enumerate(shown) if each is not None and each > after), None)
     last = max(each for each in shown if each is not None)
     if after > last:
-        with pytest.raises(Problem, match="has not got as far"):
+        with pytest.raises(HttpError, match="has not got as far"):
             _seq_after(stream, after)
         stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
     seq = _seq_after(stream, after)

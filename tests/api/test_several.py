@@ -262,11 +262,11 @@ def test_a_response_is_read_by_its_id_at_any_worker() -> None:
                 assert found is not None
                 path = f"/v1/responses/{found[1].decode()}?stream=true"
                 await other.until(lambda other=other: other.worker.responses._elsewhere)
-                before = p.moved
+                before = p.handed_over
                 reader = await other.connect(get(path + "&starting_after=3"))
                 whole = events_in((await asker.answer()).body)
                 read = events_in((await reader.answer()).body)
-                assert p.moved == before + 1
+                assert p.handed_over == before + 1
                 assert [event.json["sequence_number"] for event in whole] == list(range(len(whole)))
                 check_rest(3, whole, read)
             # Forgotten with its stream; from then on it goes upstream.

@@ -23,7 +23,7 @@ from streamd.core.admission import (
     Limits,
     Prices,
     Resources,
-    Slot,
+    SharedNumber,
     address_key,
 )
 from streamd.core.refusal import Refusal, Retry
@@ -319,14 +319,14 @@ class TestBodies:
 class TestWorkers:
     def test_a_worker_counts_all_rows_and_writes_only_its_own(self) -> None:
         budget = budget_for(3, workers=2)
-        rows = [[0] * len(Slot), [0] * len(Slot)]
+        rows = [[0] * len(SharedNumber), [0] * len(SharedNumber)]
         first = Admission(budget, Limits(), rows[0], [rows[1]])
         second = Admission(budget, Limits(), rows[1], [rows[0]])
         assert first.admit_connection(1) is None
         assert second.admit_connection(1) is None
         assert first.admit_connection(1) is None
         assert second.admit_connection(1) is not None
-        assert [row[Slot.CONNECTIONS] for row in rows] == [2, 1]
+        assert [row[SharedNumber.CONNECTIONS] for row in rows] == [2, 1]
         assert first.saturation()["connections"] == second.saturation()["connections"] == 1.0
 
     def test_the_budget_of_the_logs_is_split_over_the_workers(self) -> None:

@@ -14,7 +14,7 @@ from sinks import RING_BYTES_MAX, RING_SLOTS, Loop, Reader, Source, agree, feed,
 from streamd.core import fanout as core_fanout
 from streamd.core import stream as core_stream
 from streamd.core.fanout import FRAMES_BYTES_MAX, FRAMES_MAX, SLICE_MAX, SlicedFanout
-from streamd.core.stream import DIRECT_READERS_MAX, Form, Policy, Stream, Sub
+from streamd.core.stream import DIRECT_READERS_MAX, Form, Policy, Stream, SubscriberState
 from streamd.reasons import CloseReason
 
 MANY = 2 * SLICE_MAX + 88  # three slices
@@ -100,7 +100,7 @@ def test_a_reader_that_joins_in_the_middle_of_a_pass_misses_nothing() -> None:
     feed(stream, 3)
     loop.turn()
     late = Reader(stream, loop)
-    assert late.state is Sub.LIVE
+    assert late.state is SubscriberState.LIVE
     feed(stream, 2)
     loop.rest()
     assert late.text == said(stream)
@@ -208,11 +208,11 @@ def stall_one(policy: Policy, rounds: int) -> tuple[Stream, Loop, Reader, list[R
 @pytest.mark.parametrize("policy", list(Policy))
 def test_a_short_stall_is_bridged_by_the_ring(policy: Policy) -> None:
     stream, loop, stalled, others = stall_one(policy, RING_SLOTS // 2)
-    assert stalled.state is Sub.PAUSED
+    assert stalled.state is SubscriberState.PAUSED
     stalled.take()
     feed(stream, 1)
     loop.rest()
-    assert (stalled.text, stalled.state) == (said(stream), Sub.LIVE)
+    assert (stalled.text, stalled.state) == (said(stream), SubscriberState.LIVE)
     assert alike(others).text == said(stream)
 
 
@@ -236,7 +236,7 @@ def test_a_reader_that_resumes_between_passes_and_is_full_at_once_loses_nothing_
     for _ in range(slices):
         loop.turn()
     slow.take(len(slow.held))
-    assert (slow.state, slow.subscriber.position, stream.log.seq_next) == (Sub.PAUSED, 4, 6)
+    assert (slow.state, slow.subscriber.position, stream.log.seq_next) == (SubscriberState.PAUSED, 4, 6)
     for _ in range(more):
         feed(stream, 1)
         loop.rest()
@@ -256,7 +256,7 @@ def test_a_reader_that_resumes_between_passes_and_is_full_at_once_loses_nothing_
 
 def test_in_passes_coalesce_loses_no_token() -> None:
     stream, loop, stalled, others = stall_one(Policy.COALESCE, 100)
-    assert (stalled.state, stalled.subscriber.ring.bytes_held) == (Sub.BEHIND, 0)
+    assert (stalled.state, stalled.subscriber.ring.bytes_held) == (SubscriberState.BEHIND, 0)
     stalled.take()
     loop.rest()
     assert stalled.text == said(stream)
@@ -266,7 +266,7 @@ def test_in_passes_coalesce_loses_no_token() -> None:
 
 def test_in_passes_drop_oldest_announces_its_gap() -> None:
     stream, loop, stalled, others = stall_one(Policy.DROP_OLDEST, 100)
-    assert stalled.state is Sub.PAUSED
+    assert stalled.state is SubscriberState.PAUSED
     stalled.take()
     loop.rest()
     assert stalled.gaps == [(3, 200 - RING_SLOTS)]
@@ -276,7 +276,7 @@ def test_in_passes_drop_oldest_announces_its_gap() -> None:
 
 def test_in_passes_close_ends_only_the_stalled_reader() -> None:
     stream, _, stalled, others = stall_one(Policy.CLOSE, 100)
-    assert (stalled.cut, stalled.state) == (1, Sub.ENDED)
+    assert (stalled.cut, stalled.state) == (1, SubscriberState.ENDED)
     assert alike(others).text == said(stream)
     assert len(stream.readers) == 99
 
@@ -291,7 +291,7 @@ def test_a_live_reader_that_a_slow_pass_has_not_reached_reads_the_log() -> None:
     feed(stream, FRAMES_MAX + 50)
     loop.rest()
     assert all(reader.text == said(stream) for reader in readers)
-    assert all(reader.state is Sub.LIVE for reader in readers)
+    assert all(reader.state is SubscriberState.LIVE for reader in readers)
 
 
 @pytest.mark.parametrize("policy", list(Policy))
@@ -305,7 +305,11 @@ def test_a_paused_reader_that_a_slow_pass_has_not_reached_gets_its_policys_outco
     loop.turn()
     feed(stream, FRAMES_MAX + 50)
     loop.rest()
-    expected = {Policy.COALESCE: Sub.BEHIND, Policy.DROP_OLDEST: Sub.PAUSED, Policy.CLOSE: Sub.ENDED}[policy]
+    expected = {
+        Policy.COALESCE: SubscriberState.BEHIND,
+        Policy.DROP_OLDEST: SubscriberState.PAUSED,
+        Policy.CLOSE: SubscriberState.ENDED,
+    }[policy]
     assert stalled.state is expected
     stalled.take()
     loop.rest()

@@ -33,7 +33,7 @@ def reading(hub: Hub, stream: Stream, reason: CloseReason = CloseReason.READER_G
     def leave(subscriber: Subscriber) -> None:
         hub.leave(subscriber, reason, now)
 
-    hub.settle(stream)
+    hub.end_grace(stream)
     return Reader(stream, Loop(), leave=leave)
 
 

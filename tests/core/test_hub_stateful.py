@@ -15,7 +15,7 @@ from sinks import Loop, Reader, Source, agree, new_hub
 from streamd.core import fanout as core_fanout
 from streamd.core import stream as core_stream
 from streamd.core.hub import body_hash
-from streamd.core.stream import CountedStream, Form, Policy, Stream, Sub, Subscriber
+from streamd.core.stream import CountedStream, Form, Policy, Stream, Subscriber, SubscriberState
 from streamd.core.terms import Terms
 from streamd.reasons import By, CloseReason
 from streamd.wire.dialect import Dialect
@@ -139,7 +139,7 @@ class Life(RuleBasedStateMachine):
 
     def say(self, stream: Stream, events: list[bytes]) -> None:
         before = stream.events
-        frame = stream.take_known(events[0], self.now) if len(events) == 1 else b""
+        frame = stream.append_if_templated(events[0], self.now) if len(events) == 1 else b""
         if frame:
             stream.hand_out(frame)
         else:
@@ -152,7 +152,7 @@ class Life(RuleBasedStateMachine):
     def join(self, stream: Stream, seq: int, policy: Policy, form: Form, capacity: int) -> None:
         if not self.known(stream):
             return
-        self.hub.settle(stream)
+        self.hub.end_grace(stream)
         self.joined.append(LeavingReader(self, stream, policy=policy, form=form, capacity=capacity, seq=seq))
 
     @precondition(lambda self: self.opened)
@@ -329,13 +329,13 @@ class Life(RuleBasedStateMachine):
             ring = subscriber.ring
             assert 0 <= ring.held <= ring.slots
             assert ring.bytes_held <= ring.bytes_max or ring.held == 1
-            if subscriber.state is not Sub.PAUSED:
+            if subscriber.state is not SubscriberState.PAUSED:
                 assert ring.held == 0
             elif reader.stream.direct:
                 assert subscriber.position + ring.held == log.seq_next
             if subscriber._gap_from:
                 assert subscriber._gap_from < subscriber.position
-            assert not (subscriber.state is Sub.LIVE and reader.paused)
+            assert not (subscriber.state is SubscriberState.LIVE and reader.paused)
             assert subscriber.bytes_delivered == sum(map(len, reader.frames))
 
     # -- the events of each reader
@@ -351,7 +351,7 @@ class Life(RuleBasedStateMachine):
             last = covered[-1] if covered else subscriber.seq_start - 1
             assert covered == list(range(subscriber.seq_start, last + 1))
             assert last < reader.stream.log.seq_next
-            if subscriber.state is not Sub.ENDED:
+            if subscriber.state is not SubscriberState.ENDED:
                 assert subscriber.position == last + 1 or subscriber._gap_from == last + 1
 
 

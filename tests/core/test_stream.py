@@ -15,7 +15,16 @@ from sinks import RING_SLOTS, Loop, Reader, Source, agree, feed, new_hub, new_st
 
 from streamd.config import ROWS
 from streamd.core import stream as core_stream
-from streamd.core.stream import APPEND_BYTES_MAX, MARK_EVENTS, CountedStream, Form, Policy, Stream, Sub, Turn
+from streamd.core.stream import (
+    APPEND_BYTES_MAX,
+    MARK_EVENTS,
+    CountedStream,
+    Form,
+    Policy,
+    Stream,
+    SubscriberEvent,
+    SubscriberState,
+)
 from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
@@ -89,9 +98,9 @@ def test_the_same_bytes_object_goes_to_all_readers() -> None:
 def test_a_templated_event_is_handled_like_any_event() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
-    assert not stream.take_known(event("a"), 1.0)
+    assert not stream.append_if_templated(event("a"), 1.0)
     feed(stream, 1)
-    frame = stream.take_known(event("2 "), 2.0)
+    frame = stream.append_if_templated(event("2 "), 2.0)
     assert reader.seqs == [1]
     stream.hand_out(frame)
     assert reader.seqs == [1, 2]
@@ -108,10 +117,10 @@ def test_a_short_pause_is_bridged_by_the_ring_in_one_write() -> None:
     feed(stream, 2)
     reader.stall()
     feed(stream, 10)
-    assert reader.state is Sub.PAUSED
+    assert reader.state is SubscriberState.PAUSED
     assert reader.subscriber.ring.held == 9  # the first of them stays with the transport
     reader.take()
-    assert reader.state is Sub.LIVE
+    assert reader.state is SubscriberState.LIVE
     assert len(reader.frames) == 4
     assert reader.seqs == list(range(1, 13))
     feed(stream, 1)
@@ -125,7 +134,7 @@ def test_a_pause_without_events_writes_nothing() -> None:
     reader.stall()
     feed(stream, 1)
     reader.take()
-    assert (reader.state, len(reader.frames)) == (Sub.LIVE, 1)
+    assert (reader.state, len(reader.frames)) == (SubscriberState.LIVE, 1)
 
 
 def test_events_of_one_read_enter_the_ring_one_by_one() -> None:
@@ -143,7 +152,7 @@ def test_a_pause_in_the_middle_of_a_read_misses_nothing() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop, capacity=100)
     stream.append_all([event("a"), event("b")], 1.0)
-    assert reader.state is Sub.PAUSED
+    assert reader.state is SubscriberState.PAUSED
     stream.append_all([event("c"), event("d")], 1.0)
     reader.take()
     assert reader.text == "abcd"
@@ -163,10 +172,10 @@ def test_coalesce_drops_the_ring_and_catches_up_from_the_log() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     overflow(reader, stream)
-    assert reader.state is Sub.BEHIND
+    assert reader.state is SubscriberState.BEHIND
     assert reader.subscriber.ring.held == reader.subscriber.ring.bytes_held == 0
     reader.take()
-    assert reader.state is Sub.LIVE
+    assert reader.state is SubscriberState.LIVE
     assert reader.text == said(stream)
     assert reader.gaps == []
     assert (
@@ -185,8 +194,8 @@ def test_a_catch_up_writes_one_piece_a_turn() -> None:
     overflow(reader, stream, 3000)
     writes = len(reader.frames)
     reader.take()
-    assert (reader.state, len(reader.frames)) == (Sub.CATCHING, writes + 1)
-    while reader.state is Sub.CATCHING:
+    assert (reader.state, len(reader.frames)) == (SubscriberState.CATCHING, writes + 1)
+    while reader.state is SubscriberState.CATCHING:
         before = len(reader.frames)
         loop.turn()
         assert len(reader.frames) - before == 1
@@ -206,10 +215,10 @@ def test_a_reader_that_stalls_again_in_its_catch_up_loses_nothing() -> None:
         loop.turn()
         feed(stream, 10)
         seen.add(reader.state)
-    assert {Sub.BEHIND, Sub.PAUSED} <= seen
+    assert {SubscriberState.BEHIND, SubscriberState.PAUSED} <= seen
     reader.take()
     loop.rest()
-    assert reader.state is Sub.LIVE
+    assert reader.state is SubscriberState.LIVE
     assert reader.text == said(stream)
 
 
@@ -249,7 +258,7 @@ def test_a_paused_reader_behind_the_log_gets_a_gap() -> None:
     reader.stall()
     feed(stream, 10)
     stream.log.trim_to(0)
-    assert reader.state is Sub.PAUSED
+    assert reader.state is SubscriberState.PAUSED
     reader.take()
     loop.rest()
     assert reader.gaps == [(5, 13)]
@@ -260,7 +269,11 @@ def test_a_paused_reader_behind_the_log_gets_a_gap() -> None:
 
 # -- each policy
 
-FULL_RING = {Policy.COALESCE: Sub.BEHIND, Policy.DROP_OLDEST: Sub.PAUSED, Policy.CLOSE: Sub.ENDED}
+FULL_RING = {
+    Policy.COALESCE: SubscriberState.BEHIND,
+    Policy.DROP_OLDEST: SubscriberState.PAUSED,
+    Policy.CLOSE: SubscriberState.ENDED,
+}
 
 
 @pytest.mark.parametrize("policy", Policy)
@@ -278,8 +291,8 @@ def test_a_policy_without_a_branch_is_an_error_and_never_another_policy() -> Non
     feed(stream, 1)
     reader.subscriber.policy = "unheard_of"  # type: ignore[assignment]
     with pytest.raises(AssertionError, match="unheard_of"):
-        reader.subscriber.miss(10)
-    assert reader.state is Sub.PAUSED
+        reader.subscriber.frames_gone(10)
+    assert reader.state is SubscriberState.PAUSED
 
 
 def test_settings_accept_exactly_the_policies_that_exist() -> None:
@@ -294,9 +307,9 @@ def test_drop_oldest_keeps_the_newest_and_says_what_is_missing() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop, policy=Policy.DROP_OLDEST)
     overflow(reader, stream, 100)
-    assert reader.state is Sub.PAUSED
+    assert reader.state is SubscriberState.PAUSED
     reader.take()
-    assert reader.state is Sub.LIVE
+    assert reader.state is SubscriberState.LIVE
     last = stream.events
     assert reader.gaps == [(5, last - RING_SLOTS)]
     assert reader.seqs == [1, 2, 3, 4, *range(last - RING_SLOTS + 1, last + 1)]
@@ -337,7 +350,7 @@ def test_close_ends_only_the_slow_reader() -> None:
     other = Reader(stream, loop)
     overflow(reader, stream)
     other_got = other.seqs
-    assert (reader.state, reader.cut) == (Sub.ENDED, 1)
+    assert (reader.state, reader.cut) == (SubscriberState.ENDED, 1)
     assert reader.subscriber in stream.readers  # it leaves from its own callback, not inside append()
     loop.rest()
     assert stream.readers == [other.subscriber]
@@ -350,7 +363,7 @@ def test_close_bridges_a_pause_that_fits_the_ring() -> None:
     reader = Reader(stream, loop, policy=Policy.CLOSE)
     reader.stall()
     feed(stream, RING_SLOTS + 1)
-    assert (reader.state, reader.cut) == (Sub.PAUSED, 0)
+    assert (reader.state, reader.cut) == (SubscriberState.PAUSED, 0)
     reader.take()
     assert reader.seqs == list(range(1, RING_SLOTS + 2))
 
@@ -364,7 +377,7 @@ def test_late_joiners_and_resumes_begin_at_the_seq_that_they_name(seq: int) -> N
     feed(stream, 100)
     reader = Reader(stream, loop, seq=seq)
     loop.rest()
-    assert reader.state is Sub.LIVE
+    assert reader.state is SubscriberState.LIVE
     assert reader.text == "".join(f"{k} " for k in range(seq, 101))
     assert len(reader.events) <= 1
     feed(stream, 2)
@@ -388,7 +401,7 @@ def test_a_reader_that_begins_with_a_full_transport_waits() -> None:
     stream, loop = new_stream(), Loop()
     feed(stream, 5)
     reader = Reader(stream, loop, capacity=0)
-    assert reader.state is Sub.BEHIND
+    assert reader.state is SubscriberState.BEHIND
     feed(stream, 5)
     reader.take()
     loop.rest()
@@ -412,16 +425,16 @@ def test_http10_reads_the_log_with_its_own_framing() -> None:
     stream, loop = new_stream(), Loop()
     feed(stream, 3)
     reader = Reader(stream, loop, form=Form.BARE)
-    assert reader.state is Sub.FOLLOWING
+    assert reader.state is SubscriberState.FOLLOWING
     feed(stream, 3)
     assert reader.text == said(stream)
     assert reader.seqs == [3, 4, 5, 6]
     reader.stall()
     feed(stream, 500)
-    assert reader.state is Sub.BEHIND
+    assert reader.state is SubscriberState.BEHIND
     reader.take()
     loop.rest()
-    assert reader.state is Sub.FOLLOWING
+    assert reader.state is SubscriberState.FOLLOWING
     assert reader.text == said(stream)
     check_counters(reader)
 
@@ -442,7 +455,7 @@ def test_a_raw_reader_gets_only_the_bytes_of_the_events(form: Form) -> None:
     loop.rest()
     reader.subscriber.farewell(message="go", retry_ms=1)
     assert reader.body == b"".join(events)
-    assert reader.state is Sub.ENDED
+    assert reader.state is SubscriberState.ENDED
 
 
 def test_a_raw_reader_that_lost_bytes_is_cut_off() -> None:
@@ -552,7 +565,7 @@ def test_an_event_that_the_state_does_not_allow_is_a_bug() -> None:
     stream, loop = new_stream(), Loop()
     reader = Reader(stream, loop)
     with pytest.raises(AssertionError, match="RESUME"):
-        reader.subscriber._go(Turn.RESUME)
+        reader.subscriber._go(SubscriberEvent.RESUME)
 
 
 # -- beside the events
@@ -582,7 +595,7 @@ def test_a_farewell_names_the_readers_position() -> None:
     assert last.json["last_id"] == f"{stream.id}:7"
     assert b"retry: 1500\n" in reader.body
     assert stream.events == 7
-    assert reader.state is Sub.ENDED
+    assert reader.state is SubscriberState.ENDED
 
 
 def test_the_upstreams_id_of_a_response_is_registered_once() -> None:
@@ -687,7 +700,7 @@ def test_every_byte_offset_is_found_in_its_event(reads: list[list[str]], mark_ev
     with mock.patch.object(core_stream, "MARK_EVENTS", mark_events):
         for texts in reads:
             events = [event(text) for text in texts]
-            if len(events) > 1 or not stream.take_known(events[0], 1.0):
+            if len(events) > 1 or not stream.append_if_templated(events[0], 1.0):
                 stream.append_all(events, 1.0)
             whole += b"".join(events)
     assert stream.event_bytes == len(whole)

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--once", action="store_true", help="no value")
     serve.add_argument("--secret", help=argparse.SUPPRESS)
     for row in ROWS:
-        serve.add_argument(row.flag, metavar="X", help=row.what)
+        serve.add_argument(row.flag, metavar="X", help=row.meaning)
     mock = commands.add_parser("mock-llm", help="mock", description="A mock.")
     mock.add_argument("--fault", choices=("stall", "break"), help="which")
     check = commands.add_parser("check-config", help="check", description="Check.")

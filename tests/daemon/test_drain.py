@@ -348,21 +348,21 @@ def test_the_accept_queue_is_emptied_before_anything_is_closed() -> None:
         assert asked == [False] and r.runtime.draining
 
 
-def test_a_drain_waits_for_splices_to_other_workers() -> None:
+def test_a_drain_waits_for_tunnels_to_other_workers() -> None:
     """The stream behind the bytes belongs to the other worker, which makes the same decision about it."""
     with serving() as r:
         carried = Carried()
-        r.runtime.splices.add(carried)  # type: ignore[arg-type]
+        r.runtime.tunnels.add(carried)  # type: ignore[arg-type]
         begin(r)
         r.pass_time(TIMEOUT_S / 2)
         assert not r.worker.drained.done()
-        r.runtime.splices.discard(carried)  # type: ignore[arg-type]
+        r.runtime.tunnels.discard(carried)  # type: ignore[arg-type]
         r.pass_time(STEP_S)
         assert report(r) == Report()
 
 
 class Carried:
-    """Stands for a splice, of which the drain asks only whether it is there."""
+    """Stands for a tunnel, of which the drain asks only whether it is there."""
 
 
 def test_readers_that_are_told_over_several_turns_stop_no_generation_either(monkeypatch: pytest.MonkeyPatch) -> None:

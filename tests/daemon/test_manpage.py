@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--mode", choices=("fast", "slow"), default="fast", help="%(default)s unless set")
     serve.add_argument("--hushed", help=argparse.SUPPRESS)
     for row in ROWS:
-        serve.add_argument(row.flag, dest=row.dest, metavar=row.kind.value.upper(), help=row.what.replace("%", "%%"))
+        serve.add_argument(row.flag, dest=row.dest, metavar=row.kind.value.upper(), help=row.meaning.replace("%", "%%"))
     check = commands.add_parser("check-config", help="check", description="Check a file.")
     check.add_argument("file", metavar="FILE", help=".dotted help")
     commands.add_parser("internal")
@@ -83,7 +83,7 @@ def test_indented_lines_stay_unchanged(command_page: str) -> None:
 def test_only_settings_of_the_first_section_are_explained_beside_their_flags(command_page: str) -> None:
     shown = _shown(command_page)
     for row in ROWS:
-        assert (f"\n{row.what}\n" in shown) == (row.section == ROWS[0].section), row.key
+        assert (f"\n{row.meaning}\n" in shown) == (row.section == ROWS[0].section), row.key
 
 
 def test_every_setting_is_in_the_page_with_its_allowed_values(settings_page: str) -> None:

@@ -14,7 +14,7 @@ from streamd.counters import Counters
 from streamd.daemon import shared as shared_module
 from streamd.daemon.shared import BEAT_STALE_S, VERSION, Shared, create
 from streamd.net import totals
-from streamd.net.totals import Row, Totals
+from streamd.net.totals import CounterRow, Totals
 
 WORKERS = 3
 
@@ -60,7 +60,7 @@ def test_a_sum_never_falls_while_a_worker_is_buried(fd: int, monkeypatch: pytest
     writer.publish(Totals(counters))
     add_up, looks = totals.add_up, 0
 
-    def torn(rows: Sequence[Row], names: Sequence[str]) -> Totals:
+    def torn(rows: Sequence[CounterRow], names: Sequence[str]) -> Totals:
         """The first attempt reads the base row, then the worker is buried, then it reads the other rows."""
         nonlocal looks
         looks += 1

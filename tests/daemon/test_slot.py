@@ -31,7 +31,7 @@ def alone() -> Iterator[Parent]:
     settings = Settings(workers=2, worker_stuck_s=STUCK_S)
     parent = Parent(settings, lambda: settings, systemd.Notifier.from_environ({}, os.getpid()), [], lambda: 1000.0)
     yield parent
-    for fd in (parent._counters, *parent._kept):
+    for fd in (parent._counters, *parent._snapshots):
         os.close(fd)
     for sock in (sock for pair in parent._pairs for sock in pair):
         sock.close()

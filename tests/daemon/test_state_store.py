@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, Rig, chunk, event, events_in, get, post, rig
 
-from streamd.core.kept import FACTS_BYTES, KeptStream, keep
+from streamd.core.snapshot import FACTS_BYTES, Snapshot, take_snapshot
 from streamd.core.stream import Stream
 from streamd.daemon import logs, state_store, systemd
 from streamd.daemon.state_store import FILE, StateStore, put_streams, take_streams
@@ -98,17 +98,17 @@ def generation(r: Rig, *events: bytes, end: bool = True) -> Stream:
     return stream
 
 
-def some() -> list[KeptStream]:
+def some() -> list[Snapshot]:
     with rig() as r:
         streams = [generation(r, event("Hel"), event(str(k)), end=k % 2 == 0) for k in range(4)]
-        return [keep(r.runtime.hub, stream, r.runtime.time(), r.runtime.unix_time()) for stream in streams]
+        return [take_snapshot(r.runtime.hub, stream, r.runtime.time(), r.runtime.unix_time()) for stream in streams]
 
 
 def fresh(place: systemd.Notifier, state_dir: Path | None = None, stored: tuple[int, ...] = ()) -> StateStore:
     return StateStore(place, str(state_dir or ""), [os.dup(fd) for fd in stored])
 
 
-def saved(store: StateStore, streams: list[KeptStream]) -> tuple[str, ...]:
+def saved(store: StateStore, streams: list[Snapshot]) -> tuple[str, ...]:
     return store.put(streams, in_memory=True)
 
 
@@ -528,10 +528,10 @@ def test_a_slots_memory_that_fills_up_holds_nothing(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     with pytest.raises(OSError, match="No space"):
-        state_store.write_kept(fd, some())
+        state_store.write_snapshots(fd, some())
     assert os.fstat(fd).st_size == 0
     monkeypatch.undo()
-    assert list(state_store.read_kept(fd)) == []
+    assert list(state_store.read_snapshots(fd)) == []
     os.close(fd)
 
 

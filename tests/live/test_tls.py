@@ -24,7 +24,7 @@ from tlspeer import TlsClient, client_context, make_certificate
 from streamd.api.publish import Publisher
 from streamd.config import ConfigError
 from streamd.core.stream import Policy
-from streamd.daemon import access_files
+from streamd.daemon import credential_files
 from streamd.net.client import ClientConnection
 from streamd.net.tls import PIECE_BYTES_MAX, TlsFilesError, load_context
 from streamd.reasons import CloseReason
@@ -248,7 +248,7 @@ def test_a_reader_that_leaves_over_tls_cancels_the_generation(files: dict[str, s
 
 
 def test_a_renewed_certificate_is_loaded(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_files, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(credential_files, "LOOK_EVERY_S", 0.0)
     cert = Path(files["tls_cert"])
 
     async def main() -> None:

@@ -32,14 +32,14 @@ CORE: Final = (
     Mutant(
         "the first of two losses in a row is never announced",
         "core/stream.py",
-        "Subscriber._lose",
+        "Subscriber._record_gap",
         "if not self._gap_from:",
         "if True:",
     ),
     Mutant(
         "a loss of many events is counted as a single event",
         "core/stream.py",
-        "Subscriber._lose",
+        "Subscriber._record_gap",
         "self.dropped += until - first",
         "self.dropped += 1",
     ),
@@ -60,8 +60,8 @@ CORE: Final = (
     Mutant(
         "a paused reader gets no gap event for frames that the fan-out dropped under drop_oldest",
         "core/stream.py",
-        "Subscriber.miss",
-        "            self._lose(self.own_position, first)\n",
+        "Subscriber.frames_gone",
+        "            self._record_gap(self.own_position, first)\n",
         "",
         ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     ),
@@ -159,7 +159,7 @@ CORE: Final = (
     Mutant(
         "an event as short as its template's two ends is kept as a text",
         "core/replay.py",
-        "ReplayLog.join",
+        "ReplayLog.append_text",
         "if text and text.translate(PLAIN) is text:",
         "if text.translate(PLAIN) is text:",
     ),
@@ -218,7 +218,7 @@ CORE: Final = (
         "ReplayLog.of_parts",
         " - len(log._tail)\n",
         "\n",
-        ("tests/core/test_kept.py",),
+        ("tests/core/test_snapshot.py",),
     ),
     Mutant(
         "a saved log that lacks its last events is taken for whole",
@@ -226,7 +226,7 @@ CORE: Final = (
         "check_parts",
         "if seq != parts.seq_next:",
         "if False:",
-        ("tests/core/test_kept.py",),
+        ("tests/core/test_snapshot.py",),
     ),
     Mutant(
         "log_events_max does not bound the log",
@@ -289,7 +289,7 @@ CORE: Final = (
     Mutant(
         "a place among the detached is not given back",
         "core/hub.py",
-        "Hub.settle",
+        "Hub.end_grace",
         "            self.detached -= 1\n",
         "",
     ),
@@ -317,7 +317,7 @@ CORE: Final = (
     Mutant(
         "when memory runs short, the newest finished streams are removed first",
         "core/hub.py",
-        "Hub.relieve",
+        "Hub.free_log_memory",
         "key=lambda s: s.sealed_at",
         "key=lambda s: -s.sealed_at",
     ),
@@ -335,38 +335,38 @@ CORE: Final = (
         "            self._forget_on_remove.pop(kept.stream.id, None)\n",
         "            pass\n",
     ),
-    # core/kept.py: checksums and bounds
+    # core/snapshot.py: checksums and bounds
     Mutant(
         "a damaged record of a saved state is believed",
-        "core/kept.py",
+        "core/snapshot.py",
         "load",
         "if _digest(kind, body) != digest:",
         "if False:",
     ),
     Mutant(
         "streams whose retention is over come back with a restart",
-        "core/kept.py",
+        "core/snapshot.py",
         "restore",
-        "if not kept.live and sealed_at + facts.retention_s <= now:",
+        "if not snapshot.live and sealed_at + facts.retention_s <= now:",
         "if False:",
     ),
     Mutant(
         "the streams that are saved over a restart have no bound",
-        "core/kept.py",
+        "core/snapshot.py",
         "choose",
         "            bytes_max -= held\n",
         "",
     ),
     Mutant(
         "readers of a cut generation that were told to come back find no stream",
-        "core/kept.py",
-        "keep",
+        "core/snapshot.py",
+        "take_snapshot",
         "retention_s = max(retention_s, stream.terms.resume_grace_s)",
         "pass",
     ),
     Mutant(
         "a saved state's upstream name becomes a header unchecked",
-        "core/kept.py",
+        "core/snapshot.py",
         "_check_facts",
         "        _field_value(facts.upstream),\n",
         "",
@@ -428,7 +428,7 @@ CORE: Final = (
         "max(-DEBT_MINUTES_MAX * per_minute, min(per_minute, level))",
         "min(per_minute, level)",
     ),
-    # core/keys.py, core/auth.py, core/tokens.py, api/access.py: rights and expiry
+    # core/keys.py, core/auth.py, core/tokens.py, api/rights.py: rights and expiry
     Mutant(
         "a key works in the second in which it expires",
         "core/keys.py",
@@ -469,29 +469,29 @@ CORE: Final = (
 API: Final = (
     Mutant(
         "a browser's cookie publishes for any page",
-        "api/access.py",
-        "Access._grant",
+        "api/rights.py",
+        "Rights._grant",
         "tokens.token_to_publish if publish else tokens.token_to_read",
         "tokens.token_to_read",
     ),
     Mutant(
         "strangers without a credential own each other's streams",
-        "api/access.py",
-        "Access._owns",
+        "api/rights.py",
+        "Rights._owns",
         "principal is ANONYMOUS or ",
         "",
     ),
     Mutant(
         "a key reads named streams outside of its routes",
-        "api/access.py",
-        "Access.check_read",
+        "api/rights.py",
+        "Rights.check_read",
         "elif (refusal := principal.key.refuse_route(request.path)) is not None:",
         "elif False:",
     ),
     Mutant(
         "any key stops the streams of all others",
-        "api/access.py",
-        "Access.check_write",
+        "api/rights.py",
+        "Rights.check_write",
         "self._owns(principal, stream)",
         "principal.key is not None",
     ),
@@ -520,7 +520,7 @@ API: Final = (
         "the bytes of a published body are counted as held for ever",
         "api/publish.py",
         "Publishing._end",
-        "            self._runtime.let_body_go(self._held_bytes)\n",
+        "            self._runtime.release_body(self._held_bytes)\n",
         "",
     ),
     Mutant(
@@ -534,7 +534,7 @@ API: Final = (
         "a stranger takes over the name of a sealed stream",
         "api/publish.py",
         "Publish.open_named",
-        "            self._access.check_write(request, known)\n",
+        "            self._rights.check_write(request, known)\n",
         "",
     ),
     Mutant(
@@ -569,7 +569,7 @@ API: Final = (
         "the bytes of a rewritten body are counted as held for ever",
         "api/relay.py",
         "Relay._say_once",
-        "            self._runtime.let_body_go(len(request.body))\n",
+        "            self._runtime.release_body(len(request.body))\n",
         "",
     ),
     Mutant(
@@ -583,7 +583,7 @@ API: Final = (
         "a resuming POST reads any stream",
         "api/relay.py",
         "Relay._resumes",
-        "        self._access.check_read(request, stream)\n",
+        "        self._rights.check_read(request, stream)\n",
         "",
     ),
     Mutant(
@@ -670,7 +670,7 @@ WIRE: Final = (
     ),
     Mutant(
         "a read that does not end with its chunk is taken for a whole chunk",
-        "wire/quick.py",
+        "wire/fast_chunk.py",
         "one_chunk",
         " or read[-2:] != _CRLF",
         "",
@@ -882,7 +882,7 @@ NET: Final = (
         "the bytes of a body that is refused halfway stay counted",
         "net/intake.py",
         "Intake.break_off",
-        "            self._runtime.let_body_go(len(held))\n",
+        "            self._runtime.release_body(len(held))\n",
         "            pass\n",
     ),
     Mutant(
@@ -925,7 +925,7 @@ NET: Final = (
         "bytes that arrive in the same turn as a FIN are lost",
         "net/upstream.py",
         "UpstreamConnection.eof_received",
-        "        self.work_off()\n",
+        "        self.flush_read()\n",
         "",
     ),
     Mutant(
@@ -1001,7 +1001,7 @@ NET: Final = (
         "            pass\n",
         ("tests/net/test_fetch.py", "tests/net/test_exchange.py"),
     ),
-    # net/peers.py, net/splice.py, net/tls.py, net/sweep.py
+    # net/peers.py, net/tunnel.py, net/tls.py, net/sweep.py
     Mutant(
         "a descriptor leaks each time the kernel refuses to pass one on",
         "net/peers.py",
@@ -1032,29 +1032,29 @@ NET: Final = (
     ),
     Mutant(
         "a client that the network lost counts as a client that left",
-        "net/splice.py",
-        "Splice.client_lost",
+        "net/tunnel.py",
+        "Tunnel.client_lost",
         "self._owner.transport.abort()",
         "self._owner.transport.write_eof()",
     ),
     Mutant(
-        "a splice's end is never given back to admission",
-        "net/splice.py",
-        "Splice.side_ended",
+        "a tunnel's end is never given back to admission",
+        "net/tunnel.py",
+        "Tunnel.side_ended",
         "            runtime.admission.release_connection(self.pair_bytes)\n",
         "",
     ),
     Mutant(
         "an owner's close is never noticed behind a stalled client",
-        "net/splice.py",
-        "Spliced.pause_writing",
-        "            self.splice.client_paused()\n",
+        "net/tunnel.py",
+        "TunnelEnd.pause_writing",
+        "            self.tunnel.client_paused()\n",
         "            pass\n",
     ),
     Mutant(
         "a client that leaves while its pair is set up is kept as a reader",
-        "net/splice.py",
-        "Splice._connect",
+        "net/tunnel.py",
+        "Tunnel._connect",
         "            self.client_left()\n",
         "            pass\n",
     ),
@@ -1100,7 +1100,7 @@ DAEMON: Final = (
         "a drain ends while bytes are carried to another worker",
         "daemon/drain.py",
         "Drain._held_open",
-        "if self._runtime.splices:",
+        "if self._runtime.tunnels:",
         "if False:",
     ),
     Mutant(
@@ -1114,7 +1114,7 @@ DAEMON: Final = (
         "a live published stream is dropped at a restart when the logs are over budget",
         "daemon/state_store.py",
         "take_streams",
-        "if not kept.live and ",
+        "if not snapshot.live and ",
         "if ",
     ),
     Mutant(
@@ -1141,7 +1141,7 @@ DAEMON: Final = (
     Mutant(
         "a save that ran out of memory leaves half a file",
         "daemon/state_store.py",
-        "write_kept",
+        "write_snapshots",
         "    except OSError:\n        os.ftruncate(fd, 0)\n",
         "    except OSError:\n",
         ("tests/daemon/test_state_store.py", "tests/daemon/test_shared.py"),

@@ -9,19 +9,19 @@ from typing import Final, NamedTuple
 
 # The tests of modules without a test file of the same name.
 TESTS_OF: Final = {
-    "api/access.py": ("tests/api/test_access.py",),
-    "api/publish.py": ("tests/api/test_publish.py", "tests/api/test_access.py"),
-    "api/relay.py": ("tests/live/test_resume.py", "tests/api/test_relaying.py", "tests/api/test_access.py"),
+    "api/rights.py": ("tests/api/test_rights.py",),
+    "api/publish.py": ("tests/api/test_publish.py", "tests/api/test_rights.py"),
+    "api/relay.py": ("tests/live/test_resume.py", "tests/api/test_relaying.py", "tests/api/test_rights.py"),
     "api/streams.py": ("tests/live/test_resume.py", "tests/api/test_publish.py", "tests/api/test_relaying.py"),
     "core/fanout.py": ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     "core/hub.py": ("tests/core/test_hub.py", "tests/core/test_hub_stateful.py"),
-    "net/answer.py": ("tests/net/test_answer.py", "tests/net/test_client.py", "tests/api/test_access.py"),
-    "net/client.py": ("tests/net/test_client.py", "tests/api/test_access.py"),
+    "net/answer.py": ("tests/net/test_answer.py", "tests/net/test_client.py", "tests/api/test_rights.py"),
+    "net/client.py": ("tests/net/test_client.py", "tests/api/test_rights.py"),
     "net/fetch.py": ("tests/api/test_operating.py",),
     "net/intake.py": ("tests/net/test_client.py",),
     "net/origin.py": ("tests/net/test_client.py",),
     "net/outlet.py": ("tests/net/test_client.py",),
-    "net/tls.py": ("tests/net/test_splice.py", "tests/live/test_tls.py"),
+    "net/tls.py": ("tests/net/test_tunnel.py", "tests/live/test_tls.py"),
     "net/upstream.py": ("tests/net/test_upstream.py", "tests/net/test_exchange.py"),
     "wire/dialects/api.py": ("tests/wire/test_dialect.py",),
     "wire/dialects/chat.py": ("tests/wire/test_template.py", "tests/wire/test_dialect.py"),
@@ -33,7 +33,14 @@ TESTS_OF: Final = {
 SIMULATED: Final = frozenset(
     {
         *("core/stream.py", "core/ring.py", "core/replay.py", "core/fanout.py", "core/hub.py", "core/admission.py"),
-        *("wire/http1.py", "wire/chunked.py", "wire/quick.py", "wire/sse.py", "wire/template.py", "wire/dialect.py"),
+        *(
+            "wire/http1.py",
+            "wire/chunked.py",
+            "wire/fast_chunk.py",
+            "wire/sse.py",
+            "wire/template.py",
+            "wire/dialect.py",
+        ),
         *("wire/dialects/api.py", "wire/dialects/chat.py", "wire/dialects/gemini.py", "wire/dialects/members.py"),
         *("net/client.py", "net/answer.py", "net/intake.py", "net/origin.py", "net/outlet.py"),
         *("net/upstream.py", "net/exchange.py", "net/attempt.py", "net/sweep.py"),

@@ -9,7 +9,7 @@ from fakes import Client, Rig, get, rig
 
 from streamd.net.answer import TRANSITIONS, Answer, AnswerEvent, AnswerState, Pending
 from streamd.net.application import Plan
-from streamd.net.problem import not_found
+from streamd.net.http_error import not_found
 from streamd.reasons import CloseReason
 
 

@@ -750,13 +750,13 @@ def test_a_head_request_for_a_stream_gets_its_head_alone() -> None:
 
 @pytest.mark.parametrize(("status", "limit"), [(503, "no_upstream_available"), (429, "rate_limited")])
 def test_an_event_source_that_is_refused_for_now_gets_a_retry_line(status: int, limit: str) -> None:
-    from streamd.net.problem import Problem
+    from streamd.net.http_error import HttpError
 
     with rig() as r:
         reason = CloseReason.OVER_BUDGET if status == 503 else CloseReason.RATE_LIMITED
 
         def refuse(answer: Answer) -> None:
-            raise Problem(status, "Not now.", code=limit, reason=reason, retry_after_s=3)
+            raise HttpError(status, "Not now.", code=limit, reason=reason, retry_after_s=3)
 
         r.worker.application.plan = refuse  # type: ignore[assignment]
         source = r.client(get("/v1/streams/x", "Accept: text/event-stream"))
@@ -907,7 +907,7 @@ def test_a_bug_in_mid_stream_ends_the_connection() -> None:
 
 
 def test_a_problem_between_requests_ends_the_connection() -> None:
-    from streamd.net.problem import not_found
+    from streamd.net.http_error import not_found
 
     with rig() as r:
         client = r.client()

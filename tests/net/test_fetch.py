@@ -13,7 +13,7 @@ from streamd.config import UpstreamSettings
 from streamd.net import upstream as upstream_module
 from streamd.net.attempt import Ask
 from streamd.net.fetch import ANSWER_BYTES_MAX, TIMEOUT_S, Fetch
-from streamd.net.upstream import Up, Upstream, UpstreamConnection
+from streamd.net.upstream import Upstream, UpstreamConnection, UpstreamState
 from streamd.wire.http1 import LocalProtocolError
 
 PORT = 1
@@ -61,8 +61,8 @@ class Fetching:
             not ours
             and not asyncio.all_tasks(self.r.loop)
             and self.upstream.in_flight == 0
-            and all(link.at in (Up.IDLE, Up.CLOSED) for link in links)
-            and self.upstream.idle == sum(link.at is Up.IDLE for link in links)
+            and all(link.at in (UpstreamState.IDLE, UpstreamState.CLOSED) for link in links)
+            and self.upstream.idle == sum(link.at is UpstreamState.IDLE for link in links)
         )
 
 

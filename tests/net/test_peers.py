@@ -42,7 +42,7 @@ async def opened(p: Pair, daemon: Daemon, name: str, *, seal: bool = True) -> No
     assert answer.status == 201, answer.body
     said = get(f"/v1/streams/{name}/events" + ("?seal=finished" if seal else ""), "Content-Length: 5", method="PUT")
     assert (await daemon.ask(said + b"hello", method="PUT")).status == 200
-    assert p.moved == 0
+    assert p.handed_over == 0
 
 
 # -- the owners of streams and names
@@ -145,7 +145,7 @@ def test_a_message_too_long_for_a_datagram_goes_in_shared_memory(ends: Ends) -> 
     near, far = socket.socketpair()
     data = os.urandom(3 * DATAGRAM_BYTES_MAX)
     for size in (0, 100, DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MAX + 1, len(data)):
-        passed = Passed(near, "public", 54_000, ("192.0.2.1", 99), data[:size], spliced=True)
+        passed = Passed(near, "public", 54_000, ("192.0.2.1", 99), data[:size], tunnelled=True)
         assert ends.peers.pass_on(0, passed)
         assert ends.peers.tell(0, "kind", data[:size])
         ends.turn()
@@ -155,7 +155,7 @@ def test_a_message_too_long_for_a_datagram_goes_in_shared_memory(ends: Ends) -> 
         got.sock.send(b"x")
         assert far.recv(10) == b"x"
     assert not ends.peers.tell(0, "kind", bytes(MEMORY_BYTES_MAX + 1))
-    assert ends.counters.moved == 5 and not ends.bugs
+    assert ends.counters.handed_over == 5 and not ends.bugs
     near.close()
     far.close()
 
@@ -167,7 +167,7 @@ def test_messages_wait_for_a_late_owner_up_to_a_bound(ends: Ends) -> None:
     sent = 0
     while ends.peers.pass_on(1, passed):
         sent += 1
-    assert sent > OUTBOX_MAX and ends.counters.moved == sent
+    assert sent > OUTBOX_MAX and ends.counters.handed_over == sent
     assert not ends.peers.tell(1, "kind", b"") and not ends.peers.tell(1, "kind", bytes(100_000))
     assert ends.peers.tell(2, "kind", b"")  # a worker that isn't late gets everything
     for k in range(sent):
@@ -213,7 +213,7 @@ def test_a_message_that_the_kernel_refuses_leaves_no_descriptor_open(ends: Ends,
     for _ in range(3):
         assert not ends.peers.pass_on(1, passed)
         assert not ends.peers.tell(1, "kind", bytes(size))
-    assert ends.counters.moved == waiting
+    assert ends.counters.handed_over == waiting
     near.send(b"x")
     assert far.recv(10) == b"x"
     near.close()
@@ -318,7 +318,7 @@ def test_reads_and_stops_reach_the_owner(tmp_path: Path, over: str) -> None:
             assert (await (await ask(get(f"/v1/streams/{name}", method="DELETE"), "DELETE")).answer()).status == 204
             assert not p.b.streams
             assert (await (await ask(get(f"/v1/streams/{name}"))).answer()).status == 404
-            assert p.a.runtime.counters.moved == 7 and p.b.runtime.counters.moved == 0
+            assert p.a.runtime.counters.handed_over == 7 and p.b.runtime.counters.handed_over == 0
             assert p.a.runtime.counters.connections_closed[CloseReason.MOVED] == 7
             await p.a.until(lambda: not p.a.runtime.clients)
             assert p.a.runtime.counters.requests == 0 and p.b.runtime.counters.requests == 7
@@ -341,7 +341,7 @@ def test_a_generation_is_resumed_through_either_worker() -> None:
                 for reader in readers:
                     events = events_in((await reader.answer()).body)
                     assert events[0].seq >= 2 and text_of(events) == text_of(whole[1:])
-            assert p.mock.stats.requests.total() == 2 and p.moved == 4
+            assert p.mock.stats.requests.total() == 2 and p.handed_over == 4
 
     run(main)
 
@@ -377,7 +377,7 @@ def test_a_kept_alive_connection_moves_between_owners() -> None:
                 await conn.until(lambda conn, k=k: len(conn.answers) == k + 1 and conn.answers[k].whole)
             assert [answer.status for answer in conn.answers] == [200] * 6
             assert [names[k % 2].encode() in answer.body for k, answer in enumerate(conn.answers)] == [True] * 6
-            assert p.moved == 5  # a, then b, a, b, a, b
+            assert p.handed_over == 5  # a, then b, a, b, a, b
             assert [len(each.runtime.clients) for each in p.both] == [0, 1]
             assert [p.boards[0].connections(slot) for slot in range(2)] == [0, 1]
 
@@ -543,7 +543,7 @@ def test_fresh_connections_are_spread_when_they_are_accepted(speaks: bool) -> No
             await p.a.until(lambda: sum(len(each.runtime.clients) for each in p.both) == 400)
             counts = sorted(len(each.runtime.clients) for each in p.both)
             assert counts[1] <= 1.15 * counts[0], counts
-            assert p.b.runtime.counters.moved == 0
+            assert p.b.runtime.counters.handed_over == 0
             if speaks:
                 assert [(await conn.answer()).status for conn in conns] == [200] * 400
             assert all(not each.runtime.admission.refused()["connections"] for each in p.both)
@@ -559,6 +559,6 @@ def test_no_connection_goes_to_a_worker_whose_loop_stands_still() -> None:
             for _ in range(20):
                 await p.a.connect()
             await p.a.until(lambda: len(p.a.runtime.clients) == 20)
-            assert p.moved == 0
+            assert p.handed_over == 0
 
     run(main)

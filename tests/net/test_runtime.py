@@ -13,7 +13,7 @@ from streamd.config import Settings
 from streamd.core.admission import Admission, Budget, Demands, Gate, Limits, Prices, Resources
 from streamd.core.hub import Hub
 from streamd.core.refusal import Refusal, Retry
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.runtime import ROOM_S_MAX, ROOM_S_MIN, WORKER_BUSY, Runtime
 from streamd.reasons import CloseReason
 from streamd.wire.http1 import HeadLimits
@@ -74,7 +74,7 @@ def test_admission_charges_admitted_streams_and_no_refused_streams(m: Made, admi
     assert in_use(runtime)["streams"] == 1 and in_use(runtime)["upstream"] == (admit is Runtime.admit_relay)
     before = in_use(runtime)
     runtime.admission.note_resident(GIB + 1)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(HttpError) as caught:
         admit(runtime)
     problem = caught.value
     assert (problem.status, problem.code, problem.reason) == (503, "over_capacity", CloseReason.OVER_BUDGET)
@@ -91,7 +91,7 @@ def test_admission_charges_admitted_streams_and_no_refused_streams(m: Made, admi
 def test_a_drain_refuses_before_admission_is_asked(m: Made, admit: Admit) -> None:
     runtime = m.runtime(admission=small(), retry_min_s=3.0, retry_max_s=3.0)
     runtime.draining = True
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(HttpError) as caught:
         admit(runtime)
     problem = caught.value
     assert (problem.status, problem.code, problem.reason) == (503, "draining", CloseReason.DRAINING)
@@ -102,14 +102,14 @@ def test_a_drain_refuses_before_admission_is_asked(m: Made, admit: Admit) -> Non
 def test_request_bodies_are_held_up_to_their_budget(m: Made) -> None:
     runtime = m.runtime(admission=small())
     runtime.hold_body(SMALL.bodies_bytes_max - 1)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(HttpError) as caught:
         runtime.hold_body(2)
     problem = caught.value
     assert (problem.status, problem.code, problem.reason) == (503, "bodies_over_budget", CloseReason.OVER_BUDGET)
     assert problem.should_retry and problem.retry_after_s
     assert runtime.bodies_bytes == SMALL.bodies_bytes_max - 1, "the refused bytes aren't held"
     runtime.hold_body(1)
-    runtime.let_body_go(SMALL.bodies_bytes_max)
+    runtime.release_body(SMALL.bodies_bytes_max)
     assert runtime.bodies_bytes == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from fakes import CHAT, SSE_HEAD, WHOLE, chunk, event, post, rig, whole_answer
 
 from streamd.config import UpstreamSettings
-from streamd.core.admission import Slot
+from streamd.core.admission import SharedNumber
 from streamd.counters import GAUGES, Counters, bump
 from streamd.measure import Combine, Histogram, Label, Measure, MeasureKind, counter, gauge, measures_of
 from streamd.metrics import StreamdCollector
@@ -89,7 +89,7 @@ def test_the_rows_of_all_workers_are_added() -> None:
 def test_a_death_leaves_the_counts_and_ends_the_gauges() -> None:
     one, two = counted(1), counted(2)
     base, dead, alive = [0] * LAYOUT.row_len, row_of(one), row_of(two)
-    dead[Slot.CONNECTIONS] = 7
+    dead[SharedNumber.CONNECTIONS] = 7
     before = totals.add_up([base, dead, alive], NAMES)
     totals.fold(base, dead)
     after = totals.add_up([base, dead, alive], NAMES)

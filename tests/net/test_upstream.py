@@ -25,7 +25,7 @@ from fakes import (
 )
 
 from streamd.config import UpstreamSettings
-from streamd.net.upstream import TRANSITIONS, Up, Upstream, UpstreamConnection
+from streamd.net.upstream import TRANSITIONS, Upstream, UpstreamConnection, UpstreamState
 from streamd.reasons import CloseReason
 from streamd.wire.http1 import ResponseHead
 
@@ -100,12 +100,12 @@ def test_cancelling_with_a_closed_descriptor_is_no_bug(monkeypatch: pytest.Monke
         ours.shutdown(socket.SHUT_RDWR)
         monkeypatch.setattr(transport, "get_extra_info", {"socket": ours}.get)
         link.close()
-        assert link.at is Up.CLOSED and transport.closed
+        assert link.at is UpstreamState.CLOSED and transport.closed
 
 
 def test_every_state_of_an_upstream_connection_leads_to_closed() -> None:
-    assert set(TRANSITIONS) == set(Up) and not TRANSITIONS[Up.CLOSED]
-    assert all(Up.CLOSED in steps for at, steps in TRANSITIONS.items() if at is not Up.CLOSED)
+    assert set(TRANSITIONS) == set(UpstreamState) and not TRANSITIONS[UpstreamState.CLOSED]
+    assert all(UpstreamState.CLOSED in steps for at, steps in TRANSITIONS.items() if at is not UpstreamState.CLOSED)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
@@ -123,7 +123,7 @@ def test_an_answer_is_read_in_any_cut_and_the_connection_is_pooled(wire: bytes, 
         for start in range(0, len(wire), size):
             transport.feed(wire[start : start + size])
         assert asker.told == ["head 200", "end"] and asker.body == b"hello"
-        assert link.at is Up.IDLE and link.answers == 1 and next(iter(r.worker.upstreams)).idle == 1
+        assert link.at is UpstreamState.IDLE and link.answers == 1 and next(iter(r.worker.upstreams)).idle == 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_fin_ends_only_bodies_without_another_framing(wire: bytes, told: list[
             transport.feed(wire)
         transport.fin()
         r.turn()
-        assert asker.told == told and link.at is Up.CLOSED and transport.closed
+        assert asker.told == told and link.at is UpstreamState.CLOSED and transport.closed
 
 
 def test_a_reset_never_ends_a_body_properly() -> None:
@@ -168,7 +168,7 @@ def test_bytes_that_are_not_http_are_a_protocol_error(wire: bytes, told: list[st
     with rig() as r:
         link, transport, asker = asked(r)
         transport.feed(wire)
-        assert asker.told == told and link.at is Up.CLOSED and transport.aborted
+        assert asker.told == told and link.at is UpstreamState.CLOSED and transport.aborted
 
 
 def test_bytes_before_a_protocol_error_are_passed_on() -> None:
@@ -192,7 +192,7 @@ def test_an_asker_may_close_at_the_head() -> None:
         link, transport, asker = asked(r)
         asker.closes_at_head = True
         transport.feed(whole_answer(b"hello"))
-        assert asker.told == ["head 200"] and link.at is Up.CLOSED
+        assert asker.told == ["head 200"] and link.at is UpstreamState.CLOSED
 
 
 def test_an_asker_that_closes_in_the_middle_of_a_read_gets_no_more() -> None:
@@ -200,7 +200,7 @@ def test_an_asker_that_closes_in_the_middle_of_a_read_gets_no_more() -> None:
         link, transport, asker = asked(r)
         asker.on_piece = lambda piece: link.close()  # type: ignore[method-assign]
         transport.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"a", b"b") + LAST)
-        assert asker.told == ["head 200"] and link.at is Up.CLOSED
+        assert asker.told == ["head 200"] and link.at is UpstreamState.CLOSED
 
 
 def test_a_bug_of_the_asker_closes_the_connection() -> None:
@@ -212,7 +212,7 @@ def test_a_bug_of_the_asker_closes_the_connection() -> None:
 
         asker.on_piece = broken  # type: ignore[method-assign]
         transport.feed(whole_answer(b"hello"))
-        assert asker.told == ["head 200", "ZeroDivisionError"] and link.at is Up.CLOSED
+        assert asker.told == ["head 200", "ZeroDivisionError"] and link.at is UpstreamState.CLOSED
 
 
 def test_a_bug_of_the_asker_at_the_end_of_its_answer_is_counted() -> None:
@@ -224,7 +224,7 @@ def test_a_bug_of_the_asker_at_the_end_of_its_answer_is_counted() -> None:
 
         asker.on_end = broken  # type: ignore[method-assign]
         transport.feed(whole_answer(b"hello"))
-        assert link.at is Up.CLOSED and link.upstream.idle == 0
+        assert link.at is UpstreamState.CLOSED and link.upstream.idle == 0
         assert [type(bug) for bug in r.bugs] == [ZeroDivisionError] and r.runtime.counters.bugs == 1
         r.bugs.clear()
         r.runtime.counters.bugs = 0
@@ -239,7 +239,7 @@ def test_an_answer_without_a_body_ends_with_its_head() -> None:
         ):
             link, transport, asker = asked(r, method)
             transport.feed(wire)
-            assert asker.told[-1] == "end" and link.at is Up.IDLE
+            assert asker.told[-1] == "end" and link.at is UpstreamState.IDLE
 
 
 def test_an_answer_that_comes_before_the_request_has_left_ends_its_connection() -> None:
@@ -247,14 +247,14 @@ def test_an_answer_that_comes_before_the_request_has_left_ends_its_connection() 
         link, transport, _ = asked(r)
         transport.held += b"the rest of a large request"
         transport.feed(whole_answer(b"no"))
-        assert link.at is Up.CLOSED
+        assert link.at is UpstreamState.CLOSED
 
 
 def test_an_upstreams_connection_close_ends_the_connection() -> None:
     with rig() as r:
         link, transport, asker = asked(r)
         transport.feed(whole_answer(b"hello", "200 OK", "connection: close"))
-        assert asker.told[-1] == "end" and link.at is Up.CLOSED
+        assert asker.told[-1] == "end" and link.at is UpstreamState.CLOSED
 
 
 def test_only_bodies_can_be_paused_and_resumed() -> None:

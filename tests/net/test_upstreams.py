@@ -9,7 +9,7 @@ import pytest
 from fakes import WHOLE, post, rig, whole_answer
 
 from streamd.config import Settings, UpstreamSettings
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.upstream import LEFT_OUT_S_MAX
 from streamd.net.upstreams import Upstreams
 
@@ -46,7 +46,7 @@ def test_a_full_upstream_takes_no_request_even_if_it_is_the_only_upstream() -> N
     with rig(upstreams=(OTHER,)) as r:
         (other,) = r.worker.upstreams
         other.in_flight = 2
-        with pytest.raises(Problem) as refused:
+        with pytest.raises(HttpError) as refused:
             r.worker.upstreams.choose("m", 0.0)
         assert refused.value.status == 503 and refused.value.retry_after_s and refused.value.should_retry
         other.in_flight = 0
@@ -77,7 +77,7 @@ def test_back_off_grows_to_its_bound_with_jitter() -> None:
             nominal = min(0.5 * 2**k, LEFT_OUT_S_MAX)
             assert 0.75 * nominal <= wait <= 1.25 * nominal
         assert upstream.left_out(100.0) and not upstream.left_out(100.0 + waits[-1])
-        upstream.worked()
+        upstream.succeeded()
         assert not upstream.left_out(100.0)
 
 

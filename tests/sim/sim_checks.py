@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 from sim_loop import Violation
 from sim_reader import Reader
 
-from streamd.core.admission import Slot
-from streamd.core.stream import EVENTS_ONLY, Stream, Sub
+from streamd.core.admission import SharedNumber
+from streamd.core.stream import EVENTS_ONLY, Stream, SubscriberState
 from streamd.net.answer import AnswerState
 from streamd.net.client import EXPECTING, ClientConnection, ClientState
 from streamd.net.exchange import Exchange, ExchangeState
 from streamd.net.fetch import Fetch
 from streamd.net.sweep import NEVER
-from streamd.net.upstream import Up, UpstreamConnection
+from streamd.net.upstream import UpstreamConnection, UpstreamState
 
 if TYPE_CHECKING:
     from sim_transport import Transport
     from sim_world import World
 
-WRITABLE = (Sub.LIVE, Sub.CATCHING, Sub.FOLLOWING)
+WRITABLE = (SubscriberState.LIVE, SubscriberState.CATCHING, SubscriberState.FOLLOWING)
 
 
 def must(true: object, what: str, *shown: object) -> None:
@@ -36,14 +36,14 @@ def check_touched(world: World, transport: Transport) -> None:
     if type(protocol) is ClientConnection:
         if not _is_live(protocol, transport):
             check_client(world, protocol, transport)
-    elif type(protocol) is UpstreamConnection and (protocol.at is not Up.EVENTS or protocol._asker is None):
+    elif type(protocol) is UpstreamConnection and (protocol.at is not UpstreamState.EVENTS or protocol._asker is None):
         check_link(protocol, transport)
 
 
 def _is_live(client: ClientConnection, transport: Transport) -> bool:
     """A short form of check_client() for the most frequent case by far: a reader to which everything was written."""
     reader = client.reader
-    if reader is None or reader.state is not Sub.LIVE or reader.sink is not client.answer:
+    if reader is None or reader.state is not SubscriberState.LIVE or reader.sink is not client.answer:
         return False
     if client.paused or transport.told_paused or transport.buffer or reader.ring.held or reader.ring.bytes_held:
         return False
@@ -72,9 +72,13 @@ def check_client(world: World, client: ClientConnection, transport: Transport) -
         at,
         reader,
     )
-    if reader is None or ((transport.aborted or transport.gone) and reader.state is Sub.ENDED):
+    if reader is None or ((transport.aborted or transport.gone) and reader.state is SubscriberState.ENDED):
         return
-    must(reader.sink is client.answer and reader.state is not Sub.ENDED, "the subscriber's state", reader.state)
+    must(
+        reader.sink is client.answer and reader.state is not SubscriberState.ENDED,
+        "the subscriber's state",
+        reader.state,
+    )
     must(
         (reader.state in WRITABLE) == (not client.paused),
         "the subscriber writes during a pause, or waits without a pause",
@@ -88,7 +92,7 @@ def check_subscriber(world: World, reader: Any) -> None:
     must(0 <= reader.index < len(stream.readers), "index", reader.index)
     must(stream.readers[reader.index] is reader, "the reader isn't at its index", reader.index)
     must(reader.position <= stream.log.seq_next, "a position beyond the end", reader.position)
-    if state is Sub.PAUSED:
+    if state is SubscriberState.PAUSED:
         must(ring.held <= ring.slots, "ring slots", ring.held)
         must(ring.bytes_held <= ring.bytes_max or ring.held == 1, "ring bytes", ring.bytes_held)
         if stream.direct:
@@ -110,7 +114,7 @@ def check_stream(world: World, stream: Stream, waited_for: Counter[int]) -> None
         must(not stream.grace_until, "sealed and detached")
         for reader in stream.readers:
             must(
-                reader.state not in (Sub.LIVE, Sub.FOLLOWING) or not stream.direct,
+                reader.state not in (SubscriberState.LIVE, SubscriberState.FOLLOWING) or not stream.direct,
                 "sealed with a live reader",
                 reader.state,
             )
@@ -134,11 +138,15 @@ def check_sealed(stream: Stream) -> None:
 def check_link(link: UpstreamConnection, transport: Transport) -> None:
     if transport.closing:
         # IDLE: its connecting was cancelled, so it never had a request.
-        must(link.at in (Up.CLOSED, Up.IDLE) or not transport.aborted, "aborted but not closed", link.at)
+        must(
+            link.at in (UpstreamState.CLOSED, UpstreamState.IDLE) or not transport.aborted,
+            "aborted but not closed",
+            link.at,
+        )
         return
-    if link.at is Up.IDLE:
+    if link.at is UpstreamState.IDLE:
         must(link._asker is None and link.stream is None, "idle with a request")
-    elif link.at in (Up.HEAD, Up.BODY, Up.EVENTS):
+    elif link.at in (UpstreamState.HEAD, UpstreamState.BODY, UpstreamState.EVENTS):
         must(link._asker is not None, "a busy connection without a request", link.at)
 
 
@@ -241,7 +249,7 @@ def check_upstreams(world: World, clients: list[ClientConnection], exchanges: li
             if transport is None or transport.closing or transport.gone or server_link.connecting:
                 continue
             link = transport.protocol
-            if link.at is Up.IDLE:
+            if link.at is UpstreamState.IDLE:
                 must(id(link) in pooled or server_link.fresh, "an idle connection is in no pool", name)
             else:
                 must(id(link._asker) in askers, "a connection whose asker is over", link.at)
@@ -303,7 +311,7 @@ def _check_client_times(world: World, client: ClientConnection, transport: Any, 
     expires_at = answer.request.expires_at
     if expires_at:
         must(now - max(expires_at, answer.wrote_at) <= slack_s, "a reader stays beyond its right", now - expires_at)
-    is_due = reader.state in (Sub.LIVE, Sub.FOLLOWING) and reader.form not in EVENTS_ONLY
+    is_due = reader.state in (SubscriberState.LIVE, SubscriberState.FOLLOWING) and reader.form not in EVENTS_ONLY
     if settings.heartbeat_s and is_due and reader.stream.reason is None:
         silent_s = now - max(transport.written_at, transport.taken_at)
         must(silent_s <= settings.heartbeat_s + slack_s, "a silent stream without a heartbeat", silent_s)
@@ -337,8 +345,13 @@ def check_progress(world: World, streams: list[Stream]) -> None:
         for reader in stream.readers:
             if now - reader.sink._carrier.transport.written_at <= world.slack_s:
                 continue  # it has just joined, or is catching up
-            must(reader.state is not Sub.CATCHING, "a reader that doesn't catch up", stream.id, reader.position)
-            if reader.state in (Sub.LIVE, Sub.FOLLOWING):
+            must(
+                reader.state is not SubscriberState.CATCHING,
+                "a reader that doesn't catch up",
+                stream.id,
+                reader.position,
+            )
+            if reader.state in (SubscriberState.LIVE, SubscriberState.FOLLOWING):
                 must(
                     reader.at_end,
                     "a reader waits for events that the log has",
@@ -356,9 +369,14 @@ def check_admission(world: World, clients: list[ClientConnection], exchanges: li
     """The accounts of admission, counted again."""
     row = world.worker.runtime.admission._row
     admitted = sum(1 for client in clients if client.origin.refusal is None)
-    must(row[Slot.CONNECTIONS] == admitted, "connections admitted", row[Slot.CONNECTIONS], admitted)
-    must(row[Slot.UPSTREAM] == len(exchanges), "requests for upstreams", row[Slot.UPSTREAM], len(exchanges))
-    published = row[Slot.STREAMS] - row[Slot.UPSTREAM]
+    must(row[SharedNumber.CONNECTIONS] == admitted, "connections admitted", row[SharedNumber.CONNECTIONS], admitted)
+    must(
+        row[SharedNumber.UPSTREAM] == len(exchanges),
+        "requests for upstreams",
+        row[SharedNumber.UPSTREAM],
+        len(exchanges),
+    )
+    published = row[SharedNumber.STREAMS] - row[SharedNumber.UPSTREAM]
     must(published == live, "published streams", published, live)
 
 
@@ -402,7 +420,7 @@ def check_nothing_left(world: World) -> None:
     for server in world.servers.values():
         must(not server.links, "connections left", server.name, len(server.links))
     must(counters.bugs == 0, "bugs", counters.bugs)
-    gates = {slot.name: runtime.admission._row[slot.value] for slot in Slot}
+    gates = {slot.name: runtime.admission._row[slot.value] for slot in SharedNumber}
     must(not any(gates.values()) and not runtime.admission._own.reserved, "admission", gates)
     closed = sum(counters.connections_closed.values())
     must(counters.connections_accepted == closed, "connections", counters.connections_accepted, closed)

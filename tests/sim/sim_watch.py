@@ -20,9 +20,9 @@ from streamd.core import replay
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
 from streamd.core.replay import ReplayLog
-from streamd.core.stream import Policy, Stream, Sub, Subscriber
+from streamd.core.stream import Policy, Stream, Subscriber, SubscriberState
 from streamd.net.answer import Answer
-from streamd.net.turn import Turn
+from streamd.net.read_batch import ReadBatch
 from streamd.reasons import By, CloseReason
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Watch:
         self._originals: list[tuple[Any, str, Any]] = []
         self._grace_until: dict[str, float] = {}
         self._around(Subscriber, "_hold", self._hold)
-        self._around(Subscriber, "miss", self._miss)
+        self._around(Subscriber, "frames_gone", self._frames_gone)
         self._around(Subscriber, "lag", self._lag)
         self._around(Subscriber, "resume", self._resume)
         self._around(Subscriber, "_gap_frame", self._gap_frame)
@@ -133,10 +133,10 @@ class Watch:
         self._around(Hub, "leave", self._leave)
         self._around(Hub, "orphan", self._orphan)
         self._around(Hub, "rejoin", self._rejoin)
-        self._around(Hub, "relieve", self._relieve)
+        self._around(Hub, "free_log_memory", self._free_log_memory)
         self._around(Hub, "by_key", self._by_key)
         self._around(Answer, "slow_consumer", self._slow_consumer)
-        self._around(Turn, "_end", self._turn_end)
+        self._around(ReadBatch, "_end", self._read_batch_end)
 
     def _around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         original, failed = getattr(owner, name), self.world.loop.failed
@@ -164,25 +164,34 @@ class Watch:
         fits = not held or (held < ring.slots and ring.bytes_held + size <= ring.bytes_max)
         original(reader, frame)
         if fits:
-            must(reader.state is Sub.PAUSED and ring.held == held + 1, "a frame that fits is not held", ring.held, held)
+            must(
+                reader.state is SubscriberState.PAUSED and ring.held == held + 1,
+                "a frame that fits is not held",
+                ring.held,
+                held,
+            )
             return
         self.seen[f"the ring is full under {reader.policy.value}"] += 1
         if reader.policy is Policy.DROP_OLDEST:
             dropped = reader.own_position - position
-            must(reader.state is Sub.PAUSED and dropped >= 1, "nothing was dropped", reader.state, dropped)
+            must(reader.state is SubscriberState.PAUSED and dropped >= 1, "nothing was dropped", reader.state, dropped)
             must(
                 ring.held == held + 1 - dropped, "the ring does not count the dropped frames", held, dropped, ring.held
             )
         else:
-            wanted = Sub.BEHIND if reader.policy is Policy.COALESCE else Sub.ENDED
+            wanted = SubscriberState.BEHIND if reader.policy is Policy.COALESCE else SubscriberState.ENDED
             must(reader.state is wanted, "a full ring met the wrong policy", reader.policy, reader.state)
 
-    def _miss(self, original: Any, reader: Subscriber, first: int) -> None:
+    def _frames_gone(self, original: Any, reader: Subscriber, first: int) -> None:
         end = reader.own_position + reader.ring.held
-        must(reader.state is Sub.PAUSED and first > end, "present frames are called lost", first, end)
+        must(reader.state is SubscriberState.PAUSED and first > end, "present frames are called lost", first, end)
         original(reader, first)
         self.seen[f"a pass has lost a paused reader's frames under {reader.policy.value}"] += 1
-        wanted = {Policy.COALESCE: Sub.BEHIND, Policy.DROP_OLDEST: Sub.PAUSED, Policy.CLOSE: Sub.ENDED}
+        wanted = {
+            Policy.COALESCE: SubscriberState.BEHIND,
+            Policy.DROP_OLDEST: SubscriberState.PAUSED,
+            Policy.CLOSE: SubscriberState.ENDED,
+        }
         must(reader.state is wanted[reader.policy], "lost frames met the wrong policy", reader.policy, reader.state)
 
     def _lag(self, original: Any, reader: Subscriber) -> None:
@@ -192,10 +201,10 @@ class Watch:
 
     def _resume(self, original: Any, reader: Subscriber) -> None:
         was = reader.state
-        if was is Sub.PAUSED and reader.own_position + reader.ring.held < reader.stream.log.seq_next:
+        if was is SubscriberState.PAUSED and reader.own_position + reader.ring.held < reader.stream.log.seq_next:
             self.seen["a reader resumes between two passes and lacks events"] += 1
         original(reader)
-        if was is Sub.PAUSED and reader.state is Sub.PAUSED:
+        if was is SubscriberState.PAUSED and reader.state is SubscriberState.PAUSED:
             self.seen["a reader is full again at once when it resumes"] += 1
 
     def _gap_frame(self, original: Any, reader: Subscriber) -> Any:
@@ -205,10 +214,13 @@ class Watch:
         return frame
 
     def _farewell(self, original: Any, reader: Subscriber, **kwargs: Any) -> None:
-        if reader.state is not Sub.ENDED:
+        if reader.state is not SubscriberState.ENDED:
             self.seen["a farewell"] += 1
             self.seen["a farewell with an unannounced gap"] += bool(reader._gap_from)
-            self.seen["a farewell to a paused reader"] += reader.state in (Sub.PAUSED, Sub.BEHIND)
+            self.seen["a farewell to a paused reader"] += reader.state in (
+                SubscriberState.PAUSED,
+                SubscriberState.BEHIND,
+            )
         original(reader, **kwargs)
 
     def _slow_consumer(self, original: Any, answer: Answer) -> None:
@@ -243,7 +255,7 @@ class Watch:
         self.seen["a read holds several events"] += len(events) > 1
         original(stream, events, now)
 
-    def _turn_end(self, original: Any, turn: Turn) -> None:
+    def _read_batch_end(self, original: Any, turn: ReadBatch) -> None:
         self.seen["several upstreams are read in one turn"] += len(turn._readings) > 1
         original(turn)
 
@@ -269,7 +281,7 @@ class Watch:
         needed = log.bytes_held + replay._held(last) > bytes_max or log.seq_next - replay._first(last) > events_max
         must(needed, "a segment was dropped that had room", log.bytes_held, bytes_max, log.seq_next, events_max)
 
-    def _relieve(self, original: Any, hub: Hub) -> None:
+    def _free_log_memory(self, original: Any, hub: Hub) -> None:
         streams, before = len(hub), {stream.id: stream.log.seq_first for stream in hub}
         self.world.relieving = True
         try:

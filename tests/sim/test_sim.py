@@ -130,7 +130,7 @@ def never_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forgets_the_charge(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sealed stream still counts as detached."""
-    monkeypatch.setattr(Hub, "settle", lambda self, stream: None)
+    monkeypatch.setattr(Hub, "end_grace", lambda self, stream: None)
 
 
 def charges_the_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,14 +186,14 @@ def blames_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def misses_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass has lost frames, and the reader isn't told."""
-    miss = Subscriber.miss
+    frames_gone = Subscriber.frames_gone
 
     def silent(self: Subscriber, first: int) -> None:
-        miss(self, first)
+        frames_gone(self, first)
         if self.policy is Policy.DROP_OLDEST:
             self._gap_from = 0
 
-    monkeypatch.setattr(Subscriber, "miss", silent)
+    monkeypatch.setattr(Subscriber, "frames_gone", silent)
 
 
 def says_farewell_behind_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:

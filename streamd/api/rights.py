@@ -1,4 +1,4 @@
-"""Access: the principal of a request, and its rights to a stream (docs/PROTOCOL.md, section 2; docs/ACCESS.md).
+"""Rights: the principal of a request, and its rights to a stream (docs/PROTOCOL.md, section 2; docs/ACCESS.md).
 
     a generated id             knowing it is the right to read, unless `[streams] auth = "token"`
     a chosen name              reading takes a key or a token, unless it was opened as public or there is no key file
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from streamd.core.auth import ADMIN, ANONYMOUS, Principal, presented_key, principal_without_keys
 from streamd.core.keys import REQUIRED, Keys
-from streamd.core.limits import Account, Accounts, Board
+from streamd.core.limits import Account, Accounts, SpendingBoard
 from streamd.core.refusal import Refusal
 from streamd.core.stream import Stream
 from streamd.core.usage import UsageTail
 from streamd.net.answer import Answer
-from streamd.net.problem import Problem
+from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from streamd.core.tokens import Grant, Verifier
 
 
-class Access:
+class Rights:
     """The single place where rights are decided."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -50,7 +50,7 @@ class Access:
     # -- principals
 
     def identify(self, answer: Answer) -> Principal:
-        """The principal of a request; ANONYMOUS if it brings no key. Raises Problem 401 for an invalid key."""
+        """The principal of a request; ANONYMOUS if it brings no key. Raises HttpError 401 for an invalid key."""
         request = answer.request
         if answer.origin.listener == "admin":
             return ADMIN
@@ -67,7 +67,7 @@ class Access:
         return found
 
     def check_relay(self, request: Request) -> None:
-        """A request for an upstream needs a key, if there is a key file. Raises Problem."""
+        """A request for an upstream needs a key, if there is a key file. Raises HttpError."""
         principal = request.principal
         if self.keys is None or principal.admin:
             return
@@ -78,7 +78,7 @@ class Access:
             raise self._runtime.refused(refusal)
 
     def check_models(self, request: Request, models: list[str]) -> None:
-        """Check the key's models. `models` is empty if the body names none or isn't parsed. Raises Problem."""
+        """Check the key's models. `models` is empty if the body names none or isn't parsed. Raises HttpError."""
         key = request.principal.key
         if key is None:
             return
@@ -94,7 +94,7 @@ class Access:
 
     # -- limits
 
-    def share(self, board: Board) -> None:
+    def share(self, board: SpendingBoard) -> None:
         """Count limits over all workers together: `board` shows each worker's counts to the others."""
         self._accounts.board = board
 
@@ -103,7 +103,7 @@ class Access:
         self._accounts.publish()
 
     def admit_request(self, request: Request) -> None:
-        """Count a request against its key's limits. Raises Problem 429."""
+        """Count a request against its key's limits. Raises HttpError 429."""
         key = request.principal.key
         if key is None:
             return
@@ -113,7 +113,7 @@ class Access:
             raise self._runtime.refused(refusal)
 
     def open_stream(self, request: Request) -> Account | None:
-        """Reserve a concurrent stream of the key; the account's close_stream() frees it. Raises Problem 429."""
+        """Reserve a concurrent stream of the key; the account's close_stream() frees it. Raises HttpError 429."""
         key = request.principal.key
         if key is None:
             return None
@@ -142,7 +142,7 @@ class Access:
     # -- streams
 
     def check_read(self, request: Request, stream: Stream) -> None:
-        """Check the right to read the stream, and set the time at which it ends. Raises Problem."""
+        """Check the right to read the stream, and set the time at which it ends. Raises HttpError."""
         principal = request.principal
         if principal.admin:
             return
@@ -158,7 +158,7 @@ class Access:
             raise self._runtime.refused(refusal)
 
     def check_publish(self, request: Request, name: str) -> None:
-        """Check the right to open a stream of that name ("": a generated id). Raises Problem."""
+        """Check the right to open a stream of that name ("": a generated id). Raises HttpError."""
         principal = request.principal
         if principal.admin or self.keys is None:
             return
@@ -170,13 +170,13 @@ class Access:
         self._check_publish_token(request, name)
 
     def check_write(self, request: Request, stream: Stream) -> None:
-        """Check the right to publish to the stream or to stop it. Raises Problem."""
+        """Check the right to publish to the stream or to stop it. Raises HttpError."""
         principal = request.principal
         if principal.admin or self.keys is None or self._owns(principal, stream):
             return
         if principal.key is not None:
             text = "This stream belongs to another key."
-            raise Problem(403, text, code="not_the_owner", reason=CloseReason.FORBIDDEN)
+            raise HttpError(403, text, code="not_the_owner", reason=CloseReason.FORBIDDEN)
         self._check_publish_token(request, stream.id)
 
     def shown_to(self, principal: Principal) -> tuple[str, ...] | None:
@@ -194,17 +194,17 @@ class Access:
     def _check_token(self, request: Request, stream_id: str) -> None:
         grant = self._grant(request, publish=False)
         if not grant.may_read(stream_id):
-            raise Problem(403, "This token is not for this stream.", code="wrong_token", reason=CloseReason.FORBIDDEN)
+            raise HttpError(403, "This token is not for this stream.", code="wrong_token", reason=CloseReason.FORBIDDEN)
         request.expires_at = self._runtime.time() + grant.expires_unix - self._runtime.unix_time()
 
     def _check_publish_token(self, request: Request, name: str) -> None:
         grant = self._grant(request, publish=True)
         if not grant.may_publish(name):
             text = "This token may not publish to this stream."
-            raise Problem(403, text, code="wrong_token", reason=CloseReason.FORBIDDEN)
+            raise HttpError(403, text, code="wrong_token", reason=CloseReason.FORBIDDEN)
 
     def _grant(self, request: Request, *, publish: bool) -> Grant:
-        """The rights of the request's token. Raises Problem 401."""
+        """The rights of the request's token. Raises HttpError 401."""
         if self.verifier is None:
             raise self._runtime.refused(REQUIRED)
         from streamd.core import tokens  # Why here: it needs the cryptography package, which no other feature does

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamd.wire.chunked import ChunkedDecoder, encode_chunk
+from streamd.wire.fast_chunk import one_chunk
 from streamd.wire.http1 import RemoteProtocolError
-from streamd.wire.quick import one_chunk
 
 EVENT = b'data: {"choices":[{"delta":{"content":"hello"}}]}\n\n'
 

@@ -1,4 +1,4 @@
-"""Problem: a request that streamd itself answers with an error.
+"""HttpError: a request that streamd itself answers with an error.
 
 Raised anywhere between a request's head and its answer's first byte. The connection turns it into the error object of
 the route's dialect, with status, Retry-After and x-should-retry. After the first byte an error is an event in the
@@ -21,7 +21,7 @@ TYPES = {
 }
 
 
-class Problem(Exception):
+class HttpError(Exception):
     """`message` tells the client the error and the remedy; `code` is the word that programs compare."""
 
     def __init__(
@@ -61,9 +61,9 @@ class Problem(Exception):
         return headers
 
 
-def not_found(path: str) -> Problem:
+def not_found(path: str) -> HttpError:
     """404 for a path without a route."""
-    return Problem(
+    return HttpError(
         404,
         f"There is nothing at {path}. The API is under /v1/; /healthz, /readyz and /metrics are here too.",
         code="not_found",
@@ -71,9 +71,9 @@ def not_found(path: str) -> Problem:
     )
 
 
-def method_not_allowed(path: str, allowed: tuple[str, ...]) -> Problem:
+def method_not_allowed(path: str, allowed: tuple[str, ...]) -> HttpError:
     """405 with Allow (RFC 9110 15.5.6)."""
-    return Problem(
+    return HttpError(
         405,
         f"{path} takes {', '.join(allowed)}.",
         code="method_not_allowed",

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from sinks import agree
 from test_replay import chat, choice, coalesce_all, filled, read_all, runs, wire
 
-from streamd.core import kept as kept_module
+from streamd.core import snapshot as snapshot_module
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub, body_hash
-from streamd.core.kept import KeptStream, StateError, choose, keep, load, read_header, restore, save
 from streamd.core.replay import ReplayLog, check_parts
+from streamd.core.snapshot import Snapshot, StateError, choose, load, read_header, restore, save, take_snapshot
 from streamd.core.stream import CountedStream, Stream
 from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
@@ -43,11 +43,11 @@ def opened(hub: Hub, events: Iterable[bytes], dialect: Dialect = Dialect.CHAT, *
     return stream
 
 
-def saved(*streams: KeptStream) -> bytes:
+def saved(*streams: Snapshot) -> bytes:
     return b"".join(save(streams, SAVE_ID, UNIX))
 
 
-def loaded(raw: bytes) -> list[KeptStream]:
+def loaded(raw: bytes) -> list[Snapshot]:
     source = io.BytesIO(raw)
     header = read_header(source.read)
     assert header.save_id == SAVE_ID
@@ -56,9 +56,9 @@ def loaded(raw: bytes) -> list[KeptStream]:
 
 def again(hub: Hub, stream: Stream) -> tuple[Hub, Stream]:
     """The stream after a restart, and its hub."""
-    (kept,) = loaded(saved(keep(hub, stream, NOW, UNIX)))
+    (snapshot,) = loaded(saved(take_snapshot(hub, stream, NOW, UNIX)))
     there = new_hub("BBBB")
-    back = restore(there, kept, LATER, LATER_UNIX)
+    back = restore(there, snapshot, LATER, LATER_UNIX)
     assert back is not None
     return there, back
 
@@ -178,10 +178,10 @@ def test_a_published_stream_comes_back_live_and_goes_on() -> None:
     agree(stream, published=True, name_public=True)
     fanout = SlicedFanout(stream, soon=lambda turn: None, later=lambda s, turn: None, flush_interval_s=0.05)
     stream.use_fanout(fanout)
-    (kept,) = loaded(saved(keep(hub, stream, NOW, UNIX)))
-    assert kept.live and kept.facts.flush_interval_s == 0.05
+    (snapshot,) = loaded(saved(take_snapshot(hub, stream, NOW, UNIX)))
+    assert snapshot.live and snapshot.facts.flush_interval_s == 0.05
     there = new_hub("BBBB")
-    back = restore(there, kept, LATER, LATER_UNIX)
+    back = restore(there, snapshot, LATER, LATER_UNIX)
     assert back is not None and back.reason is None and back.source is None
     assert back.terms.published and back.terms.name_public
     assert back.event_id(1) == "news:abc_-1:1"
@@ -202,17 +202,17 @@ def test_responses_go_on_with_their_own_numbers() -> None:
 # Time
 
 
-def kept_for(retention_s: float, sealed_s_ago: float) -> KeptStream:
+def snapshot_for(retention_s: float, sealed_s_ago: float) -> Snapshot:
     hub = new_hub()
     stream = opened(hub, HELLO)
     agree(stream, retention_s=retention_s)
     stream.seal(CloseReason.COMPLETE, NOW - sealed_s_ago, clean=True)
-    return keep(hub, stream, NOW, UNIX)
+    return take_snapshot(hub, stream, NOW, UNIX)
 
 
 def test_retention_goes_on_by_the_wall_clock() -> None:
     there = new_hub()
-    back = restore(there, kept_for(60.0, 10.0), LATER, LATER_UNIX)
+    back = restore(there, snapshot_for(60.0, 10.0), LATER, LATER_UNIX)
     assert back is not None
     assert back.sealed_at == pytest.approx(LATER - 30)
     there.sweep([back], LATER + 29)
@@ -222,11 +222,11 @@ def test_retention_goes_on_by_the_wall_clock() -> None:
 
 
 def test_a_stream_whose_retention_is_over_does_not_come_back() -> None:
-    assert restore(new_hub(), kept_for(29.0, 10.0), LATER, LATER_UNIX) is None
+    assert restore(new_hub(), snapshot_for(29.0, 10.0), LATER, LATER_UNIX) is None
 
 
 def test_a_clock_that_was_set_back_counts_as_sealed_now() -> None:
-    back = restore(new_hub(), kept_for(60.0, 10.0), LATER, UNIX - 3600)
+    back = restore(new_hub(), snapshot_for(60.0, 10.0), LATER, UNIX - 3600)
     assert back is not None and back.sealed_at == LATER
 
 
@@ -235,13 +235,13 @@ def test_a_cut_generation_is_kept_for_its_readers_to_come_back() -> None:
     stream = opened(hub, HELLO)
     agree(stream, retention_s=0.0, resume_grace_s=30.0)
     stream.cancel(CloseReason.RESTARTED, NOW, message="cut")
-    assert restore(new_hub(), keep(hub, stream, NOW, UNIX), LATER, LATER_UNIX) is not None
+    assert restore(new_hub(), take_snapshot(hub, stream, NOW, UNIX), LATER, LATER_UNIX) is not None
 
 
 def test_a_stream_whose_id_exists_is_not_restored() -> None:
-    there, kept = new_hub(), kept_for(60.0, 0.0)
-    assert restore(there, kept, LATER, LATER_UNIX) is not None
-    assert restore(there, kept, LATER, LATER_UNIX) is None
+    there, snapshot = new_hub(), snapshot_for(60.0, 0.0)
+    assert restore(there, snapshot, LATER, LATER_UNIX) is not None
+    assert restore(there, snapshot, LATER, LATER_UNIX) is None
     assert len(there) == 1
 
 
@@ -253,7 +253,7 @@ def test_live_streams_are_saved_first_and_then_those_that_ended_last() -> None:
     early, late, live = (opened(hub, HELLO) for _ in range(3))
     early.seal(CloseReason.COMPLETE, NOW - 5, clean=True)
     late.seal(CloseReason.COMPLETE, NOW - 1, clean=True)
-    one = live.log.bytes_held + kept_module.FACTS_BYTES
+    one = live.log.bytes_held + snapshot_module.FACTS_BYTES
     assert choose(hub, 3 * one) == [live, late, early]
     assert choose(hub, 3 * one - 1) == [live, late]
     assert choose(hub, 1) == []
@@ -267,7 +267,7 @@ def sample(count: int = 3) -> bytes:
     streams = [opened(hub, [*HELLO, wire({"padding": "p" * 40_000}), DONE]) for _ in range(count)]
     for stream in streams:
         stream.seal(CloseReason.COMPLETE, NOW, clean=True)
-    return saved(*(keep(hub, stream, NOW, UNIX) for stream in streams))
+    return saved(*(take_snapshot(hub, stream, NOW, UNIX) for stream in streams))
 
 
 SAMPLE = sample()
@@ -304,7 +304,7 @@ def test_every_cut_is_noticed_and_the_streams_before_it_are_good() -> None:
 def test_every_changed_byte_is_noticed(at: int, change: int) -> None:
     damaged = bytearray(SAMPLE)
     damaged[at] ^= change
-    header_end = kept_module._HEADER.size
+    header_end = snapshot_module._HEADER.size
     if header_end - 16 <= at < header_end:
         return  # save id and time: any value is right
     with pytest.raises(StateError):
@@ -339,30 +339,30 @@ def test_a_forged_length_reads_no_more_than_the_file_holds() -> None:
         asked.append(count)
         return source.read(count)
 
-    record = kept_module._RECORD.pack(b"S", 0xFFFF_FFFF, b"\0" * 8)
-    source = io.BytesIO(SAMPLE[: kept_module._HEADER.size] + record + b"few")
+    record = snapshot_module._RECORD.pack(b"S", 0xFFFF_FFFF, b"\0" * 8)
+    source = io.BytesIO(SAMPLE[: snapshot_module._HEADER.size] + record + b"few")
     read_header(read)
     with pytest.raises(StateError, match="cut short"):
         next(load(read))
-    assert max(asked) <= kept_module.READ_BYTES and len(asked) < 10
+    assert max(asked) <= snapshot_module.READ_BYTES and len(asked) < 10
 
 
 # Bytes with right checksums: they come from a mistake in the code, not from damage.
 
 
 def as_record(body: bytes) -> bytes:
-    end = kept_module._record(b"E", (1).to_bytes(4, "big"))
-    return SAMPLE[: kept_module._HEADER.size] + kept_module._record(b"S", body) + end
+    end = snapshot_module._record(b"E", (1).to_bytes(4, "big"))
+    return SAMPLE[: snapshot_module._HEADER.size] + snapshot_module._record(b"S", body) + end
 
 
 def survives(body: bytes) -> None:
     """Check that the body gives a StateError, or a stream that is sound in every use."""
     try:
-        (kept,) = loaded(as_record(body))
+        (snapshot,) = loaded(as_record(body))
     except StateError:
         return
     hub = new_hub()
-    stream = restore(hub, kept, LATER, LATER_UNIX)
+    stream = restore(hub, snapshot, LATER, LATER_UNIX)
     if stream is None:
         return
     read_all(stream.log, stream.log.seek(stream.log.seq_first))
@@ -370,11 +370,11 @@ def survives(body: bytes) -> None:
     if stream.reason is None:
         for event in HELLO:
             stream.append(event, LATER)
-    assert keep(hub, stream, LATER, LATER_UNIX).log.seq_next == stream.log.seq_next
+    assert take_snapshot(hub, stream, LATER, LATER_UNIX).log.seq_next == stream.log.seq_next
     hub.remove(stream)
 
 
-BODY = kept_module._body(loaded(sample(1))[0])
+BODY = snapshot_module._body(loaded(sample(1))[0])
 
 
 @settings(max_examples=300)
@@ -400,7 +400,7 @@ FACT = st.sampled_from((*WORDS, *NUMBERS, *OTHERS))
 
 
 @settings(max_examples=400)
-@given(st.lists(st.tuples(st.sampled_from([*kept_module._FACTS, "log"]), FACT), min_size=1, max_size=3))
+@given(st.lists(st.tuples(st.sampled_from([*snapshot_module._FACTS, "log"]), FACT), min_size=1, max_size=3))
 def test_changed_facts_are_refused_or_restored_soundly(changes: list[tuple[str, Any]]) -> None:
     length = int.from_bytes(BODY[:4], "big")
     facts = orjson.dumps({**orjson.loads(BODY[4 : 4 + length]), **dict(changes)})
@@ -419,14 +419,14 @@ def test_changed_facts_are_refused_or_restored_soundly(changes: list[tuple[str, 
     ],
 )
 def test_a_fact_with_bad_characters_is_refused(name: str, value: str) -> None:
-    (kept,) = loaded(sample(1))
+    (snapshot,) = loaded(sample(1))
     with pytest.raises(StateError, match="no stream can be like"):
-        loaded(saved(replace(kept, facts=replace(kept.facts, **{name: value}))))
+        loaded(saved(replace(snapshot, facts=replace(snapshot.facts, **{name: value}))))
 
 
 def test_facts_of_another_version_are_not_guessed() -> None:
-    (kept,) = loaded(sample(1))
-    facts = asdict(kept.facts) | {"log": [1, 1, 0, 0], "more": 1}
+    (snapshot,) = loaded(sample(1))
+    facts = asdict(snapshot.facts) | {"log": [1, 1, 0, 0], "more": 1}
     body = orjson.dumps(facts)
     with pytest.raises(StateError, match="other facts"):
         loaded(as_record(len(body).to_bytes(4, "big") + body))

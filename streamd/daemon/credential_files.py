@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.api.access import Access
+from streamd.api.rights import Rights
 from streamd.config import ConfigError, Settings
 from streamd.core.keys import KeyFileError, Keys
 from streamd.daemon import keyfile, logs
 from streamd.net.runtime import Runtime
 from streamd.net.tls import TlsFilesError, load_context
-from streamd.sources import Problem
+from streamd.sources import ConfigProblem
 
 if TYPE_CHECKING:
     from streamd.core.tokens import Verifier
@@ -67,12 +67,12 @@ class Group:
 LoadedFiles = tuple[tuple[Group, Any], ...]  # each group with its object
 
 
-class AccessFiles:
+class CredentialFiles:
     """The files of the current settings. The sweep's on_tick calls `watch`."""
 
-    def __init__(self, runtime: Runtime, access: Access) -> None:
+    def __init__(self, runtime: Runtime, rights: Rights) -> None:
         self._runtime = runtime
-        self._access = access
+        self._rights = rights
         self._groups: tuple[Group, ...] = ()
         self._look_at = 0.0
 
@@ -82,7 +82,7 @@ class AccessFiles:
 
     def read(self, settings: Settings) -> LoadedFiles:
         """Read all files of `settings`, without using them yet. Raises ConfigError."""
-        takes = (self._access.take_keys, self._access.take_verifier, self._take_context)
+        takes = (self._rights.take_keys, self._rights.take_verifier, self._take_context)
         groups = _groups_of(settings, takes)
         return tuple(zip(groups, _load_all(groups), strict=True))
 
@@ -127,12 +127,12 @@ def _groups_of(s: Settings, takes: tuple[Take, Take, Take]) -> tuple[Group, ...]
 def _load_all(groups: tuple[Group, ...]) -> list[Any]:
     """The object of each group. Raises ConfigError with the problems of all groups."""
     loaded: list[Any] = []
-    problems: list[Problem] = []
+    problems: list[ConfigProblem] = []
     for group in groups:
         try:
             loaded.append(group.load())
         except Unusable as error:
-            problems.append(Problem("access files", error.key, "", str(error)))
+            problems.append(ConfigProblem("credential files", error.key, "", str(error)))
     if problems:
         raise ConfigError(problems)
     return loaded

@@ -31,15 +31,15 @@ def spied(relay: tuple[Client, FakeTransport], name: str, order: list[str]) -> N
         write(frame)
 
     reader.write = reader.push = writing
-    reader.stream.aim()
+    reader.stream.update_push()
     protocol: Any = link.protocol
-    take_known = protocol.take_known
+    append_if_templated = protocol.append_if_templated
 
     class Spied(type(protocol)):  # type: ignore[misc]
         __slots__ = ()
 
-        def take_known(self, now: float) -> bytes:
-            frame: bytes = take_known(now)
+        def append_if_templated(self, now: float) -> bytes:
+            frame: bytes = append_if_templated(now)
             order.append(f"{name} {'taken' if frame else 'left'}")
             return frame
 
@@ -105,7 +105,7 @@ def test_a_bug_in_one_stream_does_not_harm_another(failures: int) -> None:
             write(frame)
 
         reader.push = failing
-        reader.stream.aim()
+        reader.stream.update_push()
         link.feed(chunk(event("three ")))
         other.feed(chunk(event("three ")))
         r.turn()

@@ -1,4 +1,4 @@
-"""Splice: a tunnel that carries the bytes of a TLS connection to the worker that owns its stream, and back.
+"""Tunnel: a tunnel that carries the bytes of a TLS connection to the worker that owns its stream, and back.
 
 The owner sees an end of a socket pair as if that were the client. Each end does its own flow control: while an end
 can't take bytes, the other end isn't read, so at most a single read waits between them.
@@ -26,8 +26,8 @@ from streamd.net.sweep import NEVER
 from streamd.reasons import CloseReason
 
 
-class SpliceState(Choice):
-    """The state of a splice."""
+class TunnelState(Choice):
+    """The state of a tunnel."""
 
     MADE = "made"  # the owner doesn't have the far end yet
     CONNECTING = "connecting"  # the near end is becoming a transport
@@ -40,8 +40,8 @@ class SpliceState(Choice):
     OVER = "over"
 
 
-class SpliceEvent(Choice):
-    """A step of a splice."""
+class TunnelEvent(Choice):
+    """A step of a tunnel."""
 
     BEGIN = "begin"
     CONNECTED = "connected"
@@ -51,39 +51,39 @@ class SpliceEvent(Choice):
     END = "end"
 
 
-_CONNECTED_STEPS = {SpliceEvent.OWNER_CLOSED: SpliceState.CLOSING, SpliceEvent.END: SpliceState.OVER}
+_CONNECTED_STEPS = {TunnelEvent.OWNER_CLOSED: TunnelState.CLOSING, TunnelEvent.END: TunnelState.OVER}
 
-TRANSITIONS: dict[SpliceState, dict[SpliceEvent, SpliceState]] = {
-    SpliceState.MADE: {SpliceEvent.BEGIN: SpliceState.CONNECTING, SpliceEvent.END: SpliceState.OVER},
-    SpliceState.CONNECTING: {
-        SpliceEvent.CLIENT_LEFT: SpliceState.DESERTED,
-        SpliceEvent.CLIENT_LOST: SpliceState.BEREFT,
-        SpliceEvent.CONNECTED: SpliceState.OPEN,
+TRANSITIONS: dict[TunnelState, dict[TunnelEvent, TunnelState]] = {
+    TunnelState.MADE: {TunnelEvent.BEGIN: TunnelState.CONNECTING, TunnelEvent.END: TunnelState.OVER},
+    TunnelState.CONNECTING: {
+        TunnelEvent.CLIENT_LEFT: TunnelState.DESERTED,
+        TunnelEvent.CLIENT_LOST: TunnelState.BEREFT,
+        TunnelEvent.CONNECTED: TunnelState.OPEN,
         **_CONNECTED_STEPS,
     },
-    SpliceState.DESERTED: {SpliceEvent.CONNECTED: SpliceState.LEFT, **_CONNECTED_STEPS},
-    SpliceState.BEREFT: {SpliceEvent.CONNECTED: SpliceState.LOST, **_CONNECTED_STEPS},
-    SpliceState.OPEN: {
-        SpliceEvent.CLIENT_LEFT: SpliceState.LEFT,
-        SpliceEvent.CLIENT_LOST: SpliceState.LOST,
+    TunnelState.DESERTED: {TunnelEvent.CONNECTED: TunnelState.LEFT, **_CONNECTED_STEPS},
+    TunnelState.BEREFT: {TunnelEvent.CONNECTED: TunnelState.LOST, **_CONNECTED_STEPS},
+    TunnelState.OPEN: {
+        TunnelEvent.CLIENT_LEFT: TunnelState.LEFT,
+        TunnelEvent.CLIENT_LOST: TunnelState.LOST,
         **_CONNECTED_STEPS,
     },
-    SpliceState.LEFT: _CONNECTED_STEPS,
-    SpliceState.LOST: _CONNECTED_STEPS,
-    SpliceState.CLOSING: {SpliceEvent.END: SpliceState.OVER},
-    SpliceState.OVER: {},
+    TunnelState.LEFT: _CONNECTED_STEPS,
+    TunnelState.LOST: _CONNECTED_STEPS,
+    TunnelState.CLOSING: {TunnelEvent.END: TunnelState.OVER},
+    TunnelState.OVER: {},
 }
 
 
-class Spliced(asyncio.Protocol):
+class TunnelEnd(asyncio.Protocol):
     """A side of the tunnel: the bytes that it reads go to the other side."""
 
-    __slots__ = ("is_client", "other", "splice", "transport")
+    __slots__ = ("is_client", "other", "transport", "tunnel")
 
-    def __init__(self, splice: Splice, *, is_client: bool) -> None:
-        self.splice: Splice | None = splice  # None: the splice is over; breaks the reference cycle
+    def __init__(self, tunnel: Tunnel, *, is_client: bool) -> None:
+        self.tunnel: Tunnel | None = tunnel  # None: the tunnel is over; breaks the reference cycle
         self.is_client = is_client
-        self.other: Spliced
+        self.other: TunnelEnd
         self.transport: asyncio.Transport | None = None  # None: not connected yet, or lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -98,49 +98,49 @@ class Spliced(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self.other.transport is not None:
             self.other.transport.pause_reading()
-        if self.is_client and self.splice is not None:
-            self.splice.client_paused()
+        if self.is_client and self.tunnel is not None:
+            self.tunnel.client_paused()
 
     def resume_writing(self) -> None:
         if self.other.transport is not None:
             self.other.transport.resume_reading()
 
     def eof_received(self) -> bool:
-        assert self.splice is not None
+        assert self.tunnel is not None
         if self.is_client:
-            self.splice.client_left()
+            self.tunnel.client_left()
         else:
-            self.splice.owner_closed()
+            self.tunnel.owner_closed()
         return True  # Why: False would have the transport closed, which with a stalled peer never completes
 
     def connection_lost(self, exc: Exception | None) -> None:
-        splice = self.splice
-        assert splice is not None
+        tunnel = self.tunnel
+        assert tunnel is not None
         self.transport = None
         if not self.is_client:
-            splice.owner_closed()
+            tunnel.owner_closed()
         elif exc is None or isinstance(exc, ConnectionError):
-            splice.client_left()
+            tunnel.client_left()
         else:
-            splice.client_lost()
-        splice.side_ended()
+            tunnel.client_lost()
+        tunnel.side_ended()
 
 
-class Splice:
+class Tunnel:
     """Both sides, from the moment that the owner has the far end of the pair. A member of the sweep."""
 
     def __init__(self, runtime: Runtime, price_bytes: int, pair_bytes: int) -> None:
-        """For a connection of that price; use open_splice()."""
+        """For a connection of that price; use open_tunnel()."""
         self._runtime = runtime
         self._price_bytes = price_bytes
         self.pair_bytes = pair_bytes  # the price of each end
         self._near, self.far = socket.socketpair()
         self._near.setblocking(False)
         self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SNDBUF_BYTES)
-        self._client = Spliced(self, is_client=True)
-        self._owner = Spliced(self, is_client=False)
+        self._client = TunnelEnd(self, is_client=True)
+        self._owner = TunnelEnd(self, is_client=False)
         self._client.other, self._owner.other = self._owner, self._client
-        self._state = SpliceState.MADE
+        self._state = TunnelState.MADE
         self._connecting: asyncio.Task[None] | None = None
         self._last_bytes: LastBytes | None = None  # from CLOSING on
         self.due_at = NEVER
@@ -148,10 +148,10 @@ class Splice:
     def begin(self, transport: asyncio.Transport) -> None:
         """The owner has the far end: carry the bytes of `transport` to it from now on."""
         runtime = self._runtime
-        self._go(SpliceEvent.BEGIN)
+        self._go(TunnelEvent.BEGIN)
         self.far.close()
         runtime.admission.adopt_connection(self._price_bytes)
-        runtime.splices.add(self)
+        runtime.tunnels.add(self)
         runtime.sweep.add(self)
         transport.pause_reading()
         self._client.connection_made(transport)
@@ -160,10 +160,10 @@ class Splice:
 
     def give_up(self) -> None:
         """The owner has no room for the connection: no bytes will be carried."""
-        self._go(SpliceEvent.END)
+        self._go(TunnelEvent.END)
         self.far.close()
         self._near.close()
-        self._client.splice = self._owner.splice = None
+        self._client.tunnel = self._owner.tunnel = None
         self._runtime.admission.release_connection(self.pair_bytes)
 
     async def _connect(self) -> None:
@@ -176,10 +176,10 @@ class Splice:
             self.side_ended()
             return
         self._connecting = None
-        self._go(SpliceEvent.CONNECTED)
-        if self._state is SpliceState.LEFT:
+        self._go(TunnelEvent.CONNECTED)
+        if self._state is TunnelState.LEFT:
             self.client_left()
-        elif self._state is SpliceState.LOST:
+        elif self._state is TunnelState.LOST:
             self.client_lost()
         if self._client.transport is not None:
             self._client.transport.resume_reading()
@@ -188,7 +188,7 @@ class Splice:
 
     def client_left(self) -> None:
         """The client sent a FIN or RST: the owner gets a FIN, and closes in its own time."""
-        self._note(SpliceEvent.CLIENT_LEFT)
+        self._note(TunnelEvent.CLIENT_LEFT)
         transport = self._owner.transport
         if transport is None or transport.is_closing():
             return
@@ -198,7 +198,7 @@ class Splice:
 
     def client_lost(self) -> None:
         """The network lost the client: close the pair, so that the owner sees a loss."""
-        self._note(SpliceEvent.CLIENT_LOST)
+        self._note(TunnelEvent.CLIENT_LOST)
         if self._owner.transport is not None:
             self._owner.transport.abort()
 
@@ -213,20 +213,20 @@ class Splice:
 
     def abort(self) -> None:
         """Close both sides now. The end of the client's side that follows isn't the client's doing."""
-        self._note(SpliceEvent.CLIENT_LOST)
+        self._note(TunnelEvent.CLIENT_LOST)
         for side in (self._client, self._owner):
             if side.transport is not None:
                 side.transport.abort()
 
     def side_ended(self) -> None:
-        """The splice is over when both sides have ended."""
+        """The tunnel is over when both sides have ended."""
         if self._client.transport is not None or self._owner.transport is not None or self._connecting is not None:
             return
         runtime = self._runtime
-        if self._state is not SpliceState.OVER:
-            self._go(SpliceEvent.END)
-            self._client.splice = self._owner.splice = None
-            runtime.splices.discard(self)
+        if self._state is not TunnelState.OVER:
+            self._go(TunnelEvent.END)
+            self._client.tunnel = self._owner.tunnel = None
+            runtime.tunnels.discard(self)
             runtime.sweep.discard(self)
             runtime.admission.release_connection(self._price_bytes)
             runtime.admission.release_connection(self.pair_bytes)
@@ -238,9 +238,9 @@ class Splice:
         self.due_at = min(self.due_at, self._runtime.time() + self._runtime.settings.close_timeout_s)
 
     def _begin_closing(self) -> None:
-        if self._state is SpliceState.CLOSING:
+        if self._state is TunnelState.CLOSING:
             return
-        self._go(SpliceEvent.OWNER_CLOSED)
+        self._go(TunnelEvent.OWNER_CLOSED)
         now = self._runtime.time()
         self._last_bytes = LastBytes(now)
         self.due_at = now + self._runtime.settings.close_timeout_s
@@ -250,7 +250,7 @@ class Splice:
         transport, owner, settings = self._client.transport, self._owner.transport, self._runtime.settings
         if transport is None:
             return NEVER
-        if self._state is not SpliceState.CLOSING:
+        if self._state is not TunnelState.CLOSING:
             if owner is None or owner.is_reading():
                 return NEVER
             if not is_closed(owner.get_extra_info("socket")):
@@ -262,25 +262,25 @@ class Splice:
         self.abort()
         return NEVER
 
-    def _note(self, event: SpliceEvent) -> None:
+    def _note(self, event: TunnelEvent) -> None:
         """Record an end of the client; the first counts."""
         if event in TRANSITIONS[self._state]:
             self._go(event)
 
-    def _go(self, event: SpliceEvent) -> None:
+    def _go(self, event: TunnelEvent) -> None:
         state = TRANSITIONS[self._state].get(event)
         assert state is not None, f"{event} in {self._state}"
         self._state = state
 
 
-def open_splice(runtime: Runtime, price_bytes: int) -> Splice | Refusal:
-    """A splice for a connection of that price, its near end charged to admission; or a refusal."""
+def open_tunnel(runtime: Runtime, price_bytes: int) -> Tunnel | Refusal:
+    """A tunnel for a connection of that price, its near end charged to admission; or a refusal."""
     pair_bytes = runtime.admission.prices.unix_bytes
     refusal = runtime.admission.admit_connection(pair_bytes)
     if refusal is not None:
         return refusal
     try:
-        return Splice(runtime, price_bytes, pair_bytes)
+        return Tunnel(runtime, price_bytes, pair_bytes)
     except OSError:
         runtime.admission.release_connection(pair_bytes)
         return runtime.admission.refuse_descriptors()

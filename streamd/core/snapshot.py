@@ -35,7 +35,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from streamd.core.fanout import SlicedFanout
-from streamd.core.hub import Hub, KeptName
+from streamd.core.hub import Hub, StreamNames
 from streamd.core.replay import LogParts, ReplayLog, check_parts
 from streamd.core.stream import CountedStream, Stream
 from streamd.core.terms import Terms
@@ -119,7 +119,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptStream:
+class Snapshot:
     """A stream as values. `facts.id` tells which worker it belongs to (docs/PROTOCOL.md, sections 2 and 8)."""
 
     facts: Facts
@@ -149,7 +149,7 @@ def choose(streams: Iterable[Stream], bytes_max: int) -> list[Stream]:
     return chosen
 
 
-def keep(hub: Hub, stream: Stream, now: float, now_unix: float) -> KeptStream:
+def take_snapshot(hub: Hub, stream: Stream, now: float, now_unix: float) -> Snapshot:
     """A stream of this hub as values. `now` in monotonic seconds, `now_unix` the same instant's wall-clock time."""
     progress, name = stream.progress, hub.name_of(stream)
     input_tokens, output_tokens = progress.usage or (-1, -1)
@@ -192,27 +192,27 @@ def keep(hub: Hub, stream: Stream, now: float, now_unix: float) -> KeptStream:
         response_id=progress.response_id or "",
         chunk_head=progress.chunk_head.decode(),
     )
-    return KeptStream(facts, stream.log.parts())
+    return Snapshot(facts, stream.log.parts())
 
 
 # To a hub
 
 
-def restore(hub: Hub, kept: KeptStream, now: float, now_unix: float) -> Stream | None:
+def restore(hub: Hub, snapshot: Snapshot, now: float, now_unix: float) -> Stream | None:
     """Register the stream with this hub, under its id; None if its retention is over or the id is registered already.
 
     A live stream comes back without source and fan-out: the caller adds both, since it knows publishers and loops.
     """
-    facts = kept.facts
+    facts = snapshot.facts
     sealed_at = now - max(0.0, now_unix - facts.sealed_unix)
-    if not kept.live and sealed_at + facts.retention_s <= now:
+    if not snapshot.live and sealed_at + facts.retention_s <= now:
         return None
     log = ReplayLog.of_parts(
-        kept.log,
+        snapshot.log,
         bytes_max=min(facts.log_bytes_max, hub.stream_log_bytes_max),
         events_max=min(facts.log_events_max, hub.stream_log_events_max),
     )
-    name = KeptName(facts.key_principal, facts.key, bytes.fromhex(facts.key_body_hash), facts.conversation)
+    name = StreamNames(facts.key_principal, facts.key, bytes.fromhex(facts.key_body_hash), facts.conversation)
     opened_at = now - max(0.0, now_unix - facts.opened_unix)
     stream = hub.restore(
         facts.id,
@@ -228,7 +228,7 @@ def restore(hub: Hub, kept: KeptStream, now: float, now_unix: float) -> Stream |
     _restore_progress(stream, facts)
     stream.upstream = facts.upstream
     stream.touched_at = now
-    if not kept.live:
+    if not snapshot.live:
         stream.reason = _REASONS[facts.reason]
         stream.sealed_at = sealed_at
         stream.ended_clean = facts.ended_clean
@@ -263,12 +263,12 @@ def _restore_progress(stream: Stream, facts: Facts) -> None:
 # Writing
 
 
-def save(streams: Iterable[KeptStream], save_id: bytes, saved_unix: float) -> Iterator[bytes]:
+def save(streams: Iterable[Snapshot], save_id: bytes, saved_unix: float) -> Iterator[bytes]:
     """The bytes, a record at a time: only the stream at hand is in memory twice."""
     yield _HEADER.pack(MAGIC, VERSION, save_id, saved_unix)
     count = 0
-    for kept in streams:
-        yield _record(_STREAM, _body(kept))
+    for snapshot in streams:
+        yield _record(_STREAM, _body(snapshot))
         count += 1
     yield _record(_END, count.to_bytes(4, "big"))
 
@@ -281,10 +281,10 @@ def _digest(kind: bytes, body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=8, person=kind).digest()
 
 
-def _body(kept: KeptStream) -> bytes:
-    log = kept.log
+def _body(snapshot: Snapshot) -> bytes:
+    log = snapshot.log
     counts = (log.seq_first, log.seq_next, log.text_events, log.text_bytes)
-    facts = orjson.dumps({**asdict(kept.facts), "log": counts})
+    facts = orjson.dumps({**asdict(snapshot.facts), "log": counts})
     out = [len(facts).to_bytes(4, "big"), facts, bytes((len(log.templates),))]
     for pieces, holes, merges in log.templates:
         out.append(bytes((merges, len(holes))) + holes)
@@ -315,7 +315,7 @@ def read_header(read: Read) -> Header:
     return Header(save_id, saved_unix)
 
 
-def load(read: Read) -> Iterator[KeptStream]:
+def load(read: Read) -> Iterator[Snapshot]:
     """The streams after the header, in turn. Raises StateError at the first damage; streams before it are good."""
     count = 0
     while True:
@@ -376,7 +376,7 @@ class _Body:
         return self._at == len(self._body)
 
 
-def _stream_of(body: bytes) -> KeptStream:
+def _stream_of(body: bytes) -> Snapshot:
     rest = _Body(body)
     facts, counts = _facts_of(rest.take(rest.number(4)))
     templates = []
@@ -392,7 +392,7 @@ def _stream_of(body: bytes) -> KeptStream:
         check_parts(log)
     except ValueError as error:
         raise StateError(f"the log of {facts.id}: {error}") from None
-    return KeptStream(facts, log)
+    return Snapshot(facts, log)
 
 
 _KINDS: Final[dict[str, type]] = {"str": str, "bool": bool, "int": int, "float": float}

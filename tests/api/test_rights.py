@@ -30,7 +30,7 @@ from fakes import (
 
 from streamd.config import ConfigError, UpstreamSettings
 from streamd.core.keys import SALT_BYTES, Key, digest, encode, format_expiry
-from streamd.daemon import access_files, logs
+from streamd.daemon import credential_files, logs
 from streamd.reasons import CloseReason
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -192,7 +192,7 @@ def test_a_revoked_key_is_refused_within_a_second(keys_file: Path) -> None:
     with rig(keys_file=str(keys_file)) as r:
         reader = streaming(r, bearer("alice"))
         write(keys_file, line("bob"))
-        r.pass_time(access_files.LOOK_EVERY_S + 0.5)
+        r.pass_time(credential_files.LOOK_EVERY_S + 0.5)
         assert r.client(post(CHAT, bearer("alice"))).answer.status == 401
         r.reply(chunk(event("a")))
         assert events_in(reader.answer.body)[0].seq == 1, "who is being served goes on"
@@ -362,7 +362,7 @@ def test_any_end_of_a_stream_frees_its_place_among_the_keys_streams(tmp_path: Pa
         client = r.client(post(CHAT, bearer("alice")))
         check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
         end(r, client)
-        assert r.worker.access._accounts.of(r.worker.access.keys._by_id["alice"]).streams_now == 0
+        assert r.worker.rights._accounts.of(r.worker.rights.keys._by_id["alice"]).streams_now == 0
         again = r.client(post(CHAT, bearer("alice")))
         assert again.raw == b"", "it was asked"
         ends_well(r, again)

@@ -1,4 +1,4 @@
-"""The access log: a line per request, written at its end, with its numbers but no prompt, answer, key or query.
+"""The request log: a line per request, written at its end, with its numbers but no prompt, answer, key or query.
 
 Lines are written at the end of the loop's turn, because a line costs 10 us of formatting and a system call: when a
 thousand readers leave at once, their thousand upstreams are cut before the first line is written.
@@ -34,7 +34,7 @@ class LateLines:
             logs.event(logs.INFO, name, **fields)
 
 
-class AccessLog:
+class RequestLog:
     """Counts each request that has ended, and writes its line."""
 
     def __init__(self, runtime: Runtime, lines: LateLines) -> None:

@@ -17,11 +17,11 @@ from loopback import run
 from pair import Pair, pair
 from tlspeer import TlsClient, client_context, make_certificate
 
-from streamd.core.admission import Slot
+from streamd.core.admission import SharedNumber
 from streamd.mockllm import MockOptions
 from streamd.net import peers as peers_module
-from streamd.net.splice import TRANSITIONS, Splice, SpliceEvent, SpliceState, open_splice, reason_of_end
 from streamd.net.sweep import NEVER
+from streamd.net.tunnel import TRANSITIONS, Tunnel, TunnelEvent, TunnelState, open_tunnel, reason_of_end
 from streamd.reasons import CloseReason
 
 LONG = MockOptions(interval_s=0.002, ttft_s=0, tokens=100_000)
@@ -34,13 +34,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-def test_every_state_of_a_splice_can_end() -> None:
-    assert set(TRANSITIONS) == set(SpliceState)
+def test_every_state_of_a_tunnel_can_end() -> None:
+    assert set(TRANSITIONS) == set(TunnelState)
     for state, steps in TRANSITIONS.items():
-        assert state is SpliceState.OVER or steps[SpliceEvent.END] is SpliceState.OVER
+        assert state is TunnelState.OVER or steps[TunnelEvent.END] is TunnelState.OVER
 
 
-class Spliced:
+class Tunnelled:
     """Two workers behind TLS; streams live in b, clients come to a."""
 
     def __init__(self, p: Pair, cert: Path) -> None:
@@ -69,29 +69,33 @@ class Spliced:
         return stream.id
 
     @property
-    def splices(self) -> int:
-        return len(self.p.a.runtime.splices)
+    def tunnels(self) -> int:
+        return len(self.p.a.runtime.tunnels)
 
 
 @contextlib.asynccontextmanager
-async def spliced(files: tuple[Path, Path], options: MockOptions = SHORT, **settings: Any) -> AsyncIterator[Spliced]:
+async def tunnelled(
+    files: tuple[Path, Path], options: MockOptions = SHORT, **settings: Any
+) -> AsyncIterator[Tunnelled]:
     cert, key = files
     async with pair(options, tls_cert=str(cert), tls_key=str(key), **settings) as p:
-        s = Spliced(p, cert)
+        s = Tunnelled(p, cert)
         yield s
         for client in s.clients:
             client.sock.close()
-        await p.a.until(lambda: not s.splices)
+        await p.a.until(lambda: not s.tunnels)
         for each in p.both:
             await each.until(lambda each=each: not each.runtime.clients)
             row, prices = p.boards[p.slot_of(each)].row, each.runtime.admission.prices
-            streams_bytes = row[Slot.STREAMS] * prices.stream_bytes + each.worker._charged_logs
-            assert (row[Slot.CONNECTIONS], row[Slot.MEMORY]) == (0, streams_bytes), "prices were not given back"
+            streams_bytes = row[SharedNumber.STREAMS] * prices.stream_bytes + each.worker._charged_logs
+            assert (row[SharedNumber.CONNECTIONS], row[SharedNumber.MEMORY]) == (0, streams_bytes), (
+                "prices were not given back"
+            )
 
 
-def test_a_splice_carries_requests_and_answers(files: tuple[Path, Path]) -> None:
+def test_a_tunnel_carries_requests_and_answers(files: tuple[Path, Path]) -> None:
     async def main() -> None:
-        async with spliced(files) as s:
+        async with tunnelled(files) as s:
             name = s.p.name_of(s.p.b)
             put = await s.client(get(f"/v1/streams/{name}", "Content-Length: 0", method="PUT"))
             assert (await put.answer()).status == 201
@@ -101,17 +105,17 @@ def test_a_splice_carries_requests_and_answers(files: tuple[Path, Path]) -> None
             reader = await s.client(get(f"/v1/streams/{name}"))
             answer = await reader.answer()
             assert b"".join(event.json["delta"].encode() for event in events_in(answer.body)) == b"ab" * 100_000
-            assert s.splices == 3  # kept alive
+            assert s.tunnels == 3  # kept alive
             counts = [s.p.boards[0].connections(slot) for slot in range(2)]
-            assert counts == [6, 3]  # each splice: a connection and an end of a pair in a, the other end in b
+            assert counts == [6, 3]  # each tunnel: a connection and an end of a pair in a, the other end in b
             prices = s.p.a.runtime.admission.prices
-            assert s.p.boards[0].rows[0][Slot.MEMORY] == 3 * (prices.tls_tcp_bytes + prices.unix_bytes)
+            assert s.p.boards[0].rows[0][SharedNumber.MEMORY] == 3 * (prices.tls_tcp_bytes + prices.unix_bytes)
             # The owner passes on the next request on a carried connection, over plain descriptors.
             mine = s.p.name_of(s.p.a)
             reader.received = b""
             await reader.send(get(f"/v1/streams/{mine}", "Content-Length: 0", method="PUT"))
             assert (await reader.answer()).status == 201
-            assert [stream.id for stream in s.p.a.streams] == [mine] and s.p.b.runtime.counters.moved == 1
+            assert [stream.id for stream in s.p.a.streams] == [mine] and s.p.b.runtime.counters.handed_over == 1
             reader.received = b""
             await reader.send(get(f"/v1/streams/{mine}", method="DELETE"))
             assert (await reader.answer()).status == 204
@@ -119,9 +123,9 @@ def test_a_splice_carries_requests_and_answers(files: tuple[Path, Path]) -> None
     run(main)
 
 
-def test_a_splice_carries_whole_streams(files: tuple[Path, Path]) -> None:
+def test_a_tunnel_carries_whole_streams(files: tuple[Path, Path]) -> None:
     async def main() -> None:
-        async with spliced(files) as s:
+        async with tunnelled(files) as s:
             asker = await s.client(post(CHAT), at="b")
             while b"data: " not in asker.received:
                 await asker.read()
@@ -131,15 +135,15 @@ def test_a_splice_carries_whole_streams(files: tuple[Path, Path]) -> None:
             for reader in readers:
                 await reader.to_the_end()
                 assert text_of(events_in((await reader.answer()).body)) == whole and reader.notified
-            await s.p.a.until(lambda: not s.splices)
+            await s.p.a.until(lambda: not s.tunnels)
 
     run(main)
 
 
 @pytest.mark.parametrize("leave", ["close_notify", "fin", "rst"])
-def test_a_client_of_a_splice_that_leaves_counts_as_a_reader_that_left(files: tuple[Path, Path], leave: str) -> None:
+def test_a_client_of_a_tunnel_that_leaves_counts_as_a_reader_that_left(files: tuple[Path, Path], leave: str) -> None:
     async def main() -> None:
-        async with spliced(files, LONG) as s:
+        async with tunnelled(files, LONG) as s:
             await s.generation()
             (stream,) = s.p.b.streams
             reader = s.clients[-1]
@@ -160,11 +164,11 @@ def test_a_client_of_a_splice_that_leaves_counts_as_a_reader_that_left(files: tu
 
 def test_a_worker_that_dies_between_client_and_owner_counts_as_network_loss(files: tuple[Path, Path]) -> None:
     async def main() -> None:
-        async with spliced(files, LONG) as s:
+        async with tunnelled(files, LONG) as s:
             await s.generation()
             (stream,) = s.p.b.streams
-            (splice,) = s.p.a.runtime.splices
-            splice.abort()  # as the kernel does for a killed process
+            (tunnel,) = s.p.a.runtime.tunnels
+            tunnel.abort()  # as the kernel does for a killed process
             await s.p.b.until(lambda: not stream.readers)
             assert stream.reason is None and stream.grace_until, "the generation waits for its reader"
             again = await s.client(get(f"/v1/streams/{stream.id}"), at="b")
@@ -175,9 +179,9 @@ def test_a_worker_that_dies_between_client_and_owner_counts_as_network_loss(file
     run(main)
 
 
-def test_a_stalled_client_of_a_splice_stalls_only_its_own_reader(files: tuple[Path, Path]) -> None:
+def test_a_stalled_client_of_a_tunnel_stalls_only_its_own_reader(files: tuple[Path, Path]) -> None:
     async def main() -> None:
-        async with spliced(
+        async with tunnelled(
             files, MockOptions(interval_s=0.001, ttft_s=0, tokens=100_000), stall_timeout_s=0.5, close_timeout_s=0.3
         ) as s:
             asker = await s.client(post(CHAT), at="b")
@@ -185,13 +189,13 @@ def test_a_stalled_client_of_a_splice_stalls_only_its_own_reader(files: tuple[Pa
                 await asker.read()
             (stream,) = s.p.b.streams
             await s.client(get(f"/v1/streams/{stream.id}"), receive_bytes=4096)
-            await s.p.a.until(lambda: s.splices)
-            (splice,) = s.p.a.runtime.splices
+            await s.p.a.until(lambda: s.tunnels)
+            (tunnel,) = s.p.a.runtime.tunnels
             reading = asyncio.ensure_future(asker.to_the_end())
             await s.p.b.until(lambda: s.p.b.runtime.counters.connections_closed[CloseReason.STALLED] == 1)
-            client = splice._client.transport
+            client = tunnel._client.transport
             assert client is None or client.get_write_buffer_size() < 100_000
-            await s.p.a.until(lambda: not s.splices)
+            await s.p.a.until(lambda: not s.tunnels)
             assert stream.reason is None  # the other reader goes on
             reading.cancel()
 
@@ -200,26 +204,26 @@ def test_a_stalled_client_of_a_splice_stalls_only_its_own_reader(files: tuple[Pa
 
 def test_a_broken_record_ends_both_sides(files: tuple[Path, Path]) -> None:
     async def main() -> None:
-        async with spliced(files, LONG) as s:
+        async with tunnelled(files, LONG) as s:
             await s.generation()
             (stream,) = s.p.b.streams
             await s.clients[-1].send_raw(b"\x17\x03\x03\x00\x05hello")
             await s.p.b.until(lambda: stream.reason is not None)
-            await s.p.a.until(lambda: not s.splices)
+            await s.p.a.until(lambda: not s.tunnels)
 
     run(main)
 
 
-def test_a_splice_is_refused_when_the_owner_has_no_room(
+def test_a_tunnel_is_refused_when_the_owner_has_no_room(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        async with spliced(files) as s:
+        async with tunnelled(files) as s:
             name = s.p.name_of(s.p.b)
             monkeypatch.setattr(peers_module.Peers, "pass_on", lambda peers, slot, passed: False)
             client = await s.client(get(f"/v1/streams/{name}"))
             answer = await client.answer()
-            assert answer.status == 503 and answer.error["code"] == "worker_busy" and not s.splices
+            assert answer.status == 503 and answer.error["code"] == "worker_busy" and not s.tunnels
             monkeypatch.undo()
             client.received = b""
             await client.send(get(f"/v1/streams/{name}"))
@@ -228,9 +232,9 @@ def test_a_splice_is_refused_when_the_owner_has_no_room(
     run(main)
 
 
-def test_a_splice_is_charged_or_refused(files: tuple[Path, Path]) -> None:
+def test_a_tunnel_is_charged_or_refused(files: tuple[Path, Path]) -> None:
     async def main() -> None:
-        async with spliced(files) as s:
+        async with tunnelled(files) as s:
             name = s.p.name_of(s.p.b)
             admission = s.p.a.runtime.admission
             client = await s.client(get("/healthz"))
@@ -239,24 +243,24 @@ def test_a_splice_is_charged_or_refused(files: tuple[Path, Path]) -> None:
             client.received = b""
             await client.send(get(f"/v1/streams/{name}"))
             answer = await client.answer()
-            assert answer.status == 503 and answer.error["code"] == "over_capacity" and not s.splices
+            assert answer.status == 503 and answer.error["code"] == "over_capacity" and not s.tunnels
             admission.note_resident(0)
 
     run(main)
 
 
-def test_without_descriptors_a_splice_is_refused_and_nothing_stays_charged(
+def test_without_descriptors_a_tunnel_is_refused_and_nothing_stays_charged(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
     async def main() -> None:
-        async with spliced(files) as s:
+        async with tunnelled(files) as s:
             name, row = s.p.name_of(s.p.b), s.p.boards[0].row
             client = await s.client(get("/healthz"))
             assert (await client.answer()).status == 200
-            before = row[Slot.CONNECTIONS], row[Slot.MEMORY]
+            before = row[SharedNumber.CONNECTIONS], row[SharedNumber.MEMORY]
             monkeypatch.setattr(socket, "socketpair", full)
             client.received = b""
             await client.send(get(f"/v1/streams/{name}"))
@@ -265,7 +269,7 @@ def test_without_descriptors_a_splice_is_refused_and_nothing_stays_charged(
             assert answer.status == 503 and answer.error["code"] == "over_capacity" and answer.get("retry-after")
             assert s.p.a.runtime.counters.bugs == 0
             assert s.p.a.runtime.admission.refused()["descriptors"] == 1
-            assert (row[Slot.CONNECTIONS], row[Slot.MEMORY]) == before
+            assert (row[SharedNumber.CONNECTIONS], row[SharedNumber.MEMORY]) == before
             client.received = b""
             await client.send(get(f"/v1/streams/{name}"))
             assert (await client.answer()).status == 404, "the same connection is passed on once there is room"
@@ -275,11 +279,11 @@ def test_without_descriptors_a_splice_is_refused_and_nothing_stays_charged(
 
 def test_a_connection_is_spread_before_its_handshake(files: tuple[Path, Path]) -> None:
     async def main() -> None:
-        async with spliced(files) as s:
+        async with tunnelled(files) as s:
             for _ in range(40):
                 client = await s.client(get("/healthz"))
                 assert (await client.answer()).status == 200
-            assert s.p.a.runtime.counters.moved >= 12 and not s.splices
+            assert s.p.a.runtime.counters.handed_over >= 12 and not s.tunnels
 
     run(main)
 
@@ -318,7 +322,7 @@ class Near(FakeTransport):
 
 
 class Sides:
-    """A splice between a fake client and a fake end of the pair; `far` is the owner's end."""
+    """A tunnel between a fake client and a fake end of the pair; `far` is the owner's end."""
 
     def __init__(self, r: Rig) -> None:
         self.r = r
@@ -326,13 +330,13 @@ class Sides:
         self.connected = r.loop.create_future()
         self.owner: Near
         r.loop.connect_accepted_socket = self._connect  # type: ignore[assignment,method-assign]
-        splice = open_splice(r.runtime, PRICE_BYTES)
-        assert isinstance(splice, Splice)
-        self.splice = splice
-        self.near = splice._near
-        self.far = splice.far.dup()  # held by the owner
+        tunnel = open_tunnel(r.runtime, PRICE_BYTES)
+        assert isinstance(tunnel, Tunnel)
+        self.tunnel = tunnel
+        self.near = tunnel._near
+        self.far = tunnel.far.dup()  # held by the owner
         self.client = FakeTransport(r.loop, None)
-        splice.begin(self.client)
+        tunnel.begin(self.client)
 
     async def _connect(self, make: Callable[[], Any], sock: socket.socket) -> tuple[Any, Any]:
         await self.connected
@@ -350,7 +354,7 @@ class Sides:
 
     @property
     def charged(self) -> tuple[int, int]:
-        """Connections and bytes that admission has charged for this splice."""
+        """Connections and bytes that admission has charged for this tunnel."""
         return charged(self.r)
 
     @property
@@ -361,7 +365,7 @@ class Sides:
 
     @property
     def over(self) -> bool:
-        return not self.r.runtime.splices and self.near.fileno() == -1 and self.charged == (0, 0)
+        return not self.r.runtime.tunnels and self.near.fileno() == -1 and self.charged == (0, 0)
 
 
 def charged(r: Rig) -> tuple[int, int]:
@@ -371,7 +375,7 @@ def charged(r: Rig) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def sides(*, connected: bool = True, **settings: Any) -> Iterator[Sides]:
-    """A splice that may leave nothing at the end of the test: no descriptor, no price, no deadline."""
+    """A tunnel that may leave nothing at the end of the test: no descriptor, no price, no deadline."""
     with rig(**settings) as r:
         s = Sides(r)
         if connected:
@@ -392,8 +396,8 @@ def end_the_owner(s: Sides) -> None:
 def test_the_client_is_read_only_once_the_pair_is_connected_and_charged() -> None:
     with sides(connected=False) as s:
         assert not s.client.reading
-        assert s.charged == (2, PRICE_BYTES + s.splice.pair_bytes)
-        assert s.splice.far.fileno() == -1, "the far end is the owner's alone"
+        assert s.charged == (2, PRICE_BYTES + s.tunnel.pair_bytes)
+        assert s.tunnel.far.fileno() == -1, "the far end is the owner's alone"
         s.connect()
         assert s.client.reading
         s.client.feed(b"GET / ")
@@ -405,12 +409,12 @@ def test_the_client_is_read_only_once_the_pair_is_connected_and_charged() -> Non
         assert s.client.closed and not s.client.aborted
 
 
-def test_a_full_side_of_a_splice_pauses_reading_on_the_other_side() -> None:
+def test_a_full_side_of_a_tunnel_pauses_reading_on_the_other_side() -> None:
     with sides() as s:
         s.client.capacity = 2
         s.owner.feed(b"hello")
         assert (s.owner.reading, s.client.reading) == (False, True)
-        assert s.splice.due_at == s.r.loop.time() + s.r.runtime.settings.close_timeout_s
+        assert s.tunnel.due_at == s.r.loop.time() + s.r.runtime.settings.close_timeout_s
         s.client.take()
         assert s.owner.reading and bytes(s.client.sent) == b"hello"
         s.owner.capacity = 2
@@ -425,7 +429,7 @@ def test_an_owner_that_reads_nothing_sets_no_deadline() -> None:
     with sides() as s:
         s.owner.capacity = 0
         s.client.feed(b"hello")
-        assert s.splice.due_at == NEVER
+        assert s.tunnel.due_at == NEVER
         s.r.pass_time(s.r.runtime.settings.stall_timeout_s + 1)
         assert not s.client.closed and not s.owner.closed
         s.owner.take()
@@ -438,7 +442,7 @@ def test_a_client_that_has_caught_up_has_no_deadline() -> None:
         s.owner.feed(b"hello")
         s.client.take()
         s.r.pass_time(s.r.runtime.settings.close_timeout_s + 1)
-        assert s.splice.due_at == NEVER and not s.client.closed
+        assert s.tunnel.due_at == NEVER and not s.client.closed
         end_the_owner(s)
 
 
@@ -472,7 +476,7 @@ def test_the_owner_learns_how_the_client_ended(error: Exception | None, verdict:
             s.connect()
         assert s.verdict is verdict
         if verdict is CloseReason.READER_GONE:
-            assert s.r.runtime.splices, "the owner closes in its own time"
+            assert s.r.runtime.tunnels, "the owner closes in its own time"
             end_the_owner(s)
 
 
@@ -501,7 +505,7 @@ def test_a_client_may_be_paused_before_the_pair_is_connected() -> None:
     with sides(connected=False) as s:
         s.client.protocol.pause_writing()
         s.r.pass_time(s.r.runtime.settings.close_timeout_s + 1)
-        assert s.splice.due_at == NEVER and not s.client.closed
+        assert s.tunnel.due_at == NEVER and not s.client.closed
         s.client.protocol.resume_writing()
         s.connect()
         assert s.owner.reading and s.client.reading
@@ -509,7 +513,7 @@ def test_a_client_may_be_paused_before_the_pair_is_connected() -> None:
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["client there", "client gone"])
-def test_a_kernel_that_refuses_our_end_ends_the_splice(gone: bool) -> None:
+def test_a_kernel_that_refuses_our_end_ends_the_tunnel(gone: bool) -> None:
     with sides(connected=False) as s:
         s.refusal = OSError(errno.ENOSPC, "no room for another watch")
         if gone:
@@ -521,7 +525,7 @@ def test_a_kernel_that_refuses_our_end_ends_the_splice(gone: bool) -> None:
 
 
 @pytest.mark.parametrize("order", ["owner first", "client first", "in one turn"])
-def test_a_splice_is_released_once_whichever_side_ends_first(order: str) -> None:
+def test_a_tunnel_is_released_once_whichever_side_ends_first(order: str) -> None:
     with sides() as s:
         if order == "owner first":
             s.owner.reset()
@@ -530,13 +534,13 @@ def test_a_splice_is_released_once_whichever_side_ends_first(order: str) -> None
         elif order == "client first":
             s.client.reset()
             s.r.turn()
-            assert s.charged == (2, PRICE_BYTES + s.splice.pair_bytes), "one side is left"
+            assert s.charged == (2, PRICE_BYTES + s.tunnel.pair_bytes), "one side is left"
             s.owner.reset()
         else:
             s.client.reset()
             s.owner.reset()
         s.r.turn()
-        assert s.over and s.splice._client.splice is None and s.splice._owner.splice is None
+        assert s.over and s.tunnel._client.tunnel is None and s.tunnel._owner.tunnel is None
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["paused", "before the pair stands"])
@@ -545,7 +549,7 @@ def test_an_abort_counts_as_network_loss_and_drops_the_held_bytes(connected: boo
         if connected:
             s.client.capacity = 1
             s.owner.feed(b"hello")
-        s.splice.abort()
+        s.tunnel.abort()
         s.r.turn()
         if not connected:
             s.connect()
@@ -614,22 +618,22 @@ def test_a_living_owner_is_checked_again_while_the_client_stalls() -> None:
         assert s.client.aborted
 
 
-def test_an_abandoned_splice_gives_back_its_price_and_both_descriptors() -> None:
+def test_an_abandoned_tunnel_gives_back_its_price_and_both_descriptors() -> None:
     with rig() as r:
-        splice = open_splice(r.runtime, PRICE_BYTES)
-        assert isinstance(splice, Splice)
-        assert charged(r) == (1, splice.pair_bytes)
-        splice.give_up()
+        tunnel = open_tunnel(r.runtime, PRICE_BYTES)
+        assert isinstance(tunnel, Tunnel)
+        assert charged(r) == (1, tunnel.pair_bytes)
+        tunnel.give_up()
         assert charged(r) == (0, 0)
-        assert (splice._near.fileno(), splice.far.fileno()) == (-1, -1)
-        assert not r.runtime.splices
+        assert (tunnel._near.fileno(), tunnel.far.fileno()) == (-1, -1)
+        assert not r.runtime.tunnels
 
 
 def test_a_client_that_leaves_with_its_request_counts_as_a_reader_that_left(files: tuple[Path, Path]) -> None:
     """The client's close_notify arrives in the same read as the request, before the pair is connected."""
 
     async def main() -> None:
-        async with spliced(files, LONG) as s:
+        async with tunnelled(files, LONG) as s:
             await s.generation()
             (stream,) = s.p.b.streams
             leaver = await s.client()
@@ -646,11 +650,11 @@ def test_a_client_that_leaves_with_its_request_counts_as_a_reader_that_left(file
 
 def test_a_client_that_the_network_lost_has_its_grace_at_the_owner(files: tuple[Path, Path]) -> None:
     async def main() -> None:
-        async with spliced(files, LONG) as s:
+        async with tunnelled(files, LONG) as s:
             await s.generation()
             (stream,) = s.p.b.streams
-            (splice,) = s.p.a.runtime.splices
-            splice.client_lost()  # what a time-out of its socket comes to
+            (tunnel,) = s.p.a.runtime.tunnels
+            tunnel.client_lost()  # what a time-out of its socket comes to
             await s.p.b.until(lambda: not stream.readers)
             assert stream.reason is None and stream.grace_until
             assert s.p.b.runtime.counters.connections_closed[CloseReason.NETWORK_LOST] == 1

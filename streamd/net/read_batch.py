@@ -1,5 +1,5 @@
-"""Turn: processes the bytes that upstreams sent in a turn of the loop, at the turn's end: first all tokens are taken,
-then all are written.
+"""ReadBatch: processes the bytes that upstreams sent in a turn of the loop, at the turn's end: first all tokens are
+taken, then all are written.
 
 A token's cost is mostly the kernel's, and much of that is waking the reader of the written bytes. With all reads of a
 turn first, then the work on them, then all writes together, a process that reads several connections is woken once and
@@ -8,8 +8,8 @@ token, and writes behind all other work another 2. No token waits longer than fo
 
 So an upstream connection keeps the bytes that it has just read and asks to be called at the end of the turn. It holds
 at most a single read: a second read in the same turn, an end or a close first processes the earlier read. Only tokens
-of a known shape are written together (Stream.take_known): no other work happens between taking and writing them. All
-other reads, which may end streams or begin requests, come after them.
+of a known shape are written together (Stream.append_if_templated): no other work happens between taking and writing
+them. All other reads, which may end streams or begin requests, come after them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class Reading(Protocol):
 
     stream: Stream | None
 
-    def take_known(self, now: float) -> bytes:
+    def append_if_templated(self, now: float) -> bytes:
         """If the bytes read are a token of a known shape, take it into its stream and return its frame; else b""."""
 
-    def work_off(self) -> None:
+    def flush_read(self) -> None:
         """Process the bytes read, of any shape. Does nothing if they were taken already."""
 
     def crash(self, error: Exception) -> None:
         """streamd made a mistake; the answer can't be trusted any more."""
 
 
-class Turn:
+class ReadBatch:
     """One per loop. Bounded by the number of connections: each is in it once."""
 
     __slots__ = ("_loop", "_readings")
@@ -57,7 +57,7 @@ class Turn:
         others: list[Reading] = []
         for reading in readings:
             try:
-                frame = reading.take_known(now)
+                frame = reading.append_if_templated(now)
             except Exception as error:
                 reading.crash(error)
                 continue
@@ -77,4 +77,4 @@ class Turn:
             except Exception as error:
                 reading.crash(error)
         for reading in others:
-            reading.work_off()
+            reading.flush_read()
