@@ -494,7 +494,7 @@ def test_a_running_generation_finishes_and_the_last_line_counts_it(held: Held, c
         answer = d.generation()
         opened(answer)
         d.signal(signal.SIGTERM)
-        d.line("draining")
+        until(lambda: refused(d), "refusal")  # the parent says "draining" before its workers hear of it
         held.go_on()
         body, whole = rest(answer)
         assert whole and body.endswith(b"data: [DONE]\n\n")
