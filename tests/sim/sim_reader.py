@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from sim_loop import Violation
-from sim_script import PATHS, TEXTS, Script, data_of, effects
+from sim_script import PATHS, TEXTS, Script, data_of, effects, merges_to
 from sim_transport import Transport
 from sim_upstream import weighted
 
@@ -105,6 +105,7 @@ class Answer:
         "gaps",
         "headers",
         "ids",
+        "merged_from",
         "policy",
         "position",
         "rest",
@@ -132,6 +133,7 @@ class Answer:
         self.stream: Any = None
         self.script: Script | None = None
         self.position = 0
+        self.merged_from = 0  # the first of the events in the last data block
         self.policy = "coalesce"
         self.error_seen = False
         self.sent_away = False  # by an event with the id to resume with
@@ -304,6 +306,7 @@ class Answer:
             self.script = self.world.script_of(self.errand.stream_id)
         events = self.script.events if self.script is not None else []
         if self.position <= len(events) and data_of(events[self.position - 1]) == block and not self.error_seen:
+            self.merged_from = self.position
             self._pass(self.position)
         elif block.startswith(b'data: {"gap":'):
             self._unusual(json.loads(block[6:])["gap"]["to"], block)
@@ -316,12 +319,20 @@ class Answer:
             self.world.seen["a reader of data lines gets texts merged"] += 1
 
     def _end_of(self, block: bytes, events: list[bytes]) -> int:
-        """The last of the events that were merged into this block: the usage is that of the last event."""
-        total = b'"totalTokenCount":%d' % json.loads(block[6:]).get("usageMetadata", {}).get("totalTokenCount", -1)
-        said = effects([block])
-        for end in range(self.position, len(events) + 1):
-            if total in events[end - 1] and said == effects(events[self.position - 1 : end]):
-                return end
+        """The last of the events that were merged into this block.
+
+        An event without a text can belong to the block before it as well as to this block: both readings are tried.
+        """
+        start, position = self.merged_from, self.position
+        while True:
+            for end in range(position, len(events) + 1):
+                if merges_to(events[position - 1 : end], block):
+                    self.merged_from = position
+                    return end
+            told = events[start - 1 : position - 1]
+            if position >= len(events) or not told or effects(told) != effects(events[start - 1 : position]):
+                break
+            position += 1
         raise Violation(f"no events at {self.position} of {len(events)} merge to {block[:300]!r}")
 
     def _pass(self, seq: int) -> None:

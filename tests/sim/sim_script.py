@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -386,6 +387,9 @@ _MARKS = ("type", "output_index", "content_index", "item_id", "index", "thought"
 _IGNORED = {"created", "obfuscation"}  # the first `created` stands, and padding is dropped
 
 
+_TOTAL = re.compile(rb'"totalTokenCount":[0-9]+')
+
+
 def effects(events: list[bytes]) -> dict[Any, Any] | None:
     """The events' joint effect: texts added up by place, of other values the last. None: not all are JSON."""
     found: dict[Any, Any] = {}
@@ -407,6 +411,17 @@ def effects(events: list[bytes]) -> dict[Any, Any] | None:
         if isinstance(value, str):
             found[place] = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     return found
+
+
+def merges_to(events: list[bytes], block: bytes) -> bool:
+    """Whether these events together say what the block says. The usage is repeated in each event: the last stands."""
+    said = effects([block])
+    if said is None or effects(events) != said:
+        return False
+    total = _TOTAL.search(block)
+    if total is None:
+        return not any(_TOTAL.search(event) for event in events)
+    return total[0] in events[-1]
 
 
 def data_of(event: bytes) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sim_watch
 from sim_loop import Violation
+from sim_script import merges_to
 from sim_world import World
 
 from streamd.core import stream as core_stream
@@ -31,6 +32,15 @@ from streamd.wire.template import Delta
 
 STEPS = 4_000
 RARE_MAX = 12  # situations that 40,000 steps may miss
+
+
+_HALF = b'{"choices":[{"index":0,"delta":{"content":"\\udc00"}}]}'
+
+
+def _counted(text: bytes, total: int) -> bytes:
+    """An event of Gemini's with a text and the usage so far."""
+    row = b'{"candidates":[{"content":{"parts":[{"text":"%b"}]},"index":0}],"usageMetadata":{"totalTokenCount":%d}}'
+    return row % (text, total)
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +70,21 @@ def test_a_few_runs_reach_nearly_every_situation() -> None:
     assert len(missed) <= RARE_MAX, missed
     unnamed = set(seen) - set(sim_watch.SITUATIONS)
     assert not {name for name in unnamed if " ends: " not in name}, "a situation that the table doesn't name"
+
+
+@pytest.mark.parametrize(
+    ("events", "block", "merge"),
+    [
+        ([b'{"choices":[{"index":0,"delta":{"content":""}}]}', _HALF], _HALF, True),
+        ([b'{"choices":[{"index":0,"delta":{"content":"x"}}]}', _HALF], _HALF, False),
+        ([_counted(b"a", 4), _counted(b"b", 5)], _counted(b"ab", 5), True),
+        ([_counted(b"a", 4), _counted(b"b", 5)], _counted(b"ab", 4), False),
+        ([_counted(b"a", 4), _counted(b"", 5)], _counted(b"a", 4), False),
+        ([b"not json", b"not json"], b"not json", False),
+    ],
+)
+def test_the_model_of_a_data_only_reader_knows_a_merged_event(events: list[bytes], block: bytes, merge: bool) -> None:
+    assert merges_to([b"data: %b\n\n" % event for event in events], b"data: %b\n\n" % block) is merge
 
 
 def test_a_seed_plays_the_same_way_twice() -> None:
