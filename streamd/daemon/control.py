@@ -13,9 +13,10 @@ import enum
 import json
 import pickle
 import socket
-import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeVar
+
+from streamd import descriptors
 
 # Environment variables with the Launch of a worker process, and with the StateLaunch of the process that moves saved
 # streams. The second underscore keeps the names apart from the settings' variables.
@@ -189,8 +190,7 @@ def send(pipe: socket.socket, kind: enum.Enum, facts: object = None, fd: int = -
 def receive(pipe: socket.socket) -> Received | None:
     """The next message; None at the pipe's end. Raises BlockingIOError or TimeoutError if there is none yet."""
     try:
-        # Why: not socket.recv_fds(), which drops its flags in CPython 3.11.
-        data, rights, _, _ = pipe.recvmsg(MESSAGE_BYTES_MAX, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        data, fds, _ = descriptors.receive(pipe, MESSAGE_BYTES_MAX, 1)
     except (BlockingIOError, TimeoutError):
         raise
     except OSError:
@@ -199,4 +199,4 @@ def receive(pipe: socket.socket) -> Received | None:
     if not data:
         return None
     kind, facts = pickle.loads(data)
-    return Received(kind, facts, int.from_bytes(rights[0][2], sys.byteorder) if rights else -1)
+    return Received(kind, facts, fds[0] if fds else -1)

@@ -34,6 +34,7 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
+from streamd import descriptors
 from streamd.core.hub import ID_LEN, SLOT_CHARS
 from streamd.counters import Counters
 
@@ -271,7 +272,7 @@ class Peers:
     def _readable(self) -> None:
         for _ in range(RECEIVED_PER_TURN_MAX):
             try:
-                message, fds, flags, _ = socket.recv_fds(self._inbox, 2 * DATAGRAM_BYTES_MAX, 2)
+                message, fds, flags = descriptors.receive(self._inbox, 2 * DATAGRAM_BYTES_MAX, 2)
             except BlockingIOError:
                 return
             self._take(message, fds, flags)

@@ -160,6 +160,14 @@ def test_a_message_too_long_for_a_datagram_goes_in_shared_memory(ends: Ends) -> 
     far.close()
 
 
+def test_a_received_descriptor_is_not_inherited_by_programs_that_this_process_starts(ends: Ends) -> None:
+    near, far = socket.socketpair()
+    ends.peers.pass_on(0, Passed(near, "public", 54_000, ("192.0.2.1", 99), b"GET"))
+    ends.turn()
+    assert not ends.passed[0].sock.get_inheritable()
+    far.close()
+
+
 def test_messages_wait_for_a_late_owner_up_to_a_bound(ends: Ends) -> None:
     before = len(os.listdir("/proc/self/fd"))
     near, far = socket.socketpair()
