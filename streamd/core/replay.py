@@ -5,12 +5,14 @@ a *template* (wire/template.py), and then only texts. A text is kept as the JSON
 hold no control byte. So a newline ends a text, and the log needs no offsets and no object for each event. Concatenating
 the texts of a template *is* the coalesced event, without parsing.
 
-The form. The log is a list of sealed *segments* and a tail, all immutable bytes. A segment is
+The form. An event of a template is its text, and perhaps a *padding*: a second varying field behind the text
+(`obfuscation`), or the *counts*, which are the numbers in holes of the template. The log is a list of sealed *segments*
+and a tail, all immutable bytes. A segment is
 
     first seq (5 bytes), then records:
-    text [US padding] LF                    an event of the current template; its counts are its padding
-    SOH k [number]                          from here on template k; if it has a hole for the sequence_number, that of
-                                            the next text follows (5 bytes)
+    text [US padding] LF                    an event of the current template
+    SOH k [number]                          from here on template k. A mark of a numbered template ends with the
+                                            sequence_number of the next text (5 bytes)
     SOH 0xFE created                        from here on this `created` (10 digits), for all templates
     SOH 0xFF length (4 bytes) event         an event kept whole, as it is; the current template stays
 
@@ -18,13 +20,14 @@ and opens with the marks for template and `created` if there are any yet, so eac
 before it. The sequence_number grows by 1 with each text; where it doesn't, a mark says so. Bytes of an event can't be
 taken for a mark: texts and padding hold no control bytes, and whole events are skipped by their length.
 
-Why segments of at most 479 bytes: with the 33 of a bytes object they fill pymalloc's class of 512, so that the tail,
-made anew by each append, never leaves the small-object allocator: no realloc, no fragmentation. Tried and rejected: a
-single bytearray (over-allocates by an eighth, fragments, and a live memoryview makes an append raise BufferError), a
-list of tuples (58 KB for 500 tokens), offsets in arrays (7.4 KB).
+Why segments of at most 479 bytes (a single larger record makes a segment of its own size): with the 33 of a bytes
+object they fill pymalloc's class of 512, so that the tail, made anew by each append, never leaves the small-object
+allocator: no realloc, no fragmentation. Tried and rejected: a single bytearray (over-allocates by an eighth, fragments,
+and a live memoryview makes an append raise BufferError), a list of tuples (58 KB for 500 tokens), offsets in arrays
+(7.4 KB).
 
 Bounds. Both caps are checked when a segment is sealed, never for each event: the log may exceed them by a segment and
-an event. Events in front of seq_first have been dropped. For every position held: seq_first <= seq <= seq_next.
+an event. The log holds the events seq_first <= seq < seq_next; those in front of seq_first have been dropped.
 """
 
 from __future__ import annotations
@@ -165,9 +168,9 @@ class ReplayLog(_Joined):
         self.events_max = events_max
         self.seq_first = 1  # the oldest seq held; seq_next if there is none
         self.seq_next = 1
-        # append_text() updates no counter of texts: text_events and text_bytes are derived from all that isn't text.
-        # These are the number of events that aren't text events, and the size of all segments ever sealed less all
-        # bytes ever written, the tail's included, that are neither the text nor the line end of a text event.
+        # append_text() updates no counter of texts: text_events and text_bytes are derived from everything else.
+        # `_other_events` counts the events that aren't texts. `_text_base` + len(`_tail`) is the size of all texts with
+        # their line ends: a byte of another kind is subtracted from the base when it is written.
         self._other_events = 0
         self._text_base = 0
         self.bytes_held = 0  # user space: objects and payload, the tail counted as a full segment
@@ -223,7 +226,7 @@ class ReplayLog(_Joined):
         if event.startswith(self._prefix) and event.endswith(self._suffix):
             # If beginning and end overlap, this slice is empty.
             text = event[self._from : -self._cut]
-            if text and text.translate(PLAIN) is text:
+            if text and text.translate(PLAIN) is text:  # translate() returns the same object if every byte is plain
                 tail = self._tail + text + _LF
                 if len(tail) <= SEGMENT_BYTES_MAX:
                     self._tail = tail
@@ -340,7 +343,8 @@ class ReplayLog(_Joined):
             self._templates = []
         templates = self._templates
         templates.append(template)
-        # The current template's pieces are held joined as well, once or twice: charged with the log's first template.
+        # The log also holds the current template's pieces joined to prefix and suffix. That memory is counted once,
+        # with the first template.
         copies = 1 if len(templates) > 1 else 2 + (template.numbered or template.padded)
         self.bytes_held += _TEMPLATE_OBJECT + copies * sum(_BYTES_OBJECT + len(piece) for piece in template.fixed)
 
@@ -428,6 +432,7 @@ class ReplayLog(_Joined):
         self._tail = head + record
         self.bytes_held += _tail_held(self._tail)
         if self.bytes_held > self.bytes_max or self.seq_next - self.seq_first >= self.events_max:
+            # An eighth at once, so that the next segments drop nothing.
             self._drop(self.bytes_max * 7 // 8, self.events_max * 7 // 8)
 
     # Forgetting.
@@ -764,7 +769,10 @@ class _Coalescing:
         self._event = b""  # the delta's event, until another is absorbed
 
     def read(self) -> list[Event]:
-        """Each step gathers or gives out a run, or gives out the pending event and leaves the cursor where it is."""
+        """Each step takes the next run, adds it to the pending event or gives it out.
+
+        Or it gives out the pending event alone: then the cursor stays, and the next step sees the same run again.
+        """
         log, cursor = self._log, self._cursor
         while self._left > 0 and self._work < WORK_MAX and (run := log._next(cursor)):
             segment, start, end, whole = run

@@ -2,25 +2,31 @@
 
 THE PROBLEM. A model makes a token every 20 to 80 ms and never waits. Readers do: a phone in a tunnel, a laptop with its
 lid closed, a debugger at a breakpoint. A proxy between the two either buffers without bound (and is killed together
-with all its connections), or blocks the source (and one reader stops all others), or decides. This module decides.
+with all its connections), or blocks the source (and one reader stops all others), or decides. This module decides what
+a slow reader gets. The stall timeout decides when a reader that takes nothing is closed (net/outlet.py).
 
 THE MECHANISM. A stream has a replay log and any number of subscribers. An event goes into the log first. Then it
 goes to each subscriber's `push` as a frame: the event with its id line and HTTP chunk, made once, the same bytes
 object for all subscribers:
 
     LIVE       push is the transport's own write: nothing stands between the token and the kernel
-    PAUSED     the kernel did not take all bytes: references to frames wait in the subscriber's ring. The only other
-               state is a cursor, taken when the pause began, to the reader's place in the log
+    PAUSED     the kernel did not take all bytes: the ring counts the frames that wait. Besides the ring the reader
+               keeps a cursor, taken when the pause began, to its place in the log
     BEHIND     the ring was full under policy `coalesce`: the ring is emptied, only the cursor is left. Lag costs a
                position instead of a buffer
-    CATCHING   writable again and behind: each loop turn writes a piece read from the log, at most
-               `catchup_bytes_max`, the texts of neighbouring deltas concatenated; at the log's end it goes LIVE
+    CATCHING   writable again and behind: each loop turn writes a piece read from the log, about
+               `catchup_bytes_max` and at least one event, the texts of neighbouring deltas concatenated; at the
+               log's end it goes LIVE. A LIVE reader also comes here when the fan-out has dropped frames that it had
+               still to get
     FOLLOWING  at the log's end, for a reader with another wire form than the shared form (HTTP/1.0, raw, data lines):
                each event is read from the log with the reader's framing. The cursor is that of CATCHING; there is no
                second mechanism
     ENDED      nothing is written any more
 
     A late joiner and a resuming reader are subscribers that begin in CATCHING with a cursor of their choice.
+
+    The policy decides about a full ring, and only a reader that pauses while LIVE has frames in its ring. A reader that
+    pauses while CATCHING or FOLLOWING goes BEHIND under every policy: it reads from the log anyway.
 
     A raw reader counts bytes and comes back with their number (llama.cpp's dialect). So it gets the log's events and
     nothing else: no ids, no heartbeats, no comments, no farewell. Announcing a gap would make its count wrong. So it is
@@ -31,19 +37,21 @@ object for all subscribers:
 
 INVARIANTS
     1. append() puts an event into the log before any subscriber sees it. So the log's end, taken when pause_writing()
-       fires inside a write, is exactly the first position that the reader has not got.
+       fires inside a write, is exactly the first seq that was not given to the transport.
     2. No subscriber joins or leaves inside append(): sinks end a subscription at once (push becomes a no-op) but
        leave the stream from their own callback (connection_lost, or the end of the answer).
     3. For each subscriber, frames in the ring are the seqs position … position + ring.held - 1, without a hole. The
        events that drop_oldest skipped lie directly in front of them: gap_from <= seq < position.
-    4. position <= log.seq_next; a position < log.seq_first is a gap, announced before anything else is written.
+    4. position <= log.seq_next; a position < log.seq_first is a gap. The gap is announced before anything else is
+       written; a raw reader is cut off instead.
     5. The source is never paused for a subscriber.
     6. A subscriber that gets an error event gets it from the log, with its own seq, like any other event.
 
 REJECTED. A queue and a task per reader (30 times the memory, and a wake-up per token). Pausing the source for the
 slowest reader (it stops all others). A ring per stream with a read index per reader: the slowest reader decides how
 long frames live, and catching up writes hundreds of small events where a single large event will do. Coalescing
-inside the ring: it costs JSON for every reader on the hot path, while the log coalesces once, late, without parsing.
+inside the ring: it costs JSON for every reader on the hot path, while the log coalesces once, late, and mostly without
+parsing.
 
 TIME comes in as `now`, monotonic seconds.
 """
@@ -65,7 +73,7 @@ from streamd.wire.chunked import encode_chunk
 from streamd.wire.dialect import Dialect, Progress, error_event, gap_event, reconnect_event, sequence_number_of
 
 # Above this number of subscribers an event is handed out in slices over several loop turns (core/fanout.py); up to it,
-# at once: 64 writes of 10 us are 0.6 ms, about the time of a TLS handshake or a request head.
+# at once: 64 writes of 10 us are 0.6 ms, about the time of a TLS handshake.
 DIRECT_READERS_MAX = 64
 
 # Bound of the events of a read that go out in a single write. The whole write may stay in the buffer of a reader that
