@@ -492,7 +492,7 @@ class ReplayLog(_Joined):
 
     # Reading.
 
-    def end(self) -> Cursor:
+    def cursor_at_end(self) -> Cursor:
         """The position after the newest event. O(1)."""
         cursor = Cursor(self.seq_next, self._base + len(self._segments or ()))
         if self._tail:
@@ -507,7 +507,7 @@ class ReplayLog(_Joined):
         if not self.seq_first <= seq <= self.seq_next:
             raise LookupError(seq)
         if seq == self.seq_next:
-            return self.end()
+            return self.cursor_at_end()
         segments = self._segments or []
         index = bisect_right(segments, seq, key=_first)
         if index < len(segments) or seq < _first(self._tail):

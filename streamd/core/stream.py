@@ -122,7 +122,7 @@ class SubscriberEvent(Choice):
     OVERFLOW = "overflow"  # the ring is full under `coalesce`
     CAUGHT_UP = "caught_up"  # the cursor is at the log's end; shared form
     CAUGHT_UP_ALONE = "caught_up_alone"  # the same, in any other form
-    LAG = "lag"  # the fan-out's pass came too late: it no longer has the frames, the log does
+    LAG = "lag"  # the fan-out has dropped frames that the reader had still to get; the log has them
     END = "end"
 
 
@@ -156,7 +156,7 @@ TRANSITIONS: dict[SubscriberState, dict[SubscriberEvent, SubscriberState]] = {
 
 
 class Sink(Protocol):
-    """The target of a subscriber's writes: a connection, seen from the core."""
+    """The target of a subscriber's writes: the answer, as the core sees it."""
 
     def write(self, frame: bytes) -> None:
         """Take the frame whole. May call the subscriber's pause() before it returns."""
@@ -284,14 +284,14 @@ class Subscriber(_PerEvent):
         self._live_from_bytes = 0
         self._bytes_written = 0
 
-    # -- called by the connection
+    # -- called by the answer
 
     def pause(self) -> None:
         """The transport is full (pause_writing)."""
         if self.state is SubscriberState.LIVE:
             self.leave_live()
             if self.own_position == self.stream.log.seq_next:
-                self._cursor = self.stream.log.end()  # free here, a search later
+                self._cursor = self.stream.log.cursor_at_end()  # free here, a search later
         self._go(SubscriberEvent.PAUSE)
 
     def resume(self) -> None:
@@ -308,7 +308,7 @@ class Subscriber(_PerEvent):
             self.catch_up()
 
     def _go_on_live(self) -> None:
-        """The ring is written out. Between two passes of a fan-out the log may hold more events than the ring did."""
+        """Go on after the ring was written: catch up with what only the log has, finish if the stream is sealed."""
         if self.state is not SubscriberState.LIVE:
             return
         if not self.at_end:
@@ -316,7 +316,7 @@ class Subscriber(_PerEvent):
         self.finish_if_done()
 
     def _take_ring(self) -> bytes:
-        """The frames held, unmerged, after a gap event if some are lost. Moves the position behind them."""
+        """The events that the ring counts, each framed anew from the log, behind a gap event if some are lost."""
         end = self.own_position + self.ring.held
         self.ring.clear()
         out = self._begin_reading()
@@ -329,7 +329,7 @@ class Subscriber(_PerEvent):
         return b"".join(out)
 
     def end(self) -> None:
-        """Write nothing any more. The connection leaves the stream afterwards, from its own callback."""
+        """Write nothing any more. The answer leaves the stream afterwards, from a callback of its own."""
         if self.state is SubscriberState.ENDED:
             return
         if self.state is SubscriberState.LIVE:
@@ -435,7 +435,7 @@ class Subscriber(_PerEvent):
     def _hold(self, frame: bytes) -> None:
         """push of a PAUSED subscriber."""
         size = len(frame)
-        if not self.ring.push(size) and self._gives_up_frames():
+        if not self.ring.push(size) and self._apply_policy():
             self._drop_for(size)
 
     def _drop_for(self, size: int) -> None:
@@ -451,13 +451,13 @@ class Subscriber(_PerEvent):
     def frames_gone(self, first: int) -> None:
         """Fan-out, PAUSED: frames between the ring's end and `first` are gone. The policy decides."""
         self._cursor = None
-        if self._gives_up_frames():
+        if self._apply_policy():
             self.ring.clear()
             self._record_gap(self.own_position, first)
             self.own_position = first
 
-    def _gives_up_frames(self) -> bool:
-        """The policy's decision when the ring can't hold the next frame. True: skip frames until it fits."""
+    def _apply_policy(self) -> bool:
+        """Apply the policy to a ring that can't hold the next frame. True: the caller drops frames until it fits."""
         match self.policy:
             case Policy.COALESCE:
                 self.ring.clear()
@@ -595,7 +595,7 @@ class Subscriber(_PerEvent):
 
 
 class _StreamPerToken:
-    """Fields of a stream that each token touches. Slots of a base class come first, side by side (see _Joined)."""
+    """Fields of a stream that each token touches. Slots of a base class come first in memory (core/replay.py)."""
 
     __slots__ = ("frame_bytes", "id_prefix", "log", "push", "touched_at")
 
@@ -664,7 +664,7 @@ class Stream(_StreamPerToken):
         # readers
         self.readers: list[Subscriber] = []
         self.push = None
-        self.direct = True
+        self.direct = True  # an event is written to each reader at once; False: the fan-out writes it
         self.fanout: Fanout | None = None
         self.drops = 0  # events lost by readers that have left
         # life
@@ -686,7 +686,8 @@ class Stream(_StreamPerToken):
         seq = self.log.seq_next
         if synthetic:
             self.log.keep_whole(event)
-            unseen = seq == 1 or self.dialect.api.numbered  # the first event's time; sequence numbers, which go on
+            # An error event is looked into for the time of the first event, and for numbered dialects' next number.
+            unseen = seq == 1 or self.dialect.api.numbered
         else:
             unseen = not self.log.append(event)
         if unseen:
@@ -699,8 +700,8 @@ class Stream(_StreamPerToken):
     def append_if_templated(self, event: bytes, now: float) -> bytes:
         """The hot path, first half: append unparsed bytes if they fit the log's template; else b"", and no change.
 
-        Bytes that fit are exactly one event (ReplayLog.append_text). The returned frame has to go to hand_out() before
-        anything else happens here: a relay takes all events of a loop turn first and hands them out afterwards
+        Bytes that fit are exactly one event (ReplayLog.append_text). The next call on this stream has to be hand_out()
+        with the returned frame: a relay takes all events of a loop turn first and hands them out afterwards
         (net/read_batch.py).
         """
         log = self.log
@@ -818,7 +819,7 @@ class Stream(_StreamPerToken):
         self.fail(reason, now, message=message)
 
     def stop_source(self, reason: CloseReason) -> None:
-        """The first half of cancel(), which has to follow."""
+        """Stop the source alone, at once. The caller calls cancel() afterwards."""
         source, self.source = self.source, None
         if source is not None:
             source.cancel(reason)

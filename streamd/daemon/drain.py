@@ -126,7 +126,7 @@ class Drain:
             if client.reader is not None:
                 self.report.cut += client.send_away(CloseReason.DRAINING, CUT)
             else:
-                client.last_word(self._too_late())
+                client.close_for_drain(self._too_late())
             if k % TOLD_PER_STEP_MAX == TOLD_PER_STEP_MAX - 1:
                 await asyncio.sleep(0)
         now = runtime.time()

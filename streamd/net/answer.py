@@ -5,20 +5,22 @@
     PROXYING    an upstream's answer goes through
     OVER        written, or given up
 
-A connection makes an answer when a request's head is there, and drops it when the next request may come. All code that
-works on a request gets the answer, and nothing of the connection. It calls a single one of these methods
+A connection makes an answer when a request's head is complete or malformed, and drops it when the next request may
+come. All code that works on a request gets the answer, and nothing of the connection. It calls a single one of these
+methods
 
     send()                                     a whole answer
     refuse()                                   an error of streamd's own, in the shape that the route's clients know
     stream()                                   the answer is a stream: the client becomes its reader
     proxy_head(), proxy_body(), proxy_end()    the answer is an upstream's
 
-at once, or later: later(pending) names the work that the answer waits for. That work is told when the client leaves,
-when it takes nothing more, and when the request is refused for another reason (a drain). The work ends with
-settle(respond), which runs `respond` if the answer is still open, and turns its HttpError into a refusal.
+at once, or later: later(pending) names the work that the answer waits for. The work hears of the client's departure and
+of a refusal for another reason (a drain); once it proxies, it also hears when the client pauses and resumes. It ends
+with settle(respond), which runs `respond` if the answer is still open, and turns its HttpError into a refusal. stream()
+and proxy_head() need a request that is whole; send() and refuse() may come before its body does.
 
-An answer ends in a single place, end(), which its connection calls exactly once: because the answer is complete,
-because the connection closes, or because the connection is lost. A token touches nothing here: a subscriber writes to
+An answer ends in a single place, end(), which its connection calls once: because the answer is complete, because the
+connection closes, or because the connection is lost. A token touches nothing here: a subscriber writes to
 the transport itself.
 """
 
@@ -52,8 +54,8 @@ EVENT_STREAM = [
     (b"cache-control", b"no-cache, no-transform"),
 ]
 
-# Fields that aren't copied from an upstream's answer: streamd writes the first four itself, and upstreams don't know
-# the pages that CORS allows.
+# Fields that aren't copied from an upstream's answer: streamd writes the first four itself, and the CORS fields too,
+# because it knows the origins that may read.
 _STREAMD_FIELDS = frozenset({b"content-length", b"x-request-id", b"x-stream-id", b"x-upstream"}) | REPLACED
 
 
@@ -109,7 +111,7 @@ class Carrier(Protocol):
     due_at: float
 
     def begin_answer(self) -> None:
-        """The head is about to be written: decide whether another request may follow."""
+        """A whole answer is about to be written, perhaps before its request is whole: may another request follow?"""
 
     def answered(self, reason: CloseReason) -> None:
         """The answer is complete: on to the next request, or close."""
@@ -117,14 +119,14 @@ class Carrier(Protocol):
     def close(self, reason: CloseReason) -> None:
         """Close once the bytes written so far have left."""
 
-    def break_off(self, reason: CloseReason) -> None:
+    def close_after_error(self, reason: CloseReason) -> None:
         """Close in a moment, so that the client reads the last event before it sees the break."""
 
     def cut(self, reason: CloseReason) -> None:
-        """Abort from within Stream.append(); the answer ends in a later turn."""
+        """Abort the transport alone; the answer ends in a later turn. For calls from within Stream.append()."""
 
     def abort(self, reason: CloseReason) -> None:
-        """Close now; bytes that were not sent are thrown away."""
+        """Close the socket at once. Bytes in user space are lost; the kernel still sends its own."""
 
 
 class Answer:
@@ -159,7 +161,7 @@ class Answer:
         self._pending: Pending | None = None
         self.reader: Subscriber | None = None
         self.body_bytes = 0  # of an answer that isn't a stream
-        self.wrote_at = 0.0  # time of the last heartbeat or head; a stream keeps that of its events in touched_at
+        self.wrote_at = 0.0  # the last head, heartbeat or resume: the heartbeat's interval begins
 
     # -- how far it is
 
@@ -181,7 +183,7 @@ class Answer:
     # -- answering later
 
     def later(self, pending: Pending) -> None:
-        """The answer comes later: `pending` is told if the client leaves, pauses or resumes meanwhile."""
+        """The answer comes later. `pending` hears of the client's departure, and once it proxies of pauses."""
         self._pending = pending
 
     def settle(self, respond: Callable[[], None]) -> None:
@@ -272,7 +274,7 @@ class Answer:
     def stream(self, stream: Stream, *, seq: int, policy: Policy, reset: bool = False, rest: bytes = b"") -> None:
         """The answer is a stream, from `seq` on. Writes the head and `retry:`, then subscribes.
 
-        rest (raw only): the bytes of the event before `seq` that a reader that counts bytes still lacks.
+        reset: the reader's position belongs to an earlier epoch. rest (raw only): the missing end of event seq - 1.
         """
         request, runtime, carrier = self.request, self._runtime, self._carrier
         request.status = 200
@@ -328,14 +330,14 @@ class Answer:
         reader = self.reader
         assert reader is not None and reader.stream.reason is not None
         if not clean:
-            self._carrier.break_off(reader.stream.reason)
+            self._carrier.close_after_error(reader.stream.reason)
             return
         if self._is_chunked:
             self.write(LAST_CHUNK)
         self._carrier.answered(CloseReason.COMPLETE)
 
     def slow_consumer(self) -> None:
-        """Called inside Stream.append(), where no reader may leave."""
+        """The caller may be inside Stream.append(), where no reader may leave."""
         self._carrier.cut(CloseReason.SLOW_CONSUMER)
 
     # -- an upstream's answer
@@ -389,7 +391,7 @@ class Answer:
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 
-    def break_off(self, reason: CloseReason) -> None:
+    def abandon(self, reason: CloseReason) -> None:
         """An answer that has begun can't be completed: abort, because its end must never look clean."""
         if self.state is AnswerState.PROXYING:
             self._pending = None
@@ -439,7 +441,7 @@ class Answer:
         return (self.reader is not None and self.request.expires_at) or NEVER
 
     def end(self, reason: CloseReason) -> None:
-        """Release everything that belongs to the request and note its close reason. The connection calls this once."""
+        """Free the body, end the reader, tell the pending work, note the reason. The connection calls this once."""
         request, reader, pending = self.request, self.reader, self._pending
         self._go(AnswerEvent.END)
         self._pending = None
@@ -454,7 +456,7 @@ class Answer:
             pending.on_gone(reason)
 
     def _reason_of_reader(self, reader: Subscriber, reason: CloseReason) -> CloseReason:
-        """A reader that closes after the terminal event has completed (the OpenAI SDK always does)."""
+        """A reader that closes after the stream's last event (`[DONE]`) counts as complete: the OpenAI SDK does so."""
         if reason.by is By.READER and reader.stream.progress.terminal and reader.at_end and not self._carrier.paused:
             return CloseReason.COMPLETE
         return reason

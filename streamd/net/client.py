@@ -15,24 +15,34 @@ At any time a connection is in a single state of the table below, and only `_go`
 The callers and their methods:
 
 - The transport calls the protocol's methods: data, FIN, pause, resume, loss. The connection goes on reading while an
-  answer runs, in order to see a FIN, which means that the client is gone. Bytes behind the request are kept up to
-  `pipeline_bytes_max`; more close the connection.
-- The sweep calls on_due(). All time limits of a connection are there; no other timer exists for it.
-- The answer, and no other object above, calls the methods of its Carrier: begin_answer(), answered(), close(),
-  abort(), break_off(), cut(). Routes, exchanges and publishers have the answer and never the connection.
+  answer runs, in order to see a FIN. A FIN counts as the client's departure; only the last bytes of a stream that has
+  ended are still written. Bytes behind the request are kept up to `pipeline_bytes_max`; more close the connection.
+- The sweep calls on_due(). All time limits of a connection are there. One timer exists besides, the BROKEN_END_S before
+  the close of a failed stream.
+- Of the layers above, the answer alone calls the methods of its Carrier. Routes, exchanges and publishers have the
+  answer and never the connection.
 - The drain and the totals see connections as `Client` of net/runtime.py.
 
-How an answer ends: `_end_answer` is the only place, and each way leads through it once. The answer calls answered()
-when it is complete: the next request follows, or the close. close() and abort() end an incomplete answer. A loss that
-the kernel reports ends it in connection_lost(). A reader that is too slow in the middle of Stream.append() is cut():
-only its transport is aborted there, and its answer ends in connection_lost(), when no stream is at work.
+How an answer ends: every way leads through `_end_answer`, once. (An answer whose request moves to another worker is
+forgotten, not ended: nothing of it was written.)
+
+    answered()            the answer is complete. The next request follows; or close(), if there will be none; or
+                          LINGER, if the request wasn't read to its end
+    close()               the answer is over, or given up between two events: the bytes written so far leave, then a FIN
+    close_after_error()   the same for a stream that failed, BROKEN_END_S later, so that the client reads its last event
+    abort()               the client is gone, stalls or breaks the protocol: the socket is closed at once, and the bytes
+                          that are still in user space are lost
+    cut()                 a reader is closed that may be in the middle of Stream.append(), where no reader may leave:
+                          only the transport is aborted, and the answer ends in connection_lost()
+    connection_lost()     the kernel reports a loss
 
 Writing: the transport's high-water mark is 0, so pause_writing() comes, inside write(), as soon as the kernel took less
-than all. This call is the only sign of a slow reader. `paused` repeats the transport's report and isn't a state of the
+than all. A slow reader shows by this call alone; a stalled reader shows by the kernel's send queue (net/outlet.py).
+`paused` repeats the transport's report and isn't a state of the
 table: a connection may be paused in any state. Every close arms an abort: a stalled peer keeps no socket.
 
-An idle connection is the unit that 10,000 clients multiply, so it holds little: the data of a request is in its answer
-and its intake, and the data that all connections of a listener share is in its entrance.
+An idle connection exists ten thousand times, so it holds little: the data of a request is in its answer, the body being
+read is in its intake, and the data that all connections of a listener share is in its entrance.
 """
 
 from __future__ import annotations
@@ -164,7 +174,7 @@ class ClientConnection(asyncio.Protocol):
         self.due_at = NEVER
         self.paused = False
         self._since = 0.0  # when the time allowed for a head, a body or idling began
-        self._stall: Stall | None = None  # from the first pause on
+        self._stall: Stall | None = None  # watches the kernel's queue since the last pause
         self._last_bytes: LastBytes | None = None  # from the close on
         self._behind = adopted  # bytes behind the request that is being answered
         self._close_reason: CloseReason | None = None
@@ -193,7 +203,7 @@ class ClientConnection(asyncio.Protocol):
         self._go_on()
 
     def arrived(self, remote: Remote | None) -> None:
-        """The PROXY header has come; None: the connection is the proxy's own."""
+        """The PROXY layer calls this. None: the proxy itself is the client (its health check)."""
         if self.at is ClientState.FRESH:
             refusal = self.origin.arrived(remote)
             if refusal is not None:
@@ -389,7 +399,7 @@ class ClientConnection(asyncio.Protocol):
     # -- called by the answer
 
     def begin_answer(self) -> None:
-        """The head is about to be written. A request that isn't read to its end is the connection's last."""
+        """A whole answer is about to be written. A request that isn't read to its end is the connection's last."""
         if self.at is ClientState.ANSWERING:
             return
         answer, intake = self.answer, self._intake
@@ -421,7 +431,7 @@ class ClientConnection(asyncio.Protocol):
         if self._begin_closing(reason):
             self.transport.close()
 
-    def break_off(self, reason: CloseReason) -> None:
+    def close_after_error(self, reason: CloseReason) -> None:
         """close() after BROKEN_END_S, so that the client reads the last event before it sees the break."""
         if self._begin_closing(reason):
             self._runtime.loop.call_later(BROKEN_END_S, self.transport.close)
@@ -436,13 +446,13 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def cut(self, reason: CloseReason) -> None:
-        """Abort from within Stream.append(), where no reader may leave; connection_lost() ends the answer."""
+        """Abort the transport alone: the caller may be inside Stream.append(), where no reader may leave."""
         self._close_reason = reason
         self.due_at = NEVER
         self.transport.abort()
 
     def abort(self, reason: CloseReason) -> None:
-        """Close now; bytes that were not sent are thrown away."""
+        """Close the socket at once. Bytes in user space are lost; the kernel still sends its own."""
         if self.at is ClientState.LOST:
             return
         self._begin_closing(reason)
@@ -459,7 +469,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write_eof()
 
     def _end_answer(self, reason: CloseReason) -> None:
-        """Release everything that belongs to the request, and report its end. Between requests it does nothing."""
+        """End the answer and the intake, and report the request's end. Between requests it does nothing."""
         answer, intake = self.answer, self._intake
         if answer is None:
             return
@@ -498,7 +508,7 @@ class ClientConnection(asyncio.Protocol):
         return self._heads is not None and self._heads.bytes_held > 0
 
     def on_due(self, now: float) -> float:
-        """Handle due deadlines: heartbeats, stalls, slow heads and bodies, idle connections, aborts."""
+        """Handle due deadlines: heartbeats, stalls, slow heads and bodies, idling, aborts. Returns the next."""
         if self.at is ClientState.ANSWERING:
             return self._due_answer(now)
         if self.at in EXPECTING:
@@ -537,7 +547,7 @@ class ClientConnection(asyncio.Protocol):
         return self.due_at
 
     def _due_body(self, now: float) -> float:
-        """After body_grace a body must arrive at body_bytes_per_s_min, counted from then on. Publishing is exempt."""
+        """After body_grace the body needs an average of body_bytes_per_s_min. A publisher's body has no limit."""
         settings, intake = self._runtime.settings, self._intake
         allowed_s = intake.allowed_s(settings) if intake is not None else None
         if allowed_s is None:
@@ -554,14 +564,14 @@ class ClientConnection(asyncio.Protocol):
         assert last_bytes is not None
         if self.at is ClientState.CLOSING and last_bytes.may_go_on(self.transport, now, settings):
             return now + settings.close_timeout_s
-        self.abort(CloseReason.STALLED)
+        self.abort(CloseReason.STALLED)  # counted under the reason of the close, which stands
         return NEVER
 
     # -- called for the process: drain, totals, log
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a request may still come, or an answer is being made or written."""
+        """Whether the connection expects a request's head or runs an answer."""
         return self.at is ClientState.ANSWERING or self.at in EXPECTING
 
     def close_if_idle(self, *, fresh_too: bool) -> None:
@@ -573,7 +583,7 @@ class ClientConnection(asyncio.Protocol):
         """End a reader's answer in mid-stream, with its position. False: no reader is here."""
         return self.answer is not None and self.answer.send_away(reason, message)
 
-    def last_word(self, problem: HttpError) -> None:
+    def close_for_drain(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
         if self.answer is not None and self.answer.is_open:
             self.answer.refuse(problem)

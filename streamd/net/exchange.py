@@ -341,7 +341,7 @@ class Exchange(Pending):
         if stream is not None:
             stream.fail(reason, self._runtime.time(), message=text)
         elif answer is not None:
-            answer.break_off(reason)
+            answer.abandon(reason)
 
     def _fail(self, problem: HttpError) -> None:
         """No usable answer came: send an error status if no byte has been sent yet, else an error event."""

@@ -567,13 +567,13 @@ def test_cursors_live_through_appends_and_trims(events: list[bytes], data: st.Da
     events_max = data.draw(st.sampled_from([3, 1 << 20]))
     log = ReplayLog(bytes_max=bytes_max, events_max=events_max)
     model: list[bytes] = []
-    cursors = [log.end()]
+    cursors = [log.cursor_at_end()]
     for op in data.draw(st.lists(OPS, min_size=20, max_size=60)):
         if op == "append":
             model.append(events[len(model) % len(events)])
             log.append(model[-1])
         elif op == "end":
-            cursors.append(log.end())
+            cursors.append(log.cursor_at_end())
         elif op == "seek":
             cursors.append(log.seek(data.draw(st.integers(log.seq_first, log.seq_next))))
         elif op == "trim":
@@ -792,7 +792,7 @@ def test_a_stream_that_changes_its_shape_stays_small() -> None:
 
 def test_a_log_trimmed_to_nothing_goes_on() -> None:
     log = filled([wire(chat(choices=[choice("x")])) for _ in range(50)])
-    old, end = log.seek(10), log.end()
+    old, end = log.seek(10), log.cursor_at_end()
     log.trim_to(0)
     assert (log.seq_first, log.seq_next, log.last_event()) == (51, 51, None)
     assert log.read(end, bytes_max=100) == []

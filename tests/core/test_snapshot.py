@@ -90,7 +90,7 @@ def replay_list_bytes() -> int:
 def test_a_log_made_of_its_parts_goes_on(before: list[bytes], after: list[bytes], data: st.DataObject) -> None:
     log = filled(before)
     back = ReplayLog.of_parts(log.parts(), bytes_max=1 << 20, events_max=1 << 20)
-    cursor = back.end()
+    cursor = back.cursor_at_end()
     for event in after:
         back.append(event)
     assert [event for _, event in read_all(back, back.seek(1))] == before + after

@@ -46,7 +46,7 @@ CORE: Final = (
     Mutant(
         "a ring that overflowed keeps references to events that its reader gets from the log",
         "core/stream.py",
-        "Subscriber._gives_up_frames",
+        "Subscriber._apply_policy",
         "                self.ring.clear()\n",
         "",
     ),

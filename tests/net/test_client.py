@@ -911,7 +911,7 @@ def test_a_problem_between_requests_ends_the_connection() -> None:
 
     with rig() as r:
         client = r.client()
-        client.connection.last_word(not_found("/"))
+        client.connection.close_for_drain(not_found("/"))
         r.turn()
         assert client.gone and r.closed == {CloseReason.NOT_FOUND: 1}
 
