@@ -318,11 +318,11 @@ class Settings:
     )
     keepalive_timeout_s: float = duration_row(
         REQUESTS,
-        "60s",
+        "75s",
         "1s",
         "1h",
         "Time that a connection may be idle between two requests",
-        "Longer than the 5 to 50 s of SDKs' pools, so that the client closes first",
+        "Longer than the 5 to 50 s of SDKs' pools and the 60 s of balancers, so that the other side closes first",
     )
     pipeline_bytes_max: int = bytes_row(
         REQUESTS,
@@ -377,11 +377,11 @@ class Settings:
     )
     idle_timeout_s: float = duration_row(
         RELAY,
-        "120s",
+        "600s",
         "100ms",
         "24h",
         "Longest silence of the upstream between two events; comments count as life",
-        "1,500 times the 80 ms of a slow model",
+        "Tool calls that servers hold back until they are whole took 329 s; a generation that is cut is paid for twice",
         zero="off",
     )
     stream_timeout_s: float = duration_row(RELAY, "0s", "1s", "168h", "Longest duration of a whole stream", zero="off")

@@ -144,6 +144,17 @@ def test_lists_are_read_from_all_three_sources(file: Path) -> None:
     assert load(file=None, environ={}, flags={"cors_origins": ["https://c"]}).cors_origins == ("https://c",)
 
 
+@pytest.mark.parametrize("origin", ["tauri://localhost", "chrome-extension://abcdefgh", "app://obsidian.md"])
+def test_an_origin_of_any_scheme_can_be_allowed(file: Path, origin: str) -> None:
+    assert from_text(file, f'cors_origins = ["{origin}"]').cors_origins == (origin,)
+
+
+@pytest.mark.parametrize("text", ["*", "null", "file://", "tauri:localhost", "https://a/b"])
+def test_a_text_that_is_no_exact_origin_is_refused(file: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="must be a list of origins"):
+        from_text(file, f'cors_origins = ["{text}"]')
+
+
 def test_a_file_has_values_of_each_kind(file: Path) -> None:
     settings = from_text(
         file,

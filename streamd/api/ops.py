@@ -31,7 +31,15 @@ class Ops:
         self._status = status
         self._ready = ready
         public = {"GET": Plan(answer=self.health)}
-        self._public = {"/healthz": public, "/health": public, "/readyz": {"GET": Plan(answer=self.readiness)}}
+        root = {"GET": Plan(answer=self.root)}
+        whole = {"OPTIONS": Plan(answer=self.options)}
+        self._public = {
+            "*": whole,
+            "/": root,
+            "/healthz": public,
+            "/health": public,
+            "/readyz": {"GET": Plan(answer=self.readiness)},
+        }
         self._private = {
             "/metrics": {"GET": Plan(answer=self.metrics)},
             "/status": {"GET": Plan(answer=self.status)},
@@ -43,6 +51,14 @@ class Ops:
         if private is not None and (self._runtime.settings.ops_public or not answer.origin.is_outside(answer.request)):
             return private
         return self._public.get(answer.request.path)
+
+    def root(self, answer: Answer) -> None:
+        """An answer for clients that knock at their base address before they ask (Claude Code does)."""
+        answer.send(200, b"streamd\n", [(b"content-type", b"text/plain; charset=utf-8"), NOT_STORED])
+
+    def options(self, answer: Answer) -> None:
+        """`OPTIONS *` asks about the server as a whole (RFC 9110 9.3.7)."""
+        answer.send(204, b"", [(b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS"), NOT_STORED])
 
     def health(self, answer: Answer) -> None:
         """The process lives and its loop turns."""

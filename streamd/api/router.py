@@ -30,6 +30,9 @@ Methods = dict[str, Plan]
 # Paths that go upstream unless streamd answers them itself; all of the second is Google's.
 RELAYED = ("/v1/", "/v1beta/")
 
+# RFC 9110 15.5.22: a 426 names the protocols that would do.
+UPGRADE = ((b"upgrade", b"HTTP/1.1"), (b"connection", b"Upgrade"))
+
 
 class Router:
     """All routes of a process."""
@@ -66,8 +69,9 @@ class Router:
         head = request.head
         assert head is not None
         if head.upgrade:
-            text = "streamd speaks HTTP/1.1 and Server-Sent Events, no other protocol."
-            raise HttpError(501, text, code="no_upgrade", close=True)
+            # Clients that try a WebSocket first (Codex) go over to HTTP at once only after a 426.
+            text = "streamd speaks HTTP/1.1 and Server-Sent Events: ask without Upgrade."
+            raise HttpError(426, text, code="no_upgrade", headers=UPGRADE, close=True)
         if head.method == "OPTIONS" and is_preflight(head.get):
             return self._preflight
         methods = self._ops.routes(answer) or self._admin.routes(answer)

@@ -10,6 +10,7 @@ import stat
 
 from streamd.addresses import Address
 from streamd.config import Settings
+from streamd.keepalive import set_keepalive
 
 # Descriptors per listening socket that accept connections. uvloop 0.23 accepts a single connection per listener and
 # loop turn: with 5 ms of work per turn that is 197 a second, and 2,906 through 16 dups of the same socket
@@ -19,12 +20,6 @@ DUPS = 16
 # Connections that may wait in the kernel while a worker restarts or is late: a second at 4,096/s. The kernel caps it at
 # net.core.somaxconn (4,096 since Linux 5.4).
 BACKLOG = 4096
-
-# A dead peer on a quiet connection is found after 60 + 5 x 10 s. Streams have heartbeats and TCP_USER_TIMEOUT instead.
-KEEPALIVE_IDLE_S = 60
-KEEPALIVE_INTERVAL_S = 10
-KEEPALIVE_PROBES = 5
-
 
 DEFAULTS = Settings()
 
@@ -95,10 +90,7 @@ def set_options(sock: socket.socket, settings: Settings) -> None:
     tcp = socket.IPPROTO_TCP
     sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
     sock.setsockopt(tcp, socket.TCP_NOTSENT_LOWAT, settings.notsent_lowat_bytes)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(tcp, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    sock.setsockopt(tcp, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    sock.setsockopt(tcp, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    set_keepalive(sock)
     # 0 is written too: an inherited socket may carry the time of the process before.
     user_timeout_s = settings.stall_timeout_s + 30 if settings.stall_timeout_s else 0
     sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, round(user_timeout_s * 1000))

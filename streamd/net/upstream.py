@@ -23,6 +23,7 @@ from typing import Protocol, cast
 from streamd.choice import Choice
 from streamd.config import UpstreamSettings
 from streamd.core.stream import Stream
+from streamd.keepalive import set_keepalive
 from streamd.net.read_batch import ReadBatch
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
@@ -149,7 +150,7 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
             return
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            set_keepalive(sock)
 
     def data_received(self, data: bytes) -> None:
         if self.at is UpstreamState.EVENTS and self._read is None:

@@ -1,7 +1,7 @@
 """CORS (WHATWG Fetch 3.2): which pages' scripts may read streamd's answers. Header lists in, header lists out.
 
-Exact origins only. No `*`, because a wildcard on something that spends GPU time is a mistake sooner or later, and no
-`null`, which any sandboxed frame can claim to be. Off means no header at all.
+Exact origins only, of any scheme. No `*`, because a wildcard on something that spends GPU time is a mistake sooner or
+later, and no `null`, which any sandboxed frame can claim to be. Off means no header at all.
 
 CORS doesn't keep a page from sending a request, only from reading the answer. Keys and tokens decide which clients may
 send requests.
@@ -37,20 +37,24 @@ REPLACED: Final = frozenset(
     )
 )
 
-_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
-_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
+# Pages inside apps have schemes of their own: tauri://localhost, capacitor://localhost, chrome-extension://<id>.
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
 
 
 def parse_origin(text: str) -> bytes:
-    """An origin as browsers write it: lower case, no path, no default port. ValueError names the allowed form."""
+    """An exact origin of any scheme as browsers write it: lower case, no path, no default port.
+
+    ValueError names the allowed form.
+    """
     shape = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
     if shape is None:
         raise ValueError(
-            f"{text!r} is no origin; give scheme and host as in https://chat.example.com or http://localhost:3000"
+            f"{text!r} is no origin; give scheme and host as in https://chat.example.com or tauri://localhost"
         )
     scheme, host, port = shape.groups()
-    suffix = f":{int(port)}" if port and int(port) != int(_DEFAULT_PORTS[scheme]) else ""
+    suffix = f":{int(port)}" if port and int(port) != _DEFAULT_PORTS.get(scheme) else ""
     return f"{scheme}://{host}{suffix}".encode()
 
 

@@ -464,7 +464,11 @@ def _framing(head: bytes, http10: bool, status: int) -> tuple[Framing, int]:
         raise RemoteProtocolError("leave Transfer-Encoding out of HTTP/1.0", "encoding_in_http10", status)
     if codings:
         if codings != [b"chunked"]:
-            status = 501 if status == 400 else status
+            # RFC 9112 6.3: without chunked at the end the length of a request can't be known; 6.1: 501 where only the
+            # coding below it is unknown.
+            names = [name.strip(b" \t") for coding in codings for name in coding.split(b",")]
+            is_framed = names[-1] == b"chunked" and b"chunked" not in names[:-1]
+            status = 501 if status == 400 and is_framed else status
             raise RemoteProtocolError(
                 "send 'Transfer-Encoding: chunked', once, or none", "bad_transfer_encoding", status
             )

@@ -29,6 +29,21 @@ def test_healthz_and_health_answer_ok(path: str) -> None:
         assert answer.get("cache-control") == "no-store"
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_base_address_answers_a_client_that_knocks_there(method: str) -> None:
+    with rig() as r:
+        answer = r.client(get("/", method=method)).answer
+        assert (answer.status, answer.get("content-length")) == (200, "8")
+        assert answer.get("cache-control") == "no-store"
+
+
+def test_options_of_the_whole_server_lists_its_methods() -> None:
+    with rig() as r:
+        answer = r.client(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").answer
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.get("allow") == "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+
+
 def test_readiness_follows_the_workers_state_and_not_the_upstreams() -> None:
     with rig() as r:
         r.refusing.add(1)

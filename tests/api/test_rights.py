@@ -681,7 +681,7 @@ def test_every_answer_and_every_error_carries_the_cors_headers(keys_file: Path) 
             r.client(get("/v1/streams/none", ORIGIN)),
             r.client(get("/v1/x", ORIGIN, "Connection: Upgrade", "Upgrade: websocket")),
         ]
-        assert [each.answer.status for each in refused] == [401, 404, 405, 404, 501]
+        assert [each.answer.status for each in refused] == [401, 404, 405, 404, 426]
         for client in (reader, *refused):
             answer = client.answer
             assert (allowed(answer), answer.get("access-control-allow-credentials")) == (PAGE, "true")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from streamd import keepalive
 from streamd.addresses import parse_address
 from streamd.config import Settings
 from streamd.daemon import listen
@@ -53,7 +54,7 @@ def test_accepted_sockets_inherit_the_options() -> None:
             assert accepted.getsockopt(tcp, socket.TCP_NOTSENT_LOWAT) == 12_345
             assert accepted.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 90_000
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert accepted.getsockopt(tcp, socket.TCP_KEEPIDLE) == listen.KEEPALIVE_IDLE_S
+            assert accepted.getsockopt(tcp, socket.TCP_KEEPIDLE) == keepalive.IDLE_S
 
 
 def test_a_connection_that_comes_before_a_worker_is_up_has_the_options() -> None:

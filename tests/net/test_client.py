@@ -26,9 +26,9 @@ from fakes import (
     whole_answer,
 )
 
+from streamd import keepalive
 from streamd.core.admission import Admission, Gate
 from streamd.core.stream import DIRECT_READERS_MAX
-from streamd.daemon.listen import KEEPALIVE_IDLE_S
 from streamd.net.answer import Answer
 from streamd.net.client import TRANSITIONS, ClientConnection, ClientState
 from streamd.net.origin import Entrance
@@ -167,7 +167,6 @@ def test_an_answer_to_head_has_the_length_and_no_body() -> None:
     ("wire", "status", "allow"),
     [
         (get("/nothing"), 404, None),
-        (get("/"), 404, None),
         (get("/v1/../status"), 404, None),
         (get("/v1/%2e%2e/status"), 404, None),
         (get(method="POST"), 405, "GET, HEAD"),
@@ -190,7 +189,8 @@ def test_a_request_refused_by_its_head_keeps_the_connection(wire: bytes, status:
 def test_another_protocol_is_refused_and_its_bytes_are_not_read(fields: tuple[str, ...]) -> None:
     with rig() as r:
         client = r.client(get("/v1/realtime", *fields) + b"\x81\x05hello" + get())
-        assert client.answer.status == 501 and client.answer.get("connection") == "close"
+        assert client.answer.status == 426 and client.answer.get("upgrade") == "HTTP/1.1"
+        assert client.answer.get("connection") == "Upgrade, close"
         client.fin()
         assert client.gone
 
@@ -677,7 +677,7 @@ def test_without_a_stall_limit_a_stalled_reader_stays() -> None:
     with rig(stall_timeout_s=0.0) as r:
         client = reading(r, capacity=600)
         r.reply(chunk(event("a" * 1000)))
-        r.pass_time(500 - KEEPALIVE_IDLE_S)
+        r.pass_time(500 - keepalive.IDLE_S)
         assert client.connection.paused and not client.gone
 
 

@@ -24,6 +24,7 @@ from fakes import (
     whole_answer,
 )
 
+from streamd import keepalive
 from streamd.config import UpstreamSettings
 from streamd.net.upstream import TRANSITIONS, Upstream, UpstreamConnection, UpstreamState
 from streamd.reasons import CloseReason
@@ -421,3 +422,15 @@ def test_a_connection_whose_last_reader_was_slow_reads_on_in_the_pool() -> None:
         other = r.client(post(WHOLE))
         r.reply(whole_answer(b"ok"))
         assert len(r.links) == 1 and other.answer.body == b"ok"
+
+
+def test_a_silent_connection_to_an_upstream_is_probed_before_a_nat_forgets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as sock,
+        rig() as r,
+    ):
+        monkeypatch.setattr(FakeTransport, "get_extra_info", lambda _, name: sock if name == "socket" else None)
+        asked(r)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == keepalive.IDLE_S

@@ -60,7 +60,7 @@ class ServerEnd:
     def _begin(self, head: bytes, rest: bytes) -> bytes:
         request = parse_request(head)
         if request.upgrade:
-            raise RemoteProtocolError("no other protocol", "upgrade", 501)
+            raise RemoteProtocolError("no other protocol", "upgrade", 426)
         self.targets.append(request.target)
         self.decoder = decoder_for(request.framing, request.content_length)
         if self.decoder.done:

@@ -24,6 +24,10 @@ def preflight(cors: Cors = CORS, **named: bytes) -> dict[bytes, bytes]:
         ("http://chat.example:443", b"http://chat.example:443"),
         ("http://localhost:03000", b"http://localhost:3000"),
         ("http://[::1]:8080", b"http://[::1]:8080"),
+        ("tauri://localhost", b"tauri://localhost"),
+        ("capacitor://localhost/", b"capacitor://localhost"),
+        ("chrome-extension://bpoadfkcbjbfhfodiogcnhhhpibjhbnh", b"chrome-extension://bpoadfkcbjbfhfodiogcnhhhpibjhbnh"),
+        ("app://obsidian.md:443", b"app://obsidian.md:443"),
     ],
 )
 def test_an_origin_is_normalized(text: str, origin: bytes) -> None:
@@ -41,7 +45,9 @@ def test_an_origin_is_normalized(text: str, origin: bytes) -> None:
         "https://*.example",
         "https://a/b",
         "https://u@a",
-        "ftp://a",
+        "file://",
+        "tauri:localhost",
+        "1a://localhost",
         "https://a\r\nX: y",
     ],
 )
