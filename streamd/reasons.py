@@ -68,6 +68,7 @@ class CloseReason(Choice):
     UPSTREAM_STREAM_TIMEOUT = ("upstream_stream_timeout", 504, By.UPSTREAM)
     UPSTREAM_TRUNCATED = ("upstream_truncated", 502, By.UPSTREAM)
     UPSTREAM_REFUSED = ("upstream_refused", 502, By.UPSTREAM)  # an error status after the commit
+    UPSTREAM_ERROR = ("upstream_error", 502, By.UPSTREAM)  # its own error event in the middle of an answer
     EVENT_TOO_LARGE = ("event_too_large", 502, By.UPSTREAM)
     NO_UPSTREAM = ("no_upstream", 503, By.STREAMD)
 

@@ -62,9 +62,13 @@ class Source:
     def __init__(self, *, needs_reader: bool = True) -> None:
         self.needs_reader = needs_reader
         self.cancelled: list[CloseReason] = []
+        self.terminal_at = 0.0  # when the stream told its last event
 
     def cancel(self, reason: CloseReason) -> None:
         self.cancelled.append(reason)
+
+    def on_terminal(self, now: float) -> None:
+        self.terminal_at = now
 
 
 class Reader:

@@ -79,6 +79,9 @@ class Publisher:
         wait_s = settings.publisher_grace_s if broken else settings.publisher_idle_timeout_s or NEVER
         self.due_at = self._runtime.time() + wait_s
 
+    def on_terminal(self, now: float) -> None:
+        """A publisher ends its stream by itself."""
+
     def cancel(self, reason: CloseReason) -> None:
         """The stream was stopped; requests under way find it sealed."""
         self._leave()

@@ -146,6 +146,9 @@ class Relay:
         if kept.stream is None:
             text = "The first request with this Idempotency-Key is still being answered."
             raise HttpError(409, text, code="request_in_progress", param="idempotency-key", should_retry=True)
+        if kept.stream.has_failed:  # a retry is a new attempt; by its id the failed stream can still be read
+            self._runtime.hub.forget_key(request.principal.id, key)
+            return False
         self._streams.join(answer, kept.stream, 1, policy, resumed=True)
         return True
 

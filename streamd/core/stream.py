@@ -181,6 +181,9 @@ class Source(Protocol):
     def cancel(self, reason: CloseReason) -> None:
         """The rest is not wanted. May be called once; the source must not append to the stream any more."""
 
+    def on_terminal(self, now: float) -> None:
+        """The last event of the answer has come, inside an append: nothing that is needed can follow."""
+
 
 class Fanout(Protocol):
     """Hands events to very many readers, in slices (core/fanout.py)."""
@@ -767,10 +770,12 @@ class Stream(_StreamPerToken):
         if seq == 1:
             self.first_event_at = now
         progress = self.progress
-        known = progress.response_id
+        known, had_ended = progress.response_id, progress.terminal
         progress.see(event)
         if progress.response_id != known:
             self.keeper.stream_named(self)
+        if progress.terminal and not had_ended and self.source is not None:
+            self.source.on_terminal(now)
 
     def loose(self, lines: bytes, now: float) -> None:
         """An upstream's comments: a sign of life, passed to live readers, stored nowhere."""
@@ -891,6 +896,13 @@ class Stream(_StreamPerToken):
     @property
     def events(self) -> int:
         return self.log.seq_next - 1
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the stream ended without its whole answer, and not because a client wanted it to end."""
+        if self.reason is None or self.reason is CloseReason.CANCELLED:
+            return False
+        return not self.ended_clean or self.reason is CloseReason.UPSTREAM_ERROR
 
     @property
     def text_events(self) -> int:

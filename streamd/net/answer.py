@@ -334,7 +334,8 @@ class Answer:
             return
         if self._is_chunked:
             self.write(LAST_CHUNK)
-        self._carrier.answered(CloseReason.COMPLETE)
+        failed = reader.stream.reason is CloseReason.UPSTREAM_ERROR  # its event was the last, and all is written
+        self._carrier.answered(CloseReason.UPSTREAM_ERROR if failed else CloseReason.COMPLETE)
 
     def slow_consumer(self) -> None:
         """The caller may be inside Stream.append(), where no reader may leave."""

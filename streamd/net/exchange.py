@@ -41,6 +41,10 @@ from streamd.wire.http1 import Framing, ResponseHead
 # Bound of an error text for an event: the error object of an OpenAI-compatible server takes a few hundred bytes.
 COLLECTED_BYTES_MAX = 16 * 1024
 
+# Time after an answer's last event in which more may still come: usage, a second [DONE], the end of the framing. Some
+# servers leave the connection open instead.
+TERMINAL_GRACE_S = 1.0
+
 
 class ExchangeState(Choice):
     """The state of an exchange; the module's docstring explains each."""
@@ -79,6 +83,7 @@ class Exchange(Pending):
         "_ask",
         "_attempt",
         "_collected",
+        "_ends_at",
         "_on_over",
         "_open_stream",
         "_request",
@@ -132,6 +137,7 @@ class Exchange(Pending):
         # time
         self._started_at = runtime.time()
         self.due_at = NEVER
+        self._ends_at = NEVER  # TERMINAL_GRACE_S after the answer's last event
         # answer
         self._collected = b""
 
@@ -298,9 +304,8 @@ class Exchange(Pending):
             answer.proxy_end()
         elif state is ExchangeState.COLLECTING:
             self._fail(_refused(self._collected))
-        elif stream is not None and stream.progress.complete:
-            self._over()
-            stream.seal(CloseReason.COMPLETE, self._runtime.time(), clean=True)
+        elif stream is not None and stream.progress.complete and stream.events:
+            self._complete(stream)
         else:
             self._truncated(CloseReason.UPSTREAM_TRUNCATED, "The upstream ended its answer before it was complete.")
 
@@ -314,6 +319,10 @@ class Exchange(Pending):
             attempt.end()
             self._go(ExchangeState.CONNECTING)
             self._try(attempt.upstream)
+            return
+        stream = self.stream
+        if stream is not None and stream.progress.terminal:  # nothing can be missing, however the framing ended
+            self._complete(stream)
             return
         self._count_failure(attempt.upstream, reason)
         if self._state is ExchangeState.ASKED:
@@ -333,6 +342,19 @@ class Exchange(Pending):
             self._fail(HttpError(500, text, code="internal", reason=CloseReason.INTERNAL, should_retry=False))
 
     # -- ends
+
+    def on_terminal(self, now: float) -> None:
+        """The stream has its last event. The framing's end is awaited for a moment, and not needed."""
+        self._ends_at = self.due_at = now + TERMINAL_GRACE_S
+
+    def _complete(self, stream: Stream) -> None:
+        """The answer has all its events; the last may be the upstream's own error, behind which nothing is added."""
+        attempt = self._attempt
+        reason = CloseReason.UPSTREAM_ERROR if stream.progress.failed else CloseReason.COMPLETE
+        if stream.progress.failed and attempt is not None:
+            bump(self._runtime.counters.upstream_failures, (attempt.upstream.settings.name, reason))
+        self._over()
+        stream.seal(reason, self._runtime.time(), clean=True)
 
     def _truncated(self, reason: CloseReason, text: str) -> None:
         """The answer has begun and can't be completed: its end must never look clean."""
@@ -422,6 +444,9 @@ class Exchange(Pending):
         if attempt.is_connecting and now >= attempt.connect_by:
             attempt.time_out()
             return self._next_due()
+        if now >= self._ends_at and self.stream is not None:
+            self._complete(self.stream)
+            return NEVER
         reason = self._time_out(now, attempt)
         if reason is not None:
             self._timed_out(reason)
@@ -484,6 +509,8 @@ class Exchange(Pending):
         settings, route, attempt = self._runtime.settings, self._route, self._attempt
         if attempt is None:
             return NEVER
+        if self._ends_at < NEVER:
+            return self._ends_at
         due = self._commit_at()
         if settings.stream_timeout_s:
             due = min(due, self._started_at + settings.stream_timeout_s)

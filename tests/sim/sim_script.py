@@ -283,7 +283,7 @@ class Script:
     def complete(self) -> bool:
         """Whether the relay was given all events that make an answer of this dialect complete."""
         if self.dialect == "unknown":
-            return True
+            return bool(self.events)
         return len(self.events) >= min(self.finished_at, self.terminal_at)
 
     @property

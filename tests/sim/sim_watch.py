@@ -65,6 +65,7 @@ SITUATIONS = (
     # answers
     "an answer ends with some choices unfinished",
     "an answer ends with all choices finished and no terminal",
+    "an answer is complete before its framing ends",
     "a request with an Idempotency-Key joins a generation",
     # how readers end
     *(
@@ -382,10 +383,12 @@ class Watch:
             )
         if script is None or stream.terms.published:
             return
-        if script.read_whole and script.complete:
+        if (script.read_whole and script.complete) or script.said_terminal:
             must(reason not in BROKEN_ANSWERS, "a whole answer counts as broken", stream.id, reason)
         if script.read_whole and script.partly_finished:
             self.seen["an answer ends with some choices unfinished"] += 1
+        if script.said_terminal and not script.read_whole and reason is CloseReason.COMPLETE:
+            self.seen["an answer is complete before its framing ends"] += 1
         if stream.ended_clean and not script.said_terminal:
             self.seen["an answer ends with all choices finished and no terminal"] += script.dialect == "chat"
         if reason is CloseReason.UPSTREAM_IDLE_TIMEOUT:

@@ -508,8 +508,10 @@ class World:
             if errand.key:
                 first = self._asked_with.setdefault(errand.key, rid)
                 begun = self._stream_of.get(first, "")
-                if first != rid and self.worker.runtime.hub.get(begun) is not None:
+                stream = self.worker.runtime.hub.get(begun)
+                if first != rid and stream is not None and not stream.has_failed:
                     raise Violation(f"{rid} was paid for again: {first} with the same key is the stream {begun}")
+                self._asked_with[errand.key] = rid
                 self._asked_with[errand.key] = rid
 
     def stream_begins(self, link: Link, script: Script) -> None:
@@ -538,7 +540,8 @@ class World:
         script = self.scripts.get(stream.id)
         if self.watch is not None:
             self.watch.stream_sealed(stream, script)
-        if stream.ended_clean and (script is None or not (script.ended and script.complete)):
+        whole = script is not None and script.complete and (script.ended or script.said_terminal)
+        if stream.ended_clean and not whole:
             raise Violation(f"{stream.id} ended cleanly, its answer didn't")
         if stream.ended_clean and script is not None and stream.events != len(script.events):
             raise Violation(f"{stream.id} has {stream.events} events of {len(script.events)}")

@@ -142,7 +142,6 @@ def test_geminis_path_and_query_ask_for_a_stream(path: str, query: str, asked: b
         ([event({"promptFeedback": {"safetyRatings": []}})], False),
         ([event({"usageMetadata": {"promptTokenCount": 1}})], False),
         ([DONE], False),
-        ([event({"error": {"code": 503}})], False),
     ],
 )
 def test_gemini_is_complete_with_every_candidates_reason_or_a_blocked_prompt(
@@ -172,7 +171,8 @@ CHUNKED = [Dialect.CHAT, Dialect.COMPLETIONS]
         ([chunk(usage={"prompt_tokens": 1})], False, False),
         ([chunk(delta(0, "stop"), delta(CHOICE_INDEX_MAX, "stop"), delta(10**12))], True, False),
         ([DONE, chunk(delta(0))], True, True),
-        ([event({"error": {"message": "broken"}})], False, False),
+        ([chunk(delta(finish_reason=""))], False, False),
+        ([chunk(delta(finish_reason="null"))], False, False),
     ],
 )
 def test_chunks_are_complete_with_done_or_every_choice_finished(
@@ -182,8 +182,53 @@ def test_chunks_are_complete_with_done_or_every_choice_finished(
     assert (progress.complete, progress.terminal) == (complete, terminal)
 
 
-@pytest.mark.parametrize("kind", ["response.completed", "response.failed", "response.incomplete"])
-def test_responses_end_with_completed_failed_or_incomplete(kind: str) -> None:
+ERRORS = [
+    event({"error": {"message": "slow down", "code": 429}}),
+    event({"error": "slow down"}),
+    event({"error": {"code": 503, "status": "UNAVAILABLE"}}),
+    event({"detail": "slow down"}),
+    event({"detail": [{"loc": ["body"], "msg": "slow down"}]}),
+    event({"object": "error", "message": "slow down", "code": 400}),
+]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "error"),
+    [
+        *[(dialect, error) for dialect in (*CHUNKED, Dialect.GEMINI) for error in ERRORS],
+        (Dialect.CHAT, chunk(delta(finish_reason="error"), error={"message": "slow down"})),
+        (Dialect.RESPONSES, typed("error", code="rate_limit_exceeded", message="slow down")),
+        (Dialect.RESPONSES, typed("response.failed", response={"error": {"message": "slow down"}})),
+        (Dialect.RESPONSES, ERRORS[0]),
+        (Dialect.MESSAGES, typed("error", error={"type": "overloaded_error", "message": "slow down"})),
+        (Dialect.MESSAGES, event({"message": "slow down"}, "error")),
+        (Dialect.MESSAGES, ERRORS[3]),
+    ],
+)
+def test_an_upstreams_own_error_is_the_end_in_each_of_its_shapes(dialect: Dialect, error: bytes) -> None:
+    progress = seen(dialect, error)
+    assert (progress.failed, progress.complete, progress.terminal) == (True, True, True)
+    progress.see(DONE)
+    assert progress.failed
+
+
+@pytest.mark.parametrize(
+    ("dialect", "seen_event"),
+    [
+        *[(dialect, event({"choices": [], "error": none})) for dialect in CHUNKED for none in (None, False, "", {}, 0)],
+        (Dialect.CHAT, event({"choices": [], "detail": "more"})),
+        (Dialect.RESPONSES, typed("response.created", response={"error": None}, error={"message": "x"})),
+        (Dialect.MESSAGES, typed("content_block_delta", delta={"type": "text_delta", "text": "a"}, error={"x": 1})),
+        (Dialect.UNKNOWN, event({"jsonrpc": "2.0", "id": 1, "error": {"code": -32601, "message": "no"}})),
+    ],
+)
+def test_a_member_named_error_is_no_error_where_it_says_nothing(dialect: Dialect, seen_event: bytes) -> None:
+    progress = seen(dialect, seen_event)
+    assert (progress.failed, progress.terminal) == (False, False)
+
+
+@pytest.mark.parametrize("kind", ["response.completed", "response.failed", "response.incomplete", "response.done"])
+def test_a_response_ends_with_an_event_that_says_so(kind: str) -> None:
     progress = seen(Dialect.RESPONSES, typed("response.created", response={"id": "resp_1"}, sequence_number=0))
     assert (progress.complete, progress.terminal, progress.response_id) == (False, False, "resp_1")
     progress.see(DONE)

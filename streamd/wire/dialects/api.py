@@ -153,6 +153,10 @@ class Api:
         found = _output_tokens(tail)
         return int(found[-1]) if found else None
 
+    def is_error(self, body: Json, name: str | None) -> bool:
+        """Whether an event is the upstream's report of a failure, which ends its answer."""
+        return is_error(body)
+
     # -- words
 
     def error(self, status: int, message: str, type: str, code: str, param: str | None) -> Json:
@@ -193,6 +197,7 @@ class Progress:
         "api",
         "chunk_head",
         "complete",
+        "failed",
         "response_id",
         "sequence_number",
         "terminal",
@@ -205,6 +210,7 @@ class Progress:
         self.api = api
         self.complete = api.framing_ends  # a proper end of the framing from here on is no truncation
         self.terminal = False  # nothing can follow: the reader may close and has completed. terminal implies complete
+        self.failed = False  # the terminal is an error of the upstream's own. failed implies terminal
         self._begun = 0  # bit i: choice i was mentioned
         self._finished = 0  # bit i: choice i has its finish_reason
         self.usage: Usage | None = None  # by the upstream's own count
@@ -227,6 +233,9 @@ class Progress:
             return
         self._count(body)
         self.api.see(self, body, name)
+        if self.api.is_error(body, name):
+            self.failed = True
+            self.end()
 
     def _count(self, body: Json) -> None:
         text_bytes = sum(len(text.encode()) for text in self.api.texts(body) if text)
@@ -257,6 +266,17 @@ def tokens_of(usage: Json, before: Usage | None) -> Usage | None:
     read = count_of(usage, "prompt_tokens", "input_tokens")
     made = count_of(usage, "completion_tokens", "output_tokens")
     return updated(before, read, made)
+
+
+def is_error(body: Json) -> bool:
+    """Whether an object is an error in a shape of OpenAI's, Google's and their like, FastAPI's, or SGLang's.
+
+    A member `error` that is null, false or empty is none: some servers send it with each chunk.
+    """
+    if body.get("object") == "error" or body.keys() == {"detail"}:
+        return True
+    error = body.get("error")
+    return isinstance(error, (dict, str)) and bool(error)
 
 
 def openai_error(message: str, type: str, code: str, param: str | None) -> Json:

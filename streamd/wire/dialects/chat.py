@@ -1,6 +1,7 @@
 """OpenAI's chat completions, which most inference servers speak.
 
-Complete with `[DONE]`, or with a finish_reason on every choice begun: some servers never send `[DONE]`. The SDK looks
+Complete with `[DONE]`, or with a finish_reason (not "" or "null") on every choice begun: some servers never send
+`[DONE]`. The SDK looks
 at an `error` member of the JSON, never at the event's type.
 
 A chunk is pure text if it adds nothing but text: a single text in the delta, no finish_reason, no logprobs, no usage.
@@ -41,7 +42,7 @@ class Chat(Api):
         if not progress.chunk_head:
             progress.chunk_head = self._chunk_head(body)
         for choice in objects_of(body, "choices"):
-            progress.see_choice(choice.get("index", 0), choice.get("finish_reason") is not None)
+            progress.see_choice(choice.get("index", 0), is_finish(choice.get("finish_reason")))
         progress.weigh_choices()
 
     def _chunk_head(self, body: Json) -> bytes:
@@ -82,11 +83,16 @@ def _delta_texts(delta: Json) -> list[str | None]:
     return plain + [string_of(call, "arguments") for call in calls]
 
 
+def is_finish(reason: object) -> bool:
+    """Whether a finish_reason says that its choice has ended: some servers send "" or "null" with each chunk."""
+    return is_text(reason) and reason != "null"
+
+
 def _part(choice: Any) -> Part | None:
     """The text of a choice, in its delta or (completions) in itself."""
     if not isinstance(choice, dict) or type(choice.get("index")) is not int:
         return None
-    if choice.get("finish_reason") is not None or choice.get("logprobs") is not None:
+    if is_finish(choice.get("finish_reason")) or choice.get("logprobs") is not None:
         return None
     delta = choice.get("delta")
     if delta is None:

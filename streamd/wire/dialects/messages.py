@@ -1,4 +1,4 @@
-"""Anthropic's Messages. Complete with message_stop.
+"""Anthropic's Messages. Complete with message_stop; an event of the type `error` is the end, too.
 
 The SDK looks at an event's type alone: `ping` is skipped, `error` raises, and no type at all is skipped in silence.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from streamd.wire.dialects.api import Api, Part, Progress, tokens_of
+from streamd.wire.dialects.api import Api, Part, Progress, is_error, tokens_of
 from streamd.wire.dialects.members import Json, Usage, clean, is_text, object_of, string_of
 
 _DELTAS: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
@@ -31,6 +31,10 @@ class Messages(Api):
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
         if (string_of(body, "type") or name) == "message_stop":
             progress.end()
+
+    def is_error(self, body: Json, name: str | None) -> bool:
+        kind = string_of(body, "type") or name
+        return kind == "error" or (kind is None and is_error(body))
 
     def texts(self, body: Json) -> list[str | None]:
         return [string_of(object_of(body, "delta"), key) for key in _DELTAS.values()]

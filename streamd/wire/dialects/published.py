@@ -20,6 +20,10 @@ class Published(Api):
     text_keys: ClassVar = ("delta",)
     known: ClassVar = ("delta",)
 
+    def is_error(self, body: Json, name: str | None) -> bool:
+        """An `error` member may mean anything here: in JSON-RPC it answers a single call."""
+        return False
+
     def texts(self, body: Json) -> list[str | None]:
         return [string_of(body, "delta")]
 

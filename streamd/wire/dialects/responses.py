@@ -1,4 +1,4 @@
-"""OpenAI's Responses. Complete with response.completed, response.failed or response.incomplete.
+"""OpenAI's Responses. Complete with response.completed, response.failed, response.incomplete or response.done.
 
 Its events have a number of their own: the SDK's `starting_after` is a `sequence_number`, and the SDK compares it.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from streamd.wire.dialects.api import Api, Part, Progress, openai_error, tokens_of
+from streamd.wire.dialects.api import Api, Part, Progress, is_error, openai_error, tokens_of
 from streamd.wire.dialects.members import Json, Usage, is_text, json_object, object_of, string_of
 from streamd.wire.sse import parse_event
 
-_END: Final = frozenset({"response.completed", "response.failed", "response.incomplete"})
+_END: Final = frozenset({"response.completed", "response.failed", "response.incomplete", "response.done"})
+_FAILED: Final = frozenset({"error", "response.failed"})
 _DELTAS: Final = frozenset(
     (
         "response.output_text.delta",
@@ -48,6 +49,11 @@ class Responses(Api):
             progress.end()
         elif kind == "response.created" and progress.response_id is None:
             progress.response_id = string_of(object_of(body, "response"), "id")
+
+    def is_error(self, body: Json, name: str | None) -> bool:
+        """By the event's type. A member `error` alone is none: a response's own is null as long as all is well."""
+        kind = string_of(body, "type") or name
+        return kind in _FAILED or (kind is None and is_error(body))
 
     def texts(self, body: Json) -> list[str | None]:
         return [string_of(body, "delta")]
