@@ -176,6 +176,11 @@ class Answer:
         return self.reader is not None and self.reader.stream.reason is not None
 
     @property
+    def is_whole_by_close(self) -> bool:
+        """Whether a proper close now would make an unfinished body look whole, because nothing else ends it."""
+        return self.state is AnswerState.PROXYING and self._framing is Framing.UNTIL_CLOSE
+
+    @property
     def paused(self) -> bool:
         """Whether the client takes nothing for now."""
         return self._carrier.paused

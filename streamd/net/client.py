@@ -585,8 +585,11 @@ class ClientConnection(asyncio.Protocol):
 
     def close_for_drain(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
-        if self.answer is not None and self.answer.is_open:
-            self.answer.refuse(problem)
+        answer = self.answer
+        if answer is not None and answer.is_open:
+            answer.refuse(problem)
+        elif answer is not None and answer.is_whole_by_close:
+            self.abort(problem.reason)
         elif self.is_awaited:
             self.close(problem.reason)
 

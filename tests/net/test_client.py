@@ -31,6 +31,7 @@ from streamd.core.admission import Admission, Gate
 from streamd.core.stream import DIRECT_READERS_MAX
 from streamd.net.answer import Answer
 from streamd.net.client import TRANSITIONS, ClientConnection, ClientState
+from streamd.net.http_error import HttpError
 from streamd.net.origin import Entrance
 from streamd.net.request import Request
 from streamd.reasons import CloseReason
@@ -914,6 +915,22 @@ def test_a_problem_between_requests_ends_the_connection() -> None:
         client.connection.close_for_drain(not_found("/"))
         r.turn()
         assert client.gone and r.closed == {CloseReason.NOT_FOUND: 1}
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "until close"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_drain_never_makes_an_unfinished_proxied_answer_look_whole(version: str, framing: str) -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE, version=version))
+        fields = {"length": b"content-length: 100", "chunked": b"transfer-encoding: chunked", "until close": b"x: y"}
+        r.reply(
+            b"HTTP/1.1 200 OK\r\n" + fields[framing] + b"\r\n\r\n" + (chunk(b"ha") if framing == "chunked" else b"ha")
+        )
+        client.connection.close_for_drain(HttpError(503, "too late", code="draining"))
+        r.turn()
+        assert client.gone
+        ended_by_close = version == "1.0" and framing != "length"
+        assert client.transport.aborted or not (ended_by_close or client.answer.whole)
 
 
 def test_the_log_names_the_peers_address_or_unix() -> None:

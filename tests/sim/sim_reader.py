@@ -327,7 +327,7 @@ class Answer:
         while True:
             for end in range(position, len(events) + 1):
                 if merges_to(events[position - 1 : end], block):
-                    self.merged_from = position
+                    self.merged_from = self.position = position
                     return end
             told = events[start - 1 : position - 1]
             if position >= len(events) or not told or effects(told) != effects(events[start - 1 : position]):

@@ -182,6 +182,20 @@ def test_chunks_are_complete_with_done_or_every_choice_finished(
     assert (progress.complete, progress.terminal) == (complete, terminal)
 
 
+@pytest.mark.parametrize(
+    "half", ["\\ud83d", "\\ude00", "a\\uD83Db", "\\\\\\ud83d", "\\ude00\\ud83d", "\\ud83d\\ud83d\\ude00"]
+)
+def test_an_event_with_half_a_surrogate_pair_is_read_for_its_end_and_its_usage(half: str) -> None:
+    text = f'{{"choices":[{{"index":0,"delta":{{"content":"{half}"}},"finish_reason":"stop"}}]'
+    progress = seen(Dialect.CHAT, event(f'{text},"usage":{{"completion_tokens":7}}}}'.encode()))
+    assert progress.complete and progress.usage == (0, 7) and progress.text_events == 1
+
+
+def test_half_a_surrogate_pair_excuses_nothing_else() -> None:
+    progress = seen(Dialect.CHAT, event(b'{"error":{"message":"\\ud83d"'), event(b"\\ud83d"), event(b'"\\ud83d"'))
+    assert not progress.terminal
+
+
 ERRORS = [
     event({"error": {"message": "slow down", "code": 429}}),
     event({"error": "slow down"}),

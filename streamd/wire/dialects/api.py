@@ -23,9 +23,9 @@ from streamd.wire.dialects.members import (
     Usage,
     clean,
     count_of,
-    json_object,
     object_of,
     objects_of,
+    readable_object,
     string_of,
     updated,
 )
@@ -228,7 +228,7 @@ class Progress:
             if self.api.done_ends:
                 self.end()
             return
-        body = json_object(data)
+        body = readable_object(data)
         if body is None:
             return
         self._count(body)

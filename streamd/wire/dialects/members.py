@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
+
+# An escaped backslash, a surrogate pair, or a half of a pair.
+_halves = re.compile(
+    rb"(\\\\)|(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
 
 Json = dict[str, Any]
 # Tokens by the upstream's own count: (input, output).
@@ -18,6 +24,18 @@ def json_object(data: bytes) -> Json | None:
     except orjson.JSONDecodeError:
         return None
     return body if isinstance(body, dict) else None
+
+
+def readable_object(data: bytes) -> Json | None:
+    """The same, for reading alone: a lone half of a surrogate pair, which orjson refuses, is read as U+FFFD.
+
+    Servers send such halves where a token ends in the middle of a character; the event around one may still say that a
+    choice has ended, or how many tokens there were.
+    """
+    body = json_object(data)
+    if body is None and b"\\u" in data:
+        body = json_object(_halves.sub(lambda found: found[0] if found[1] or found[2] else rb"\ufffd", data))
+    return body
 
 
 def objects_of(body: Json, key: str) -> list[Json]:

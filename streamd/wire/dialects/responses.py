@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from streamd.wire.dialects.api import Api, Part, Progress, is_error, openai_error, tokens_of
-from streamd.wire.dialects.members import Json, Usage, is_text, json_object, object_of, string_of
+from streamd.wire.dialects.members import Json, Usage, is_text, object_of, readable_object, string_of
 from streamd.wire.sse import parse_event
 
 _END: Final = frozenset({"response.completed", "response.failed", "response.incomplete", "response.done"})
@@ -80,6 +80,6 @@ class Responses(Api):
 
 def sequence_number_of(event: bytes) -> int | None:
     """The API's own number of an event, as in `starting_after`; None if it has none."""
-    body = json_object(parse_event(event)[1])
+    body = readable_object(parse_event(event)[1])
     number = None if body is None else body.get("sequence_number")
     return number if type(number) is int else None
