@@ -772,7 +772,9 @@ def _upstreams(sources: Sources, raw: object) -> Iterator[UpstreamSettings]:
         values["key"] = _key(sources, values, index)
         upstream = UpstreamSettings(**values)
         if upstream.ca_file and not upstream.origin.tls:
-            sources.refuse(where, "upstream.ca_file", upstream.ca_file, "is for a url that begins with https://")
+            sources.refuse(
+                where, "upstream.ca_file", upstream.ca_file, "must be left out, or url must begin with https://"
+            )
         if _is_new(sources, upstream, seen, where):
             yield upstream
 
@@ -815,7 +817,7 @@ def _key(sources: Sources, values: Mapping[str, Any], index: int) -> str:
     except OSError:
         key = ""
     if not re.fullmatch(r"[!-~]+", key):  # the characters of a header field, without blanks
-        wanted = "must name what holds one API key: visible ASCII on one line"
+        wanted = "must hold one API key: visible ASCII on one line"
         sources.refuse(sources.at("upstream", index, name), f"upstream.{name}", file or variable, wanted)
     return key
 
@@ -840,12 +842,16 @@ def relations(settings: Settings) -> Iterator[tuple[str, str]]:
     s = settings
     at_most = [
         ("target_bytes_max", "head_bytes_max", "the target is a part of the head"),
-        ("body_bytes_max", "bodies_bytes_max", "or the largest body never fits"),
-        ("event_bytes_max", "log_bytes_max", "or the largest event is a gap at once"),
-        ("ring_slots", "log_events_max", "or the log drops events that a full ring still refers to"),
+        ("body_bytes_max", "bodies_bytes_max", "otherwise the largest body never fits"),
+        (
+            "event_bytes_max",
+            "log_bytes_max",
+            "otherwise a log can't hold the largest event, and every reader of it gets a gap",
+        ),
+        ("ring_slots", "log_events_max", "otherwise the log drops events that a full ring still refers to"),
         ("detach_grace_s", "detach_grace_max_s", "which bounds all detach graces"),
         ("retry_min_s", "retry_max_s", "the jitter runs between them"),
-        ("loop_lag_max_s", "worker_stuck_s", "or a worker is killed before it refuses streams"),
+        ("loop_lag_max_s", "worker_stuck_s", "otherwise a late worker is killed before it refuses streams"),
     ]
     for less, more, why in at_most:
         if getattr(s, less) > getattr(s, more):
@@ -863,20 +869,24 @@ def relations(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _relations_of_access(s)
 
 
+# For the addresses of `listen`, and for the sockets of systemd in their place (daemon/parent.py).
+LISTEN_WITHOUT_KEYS = (
+    "must be loopback or Unix sockets, unless keys_file is set (or insecure_public = true, which lets every client "
+    "that reaches them use the upstreams)"
+)
+
+
 def _relations_of_access(s: Settings) -> Iterator[tuple[str, str]]:
     addresses = [parse_address(text) for text in s.listen]
     if not (s.keys_file or s.insecure_public or all(address.is_loopback for address in addresses)):
-        yield (
-            "listen",
-            "must be loopback or Unix sockets unless keys_file is set (or insecure_public: every client may use it)",
-        )
+        yield "listen", LISTEN_WITHOUT_KEYS
     fixed = [address for address in addresses if address.is_unix or address.port]
     if len(set(fixed)) < len(fixed):
         yield "listen", "must not have an address twice"
     if s.admin and parse_address(s.admin) in fixed:
-        yield "admin", "must be an address of its own"
+        yield "admin", "must not be an address of listen too"
     if bool(s.tls_cert) != bool(s.tls_key):
-        yield ("tls_key" if s.tls_cert else "tls_cert"), "tls_cert and tls_key go together"
+        yield ("tls_key" if s.tls_cert else "tls_cert"), "must be set, because tls_cert and tls_key are used together"
     if s.proxy_protocol and not s.trusted_proxies:
         yield "proxy_protocol", "needs trusted_proxies: any other peer could choose its address"
     if s.streams_auth == "token" and not (s.token_secret_file or s.token_jwks_file):

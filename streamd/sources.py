@@ -97,11 +97,11 @@ class Sources:
             path = path.removeprefix("credential:")
             credentials = self.environ.get("CREDENTIALS_DIRECTORY", "")
             if not credentials or "/" in path or path in ("", ".", ".."):
-                raise Refused("the name of a credential, in a unit that has LoadCredential=")
+                raise Refused("the name of a credential that the systemd unit loads with LoadCredential=NAME:…")
             folder = Path(credentials)
         found = folder / path
         if row.exists and not (found.is_file() and os.access(found, os.R_OK)):
-            raise Refused(f"a file that can be read, which {found} is not")
+            raise Refused(f"a file that streamd can read; {found} is missing or not readable")
         return str(found)
 
     # file

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from streamd.config import (
+    LISTEN_WITHOUT_KEYS,
     ROUTE_ROWS,
     ROWS,
     SECTIONS,
@@ -237,8 +238,7 @@ def test_all_problems_of_a_file_are_reported_at_once_with_their_lines(file: Path
         "streamd.toml:16: upstream.max_inflight = 3: unknown key; did you mean inflight_max?",
         "streamd.toml:19: route.policy = 'drop': must be one of coalesce, drop_oldest, close",
         "environment STREAMD_WORKERS: workers = '0': must be a whole number from 1 to 64, or auto",
-        "streamd.toml:5: listen = ['0.0.0.0:80']: must be loopback or Unix sockets unless keys_file is set "
-        "(or insecure_public: every client may use it)",
+        f"streamd.toml:5: listen = ['0.0.0.0:80']: {LISTEN_WITHOUT_KEYS}",
     ]
 
 
@@ -296,7 +296,7 @@ RELATIONS = [
     (Settings(routes=(RouteOverride(path="/x", detach_grace_s=301),)), "routes", "/x"),
     (Settings(listen=("0.0.0.0:80",)), "listen", "insecure_public"),
     (Settings(listen=("[::1]:80", "[::1]:80")), "listen", "twice"),
-    (Settings(listen=("[::1]:80",), admin="[::1]:80"), "admin", "of its own"),
+    (Settings(listen=("[::1]:80",), admin="[::1]:80"), "admin", "not be an address of listen"),
     (Settings(tls_cert="c"), "tls_key", "together"),
     (Settings(tls_key="k"), "tls_cert", "together"),
     (Settings(proxy_protocol=True), "proxy_protocol", "trusted_proxies"),
@@ -356,7 +356,10 @@ def test_a_path_in_a_file_is_relative_to_the_file_and_elsewhere_to_the_folder(
 
 def test_a_setting_that_names_a_missing_file_is_refused(file: Path) -> None:
     (problem,) = problems_of(file, '\nkeys_file = "keys"')
-    assert problem == "streamd.toml:2: keys_file = 'keys': must be a file that can be read, which keys is not"
+    assert (
+        problem
+        == "streamd.toml:2: keys_file = 'keys': must be a file that streamd can read; keys is missing or not readable"
+    )
 
 
 def test_a_key_may_be_a_credential_of_systemd(file: Path) -> None:
@@ -430,7 +433,7 @@ def test_upstreams_in_a_variable_or_flag_replace_those_of_the_file(file: Path) -
         ("url = 'http://a'\nname = 'a b'", "streamd.toml:4: upstream.name = 'a b': must be 1 to 128 letters"),
         ("url = 'http://a'\nca_file = 'streamd.toml'", "streamd.toml:2: upstream.ca_file = "),
         ("url = 'http://a'\nkey_env = 'K'\nkey_file = 'streamd.toml'", "streamd.toml:2: upstream.key_file = "),
-        ("url = 'http://a'\nkey_env = 'K'", "streamd.toml:4: upstream.key_env = 'K': must name what holds one API key"),
+        ("url = 'http://a'\nkey_env = 'K'", "streamd.toml:4: upstream.key_env = 'K': must hold one API key"),
         ("url = 'http://a'\nheaders = {Host = 'x'}", "streamd.toml:4: upstream.headers: must be a table of header"),
         ("url = 'http://a'\naliases = {x = 1}", "streamd.toml:4: upstream.aliases: must be a table of models"),
     ],

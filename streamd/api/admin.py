@@ -72,6 +72,6 @@ class Admin:
         """PUT /log-level with the level as body; holds until the next reload or restart."""
         word = answer.request.body.decode("ascii", "replace").strip()
         if word not in LEVELS:
-            raise HttpError(400, f"The log level is one of {', '.join(LEVELS)}.", code="bad_log_level")
+            raise HttpError(400, f"The log level has to be one of {', '.join(LEVELS)}.", code="bad_log_level")
         self._set_level(word)
         answer.send(204)

@@ -161,7 +161,7 @@ def conversation_of(request: Request) -> str:
 def _conversation_asked(request: Request) -> str:
     given = query_of(request).get("conv_id", "")
     if not given:
-        raise HttpError(400, "Say which conversation: ?conv_id=…", code="no_conversation", param="conv_id")
+        raise HttpError(400, "Name the conversation in the query: ?conv_id=…", code="no_conversation", param="conv_id")
     return _valid(given.encode("utf-8", "surrogateescape"), "conv_id")
 
 
@@ -171,7 +171,7 @@ def _valid(given: bytes, param: str) -> str:
     except UnicodeDecodeError:
         conversation = ""
     if not conversation or len(given) > CONVERSATION_BYTES_MAX:
-        text = f"A conversation's id is UTF-8 of at most {CONVERSATION_BYTES_MAX} bytes."
+        text = f"A conversation's id has to be UTF-8 of at most {CONVERSATION_BYTES_MAX} bytes."
         raise HttpError(400, text, code="bad_conversation", param=param)
     return conversation
 
@@ -179,7 +179,7 @@ def _valid(given: bytes, param: str) -> str:
 def _from(request: Request) -> int:
     given = query_of(request).get("from") or "0"
     if not _offset(given):
-        text = "from is the number of bytes that you have of the stream."
+        text = "from has to be the number of bytes of the stream that you have, 0 or more."
         raise HttpError(400, text, code="bad_from", param="from")
     return int(given)
 

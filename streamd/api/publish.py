@@ -316,7 +316,10 @@ class Publishing:
         if stream.reason is not None and not publication.done:
             raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
         if self._fence != self._publisher.fence:
-            text = "Another request knew where the stream stands and took over."
+            text = (
+                "A newer request with the right Expected-Seq has taken over this stream; the rest of this body is not "
+                "published. Go on after last_seq."
+            )
             raise _with_last_seq(409, text, "superseded", stream)
         try:
             self._take(publication.finish() if piece is None else publication.feed(piece))

@@ -113,7 +113,7 @@ class ResponsesRoute:
         self._rights.check_read(request, stream)
         given = query_of(request).get("starting_after")
         if given is not None and not _number(given):
-            text = "starting_after is the sequence_number of the last event that you have."
+            text = "starting_after has to be the sequence_number of the last event that you have."
             raise HttpError(400, text, code="bad_starting_after", param="starting_after")
         seq = 1 if given is None else _seq_after(stream, int(given))
         request.model, request.upstream = stream.terms.model, stream.upstream

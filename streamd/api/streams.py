@@ -151,7 +151,7 @@ class Streams:
         if given is None:
             return 0.0
         if not _seconds(given):
-            raise HttpError(400, "wait is a number of seconds, at most 60.", code="bad_wait", param="wait")
+            raise HttpError(400, "wait has to be a number of seconds, at most 60.", code="bad_wait", param="wait")
         return min(float(given), self._runtime.settings.wait_max_s)
 
     def _wait(self, answer: Answer, name: str, wait_s: float) -> None:
@@ -198,9 +198,11 @@ class Streams:
         query = query_of(request)
         state, limit = query.get("state"), query.get("limit", str(PAGE_STREAMS))
         if state not in (None, "live", "sealed"):
-            raise HttpError(400, "state is live or sealed.", code="bad_state", param="state")
+            raise HttpError(400, "state has to be live or sealed.", code="bad_state", param="state")
         if not _seq(limit) or int(limit) > PAGE_STREAMS_MAX:
-            raise HttpError(400, f"limit is from 1 to {PAGE_STREAMS_MAX}.", code="bad_limit", param="limit")
+            raise HttpError(
+                400, f"limit has to be a number from 1 to {PAGE_STREAMS_MAX}.", code="bad_limit", param="limit"
+            )
         owners, after = self._rights.shown_to(request.principal), query.get("after")
         wanted = Wanted(owners, state, int(limit), self._position_of(after, owners) if after is not None else None)
         question = orjson.dumps(tuple(wanted))
@@ -229,7 +231,12 @@ class Streams:
         """The position after which a list goes on. Raises HttpError 400 for a stream that isn't in the list."""
         stream = self.known(after)
         if stream is None or (owners is not None and stream.terms.owner not in owners):
-            raise HttpError(400, "after is not the id of a stream in this list.", code="bad_after", param="after")
+            raise HttpError(
+                400,
+                "after has to be the id of a stream in this list; begin again without it.",
+                code="bad_after",
+                param="after",
+            )
         return stream.opened_at, stream.id
 
     def _listed(self, wanted: Wanted) -> builtins.list[Entry]:
@@ -340,7 +347,7 @@ def policy_of(request: Request) -> Policy | None:
     except ValueError:
         words = ", ".join(policy.value for policy in Policy)
         raise HttpError(
-            400, f"X-Stream-Policy is one of {words}.", code="bad_policy", param="x-stream-policy"
+            400, f"X-Stream-Policy has to be one of {words}.", code="bad_policy", param="x-stream-policy"
         ) from None
 
 
@@ -360,7 +367,9 @@ def _from(request: Request) -> int:
     if given is None:
         return 1
     if not _seq(given):
-        raise HttpError(400, "from is the seq of the first event wanted, 1 or more.", code="bad_from", param="from")
+        raise HttpError(
+            400, "from has to be the seq of the first event wanted, 1 or more.", code="bad_from", param="from"
+        )
     return int(given)
 
 

@@ -76,7 +76,7 @@ class Keys:
         for line, row in _rows(content):
             key = _key(line, row)
             if key.id in by_id:
-                raise KeyFileError(line, "id", f'"{key.id}" is there twice; an id is unique')
+                raise KeyFileError(line, "id", f'"{key.id}" is the id of an earlier line too; give each key its own')
             if len(by_id) == KEYS_MAX:
                 raise KeyFileError(line, "", f"more than {KEYS_MAX} keys")
             by_id[key.id] = key
@@ -180,7 +180,7 @@ def _row(line: int, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) != len(pairs):
-            raise KeyFileError(line, "", "a field is there twice")
+            raise KeyFileError(line, "", "a field stands in the line twice; leave one of them out")
         return row
 
     try:

@@ -307,11 +307,13 @@ def read_header(read: Read) -> Header:
     header = _exactly(read, _HEADER.size)
     magic, version, save_id, saved_unix = _HEADER.unpack(header)
     if magic != MAGIC:
-        raise StateError("this is no state of streamd's")
+        raise StateError("it is not a file of streamd's saved streams: its first bytes are wrong")
     if version != VERSION:
-        raise StateError(f"its version is {version}, this streamd reads {VERSION}")
+        raise StateError(
+            f"it is written in version {version} of the format, and this streamd reads version {VERSION} only"
+        )
     if not math.isfinite(saved_unix):
-        raise StateError("its time is none")
+        raise StateError("its time of saving is not a number")
     return Header(save_id, saved_unix)
 
 
@@ -322,15 +324,15 @@ def load(read: Read) -> Iterator[Snapshot]:
         kind, length, digest = _RECORD.unpack(_exactly(read, _RECORD.size))
         body = _exactly(read, length)
         if _digest(kind, body) != digest:
-            raise StateError(f"record {count + 1} is damaged")
+            raise StateError(f"record {count + 1} is damaged: its checksum is wrong")
         if kind == _STREAM:
             yield _stream_of(body)
             count += 1
             continue
         if kind != _END or body != count.to_bytes(4, "big"):
-            raise StateError(f"record {count + 1} is none, or streams are missing")
+            raise StateError(f"record {count + 1} is of an unknown kind, or streams are missing in front of it")
         if read(1):
-            raise StateError("something follows its end")
+            raise StateError("bytes follow the record that ends it")
         return
 
 
@@ -339,7 +341,7 @@ def _exactly(read: Read, count: int) -> bytes:
     while count:
         piece = read(min(count, READ_BYTES))
         if not piece:
-            raise StateError("it is cut short")
+            raise StateError("it is cut short: the record that ends it is missing")
         pieces.append(piece)
         count -= len(piece)
     return b"".join(pieces)
@@ -357,7 +359,7 @@ class _Body:
     def take(self, count: int) -> bytes:
         end = self._at + count
         if end > len(self._body):
-            raise StateError("a record ends too early")
+            raise StateError("a record is shorter than the lengths in it say")
         taken = self._body[self._at : end]
         self._at = end
         return taken
@@ -386,12 +388,12 @@ def _stream_of(body: bytes) -> Snapshot:
         templates.append((pieces, holes, merges))
     segments = tuple(rest.segment() for _ in range(rest.number(4)))
     if not rest.over:
-        raise StateError("a record has something behind it")
+        raise StateError("a record is longer than the lengths in it say")
     log = LogParts(*counts, tuple(templates), segments)
     try:
         check_parts(log)
     except ValueError as error:
-        raise StateError(f"the log of {facts.id}: {error}") from None
+        raise StateError(f"the log of stream {facts.id} can't be read: {error}") from None
     return Snapshot(facts, log)
 
 
@@ -403,17 +405,17 @@ def _facts_of(json: bytes) -> tuple[Facts, tuple[int, int, int, int]]:
     try:
         given = orjson.loads(json)
     except orjson.JSONDecodeError:
-        raise StateError("facts that are no JSON") from None
+        raise StateError("the facts of a stream are not JSON") from None
     if not isinstance(given, dict) or given.keys() != {*_FACTS, "log"}:
-        raise StateError("other facts than this version writes")
+        raise StateError("the facts of a stream are not those that this version writes")
     counts = given.pop("log")
     if not isinstance(counts, list) or len(counts) != 4 or not all(map(_is_count, counts)):
-        raise StateError("counts that are none")
+        raise StateError("the counts of a stream's log are not four whole numbers from 0 on")
     for name, kind in _FACTS.items():
         if kind is float and type(given[name]) is int:
             given[name] = float(given[name])
         if type(given[name]) is not kind or (kind is int and not -1 <= given[name] <= SEQ_MAX):
-            raise StateError(f"{name} is not what it should be")
+            raise StateError(f"the value of {name} in the facts of a stream has the wrong type, or is out of range")
     facts = Facts(**given)
     _check_facts(facts)
     return facts, (counts[0], counts[1], counts[2], counts[3])
@@ -441,7 +443,9 @@ def _check_facts(facts: Facts) -> None:
         facts.counted or not facts.conversation,
     )
     if not all(right):
-        raise StateError(f"no stream can be like {facts.id[:100]!r}")
+        raise StateError(
+            f"the facts of stream {facts.id[:100]!r} have a value that no stream can have, or contradict each other"
+        )
 
 
 def _is_members(text: str) -> bool:

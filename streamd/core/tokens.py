@@ -183,15 +183,15 @@ class Verifier:
         """The configured key that the token's header asks for."""
         header = _header(token.partition(b".")[0])
         if header is None:
-            return _refuse("its header is not one of a JWT")
+            return _refuse("its header is not that of a JWT")
         keys = self._by_algorithm.get(header.get("alg", ""))
         if keys is None:
-            return _refuse(f"its algorithm is none of {', '.join(self._by_algorithm)}")
+            return _refuse(f"its algorithm (`alg`) has to be one of {', '.join(self._by_algorithm)}")
         kid = header.get("kid")
         # A key without an id matches every `kid`; a token without a `kid` is taken if there is only one key to choose.
         named = [key for key in keys if key.kid == kid] or [key for key in keys if key.kid is None or kid is None]
         if len(named) != 1:
-            return _refuse("its `kid` names none of the keys")
+            return _refuse("its `kid` is not that of a configured key")
         return named[0]
 
     def _grant(self, payload: bytes, now_unix: float) -> Grant | Refusal:
@@ -205,11 +205,11 @@ class Verifier:
             return _refuse(f'its `aud` has to be, or to hold, "{self._audience}"')
         expires, not_before = _time(claims.get("exp")), _time(claims.get("nbf", 0))
         if expires is None or not_before is None:
-            return _refuse("`exp` is required and `nbf` possible, both in seconds since 1970")
+            return _refuse("`exp` has to be there, `nbf` may be; both are numbers of seconds since 1970")
         if now_unix >= expires + self._leeway_s:
             return EXPIRED
         if now_unix < not_before - self._leeway_s:
-            return _refuse("its `nbf` is still to come")
+            return _refuse("it is not valid yet: its `nbf` is in the future")
         subscribe, publish = _patterns(claims.get("streams", [])), _patterns(claims.get("publish", []))
         if subscribe is None or publish is None:
             return _refuse(

@@ -35,7 +35,7 @@ from pathlib import Path
 
 from streamd import __version__
 from streamd.addresses import parse_address
-from streamd.config import ConfigError, Settings
+from streamd.config import LISTEN_WITHOUT_KEYS, ConfigError, Settings
 from streamd.daemon import control, listen, logs, slot, systemd
 from streamd.daemon.control import (
     EXIT_FAILED,
@@ -312,7 +312,7 @@ class Parent:
             listen=tuple(map(listen.shown, self._public)),
             admin=tuple(map(listen.shown, self._admin)) or None,
             upstreams=tuple(each.name for each in self._settings.upstreams),
-            keys="yes" if self._settings.keys_file else "none: everybody who reaches it may use it",
+            keys="yes" if self._settings.keys_file else "none: every client may use the upstreams",
             workers=len(self._slots) if len(self._slots) > 1 else None,
             pid=os.getpid(),
         )
@@ -484,9 +484,8 @@ def check_inherited(settings: Settings, public: Sequence[socket.socket]) -> None
     """The rule for `listen`, applied to the sockets of systemd that replace it. Raises ConfigError."""
     if settings.keys_file or settings.insecure_public:
         return
-    wanted = "must be loopback or a Unix socket without keys_file (or say insecure_public: everybody may use it)"
     problems = [
-        ConfigProblem("streamd.socket", "ListenStream", listen.shown(sock), wanted)
+        ConfigProblem("streamd.socket", "ListenStream", listen.shown(sock), LISTEN_WITHOUT_KEYS)
         for sock in public
         if not listen.is_loopback(sock)
     ]

@@ -201,7 +201,7 @@ def _opened(where: str, fd: int, aside: Callable[[], None]) -> Iterator[_Copy]:
 
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise StateError("it is no regular file")
+            raise StateError("it is not a regular file")
         yield _Copy(where, fd, read, read_header(read), aside)
     except (StateError, OSError) as error:
         _say_unusable(where, error)

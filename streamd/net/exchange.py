@@ -281,9 +281,8 @@ class Exchange(Pending):
         stream.source = None
         self.stream = None
         now = self._runtime.time()
-        stream.fail(
-            CloseReason.UPSTREAM_REFUSED, now, message="The upstream answered with something else than a stream."
-        )
+        message = "The upstream answered with a complete response, not with a stream of events."
+        stream.fail(CloseReason.UPSTREAM_REFUSED, now, message=message)
         if not stream.readers:
             self._runtime.hub.remove(stream)
 
@@ -579,7 +578,7 @@ def _refused(collected: bytes) -> HttpError:
         error = orjson.loads(body)["error"]
         text += f": {error['message'] if isinstance(error, dict) else error}"
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        text += " and not with a stream."
+        text += ", not with a stream of events."
     return HttpError(502, text[:1000], code="upstream_refused", reason=CloseReason.UPSTREAM_REFUSED, should_retry=False)
 
 

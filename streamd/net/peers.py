@@ -293,7 +293,7 @@ def _decoded(message: bytes, fds: list[int], flags: int) -> Passed | Note:
     """Raises Malformed, after closing all descriptors of the message."""
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise Malformed("cut off: too long, or no descriptors are left here")
+            raise Malformed("cut off: it is too long, or this process has no file descriptors left")
         line, _, data = message.partition(b"\n")
         meta = orjson.loads(line)
         is_note = "n" in meta
@@ -334,7 +334,7 @@ def _from_memory(fd: int) -> bytes:
         file.seek(0)
         data = file.read(MEMORY_BYTES_MAX + 1)
     if len(data) > MEMORY_BYTES_MAX:
-        raise Malformed("too much in memory")
+        raise Malformed(f"its data is larger than {MEMORY_BYTES_MAX} bytes")
     return data
 
 

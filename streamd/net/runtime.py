@@ -38,7 +38,7 @@ RESTARTING = Refusal(CloseReason.DRAINING, "draining", "streamd is restarting; t
 WORKER_BUSY = Refusal(
     CloseReason.OVER_BUDGET,
     "worker_busy",
-    "The worker that this belongs to is too far behind; try again shortly.",
+    "The worker process that has to answer this request is overloaded; try again shortly.",
     retry=Retry.SOON,
 )
 

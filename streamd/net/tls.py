@@ -35,21 +35,24 @@ class TlsFilesError(ValueError):
 
 def load_context(cert: Path, key: Path) -> ssl.SSLContext:
     """A server's context of two PEM files. Raises TlsFilesError."""
+
+    def no_password() -> NoReturn:
+        """OpenSSL's question for the password of an encrypted key."""
+        raise TlsFilesError(
+            f"{key}: the key is encrypted; streamd reads unencrypted keys only (openssl pkey -in … -out …)"
+        )
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(cert, key, password=_no_password)
+        context.load_cert_chain(cert, key, password=no_password)
     except ssl.SSLError as error:
         raise TlsFilesError(f"{cert} and {key}: {error.reason or error}") from None
     except OSError as error:
         raise TlsFilesError(f"{error.filename or cert}: {error.strerror}") from None
     return context
-
-
-def _no_password() -> NoReturn:
-    raise TlsFilesError("the key is encrypted; a daemon has nobody to ask for its password")
 
 
 class TlsLayer(asyncio.Transport, asyncio.Protocol):

@@ -147,7 +147,7 @@ def test_an_error_names_the_line_the_field_and_the_allowed_values(bad: bytes, fi
 
 
 def test_an_id_is_unique() -> None:
-    with pytest.raises(KeyFileError, match=r"line 3: id: .*twice"):
+    with pytest.raises(KeyFileError, match=r"line 3: id: .*earlier line"):
         Keys.parse(row() + b"\n\n" + row())
 
 

@@ -315,10 +315,10 @@ def test_every_changed_byte_is_noticed(at: int, change: int) -> None:
     ("raw", "words"),
     [
         (b"", "cut short"),
-        (b"\0" * 1000, "no state of streamd's"),
-        (SAMPLE[:14] + b"\x02" + SAMPLE[15:], "version is 2, this streamd reads 1"),
-        (SAMPLE + b"x", "follows its end"),
-        (SAMPLE[:23] + b"\x7f\xf0\0\0\0\0\0\0" + SAMPLE[31:], "time is none"),
+        (b"\0" * 1000, "not a file of streamd's saved streams"),
+        (SAMPLE[:14] + b"\x02" + SAMPLE[15:], "version 2 of the format, and this streamd reads version 1 only"),
+        (SAMPLE + b"x", "bytes follow the record that ends it"),
+        (SAMPLE[:23] + b"\x7f\xf0\0\0\0\0\0\0" + SAMPLE[31:], "time of saving is not a number"),
     ],
 )
 def test_a_refused_file_says_why(raw: bytes, words: str) -> None:
@@ -420,7 +420,7 @@ def test_changed_facts_are_refused_or_restored_soundly(changes: list[tuple[str, 
 )
 def test_a_fact_with_bad_characters_is_refused(name: str, value: str) -> None:
     (snapshot,) = loaded(sample(1))
-    with pytest.raises(StateError, match="no stream can be like"):
+    with pytest.raises(StateError, match="a value that no stream can have"):
         loaded(saved(replace(snapshot, facts=replace(snapshot.facts, **{name: value}))))
 
 
@@ -428,7 +428,7 @@ def test_facts_of_another_version_are_not_guessed() -> None:
     (snapshot,) = loaded(sample(1))
     facts = asdict(snapshot.facts) | {"log": [1, 1, 0, 0], "more": 1}
     body = orjson.dumps(facts)
-    with pytest.raises(StateError, match="other facts"):
+    with pytest.raises(StateError, match="not those that this version writes"):
         loaded(as_record(len(body).to_bytes(4, "big") + body))
 
 

@@ -990,5 +990,5 @@ def test_the_daemon_starts_despite_a_damaged_file(mock: str, tmp_path: Path) -> 
     (tmp_path / STATE).write_bytes(os.urandom(1000))
     with served("--upstream", mock, "--state-dir", str(tmp_path)) as d:
         assert d.request("GET", "/readyz").status == 200
-        d.line("ERROR .*can't be read.*no state of streamd's")
+        d.line("ERROR .*can't be read.*not a file of streamd's saved streams")
         assert os.listdir(tmp_path) == [STATE + ".damaged"]

@@ -300,7 +300,7 @@ def use_with_close(use: Callable[[Daemon, RawUpstream], Awaitable[None]]) -> Cal
     [
         (b"HTTP/1.1 500 Oops\r\n", b'{"error": {"message": "out of memory"}}', "500: out of memory"),
         (b"HTTP/1.1 429 Slow\r\nretry-after: 5\r\n", b'{"error": {"message": "slow down"}}', "429: slow down"),
-        (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n", b"{}", "200 and not with a stream"),
+        (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n", b"{}", "200, not with a stream of events"),
     ],
 )
 def test_an_error_status_after_the_commit_becomes_an_error_event(

@@ -520,12 +520,12 @@ def test_a_request_that_is_committed_while_connecting_fails_with_an_event() -> N
     [
         (RATE_LIMITED, "upstream_refused", "429: slow down"),
         (whole_answer(b'{"error": "plain"}', "500 Oops"), "upstream_refused", "500: plain"),
-        (whole_answer(b"<html>", "502 Bad Gateway"), "upstream_refused", "502 and not with a stream"),
-        (whole_answer(b'{"id": 1}', "200 OK", "content-type: application/json"), "upstream_refused", "200 and not"),
+        (whole_answer(b"<html>", "502 Bad Gateway"), "upstream_refused", "502, not with a stream of events"),
+        (whole_answer(b'{"id": 1}', "200 OK", "content-type: application/json"), "upstream_refused", "200, not"),
         (
             b"HTTP/1.1 400 No\r\ncontent-length: 99\r\n\r\n" + b'{"error": {"message"',
             "upstream_refused",
-            "400 and not",
+            "400, not",
         ),
         (b"HTTP/1.1 400 No\r\n\r\n" + b"a" * 40_000, "upstream_refused", "400"),
     ],
