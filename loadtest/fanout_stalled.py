@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 import contenders
 import rig
 
+from streamd.policy import Policy
+
 EVENT_BYTES = 4000
 STALLED_RCVBUF_BYTES = 4096
 SETTLED_S = 8.0  # kernel buffers and rings are full: 20-25 KB and 32 KiB at 8 KB/s
@@ -104,7 +106,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     print("policy       stalled  complete  age p50   p99 ms us/event     PSS MB of it  kernel KB/stalled  promise kept")
     held = []
-    for policy in ("", "coalesce", "drop_oldest", "close"):
+    for policy in ("", *(policy.value for policy in Policy)):
         run = measure(options, policy)
         print(run.row(), flush=True)
         held.append(run.holds())

@@ -37,7 +37,7 @@ from streamd.addresses import (
     parse_address,
     split_url,
 )
-from streamd.policy import Policy
+from streamd.policy import Policy, treatments
 from streamd.rows import (
     ENV_PREFIX,
     Kind,
@@ -438,7 +438,7 @@ class Settings:
         READERS,
         "coalesce",
         [policy.value for policy in Policy],
-        "Treatment of a reader with a full ring: catch up in few large events, skip and announce the gap, or close",
+        f"Treatment of a reader with a full ring: {treatments()}",
         "The first loses no text",
     )
     stall_timeout_s: float = duration_row(

@@ -28,6 +28,7 @@ from streamd.core import fanout, replay, ring, stream
 from streamd.core.admission import Demands
 from streamd.daemon import listen
 from streamd.net import fetch, sweep, tunnel, upstream
+from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire import chunked
 
@@ -337,6 +338,16 @@ def metrics() -> frozenset[str]:
 def test_every_named_metric_exists(name: str) -> None:
     named = set(re.findall(r"\bstreamd_[a-z_]+[a-z]\b", text_of(name))) - {"streamd_token"}
     assert sorted(named - metrics()) == []
+
+
+# Lists of policies
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_that_names_a_policy_names_them_all(name: str) -> None:
+    policies = {policy.value for policy in Policy}
+    if spans(text_of(name)) & (policies - {"close"}):  # `close` is a word of HTTP too
+        assert [policy for policy in sorted(policies) if not re.search(rf"\b{policy}\b", text_of(name))] == []
 
 
 # The HTTP reference

@@ -12,6 +12,7 @@ from loopback import Conn, Daemon, run, serving
 
 from streamd.mockllm import MockOptions
 from streamd.net.client import BROKEN_END_S
+from streamd.policy import Policy
 from streamd.reasons import CloseReason
 
 GRACE = "X-Stream-Detach-Grace: 60"
@@ -74,7 +75,7 @@ def test_a_reader_that_is_cut_after_every_event_gets_the_whole_stream() -> None:
 @given(
     st.lists(st.integers(0, 900), min_size=1, max_size=12),
     st.lists(st.integers(1, 6), min_size=1, max_size=6),
-    st.sampled_from(["coalesce", "drop_oldest", "close"]),
+    st.sampled_from([policy.value for policy in Policy]),
 )
 def test_a_reader_that_is_cut_at_any_byte_gets_the_whole_stream(cuts: list[int], steps: list[int], policy: str) -> None:
     """The reader's connection takes `capacity` bytes and breaks; meanwhile the generation goes on by its own steps."""

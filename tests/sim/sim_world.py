@@ -29,7 +29,11 @@ from streamd.net import sweep
 from streamd.net.client import ClientConnection, ClientState
 from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
+from streamd.policy import Policy
 
+POLICIES = tuple(policy.value for policy in Policy)
+# A gap is announced under drop_oldest, and gaps are worth searching.
+OFTEN_WITH_GAPS = sorted((*POLICIES, "drop_oldest"), key=POLICIES.index)
 CHECK_ALL_EVERY = 1000  # steps
 SWEEP_SLACK_S = 1.0  # a sweep every 0.25 s, its slices, and the sweep of the streams behind it
 # Sizes of a turn's work: small, so that many events can happen between two slices.
@@ -361,8 +365,8 @@ class World:
         errand = getattr(self, f"_{kind}")()
         errand.http10 = errand.kind not in ("broken", "publish") and rng.random() < 0.12
         if rng.random() < 0.45 and errand.kind in ("generate", "follow"):
-            word = rng.choice((b"coalesce", b"drop_oldest", b"drop_oldest", b"close"))
-            errand.wishes.append(b"X-Stream-Policy: " + word)
+            word = rng.choice(OFTEN_WITH_GAPS)
+            errand.wishes.append(b"X-Stream-Policy: " + word.encode())
         return errand
 
     def _rid(self) -> str:
@@ -437,7 +441,7 @@ class World:
         errand = Errand("publish", "POST", "/v1/streams", self._rid())
         errand.deletes = True  # no events in this request
         if self.rng.random() < 0.4:
-            interval_s, policy = self.rng.choice((0.02, 0.2)), self.rng.choice(("coalesce", "drop_oldest", "close"))
+            interval_s, policy = self.rng.choice((0.02, 0.2)), self.rng.choice(POLICIES)
             errand.body = b'{"flush_interval":%g,"policy":"%b"}' % (interval_s, policy.encode())
         return errand
 
