@@ -15,6 +15,7 @@ from streamd.addresses import (
     split_url,
 )
 from streamd.rows import Refused
+from streamd.wire.dialect import APIS
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,13 @@ def test_a_url_of_an_upstream_is_parsed_and_normalized(text: str, origin: Upstre
     assert split_url(text) == origin
     assert origin.url == url
     assert split_url(url) == origin
+
+
+@pytest.mark.parametrize("path", sorted(path for api in APIS for path in (*api.paths, *api.below)))
+def test_the_version_at_the_end_of_a_url_is_that_of_its_paths(path: str) -> None:
+    """Every API's documentation gives its base URL with the version, which the path of a request has already."""
+    version = path.split("/")[1]
+    assert split_url(f"http://h/base/{version}").base == "/base"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from streamd.net import fetch, sweep, tunnel, upstream
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire import chunked
+from streamd.wire.dialect import APIS
 
 PROJECT = Path(__file__).parents[1]
 README_LINES_MAX = 150
@@ -340,7 +341,7 @@ def test_every_named_metric_exists(name: str) -> None:
     assert sorted(named - metrics()) == []
 
 
-# Lists of policies
+# Lists of policies and of APIs
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -348,6 +349,11 @@ def test_a_document_that_names_a_policy_names_them_all(name: str) -> None:
     policies = {policy.value for policy in Policy}
     if spans(text_of(name)) & (policies - {"close"}):  # `close` is a word of HTTP too
         assert [policy for policy in sorted(policies) if not re.search(rf"\b{policy}\b", text_of(name))] == []
+
+
+@pytest.mark.parametrize("path", sorted({path for api in APIS for path in (*api.paths, *api.below)}))
+def test_the_reference_of_http_names_the_paths_of_every_api(path: str) -> None:
+    assert path.removesuffix("/") in text_of("docs/HTTP.md")
 
 
 # The HTTP reference

@@ -1,6 +1,7 @@
 """Router: finds the plan for a request by its method and path, from the head alone.
 
-Precedence as in docs/PROTOCOL.md, section 1: streamd's own paths first, then all of /v1/ and /v1beta/ goes upstream.
+Precedence as in docs/PROTOCOL.md, section 1: streamd's own paths first. Then all of /v1/ goes upstream, and the paths
+that an API has elsewhere, such as /v1beta/.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from streamd.net.peers import Peers
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.wire.cors import is_preflight
+from streamd.wire.dialect import APIS
 
 Methods = dict[str, Plan]
 
-# Paths that go upstream unless streamd answers them itself; all of the second is Google's.
-RELAYED = ("/v1/", "/v1beta/")
+# Paths that go upstream unless streamd answers them itself: all below /v1/, and those that an API has elsewhere.
+RELAYED = frozenset(path for api in APIS for path in api.paths)
+RELAYED_BELOW = ("/v1/", *(prefix for api in APIS for prefix in api.below))
 
 # RFC 9110 15.5.22: a 426 names the protocols that would do.
 UPGRADE = ((b"upgrade", b"HTTP/1.1"), (b"connection", b"Upgrade"))
@@ -95,7 +98,8 @@ class Router:
         if methods is not None:
             self._rights.check_relay(request)
             return _of(methods, request)
-        if request.path.startswith(("/v1/streams", "/v1/stream/")) or not request.path.startswith(RELAYED):
+        relayed = request.path in RELAYED or request.path.startswith(RELAYED_BELOW)
+        if request.path.startswith(("/v1/streams", "/v1/stream/")) or not relayed:
             raise not_found(request.path)
         return self._relay.plan(request)
 

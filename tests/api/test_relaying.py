@@ -8,6 +8,7 @@ import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, chunk, event, events_in, get, post, rig, text_of, whole_answer
 
 from streamd.config import RouteOverride
+from streamd.wire.dialect import APIS
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from streamd.config import RouteOverride
         "/v1/%2E./x",
         "/v1/a%2fb",
         "/v1/a%5cb",
-        "/v2/chat",
+        "/v0/chat",
         "/v1",
         "/admin",
     ],
@@ -216,3 +217,12 @@ def test_a_reader_whose_name_is_not_opened_gets_404() -> None:
         assert client.answer.status == 404
         assert r.client(get("/v1/streams/talk")).answer.status == 404
         assert r.client(get("/v1/streams/talk?wait=x")).answer.error["code"] == "bad_wait"
+
+
+@pytest.mark.parametrize(
+    "path", sorted({path for api in APIS for path in (*api.paths, *(f"{at}x" for at in api.below))})
+)
+def test_the_paths_of_every_api_go_upstream(path: str) -> None:
+    with rig() as r:
+        r.client(post({"model": "m"}, path=path))
+        assert len(r.links) == 1

@@ -13,6 +13,7 @@ from fakes import DONE, LAST, SSE_HEAD, Answer, Read, chunk, event, events_in, p
 from loopback import Conn, Daemon, RawUpstream, nobody_listens, raw_upstream, run, says, serving
 
 from streamd.config import UpstreamSettings
+from streamd.wire.dialect import Dialect
 
 PROMPT = [{"role": "user", "content": "Say something."}]
 STREAMED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -22,6 +23,7 @@ STREAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "messages": ("/v1/messages", {"model": "m", "stream": True, "messages": PROMPT, "max_tokens": 99}),
     "gemini": ("/v1beta/models/m:streamGenerateContent?alt=sse", {"contents": [{"parts": [{"text": "Say"}]}]}),
 }
+assert STREAMED.keys() == {dialect.value for dialect in Dialect} - {"unknown"}, "each dialect meets each fault"
 WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "whole": ("/v1/chat/completions", {"model": "m", "messages": PROMPT}),
     "other": ("/v1/embeddings", {"model": "m", "input": "Say"}),

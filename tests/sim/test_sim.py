@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sim_watch
 from sim_loop import Violation
-from sim_script import merges_to
+from sim_script import DIALECTS, PATHS, merges_to
 from sim_world import World
 
 from streamd.core import stream as core_stream
@@ -27,7 +27,7 @@ from streamd.net.exchange import Exchange
 from streamd.net.origin import Origin
 from streamd.net.upstream import Upstream
 from streamd.reasons import CloseReason
-from streamd.wire.dialect import Progress
+from streamd.wire.dialect import Dialect, Progress
 from streamd.wire.template import Delta
 
 STEPS = 4_000
@@ -50,6 +50,10 @@ def a_small_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+def test_every_dialect_is_simulated() -> None:
+    assert set(DIALECTS) == PATHS.keys() == {dialect.value for dialect in Dialect}
 
 
 @pytest.mark.parametrize("seed", range(1, 6))

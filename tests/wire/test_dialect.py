@@ -338,6 +338,13 @@ def test_text_is_counted(dialect: Dialect, text_event: bytes, text_bytes: int) -
     assert (progress.text_events, progress.text_bytes) == (2 * (text_bytes > 0), 2 * text_bytes)
 
 
+@pytest.mark.parametrize("table", [test_the_last_usage_wins, test_text_is_counted])
+def test_every_dialect_has_rows_in_the_tables_above(table: Any) -> None:
+    """A dialect without its own usage() or texts() would be charged for nothing."""
+    (rows,) = (mark.args[1] for mark in table.pytestmark)
+    assert {row[0] for row in rows} == set(Dialect)
+
+
 numbers = ["created", "index", "prompt_tokens", "output_tokens", "sequence_number"]
 strings = ["id", "object", "model", "content", "finish_reason", "type", "arguments", "text"]
 nested = ["choices", "delta", "usage", "response", "message", "tool_calls", "function"]
