@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
+import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import CHAT, SSE_HEAD, WHOLE, chunk, event, post, rig, whole_answer
 
+import streamd
 from streamd.config import UpstreamSettings
 from streamd.core.admission import SharedNumber
 from streamd.counters import GAUGES, Counters, bump
@@ -191,6 +195,26 @@ def test_no_number_of_a_row_belongs_to_two_measures(measure: Measure) -> None:
     assert {name: value for name, value in back.gauges.items() if value} == only.gauges
     if only.upstreams:
         assert back.upstreams == only.upstreams
+
+
+KEY_TYPES = {Label.REASON: CloseReason, Label.STATUS: int, Label.GATE: str, Label.UPSTREAM: str}
+
+
+@pytest.mark.parametrize("measure", measures_of(Counters), ids=lambda measure: measure.name)
+def test_a_counters_type_has_the_keys_of_its_labels(measure: Measure) -> None:
+    keys = tuple(KEY_TYPES[label] for label in measure.labels)
+    wanted: Any = Histogram if measure.kind is MeasureKind.HISTOGRAM else int
+    if keys:
+        wanted = dict[keys[0] if len(keys) == 1 else tuple[keys], int]  # type: ignore[misc, valid-type]
+    assert typing.get_type_hints(Counters)[measure.name] == wanted
+
+
+@pytest.mark.parametrize("name", [measure.name for measure in measures_of(Counters)])
+def test_every_counter_is_counted_somewhere(name: str) -> None:
+    """A row that no code bumps would be 0 for ever in /metrics."""
+    package = Path(streamd.__file__).parent
+    files = [path for path in package.rglob("*.py") if path.name != "counters.py"]
+    assert any(re.search(rf"counters\.{name}\b", path.read_text(encoding="utf-8")) for path in files)
 
 
 def test_a_count_that_would_not_add_up_is_refused() -> None:
