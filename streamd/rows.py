@@ -25,6 +25,8 @@ UNITS_BYTES = {
     "mib": 1024**2,
     "gib": 1024**3,
 }
+# Beyond any duration or size; a text has at most 15 digits.
+QUANTITY_MAX = 10**18
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([A-Za-z]*)", re.A)
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -62,7 +64,8 @@ def parse_bytes(raw: object) -> int:
 
 
 def _quantity(raw: object, units: Mapping[str, float], bare: float, wanted: str) -> float:
-    if isinstance(raw, (int, float)) and not isinstance(raw, bool) and math.isfinite(raw) and raw >= 0:
+    # One comparison refuses what is negative, infinite, no number (nan), or too large for a float.
+    if isinstance(raw, (int, float)) and not isinstance(raw, bool) and 0 <= raw <= QUANTITY_MAX:
         return raw * bare
     if isinstance(raw, str):
         found = _QUANTITY.fullmatch(raw.strip())

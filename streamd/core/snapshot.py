@@ -10,9 +10,10 @@ The format, all numbers big-endian. Only streamd writes it; a reader of it trust
                segments of the log (core/replay.py): count (4 bytes), each: length (2 bytes; 4 with the first bit set)
     body of E  number of streams (4 bytes)
 
-Each record has its own checksum, so all records in front of a damaged record can be restored; a file that ends without
-its E is truncated. Copies of the same save have the same save id. Every file that a process can have written loads;
-anything else raises StateError, after work and memory bounded by the size of the file.
+Each record has its own checksum and is judged by itself: a damaged or senseless record costs its own stream, and all
+streams in front of it and behind it can be restored. The length leads to the next record, so damage there costs the
+rest. A file that ends without its E is truncated. Copies of the same save have the same save id. Every file that a
+process can have written loads; anything else raises StateError, after work and memory bounded by the size of the file.
 
 The two processes share wall-clock time: retention goes on while no process runs. If the clock was set back meanwhile, a
 stream counts as sealed now.
@@ -54,6 +55,9 @@ _STREAM, _END = b"S", b"E"
 READ_BYTES: Final = 1024 * 1024
 # A segment is at most 479 bytes, except for an event stored whole; 15 bits suffice for nearly all.
 _LONG: Final = 0x8000
+
+# Bound of times and durations: the last second of the year 9999, as for the expiry of keys.
+TIME_S_MAX: Final = 253_402_300_799.0
 
 # A stream's facts, without its log: about 600 B of JSON.
 FACTS_BYTES: Final = 1024
@@ -318,22 +322,45 @@ def read_header(read: Read) -> Header:
 
 
 def load(read: Read) -> Iterator[Snapshot]:
-    """The streams after the header, in turn. Raises StateError at the first damage; streams before it are good."""
+    """The good streams after the header, in turn. Then raises StateError if anything was not as it should be."""
+    spoiled = _Spoiled()
     count = 0
-    while True:
-        kind, length, digest = _RECORD.unpack(_exactly(read, _RECORD.size))
-        body = _exactly(read, length)
-        if _digest(kind, body) != digest:
-            raise StateError(f"record {count + 1} is damaged: its checksum is wrong")
-        if kind == _STREAM:
-            yield _stream_of(body)
+    try:
+        while True:
+            kind, length, digest = _RECORD.unpack(_exactly(read, _RECORD.size))
+            body = _exactly(read, length)
+            if kind == _END and _digest(kind, body) == digest:
+                break
             count += 1
-            continue
-        if kind != _END or body != count.to_bytes(4, "big"):
-            raise StateError(f"record {count + 1} is of an unknown kind, or streams are missing in front of it")
+            try:
+                snapshot = _snapshot_of(kind, body, digest)
+            except StateError as error:
+                spoiled.note(f"record {count} {error}")
+            else:
+                yield snapshot
+        if body != count.to_bytes(4, "big"):
+            raise StateError("streams are missing in front of its end")
         if read(1):
             raise StateError("bytes follow the record that ends it")
-        return
+    except StateError as error:
+        spoiled.note(str(error))
+    if spoiled.count:
+        raise StateError(spoiled.told())
+
+
+class _Spoiled:
+    """What was wrong with a state: the first fault in words, and the number of all."""
+
+    def __init__(self) -> None:
+        self.first = ""
+        self.count = 0
+
+    def note(self, text: str) -> None:
+        self.first = self.first or text
+        self.count += 1
+
+    def told(self) -> str:
+        return self.first if self.count == 1 else f"{self.first}; {self.count - 1} more faults"
 
 
 def _exactly(read: Read, count: int) -> bytes:
@@ -376,6 +403,18 @@ class _Body:
     @property
     def over(self) -> bool:
         return self._at == len(self._body)
+
+
+def _snapshot_of(kind: bytes, body: bytes, digest: bytes) -> Snapshot:
+    """The stream in a record. Raises StateError, whose text follows the record's number."""
+    if _digest(kind, body) != digest:
+        raise StateError("is damaged: its checksum is wrong")
+    if kind != _STREAM:
+        raise StateError("is of an unknown kind")
+    try:
+        return _stream_of(body)
+    except StateError as error:
+        raise StateError(f"makes no stream: {error}") from None
 
 
 def _stream_of(body: bytes) -> Snapshot:
@@ -436,7 +475,9 @@ def _check_facts(facts: Facts) -> None:
         facts.reason in _REASONS or (not facts.reason and facts.published),
         _field_value(facts.upstream),
         _hex(facts.key_body_hash),
-        min(facts.retention_s, facts.flush_interval_s, facts.event_bytes, facts.text_events, facts.text_bytes) >= 0,
+        min(facts.event_bytes, facts.text_events, facts.text_bytes) >= 0,
+        all(abs(each) <= TIME_S_MAX for each in (facts.opened_unix, facts.sealed_unix)),
+        all(0 <= each <= TIME_S_MAX for each in (facts.retention_s, facts.flush_interval_s)),
         min(facts.log_bytes_max, facts.log_events_max, facts.catchup_bytes_max) > 0,
         (facts.input_tokens < 0) == (facts.output_tokens < 0),
         not facts.chunk_head or _is_members(facts.chunk_head),

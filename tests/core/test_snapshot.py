@@ -23,6 +23,7 @@ from streamd.core.stream import CountedStream, Stream
 from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect, sequence_number_of
+from streamd.wire.dialects.members import TOKENS_MAX
 
 SAVE_ID = b"save-one"
 NOW, UNIX = 5000.0, 1_700_000_000.0
@@ -347,6 +348,61 @@ def test_a_forged_length_reads_no_more_than_the_file_holds() -> None:
     assert max(asked) <= snapshot_module.READ_BYTES and len(asked) < 10
 
 
+def survivors(raw: bytes) -> tuple[list[str], str]:
+    """The ids of the streams that are read, and the fault that is told at the end."""
+    source = io.BytesIO(raw)
+    read_header(source.read)
+    found: list[str] = []
+    try:
+        found.extend(snapshot.facts.id for snapshot in load(source.read))
+    except StateError as error:
+        return found, str(error)
+    return found, ""
+
+
+@pytest.mark.parametrize("bad", [(0,), (1,), (2,), (0, 1), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("fault", ["body", "digest", "facts", "kind", "empty"])
+def test_a_bad_record_costs_its_own_stream_and_no_other(bad: tuple[int, ...], fault: str) -> None:
+    header, *records, end = save(loaded(SAMPLE), SAVE_ID, UNIX)
+    ids = [snapshot.facts.id for snapshot in loaded(SAMPLE)]
+    for k in bad:
+        record = records[k]
+        if fault == "body":
+            records[k] = record[:-1] + bytes((record[-1] ^ 1,))
+        elif fault == "digest":
+            records[k] = record[:5] + bytes((record[5] ^ 1,)) + record[6:]
+        elif fault == "facts":  # such as an earlier version wrote them, with a right checksum
+            (snapshot,) = loaded(b"".join((header, record, snapshot_module._record(b"E", (1).to_bytes(4, "big")))))
+            facts = replace(snapshot.facts, input_tokens=2**53 + 1)
+            records[k] = snapshot_module._record(b"S", snapshot_module._body(replace(snapshot, facts=facts)))
+        else:
+            records[k] = snapshot_module._record(b"S" if fault == "empty" else b"X", b"")
+    found, told = survivors(b"".join((header, *records, end)))
+    assert found == [each for k, each in enumerate(ids) if k not in bad]
+    assert told.startswith(f"record {bad[0] + 1} ")
+    assert ("more faults" in told) == (len(bad) > 1)
+
+
+INTEGERS = st.integers(-(2**70), 2**70) | st.sampled_from([2**31, 2**53, 2**53 - 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64])
+ANY_NUMBER = INTEGERS | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(Dialect), st.lists(ANY_NUMBER, min_size=8, max_size=8))
+def test_no_number_in_an_event_makes_a_stream_that_cannot_be_read_again(dialect: Dialect, given: list[Any]) -> None:
+    usage = {"prompt_tokens": given[0], "completion_tokens": given[1]}
+    google = {"promptTokenCount": given[2], "candidatesTokenCount": given[3], "thoughtsTokenCount": given[4]}
+    numbered = {"sequence_number": given[5], "created": given[6], "choices": [{"index": given[7]}]}
+    event = {"usage": usage, "usageMetadata": google, "response": {"id": "r", "usage": usage}, **numbered}
+    hub = new_hub()
+    stream = opened(hub, [wire({"type": "response.created", **event})], dialect)
+    stream.fail(CloseReason.UPSTREAM_TRUNCATED, NOW, message="cut")
+    there, back = again(hub, stream)
+    assert back.progress.usage == stream.progress.usage
+    assert all(0 <= count <= TOKENS_MAX for count in back.progress.usage or ())
+    there.remove(back)
+
+
 # Bytes with right checksums: they come from a mistake in the code, not from damage.
 
 
@@ -416,9 +472,14 @@ def test_changed_facts_are_refused_or_restored_soundly(changes: list[tuple[str, 
         ("epoch", "abc"),
         ("upstream", "a\r\nSet-Cookie: b"),
         ("reason", ""),
+        ("opened_unix", -1e300),
+        ("sealed_unix", 1e15),
+        ("retention_s", -1.0),
+        ("retention_s", 1e300),
+        ("flush_interval_s", 1e12),
     ],
 )
-def test_a_fact_with_bad_characters_is_refused(name: str, value: str) -> None:
+def test_a_fact_that_no_stream_has_is_refused(name: str, value: object) -> None:
     (snapshot,) = loaded(sample(1))
     with pytest.raises(StateError, match="a value that no stream can have"):
         loaded(saved(replace(snapshot, facts=replace(snapshot.facts, **{name: value}))))

@@ -518,6 +518,16 @@ def test_the_error_event_of_responses_has_the_next_number() -> None:
     assert json.loads(last.partition(b"data: ")[2])["sequence_number"] == 42
 
 
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1, 2**64, -5])
+def test_no_number_of_the_upstream_keeps_the_error_event_from_its_readers(number: int) -> None:
+    stream = new_stream(dialect=Dialect.RESPONSES)
+    stream.append(b'event: x\ndata: {"type":"x","sequence_number":%d}\n\n' % number, 1.0)
+    stream.fail(CloseReason.UPSTREAM_TRUNCATED, 2.0, message="m")
+    last = stream.log.last_event()
+    assert last is not None
+    assert json.loads(last.partition(b"data: ")[2])["sequence_number"] == 0
+
+
 def test_cancelling_ends_the_source_once() -> None:
     stream, loop = new_stream(), Loop()
     source = stream.source = Source()

@@ -19,6 +19,7 @@ from streamd.wire.dialect import (
     reconnect_event,
     sequence_number_of,
 )
+from streamd.wire.dialects.members import TOKENS_MAX
 from streamd.wire.sse import EventSplitter, parse_event
 
 
@@ -309,6 +310,45 @@ def test_a_stream_of_an_unknown_dialect_is_complete_by_its_framing() -> None:
 )
 def test_the_last_usage_wins(dialect: Dialect, events: list[bytes], usage: tuple[int, int] | None) -> None:
     assert seen(dialect, *events).usage == usage
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (0, 0),
+        (5.0, 5),  # as Lua's cjson writes a whole number
+        (TOKENS_MAX, TOKENS_MAX),
+        (TOKENS_MAX + 1, None),
+        (2**53 + 1, None),
+        (2**63, None),
+        (2**64 - 1, None),
+        (1e30, None),
+        (-1, None),
+        (5.5, None),
+        (True, None),
+        ("5", None),
+        (None, None),
+        ([5], None),
+    ],
+)
+def test_a_number_that_is_no_count_is_as_if_it_were_missing(value: object, count: int | None) -> None:
+    of_openai = {"completion_tokens": value}
+    for dialect, told in (
+        (Dialect.CHAT, chunk(usage=of_openai)),
+        (Dialect.COMPLETIONS, chunk(usage=of_openai)),
+        (Dialect.RESPONSES, typed("response.completed", response={"usage": {"output_tokens": value}})),
+        (Dialect.MESSAGES, typed("message_delta", delta={}, usage={"output_tokens": value})),
+        (Dialect.GEMINI, google("a", usageMetadata={"candidatesTokenCount": value})),
+        (Dialect.UNKNOWN, event({"message": {"usage": of_openai}})),
+    ):
+        assert seen(dialect, told).usage == (None if count is None else (0, count)), dialect
+
+
+@pytest.mark.parametrize(("number", "next_number"), [(7, 8), (2**53 - 1, 2**53), (2**53, 0), (2**64 - 1, 0), (-3, 0)])
+def test_a_sequence_number_is_one_that_can_be_counted_on(number: int, next_number: int) -> None:
+    numbered = typed("response.created", sequence_number=number)
+    known = next_number - 1 if next_number else None
+    assert (sequence_number_of(numbered), seen(Dialect.RESPONSES, numbered).sequence_number) == (known, known)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from streamd.wire.dialects.api import Api, Part, Progress
-from streamd.wire.dialects.members import Json, is_text, object_of, objects_of, string_of
+from streamd.wire.dialects.members import EVENT_NUMBER_MAX, Json, is_text, object_of, objects_of, string_of, whole
 
 _CHOICE_KNOWN: Final = frozenset(("index", "delta", "text", "content_filter_results"))
 _DELTA_TEXTS: Final = ("content", "reasoning_content", "reasoning")
@@ -47,11 +47,10 @@ class Chat(Api):
 
     def _chunk_head(self, body: Json) -> bytes:
         """The members `id`, `object`, `created`, `model` of a chunk, without braces; defaults for missing members."""
-        created = body.get("created")
         head = {
             "id": string_of(body, "id") or "",
             "object": string_of(body, "object") or self.chunk,
-            "created": created if type(created) is int else 0,
+            "created": whole(body.get("created"), EVENT_NUMBER_MAX) or 0,
             "model": string_of(body, "model") or "",
         }
         return orjson.dumps(head)[1:-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -11,6 +11,13 @@ import orjson
 _halves = re.compile(
     rb"(\\\\)|(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
+
+# Largest count of tokens that is believed: a hundred times the longest context of any model (10 million tokens). A
+# larger number is no count. Sums of counts below this stay far below 2^63.
+TOKENS_MAX: Final = 999_999_999
+# Largest number of an event by its API's own counting: Number.MAX_SAFE_INTEGER, since SDKs in JavaScript compare it.
+# The error event that may have to follow gets the next number.
+EVENT_NUMBER_MAX: Final = 2**53 - 1
 
 Json = dict[str, Any]
 # Tokens by the upstream's own count: (input, output).
@@ -57,12 +64,18 @@ def string_of(body: Json, key: str) -> str | None:
 
 
 def count_of(body: Json, *keys: str) -> int | None:
-    """The first of these members that is a count; None if none is."""
-    for key in keys:
-        value = body.get(key)
-        if type(value) is int and value >= 0:
-            return value
-    return None
+    """The first of these members that is a count from 0 to TOKENS_MAX; None if none is."""
+    return next((count for key in keys if (count := whole(body.get(key), TOKENS_MAX)) is not None), None)
+
+
+def whole(value: object, most: int) -> int | None:
+    """A whole number from 0 to `most`, also one that JSON has as `5.0` (Lua's cjson); None for any other value.
+
+    Every number of another party that is kept, added to another or written again comes in through here.
+    """
+    if type(value) is not int and not (type(value) is float and value.is_integer()):
+        return None
+    return int(value) if 0 <= value <= most else None
 
 
 def is_text(value: object) -> bool:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from streamd.wire.dialects.api import Api, Part, Progress, is_error, openai_error, tokens_of
-from streamd.wire.dialects.members import Json, Usage, is_text, object_of, readable_object, string_of
+from streamd.wire.dialects.members import (
+    EVENT_NUMBER_MAX,
+    Json,
+    Usage,
+    is_text,
+    object_of,
+    readable_object,
+    string_of,
+    whole,
+)
 from streamd.wire.sse import parse_event
 
 _END: Final = frozenset({"response.completed", "response.failed", "response.incomplete", "response.done"})
@@ -42,8 +51,8 @@ class Responses(Api):
 
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
         kind = string_of(body, "type") or name
-        number = body.get("sequence_number")
-        if type(number) is int:
+        number = _number_of(body)
+        if number is not None:
             progress.sequence_number = number
         if kind in _END:
             progress.end()
@@ -79,7 +88,10 @@ class Responses(Api):
 
 
 def sequence_number_of(event: bytes) -> int | None:
-    """The API's own number of an event, as in `starting_after`; None if it has none."""
+    """The API's own number of an event, as in `starting_after`; None if it has none that can be counted on."""
     body = readable_object(parse_event(event)[1])
-    number = None if body is None else body.get("sequence_number")
-    return number if type(number) is int else None
+    return None if body is None else _number_of(body)
+
+
+def _number_of(body: Json) -> int | None:
+    return whole(body.get("sequence_number"), EVENT_NUMBER_MAX)
