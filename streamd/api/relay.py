@@ -31,7 +31,7 @@ from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire.dialect import KEY_FIELDS
+from streamd.wire.dialect import KEY_FIELDS, generates
 from streamd.wire.dialects.api import Api
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
 from streamd.wire.query import parameter
@@ -158,10 +158,9 @@ class Relay:
         request, runtime = answer.request, self._runtime
         detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
-        # Refuse before anything is opened.
+        # Refuse before anything is opened, and count when nothing can refuse any more: a refusal uses up no limit.
         self._upstreams.choose(request.model, runtime.time())
-        self._rights.admit_request(request)
-        self._supersede(request)
+        self._rights.check_limits(request)
         runtime.admit_relay()
         try:
             ask = ask_of(request, fields)
@@ -177,21 +176,13 @@ class Relay:
             request=request,
             stream=stream,
             policy=policy,
-            usage=self._rights.usage_of(request),
+            charge=self._rights.charge(request),
             open_stream=lambda: self._open_unasked(request, policy, grace_s, key),
             on_over=self._keep_key(request, key, stream),
         )
         exchange.start()
         if detached and stream is not None and answer.is_open:  # else the exchange failed at once and was answered
             self._accept(exchange, answer, stream, max(grace_s, runtime.settings.detach_grace_max_s))
-
-    def _supersede(self, request: Request) -> None:
-        """A conversation has a single generation: the next request cancels the earlier and takes its place."""
-        if request.conversation:
-            old = self._runtime.hub.by_conversation(request.principal.id, request.conversation)
-            if old is not None:
-                text = "The conversation went on with another request."
-                old.cancel(CloseReason.CANCELLED, self._runtime.time(), message=text)
 
     def _keep_key(self, request: Request, key: str, stream: Stream | None) -> Callable[[], None]:
         """Keep the Idempotency-Key until the stream is removed or the answer is over, when the result is called."""
@@ -223,16 +214,19 @@ class Relay:
         answer.settle(lambda: answer.send(202, body, headers))
 
     def _open(self, request: Request, policy: Policy, grace_s: float) -> Stream:
-        terms = self._terms(request, policy, grace_s, self._rights.open_stream(request))
         hub, now = self._runtime.hub, self._runtime.time()
+        old = hub.by_conversation(request.principal.id, request.conversation) if request.conversation else None
+        terms = self._terms(request, policy, grace_s, self._rights.open_stream(request, replacing=old))
         self._runtime.counters.streams_opened += 1
-        if request.conversation:
-            return hub.open_conversation(request.dialect, now, conversation=request.conversation, terms=terms)
-        return hub.open(request.dialect, now, terms=terms)
+        if not request.conversation:
+            return hub.open(request.dialect, now, terms=terms)
+        if old is not None:  # a conversation has a single generation
+            old.cancel(CloseReason.CANCELLED, now, message="The conversation went on with another request.")
+        return hub.open_conversation(request.dialect, now, conversation=request.conversation, terms=terms)
 
     def _open_unasked(self, request: Request, policy: Policy, grace_s: float, key: str) -> Stream:
-        """Open a stream for an event-stream answer to a request that didn't ask for a stream."""
-        terms = self._terms(request, policy, grace_s, self._rights.note_stream(request))
+        """Open a stream for an event-stream answer to a request that didn't ask for a stream. Raises HttpError 429."""
+        terms = self._terms(request, policy, grace_s, self._rights.open_stream(request))
         hub = self._runtime.hub
         self._runtime.counters.streams_opened += 1
         stream = hub.open(request.dialect, self._runtime.time(), terms=terms)
@@ -247,6 +241,7 @@ class Relay:
         return Terms(
             owner=request.principal.id,
             account=account,
+            pays_tokens=generates(request.method, request.path),
             model=request.model,
             policy=policy,
             catchup_bytes_max=settings.catchup_bytes_max,

@@ -17,12 +17,13 @@ from streamd.core.keys import REQUIRED, Keys
 from streamd.core.limits import Account, Accounts, SpendingBoard
 from streamd.core.refusal import Refusal
 from streamd.core.stream import Stream
-from streamd.core.usage import UsageTail
+from streamd.core.usage import Charge
 from streamd.net.answer import Answer
 from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
+from streamd.wire.dialect import generates
 
 if TYPE_CHECKING:
     from streamd.core.tokens import Grant, Verifier
@@ -98,45 +99,40 @@ class Rights:
         """Count limits over all workers together: `board` shows each worker's counts to the others."""
         self._accounts.board = board
 
-    def publish(self) -> None:
-        """Publish this worker's spending to the other workers. For the sweep."""
-        self._accounts.publish()
+    def publish(self, now: float) -> None:
+        """Bring all buckets up to date, and publish this worker's spending to the other workers. For the sweep."""
+        self._accounts.publish(now)
 
-    def admit_request(self, request: Request) -> None:
-        """Count a request against its key's limits. Raises HttpError 429."""
+    def check_limits(self, request: Request) -> None:
+        """Whether the key's requests and tokens of the minute are spent. Counts nothing. Raises HttpError 429."""
         key = request.principal.key
         if key is None:
             return
-        accounts = self._accounts
-        refusal = accounts.of(key).admit_request(key, self._runtime.time(), accounts.elsewhere(key))
+        refusal = self._accounts.of(key).refuse_request(key, self._runtime.time())
         if refusal is not None:
             raise self._runtime.refused(refusal)
 
-    def open_stream(self, request: Request) -> Account | None:
-        """Reserve a concurrent stream of the key; the account's close_stream() frees it. Raises HttpError 429."""
+    def charge(self, request: Request) -> Charge | None:
+        """Count a request that goes upstream now; None if it has no key. Nothing may refuse it any more."""
+        key = request.principal.key
+        if key is None:
+            return None
+        pays = key.tokens_per_minute is not None and generates(request.method, request.path)
+        return Charge(self._accounts.of(key), request.dialect.api if pays else None)
+
+    def open_stream(self, request: Request, *, replacing: Stream | None = None) -> Account | None:
+        """Reserve a concurrent stream of the key; the account's close_stream() frees it. Raises HttpError 429.
+
+        `replacing`: the caller ends this stream then.
+        """
         key = request.principal.key
         if key is None:
             return None
         account = self._accounts.of(key)
-        refusal = account.open_stream(key, self._accounts.elsewhere(key))
+        frees = replacing is not None and replacing.reason is None and replacing.terms.account is account
+        refusal = account.open_stream(key, replacing=int(frees))
         if refusal is not None:
             raise self._runtime.refused(refusal)
-        return account
-
-    def usage_of(self, request: Request) -> UsageTail | None:
-        """Charges the tokens of a proxied answer to the request's key; None if that key's tokens aren't limited."""
-        key = request.principal.key
-        if key is None or key.tokens_per_minute is None:
-            return None
-        return UsageTail(self._accounts.of(key), request.dialect.api)
-
-    def note_stream(self, request: Request) -> Account | None:
-        """As open_stream(), for an answer that turned out to be a stream: it runs, so it counts and isn't refused."""
-        key = request.principal.key
-        if key is None:
-            return None
-        account = self._accounts.of(key)
-        account.note_stream()
         return account
 
     # -- streams

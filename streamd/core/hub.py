@@ -349,10 +349,12 @@ class Hub:
         """Keeper: settle the stream's accounts."""
         self.end_grace(stream)
         self.charge(stream)
-        if stream.terms.account is not None:
-            stream.terms.account.close_stream()
-            if stream.progress.usage is not None:
-                stream.terms.account.correct(stream.text_events, stream.progress.usage[1])
+        account = stream.terms.account
+        if account is not None:
+            account.close_stream()
+            # A publisher's usage never counts: it would pay the debts of its key, or make debts for a key of others.
+            if stream.terms.pays_tokens and not stream.terms.published:
+                account.settle(stream.text_events, stream.progress.tokens(stream.text_events))
         self.on_sealed(stream)
 
     # -- sweeping
@@ -425,8 +427,8 @@ class Hub:
         self.events_total += events - stream.ledger.counted_events
         self.event_bytes_total += stream.frame_bytes - stream.ledger.counted_bytes
         self.text_events_total += text_events - stream.ledger.counted_text_events
-        if stream.terms.account is not None:
-            stream.terms.account.tokens_total += text_events - stream.ledger.counted_text_events
+        if stream.terms.account is not None and stream.terms.pays_tokens:
+            stream.terms.account.count_tokens(text_events - stream.ledger.counted_text_events)
         stream.ledger.counted_events, stream.ledger.counted_bytes = events, stream.frame_bytes
         stream.ledger.counted_text_events = text_events
 

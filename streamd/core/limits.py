@@ -5,17 +5,22 @@ then a request every 60/N s. A request's tokens aren't known beforehand: the req
 token, and its answer may take the bucket below zero; later requests wait until it has refilled. So the average is the
 limit, whatever the length of an answer.
 
-Buckets look at totals that only count up, instead of being told of each event. Two things follow. The token path bumps
-a plain integer (`account.tokens_total += 1`) and nothing else. And several workers share a limit by publishing their
-totals: each passes the others' sum as `elsewhere`, so that all see the same level. Spending between two looks may
-overshoot a limit, for requests and streams by at most workers − 1.
+Buckets look at totals that only count up, instead of being told of each event: the token path counts nothing. All
+workers share a bucket. Each publishes its totals, and with each look at a bucket the level that it found. The next
+look, of any worker, goes on from the newest of these: less the spending since, more the refill since. So no worker
+waits for another, and a worker that sees a key for the first time finds its bucket as the others left it. Looks at the
+same moment may overshoot a limit, for requests and streams by at most workers - 1.
 
-The upstream's usage, when it comes, replaces the count of text events: `correct(counted, usage)`.
+A request is counted when nothing stands between it and its upstream any more, and given back if it doesn't get there. A
+refusal for any reason counts nothing.
+
+The tokens of a stream are its text events. At its end `settle(counted, tokens)` replaces them. A bucket's debt has a
+floor, and what the floor forgave is remembered, so that a credit gives back no more than was taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, MutableSequence
+from collections.abc import Container
 from typing import Final, NamedTuple, Protocol
 
 from streamd.core.auth import Key
@@ -25,12 +30,15 @@ from streamd.reasons import CloseReason
 
 # Longest Retry-After (docs/PROTOCOL.md, section 4): the SDKs don't wait for longer than a minute.
 RETRY_AFTER_S_MAX: Final = 60.0
-# Most debt of a bucket: a usage chunk that claims 10^12 tokens locks its key out for an hour and not for good.
+# Most debt of a bucket: a usage chunk that claims all of TOKENS_MAX locks its key out for an hour and not for good.
 DEBT_MINUTES_MAX: Final = 60
-# Tolerance: float rounding must not refuse a client that waits exactly as long as Retry-After says.
-LEVEL_SLACK: Final = 1e-6
+# Tolerance: rounding (of floats, and of levels that other workers read) must not refuse a client that waits exactly as
+# long as Retry-After says.
+LEVEL_SLACK: Final = 1e-4
 # Retry-After at the limit of streams at once: short, because nothing tells when a stream ends.
 STREAMS_RETRY_AFTER_S: Final = 5.0
+# Sums saturate here, so that they fit the signed and the unsigned numbers of 64 bits in which workers share them.
+TOTAL_MAX: Final = 2**63 - 1
 
 
 class Spent(NamedTuple):
@@ -44,104 +52,196 @@ class Spent(NamedTuple):
 NOTHING: Final = Spent(0, 0, 0)
 
 
-class Bucket:
-    """The level of a rate: seconds come in as `now` (monotonic), counts as a running total."""
+class Bucket(NamedTuple):
+    """The level of a rate at a look: -DEBT_MINUTES_MAX * per_minute <= level <= per_minute."""
 
-    __slots__ = ("_at", "_level", "_total")
+    level: float
+    forgiven: float  # debt that the floor cut off since the bucket was full; a credit pays for this first
+    total: int  # the spending that the level has in it
 
-    def __init__(self, per_minute: int, total: int, now: float) -> None:
-        self._level = float(per_minute)
-        self._total = total
-        self._at = now
 
-    def look(self, per_minute: int, total: int, now: float) -> float:
-        """The level at `now`. -DEBT_MINUTES_MAX * per_minute <= level <= per_minute, a lowered limit included."""
-        # Spending comes off before the refill: it happened right after the previous look, before the time since then.
-        level = self._level - (total - self._total) + (now - self._at) * per_minute / 60
-        self._level = max(-DEBT_MINUTES_MAX * per_minute, min(per_minute, level))
-        self._total = total
-        self._at = now
-        return self._level
+class Look(NamedTuple):
+    """What a worker found when it looked at a key's buckets at `at` (monotonic). None: no limit was ever looked at."""
+
+    at: float
+    requests: Bucket | None
+    tokens: Bucket | None
+
+
+def look_at(bucket: Bucket | None, per_minute: int | None, total: int, elapsed_s: float) -> Bucket | None:
+    """The bucket `elapsed_s` after it was looked at, with the spending of now. A new bucket is full.
+
+    While a key has no such limit (None) the level stays, and spending is free.
+    """
+    if per_minute is None:
+        return bucket and bucket._replace(total=total)
+    if bucket is None:
+        return Bucket(float(per_minute), 0.0, total)
+    forgiven, spent = bucket.forgiven, float(total - bucket.total)
+    if spent < 0:
+        unpaid = min(forgiven, -spent)
+        forgiven -= unpaid
+        spent += unpaid
+    # Spending comes off before the refill, as if it happened right after the previous look.
+    level = min(float(per_minute), bucket.level - spent + max(0.0, elapsed_s) * per_minute / 60)
+    floor = -float(DEBT_MINUTES_MAX * per_minute)
+    if level < floor:
+        return Bucket(floor, forgiven + floor - level, total)
+    return Bucket(level, forgiven if level < per_minute else 0.0, total)
+
+
+class SharedAccount(Protocol):
+    """What the workers show each other of a key (daemon/shared.py)."""
+
+    def publish(self, spent: Spent) -> None:
+        """Show this worker's counts."""
+
+    def keep(self, look: Look) -> None:
+        """Show this worker's look at the buckets."""
+
+    def seen(self) -> tuple[Spent, Look | None]:
+        """The sum of all other workers' counts, and the newest look of any worker."""
 
 
 class SpendingBoard(Protocol):
     """Shared memory in which workers see each other's counts, by the key's id."""
 
-    def entry_of(self, key_id: str) -> MutableSequence[int] | None:
-        """The place of this worker's three numbers, in Spent's order; None if the board is full."""
+    def account_of(self, key_id: str) -> SharedAccount | None:
+        """The key's place; None if the board is full."""
 
-    def spent_elsewhere(self, key_id: str) -> Spent:
-        """The sum of all other workers' counts."""
+
+class _Alone:
+    """The place of a key that no other worker sees."""
+
+    __slots__ = ("_look",)
+
+    def __init__(self) -> None:
+        self._look: Look | None = None
+
+    def publish(self, spent: Spent) -> None:
+        pass
+
+    def keep(self, look: Look) -> None:
+        self._look = look
+
+    def seen(self) -> tuple[Spent, Look | None]:
+        return NOTHING, self._look
 
 
 class Account:
     """The counters of a key in this worker. A running stream keeps its account, even if the key is revoked."""
 
-    __slots__ = ("_entry", "_requests", "_tokens", "requests_total", "streams_now", "tokens_total")
+    __slots__ = ("_published", "_rates", "_shared", "requests_total", "streams_now", "tokens_total")
 
-    def __init__(self, entry: MutableSequence[int] | None = None) -> None:
-        self._entry = entry  # where other workers read it
+    def __init__(self, shared: SharedAccount | None = None) -> None:
+        self._shared = shared or _Alone()
+        self._published = NOTHING
+        self._rates: tuple[int | None, int | None] = (None, None)  # requests, tokens a minute, as they were last
         self.requests_total = 0
-        self.tokens_total = 0  # 1 more with each text event, then corrected
+        self.tokens_total = 0
         self.streams_now = 0
-        # None while the key has no such limit. A bucket starts full.
-        self._requests: Bucket | None = None
-        self._tokens: Bucket | None = None
 
     def spent(self) -> Spent:
         """The counts that this worker publishes for the others."""
         return Spent(self.requests_total, self.tokens_total, self.streams_now)
 
-    def publish(self) -> None:
-        """Show the counts to the other workers. A change of tokens alone may wait for the sweep."""
-        entry = self._entry
-        if entry is not None:
-            entry[0], entry[1], entry[2] = self.requests_total, self.tokens_total, self.streams_now
+    def publish(self, now: float) -> None:
+        """Show counts that have changed to the other workers, after a look: a refill doesn't pay for later spending.
 
-    def admit_request(self, key: Key, now: float, elsewhere: Spent = NOTHING) -> Refusal | None:
-        """Count a request and return None, or return the refusal (429) and count nothing."""
-        requests_total = self.requests_total + elsewhere.requests_total
-        tokens_total = self.tokens_total + elsewhere.tokens_total
-        self._requests, requests_wait_s = _wait(self._requests, key.requests_per_minute, requests_total, now)
-        self._tokens, tokens_wait_s = _wait(self._tokens, key.tokens_per_minute, tokens_total, now)
-        if requests_wait_s or tokens_wait_s:
-            if requests_wait_s >= tokens_wait_s:
-                return _refuse(f"{key.requests_per_minute} requests per minute", requests_wait_s)
-            return _refuse(f"{key.tokens_per_minute} tokens per minute", tokens_wait_s)
-        self.requests_total += 1
-        self.publish()
-        return None
+        For the sweep, once a second. Changes of requests and streams are shown at once.
+        """
+        if self._published != self.spent():
+            self._look(now)
+            self._show()
 
-    def open_stream(self, key: Key, elsewhere: Spent = NOTHING) -> Refusal | None:
-        """Count a stream that begins and return None, or return the refusal (429). `close_stream` gives it back."""
-        if key.streams_max is not None and self.streams_now + elsewhere.streams_now >= key.streams_max:
-            return _refuse(f"{key.streams_max} streams at once", STREAMS_RETRY_AFTER_S)
-        self.note_stream()
-        return None
+    def _show(self) -> None:
+        self._published = self.spent()
+        self._shared.publish(self._published)
 
-    def note_stream(self) -> None:
-        """Count a stream that runs already and can't be refused any more."""
+    def _look(self, now: float) -> tuple[Bucket | None, Bucket | None]:
+        requests_rate, tokens_rate = self._rates
+        elsewhere, last = self._shared.seen()
+        if last is None:
+            if requests_rate is None and tokens_rate is None:
+                return None, None
+            last = Look(now, None, None)
+        elapsed_s = now - last.at
+        requests = look_at(last.requests, requests_rate, self.requests_total + elsewhere.requests_total, elapsed_s)
+        # Requests are counted right after a look, tokens come at any time, and publish() looks once a second while they
+        # do: so the refill comes first here, or ten idle minutes would pay for the tokens of the last second.
+        tokens = last.tokens and look_at(last.tokens, tokens_rate, last.tokens.total, elapsed_s)
+        tokens = look_at(tokens, tokens_rate, self.tokens_total + elsewhere.tokens_total, 0.0)
+        self._shared.keep(Look(max(now, last.at), requests, tokens))
+        return requests, tokens
+
+    # -- requests
+
+    def refuse_request(self, key: Key, now: float) -> Refusal | None:
+        """The refusal (429) of a request, None if it may go upstream. Counts nothing."""
+        self._rates = (key.requests_per_minute, key.tokens_per_minute)
+        requests, tokens = self._look(now)
+        requests_wait_s = _wait_s(requests, key.requests_per_minute)
+        tokens_wait_s = _wait_s(tokens, key.tokens_per_minute)
+        if not requests_wait_s and not tokens_wait_s:
+            return None
+        if requests_wait_s >= tokens_wait_s:
+            return _refuse(f"{key.requests_per_minute} requests per minute", requests_wait_s)
+        return _refuse(f"{key.tokens_per_minute} tokens per minute", tokens_wait_s)
+
+    def count_request(self) -> None:
+        """A request goes upstream."""
+        self.requests_total = min(TOTAL_MAX, self.requests_total + 1)
+        self._show()
+
+    def give_back_request(self) -> None:
+        """A counted request didn't get there."""
+        self.requests_total = max(0, self.requests_total - 1)
+        self._show()
+
+    # -- streams
+
+    def open_stream(self, key: Key, *, replacing: int = 0) -> Refusal | None:
+        """Count a stream that begins and return None, or return the refusal (429). `close_stream` gives it back.
+
+        `replacing`: streams of this account that end when the new one has begun.
+        """
+        if key.streams_max is not None:
+            elsewhere, _ = self._shared.seen()
+            if self.streams_now + elsewhere.streams_now - replacing >= key.streams_max:
+                return _refuse(f"{key.streams_max} streams at once", STREAMS_RETRY_AFTER_S)
         self.streams_now += 1
-        self.publish()
+        self._show()
+        return None
 
     def close_stream(self) -> None:
-        """Undo `open_stream` or `note_stream`: the stream has ended."""
+        """Undo `open_stream`: the stream has ended."""
         assert self.streams_now > 0
         self.streams_now -= 1
-        self.publish()
+        self._show()
 
-    def correct(self, counted: int, usage: int) -> None:
-        """Replace an answer's counted tokens by the upstream's own number. The total never falls below 0."""
-        self.tokens_total = max(0, self.tokens_total - counted + max(0, usage))
+    # -- tokens. The other workers see them with the next publish().
+
+    def count_tokens(self, count: int) -> None:
+        """Text events came; or an answer that is no stream says how many tokens it has."""
+        self.tokens_total = min(TOTAL_MAX, self.tokens_total + count)
+
+    def settle(self, counted: int, tokens: int) -> None:
+        """Replace a stream's counted text events by its tokens. The total never falls below 0."""
+        self.tokens_total = max(0, min(TOTAL_MAX, self.tokens_total - counted + tokens))
 
 
 class Accounts:
-    """The accounts of all keys. Only an authenticated key gets an account, so there are at most as many as keys."""
+    """The accounts of all keys. Only an authenticated key gets an account, so there are at most as many as keys.
 
-    __slots__ = ("_by_id", "board")
+    Accounts of keys that have left the file are kept as long as there is room, KEYS_MAX: a key that comes back (the
+    file was read while an editor wrote it) has no new bucket, and its streams that still run are counted.
+    """
+
+    __slots__ = ("_by_id", "_gone", "board")
 
     def __init__(self) -> None:
         self._by_id: dict[str, Account] = {}
+        self._gone: dict[str, Account] = {}  # the longest gone first
         self.board: SpendingBoard | None = None  # None if there are no other workers
 
     def __len__(self) -> int:
@@ -152,33 +252,30 @@ class Accounts:
         account = self._by_id.get(key.id)
         if account is None:
             assert len(self._by_id) < KEYS_MAX, "retain() follows each reload"
-            account = self._by_id[key.id] = Account(self.board.entry_of(key.id) if self.board is not None else None)
+            account = self._gone.pop(key.id, None)
+            if account is None:
+                account = Account(self.board.account_of(key.id) if self.board is not None else None)
+            self._by_id[key.id] = account
         return account
 
-    def elsewhere(self, key: Key) -> Spent:
-        """The other workers' counts for a key."""
-        return self.board.spent_elsewhere(key.id) if self.board is not None else NOTHING
-
-    def publish(self) -> None:
-        """Show all counts to the other workers, tokens above all. For the sweep."""
-        for account in self._by_id.values():
-            account.publish()
+    def publish(self, now: float) -> None:
+        """Show all counts to the other workers, tokens above all. For the sweep, once a second."""
+        for account in (*self._by_id.values(), *self._gone.values()):
+            account.publish(now)
 
     def retain(self, ids: Container[str]) -> None:
-        """Drop the accounts of keys that are gone: call it with the new Keys after each reload."""
-        self._by_id = {key_id: account for key_id, account in self._by_id.items() if key_id in ids}
+        """Put the accounts of keys that are gone aside: call it with the new Keys after each reload."""
+        for key_id in [key_id for key_id in self._by_id if key_id not in ids]:
+            self._gone[key_id] = self._by_id.pop(key_id)
+        for key_id in list(self._gone)[: max(0, len(self._gone) - KEYS_MAX)]:
+            del self._gone[key_id]
 
 
-def _wait(bucket: Bucket | None, per_minute: int | None, total: int, now: float) -> tuple[Bucket | None, float]:
-    """The bucket to keep, and the seconds until its level is 1; 0 if it is already."""
-    if per_minute is None:
-        return None, 0.0
-    if bucket is None:
-        return Bucket(per_minute, total, now), 0.0
-    level = bucket.look(per_minute, total, now)
-    if level >= 1 - LEVEL_SLACK:
-        return bucket, 0.0
-    return bucket, (1 - level) * 60 / per_minute
+def _wait_s(bucket: Bucket | None, per_minute: int | None) -> float:
+    """The seconds until the level is 1; 0 if it is already, or without a limit."""
+    if per_minute is None or bucket is None or bucket.level >= 1 - LEVEL_SLACK:
+        return 0.0
+    return (1 - bucket.level) * 60 / per_minute
 
 
 def _refuse(limit: str, wait_s: float) -> Refusal:

@@ -771,7 +771,7 @@ class Stream(_StreamPerToken):
             self.first_event_at = now
         progress = self.progress
         known, had_ended = progress.response_id, progress.terminal
-        progress.see(event)
+        progress.see(event, self.log.text_events)
         if progress.response_id != known:
             self.keeper.stream_named(self)
         if progress.terminal and not had_ended and self.source is not None:

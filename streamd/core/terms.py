@@ -13,7 +13,8 @@ class Terms:
     """The rules hold until the stream is removed; a reload changes only later streams."""
 
     owner: str = ""  # the principal that opened it
-    account: Account | None = None  # of the principal's key; pays for the tokens
+    account: Account | None = None  # of the principal's key
+    pays_tokens: bool = True  # False for an answer that the upstream keeps and gives out again: it was paid for once
     name_public: bool = False
     published: bool = False  # by an application: its source isn't an upstream, and it holds no drain open
     model: str = ""

@@ -1,36 +1,60 @@
-"""UsageTail: the token count of an answer that is not a stream, read from its last bytes as they pass.
+"""Charge: the cost of a request to its key: the request itself, and the tokens of an answer that is not a stream.
 
-A stream's text events are counted as they come (core/limits.py). Of a whole JSON answer only the end is searched, where
-servers write `usage`; the answer is neither parsed nor held up. A text inside the answer can't pass as the number: in a
-JSON string the quote behind the name would have a backslash in front of it.
+A stream's text events are counted as they come (core/hub.py). A whole answer is searched for its usage as it passes,
+from its first byte to its last, because a client decides how much stands behind `usage`: servers say `metadata` and
+tools back. It is neither parsed nor held up, and only the bytes of a number that may be cut are kept. The largest count
+in it is charged, so that no echo in the client's hand lowers it; servers say usage once, or count upwards. A text in
+the answer can't pass as the number: in a JSON string the quote behind the name would have a backslash in front of it.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from streamd.core.limits import Account
 from streamd.wire.dialects.api import Api
 
-# After `usage` come a fingerprint, a service tier, and in /v1/responses up to 16 pairs of metadata of 600 B: 9.6 KB.
-TAIL_BYTES = 12 * 1024
+# The longest of: a name, a colon between spaces, a number. A few names have 20 characters.
+OVERLAP_BYTES: Final = 128
 
 
-class UsageTail:
-    """The end of an answer, for the account of a key."""
+class Charge:
+    """A counted request. Call `asked` when it reaches an upstream, and `over` once, at its end."""
 
-    __slots__ = ("_account", "_api", "_tail")
+    __slots__ = ("_account", "_api", "_found", "_is_asked", "_is_over", "_tail")
 
-    def __init__(self, account: Account, api: Api) -> None:
+    def __init__(self, account: Account, api: Api | None) -> None:
+        """Counts the request. `api` knows its servers' names for the count; None: its tokens aren't charged."""
+        account.count_request()
         self._account = account
-        self._api = api  # it knows its servers' names for the count
+        self._api = api
         self._tail = b""
+        self._found: dict[bytes, int] = {}  # the largest count of each name
+        self._is_asked = False
+        self._is_over = False
+
+    def asked(self) -> None:
+        """The request has reached an upstream."""
+        self._is_asked = True
 
     def passed(self, piece: bytes) -> None:
-        """The next bytes of the answer."""
-        self._tail = (self._tail + piece[-TAIL_BYTES:])[-TAIL_BYTES:]
+        """The next bytes of an answer that is not a stream."""
+        if self._api is not None:
+            self._search(self._tail + piece)
+            self._tail = (self._tail + piece[-OVERLAP_BYTES:])[-OVERLAP_BYTES:]
 
     def over(self) -> None:
-        """The answer is over: charge the count it states, or nothing if it states none or broke off before."""
-        tokens = self._api.output_tokens(self._tail)
-        self._tail = b""
-        if tokens is not None:
-            self._account.correct(0, tokens)
+        """Charge the tokens that the answer stated, or give back a request that reached no upstream."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if not self._is_asked:
+            self._account.give_back_request()
+        self._search(self._tail + b" ")  # the answer may have been cut behind a number
+        if self._api is not None:
+            self._account.count_tokens(self._api.tokens_made(self._found))
+
+    def _search(self, data: bytes) -> None:
+        if self._api is not None:
+            for name, count in self._api.tokens_stated(data):
+                self._found[name] = max(count, self._found.get(name, 0))

@@ -14,7 +14,9 @@ The parent makes the mapping and knows nothing of its layout.
 Crossings outlast deaths: the successor of a dead worker takes the connections that were sent to it.
 
 A ledger has room for KEYS_MAX keys, but only its pages in use exist. Its entries are only ever appended, by hash of the
-key's id, so other workers can remember the position of a key's entry.
+key's id, so other workers can remember the position of a key's entry. Beside the counts an entry has the worker's last
+look at the key's buckets (core/limits.py). It consists of several numbers, so it carries a check number: a look that is
+being written doesn't add up and isn't taken.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ import mmap
 import os
 import time
 from collections.abc import Iterator, MutableSequence, Sequence
+from operator import mul
 from typing import cast
 
 from streamd.config import WORKERS_MAX
 from streamd.core.admission import SharedNumber
 from streamd.core.keys import KEYS_MAX
-from streamd.core.limits import NOTHING, Spent
+from streamd.core.limits import NOTHING, TOTAL_MAX, Bucket, Look, Spent
 from streamd.net import totals
 from streamd.net.totals import BEAT_AT, RESIDENT_AT, CounterRow, Totals
 
@@ -41,11 +44,12 @@ BYTES_PER_NUMBER = 8
 VERSION, STARTED_MS, OWNERS = range(3)
 HEAD_LEN = 2 + WORKERS_MAX
 
-# A ledger: two numbers, then entries of four.
+# A ledger: two numbers, then entries: the key's hash, three counts, and the look in the order of _packed.
 GENERATION, COUNT = range(2)
 LEDGER_HEAD_LEN = 2
-HASH, REQUESTS, TOKENS, STREAMS = range(4)
-ENTRY_LEN = 4
+HASH, REQUESTS, TOKENS, STREAMS, LOOK = range(5)
+LOOK_LEN = 8
+ENTRY_LEN = LOOK + LOOK_LEN
 LEDGER_LEN = LEDGER_HEAD_LEN + KEYS_MAX * ENTRY_LEN
 
 # A worker's crossings: connections sent to it, by sender (each sender writes its own number), then connections that it
@@ -98,11 +102,16 @@ class KeyLedger:
         return at
 
     def entry(self, key_hash: int) -> MutableSequence[int] | None:
-        """The three numbers of a key, for their writer."""
+        """The numbers of a key, for their writer."""
         at = self.place(key_hash)
         if at is None:
             at = self.append(key_hash)
-        return None if at is None else cast("MutableSequence[int]", self._numbers[at + REQUESTS : at + ENTRY_LEN])
+        return None if at is None else cast("MutableSequence[int]", self._numbers[at : at + ENTRY_LEN])
+
+    def look(self, key_hash: int) -> Look | None:
+        """This ledger's last look at a key's buckets."""
+        at = self.place(key_hash)
+        return None if at is None else _unpacked(self._numbers[at + LOOK : at + ENTRY_LEN].tolist())
 
     def spent(self, key_hash: int) -> Spent:
         at = self.place(key_hash)
@@ -112,19 +121,96 @@ class KeyLedger:
         return Spent(numbers[at + REQUESTS], numbers[at + TOKENS], numbers[at + STREAMS])
 
     def fold(self, other: KeyLedger) -> None:
-        """Add the counts of a dead worker, except its running streams, which ended with it."""
+        """Add the counts of a dead worker, except its running streams, which ended with it; take its look if newer."""
         numbers = other._numbers
         for k in range(numbers[COUNT]):
             at = LEDGER_HEAD_LEN + k * ENTRY_LEN
             entry = self.entry(numbers[at + HASH])
-            if entry is not None:
-                entry[0] += numbers[at + REQUESTS]
-                entry[1] += numbers[at + TOKENS]
+            if entry is None:
+                continue
+            for count in (REQUESTS, TOKENS):
+                entry[count] = min(TOTAL_MAX, entry[count] + numbers[at + count])
+            look, own = other.look(numbers[at + HASH]), self.look(numbers[at + HASH])
+            if look is not None and (own is None or own.at < look.at):
+                _write_look(entry, look)
 
     def clear(self) -> None:
         for k in range(COUNT, LEDGER_HEAD_LEN + self._numbers[COUNT] * ENTRY_LEN):
             self._numbers[k] = 0
         self._numbers[GENERATION] += 1
+
+
+class KeySpending:
+    """A key's numbers in the mapping (core/limits.py's SharedAccount): written here, read in all ledgers."""
+
+    __slots__ = ("_entry", "_hash", "_ledgers", "_others")
+
+    def __init__(self, key_hash: int, entry: MutableSequence[int], ledgers: Sequence[KeyLedger], own: int) -> None:
+        """`entry` in the ledger of index `own` is this worker's."""
+        self._hash = key_hash
+        self._entry = entry
+        self._ledgers = ledgers
+        self._others = [ledger for k, ledger in enumerate(ledgers) if k != own]
+
+    def publish(self, spent: Spent) -> None:
+        entry = self._entry
+        entry[REQUESTS], entry[TOKENS], entry[STREAMS] = spent
+
+    def keep(self, look: Look) -> None:
+        _write_look(self._entry, look)
+
+    def seen(self) -> tuple[Spent, Look | None]:
+        """The counts of all other workers, including the dead, and the newest look of any."""
+        requests = tokens = streams = 0
+        newest: Look | None = None
+        for ledger in self._ledgers:
+            look = ledger.look(self._hash)
+            if look is not None and (newest is None or look.at > newest.at):
+                newest = look
+        for ledger in self._others:
+            spent = ledger.spent(self._hash)
+            requests, tokens, streams = requests + spent[0], tokens + spent[1], streams + spent[2]
+        return Spent(requests, tokens, streams), newest
+
+
+# Times are shared in microseconds, levels in millionths, both as unsigned numbers.
+_MILLION = 1_000_000
+_LEVEL_0 = 2**62  # the number of an empty bucket; debts lie below it
+_NUMBER_MASK = 2**64 - 1
+_WEIGHTS = range(1, LOOK_LEN)
+
+
+def _packed(look: Look) -> list[int]:
+    """A look as LOOK_LEN numbers: time; each bucket's level (0: none), forgiven debt, total; the check number."""
+    numbers = [round(look.at * _MILLION)]
+    for bucket in (look.requests, look.tokens):
+        if bucket is None:
+            numbers += (0, 0, 0)
+        else:
+            forgiven = min(TOTAL_MAX, round(bucket.forgiven * _MILLION))
+            numbers += (_LEVEL_0 + round(bucket.level * _MILLION), forgiven, min(TOTAL_MAX, bucket.total))
+    return [*numbers, _check_number(numbers)]
+
+
+def _check_number(numbers: Sequence[int]) -> int:
+    total: int = 1 + sum(map(mul, numbers, _WEIGHTS))
+    return total & _NUMBER_MASK
+
+
+def _unpacked(numbers: Sequence[int]) -> Look | None:
+    """The look that these numbers are; None if they are none, or are just being written."""
+    if numbers[-1] != _check_number(numbers[:-1]):
+        return None
+    buckets = [
+        Bucket((level - _LEVEL_0) / _MILLION, forgiven / _MILLION, total) if level else None
+        for level, forgiven, total in (numbers[1:4], numbers[4:7])
+    ]
+    return Look(numbers[0] / _MILLION, *buckets)
+
+
+def _write_look(entry: MutableSequence[int], look: Look) -> None:
+    for k, number in enumerate(_packed(look), LOOK):
+        entry[k] = number
 
 
 class Shared:
@@ -199,18 +285,12 @@ class Shared:
 
     # -- keys (core/limits.py's SpendingBoard)
 
-    def entry_of(self, key_id: str) -> MutableSequence[int] | None:
-        """This worker's counts for a key: requests, tokens, streams."""
-        assert self._slot is not None
-        return self._ledgers[1 + self._slot].entry(_hash(key_id))
-
-    def spent_elsewhere(self, key_id: str) -> Spent:
-        """The same counts summed over all other workers, including the dead."""
+    def account_of(self, key_id: str) -> KeySpending | None:
+        """A key's place; None if this worker's ledger is full."""
         assert self._slot is not None
         key_hash, own = _hash(key_id), 1 + self._slot
-        spent = [ledger.spent(key_hash) for k, ledger in enumerate(self._ledgers) if k != own]
-        requests, tokens, streams = map(sum, zip(*spent, strict=True))
-        return Spent(requests, tokens, streams)
+        entry = self._ledgers[own].entry(key_hash)
+        return None if entry is None else KeySpending(key_hash, entry, self._ledgers, own)
 
     # -- sums
 

@@ -241,18 +241,20 @@ class Worker:
         self._resident_bytes = machine.private_bytes()
         workers_bytes = self._resident_bytes if self.shared is None else self.shared.resident_bytes()
         admission.note_resident(workers_bytes + self.parent_bytes)
-        if self.shared is not None:
-            self._show(self.shared, now)
+        self._show(now)
         self._charge_turn = (self._charge_turn + 1) % CHARGE_TURNS
         self.loop.call_soon(self._sweep_streams, tuple(runtime.hub), 0)
 
-    def _show(self, shared: Shared, now: float) -> None:
-        """Let the other workers see this worker's beat and numbers."""
-        shared.beat(now)
+    def _show(self, now: float) -> None:
+        """Bring the keys' limits up to date, and let the other workers, if any, see this worker's beat and numbers."""
+        shared = self.shared
+        if shared is not None:
+            shared.beat(now)
         if now >= self._publish_at:
             self._publish_at = now + PUBLISH_EVERY_S
-            shared.publish(totals.of_worker(self.runtime, self.upstreams, self._resident_bytes))
-            self.rights.publish()
+            self.rights.publish(now)
+            if shared is not None:
+                shared.publish(totals.of_worker(self.runtime, self.upstreams, self._resident_bytes))
 
     def _sweep_streams(self, streams: tuple[Stream, ...], start: int) -> None:
         piece = streams[start : start + STREAMS_SLICE_MAX]
@@ -346,8 +348,7 @@ class Worker:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         self._resident_bytes = machine.private_bytes()
-        if self.shared is not None:
-            self._show(self.shared, self.loop.time())
+        self._show(self.loop.time())
         self.runtime.sweep.start()
         self.state = DaemonState.SERVING
 

@@ -24,7 +24,7 @@ import orjson
 
 from streamd.choice import Choice
 from streamd.core.stream import Stream
-from streamd.core.usage import UsageTail
+from streamd.core.usage import Charge
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
 from streamd.net.attempt import Ask, Attempt
@@ -82,6 +82,7 @@ class Exchange(Pending):
         "__weakref__",
         "_ask",
         "_attempt",
+        "_charge",
         "_collected",
         "_ends_at",
         "_on_over",
@@ -98,7 +99,6 @@ class Exchange(Pending):
         "due_at",
         "policy",
         "stream",
-        "usage",
     )
 
     def __init__(
@@ -111,11 +111,13 @@ class Exchange(Pending):
         request: Request,
         stream: Stream | None,
         policy: Policy,
-        usage: UsageTail | None,
+        charge: Charge | None,
         open_stream: Callable[[], Stream],
         on_over: Callable[[], None],
     ) -> None:
-        """`open_stream` makes the Stream of an answer that unexpectedly is a stream; `on_over` is called once."""
+        """`open_stream` makes the Stream of an answer that unexpectedly is a stream, or raises HttpError if the client
+        may have no further stream; `on_over` is called once.
+        """
         # process
         self._runtime = runtime
         self._upstreams = upstreams
@@ -128,7 +130,7 @@ class Exchange(Pending):
         self.stream = stream
         self._open_stream = open_stream
         self._on_over = on_over
-        self.usage = usage  # counts the tokens of a proxied answer if its key's tokens are limited
+        self._charge = charge  # to the client's key, if it has one
         # tries
         self._state = ExchangeState.CONNECTING
         self._tried: tuple[Upstream, ...] = ()
@@ -169,6 +171,8 @@ class Exchange(Pending):
 
     def on_asked(self, attempt: Attempt) -> None:
         self._go(ExchangeState.ASKED)
+        if self._charge is not None:
+            self._charge.asked()
         bump(self._runtime.counters.upstream_requests, attempt.upstream.settings.name)
         self.due_at = self._next_due()
 
@@ -243,7 +247,14 @@ class Exchange(Pending):
     def _take_stream(self, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
         request, stream = self._request, self.stream
         if stream is None:
-            stream = self.stream = self._open_stream()
+            try:
+                stream = self.stream = self._open_stream()
+            except HttpError as problem:
+                # The request didn't look like one for a stream, so the limit is held here: the generation is cut.
+                bump(self._runtime.counters.upstream_cancels, request.upstream)
+                problem.should_retry = False
+                self._fail(problem)
+                return
             stream.source = self
             stream.upstream = request.upstream
         self._let_ask_go()
@@ -288,8 +299,8 @@ class Exchange(Pending):
 
     def on_piece(self, piece: bytes) -> None:
         if self._state is ExchangeState.PROXYING and self.answer is not None:
-            if self.usage is not None:
-                self.usage.passed(piece)
+            if self._charge is not None:
+                self._charge.passed(piece)
             self.answer.proxy_body(piece)
         elif self._state is ExchangeState.COLLECTING and len(self._collected) < COLLECTED_BYTES_MAX:
             if b"\n" not in self._collected:
@@ -387,8 +398,8 @@ class Exchange(Pending):
         if attempt is not None:
             attempt.end()
         self._ask = None
-        if self.usage is not None:
-            self.usage.over()
+        if self._charge is not None:
+            self._charge.over()
         self._on_over()
 
     def _let_ask_go(self) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "error_body",
     "error_event",
     "gap_event",
+    "generates",
     "reconnect_event",
     "sequence_number_of",
 ]
@@ -71,6 +72,16 @@ def dialect_of(path: str, query: str = "", field: Callable[[bytes], bytes | None
         if dialect.api.serves(path):
             return dialect
     return next((dialect for dialect in Dialect if dialect.api.claims(path, query, field)), Dialect.UNKNOWN)
+
+
+def generates(method: str, path: str) -> bool:
+    """Whether the tokens in the answer were made for this request.
+
+    Servers keep answers and give them out again, with their usage: on a GET, and on a POST to a path below that of the
+    API (OpenAI's `/v1/responses/{id}/cancel`, `/v1/chat/completions/{id}`).
+    """
+    below = any(path.startswith(f"{whole}/") for api in APIS for whole in api.paths)
+    return method not in ("GET", "HEAD", "DELETE", "OPTIONS") and not below
 
 
 def dialect_named(word: str) -> Dialect:

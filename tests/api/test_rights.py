@@ -402,6 +402,109 @@ def test_an_answer_that_turns_out_to_be_a_stream_counts_among_the_keys_streams(t
         finish(r)
 
 
+EVENTS = {"Content-Type": "text/event-stream"}
+REFUSED = {
+    "too many streams": (429, post(CHAT, bearer("alice"))),
+    "a wrong option": (400, post(CHAT, bearer("alice"), "X-Stream-Detach-Grace: soon")),
+    "a wrong policy": (400, post(CHAT, bearer("alice"), "X-Stream-Policy: none")),
+    "no such model": (404, post({**CHAT, "model": "none"}, bearer("alice"))),
+    "another body": (422, post({**CHAT, "n": 2}, bearer("alice"), "Idempotency-Key: k")),
+    "no upstream": (502, post({**CHAT, "stream": False, "model": "away"}, bearer("alice"))),
+    "draining": (503, post({"model": "m"}, bearer("alice"))),
+}
+
+
+@pytest.mark.parametrize("cause", REFUSED)
+def test_a_refused_request_uses_up_no_limit(tmp_path: Path, cause: str) -> None:
+    status, refused = REFUSED[cause]
+    ups = (
+        UpstreamSettings(name="up", url="http://up.test:1", models=("m",)),
+        UpstreamSettings(name="away", url="http://away.test:2", models=("away",)),
+    )
+    with rig(**limited(tmp_path / "keys", streams_max=1, requests_per_minute=3), upstreams=ups) as r:
+        r.refusing.add(2)
+        running = r.client(post(CHAT, bearer("alice"), "Idempotency-Key: k"))
+        r.reply(SSE_HEAD)
+        up = r.link
+        r.runtime.draining = cause == "draining"
+        assert [r.client(refused).answer.status for _ in range(5)] == [status] * 5
+        r.runtime.draining = False
+        for _ in range(2):
+            plain = r.client(post({"model": "m"}, bearer("alice")))
+            r.reply(whole_answer(b"{}"))
+            assert plain.answer.status == 200
+        check_told_to_wait(r.client(post({"model": "m"}, bearer("alice"))).answer)
+        up.feed(chunk(event("a"), DONE) + LAST)
+        r.turn()
+        assert running.answer.whole
+
+
+@pytest.mark.parametrize("is_rated", [True, False])
+def test_a_stream_that_shows_itself_in_its_answer_is_refused_above_the_limit(tmp_path: Path, is_rated: bool) -> None:
+    """The last line: whatever hid that a request asks for a stream, no key has more of them than its line says."""
+    limits = {"streams_max": 1, **({"tokens_per_minute": 100} if is_rated else {})}
+    speech = post({"model": "m"}, bearer("alice"), path="/v1/audio/speech")
+    with rig(**limited(tmp_path / "keys", **limits)) as r:
+        r.client(speech)
+        r.reply(SSE_HEAD)
+        first = r.link
+        second = r.client(speech)
+        r.reply(SSE_HEAD + chunk(event("a")))
+        check_told_to_wait(second.answer)
+        assert second.answer.get("x-should-retry") == "false"
+        assert r.link.closed and not first.closed
+        assert sum(stream.reason is None for stream in r.runtime.hub) == 1
+        first.feed(chunk(event("a"), DONE) + LAST)
+        r.turn()
+
+
+def answered_with_usage(r: Rig, ask: bytes) -> int:
+    client = r.client(ask)
+    if not client.raw:
+        r.reply(whole_answer(b'{"usage":{"output_tokens":240,"completion_tokens":240}}'))
+    return client.answer.status
+
+
+@pytest.mark.parametrize(
+    ("ask", "statuses"),
+    [
+        (get("/v1/responses/r1", bearer("alice")), [200, 200, 200]),
+        (get("/v1/responses/r1", bearer("alice"), method="DELETE"), [200, 200, 200]),
+        (post(b"", bearer("alice"), path="/v1/responses/r1/cancel"), [200, 200, 200]),
+        (get("/v1/chat/completions/c1", bearer("alice")), [200, 200, 200]),
+        (post({"metadata": {}}, bearer("alice"), path="/v1/chat/completions/c1"), [200, 200, 200]),
+        (post({"model": "m"}, bearer("alice"), path="/v1/responses"), [200, 429, 429]),
+        (post({"model": "m"}, bearer("alice"), path="/v1/other"), [200, 429, 429]),
+    ],
+)
+def test_a_stored_answer_is_paid_for_once(tmp_path: Path, ask: bytes, statuses: list[int]) -> None:
+    with rig(**limited(tmp_path / "keys", tokens_per_minute=100)) as r:
+        assert [answered_with_usage(r, ask) for _ in range(3)] == statuses
+
+
+def test_a_stored_stream_that_is_read_again_costs_no_tokens_and_is_a_stream(tmp_path: Path) -> None:
+    with rig(**limited(tmp_path / "keys", tokens_per_minute=2, streams_max=1)) as r:
+        for _ in range(3):
+            client = r.client(get("/v1/responses/r1?stream=true", bearer("alice")))
+            r.reply(SSE_HEAD + chunk(*(event(f"{k}") for k in range(50))))
+            check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
+            r.reply(
+                chunk(b'data: {"usage":{"output_tokens":900}}\n\n', b"event: response.completed\ndata: {}\n\n") + LAST
+            )
+            assert client.answer.whole
+
+
+def test_a_conversation_takes_the_place_of_its_own_earlier_generation(tmp_path: Path) -> None:
+    with rig(**limited(tmp_path / "keys", streams_max=1)) as r:
+        first = r.client(post(CHAT, bearer("alice"), "X-Conversation-Id: c"))
+        r.reply(SSE_HEAD)
+        check_told_to_wait(r.client(post(CHAT, bearer("alice"), "X-Conversation-Id: d")).answer)
+        again = r.client(post(CHAT, bearer("alice"), "X-Conversation-Id: c"))
+        assert again.raw == b"", "it was asked"
+        ends_well(r, again)
+        assert first.answer.status == 200 and r.runtime.counters.streams_ended[CloseReason.CANCELLED] == 1
+
+
 # -- the streams of a key
 
 

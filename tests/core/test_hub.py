@@ -321,6 +321,68 @@ def test_a_keys_account_pays_for_the_tokens() -> None:
     assert (account.tokens_total, account.streams_now) == (12, 0)
 
 
+def usage_event(tokens: int) -> bytes:
+    return b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":%d}}\n\n' % tokens
+
+
+@pytest.mark.parametrize(
+    ("steps", "charged"),
+    [
+        ([10, "usage 4"], 4),  # the last word of the upstream decides, down
+        ([10, "usage 40"], 40),  # and up
+        ([10, "usage 0"], 0),
+        (["usage 1", 300], 300),  # Anthropic's first word, and a reader that leaves before the last
+        (["usage 500", 300], 500),
+        (["usage 1", 300, "usage 120"], 120),
+        (["usage 1"], 1),
+        ([10, "usage 4", 1], 11),
+        ([7], 7),
+        ([5, "usage 5", 5, "usage 10"], 10),  # a server that states the usage beside each text
+        ([], 0),
+    ],
+)
+@pytest.mark.parametrize("is_swept", [True, False])
+def test_a_stream_costs_its_last_usage_or_what_was_seen_of_it(
+    steps: list[int | str], charged: int, is_swept: bool
+) -> None:
+    hub = new_hub()
+    stream, account = opened(hub), Account()
+    agree(stream, account=account)
+    account.streams_now = 1
+    for step in steps:
+        if isinstance(step, int):
+            feed(stream, step)
+        else:
+            stream.append(usage_event(int(step.split()[1])), 1.0)
+        if is_swept:
+            hub.sweep(hub, 1.0)
+    stream.cancel(CloseReason.READER_GONE, 1.0, message="left")
+    assert account.tokens_total == charged
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 999_999_999])
+def test_a_publishers_usage_counts_for_nothing(tokens: int) -> None:
+    hub = new_hub()
+    stream, account = opened(hub), Account()
+    account.streams_now, account.tokens_total = 1, 3000
+    agree(stream, account=account, published=True)
+    feed(stream, 10)
+    stream.append(usage_event(tokens), 1.0)
+    stream.seal(CloseReason.SEALED, 1.0, clean=True)
+    assert account.tokens_total == 3010
+
+
+def test_a_stored_answer_that_is_read_again_costs_no_tokens() -> None:
+    hub = new_hub()
+    stream, account = opened(hub), Account()
+    account.streams_now = 1
+    agree(stream, account=account, pays_tokens=False)
+    feed(stream, 10)
+    stream.append(usage_event(50), 1.0)
+    stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    assert (account.tokens_total, account.streams_now) == (0, 0)
+
+
 # -- memory
 
 

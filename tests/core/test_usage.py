@@ -7,7 +7,7 @@ import json
 import pytest
 
 from streamd.core.limits import Account
-from streamd.core.usage import TAIL_BYTES, UsageTail
+from streamd.core.usage import OVERLAP_BYTES, Charge
 from streamd.wire.dialect import Dialect
 
 CHAT = {"id": "1", "choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 70}}
@@ -15,11 +15,13 @@ CHAT = {"id": "1", "choices": [{"message": {"content": "x"}}], "usage": {"prompt
 
 def charged(body: bytes, size: int = 0, dialect: Dialect = Dialect.CHAT) -> int:
     account = Account()
-    tail = UsageTail(account, dialect.api)
+    charge = Charge(account, dialect.api)
+    charge.asked()
     for start in range(0, len(body), size or len(body) or 1):
-        tail.passed(body[start : start + (size or len(body))])
-    tail.over()
-    tail.over()
+        charge.passed(body[start : start + (size or len(body))])
+    charge.over()
+    charge.over()
+    assert account.requests_total == 1
     return account.tokens_total
 
 
@@ -61,8 +63,61 @@ def test_the_usage_of_an_answer_is_charged_in_any_cut(body: bytes, tokens: int, 
     assert charged(body, size) == tokens
 
 
-def test_only_the_end_of_an_answer_is_held() -> None:
-    tail = UsageTail(Account(), Dialect.UNKNOWN.api)
+USAGE = {"input_tokens": 3, "output_tokens": 5000, "total_tokens": 5003}
+# Members in which servers say back what the client sent: long, or such that they look like a usage.
+ECHOES: dict[str, object] = {
+    "metadata": {"a" * 64: "b" * 512},
+    "user": "u" * 50_000,
+    "tools": [{"parameters": {"properties": {"output_tokens": 0, "completion_tokens": 1}}}],
+    "text": {"format": {"schema": {"usage": {"output_tokens": 0, "completion_tokens": 0}}}},
+    "instructions": '"usage": {"output_tokens": 99999}',
+    "max_output_tokens": 777_777,
+}
+
+
+@pytest.mark.parametrize("size", [0, 1, 50, 4096])
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("is_last", [True, False])
+def test_no_echo_of_the_clients_words_changes_the_charge(echo: str, is_last: bool, size: int) -> None:
+    said = {echo: ECHOES[echo]}
+    body = {**said, "usage": USAGE} if is_last else {"usage": USAGE, **said}
+    assert charged(json.dumps(body).encode(), size, Dialect.RESPONSES) == 5000
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize(
+    ("number", "tokens"),
+    [(b"5000.0", 5000), (b"5e3", 5000), (b"-5", 0), (b"1000000000", 0), (b"9" * 40, 0), (b"05", 0), (b"5.5", 0)],
+)
+def test_only_a_number_that_is_a_count_is_charged(dialect: Dialect, number: bytes, tokens: int) -> None:
+    name = b"candidatesTokenCount" if dialect is Dialect.GEMINI else b"output_tokens"
+    assert charged(b'{"usage":{"%b":%b}}' % (name, number), 1, dialect) == tokens
+
+
+def test_a_server_that_says_a_count_under_both_names_is_charged_once() -> None:
+    assert charged(b'{"usage":{"completion_tokens":7,"output_tokens":7}}') == 7
+
+
+def test_a_request_that_reaches_no_upstream_is_given_back() -> None:
+    account = Account()
+    charge = Charge(account, None)
+    assert account.requests_total == 1
+    charge.over()
+    charge.over()
+    assert account.requests_total == 0
+
+
+def test_without_an_api_only_the_request_counts() -> None:
+    account = Account()
+    charge = Charge(account, None)
+    charge.asked()
+    charge.passed(json.dumps(CHAT).encode())
+    charge.over()
+    assert (account.requests_total, account.tokens_total) == (1, 0)
+
+
+def test_of_an_answer_only_the_bytes_of_a_cut_number_are_held() -> None:
+    charge = Charge(Account(), Dialect.UNKNOWN.api)
     for _ in range(100):
-        tail.passed(b"x" * 5000)
-        assert len(tail._tail) <= TAIL_BYTES
+        charge.passed(b"x" * 5000)
+        assert len(charge._tail) <= OVERLAP_BYTES

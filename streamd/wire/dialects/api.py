@@ -15,10 +15,11 @@ the top-level members known to any API are known for the events of the others as
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
 from streamd.wire.dialects.members import (
+    TOKENS_MAX,
     Json,
     Usage,
     clean,
@@ -28,13 +29,22 @@ from streamd.wire.dialects.members import (
     readable_object,
     string_of,
     updated,
+    whole_in,
 )
 from streamd.wire.sse import parse_event
 
 # A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
 CHOICE_INDEX_MAX: Final = 1023
 
-_output_tokens = re.compile(rb'"(?:completion|output)_tokens"\s*+:\s*+([0-9]{1,9})(?![0-9])').findall
+_UNSTATED: Final[Usage] = (-1, -1)
+
+# A member with a number, whose end is seen: a piece of an answer may cut it.
+_NUMBER: Final = rb"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}([0-9][0-9.eE+-]{0,31})(?=[ \t\r\n,}\]])"
+
+
+def number_after(names: bytes) -> re.Pattern[bytes]:
+    """Matches a member of one of these names (`a|b`), and its number, in the bytes of an answer."""
+    return re.compile(rb'"(%b)"%b' % (names, _NUMBER))
 
 
 class Part:
@@ -148,10 +158,18 @@ class Api:
         """The usage after an event; unchanged if the event doesn't state it."""
         return tokens_of(object_of(body, "usage"), before)
 
-    def output_tokens(self, tail: bytes) -> int | None:
-        """The output tokens of an answer that is not a stream, from its last bytes; None if they don't say."""
-        found = _output_tokens(tail)
-        return int(found[-1]) if found else None
+    # The members with the count of an answer that is not a stream, each with its number.
+    output_tokens: ClassVar[re.Pattern[bytes]] = number_after(rb"completion_tokens|output_tokens")
+
+    def tokens_stated(self, data: bytes) -> list[tuple[bytes, int]]:
+        """The output tokens that these bytes of an answer state, by the name they are stated under."""
+        found = self.output_tokens.findall(data)
+        counts = ((name, whole_in(digits, TOKENS_MAX)) for name, digits in found)
+        return [(name, count) for name, count in counts if count is not None]
+
+    def tokens_made(self, stated: Mapping[bytes, int]) -> int:
+        """The output tokens of an answer by the names that it states them under; some servers use both."""
+        return max(stated.values(), default=0)
 
     def is_error(self, body: Json, name: str | None) -> bool:
         """Whether an event is the upstream's report of a failure, which ends its answer."""
@@ -204,6 +222,7 @@ class Progress:
         "text_bytes",
         "text_events",
         "usage",
+        "usage_at",
     )
 
     def __init__(self, api: Api) -> None:
@@ -214,6 +233,7 @@ class Progress:
         self._begun = 0  # bit i: choice i was mentioned
         self._finished = 0  # bit i: choice i has its finish_reason
         self.usage: Usage | None = None  # by the upstream's own count
+        self.usage_at = -1  # the stream's text events when the upstream last stated its output; -1: it never did
         self.text_events = 0  # the number of seen events with text
         self.text_bytes = 0  # UTF-8 bytes of that text
         self.response_id: str | None = None  # of the first response.created; it doesn't change any more
@@ -221,8 +241,8 @@ class Progress:
         # The members of the first chunk that a gap event repeats: id, object, created, model, as JSON.
         self.chunk_head = b""
 
-    def see(self, event: bytes) -> None:
-        """Take note of a whole event."""
+    def see(self, event: bytes, unseen_texts: int = 0) -> None:
+        """Take note of a whole event. `unseen_texts` is the number of text events that weren't shown until now."""
         name, data = parse_event(event)
         if data.startswith(b"[DONE]"):  # the OpenAI SDK's own rule
             if self.api.done_ends:
@@ -231,18 +251,30 @@ class Progress:
         body = readable_object(data)
         if body is None:
             return
-        self._count(body)
+        self._count(body, unseen_texts)
         self.api.see(self, body, name)
         if self.api.is_error(body, name):
             self.failed = True
             self.end()
 
-    def _count(self, body: Json) -> None:
+    def _count(self, body: Json, unseen_texts: int) -> None:
         text_bytes = sum(len(text.encode()) for text in self.api.texts(body) if text)
         if text_bytes:
             self.text_events += 1
             self.text_bytes += text_bytes
-        self.usage = self.api.usage(body, self.usage)
+        read, made = self.api.usage(body, _UNSTATED) or _UNSTATED
+        if made >= 0:
+            self.usage_at = unseen_texts + self.text_events
+        self.usage = updated(self.usage, read if read >= 0 else None, made if made >= 0 else None)
+
+    def tokens(self, text_events: int) -> int:
+        """The tokens of the stream, which has had `text_events`.
+
+        The upstream's count if no text came after it, else the larger of that count and the text events: Anthropic
+        states a 1 at the start, and a reader may leave before the true count at the end.
+        """
+        stated = self.usage[1] if self.usage is not None and self.usage_at >= 0 else 0
+        return stated if self.usage_at == text_events else max(stated, text_events)
 
     def end(self) -> None:
         """The answer is complete, and nothing can follow."""

@@ -17,11 +17,11 @@ parts in an event are kept unmerged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
-from streamd.wire.dialects.api import Api, Part, Progress
+from streamd.wire.dialects.api import Api, Part, Progress, number_after
 from streamd.wire.dialects.members import (
     Json,
     Usage,
@@ -64,8 +64,6 @@ _PART_KNOWN: Final = frozenset({"text", "thought"})
 _CANDIDATE_KNOWN: Final = frozenset({"content", "index", "safetyRatings"})
 # finishReason's value for "not finished"; servers leave it out.
 _UNFINISHED: Final = "FINISH_REASON_UNSPECIFIED"
-
-_output_tokens = re.compile(rb'"(candidates|thoughts)TokenCount"\s*+:\s*+([0-9]{1,9})(?![0-9])').findall
 
 
 class Gemini(Api):
@@ -161,10 +159,11 @@ class Gemini(Api):
         counted = [count for count in made if count is not None]
         return updated(before, count_of(usage, "promptTokenCount"), sum(counted) if counted else None)
 
-    def output_tokens(self, tail: bytes) -> int | None:
-        """The last number under each of the two names: thoughts are counted apart."""
-        found = dict(_output_tokens(tail))
-        return sum(map(int, found.values())) if found else None
+    output_tokens: ClassVar = number_after(rb"candidatesTokenCount|thoughtsTokenCount")
+
+    def tokens_made(self, stated: Mapping[bytes, int]) -> int:
+        """Thoughts are counted apart."""
+        return sum(stated.values())
 
     # -- words
 

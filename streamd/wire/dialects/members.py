@@ -78,6 +78,14 @@ def whole(value: object, most: int) -> int | None:
     return int(value) if 0 <= value <= most else None
 
 
+def whole_in(digits: bytes, most: int) -> int | None:
+    """The same for a number as JSON writes it; None for anything else."""
+    try:
+        return whole(orjson.loads(digits), most)
+    except orjson.JSONDecodeError:
+        return None
+
+
 def is_text(value: object) -> bool:
     """Whether this is a string that isn't empty."""
     return isinstance(value, str) and value != ""
