@@ -61,9 +61,13 @@ class Bucket(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a worker found when it looked at a key's buckets at `at` (monotonic). None: no limit was ever looked at."""
+    """The buckets of a key as a worker found them at `at` (monotonic). None: never limited.
+
+    The newest look is the greatest: in the same moment the look that went on from the other, with the next number.
+    """
 
     at: float
+    number: int
     requests: Bucket | None
     tokens: Bucket | None
 
@@ -136,7 +140,8 @@ class Account:
     def __init__(self, shared: SharedAccount | None = None) -> None:
         self._shared = shared or _Alone()
         self._published = NOTHING
-        self._rates: tuple[int | None, int | None] = (None, None)  # requests, tokens a minute, as they were last
+        # Requests and tokens a minute, as the key had them last. None: not seen in this worker yet, so it doesn't look.
+        self._rates: tuple[int | None, int | None] | None = None
         self.requests_total = 0
         self.tokens_total = 0
         self.streams_now = 0
@@ -151,27 +156,28 @@ class Account:
         For the sweep, once a second. Changes of requests and streams are shown at once.
         """
         if self._published != self.spent():
-            self._look(now)
+            if self._rates is not None:
+                self._look(self._rates, now)
             self._show()
 
     def _show(self) -> None:
         self._published = self.spent()
         self._shared.publish(self._published)
 
-    def _look(self, now: float) -> tuple[Bucket | None, Bucket | None]:
-        requests_rate, tokens_rate = self._rates
+    def _look(self, rates: tuple[int | None, int | None], now: float) -> tuple[Bucket | None, Bucket | None]:
+        requests_rate, tokens_rate = rates
         elsewhere, last = self._shared.seen()
         if last is None:
             if requests_rate is None and tokens_rate is None:
                 return None, None
-            last = Look(now, None, None)
+            last = Look(now, 0, None, None)
         elapsed_s = now - last.at
         requests = look_at(last.requests, requests_rate, self.requests_total + elsewhere.requests_total, elapsed_s)
         # Requests are counted right after a look, tokens come at any time, and publish() looks once a second while they
         # do: so the refill comes first here, or ten idle minutes would pay for the tokens of the last second.
         tokens = last.tokens and look_at(last.tokens, tokens_rate, last.tokens.total, elapsed_s)
         tokens = look_at(tokens, tokens_rate, self.tokens_total + elsewhere.tokens_total, 0.0)
-        self._shared.keep(Look(max(now, last.at), requests, tokens))
+        self._shared.keep(Look(max(now, last.at), last.number + 1, requests, tokens))
         return requests, tokens
 
     # -- requests
@@ -179,7 +185,7 @@ class Account:
     def refuse_request(self, key: Key, now: float) -> Refusal | None:
         """The refusal (429) of a request, None if it may go upstream. Counts nothing."""
         self._rates = (key.requests_per_minute, key.tokens_per_minute)
-        requests, tokens = self._look(now)
+        requests, tokens = self._look(self._rates, now)
         requests_wait_s = _wait_s(requests, key.requests_per_minute)
         tokens_wait_s = _wait_s(tokens, key.tokens_per_minute)
         if not requests_wait_s and not tokens_wait_s:

@@ -48,7 +48,7 @@ HEAD_LEN = 2 + WORKERS_MAX
 GENERATION, COUNT = range(2)
 LEDGER_HEAD_LEN = 2
 HASH, REQUESTS, TOKENS, STREAMS, LOOK = range(5)
-LOOK_LEN = 8
+LOOK_LEN = 9
 ENTRY_LEN = LOOK + LOOK_LEN
 LEDGER_LEN = LEDGER_HEAD_LEN + KEYS_MAX * ENTRY_LEN
 
@@ -131,7 +131,7 @@ class KeyLedger:
             for count in (REQUESTS, TOKENS):
                 entry[count] = min(TOTAL_MAX, entry[count] + numbers[at + count])
             look, own = other.look(numbers[at + HASH]), self.look(numbers[at + HASH])
-            if look is not None and (own is None or own.at < look.at):
+            if look is not None and (own is None or own[:2] < look[:2]):
                 _write_look(entry, look)
 
     def clear(self) -> None:
@@ -165,7 +165,7 @@ class KeySpending:
         newest: Look | None = None
         for ledger in self._ledgers:
             look = ledger.look(self._hash)
-            if look is not None and (newest is None or look.at > newest.at):
+            if look is not None and (newest is None or look[:2] > newest[:2]):
                 newest = look
         for ledger in self._others:
             spent = ledger.spent(self._hash)
@@ -181,8 +181,8 @@ _WEIGHTS = range(1, LOOK_LEN)
 
 
 def _packed(look: Look) -> list[int]:
-    """A look as LOOK_LEN numbers: time; each bucket's level (0: none), forgiven debt, total; the check number."""
-    numbers = [round(look.at * _MILLION)]
+    """A look as LOOK_LEN numbers: time, number; each bucket's level (0: none), forgiven debt, total; a check number."""
+    numbers = [round(look.at * _MILLION), look.number]
     for bucket in (look.requests, look.tokens):
         if bucket is None:
             numbers += (0, 0, 0)
@@ -203,9 +203,9 @@ def _unpacked(numbers: Sequence[int]) -> Look | None:
         return None
     buckets = [
         Bucket((level - _LEVEL_0) / _MILLION, forgiven / _MILLION, total) if level else None
-        for level, forgiven, total in (numbers[1:4], numbers[4:7])
+        for level, forgiven, total in (numbers[2:5], numbers[5:8])
     ]
-    return Look(numbers[0] / _MILLION, *buckets)
+    return Look(numbers[0] / _MILLION, numbers[1], *buckets)
 
 
 def _write_look(entry: MutableSequence[int], look: Look) -> None:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamd.core.auth import Key, Refusal
@@ -59,7 +59,7 @@ class Place:
         others = [place.spent for place in self.board.places if place is not self]
         looks = [place.look for place in self.board.places if place.look is not None]
         summed = Spent(*map(sum, zip(NOTHING, *others, strict=True)))
-        return summed, max(looks, key=lambda look: look.at, default=None)
+        return summed, max(looks, key=lambda look: look[:2], default=None)
 
 
 def test_without_limits_nothing_is_refused() -> None:
@@ -193,6 +193,7 @@ def test_looks_at_the_same_moment_overshoot_by_one_for_each_other_worker() -> No
 
 @settings(max_examples=100)
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.floats(0, 100), st.integers(0, 60)), max_size=60))
+@example(2, [(0, 0.0, 0), (1, 0.0, 60), (0, 30.0, 0), (1, 100.0, 50), (0, 0.0, 20), (1, 3.0, 0)])
 def test_several_workers_let_in_what_a_single_worker_would(workers: int, steps: list[tuple[int, float, int]]) -> None:
     limited, board, alone, now = key(requests_per_minute=20, tokens_per_minute=50), Board(), Account(), 0.0
     accounts = [board.account() for _ in range(workers)]

@@ -206,7 +206,7 @@ def test_the_spending_of_a_dead_worker_still_counts(fd: int, by_successor: bool)
 def test_the_newest_look_outlasts_the_worker_that_made_it(fd: int) -> None:
     one, two = (worker(fd, slot).account_of("k1") for slot in (0, 1))
     assert one is not None and two is not None
-    older, newer = Look(5.0, Bucket(1.0, 0.0, 5), None), Look(6.0, Bucket(0.5, 0.0, 6), None)
+    older, newer = Look(5.0, 8, Bucket(1.0, 0.0, 5), None), Look(5.0, 9, Bucket(0.5, 0.0, 6), None)
     one.keep(newer)
     two.keep(older)
     Shared(fd, WORKERS, []).bury(0, 0)
@@ -227,11 +227,11 @@ def test_a_look_is_read_as_it_was_written_and_never_half(
     writer, reader = (Shared(made, 1, [], 0).account_of("k") for _ in range(2))
     assert isinstance(writer, KeySpending) and reader is not None
     assert reader.seen() == (Spent(0, 0, 0), None)
-    writer.keep(Look(1.0, Bucket(3.0, 0.0, 7), Bucket(4.0, 1.0, 8)))
+    writer.keep(Look(1.0, 1, Bucket(3.0, 0.0, 7), Bucket(4.0, 1.0, 8)))
     before = list(writer._entry)
-    writer.keep(Look(at, requests, tokens))
+    writer.keep(Look(at, 2, requests, tokens))
     _, look = reader.seen()
-    assert look is not None and look.at == pytest.approx(at, abs=1e-6)
+    assert look is not None and look.number == 2 and look.at == pytest.approx(at, abs=1e-6)
     for found, expected in ((look.requests, requests), (look.tokens, tokens)):
         assert (found is None) == (expected is None)
         if found is not None and expected is not None:
