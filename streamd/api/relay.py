@@ -40,6 +40,7 @@ from streamd.wire.query import parameter
 # and sequences that a server behind could decode into such a segment.
 _climbs = re.compile(r"//|/\.{1,2}(?:/|\Z)|\\|%2e|%2f|%5c|%00", re.IGNORECASE).search
 
+_begins_object = re.compile(rb"[ \t\r\n]*+\{").match
 _duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
 _sane_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
 
@@ -141,7 +142,7 @@ class Relay:
         if kept is None:
             return False
         if kept.body_hash != _hash_of(request):
-            text = "This Idempotency-Key was used with another path or body; use a new key for a new request."
+            text = "This Idempotency-Key was used with another path, query or body; use a new key for a new request."
             raise HttpError(422, text, code="idempotency_key_reused", param="idempotency-key")
         if kept.stream is None:
             text = "The first request with this Idempotency-Key is still being answered."
@@ -252,13 +253,19 @@ class Relay:
 
 
 def _json_of(request: Request) -> dict[str, Any]:
-    """The object in the body, for `model` and `stream`; {} for other bodies. Raises HttpError 400 for invalid JSON."""
+    """The object in the body, for `model` and `stream`; {} for other bodies. Raises HttpError 400 for invalid JSON.
+
+    A body that looks like an object is read whatever its type says: some servers don't look at the type.
+    """
     content_type = (request.get(b"content-type") or b"").split(b";")[0].strip().lower()
-    if content_type != b"application/json" or not request.body:
+    is_declared = content_type == b"application/json"
+    if not request.body or not (is_declared or _begins_object(request.body)):
         return {}
     try:
         fields = orjson.loads(request.body)
     except orjson.JSONDecodeError as error:
+        if not is_declared:
+            return {}
         text = f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         raise HttpError(400, text, code="bad_json") from None
     return fields if isinstance(fields, dict) else {}
@@ -332,8 +339,12 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
 
 
 def _hash_of(request: Request) -> bytes:
-    """Equal for equal requests with an Idempotency-Key. The path counts, because Gemini's names the model."""
-    return body_hash(b"%b\n%b" % (request.path.encode(), request.body))
+    """Equal for equal requests with an Idempotency-Key: method, path and query as they go upstream, and body.
+
+    Gemini's path names the model, and its query says whether the answer is a stream.
+    """
+    target = _target(request.path, head_of(request).query, request.dialect.api)
+    return body_hash(b"%b %b\n%b" % (request.method.encode(), target, request.body))
 
 
 def _secrets(head: RequestHead, api: Api) -> Headers:

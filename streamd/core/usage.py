@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from streamd.core.limits import Account
-from streamd.wire.dialects.api import Api
+from streamd.wire.dialects.api import tokens_made, tokens_stated
 
 # The longest of: a name, a colon between spaces, a number. A few names have 20 characters.
 OVERLAP_BYTES: Final = 128
@@ -21,13 +21,13 @@ OVERLAP_BYTES: Final = 128
 class Charge:
     """A counted request. Call `asked` when it reaches an upstream, and `over` once, at its end."""
 
-    __slots__ = ("_account", "_api", "_found", "_is_asked", "_is_over", "_tail")
+    __slots__ = ("_account", "_found", "_is_asked", "_is_over", "_pays_tokens", "_tail")
 
-    def __init__(self, account: Account, api: Api | None) -> None:
-        """Counts the request. `api` knows its servers' names for the count; None: its tokens aren't charged."""
+    def __init__(self, account: Account, *, pays_tokens: bool) -> None:
+        """Counts the request."""
         account.count_request()
         self._account = account
-        self._api = api
+        self._pays_tokens = pays_tokens
         self._tail = b""
         self._found: dict[bytes, int] = {}  # the largest count of each name
         self._is_asked = False
@@ -39,7 +39,7 @@ class Charge:
 
     def passed(self, piece: bytes) -> None:
         """The next bytes of an answer that is not a stream."""
-        if self._api is not None:
+        if self._pays_tokens:
             self._search(self._tail + piece)
             self._tail = (self._tail + piece[-OVERLAP_BYTES:])[-OVERLAP_BYTES:]
 
@@ -51,10 +51,8 @@ class Charge:
         if not self._is_asked:
             self._account.give_back_request()
         self._search(self._tail + b" ")  # the answer may have been cut behind a number
-        if self._api is not None:
-            self._account.count_tokens(self._api.tokens_made(self._found))
+        self._account.count_tokens(tokens_made(self._found))
 
     def _search(self, data: bytes) -> None:
-        if self._api is not None:
-            for name, count in self._api.tokens_stated(data):
-                self._found[name] = max(count, self._found.get(name, 0))
+        for name, count in tokens_stated(data):
+            self._found[name] = max(count, self._found.get(name, 0))

@@ -80,6 +80,7 @@ def generates(method: str, path: str) -> bool:
     Servers keep answers and give them out again, with their usage: on a GET, and on a POST to a path below that of the
     API (OpenAI's `/v1/responses/{id}/cancel`, `/v1/chat/completions/{id}`).
     """
+    path = path.rstrip("/")
     below = any(path.startswith(f"{whole}/") for api in APIS for whole in api.paths)
     return method not in ("GET", "HEAD", "DELETE", "OPTIONS") and not below
 

@@ -91,6 +91,7 @@ _TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r]*+)", re.I
 _DIGITS = re.compile(rb"[0-9]{1,18}")  # 18 digits stay below 2^63
 # RFC 3986 3.3 pchar and "/", and the characters that browsers leave raw (WHATWG URL, path percent-encode set).
 _PATH = re.compile(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/|\[\]]|%(?!00)[0-9A-Fa-f]{2})*+")
+_ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*+)", re.IGNORECASE)
 _AUTHORITY = re.compile(rb"(?:([A-Za-z0-9\-._~]++)|\[([0-9A-Fa-f:.]++)\])(?::([0-9]{0,5}))?")
 
@@ -204,7 +205,9 @@ def _get(headers: Headers, name: bytes) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """A request's head, valid by all rules. `target` is origin-form or `*`, `path` and `query` its parts as sent."""
+    """A request's head, valid by all rules. `target` is origin-form or `*`, `path` and `query` its parts: the path in
+    its normal form (normal_path), the others as sent.
+    """
 
     method: str
     target: bytes
@@ -261,6 +264,7 @@ def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
     headers = tuple(event.headers)
     origin_form, authority = _resolve_target(method, target, host)
     path, _, query = origin_form.decode("ascii").partition("?")
+    path = normal_path(path)
     options = _connection_options(headers, 400)
     return RequestHead(
         method=method.decode("ascii"),
@@ -452,6 +456,19 @@ def _resolve_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, b
             "percent-encode the path of the request target as RFC 3986 says, without %00", "bad_target"
         )
     return target, authority
+
+
+def normal_path(path: str) -> str:
+    """The path in RFC 3986's normal form (6.2.2): no escape for an unreserved character, other escapes in capitals.
+
+    Done once, here: rights, routes, dialects, hashes and the upstream all see the same path.
+    """
+    return _ESCAPE.sub(_normal_escape, path) if "%" in path else path
+
+
+def _normal_escape(escape: re.Match[str]) -> str:
+    character = chr(int(escape[1], 16))
+    return character if character.isascii() and (character.isalnum() or character in "-._~") else escape[0].upper()
 
 
 def _framing(head: bytes, http10: bool, status: int) -> tuple[Framing, int]:

@@ -60,12 +60,12 @@ def test_bodies_without_a_model_pass(body: bytes, content_type: str) -> None:
         assert bytes(r.link.sent).endswith(b"\r\n\r\n" + body)
 
 
-@pytest.mark.parametrize("stream", [True, False, 1, "true", None])
-def test_only_stream_true_asks_for_a_stream(stream: object) -> None:
+@pytest.mark.parametrize(("stream", "asked"), [(True, True), (1, True), ("true", True), (False, False), (None, False)])
+def test_only_a_request_for_a_stream_gets_its_head_after_commit_after(stream: object, asked: bool) -> None:
     with rig(commit_after_s=1.0) as r:
         client = r.client(post({**CHAT, "stream": stream}))
         r.pass_time(1.5)
-        assert bool(client.raw) is (stream is True)
+        assert bool(client.raw) is asked
 
 
 def test_a_route_has_its_own_policy_grace_and_heartbeat() -> None:
@@ -112,6 +112,59 @@ def test_a_retry_joins_an_answer_that_turned_out_to_be_a_stream() -> None:
         events = [[each.data for each in events_in(client.answer.body)] for client in (first, running)]
         assert events == [[b'{"delta":"a"}', b'{"delta":"b"}']] * 2
         assert late.answer.whole
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/chat/completions", 200),
+        ("/v1/ch%61t/completions", 200),  # the same path
+        ("/v1/chat/completions?a=1", 422),
+        ("/v1/chat/completions?last_event_id=", 200),  # streamd's own parameter doesn't go upstream
+        ("/v1/completions", 422),
+        ("/v1/messages", 422),
+    ],
+)
+def test_an_idempotency_key_joins_the_same_request_only(path: str, status: int) -> None:
+    with rig() as r:
+        r.client(post(CHAT, "Idempotency-Key: k"))
+        r.reply(SSE_HEAD + chunk(event("a")))
+        again = r.client(post(CHAT, "Idempotency-Key: k", path=path))
+        assert again.answer.status == status
+        r.reply(chunk(DONE) + LAST)
+
+
+ASKING = {
+    "plainly": post(CHAT),
+    "with 1": post({**CHAT, "stream": 1}),
+    "with a word": post({**CHAT, "stream": "true"}),
+    "in an encoded path": post(CHAT, path="/v1/%63hat/c%6Fmpletions"),
+    "with a slash at the end": post(CHAT, path="/v1/chat/completions/"),
+    "as text": post(json.dumps(CHAT).encode(), "Content-Type: text/plain"),
+    "as another JSON": post(json.dumps(CHAT).encode(), "Content-Type: application/vnd.x+json"),
+    "without a type": post(b" \r\n" + json.dumps(CHAT).encode(), "X-Y: z"),
+    "in an absolute target": post(CHAT, path="http://x/v1/chat/completions"),
+}
+
+
+@pytest.mark.parametrize("way", ASKING)
+def test_a_request_for_a_stream_is_a_stream_from_the_start_however_it_is_put(way: str) -> None:
+    with rig() as r:
+        client = r.client(ASKING[way])
+        assert len(tuple(r.runtime.hub)) == 1, "before the upstream has answered"
+        assert bytes(r.link.sent).startswith(b"POST /v1/chat/completions")
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+        assert client.answer.get("x-stream-id") and text_of(events_in(client.answer.body)) == "a"
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"{not json}", b'{"stream": true} and more', b"\xef\xbb\xbf{}", b"[{}]", b"--x"]
+)
+def test_a_body_of_another_type_that_is_no_object_passes_as_it_is(body: bytes) -> None:
+    with rig() as r:
+        r.client(post(body, "Content-Type: text/plain"))
+        assert bytes(r.link.sent).endswith(b"\r\n\r\n" + body)
+        r.reply(whole_answer(b"ok"))
 
 
 def test_a_key_of_an_answer_that_is_no_stream_is_free_again_when_it_is_over() -> None:

@@ -16,6 +16,7 @@ from streamd.wire.dialect import (
     error_body,
     error_event,
     gap_event,
+    generates,
     reconnect_event,
     sequence_number_of,
 )
@@ -74,7 +75,7 @@ def json_of(event: bytes) -> Any:
         ("/v1/models/m", Dialect.UNKNOWN),
         ("/v1/models", Dialect.UNKNOWN),
         ("/v1/embeddings", Dialect.UNKNOWN),
-        ("/v1/chat/completions/", Dialect.UNKNOWN),
+        ("/v1/chat/completions/", Dialect.CHAT),
         ("/v1/responsesx", Dialect.UNKNOWN),
         ("", Dialect.UNKNOWN),
     ],
@@ -125,6 +126,48 @@ def google(*texts: str, finish: str | None = None, index: int | None = 0, **more
 )
 def test_geminis_path_and_query_ask_for_a_stream(path: str, query: str, asked: bool) -> None:
     assert Dialect.GEMINI.api.wants_stream(path, query, {"stream": not asked}) is asked
+
+
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [
+        *((value, True) for value in (True, 1, 1.0, 2, "1", "true", "True", "TRUE", " true ", "t", "on", "yes", "y")),
+        *((value, True) for value in ("anything", [0], {"a": 1})),
+        *((value, False) for value in (False, None, 0, 0.0, "", "0", "false", "False", "f", "off", "no", "n", [], {})),
+    ],
+)
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/chat/completions/", "/v1/completions", "/v1/responses", "/v1/messages"]
+)
+def test_every_value_that_a_server_takes_for_true_asks_for_a_stream(path: str, value: object, asked: bool) -> None:
+    assert dialect_of(path).api.wants_stream(path, "", {"stream": value}) is asked
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "made"),
+    [
+        ("POST", "/v1/chat/completions", True),
+        ("POST", "/v1/chat/completions/", True),
+        ("POST", "/v1/responses", True),
+        ("POST", "/v1/other", True),
+        ("POST", "/v1beta/models/m:generateContent", True),
+        ("PUT", "/v1/messages", True),
+        ("GET", "/v1/responses/r1", False),
+        ("HEAD", "/v1/responses/r1", False),
+        ("DELETE", "/v1/chat/completions/c1", False),
+        ("POST", "/v1/responses/r1/cancel", False),
+        ("POST", "/v1/chat/completions/c1", False),
+        ("GET", "/v1/anything", False),
+    ],
+)
+def test_an_answer_that_a_server_keeps_was_not_made_for_the_request(method: str, path: str, made: bool) -> None:
+    assert generates(method, path) is made
+
+
+def test_usage_is_found_in_the_shape_of_any_api_where_a_path_may_lead_to_any() -> None:
+    vertex = google("a", usageMetadata={"promptTokenCount": 8, "candidatesTokenCount": 1})
+    assert seen(Dialect.UNKNOWN, vertex).usage == (8, 1)
+    assert seen(Dialect.GEMINI, chunk(usage={"prompt_tokens": 3, "completion_tokens": 4})).usage == (3, 4)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from streamd.wire.dialects.members import (
     object_of,
     objects_of,
     readable_object,
+    says_yes,
     string_of,
     updated,
     whole_in,
@@ -38,13 +39,26 @@ CHOICE_INDEX_MAX: Final = 1023
 
 _UNSTATED: Final[Usage] = (-1, -1)
 
-# A member with a number, whose end is seen: a piece of an answer may cut it.
-_NUMBER: Final = rb"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}([0-9][0-9.eE+-]{0,31})(?=[ \t\r\n,}\]])"
+# A member with a count, whose end is seen: a piece of an answer may cut it.
+_STATED: Final = re.compile(
+    rb'"(completion_tokens|output_tokens|candidatesTokenCount|thoughtsTokenCount)"'
+    rb"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}([0-9][0-9.eE+-]{0,31})(?=[ \t\r\n,}\]])"
+).findall
 
 
-def number_after(names: bytes) -> re.Pattern[bytes]:
-    """Matches a member of one of these names (`a|b`), and its number, in the bytes of an answer."""
-    return re.compile(rb'"(%b)"%b' % (names, _NUMBER))
+def tokens_stated(data: bytes) -> list[tuple[bytes, int]]:
+    """The output tokens that these bytes of a whole answer state, each with the name it has there.
+
+    For every API alike: a path that isn't known (Vertex AI's, Google's `/v1beta/openai/`) may lead to a server of any.
+    """
+    counts = ((name, whole_in(digits, TOKENS_MAX)) for name, digits in _STATED(data))
+    return [(name, count) for name, count in counts if count is not None]
+
+
+def tokens_made(stated: Mapping[bytes, int]) -> int:
+    """The output tokens of a whole answer. Some servers state them under two names; Google counts thoughts apart."""
+    google = stated.get(b"candidatesTokenCount", 0) + stated.get(b"thoughtsTokenCount", 0)
+    return max(google, *(stated.get(name, 0) for name in (b"completion_tokens", b"output_tokens")))
 
 
 class Part:
@@ -103,7 +117,7 @@ class Api:
 
     def serves(self, path: str) -> bool:
         """Whether a request's path, without its query, belongs to this API."""
-        return path in self.paths or path.startswith(self.below)
+        return path.rstrip("/") in self.paths or path.startswith(self.below)
 
     def claims(self, path: str, query: str, field: Callable[[bytes], bytes | None]) -> bool:
         """Whether a request is this API's although other APIs have its path too; `field` gives a header field."""
@@ -111,7 +125,7 @@ class Api:
 
     def wants_stream(self, path: str, query: str, fields: Json) -> bool:
         """Whether a request with this body asks for a stream."""
-        return self.streams and fields.get("stream") is True
+        return self.streams and says_yes(fields.get("stream"))
 
     def models(self, path: str, fields: Json) -> list[str]:
         """Every model that a request names; the first is the request's target."""
@@ -157,19 +171,6 @@ class Api:
     def usage(self, body: Json, before: Usage | None) -> Usage | None:
         """The usage after an event; unchanged if the event doesn't state it."""
         return tokens_of(object_of(body, "usage"), before)
-
-    # The members with the count of an answer that is not a stream, each with its number.
-    output_tokens: ClassVar[re.Pattern[bytes]] = number_after(rb"completion_tokens|output_tokens")
-
-    def tokens_stated(self, data: bytes) -> list[tuple[bytes, int]]:
-        """The output tokens that these bytes of an answer state, by the name they are stated under."""
-        found = self.output_tokens.findall(data)
-        counts = ((name, whole_in(digits, TOKENS_MAX)) for name, digits in found)
-        return [(name, count) for name, count in counts if count is not None]
-
-    def tokens_made(self, stated: Mapping[bytes, int]) -> int:
-        """The output tokens of an answer by the names that it states them under; some servers use both."""
-        return max(stated.values(), default=0)
 
     def is_error(self, body: Json, name: str | None) -> bool:
         """Whether an event is the upstream's report of a failure, which ends its answer."""
@@ -309,6 +310,14 @@ def is_error(body: Json) -> bool:
         return True
     error = body.get("error")
     return isinstance(error, (dict, str)) and bool(error)
+
+
+def google_tokens_of(body: Json, before: Usage | None) -> Usage | None:
+    """Google's usage, in an event of its API."""
+    usage = object_of(body, "usageMetadata")
+    made = [count_of(usage, name) for name in ("candidatesTokenCount", "thoughtsTokenCount")]
+    counted = [count for count in made if count is not None]
+    return updated(before, count_of(usage, "promptTokenCount"), sum(counted) if counted else None)
 
 
 def openai_error(message: str, type: str, code: str, param: str | None) -> Json:

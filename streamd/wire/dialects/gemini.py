@@ -17,21 +17,19 @@ parts in an event are kept unmerged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
-from streamd.wire.dialects.api import Api, Part, Progress, number_after
+from streamd.wire.dialects.api import Api, Part, Progress, google_tokens_of
 from streamd.wire.dialects.members import (
     Json,
     Usage,
     clean,
-    count_of,
     is_text,
     object_of,
     objects_of,
     string_of,
-    updated,
 )
 from streamd.wire.query import parameter
 
@@ -154,16 +152,8 @@ class Gemini(Api):
         return [string_of(part, "text") for content in contents for part in objects_of(content, "parts")]
 
     def usage(self, body: Json, before: Usage | None) -> Usage | None:
-        usage = object_of(body, "usageMetadata")
-        made = [count_of(usage, name) for name in ("candidatesTokenCount", "thoughtsTokenCount")]
-        counted = [count for count in made if count is not None]
-        return updated(before, count_of(usage, "promptTokenCount"), sum(counted) if counted else None)
-
-    output_tokens: ClassVar = number_after(rb"candidatesTokenCount|thoughtsTokenCount")
-
-    def tokens_made(self, stated: Mapping[bytes, int]) -> int:
-        """Thoughts are counted apart."""
-        return sum(stated.values())
+        """Google's, or OpenAI's below `/v1beta/openai/`."""
+        return google_tokens_of(body, super().usage(body, before))
 
     # -- words
 

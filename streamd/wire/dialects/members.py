@@ -86,6 +86,15 @@ def whole_in(digits: bytes, most: int) -> int | None:
         return None
 
 
+# Words that mean "no" to pydantic, which vLLM and SGLang read requests with; it takes `1` and `"true"` for yes.
+_NO: Final = frozenset(("", "0", "f", "false", "n", "no", "off"))
+
+
+def says_yes(value: object) -> bool:
+    """Whether any server may take this member for true. A server that takes it for no answers as if it were missing."""
+    return value.strip().lower() not in _NO if isinstance(value, str) else bool(value)
+
+
 def is_text(value: object) -> bool:
     """Whether this is a string that isn't empty."""
     return isinstance(value, str) and value != ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from streamd.wire.dialects.api import Api, Part, tokens_of
+from streamd.wire.dialects.api import Api, Part, google_tokens_of, tokens_of
 from streamd.wire.dialects.members import Json, Usage, is_text, object_of, string_of
 
 
@@ -31,7 +31,7 @@ class Published(Api):
         """An unknown server's usage, in all places where known servers have it."""
         for holder in (body, object_of(body, "response"), object_of(body, "message")):
             before = tokens_of(object_of(holder, "usage"), before)
-        return before
+        return google_tokens_of(body, before)
 
     def parts(self, parsed: Json) -> list[Part] | None:
         if len(parsed) == 1 and is_text(parsed.get("delta")):
