@@ -4,7 +4,8 @@
                                      generation is cancelled (api/relay.py)
     GET /v1/stream?conv_id=…&from=N  the stream from its byte N on, live if it still runs
     DELETE /v1/stream?conv_id=…      stop it and forget it; 204 also if there is none
-    POST /v1/streams/lookup          {"conversation_ids": […]}: the state of these and of their variants `<id>::…`
+    POST /v1/streams/lookup          {"conversation_ids": […]}: the state of these and of their variants `<id>::…`, each
+                                     told once, however many of the names find it
 
 Clients count the bytes of the body, so these streams go out raw: the events as they are in the log, without ids and
 without bytes of streamd's own in between. Two rules differ from llama.cpp on purpose. A conversation belongs to its
@@ -15,6 +16,7 @@ reason the header doesn't go upstream: a llama.cpp there would go on generating 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 
 import orjson
@@ -39,6 +41,10 @@ LOOKUP = "/v1/streams/lookup"
 CONVERSATION_BYTES_MAX = 512
 # The web UI asks for all conversations that it keeps: 1,000 of them, 200 B each.
 LOOKUP_BYTES_MAX = 256 * 1024
+
+# Most names in a question, and conversations in its answer: the web UI's, twice. An entry takes up to 650 bytes, so a
+# worker's part fits a note.
+LOOKUP_MAX = 2_000
 
 _offset = re.compile(r"[0-9]{1,15}").fullmatch
 
@@ -94,6 +100,8 @@ class Llama:
         """The state of the conversations that the client names, and of no others. Raises HttpError 400, 503."""
         request = answer.request
         asked = tuple(dict.fromkeys(_ids_asked(request.body)))
+        if len(asked) > LOOKUP_MAX:
+            raise _too_many("names are in this lookup")
         principal_id, peers = request.principal.id, self._runtime.peers
         questions: dict[int, bytes] = {}
         own = asked
@@ -110,7 +118,9 @@ class Llama:
             found = self._found(principal_id, own)
             for each in others.answers:
                 found.update(orjson.loads(each))
-            states = [state for conversation in asked for state in found[conversation]]
+            states = [state for conversation in asked for state in found.get(conversation, ())]
+            if len(states) > LOOKUP_MAX:
+                raise _too_many("conversations have these names")
             answer.send(200, orjson.dumps(states), [JSON, (b"cache-control", b"no-store")])
 
         gather(self._runtime, answer, LOOKUP, questions, finish)
@@ -121,11 +131,18 @@ class Llama:
         return orjson.dumps(self._found(principal_id, asked))
 
     def _found(self, principal_id: str, asked: Iterable[str]) -> dict[str, list[dict[str, object]]]:
-        found: dict[str, list[dict[str, object]]] = {conversation: [] for conversation in asked}
-        for conversation, stream in self._runtime.hub.conversations(principal_id).items():
-            for name in _names_of(conversation):
-                if name in found:
-                    found[name].append(self._state_of(conversation, stream))
+        """The conversations by the name that finds them, each once. At most LOOKUP_MAX, and one more if there are."""
+        streams = self._runtime.hub.conversations(principal_id)
+        by_key = {_key_of(conversation): conversation for conversation in streams}
+        keys = sorted(by_key)
+        found: dict[str, list[dict[str, object]]] = {}
+        left = LOOKUP_MAX + 1
+        for name in _broadest(asked):
+            key = _key_of(name)
+            start = bisect_left(keys, key)
+            below = keys[start : min(bisect_left(keys, key + _AFTER_PARTS, start), start + left)]
+            found[name] = [self._state_of(by_key[each], streams[by_key[each]]) for each in below]
+            left -= len(below)
         return found
 
     def _state_of(self, conversation: str, stream: CountedStream) -> dict[str, object]:
@@ -193,7 +210,24 @@ def _ids_asked(body: bytes) -> list[str]:
     return [each for each in ids if isinstance(each, str)] if isinstance(ids, list) else []
 
 
-def _names_of(conversation: str) -> list[str]:
-    """The names that find a conversation: a lookup of `a` finds `a::some-model` too."""
-    parts = conversation.split("::")
-    return ["::".join(parts[: k + 1]) for k in range(len(parts))]
+# Names as keys that sort: between the parts a NUL, which no header holds and which comes before all other characters.
+# So `a` is directly followed by all `a::…`, whatever other names begin with an `a`.
+_PARTS, _AFTER_PARTS = "\0", "\1"
+
+
+def _key_of(name: str) -> str:
+    return name.replace("::", _PARTS)
+
+
+def _broadest(names: Iterable[str]) -> list[str]:
+    """The names that no other of them finds: a lookup of `a` finds `a::some-model`, and whatever is below that."""
+    broadest: list[str] = []
+    for name in sorted((name for name in names if _PARTS not in name), key=_key_of):
+        if not broadest or not _key_of(name).startswith(_key_of(broadest[-1]) + _PARTS):
+            broadest.append(name)
+    return broadest
+
+
+def _too_many(found: str) -> HttpError:
+    text = f"More than {LOOKUP_MAX} {found}; ask for fewer at a time."
+    return HttpError(413, text, code="too_many_found", param="conversation_ids", reason=CloseReason.BODY_TOO_LARGE)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Answer, Client, Rig, chunk, event, get, post, rig, whole_answer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from streamd.api.llama import LOOKUP_MAX
 from streamd.core.stream import CountedStream
+from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
 
 CONVERSATION = "X-Conversation-Id: c"
 EVENTS = [event(f"word {k} ") for k in range(30)]
@@ -339,6 +344,68 @@ def test_a_lookup_returns_the_state_of_each_known_conversation() -> None:
         assert [each["conversation_id"] for each in lookup(r, "c::other")] == ["c::other"]
         for link in r.links[:4]:
             link.feed(chunk(DONE) + LAST)
+
+
+def named(r: Rig, names: Iterable[str]) -> None:
+    """Finished conversations of these names, without their bytes."""
+    for name in names:
+        stream = r.runtime.hub.open_conversation(
+            Dialect.CHAT, r.runtime.time(), conversation=name, terms=Terms(owner="anonymous", retention_s=20.0)
+        )
+        stream.seal(CloseReason.COMPLETE, r.runtime.time(), clean=True)
+
+
+def told(r: Rig, *ids: str) -> list[str]:
+    return [each["conversation_id"] for each in lookup(r, *ids)]
+
+
+def test_a_lookup_tells_each_conversation_once_however_many_names_find_it() -> None:
+    names = [
+        *("::" * 200 + f"{k:03d}" for k in range(50)),
+        "a",
+        "a::b",
+        "a::b::c",
+        "a::b!",
+        "a!",
+        "ab",
+        "a:::b",
+        "b::c",
+    ]
+    with conversing() as r:
+        named(r, names)
+        assert sorted(told(r, *("::" * k for k in range(1, 200)))) == sorted(names[:50])
+        for asked in (("a", "a::b", "a::b::c"), ("a::b::c", "a", "a::b"), ("a::b", "a")):
+            assert sorted(told(r, *asked)) == ["a", "a:::b", "a::b", "a::b!", "a::b::c"]
+        assert told(r, "a::b") == ["a::b", "a::b::c"]
+        assert told(r, "a:", "a\0b", "a::", ":b") == []
+        assert told(r, "b", "a!", "nobody") == ["b::c", "a!"]
+        r.pass_time(21)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.text("ab:", min_size=1, max_size=7), max_size=12, unique=True),
+    st.lists(st.text("ab:", min_size=1, max_size=7), max_size=8),
+)
+def test_a_lookup_finds_what_each_name_finds_by_itself(names: list[str], asked: list[str]) -> None:
+    with conversing() as r:
+        named(r, names)
+        parts = [name.split("::") for name in asked]
+        wanted = [name for name in names if any(name.split("::")[: len(each)] == each for each in parts)]
+        assert sorted(told(r, *asked)) == sorted(wanted)
+        r.pass_time(21)
+
+
+def test_a_lookup_of_very_many_is_refused_and_says_so() -> None:
+    with conversing() as r:
+        assert lookup(r, *(f"n{k}" for k in range(LOOKUP_MAX))) == []
+        named(r, (f"c::{k}" for k in range(LOOKUP_MAX)))
+        assert len(lookup(r, "c")) == LOOKUP_MAX
+        named(r, ["c"])
+        for ids in (["c"], [f"n{k}" for k in range(LOOKUP_MAX + 1)]):
+            answer = ask(r, post({"conversation_ids": ids}, path="/v1/streams/lookup"))
+            assert (answer.status, answer.error["code"]) == (413, "too_many_found")
+        r.pass_time(21)
 
 
 def test_after_its_retention_a_conversation_is_forgotten() -> None:
