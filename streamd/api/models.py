@@ -1,97 +1,208 @@
 """GET /v1/models and /v1beta/models: the models of all upstreams, merged, with their aliases.
 
-An upstream that fails is left out.
+An upstream that fails is left out. The question that goes upstream is streamd's own: of the asker it has the
+credentials, if that upstream gets them, and the fields that an API's list may depend on. So askers share it
+(net/questions.py), whatever else they send. It counts against the limits of the key that caused it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import orjson
 
+from streamd.api.rights import Rights
 from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
-from streamd.net.fetch import Fetch
 from streamd.net.http_error import HttpError
+from streamd.net.questions import Key, Parts, Question, Questions
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
+from streamd.wire.dialect import KEY_FIELDS
 from streamd.wire.dialects.api import Api
 from streamd.wire.dialects.members import Json, json_object
 
 PATHS = ("/v1/models", "/v1beta/models")
 
+# Of the asker's fields go upstream: credentials (streamd's own or the client's, as the upstream's settings say), and
+# those that decide which list a server gives. Anthropic gives none without its version.
+_ASKERS_FIELDS: Final = frozenset(
+    (
+        b"authorization",
+        *KEY_FIELDS,
+        b"anthropic-version",
+        b"anthropic-beta",
+        b"openai-organization",
+        b"openai-project",
+        b"x-goog-user-project",
+    )
+)
+
 
 class Models:
     """Asks every upstream at once, and answers after the last has answered or timed out."""
 
-    def __init__(self, runtime: Runtime, upstreams: Upstreams, ask: Callable[[Request, dict[str, Any]], Ask]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        upstreams: Upstreams,
+        rights: Rights,
+        ask: Callable[[Request, dict[str, Any]], Ask],
+    ) -> None:
         self._runtime = runtime
         self._upstreams = upstreams
+        self._rights = rights
         self._ask = ask
+        self._questions = Questions(runtime)
         self._methods = {"GET": Plan(answer=self.answer)}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
         return self._methods if request.path in PATHS and request.method in ("GET", "HEAD") else None
 
     def answer(self, answer: Answer) -> None:
-        upstreams = tuple(self._upstreams)
+        """Answer from what is kept, from questions under way, and from new ones. Raises HttpError."""
+        upstreams, request = tuple(self._upstreams), answer.request
         if not upstreams:
             self._upstreams.choose("", self._runtime.time())
-        request = answer.request
-        ask, query = replace(self._ask(request, {}), method="GET"), request.dialect.api.list_query
-        if query:
-            ask = replace(ask, target=lambda upstream: f"{request.path}?{query}".encode())
-        _Merge(self._runtime, answer, upstreams, ask)
+        asked = self._ask(request, {})
+        merge = _Merge(self._questions, answer, upstreams)
+        fresh: list[tuple[Key, Ask]] = []
+        for upstream in upstreams:
+            ask = _question(asked, request, upstream)
+            key = (upstream, _digest(ask, upstream))
+            if not merge.has(key):
+                fresh.append((key, ask))
+        try:
+            self._begin(fresh, merge, request)
+        except HttpError:
+            merge.on_gone(CloseReason.NO_UPSTREAM)
+            raise
+        merge.begun()
+
+    def _begin(self, fresh: list[tuple[Key, Ask]], merge: _Merge, request: Request) -> None:
+        """Ask what isn't known. Raises HttpError if that may not be, and nothing else is known."""
+        if not fresh:
+            return
+        self._rights.check_limits(request)
+        read = partial(_offered_in, request.dialect.api)
+        refusals = [problem for key, ask in fresh if (problem := merge.begin(key, ask, read)) is not None]
+        if len(refusals) == len(fresh):
+            if not merge.has_any:
+                raise refusals[0]
+            return
+        charge = self._rights.charge(request)
+        if charge is not None:
+            charge.asked()
+            charge.over()
 
 
 class _Merge(Pending):
     """A request for the list: collects its parts as they come."""
 
-    def __init__(self, runtime: Runtime, answer: Answer, upstreams: tuple[Upstream, ...], ask: Ask) -> None:
+    def __init__(self, questions: Questions, answer: Answer, upstreams: tuple[Upstream, ...]) -> None:
+        self._questions = questions
         self._answer = answer
         self._api = answer.request.dialect.api
         self._upstreams = upstreams
-        self._lists: dict[str, list[tuple[str, Json]]] = {}
-        self._missing = len(upstreams)
-        answer.later(self)
-        self._fetches = [Fetch(runtime, upstream, ask, self._arrived) for upstream in upstreams]
-        for fetch in self._fetches:
-            fetch.start()
+        self._lists: dict[Upstream, Parts] = {}
+        self._waits: set[Question] = set()
 
-    def _arrived(self, upstream: Upstream, status: int, body: bytes) -> None:
-        """Take an upstream's answer; status 0 if it failed."""
-        self._missing -= 1
-        if status == 200:
-            self._lists[upstream.settings.name] = self._api.models_listed(json_object(body) or {})
-        if not self._missing:
+    def has(self, key: Key) -> bool:
+        """Whether an upstream's part is known, or its question under way, which is joined then."""
+        parts = self._questions.kept(key)
+        if parts is not None:
+            self._lists[key[0]] = parts
+            return True
+        question = self._questions.join(key, self)
+        if question is not None:
+            self._waits.add(question)
+        return question is not None
+
+    @property
+    def has_any(self) -> bool:
+        """Whether a part is known, or may come."""
+        return bool(self._lists or self._waits)
+
+    def begin(self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], Parts | None]) -> HttpError | None:
+        """Ask an upstream; the error if it can't be asked now."""
+        try:
+            self._waits.add(self._questions.begin(key, ask, read, self))
+        except HttpError as problem:
+            return problem
+        return None
+
+    def begun(self) -> None:
+        """Everything is asked: wait for it, or answer now."""
+        if self._waits:
+            self._answer.later(self)
+        else:
+            self._respond()
+
+    def arrived(self, question: Question, parts: Parts | None) -> None:
+        self._waits.discard(question)
+        if parts is not None:
+            self._lists[question.upstream] = parts
+        if not self._waits:
             self._answer.settle(self._respond)
 
     def _respond(self) -> None:
         if not self._lists:
             text = "No upstream answered with a list of models."
             raise HttpError(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
-        merged: dict[str, Json] = {}
+        merged: dict[str, bytes] = {}
         for upstream in self._upstreams:
-            for name, model in _offered(self._api, upstream, self._lists.get(upstream.settings.name)):
+            for name, model in self._lists.get(upstream, ()):
                 merged.setdefault(name, model)
-        body = orjson.dumps(self._api.model_list(list(merged.values())))
+        entries: list[Any] = [orjson.Fragment(model) for model in merged.values()]
+        body = orjson.dumps(self._api.model_list(entries))
         self._answer.send(200, body, [(b"content-type", b"application/json")])
 
     def on_gone(self, reason: CloseReason) -> None:
-        for fetch in self._fetches:
-            fetch.cancel()
+        waits, self._waits = self._waits, set()
+        for question in waits:
+            self._questions.leave(question, self)
 
 
-def _offered(api: Api, upstream: Upstream, models: list[tuple[str, Json]] | None) -> list[tuple[str, Json]]:
+def _question(asked: Ask, request: Request, upstream: Upstream) -> Ask:
+    """The question for an upstream: the asker's request without its body, its query and most of its fields."""
+    own = {name.lower().encode() for name in upstream.settings.headers}
+    kept = own | _ASKERS_FIELDS | {b"host", b"accept-encoding"}
+    fields = [field for field in asked.fields(upstream, 0) if field[0] in kept]
+    if b"accept" not in own:
+        fields.append((b"accept", b"application/json"))
+    query = request.dialect.api.list_query
+    target = f"{request.path}?{query}".encode() if query else request.path.encode()
+    return Ask("GET", lambda upstream: target, "", lambda upstream, length: fields, lambda upstream: b"")
+
+
+def _digest(ask: Ask, upstream: Upstream) -> bytes:
+    fields = b"\n".join(b"%b:%b" % field for field in ask.fields(upstream, 0))
+    return hashlib.blake2b(ask.target(upstream) + b"\n" + fields, digest_size=16).digest()
+
+
+def _offered_in(api: Api, upstream: Upstream, status: int, body: bytes) -> Parts | None:
+    """The models offered here of an upstream's answer, as JSON; None for an answer that is no list of any."""
+    listed = api.models_listed(json_object(body) or {}) if status == 200 else []
+    if not listed:
+        return None
+    parts = []
+    for name, model in _offered(api, upstream, listed):
+        try:
+            parts.append((name, orjson.dumps(model)))
+        except TypeError:  # orjson reads deeper nesting than it writes
+            continue
+    return tuple(parts)
+
+
+def _offered(api: Api, upstream: Upstream, models: list[tuple[str, Json]]) -> list[tuple[str, Json]]:
     """The models offered here: those that the configuration lets through, then the upstream's aliases."""
-    if models is None:
-        return []
     settings = upstream.settings
     offered = [(name, model) for name, model in models if upstream.serves(name)]
     by_name = dict(models)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from streamd.counters import bump
 from streamd.net.attempt import Ask, Attempt
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream, UpstreamConnection
@@ -61,6 +62,7 @@ class Fetch:
 
     def on_asked(self, attempt: Attempt) -> None:
         """The timer runs already."""
+        bump(self._runtime.counters.upstream_requests, self._upstream.settings.name)
 
     def on_unreachable(self, attempt: Attempt, error: BaseException) -> None:
         self._finish(0)

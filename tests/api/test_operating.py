@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fakes import CHAT, SSE_HEAD, WHOLE, Rig, chunk, event, get, post, rig, whole_answer
+from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Client, Rig, chunk, event, get, post, rig, whole_answer
 
 from streamd.config import UpstreamSettings
 from streamd.daemon.control import DaemonState
@@ -171,6 +171,85 @@ def test_a_client_that_leaves_ends_the_requests_for_models(mute: bool) -> None:
             r.mute |= {1, 2}
         r.client(get("/v1/models")).fin()
         assert all(link.closed for link in r.links)
+
+
+UP = UpstreamSettings(name="up", url="http://up.test:1", inflight_max=8)
+
+
+def listed(client: Client) -> list[str]:
+    return [model["id"] for model in json.loads(client.answer.body)["data"]]
+
+
+def test_many_who_want_the_list_take_one_place_and_leave_room_for_a_generation() -> None:
+    ways = (
+        get("/v1/models"),
+        get("/v1/models?x=1"),
+        get("/v1/models", "Accept: text/html", "X-Request-Id: r", "X-Y: z", "If-None-Match: a", "Cookie: c=d"),
+        get("/v1/models", "Authorization: Bearer mine"),
+        get("/v1/models", "Content-Length: 4") + b"body",
+        get("/v1/%6dodels"),
+    )
+    with rig(upstreams=(UP,)) as r:
+        askers = [r.client(ways[k % len(ways)]) for k in range(24)]
+        question = r.link
+        assert len(r.links) == 1
+        sent = bytes(question.sent)
+        assert sent.startswith(b"GET /v1/models HTTP/1.1\r\n") and sent.endswith(b"\r\n\r\n")
+        fields = {line.partition(b":")[0] for line in sent.split(b"\r\n")[1:-2]}
+        assert fields == {b"host", b"accept", b"accept-encoding"}
+        chat = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+        assert chat.answer.status == 200
+        question.feed(models("m"))
+        r.turn()
+        assert [listed(asker) for asker in askers] == [["m"]] * 24
+        assert listed(r.client(get("/v1/models"))) == ["m"]
+        assert r.runtime.counters.upstream_requests == {"up": 2}
+        r.pass_time(4)
+
+
+def test_lists_for_other_credentials_are_other_lists_where_credentials_go_upstream() -> None:
+    up = UpstreamSettings(name="up", url="http://up.test:1", pass_client_key=True)
+    fields = ("Authorization: Bearer one", "Authorization: Bearer two", "Authorization: Bearer one")
+    with rig(upstreams=(up,)) as r:
+        askers = [r.client(get("/v1/models", field)) for field in fields]
+        assert [b"Bearer one" in bytes(link.sent) for link in r.links] == [True, False]
+        for link, name in zip(r.links, ("of-one", "of-two"), strict=True):
+            link.feed(models(name))
+        r.turn()
+        assert [listed(asker) for asker in askers] == [["of-one"], ["of-two"], ["of-one"]]
+        assert listed(r.client(get("/v1/models", fields[1]))) == ["of-two"]
+        r.pass_time(4)
+
+
+def test_a_full_upstream_is_not_asked_for_its_models() -> None:
+    with rig(upstreams=(UP,)) as r:
+        (upstream,) = r.worker.upstreams
+        upstream.in_flight = 8
+        answer = r.client(get("/v1/models")).answer
+        assert (answer.status, answer.error["code"]) == (503, "no_upstream_available") and r.links == []
+        upstream.in_flight = 0
+
+
+def test_the_part_of_a_failed_upstream_is_asked_for_again_and_the_good_part_is_kept() -> None:
+    with rig(upstreams=TWO) as r:
+        assert answered(r, whole_answer(b"{}", "500 Oops"), models("other")) == ["other"]
+        again = r.client(get("/v1/models"))
+        assert sum(b"GET" in bytes(link.sent) for link in r.links) >= 2
+        asked = [link for link in r.links if bytes(link.sent).count(b"GET /v1/models") == 2 or link is r.links[-1]]
+        asked[0].feed(models("big"))
+        r.turn()
+        assert listed(again) == ["big", "fast", "other"]
+        r.pass_time(4)
+
+
+def test_a_model_that_cannot_be_written_again_costs_the_list_nothing_else() -> None:
+    deep = b'{"id": "deep", "x": ' + b"[" * 400 + b"]" * 400 + b"}"
+    with rig(upstreams=(UP,)) as r:
+        client = r.client(get("/v1/models"))
+        r.reply(whole_answer(b'{"data": [%b, {"id": "m"}]}' % deep))
+        assert listed(client) == ["m"]
+        r.pass_time(4)
 
 
 def test_other_methods_of_models_go_upstream() -> None:

@@ -402,7 +402,21 @@ def test_an_answer_that_turns_out_to_be_a_stream_counts_among_the_keys_streams(t
         finish(r)
 
 
-EVENTS = {"Content-Type": "text/event-stream"}
+def test_a_list_of_models_costs_a_request_unless_it_is_known(tmp_path: Path) -> None:
+    with rig(**limited(tmp_path / "keys", requests_per_minute=2)) as r:
+        for k in range(2):
+            first, waiting = r.client(get("/v1/models", bearer("alice"))), r.client(get("/v1/models", bearer("alice")))
+            r.reply(whole_answer(b'{"data": [{"id": "m"}]}'))
+            known = r.client(get("/v1/models", bearer("alice")))
+            assert [client.answer.status for client in (first, waiting, known)] == [200] * 3, k
+            r.pass_time(4)
+        check_told_to_wait(r.client(get("/v1/models", bearer("alice"))).answer)
+        other = r.client(get("/v1/models", bearer("bob")))
+        r.reply(whole_answer(b"{}", "500 Oops"))
+        assert other.answer.status == 502
+        r.pass_time(60)
+
+
 REFUSED = {
     "too many streams": (429, post(CHAT, bearer("alice"))),
     "a wrong option": (400, post(CHAT, bearer("alice"), "X-Stream-Detach-Grace: soon")),

@@ -1030,6 +1030,28 @@ NET: Final = (
         "",
     ),
     Mutant(
+        "an error of one moment is the list of models for some seconds",
+        "net/questions.py",
+        "Questions._arrived",
+        "if parts is not None:",
+        "if True:",
+    ),
+    Mutant(
+        "lists of models take more places than their upstream has",
+        "net/questions.py",
+        "Questions._start",
+        "if upstream.full():",
+        "if False:",
+    ),
+    Mutant(
+        "a client gets the list of another's credentials",
+        "api/models.py",
+        "_digest",
+        'ask.target(upstream) + b"\\n" + fields',
+        "ask.target(upstream)",
+        ("tests/api/test_operating.py",),
+    ),
+    Mutant(
         "a list of models without an end fills the memory",
         "net/fetch.py",
         "Fetch.on_piece",

@@ -226,12 +226,19 @@ def check_hub(hub: Any, streams: list[Stream]) -> None:
         must(id(stream) in known, "a response id of a stream that is gone")
 
 
+def fetches_of(world: World) -> list[Fetch]:
+    """The questions for lists of models that are at an upstream."""
+    questions = world.worker.router._models._questions._under_way.values()
+    return [question.fetch for question in questions if question.fetch is not None]
+
+
 def check_upstreams(world: World, clients: list[ClientConnection], exchanges: list[Exchange]) -> None:
     """Requests in flight and connections, from both sides."""
-    fetches: list[Fetch] = []
-    for client in clients:
-        waiting = client.answer._pending if client.answer is not None else None
-        fetches += [fetch for fetch in getattr(waiting, "_fetches", ()) if fetch._done is not None]
+    fetches = fetches_of(world)
+    waiting = [client.answer._pending for client in clients if client.answer is not None]
+    for question in world.worker.router._models._questions._under_way.values():
+        must(bool(question.listeners), "a question that nobody waits for", question.key)
+        must(all(listener in waiting for listener in question.listeners), "a question's asker has gone", question.key)
     askers = {id(asker) for asker in (*exchanges, *fetches)}
     for upstream in world.worker.upstreams:
         name = upstream.settings.name
@@ -370,12 +377,8 @@ def check_admission(world: World, clients: list[ClientConnection], exchanges: li
     row = world.worker.runtime.admission._row
     admitted = sum(1 for client in clients if client.origin.refusal is None)
     must(row[SharedNumber.CONNECTIONS] == admitted, "connections admitted", row[SharedNumber.CONNECTIONS], admitted)
-    must(
-        row[SharedNumber.UPSTREAM] == len(exchanges),
-        "requests for upstreams",
-        row[SharedNumber.UPSTREAM],
-        len(exchanges),
-    )
+    asked = len(exchanges) + len(fetches_of(world))
+    must(row[SharedNumber.UPSTREAM] == asked, "requests for upstreams", row[SharedNumber.UPSTREAM], asked)
     published = row[SharedNumber.STREAMS] - row[SharedNumber.UPSTREAM]
     must(published == live, "published streams", published, live)
 
