@@ -122,6 +122,8 @@ class Sources:
             place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", str(error))
             line = int(place[1]) if place and place[1] else text.count("\n") + 1
             self.refuse(f"{self._file}:{line}", "", None, f"not TOML: {str(error).partition(' (at ')[0]}")
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end
+            self.refuse(self._file, "", None, f"not TOML that can be read: {str(error).partition(';')[0]}")
         else:
             self._lines = lines_of(text)
             for path, raw in self._leaves(document):

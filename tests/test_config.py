@@ -254,6 +254,12 @@ def test_a_file_that_is_no_toml_is_refused_with_its_line(file: Path, text: str, 
     assert problems_of(file, text) == [problem]
 
 
+@pytest.mark.parametrize("text", ["stall_timeout = " + "1" * 5000, "x = " + "[" * 100_000], ids=["digits", "brackets"])
+def test_a_file_with_a_value_beyond_all_bounds_is_refused(file: Path, text: str) -> None:
+    (problem,) = problems_of(file, text)
+    assert problem.startswith("streamd.toml: not TOML that can be read: ")
+
+
 def test_a_file_that_is_no_utf8_is_refused_with_its_line(file: Path) -> None:
     file.write_bytes(b"# fine\npolicy = '\xff'\n")
     with pytest.raises(ConfigError, match=r"toml:2: must be UTF-8$"):
