@@ -298,9 +298,9 @@ class Exchange(Pending):
             self._runtime.hub.remove(stream)
 
     def on_piece(self, piece: bytes) -> None:
+        if self._charge is not None:  # also of an answer whose reader gets an error in its place
+            self._charge.passed(piece)
         if self._state is ExchangeState.PROXYING and self.answer is not None:
-            if self._charge is not None:
-                self._charge.passed(piece)
             self.answer.proxy_body(piece)
         elif self._state is ExchangeState.COLLECTING and len(self._collected) < COLLECTED_BYTES_MAX:
             if b"\n" not in self._collected:

@@ -472,6 +472,15 @@ def test_a_stream_that_shows_itself_in_its_answer_is_refused_above_the_limit(tmp
         r.turn()
 
 
+def test_an_answer_that_comes_too_late_and_is_no_stream_costs_its_tokens(tmp_path: Path) -> None:
+    with rig(**limited(tmp_path / "keys", tokens_per_minute=100), commit_after_s=1.0) as r:
+        client = r.client(post(CHAT, bearer("alice")))
+        r.pass_time(1.5)
+        r.reply(whole_answer(b'{"usage":{"completion_tokens":240}}'))
+        assert client.answer.status == 200
+        check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
+
+
 def answered_with_usage(r: Rig, ask: bytes) -> int:
     client = r.client(ask)
     if not client.raw:
