@@ -82,6 +82,7 @@ def check_network(text: str) -> None:
         raise Refused from None
 
 
+HOST_NAME = _HOST
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.A)
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,128}", re.A)
 FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?", re.A)  # RFC 9110 5.5, without obs-text and folding

@@ -24,6 +24,7 @@ from typing import Any
 
 from streamd.addresses import (
     FIELD_VALUE,
+    HOST_NAME,
     ORIGIN,
     ROUTE_PATH,
     UPSTREAM_NAME,
@@ -241,6 +242,14 @@ class Settings:
         LISTENING,
         "Whether streamd may listen beyond loopback without keys",
         "Without keys every client may use the upstreams",
+    )
+    hosts: tuple[str, ...] = list_row(
+        LISTENING,
+        (),
+        "host names without a port, such as llm.home.example",
+        matching(HOST_NAME),
+        "Names by which this machine is reached, beside loopback names and addresses",
+        "Without keys, and on the admin listener, any other name gets 421: a web page can have its own name lead here",
     )
     keys_file: str = path_row(
         LISTENING, "File of the API keys, salted and hashed, as `streamd keys` writes it", exists=True

@@ -94,12 +94,13 @@ class FakeTransport(asyncio.Transport):
         self.aborted = False
         self.lost = False
         self.is_reset = False  # by the peer, and connection_lost() has not been called yet
+        self.peer: tuple[str, int] | str = ("192.0.2.1", 40000)  # "": on a Unix socket
         self._paused = False
 
     # -- calls of the protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return {"peername": ("192.0.2.1", 40000)}.get(name, default)
+        return {"peername": self.peer}.get(name, default)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         assert high == 0, "a slow reader is noticed at once"
@@ -425,7 +426,7 @@ def rig(**settings: Any) -> Iterator[Rig]:
 
 
 def get(path: str = "/healthz", *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
-    return "\r\n".join((f"{method} {path} HTTP/{version}", "Host: streamd.test", *fields, "", "")).encode()
+    return "\r\n".join((f"{method} {path} HTTP/{version}", "Host: streamd.localhost", *fields, "", "")).encode()
 
 
 def post(body: bytes | dict[str, Any], *fields: str, path: str = "/v1/chat/completions", version: str = "1.1") -> bytes:

@@ -20,18 +20,18 @@ from streamd.config import UpstreamSettings
 from streamd.reasons import CloseReason
 from streamd.wire.http1 import RemoteProtocolError
 
-HIDDEN = b"GET /v1/hidden HTTP/1.1\r\nHost: streamd.test\r\n\r\n"
+HIDDEN = b"GET /v1/hidden HTTP/1.1\r\nHost: streamd.localhost\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def chunked(body: bytes, *fields: bytes) -> bytes:
     """A POST to an upstream's route with that raw body."""
-    head = (b"POST /v1/embeddings HTTP/1.1", b"Host: streamd.test", b"Transfer-Encoding: chunked", *fields)
+    head = (b"POST /v1/embeddings HTTP/1.1", b"Host: streamd.localhost", b"Transfer-Encoding: chunked", *fields)
     return b"\r\n".join(head) + b"\r\n\r\n" + body
 
 
 def with_fields(*lines: bytes) -> bytes:
-    return b"\r\n".join((b"POST /v1/embeddings HTTP/1.1", b"Host: streamd.test", *lines)) + b"\r\n\r\n"
+    return b"\r\n".join((b"POST /v1/embeddings HTTP/1.1", b"Host: streamd.localhost", *lines)) + b"\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
@@ -245,11 +245,11 @@ def test_starlette_cve_2026_48710_litellm_cve_2026_49468_a_poisoned_host_is_refu
 def test_the_host_decides_nothing_and_goes_nowhere() -> None:
     async def attack(daemon: Daemon, upstream: RawUpstream) -> None:
         absolute = (
-            b"GET http://evil.example/v1/embeddings HTTP/1.1\r\nHost: streamd.test\r\nX-Forwarded-Host: evil\r\n\r\n"
+            b"GET http://192.0.2.7/v1/embeddings HTTP/1.1\r\nHost: streamd.localhost\r\nX-Forwarded-Host: evil\r\n\r\n"
         )
         assert (await daemon.ask(absolute)).status == 200
         (request,) = upstream.requests
-        assert b"evil" not in request
+        assert b"evil" not in request and b"192.0.2.7" not in request
         assert f"host: {upstream.url.removeprefix('http://')}\r\n".encode() in request
 
     against(attack)

@@ -72,7 +72,7 @@ class Llama:
         if stream is None:
             text = "There is no stream of this conversation, or it ended too long ago."
             raise HttpError(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)
-        self._rights.check_read(request, stream)
+        self._rights.check_read(request, stream.id, stream)
         offset = _from(request)
         if offset > stream.event_bytes:
             text = f"The stream has not got as far as byte {offset}: there are {stream.event_bytes}."
@@ -91,7 +91,7 @@ class Llama:
         conversation = _conversation_asked(request)
         stream = hub.by_conversation(request.principal.id, conversation)
         if stream is not None:
-            self._rights.check_write(request, stream)
+            self._rights.check_write(request, stream.id, stream)
             hub.forget_conversation(request.principal.id, conversation)
             self._streams.stop_stream(stream)
         answer.send(204)
@@ -99,6 +99,7 @@ class Llama:
     def lookup(self, answer: Answer) -> None:
         """The state of the conversations that the client names, and of no others. Raises HttpError 400, 503."""
         request = answer.request
+        self._rights.check_still(request)
         asked = tuple(dict.fromkeys(_ids_asked(request.body)))
         if len(asked) > LOOKUP_MAX:
             raise _too_many("names are in this lookup")

@@ -147,7 +147,7 @@ class Publish:
         options = _options(request.body, self._runtime.settings)
         known = self._runtime.hub.get(name)
         if known is not None:
-            self._rights.check_write(request, known)
+            self._rights.check_write(request, name, known)
             if known.reason is None or known.readers:
                 state = "is live" if known.reason is None else "still has readers"
                 raise HttpError(409, f"The stream {name} {state}.", code="stream_exists", param="name")
@@ -216,8 +216,8 @@ class Publish:
         """Check, before the body, that the sender may write to the stream and that Expected-Seq matches."""
         request = answer.request
         head = head_of(request)
-        stream = self._streams.get(urllib.parse.unquote(request.path[len(PREFIX) : -len(EVENTS) - 1]))
-        self._rights.check_write(request, stream)
+        name = urllib.parse.unquote(request.path[len(PREFIX) : -len(EVENTS) - 1])
+        stream = self._streams.writable(request, name, below=f"/{EVENTS}")
         publisher = stream.source
         if stream.reason is not None:
             raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
@@ -238,7 +238,9 @@ class Publish:
         if whole and head.content_length > self._runtime.settings.body_bytes_max:
             text = f"The body is larger than {self._runtime.settings.body_bytes_max} bytes; send it chunked."
             raise HttpError(413, text, code="body_too_large", reason=CloseReason.BODY_TOO_LARGE)
-        return Publishing(self._runtime, answer, publisher, publication, whole=whole, seal=seal, expected=expected)
+        return Publishing(
+            self._runtime, self._rights, answer, publisher, publication, whole=whole, seal=seal, expected=expected
+        )
 
 
 class Publishing:
@@ -253,14 +255,17 @@ class Publishing:
         "_over",
         "_publication",
         "_publisher",
+        "_rights",
         "_runtime",
         "_seal",
         "_whole",
+        "due_at",
     )
 
     def __init__(
         self,
         runtime: Runtime,
+        rights: Rights,
         answer: Answer,
         publisher: Publisher,
         publication: Publication,
@@ -270,6 +275,7 @@ class Publishing:
         expected: int | None,
     ) -> None:
         self._runtime = runtime
+        self._rights = rights
         self._answer = answer
         self._publisher = publisher
         self._publication = publication
@@ -279,6 +285,9 @@ class Publishing:
         self._held: list[bytes] = []  # whole: bounded by body_bytes_max, which its length was checked against
         self._held_bytes = 0
         self._over = False
+        self.due_at = answer.request.expires_at or NEVER  # when the right to publish ends
+        if self.due_at != NEVER:
+            runtime.sweep.add(self)
         publisher.begin()
         if expected is not None:
             publisher.fence += 1
@@ -310,9 +319,15 @@ class Publishing:
         """The publisher broke off, or was refused in the middle."""
         self._end(broken=True)
 
+    def on_due(self, now: float) -> float:
+        """The key or token has expired while the body was open: the request ends with what came until then."""
+        self._answer.refuse(self._runtime.refused(self._rights.expired(self._answer.request)))
+        return NEVER
+
     def _read(self, piece: bytes | None) -> None:
         """Parse the next bytes, or the end (None). In a chunked body the events before a mistake are published."""
         publication, stream = self._publication, self._publisher.stream
+        self._rights.check_still(self._answer.request)
         if stream.reason is not None and not publication.done:
             raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
         if self._fence != self._publisher.fence:
@@ -346,6 +361,7 @@ class Publishing:
     def _end(self, *, broken: bool) -> None:
         if not self._over:
             self._over = True
+            self._runtime.sweep.discard(self)
             self._held.clear()
             self._runtime.release_body(self._held_bytes)
             self._publisher.end(broken=broken)

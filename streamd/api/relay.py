@@ -95,8 +95,8 @@ class Relay:
         fields = _json_of(request)
         models = api.models(head.path, fields)
         request.model = models[0][:200] if models else ""
+        self._rights.check_models(request, models)
         if request.body:
-            self._rights.check_models(request, models)
             self._say_once(request, fields)
         wants_stream = api.wants_stream(head.path, head.query, fields)
         request.data_only = api.data_only and b"text/event-stream" not in (request.get(b"accept") or b"").lower()
@@ -129,8 +129,7 @@ class Relay:
         last = last_event_id(request)
         if last is None:
             return False
-        stream = self._streams.get(last.stream)
-        self._rights.check_read(request, stream)
+        stream = self._streams.readable(request, last.stream)
         seq = self._streams.position(request, stream, last)
         self._streams.join(answer, stream, seq, policy, resumed=True)
         return True

@@ -110,7 +110,7 @@ class ResponsesRoute:
         stream = self._known(request)
         if stream is None:  # the stream ended while the request was read
             raise HttpError(404, "The response is not known any more.", code="not_found", reason=CloseReason.NOT_FOUND)
-        self._rights.check_read(request, stream)
+        self._rights.check_read(request, stream.id, stream)
         given = query_of(request).get("starting_after")
         if given is not None and not _number(given):
             text = "starting_after has to be the sequence_number of the last event that you have."

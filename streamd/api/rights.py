@@ -5,6 +5,13 @@
     writing and stopping       the principal that opened it, a publish token, the admin surface; without a key file
                                all clients
 
+A client without the right to read a stream isn't told whether the stream is there: its answer depends on its key or
+token and on the name, and on nothing else. So each check of a stream takes the id that was asked for and the stream, or
+None, and both are looked up in the same way.
+
+A right holds until the request is answered, not only when its head comes: a body may take as long as it likes, and a
+key or token that expires meanwhile, or leaves the file, opens nothing any more.
+
 Keys and tokens are replaced as a whole when their files change; clients that are being served go on.
 """
 
@@ -13,20 +20,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamd.core.auth import ADMIN, ANONYMOUS, Principal, presented_key, principal_without_keys
-from streamd.core.keys import REQUIRED, Keys
+from streamd.core.keys import EXPIRED, REQUIRED, Keys
 from streamd.core.limits import Account, Accounts, SpendingBoard
 from streamd.core.refusal import Refusal
 from streamd.core.stream import Stream
 from streamd.core.usage import Charge
 from streamd.net.answer import Answer
-from streamd.net.http_error import HttpError
+from streamd.net.http_error import HttpError, stream_not_found
 from streamd.net.request import Request
-from streamd.net.runtime import Runtime
+from streamd.net.runtime import Runtime, head_of
 from streamd.reasons import CloseReason
+from streamd.wire import pages
 from streamd.wire.dialect import generates
+from streamd.wire.path_models import models_in_path
+from streamd.wire.query import parameter
 
 if TYPE_CHECKING:
     from streamd.core.tokens import Grant, Verifier
+
+
+STREAM_PATH = (
+    "/v1/streams/"  # of a stream's own path; the routes of a key are about it, however the stream is asked for
+)
 
 
 class Rights:
@@ -48,6 +63,29 @@ class Rights:
         """Use a verifier of tokens, after the files of its keys were read. None: no token opens a stream."""
         self.verifier = verifier
 
+    # -- pages
+
+    def check_page(self, answer: Answer) -> None:
+        """Refuse a request that a browser on this machine sends for a page that isn't streamd's. Raises HttpError.
+
+        Without keys a name rebound to 127.0.0.1 would read everything; on the admin surface any page's form would do.
+        """
+        head, origin = head_of(answer.request), answer.origin
+        is_admin = origin.listener == "admin"
+        if is_admin and pages.is_of_another_page(head.get, head.authority):
+            text = "A page of another origin asks for this; the admin surface answers its own pages and programs alone."
+            raise HttpError(403, text, code="cross_origin", reason=CloseReason.FORBIDDEN)
+        settings = self._runtime.settings
+        if not is_admin and (self.keys is not None or settings.insecure_public):
+            return
+        if not origin.may_be_rebound(answer.request):
+            return
+        host = pages.host_of(head.authority)
+        allowed = [name.lower().removesuffix(".") for name in settings.hosts]
+        if not pages.is_local(host, allowed, plain_names=is_admin and origin.is_unix):
+            text = "Without keys this server answers only for loopback names, addresses, and the names in `hosts`."
+            raise HttpError(421, text, code="misdirected_request", reason=CloseReason.FORBIDDEN, param="hosts")
+
     # -- principals
 
     def identify(self, answer: Answer) -> Principal:
@@ -67,6 +105,25 @@ class Rights:
             raise self._runtime.refused(found)
         return found
 
+    def check_still(self, request: Request) -> None:
+        """Check that the key or token has not expired, or left its file, since the head came. Raises HttpError 401."""
+        key = request.principal.key
+        refusal = None
+        if key is not None and self.keys is not None:
+            refusal = self.keys.refuse_later(key, self._runtime.unix_time())
+        if refusal is None and request.expires_at and self._runtime.time() >= request.expires_at:
+            refusal = self.expired(request)
+        if refusal is not None:
+            raise self._runtime.refused(refusal)
+
+    def expired(self, request: Request) -> Refusal:
+        """The refusal of a request whose key or token has expired."""
+        if request.principal.key is not None:
+            return EXPIRED
+        from streamd.core import tokens  # Why here: it needs the cryptography package, which no other feature does
+
+        return tokens.EXPIRED
+
     def check_relay(self, request: Request) -> None:
         """A request for an upstream needs a key, if there is a key file. Raises HttpError."""
         principal = request.principal
@@ -79,11 +136,19 @@ class Rights:
             raise self._runtime.refused(refusal)
 
     def check_models(self, request: Request, models: list[str]) -> None:
-        """Check the key's models. `models` is empty if the body names none or isn't parsed. Raises HttpError."""
+        """Check the key, and its models, once the body is there. Raises HttpError.
+
+        `models` are those that the body names: none of them if it isn't parsed. The path and the query may name more.
+        """
+        self.check_still(request)
         key = request.principal.key
-        if key is None:
+        if key is None or "*" in key.models:
             return
-        for refusal in [key.refuse_model(model) for model in models] or [key.refuse_model(None)]:
+        named: list[str | None] = [*models] if models or not request.body else [None]
+        named += request.dialect.api.models(request.path, {}) or models_in_path(request.path)
+        named += parameter(head_of(request).query, "model")
+        for model in named:
+            refusal = key.refuse_model(model)
             if refusal is not None:
                 raise self._runtime.refused(refusal)
 
@@ -137,43 +202,83 @@ class Rights:
 
     # -- streams
 
-    def check_read(self, request: Request, stream: Stream) -> None:
-        """Check the right to read the stream, and set the time at which it ends. Raises HttpError."""
+    def check_read(self, request: Request, stream_id: str, stream: Stream | None) -> None:
+        """Check the right to read streams of this id, and set the time at which it ends. Raises HttpError.
+
+        `stream` is the stream of this id; None if there is none. A stream that this client may not read counts as none.
+        """
+        refusal = self.why_not_read(request, stream_id, stream)
+        if refusal is not None:
+            raise refusal
+
+    def why_not_read(self, request: Request, stream_id: str, stream: Stream | None) -> HttpError | None:
+        """As check_read(), but returns the error: a reader that waits for a name gets it at the end of its wait."""
+        try:
+            self.check_still(request)
+            self._check_read(request, stream_id, stream)
+        except HttpError as refusal:
+            return refusal
+        return None
+
+    def _check_read(self, request: Request, stream_id: str, stream: Stream | None) -> None:
         principal = request.principal
         if principal.admin:
             return
         if self._runtime.settings.streams_auth == "token":
-            if not self._owns(principal, stream):
-                self._check_token(request, stream.id)
+            # A generation that is over has no owner any more: its opener, like any key, is told that it is over. To
+            # ask for it takes its id, which only its opener was told.
+            is_over = stream is None and stream_id.startswith("s_") and self._may_own(principal)
+            if not is_over and (stream is None or not self._owns(principal, stream)):
+                self._check_token(request, stream_id)
             return
-        if self.keys is None or stream.id.startswith("s_") or stream.terms.name_public:
+        if self.keys is None or stream_id.startswith("s_") or (stream is not None and stream.terms.name_public):
             return
         if principal.key is None:
-            self._check_token(request, stream.id)
-        elif (refusal := principal.key.refuse_route(request.path)) is not None:
+            self._check_token(request, stream_id)
+        elif (refusal := principal.key.refuse_route(STREAM_PATH + stream_id)) is not None:
             raise self._runtime.refused(refusal)
 
     def check_publish(self, request: Request, name: str) -> None:
         """Check the right to open a stream of that name ("": a generated id). Raises HttpError."""
+        self.check_still(request)
         principal = request.principal
         if principal.admin or self.keys is None:
             return
         if principal.key is not None:
-            refusal = principal.key.refuse_route(request.path)
+            refusal = principal.key.refuse_route(STREAM_PATH + name if name else request.path)
             if refusal is not None:
                 raise self._runtime.refused(refusal)
             return
         self._check_publish_token(request, name)
 
-    def check_write(self, request: Request, stream: Stream) -> None:
-        """Check the right to publish to the stream or to stop it. Raises HttpError."""
+    def check_write(self, request: Request, stream_id: str, stream: Stream | None, *, below: str = "") -> None:
+        """Check the right to publish to the stream of this id (`below`: /events) or to stop it. Raises HttpError.
+
+        `stream` as in check_read(). Sets the time at which the right ends.
+        """
+        self.check_still(request)
         principal = request.principal
-        if principal.admin or self.keys is None or self._owns(principal, stream):
+        if principal.admin or self.keys is None:
             return
-        if principal.key is not None:
-            text = "This stream belongs to another key."
-            raise HttpError(403, text, code="not_the_owner", reason=CloseReason.FORBIDDEN)
-        self._check_publish_token(request, stream.id)
+        key = principal.key
+        if key is None:
+            self._check_publish_token(request, stream_id)
+            return
+        if below or not stream_id.startswith("s_"):  # to stop a generation of one's own takes its id alone
+            refusal = key.refuse_route(STREAM_PATH + stream_id + below)
+            if refusal is not None:
+                raise self._runtime.refused(refusal)
+        if stream is not None and not self._owns(principal, stream):
+            self._refuse_write(request, stream)
+        if key.expires_unix is not None:
+            request.expires_at = self._runtime.time() + key.expires_unix - self._runtime.unix_time()
+
+    def _refuse_write(self, request: Request, stream: Stream) -> None:
+        """Another key's stream: a client that may not even read it isn't told that it is there. Raises HttpError."""
+        if self.why_not_read(request, stream.id, stream) is not None:
+            raise stream_not_found(self._runtime.settings.retention_s)
+        text = "This stream belongs to another key."
+        raise HttpError(403, text, code="not_the_owner", reason=CloseReason.FORBIDDEN)
 
     def shown_to(self, principal: Principal) -> tuple[str, ...] | None:
         """The owners of the streams in a list, None for all: ids are rights, so each principal sees only its own."""
@@ -182,22 +287,29 @@ class Rights:
         return () if self.keys is not None and principal.key is None else (principal.id,)
 
     def _owns(self, principal: Principal, stream: Stream) -> bool:
-        """Whether the principal owns the stream. With a key file only a key owns streams; ANONYMOUS never does."""
-        if principal is ANONYMOUS or (self.keys is not None and principal.key is None):
-            return False
-        return principal.id == stream.terms.owner
+        """Whether the principal owns the stream."""
+        return self._may_own(principal) and principal.id == stream.terms.owner
+
+    def _may_own(self, principal: Principal) -> bool:
+        """With a key file only a key owns streams; ANONYMOUS never does."""
+        return principal is not ANONYMOUS and (self.keys is None or principal.key is not None)
 
     def _check_token(self, request: Request, stream_id: str) -> None:
         grant = self._grant(request, publish=False)
         if not grant.may_read(stream_id):
             raise HttpError(403, "This token is not for this stream.", code="wrong_token", reason=CloseReason.FORBIDDEN)
-        request.expires_at = self._runtime.time() + grant.expires_unix - self._runtime.unix_time()
+        self._end_with(request, grant)
 
     def _check_publish_token(self, request: Request, name: str) -> None:
         grant = self._grant(request, publish=True)
         if not grant.may_publish(name):
             text = "This token may not publish to this stream."
             raise HttpError(403, text, code="wrong_token", reason=CloseReason.FORBIDDEN)
+        self._end_with(request, grant)
+
+    def _end_with(self, request: Request, grant: Grant) -> None:
+        """The right of the request ends when its token expires."""
+        request.expires_at = self._runtime.time() + grant.expires_unix - self._runtime.unix_time()
 
     def _grant(self, request: Request, *, publish: bool) -> Grant:
         """The rights of the request's token. Raises HttpError 401."""

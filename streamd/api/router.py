@@ -67,10 +67,11 @@ class Router:
 
     def plan(self, answer: Answer) -> Plan:
         """The plan for a request. Raises HttpError:
-        404, 405, 501 and refusals that a route makes from the head alone."""
+        404, 405, 421, 501 and refusals that a route makes from the head alone."""
         request = answer.request
         head = request.head
         assert head is not None
+        self._rights.check_page(answer)
         if head.upgrade:
             # Clients that try a WebSocket first (Codex) go over to HTTP at once only after a 426.
             text = "streamd speaks HTTP/1.1 and Server-Sent Events: ask without Upgrade."

@@ -17,7 +17,7 @@ from streamd.core.hub import Gone
 from streamd.core.stream import Stream
 from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
-from streamd.net.http_error import HttpError
+from streamd.net.http_error import HttpError, stream_not_found
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
@@ -75,21 +75,36 @@ class Streams:
     def read(self, answer: Answer) -> None:
         """Send the stream from a position on, live if it still runs; or its state, if JSON is asked for."""
         request = answer.request
-        last = last_event_id(request)
+        last, wait_s = last_event_id(request), self._wait_s(request)
         name = name_of(request)
-        stream = self.known(name)
-        if stream is None:
-            wait_s = self._wait_s(request)
-            if wait_s and valid_name(name.encode("utf-8", "replace")):
-                self._wait(answer, name, wait_s)
-                return
-            stream = self.get(name)
-        self.read_from(answer, stream, last)
+        stream = self._here(name)
+        refusal = self._rights.why_not_read(request, name, stream)
+        if (stream is None or refusal is not None) and wait_s and valid_name(name.encode("utf-8", "replace")):
+            self._wait(answer, name, wait_s, refusal)
+            return
+        if refusal is not None:
+            raise refusal
+        self._send(answer, stream or self.get(name), last)
 
     def read_from(self, answer: Answer, stream: Stream, last: EventId | None) -> None:
         """Answer with the stream, after `last` if given. Raises HttpError."""
+        self._rights.check_read(answer.request, stream.id, stream)
+        self._send(answer, stream, last)
+
+    def readable(self, request: Request, stream_id: str) -> Stream:
+        """The stream, if the client may read it. Raises HttpError: the same if it may not and if there is none."""
+        stream = self._here(stream_id)
+        self._rights.check_read(request, stream_id, stream)
+        return stream or self.get(stream_id)
+
+    def writable(self, request: Request, stream_id: str, *, below: str = "") -> Stream:
+        """The stream, if the client may publish to it (`below`: /events) or stop it. Raises HttpError as readable()."""
+        stream = self._here(stream_id)
+        self._rights.check_write(request, stream_id, stream, below=below)
+        return stream or self.get(stream_id)
+
+    def _send(self, answer: Answer, stream: Stream, last: EventId | None) -> None:
         request = answer.request
-        self._rights.check_read(request, stream)
         if _wants_json(request):
             body = orjson.dumps(state_of(stream, self._runtime.time()))
             answer.send(200, body, [JSON, (b"x-stream-id", stream.id.encode())])
@@ -113,6 +128,13 @@ class Streams:
             self._runtime.counters.resumes += 1
         answer.stream(stream, seq=seq, policy=policy, reset=reset)
 
+    def _here(self, stream_id: str) -> Stream | None:
+        """The stream, if it is here, before any right was checked: get() says why not, afterwards."""
+        try:
+            return self._runtime.hub.get(stream_id)
+        except Gone:
+            return None
+
     def known(self, stream_id: str) -> Stream | None:
         """The stream, if it is here. Raises HttpError 410 if it was here and can't come back."""
         try:
@@ -125,9 +147,7 @@ class Streams:
         """The stream. Raises HttpError: 404, or 410 if it was here and can't come back."""
         stream = self.known(stream_id)
         if stream is None:
-            seconds = self._runtime.settings.retention_s
-            text = f"There is no such stream, or it ended more than {seconds:g} s ago (retention)."
-            raise HttpError(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)
+            raise stream_not_found(self._runtime.settings.retention_s)
         return stream
 
     def position(self, request: Request, stream: Stream, last: EventId | None) -> int:
@@ -154,14 +174,16 @@ class Streams:
             raise HttpError(400, "wait has to be a number of seconds, at most 60.", code="bad_wait", param="wait")
         return min(float(given), self._runtime.settings.wait_max_s)
 
-    def _wait(self, answer: Answer, name: str, wait_s: float) -> None:
-        waiting = WaitForName(self._runtime, self, answer, name, wait_s)
+    def _wait(self, answer: Answer, name: str, wait_s: float, refusal: HttpError | None) -> None:
+        waiting = WaitForName(self._runtime, self, answer, name, wait_s, refusal)
         self._waiting.setdefault(name, []).append(waiting)
 
     def wake_waiting(self, stream: Stream) -> None:
-        """A stream was opened: answer the readers that wait for its name."""
-        for waiting in self._waiting.pop(stream.id, ()):
-            waiting.opened(stream)
+        """A stream was opened: answer the readers that wait for its name, and may read it."""
+        for waiting in tuple(self._waiting.get(stream.id, ())):
+            if waiting.refusal is None or stream.terms.name_public:
+                self.forget_waiting(waiting)
+                waiting.opened(stream)
 
     def forget_waiting(self, waiting: WaitForName) -> None:
         left = [other for other in self._waiting.get(waiting.name, ()) if other is not waiting]
@@ -175,9 +197,7 @@ class Streams:
     def stop(self, answer: Answer) -> None:
         """End a stream now: its upstream is aborted, its readers are told. A sealed stream is forgotten."""
         request = answer.request
-        stream = self.get(name_of(request))
-        self._rights.check_write(request, stream)
-        self.stop_stream(stream)
+        self.stop_stream(self.writable(request, name_of(request)))
         answer.send(204)
 
     def stop_stream(self, stream: Stream) -> None:
@@ -254,15 +274,25 @@ class Streams:
 
 
 class WaitForName(Pending):
-    """A reader that came before its stream was opened (?wait=)."""
+    """A reader that came before its stream was opened (?wait=), or that may not read it: the two look alike to it."""
 
-    __slots__ = ("_answer", "_runtime", "_streams", "due_at", "name")
+    __slots__ = ("_answer", "_runtime", "_streams", "due_at", "name", "refusal")
 
-    def __init__(self, runtime: Runtime, streams: Streams, answer: Answer, name: str, wait_s: float) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        streams: Streams,
+        answer: Answer,
+        name: str,
+        wait_s: float,
+        refusal: HttpError | None,
+    ) -> None:
+        """`refusal`: why the reader may not read a stream of this name that isn't public; None: it may."""
         self._runtime = runtime
         self._streams = streams
         self._answer = answer
         self.name = name
+        self.refusal = refusal
         self.due_at = runtime.time() + wait_s
         answer.later(self)
         runtime.sweep.add(self)
@@ -281,6 +311,8 @@ class WaitForName(Pending):
         return NEVER
 
     def _refuse(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         self._streams.get(self.name)
 
     def on_gone(self, reason: CloseReason) -> None:

@@ -91,6 +91,13 @@ class Keys:
     def __contains__(self, key_id: object) -> bool:
         return key_id in self._by_id
 
+    def refuse_later(self, key: Key, now_unix: float) -> Refusal | None:
+        """None if a key that was authenticated earlier still holds: its line is there, and it has not expired."""
+        present = self._by_id.get(key.id)
+        if present is None or present.digest != key.digest:
+            return INVALID
+        return EXPIRED if present.expires_unix is not None and now_unix >= present.expires_unix else None
+
     def authenticate(self, presented: bytes, now_unix: float) -> Principal | Refusal:
         """The principal of a presented key at `now_unix` (seconds since 1970), or a refusal with status 401.
 

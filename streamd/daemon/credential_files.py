@@ -6,7 +6,8 @@ is unusable changes nothing: its previous version stays in use, and the log give
 together (certificate and key) are read together; when they are replaced one after the other, the first attempt fails
 and the second succeeds.
 
-Secret files (the keys' hashes, the token secret, the certificate's key) are refused if other users may read them.
+Secret files (the keys' hashes, the token secret, the certificate's key) are refused if other users may read them. A key
+set is no secret, but a user that may write it opens every stream: it is refused if other users may change it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # Poll interval: a revoked key stops working within this time. A poll costs one stat() per file.
 LOOK_EVERY_S = 1.0
 
-Stamp = tuple[int, int, int, int] | None
+Stamp = tuple[int, ...] | None
 
 
 Take = Callable[[Any], None]
@@ -143,12 +144,12 @@ def _paths(*names: str) -> tuple[Path, ...]:
 
 
 def _stamp(path: Path) -> Stamp:
-    """Numbers that change when a file is replaced or written; None if the file can't be found."""
+    """Numbers that change when a file or its mode is changed; None if the file can't be found."""
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
 
 
 def _secret(key: str, path: Path) -> bytes:
@@ -185,10 +186,11 @@ def _verifier(settings: Settings) -> Verifier:
 
 
 def _public(key: str, path: Path, bytes_max: int) -> bytes:
-    """The content of a file that isn't secret. A file that is too large gives `bytes_max` + 1 bytes."""
+    """The content of a file that others may read and not change. A file too large gives `bytes_max` + 1 bytes."""
     try:
-        with path.open("rb") as file:
-            return file.read(bytes_max + 1)
+        return keyfile.read_public(path, bytes_max)
+    except keyfile.KeyFileModeError as error:
+        raise Unusable(key, str(error)) from None
     except OSError as error:
         raise Unusable(key, f"{path}: {error.strerror}") from None
 

@@ -25,6 +25,10 @@ MODE_NEW: Final = 0o600
 MODE_REFUSED: Final = stat.S_IRWXO | stat.S_IWGRP
 
 
+# A key set is public: all may read it, and none but its owner may change it.
+MODE_REFUSED_PUBLIC: Final = stat.S_IWOTH | stat.S_IWGRP
+
+
 class KeyFileModeError(Exception):
     """The file's type or mode isn't fit for keys; the text gives the remedy."""
 
@@ -35,6 +39,20 @@ def read(path: Path) -> bytes:
     with os.fdopen(fd, "rb") as file:
         _check_mode(path, os.fstat(fd))
         return file.read(KEYS_FILE_BYTES_MAX + 1)
+
+
+def read_public(path: Path, bytes_max: int) -> bytes:
+    """The content of a file with public keys, at most `bytes_max` + 1 bytes. Raises KeyFileModeError if other users may
+    change the file, and OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        _check_regular(path, status)
+        if status.st_mode & MODE_REFUSED_PUBLIC:
+            mode = stat.S_IMODE(status.st_mode)
+            raise KeyFileModeError(f"{path} has mode {mode:04o}; others may write it: chmod 644 {path}")
+        return file.read(bytes_max + 1)
 
 
 def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
@@ -71,9 +89,13 @@ def _is_current(path: Path, fd: int) -> bool:
         return False
 
 
-def _check_mode(path: Path, status: os.stat_result) -> None:
+def _check_regular(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise KeyFileModeError(f"{path} is no regular file")
+
+
+def _check_mode(path: Path, status: os.stat_result) -> None:
+    _check_regular(path, status)
     if status.st_mode & MODE_REFUSED:
         mode = stat.S_IMODE(status.st_mode)
         raise KeyFileModeError(f"{path} has mode {mode:04o}; others may read or change it: chmod 600 (or 640) {path}")

@@ -21,13 +21,21 @@ DUPS = 16
 # net.core.somaxconn (4,096 since Linux 5.4).
 BACKLOG = 4096
 
+# Mode of the admin socket's file: connecting takes the right to write. Its owner and root may do everything there.
+# Why not the group as well, as in systemd's unit: a process started by hand has the group of its user, which may be
+# everybody's.
+ADMIN_MODE = 0o600
+
 DEFAULTS = Settings()
 
 
-def bind(address: Address, settings: Settings = DEFAULTS) -> socket.socket:
-    """A bound and listening socket with its options. Raises OSError with the address in its text."""
+def bind(address: Address, settings: Settings = DEFAULTS, *, mode: int | None = None) -> socket.socket:
+    """A bound and listening socket with its options. Raises OSError with the address in its text.
+
+    `mode`: of the file of a Unix socket; None: as the process's umask has it.
+    """
     try:
-        return _bind_unix(address.path) if address.is_unix else _bind_tcp(address, settings)
+        return _bind_unix(address.path, mode) if address.is_unix else _bind_tcp(address, settings)
     except OSError as error:
         where = f"unix:{address.path}" if address.is_unix else f"{address.host}:{address.port}"
         raise OSError(error.errno, f"{where}: {error.strerror or error}") from None
@@ -53,20 +61,35 @@ def _bind_tcp(address: Address, settings: Settings) -> socket.socket:
     return sock
 
 
-def _bind_unix(path: str) -> socket.socket:
-    """Bind after removing a socket file that an earlier process left behind, unless a process listens on it."""
+def _bind_unix(path: str, mode: int | None) -> socket.socket:
+    """Bind after removing a socket file that an earlier process left behind, unless a process listens on it.
+
+    With a mode, the umask allows nothing while the file is made: no connection comes before the mode is right.
+    """
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.stat(path).st_mode) and not _answers(path):
             os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(path)
+        _bind_with_mode(sock, path, mode)
         sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise
     sock.setblocking(False)
     return sock
+
+
+def _bind_with_mode(sock: socket.socket, path: str, mode: int | None) -> None:
+    if mode is None:
+        sock.bind(path)
+        return
+    before = os.umask(0o777)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+    os.chmod(path, mode)
 
 
 def _answers(path: str) -> bool:

@@ -162,7 +162,7 @@ class Parent:
         if not self._public:
             self._public = [listen.bind(parse_address(address), self._settings) for address in self._settings.listen]
         if self._settings.admin and not self._admin:
-            self._admin = [listen.bind(parse_address(self._settings.admin), self._settings)]
+            self._admin = [listen.bind(parse_address(self._settings.admin), self._settings, mode=listen.ADMIN_MODE)]
 
     def _close_listeners(self) -> None:
         """Close the parent's copies first: the last copy must be a worker's, which empties the accept queue.

@@ -71,6 +71,12 @@ def not_found(path: str) -> HttpError:
     )
 
 
+def stream_not_found(retention_s: float) -> HttpError:
+    """404 for a stream that isn't here; for clients without the right to read it, also if it is."""
+    text = f"There is no such stream, or it ended more than {retention_s:g} s ago (retention)."
+    return HttpError(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)
+
+
 def method_not_allowed(path: str, allowed: tuple[str, ...]) -> HttpError:
     """405 with Allow (RFC 9110 15.5.6)."""
     return HttpError(

@@ -12,6 +12,7 @@ from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.tunnel import reason_of_end
 from streamd.reasons import CloseReason
+from streamd.wire.forwarded import is_loopback
 
 Remote = tuple[str, int]
 """The address and port of a client."""
@@ -144,6 +145,28 @@ class Origin:
         if listener != "loopback":
             return listener == "public"
         return self.entrance.runtime.gates.proxies.gated(request.client or self.address) is not None
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether the connection came over a Unix socket."""
+        return self.remote is None
+
+    def may_be_rebound(self, request: Request) -> bool:
+        """Whether a browser on this machine may have sent the request, for a page whose name was rebound to loopback.
+
+        No browser reaches a Unix socket, but a tunnel to the admin surface (`ssh -L`) brings it there. A trusted proxy
+        answers for the names that it serves.
+        """
+        if self.entrance.listener == "public":
+            return False
+        address = self.address
+        if address is None:
+            return self.entrance.listener == "admin"
+        gates = self.entrance.runtime.gates
+        is_told = self._remote is not None and self.entrance.runtime.settings.proxy_protocol
+        if self.entrance.listener != "admin" and (is_told or gates.proxies.trusts(address)):
+            return False
+        return is_loopback(address)
 
     # -- the side that closed
 

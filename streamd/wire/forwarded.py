@@ -51,6 +51,12 @@ def parse_address(text: str) -> IPAddress | None:
     return address
 
 
+def is_loopback(text: str) -> bool:
+    """Whether the text is an address of this machine alone."""
+    address = parse_address(text)
+    return address is not None and address.is_loopback
+
+
 @dataclass(frozen=True, slots=True)
 class TrustedProxies:
     """The proxies that are believed about clients' addresses, and the header that they write."""

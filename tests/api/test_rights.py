@@ -721,7 +721,8 @@ def test_a_publish_token_opens_feeds_and_stops_only_the_names_that_it_covers(
         events = "/v1/streams/room-1/events"
         only_reads = f"Authorization: Bearer {token(streams=['room-*'])}"
         assert r.client(post(b"a", only_reads, path=events)).answer.status == 403
-        assert r.client(post(b"a", bearer("alice"), path=events)).answer.status == 403, "another key's"
+        others = r.client(post(b"a", bearer("alice"), path=events)).answer
+        assert others.status == 404, "another key's, and a key alone reads nothing: it isn't told that the name is open"
         assert r.client(post(b"a", as_bearer, path=events)).answer.status == 200
         assert r.client(get("/v1/streams/room-1", only_reads, method="DELETE")).answer.status == 403
         assert r.client(get("/v1/streams/room-1", as_bearer, method="DELETE")).answer.status == 204
@@ -807,7 +808,7 @@ def test_every_answer_and_every_error_carries_the_cors_headers(keys_file: Path) 
             r.client(get("/v1/streams/none", ORIGIN)),
             r.client(get("/v1/x", ORIGIN, "Connection: Upgrade", "Upgrade: websocket")),
         ]
-        assert [each.answer.status for each in refused] == [401, 404, 405, 404, 426]
+        assert [each.answer.status for each in refused] == [401, 404, 405, 401, 426]
         for client in (reader, *refused):
             answer = client.answer
             assert (allowed(answer), answer.get("access-control-allow-credentials")) == (PAGE, "true")
@@ -963,3 +964,337 @@ def test_a_stream_above_the_limit_of_its_key_takes_nothing_from_admission(tmp_pa
         refused.fin()
         assert r.runtime.admission.status()["in_use"] == before
         ends_well(r, running)
+
+
+# -- names that are nobody else's business
+
+UNLIKE = ("date", "x-request-id")  # fields that differ between two answers to the same request
+
+
+def shown(client: Client) -> list[tuple[int, tuple[tuple[bytes, bytes], ...], bytes]]:
+    """All that a client sees of its answers."""
+    kept = [tuple(field for field in each.head.headers if field[0].decode() not in UNLIKE) for each in client.answers]
+    return [(each.status, fields, each.body) for each, fields in zip(client.answers, kept, strict=True)]
+
+
+@pytest.fixture
+def strangers(tmp_path: Path) -> dict[str, Any]:
+    """A key file with an owner and keys that may not read its streams, and a secret for tokens."""
+    keys, secret = tmp_path / "strangers", tmp_path / "secret"
+    write(
+        keys,
+        line("owner"),
+        line("chatter", routes=("/v1/chat/*",)),
+        line("writer", routes=("/v1/streams/*/events",)),
+        line("late", expires_unix=1_000_000_000.0),
+    )
+    write(secret, SECRET.encode())
+    return {"keys_file": str(keys), "token_secret_file": str(secret), "token_audience": "rooms", "token_leeway_s": 0.0}
+
+
+CREDENTIALS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "a wrong key": (f"Authorization: Bearer {key('mallory')}",),
+    "an expired key": (bearer("late"),),
+    "a key without the route": (bearer("chatter"),),
+    "a key with a route to write alone": (bearer("writer"),),
+    "a wrong token": ("Authorization: Bearer e30.e30.AAAA",),
+    "an expired token": (f"Authorization: Bearer {token(streams=['*'], publish=['*'], exp=1_000_000_000)}",),
+    "a token for other names": (f"Authorization: Bearer {token(streams=['hall'], publish=['hall'])}",),
+    "a token for other names in a cookie": (f"Cookie: streamd_token={token(streams=['hall'])}",),
+}
+ASKED: list[tuple[str, str, tuple[str, ...]]] = [
+    ("GET", "/v1/streams/{}", ()),
+    ("HEAD", "/v1/streams/{}", ()),
+    ("GET", "/v1/streams/{}", ("Accept: application/json",)),
+    ("GET", "/v1/streams/{}", ("Accept: text/event-stream",)),
+    ("GET", "/v1/streams/{}?from=7", ()),
+    ("GET", "/v1/streams/{}?from=oops", ()),
+    ("GET", "/v1/streams/{}?wait=oops", ()),
+    ("GET", "/v1/streams/{}", ("Last-Event-ID: room:abcdef:1",)),
+    ("GET", "/v1/streams/{}?last_event_id=room:abcdef:1", ()),
+    ("DELETE", "/v1/streams/{}", ()),
+    ("POST", "/v1/streams/{}/events", ("Content-Length: 0",)),
+    ("PUT", "/v1/streams/{}/events?seal=finished", ("Content-Length: 0",)),
+    ("POST", "/v1/streams/{}/events", ("Content-Length: 0", "Expected-Seq: 7")),
+    ("POST", "/v1/streams/{}/events", ("Content-Length: 0", "Content-Type: image/png")),
+    ("POST", "/v1/chat/completions", ("Content-Length: 0", "Last-Event-ID: {}:abcdef:1")),
+    ("POST", "/v1/chat/completions?last_event_id={}:abcdef:1", ("Content-Length: 0",)),
+]
+
+
+def asked(r: Rig, name: str, method: str, path: str, fields: tuple[str, ...]) -> Client:
+    client = r.client()
+    client.methods = (method,)
+    client.send(get(path.format(name), *(field.replace("{}", name) for field in fields), method=method))
+    return client
+
+
+@pytest.mark.parametrize("auth", ["key", "token"])
+@pytest.mark.parametrize("credential", CREDENTIALS)
+def test_a_name_that_is_open_looks_like_any_other_to_a_client_without_the_right(
+    strangers: dict[str, Any], auth: str, credential: str
+) -> None:
+    with rig(**strangers, streams_auth=auth) as r:
+        assert r.client(get("/v1/streams/room", bearer("owner"), method="PUT")).answer.status == 201
+        assert r.client(post(b"secret", bearer("owner"), path="/v1/streams/room/events")).answer.status == 200
+        for method, path, fields in ASKED:
+            there, not_there = (
+                asked(r, name, method, path, (*CREDENTIALS[credential], *fields)) for name in ("room", "moor")
+            )
+            assert shown(there) == shown(not_there), (method, path, fields)
+            assert there.answers and b"secret" not in there.raw, (method, path, fields)
+        r.client(get("/v1/streams/room", bearer("owner"), method="DELETE"))
+
+
+@pytest.mark.parametrize("credential", ["none", "a wrong token", "an expired token", "a token for other names"])
+def test_a_reader_without_the_right_waits_for_a_name_that_is_open_as_for_any_other(
+    strangers: dict[str, Any], credential: str
+) -> None:
+    with rig(**strangers) as r:
+        r.client(get("/v1/streams/room", bearer("owner"), method="PUT"))
+        waiting = [
+            r.client(get(f"/v1/streams/{name}?wait=5", *CREDENTIALS[credential])) for name in ("room", "moor", "later")
+        ]
+        r.pass_time(2)
+        r.client(get("/v1/streams/later", bearer("owner"), method="PUT"))
+        assert [client.raw for client in waiting] == [b""] * 3, "it is told when a name is opened"
+        r.pass_time(2.5)
+        assert [client.raw for client in waiting] == [b""] * 3
+        r.pass_time(1)
+        first, *others = map(shown, waiting)
+        assert first[0][0] in (401, 403) and others == [first] * 2
+        for name in ("room", "later"):
+            r.client(get(f"/v1/streams/{name}", bearer("owner"), method="DELETE"))
+
+
+def test_a_reader_without_a_key_that_waits_gets_the_stream_when_it_is_opened_as_public(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        waiting = r.client(get("/v1/streams/room?wait=5"))
+        body = post({"public": True}, bearer("alice"), path="/v1/streams/room")
+        assert r.client(body.replace(b"POST", b"PUT", 1)).answer.status == 201
+        assert waiting.answers[0].status == 200
+        r.client(get("/v1/streams/room", bearer("alice"), method="DELETE"))
+
+
+def test_the_routes_of_a_key_hold_however_a_stream_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    write(path, line("owner"), line("chatter", routes=("/v1/chat/*",)))
+    with rig(keys_file=str(path)) as r:
+        r.client(get("/v1/streams/room", bearer("owner"), method="PUT"))
+        (stream,) = r.runtime.hub
+        position = f"room:{stream.epoch}:0"
+        for wire in (
+            get("/v1/streams/room", bearer("chatter")),
+            get("/v1/streams/%72oom", bearer("chatter")),
+            post(CHAT, bearer("chatter"), f"Last-Event-ID: {position}"),
+            post(CHAT, bearer("chatter"), path=f"/v1/chat/completions?last_event_id={position}"),
+        ):
+            answer = r.client(wire).answer
+            assert (answer.status, answer.error["code"]) == (403, "route_not_allowed")
+        assert r.dialled == []
+        r.client(get("/v1/streams/room", bearer("owner"), method="DELETE"))
+
+
+# -- rights that end while a body comes
+
+
+def chunked(path: str, *fields: str) -> bytes:
+    return get(path, *fields, "Content-Type: application/x-ndjson", "Transfer-Encoding: chunked", method="POST")
+
+
+@pytest.mark.parametrize("credential", ["token", "key"])
+def test_an_open_body_publishes_no_more_once_its_token_or_key_has_expired(
+    tmp_path: Path, tokens: dict[str, Any], credential: str
+) -> None:
+    path = tmp_path / "keys"
+    write(path, line("late", expires_unix=1_700_001_010.0))
+    with rig(**tokens | {"streams_auth": "key", "keys_file": str(path)}) as r:
+        r.runtime.unix_time = lambda: 1_700_000_000.0 + r.loop.time()  # the rig's clock begins at 1000
+        given = token(publish=["room"], streams=["room"], exp=1_700_001_010)
+        field = bearer("late") if credential == "key" else f"Authorization: Bearer {given}"
+        code = "expired_api_key" if credential == "key" else "token_expired"
+        assert r.client(get("/v1/streams/room", field, method="PUT")).answer.status == 201
+        (stream,) = r.runtime.hub
+        silent = r.client(chunked("/v1/streams/room/events", field) + chunk(b'{"n":1}\n'))
+        speaking = r.client(chunked("/v1/streams/room/events", field) + chunk(b'{"n":2}\n'))
+        whole = r.client(post(b"x" * 10, field, path="/v1/streams/room/events")[:-1])
+        r.loop._jumping.now = 1010.0
+        speaking.transport.feed(chunk(b'{"n":3}\n'))  # before any sweep
+        whole.transport.feed(b"x")
+        assert stream.events == 2
+        r.pass_time(0.6)
+        for client in (silent, speaking, whole):
+            assert (client.answer.status, client.answer.error["code"]) == (401, code)
+        assert stream.events == 2
+        r.client(get("/v1/streams/room", method="DELETE"), listener="admin")
+
+
+def test_a_revoked_key_publishes_no_more_of_an_open_body(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        r.client(get("/v1/streams/room", bearer("alice"), method="PUT"))
+        (stream,) = r.runtime.hub
+        sender = r.client(chunked("/v1/streams/room/events", bearer("alice")) + chunk(b'{"n":1}\n'))
+        write(keys_file, line("bob"))
+        r.pass_time(credential_files.LOOK_EVERY_S + 0.5)
+        sender.send(chunk(b'{"n":2}\n'))
+        assert (sender.answer.status, sender.answer.error["code"], stream.events) == (401, "invalid_api_key", 1)
+        r.client(get("/v1/streams/room", method="DELETE"), listener="admin")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/v1/streams/lookup", "/v1/streams"])
+def test_a_key_that_expires_while_its_body_comes_opens_nothing(tmp_path: Path, path: str) -> None:
+    keys = tmp_path / "keys"
+    write(keys, line("late", expires_unix=1_700_001_005.0))
+    with rig(keys_file=str(keys)) as r:
+        r.runtime.unix_time = lambda: 1_700_000_000.0 + r.loop.time()
+        wire = post(b"{}", bearer("late"), "Content-Type: application/json", path=path)
+        client = r.client(wire[:-1])
+        r.pass_time(6)
+        client.send(wire[-1:])
+        assert (client.answer.status, client.answer.error["code"]) == (401, "expired_api_key")
+        assert r.dialled == []
+
+
+# -- models that a path or a query names
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/{}"),
+        ("HEAD", "/v1/models/{}"),
+        ("DELETE", "/v1/models/{}"),
+        ("POST", "/v1/models/{}/unload"),
+        ("POST", "/v1/engines/{}/completions"),
+        ("POST", "/v1/Engines/{}/chat/completions"),
+        ("GET", "/v1/%6dodels/{}"),
+        ("GET", "/v1beta/models/{}"),
+        ("POST", "/v1beta/models/{}:generateContent"),
+        ("GET", "/v1/realtime?model={}"),
+        ("GET", "/v1/models/allowed?model={}"),
+    ],
+)
+def test_a_model_in_the_path_is_checked_as_in_a_body(tmp_path: Path, method: str, path: str) -> None:
+    keys = tmp_path / "keys"
+    write(keys, line("alice", models=("allowed",)))
+    with rig(keys_file=str(keys)) as r:
+
+        def asked(model: str) -> Client:
+            target = path.format(model)
+            client = r.client()
+            client.methods = (method,)
+            if method == "POST":
+                client.send(post({"model": "allowed"}, bearer("alice"), path=target))
+            else:
+                client.send(get(target, bearer("alice"), method=method))
+            return client
+
+        assert asked("forbidden").answer.status == 403
+        assert asked("%66orbidden").answer.status == 403
+        assert r.dialled == []
+        allowed = asked("allowed")
+        r.reply(whole_answer(b"{}"))
+        assert allowed.answer.status == 200
+
+
+# -- pages in a browser on this machine
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/drain"), ("GET", "/streams"), ("GET", "/status"), ("POST", "/v1/chat/completions")]
+)
+@pytest.mark.parametrize("peer", [("127.0.0.1", 40000), ""])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("Origin: https://evil.example",),
+        ("Origin: null",),
+        ("Sec-Fetch-Site: cross-site",),
+        ("Sec-Fetch-Site: same-site", "Origin: http://streamd.localhost"),
+    ],
+)
+def test_the_admin_surface_does_nothing_for_a_page_of_another_origin(
+    method: str, path: str, peer: Any, fields: tuple[str, ...]
+) -> None:
+    with rig() as r:
+        client = Client(r, listener="admin")
+        client.transport.peer = peer
+        client.send(get(path, *fields, "Content-Length: 0", method=method))
+        assert (client.answer.status, client.answer.error["code"]) == (403, "cross_origin")
+        assert r.worker.draining is None and r.dialled == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [(), ("Sec-Fetch-Site: none",), ("Sec-Fetch-Site: same-origin", "Origin: http://streamd.localhost")],
+)
+def test_the_admin_surfaces_own_page_and_programs_are_served(fields: tuple[str, ...]) -> None:
+    with rig() as r:
+        assert r.client(get("/status", *fields), listener="admin").answer.status == 200
+
+
+HERE = ("127.0.0.1", 40000)
+HOSTS: list[tuple[str, Any, str, dict[str, Any], int]] = [
+    ("loopback", HERE, "localhost:8080", {}, 200),
+    ("loopback", HERE, "127.0.0.1", {}, 200),
+    ("loopback", HERE, "[::1]:8080", {}, 200),
+    ("loopback", HERE, "evil.example:8080", {}, 421),
+    ("loopback", HERE, "streamd", {}, 421),
+    ("loopback", ("::1", 4), "evil.example", {}, 421),
+    ("loopback", HERE, "llm.home.example", {"hosts": ("LLM.home.example",)}, 200),
+    ("loopback", HERE, "evil.example", {"hosts": ("llm.home.example",)}, 421),
+    ("loopback", HERE, "evil.example", {"insecure_public": True}, 200),
+    ("loopback", HERE, "evil.example", {"trusted_proxies": ("127.0.0.1",)}, 200),
+    ("loopback", "", "evil.example", {}, 200),  # a Unix socket
+    ("public", HERE, "evil.example", {}, 200),
+    ("admin", HERE, "localhost", {}, 200),
+    ("admin", HERE, "evil.example", {}, 421),
+    ("admin", HERE, "evil.example", {"insecure_public": True}, 421),
+    ("admin", HERE, "evil.example", {"trusted_proxies": ("127.0.0.1",)}, 421),
+    ("admin", HERE, "llm.home.example", {"hosts": ("llm.home.example",)}, 200),
+    ("admin", "", "streamd", {}, 200),
+    ("admin", "", "evil.example", {}, 421),
+    ("admin", "", "llm.home.example", {"hosts": ("llm.home.example",)}, 200),
+]
+
+
+@pytest.mark.parametrize(("listener", "peer", "host", "settings", "status"), HOSTS)
+def test_a_name_that_may_lead_here_from_anywhere_is_not_served_without_keys(
+    listener: str, peer: Any, host: str, settings: dict[str, Any], status: int
+) -> None:
+    with rig(**settings) as r:
+        for path in ("/healthz", "/v1/streams"):
+            client = Client(r, listener=listener)
+            client.transport.peer = peer
+            client.send(get(path).replace(b"streamd.localhost", host.encode()))
+            assert client.answer.status == status
+            assert status == 200 or "`hosts`" in client.answer.error["message"]
+
+
+def test_with_keys_any_name_is_served(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        client = Client(r)
+        client.transport.peer = HERE
+        client.send(get().replace(b"streamd.localhost", b"llm.example"))
+        assert client.answer.status == 200
+
+
+# -- key sets
+
+
+@pytest.mark.parametrize(("mode", "fits"), [(0o644, True), (0o444, True), (0o664, False), (0o646, False)])
+def test_a_key_set_that_others_may_write_is_refused(tmp_path: Path, mode: int, fits: bool) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
+    path = tmp_path / "jwks"
+    path.write_text(json.dumps({"keys": [public]}))
+    path.chmod(mode)
+    settings = {"token_jwks_file": str(path), "token_audience": "rooms"}
+    if fits:
+        with rig(**settings):
+            pass
+    else:
+        with pytest.raises(ConfigError, match="token_jwks_file: .* others may write it"), rig(**settings):
+            pass

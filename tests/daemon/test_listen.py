@@ -88,3 +88,14 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="precious"):
         listen.bind(parse_address(f"unix:{path}"))
     assert path.read_text() == "data"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_mode_that_is_given_is_the_sockets_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    path, before = tmp_path / "admin.sock", os.umask(umask)
+    try:
+        with listen.bind(parse_address(f"unix:{path}"), mode=listen.ADMIN_MODE):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
