@@ -16,6 +16,9 @@ from streamd.net.runtime import Runtime
 from streamd.net.upstream import Asker, Upstream, UpstreamConnection, UpstreamState
 from streamd.wire.http1 import encode_request_head
 
+# This process, or this machine, has no descriptor, port or buffer left: no fault of a server.
+_OWN_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+
 _SENT = (b"", b"")  # the request of an attempt that has gone out or is over
 
 
@@ -32,6 +35,11 @@ class Ask:
     model: str
     fields: Callable[[Upstream, int], list[tuple[bytes, bytes]]]  # (upstream, length of the body)
     body: Callable[[Upstream], bytes]
+
+
+def is_own_shortage(error: BaseException) -> bool:
+    """Whether a connection failed for want of something here: the upstream isn't to blame, another would fail too."""
+    return isinstance(error, OSError) and error.errno in _OWN_SHORTAGES
 
 
 class Owner(Asker, Protocol):

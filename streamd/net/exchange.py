@@ -5,12 +5,13 @@
     STREAMING   the answer feeds a stream
     PROXYING    the answer goes through as bytes
     COLLECTING  the reader has its 200 already (commit_after), but the answer isn't a stream: it is read for its error
-                text
+                text, for a bounded time and size
     OVER
 
 A second attempt is allowed in three cases only (docs/PROTOCOL.md, section 4): the connection was never established; a
-*reused* connection ended without a byte (once); or the upstream answered 503, or 429 while another upstream is free.
-Never after a time-out: a missing reply doesn't prove that the upstream did no work, and a generation costs money.
+*reused* connection ended without a byte within a second (once); or the upstream answered 503, or 429 while another
+upstream is free. Never after a time-out: a missing reply doesn't prove that the upstream did no work, and a generation
+costs money.
 
 A request that asks for a stream has its Stream from the start. So a retry of the same request can join it, and a reader
 that leaves before the first token can leave it a grace.
@@ -27,7 +28,7 @@ from streamd.core.stream import Stream
 from streamd.core.usage import Charge
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
-from streamd.net.attempt import Ask, Attempt
+from streamd.net.attempt import Ask, Attempt, is_own_shortage
 from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
@@ -40,6 +41,12 @@ from streamd.wire.http1 import Framing, ResponseHead
 
 # Bound of an error text for an event: the error object of an OpenAI-compatible server takes a few hundred bytes.
 COLLECTED_BYTES_MAX = 16 * 1024
+# Time for it to come, once its head is there: the reader waits for nothing else.
+COLLECTED_S_MAX = 5.0
+
+# A pooled connection that the server was just closing ends within a round trip of the request; a second is a round trip
+# around the world, doubled. Later than this the server may have read the request and worked on it.
+STALE_S_MAX = 1.0
 
 # Time after an answer's last event in which more may still come: usage, a second [DONE], the end of the framing. Some
 # servers leave the connection open instead.
@@ -139,7 +146,7 @@ class Exchange(Pending):
         # time
         self._started_at = runtime.time()
         self.due_at = NEVER
-        self._ends_at = NEVER  # TERMINAL_GRACE_S after the answer's last event
+        self._ends_at = NEVER  # TERMINAL_GRACE_S after the answer's last event, COLLECTED_S_MAX after an error's head
         # answer
         self._collected = b""
 
@@ -181,6 +188,10 @@ class Exchange(Pending):
     def on_unreachable(self, attempt: Attempt, error: BaseException) -> None:
         """No connection was established, so the upstream did no work: another upstream may be tried."""
         upstream = attempt.upstream
+        if is_own_shortage(error):
+            attempt.end()
+            self._fail(self._runtime.refused(self._runtime.admission.refuse_descriptors()))
+            return
         self._count_failure(upstream, CloseReason.UPSTREAM_CONNECT)
         attempt.end()
         if self._try_another(upstream):
@@ -227,7 +238,9 @@ class Exchange(Pending):
         elif self.stream is not None:
             self._go(ExchangeState.COLLECTING)
             self._collected = f"The upstream answered {head.status}".encode()
+            self._ends_at = self._runtime.time() + COLLECTED_S_MAX
             link.take_body(head)
+            self.due_at = self._next_due()
         else:
             self.cancel(CloseReason.READER_GONE)
 
@@ -302,10 +315,12 @@ class Exchange(Pending):
             self._charge.passed(piece)
         if self._state is ExchangeState.PROXYING and self.answer is not None:
             self.answer.proxy_body(piece)
-        elif self._state is ExchangeState.COLLECTING and len(self._collected) < COLLECTED_BYTES_MAX:
+        elif self._state is ExchangeState.COLLECTING:
             if b"\n" not in self._collected:
                 self._collected += b"\n"
             self._collected += piece[:COLLECTED_BYTES_MAX]
+            if len(self._collected) >= COLLECTED_BYTES_MAX:
+                self._fail(_refused(self._collected))
 
     def on_end(self, link: UpstreamConnection) -> None:
         state, stream, answer = self._state, self.stream, self.answer
@@ -323,7 +338,8 @@ class Exchange(Pending):
         attempt = self._attempt
         assert attempt is not None
         is_unread = self._state is ExchangeState.ASKED and attempt.is_reused and not link.any_byte
-        if is_unread and not self._stale_links:
+        took_s = self._runtime.time() - attempt.asked_at
+        if is_unread and not self._stale_links and took_s <= STALE_S_MAX:
             # The server was closing the pooled connection and has read nothing of this request.
             self._stale_links += 1
             attempt.end()
@@ -356,6 +372,13 @@ class Exchange(Pending):
     def on_terminal(self, now: float) -> None:
         """The stream has its last event. The framing's end is awaited for a moment, and not needed."""
         self._ends_at = self.due_at = now + TERMINAL_GRACE_S
+
+    def _end_in_time(self) -> None:
+        """The rest of the answer is not awaited any longer: its last event is there, or enough of its error text."""
+        if self._state is ExchangeState.COLLECTING:
+            self._fail(_refused(self._collected))
+        elif self.stream is not None:
+            self._complete(self.stream)
 
     def _complete(self, stream: Stream) -> None:
         """The answer has all its events; the last may be the upstream's own error, behind which nothing is added."""
@@ -454,8 +477,8 @@ class Exchange(Pending):
         if attempt.is_connecting and now >= attempt.connect_by:
             attempt.time_out()
             return self._next_due()
-        if now >= self._ends_at and self.stream is not None:
-            self._complete(self.stream)
+        if now >= self._ends_at:
+            self._end_in_time()
             return NEVER
         reason = self._time_out(now, attempt)
         if reason is not None:

@@ -15,6 +15,7 @@ from fakes import (
     SSE_HEAD,
     WHOLE,
     Client,
+    FakeTransport,
     Rig,
     chunk,
     event,
@@ -184,6 +185,41 @@ def test_a_reused_connection_that_ends_without_a_byte_is_tried_once_again_and_an
         r.links[2].reset()
         r.turn()
         assert len(r.links) == 4 and r.link.sent == r.links[2].sent[-len(r.link.sent) :]
+        r.reply(whole_answer(b"ok"))
+        assert client.answer.body == b"ok"
+
+
+@pytest.mark.parametrize(("seconds", "links"), [(0.9, 2), (1.1, 1)])
+@pytest.mark.parametrize("how", ["fin", "reset"])
+def test_a_request_that_was_worked_on_for_a_second_is_not_sent_again(seconds: float, links: int, how: str) -> None:
+    with rig() as r:
+        pooled(r)
+        client = r.client(post(WHOLE))
+        r.pass_time(seconds)
+        getattr(r.links[0], how)()
+        r.turn()
+        assert len(r.links) == links
+        if links == 1:
+            assert client.answer.status == 502 and client.answer.get("x-should-retry") == "false"
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL])
+def test_a_shortage_of_our_own_is_no_failure_of_the_upstream(code: int) -> None:
+    with rig(upstreams=TWO) as r:
+        dial = r.loop.dial
+
+        def out_of_them(host: str, port: int, protocol: object) -> FakeTransport:
+            raise OSError(code, "none left")
+
+        r.loop.dial = out_of_them
+        client = r.client(post(WHOLE))
+        assert (client.answer.status, client.answer.error["code"]) == (503, "over_capacity")
+        assert client.answer.get("x-should-retry") == "true" and client.answer.get("retry-after")
+        assert not any(up.left_out(r.loop.time()) for up in r.worker.upstreams)
+        assert not r.runtime.counters.upstream_failures
+        assert r.runtime.admission.refused()["descriptors"] == 1
+        r.loop.dial = dial
+        client = r.client(post(WHOLE))
         r.reply(whole_answer(b"ok"))
         assert client.answer.body == b"ok"
 
@@ -540,6 +576,31 @@ def test_after_the_commit_an_answer_without_a_stream_becomes_an_error_event(wire
         r.turn()
         error = error_event(client)
         assert error["code"] == code and says in str(error["message"])
+
+
+def test_after_the_commit_an_error_without_end_is_an_error_event_after_16_kib() -> None:
+    with rig(commit_after_s=1.0) as r:
+        client = r.client(post(CHAT))
+        r.pass_time(1.5)
+        r.reply(b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(15):
+            r.reply(chunk(b" " * 1024))
+        assert not client.answer.body.endswith(b"\n\n")
+        r.reply(chunk(b" " * 1024))
+        assert error_event(client)["code"] == "upstream_refused" and r.link.closed
+
+
+def test_after_the_commit_an_error_that_trickles_is_an_error_event_after_five_seconds() -> None:
+    with rig(commit_after_s=1.0) as r:
+        client = r.client(post(CHAT))
+        r.pass_time(1.5)
+        r.reply(b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(5):
+            assert not r.link.closed
+            r.reply(chunk(b" "))
+            r.pass_time(1)
+        r.pass_time(0.5)
+        assert error_event(client)["code"] == "upstream_refused" and r.link.closed
 
 
 def test_after_the_commit_silence_becomes_an_error_event() -> None:
