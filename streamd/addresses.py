@@ -122,6 +122,12 @@ def check_field_name(text: str) -> None:
         raise Refused
 
 
+def check_passed_field(text: str) -> None:
+    """Refuse a text that is no response field's name, or names a CORS field: those are about streamd's own pages."""
+    if not _FIELD_NAME.fullmatch(text) or text.lower().startswith("access-control-"):
+        raise Refused
+
+
 def check_url(text: str) -> None:
     """Refuse a text that isn't an upstream's URL."""
     split_url(text)

@@ -33,6 +33,7 @@ from streamd.addresses import (
     check_admin,
     check_field_name,
     check_network,
+    check_passed_field,
     check_url,
     matching,
     parse_address,
@@ -148,6 +149,14 @@ class UpstreamSettings:
         check=check_field_name,
         check_value=matching(FIELD_VALUE),
         shown=False,
+    )
+    pass_fields: tuple[str, ...] = list_row(
+        UPSTREAM,
+        (),
+        "names of header fields, none of CORS",
+        check_passed_field,
+        "Names of this server's response fields that pass although they speak for the whole origin, or to proxies",
+        "Unless named, Set-Cookie, Strict-Transport-Security, Alt-Svc, X-Accel-* and their like go no further",
     )
     aliases: Mapping[str, str] = table_row(
         UPSTREAM, "models' names", "Public names of models, each with the server's own name of that model"

@@ -59,14 +59,14 @@ _STREAMD_FIELDS = frozenset(
         b"prefer",
         *KEY_FIELDS,
         b"x-conversation-id",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-proto",
         b"x-request-id",
         b"x-stream-detach-grace",
         b"x-stream-policy",
     )
 )
+
+# A client's word about itself and the proxies between: only a proxy in front may be believed about that, by streamd.
+_FORWARDED_FIELDS = b"x-forwarded-"
 
 
 class Relay:
@@ -305,7 +305,7 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
     head = head_of(request)
     body, api, request_id = request.body, request.dialect.api, request.id
     request_id_field = (b"x-request-id", request_id.encode())
-    passed = [field for field in end_to_end(head.headers) if field[0] not in _STREAMD_FIELDS]
+    passed = [field for field in end_to_end(head.headers) if not _is_for_streamd(field[0])]
     secrets = _secrets(head, api)
     bodiless = head.method in ("GET", "HEAD") and not body
 
@@ -335,6 +335,12 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
         return body if renamed is None else orjson.dumps(renamed)
 
     return Ask(head.method, target_for, request.model, fields_for, body_for)
+
+
+def _is_for_streamd(name: bytes) -> bool:
+    """Whether a field stays here. A server behind WSGI or CGI reads `_` as `-`, so both spellings count."""
+    name = name.replace(b"_", b"-")
+    return name in _STREAMD_FIELDS or name.startswith(_FORWARDED_FIELDS)
 
 
 def _hash_of(request: Request) -> bytes:

@@ -45,6 +45,7 @@ from streamd.reasons import By, CloseReason
 from streamd.wire.chunked import LAST_CHUNK, encode_chunk
 from streamd.wire.cors import REPLACED
 from streamd.wire.dialect import error_body
+from streamd.wire.foreign_fields import is_foreign
 from streamd.wire.http1 import Framing, ResponseHead, encode_response_head, end_to_end
 
 Fields = list[tuple[bytes, bytes]]
@@ -348,16 +349,20 @@ class Answer:
 
     # -- an upstream's answer
 
-    def proxy_head(self, head: ResponseHead, fields: Fields) -> None:
+    def proxy_head(self, head: ResponseHead, fields: Fields, passed: frozenset[bytes] = frozenset()) -> None:
         """Pass on the upstream's status and fields, in streamd's framing. proxy_body() and proxy_end() follow.
 
-        `fields` are added to the upstream's.
+        `fields` are added to the upstream's. `passed`: names of foreign fields (wire/foreign_fields.py) that may pass.
         """
         request = self.request
         request.status = head.status
         request.answered_at = self._runtime.time()
         self.release_body()
-        out = [field for field in end_to_end(head.headers) if field[0] not in _STREAMD_FIELDS]
+        out = [
+            field
+            for field in end_to_end(head.headers)
+            if field[0] not in _STREAMD_FIELDS and (field[0] in passed or not is_foreign(field[0]))
+        ]
         out += fields
         if request.method == "HEAD" or head.framing is Framing.NONE:
             self._framing = Framing.NONE

@@ -298,7 +298,8 @@ class Exchange(Pending):
         if answer.paused:
             link.pause()
         self.due_at = self._next_due()
-        answer.proxy_head(head, headers)
+        passed = frozenset(name.lower().encode() for name in upstream.settings.pass_fields)
+        answer.proxy_head(head, headers, passed)
 
     def _drop_stream(self, stream: Stream) -> None:
         """The answer isn't a stream. Readers that joined it meanwhile are told; without readers it is removed."""

@@ -18,6 +18,7 @@ Remote = tuple[str, int]
 """The address and port of a client."""
 
 AWAITED: Remote = ("", -1)  # a PROXY header will name it
+UNNAMED: Remote = ("", 0)  # a PROXY header has come, without an address
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +141,17 @@ class Origin:
         return request.client or (f"{remote[0]}:{remote[1]}" if remote is not None else "unix")
 
     def is_outside(self, request: Request) -> bool:
-        """Whether the request comes from another machine: over a public listener, or through a trusted proxy."""
+        """Whether the request comes from another machine: over a public listener, or through a trusted proxy.
+
+        A proxy that doesn't say for which client it asks may ask for any.
+        """
         listener = self.entrance.listener
         if listener != "loopback":
             return listener == "public"
-        return self.entrance.runtime.gates.proxies.gated(request.client or self.address) is not None
+        proxies = self.entrance.runtime.gates.proxies
+        if self._remote == UNNAMED or not proxies.knows_client(self.address, request.get(proxies.header)):
+            return True
+        return proxies.gated(request.client or self.address) is not None
 
     @property
     def is_unix(self) -> bool:

@@ -12,6 +12,7 @@ import asyncio
 from typing import cast
 
 from streamd.net.client import ClientConnection
+from streamd.net.origin import UNNAMED
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 from streamd.wire.proxy_v2 import ProxyHeaderError, parse_proxy_v2
@@ -50,7 +51,8 @@ class ProxiedConnection(asyncio.Protocol):
         rest = self._held[header.bytes_read :]
         self._held = b""
         self._transport.set_protocol(self._below)
-        self._connection.arrived(None if header.local else (header.address or "", header.port))
+        remote = (header.address, header.port) if header.address else UNNAMED if header.unnamed else None
+        self._connection.arrived(remote)
         if rest and not self._transport.is_closing():
             self._below.data_received(rest)
 

@@ -84,17 +84,29 @@ class TrustedProxies:
 
         None: the peer is on a Unix socket, and no header names a client.
         """
+        return self._walk(peer, value)[0]
+
+    def knows_client(self, peer: str | None, value: bytes | None) -> bool:
+        """Whether client_address() is the client's own: no proxy has sent a header that hides the client.
+
+        A trusted peer without the header is the client itself.
+        """
+        return value is None or not self.trusts(peer) or self._walk(peer, value)[1]
+
+    def _walk(self, peer: str | None, value: bytes | None) -> tuple[str | None, bool]:
+        """The client's address, and whether the walk has reached the client: else it ended at a proxy."""
         client = peer if peer is None else _text(peer)
         if not value or not self.trusts(peer):
-            return client
-        for node in _nodes(self.header, value.decode("latin-1")):
+            return client, False
+        nodes = _nodes(self.header, value.decode("latin-1"))
+        for node in nodes:
             address = _node_address(node)
             if address is None:
-                break
+                return client, False
             client = str(address)
             if not self._has(address):
-                break
-        return client
+                return client, True
+        return client, len(nodes) < HOPS_MAX
 
     def gated(self, peer: str | None) -> str | None:
         """The address that gates count a connection by; None, not counted: loopback, Unix sockets, trusted proxies."""

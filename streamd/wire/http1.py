@@ -87,6 +87,8 @@ _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([0-9]{3})(?: [\t\x20-\x7e\x8
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([^\r]*+)", re.IGNORECASE)
 _HOST = re.compile(rb"\r\nhost:[ \t]*+([^\r]*+)", re.IGNORECASE)
+_CONTENT_TYPE = re.compile(rb"\r\ncontent-type:[ \t]*+([^\r]*+)", re.IGNORECASE)
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"')  # RFC 9110 5.6.4
 _TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r]*+)", re.IGNORECASE)
 _DIGITS = re.compile(rb"[0-9]{1,18}")  # 18 digits stay below 2^63
 # RFC 3986 3.3 pchar and "/", and the characters that browsers leave raw (WHATWG URL, path percent-encode set).
@@ -257,6 +259,7 @@ def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
     http10 = minor == b"0"
     _check_fields(head, line.end(), 400)
     host = _host(head, http10)
+    _check_content_type(head)
     framing, content_length = _framing(head, http10, 400)
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head))
     event = _through_h11(connection, head, 400)
@@ -410,6 +413,13 @@ def _host(head: bytes, http10: bool) -> bytes:
         raise RemoteProtocolError("send a Host header", "missing_host")
     _check_authority(hosts[0])
     return hosts[0]
+
+
+def _check_content_type(head: bytes) -> None:
+    """RFC 9110 8.3: a single media type. Of two of them servers take the first, the last, or both joined."""
+    types = _raw_values(_CONTENT_TYPE, head)
+    if len(types) > 1 or (types and b"," in _QUOTED.sub(b"", types[0])):
+        raise RemoteProtocolError("send one Content-Type", "doubled_content_type")
 
 
 def _raw_values(field: re.Pattern[bytes], head: bytes) -> list[bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -22,7 +22,7 @@ _HEAD = struct.Struct("!12sBBH")
 _VERSION_2: Final = 2
 _LOCAL: Final = 0
 _PROXY: Final = 1
-_UNSPECIFIED: Final = 0x00  # AF_UNSPEC, any transport: the connection's real peer counts
+_UNSPECIFIED: Final = 0x00  # AF_UNSPEC, any transport: the proxy doesn't know its client's address
 _TCP4: Final = 0x11
 _TCP6: Final = 0x21
 _UNIX: Final = 0x31
@@ -42,6 +42,7 @@ class ProxyHeader:
     local: bool  # the proxy's own connection (a health check), or of unknown source: its real peer counts
     address: str | None = None  # None if `local`, and for a client on a Unix socket of the proxy
     port: int = 0
+    unnamed: bool = field(default=False, compare=False)  # a client's connection, without the client's address
 
 
 def parse_proxy_v2(buffer: bytes) -> ProxyHeader | None:
@@ -70,7 +71,7 @@ def parse_proxy_v2(buffer: bytes) -> ProxyHeader | None:
     if len(buffer) < end:
         return None
     if command == _LOCAL or family == _UNSPECIFIED:
-        return ProxyHeader(end, local=True)
+        return ProxyHeader(end, local=True, unnamed=command == _PROXY)
     return _source(buffer, family, end)
 
 
@@ -83,4 +84,4 @@ def _source(buffer: bytes, family: int, end: int) -> ProxyHeader:
         port = int.from_bytes(buffer[at + 32 : at + 34], "big")
         address = ipaddress.IPv6Address(buffer[at : at + 16])
         return ProxyHeader(end, False, str(address.ipv4_mapped or address), port)
-    return ProxyHeader(end, local=False)
+    return ProxyHeader(end, local=False, unnamed=True)

@@ -1,17 +1,19 @@
 """Events from publishers: bytes of a request's body in, events out. Except for plain text, the events don't depend on
 how the body is cut into reads.
 
-    text/event-stream      events as they are (wire/sse.py), ids removed
+    text/event-stream      events as they are (wire/sse.py), ids and retry removed
     application/x-ndjson   each line is the data of an event
     text/plain             each read is the text of an event: {"delta": "…"}; never cut inside a character
 
 `[DONE]` as an event's data, or as a line, is passed on and ends the stream; plain text has no such word. Refused, with
-the place: bytes that are no UTF-8, NUL, a CR inside a line, a line that is no JSON, an event over its size.
+the place: bytes that are no UTF-8, NUL, a CR inside a line, a line that is no JSON, an event over its size, an event of
+a type that readers take for streamd's own word.
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,6 +22,11 @@ import orjson
 from streamd.wire.sse import EventSplitter, EventTooLarge, is_event, parse_event
 
 DONE_EVENT = b"data: [DONE]\n\n"
+
+# The types of streamd's own events: a loss, and a farewell with a position.
+RESERVED_TYPES = ("gap", "reconnect")
+
+_without_retry_lines = re.compile(rb"^retry(?::[^\n]*)?\n", re.MULTILINE).sub
 
 
 class PublishError(Exception):
@@ -173,13 +180,18 @@ class EventsPublication:
         return error
 
     def _checked(self, pieces: list[bytes]) -> list[bytes]:
-        for k, piece in enumerate(pieces):
+        good: list[bytes] = []
+        for piece in pieces:
             try:
                 self._check(piece)
             except PublishError as error:
-                error.before = pieces[:k]
+                error.before = good
                 raise
-        return pieces
+            if b"retry" in piece:  # when readers come back is for streamd to say
+                piece = _without_retry_lines(b"", piece)
+            if piece:
+                good.append(piece)
+        return good
 
     def _check(self, piece: bytes) -> None:
         """Raise PublishError if the event, or the loose lines, may not go out."""
@@ -194,6 +206,9 @@ class EventsPublication:
             piece.decode()
         except UnicodeDecodeError as error:
             raise PublishError(f"{where} is not UTF-8 at its byte {error.start}.", "bad_utf8") from None
+        if (b"gap" in piece or b"reconnect" in piece) and parse_event(piece)[0] in RESERVED_TYPES:
+            text = f"{where} is of a type of streamd's own: {' and '.join(RESERVED_TYPES)} are events that it writes."
+            raise PublishError(text, "bad_event")
         if b"[DONE]" in piece and whole:
             self.done = parse_event(piece)[1] == b"[DONE]"
 

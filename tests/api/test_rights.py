@@ -829,6 +829,44 @@ def test_cors_headers_of_an_upstream_are_not_passed_on(settings: dict[str, Any])
         assert answer.get("x-other") == "kept"
 
 
+FOREIGN = (
+    "Set-Cookie: streamd_token=evil; Path=/",
+    "Strict-Transport-Security: max-age=1",
+    "X-Accel-Redirect: /etc/passwd",
+    "Access-Control-Allow-Private-Network: true",
+)
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request", "302 Found", "204 No Content"])
+@pytest.mark.parametrize("passed", [(), ("Set-Cookie", "x-accel-redirect")])
+def test_an_upstreams_word_about_the_origin_goes_no_further_unless_it_is_named(
+    status: str, passed: tuple[str, ...]
+) -> None:
+    upstream = UpstreamSettings(name="up", url="http://up.test:1", pass_fields=passed)
+    with rig(upstreams=(upstream,)) as r:
+        client = r.client(get("/v1/files"))
+        head = "\r\n".join((f"HTTP/1.1 {status}", *FOREIGN, "X-Other: kept", "Content-Length: 0", "", ""))
+        r.reply(head.encode() if "204" not in status else head.replace("Content-Length: 0\r\n", "").encode())
+        names = {
+            field.partition(":")[0].lower() for field in FOREIGN if client.answer.get(field.partition(":")[0].lower())
+        }
+        assert names == {name.lower() for name in passed}
+        assert client.answer.get("x-other") == "kept"
+
+
+def test_no_word_of_a_client_about_proxies_goes_upstream() -> None:
+    names = ("For", "Host", "Proto", "Port", "Prefix", "User", "Client-Cert", "Anything")
+    fields = [f"X-Forwarded-{name}: evil" for name in names] + [
+        "X_Forwarded_User: evil",
+        "Forwarded: evil",
+        "Cookie: evil",
+    ]
+    with rig() as r:
+        r.client(post({"model": "m"}, *fields, "X-Else: kept"))
+        assert b"evil" not in r.link.sent and b"kept" in r.link.sent
+        r.reply(whole_answer(b"{}"))
+
+
 def test_without_cors_origins_no_answer_has_a_cors_header() -> None:
     with rig() as r:
         for wire in (get("/healthz", ORIGIN), get("/v1/x", *ASKS, method="OPTIONS")):
@@ -866,6 +904,29 @@ def test_a_request_through_a_proxy_on_this_machine_is_not_local() -> None:
     with rig(**BEHIND) as r:
         assert r.client(get("/status")).answer.status == 200
         assert r.client(get("/status", "X-Forwarded-For: 198.51.100.7")).answer.status == 404
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics"])
+@pytest.mark.parametrize("value", ["unknown", "_hidden", "", "198.51.100.7, unknown"])
+@pytest.mark.parametrize(("peer", "trusted"), [("192.0.2.1", "192.0.2.0/24"), ("127.0.0.1", "127.0.0.1"), ("", "unix")])
+def test_a_client_that_its_proxy_hides_is_not_local(path: str, value: str, peer: str, trusted: str) -> None:
+    with rig(trusted_proxies=(trusted,)) as r:
+        client = Client(r)
+        client.transport.peer = (peer, 4) if peer else ""
+        client.send(get(path) + get(path, f"X-Forwarded-For: {value}"))
+        assert client.statuses == [200, 404], "the proxy itself, and a client of its"
+
+
+def test_a_client_behind_the_proxy_protocol_without_an_address_is_not_local() -> None:
+    from streamd.net.origin import UNNAMED
+
+    with rig(trusted_proxies=("127.0.0.1",), proxy_protocol=True) as r:
+        for remote, status in ((None, 200), (UNNAMED, 404), (("198.51.100.7", 5), 404)):
+            client = Client(r)
+            client.transport.peer = ("127.0.0.1", 4)
+            client.connection.arrived(remote)
+            client.send(get("/status"))
+            assert client.answer.status == status
 
 
 def test_connections_above_the_limit_of_an_address_are_refused() -> None:

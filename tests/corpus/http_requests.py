@@ -34,6 +34,21 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: example.org\r\n\r\n"
 
 Row = tuple[str, bytes, str, "int | str"]
 
+JSON = b"Content-Type: application/json"
+
+CONTENT_TYPES: list[Row] = [
+    ("Content-Type twice", post(b"", JSON, b"Content-Length: 0", b"Content-Type: text/plain"), "RFC 9110 8.3", 400),
+    ("Content-Type twice, equal", post(b"", JSON, b"content-type: application/json"), "RFC 9110 8.3", 400),
+    ("two types in a field", post(b"", b"Content-Type: application/json, text/plain"), "RFC 9110 8.3", 400),
+    ("Content-Type twice, one empty", post(b"", b"Content-Type:", JSON), "RFC 9110 8.3", 400),
+    (
+        "a comma in a quoted parameter",
+        post(b"", b'Content-Type: multipart/form-data; boundary="a,\\",b"', b"Content-Length: 0"),
+        "RFC 9110 5.6.4",
+        "accept",
+    ),
+]
+
 REQUEST_LINES: list[Row] = [
     ("no version (HTTP/0.9)", b"GET /\r\n\r\n", "RFC 9112 3", 400),
     ("no target", b"GET HTTP/1.1\r\nHost: a\r\n\r\n", "RFC 9112 3", 400),
@@ -530,4 +545,5 @@ ROWS: list[Row] = [
     *TRANSFER_CODINGS,
     *CHUNKS,
     *CONNECTION,
+    *CONTENT_TYPES,
 ]

@@ -838,7 +838,7 @@ def test_sockets_from_systemd_are_served_by_their_names_and_stay_open(mock: str,
             d.signal(signal.SIGTERM)
             assert d.ended() == 0
         waiting = socket.create_connection(public.getsockname())  # no process runs: the kernel keeps the connection
-        waiting.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        waiting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         with served("--upstream", mock, "--workers", count, listen_fds=fds) as d:
             assert waiting.recv(4096).startswith(b"HTTP/1.1 200")
             waiting.close()

@@ -51,7 +51,7 @@ async def read(port: int, *, seed: int, tokens: int, interval_ms: int, resume: b
     outcome = Outcome()
     head = f"X-Mock-Text-Seed: {seed}\r\nX-Mock-Tokens: {tokens}\r\nX-Mock-Interval-Ms: {interval_ms}\r\n"
     body = _body(stream=True)
-    request = f"POST /v1/chat/completions HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\n{head}"
+    request = f"POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n{head}"
     status = 503
     while status == 503 and outcome.refused_politely < TRIES_MAX:
         status = await answer(port, f"{request}Content-Length: {len(body)}\r\n\r\n{body}", outcome)
@@ -66,7 +66,7 @@ async def read(port: int, *, seed: int, tokens: int, interval_ms: int, resume: b
         head = f"Accept: text/event-stream\r\nLast-Event-ID: {last_id}\r\n"
         outcome.resumes += 1
         status = await answer(
-            port, f"GET /v1/streams/{last_id.split(':')[0]} HTTP/1.0\r\nHost: x\r\n{head}\r\n", outcome
+            port, f"GET /v1/streams/{last_id.split(':')[0]} HTTP/1.0\r\nHost: localhost\r\n{head}\r\n", outcome
         )
     return outcome
 

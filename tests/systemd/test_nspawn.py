@@ -441,7 +441,7 @@ def test_a_finished_stream_can_be_read_after_a_restart(streamd: Installed, how: 
         streamd.run("systemctl", "start", "streamd.service")
     again = Outcome()
     stream_id = before.ids[-1].split(":")[0]
-    request = f"GET /v1/streams/{stream_id} HTTP/1.0\r\nHost: x\r\n\r\n"
+    request = f"GET /v1/streams/{stream_id} HTTP/1.0\r\nHost: localhost\r\n\r\n"
     assert asyncio.run(resuming_reader.answer(streamd.port, request, again)) == 200
     assert streamd.is_whole(again, 8)
 

@@ -157,3 +157,31 @@ def test_a_hostile_header_is_parsed_in_linear_time() -> None:
     # Quadratic or worse would show: 16 KiB is all that a head may hold.
     for value in (b'"' * 16384, b"," * 16384, b'for="' * 3276, b"for=a;" * 2730, b'a="\\' * 4096):
         assert RFC7239.client_address(PROXY, value) == PROXY
+
+
+@pytest.mark.parametrize(
+    ("proxies", "peer", "value", "known"),
+    [
+        (XFF, PROXY, None, True),  # the proxy itself
+        (XFF, PROXY, b"198.51.100.7", True),
+        (XFF, PROXY, b"unknown, 198.51.100.7", True),
+        (XFF, PROXY, b"10.3.3.3, 10.2.2.2", True),
+        (XFF, "192.0.2.1", b"unknown", True),  # no proxy: its header says nothing
+        (XFF, PROXY, b"", False),
+        (XFF, PROXY, b"unknown", False),
+        (XFF, PROXY, b"unknown, 10.2.2.2", False),
+        (XFF, PROXY, b"198.51.100.7,", False),
+        (XFF, PROXY, b", ".join([b"10.1.1.1"] * (HOPS_MAX + 1)), False),
+        (XFF, None, b"unknown", False),
+        (RFC7239, PROXY, b"for=198.51.100.7", True),
+        (RFC7239, PROXY, b"for=unknown", False),
+        (RFC7239, PROXY, b'for="_hidden"', False),
+        (RFC7239, PROXY, b"proto=https", False),
+        (RFC7239, PROXY, b'for=""', False),
+        (RFC7239, None, b"by=10.0.0.1", False),
+    ],
+)
+def test_a_client_that_its_proxy_hides_is_not_known(
+    proxies: TrustedProxies, peer: str | None, value: bytes | None, known: bool
+) -> None:
+    assert proxies.knows_client(peer, value) is known
