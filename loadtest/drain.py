@@ -44,7 +44,8 @@ _told = re.compile(rb'"last_id":"([^"]+)"')
 def request(tokens: int) -> bytes:
     """A streamed chat of `tokens` tokens."""
     head = f"X-Mock-Tokens: {tokens}\r\nX-Mock-Interval-Ms: {INTERVAL_MS}\r\nContent-Type: application/json\r\n"
-    return f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n{head}Content-Length: {len(CHAT)}\r\n\r\n{CHAT}".encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{head}"
+    return f"{head}Content-Length: {len(CHAT)}\r\n\r\n{CHAT}".encode()
 
 
 class Reader(asyncio.Protocol):

@@ -135,7 +135,9 @@ def opened(port: int, policy: str) -> None:
     """PUT the stream."""
     body = b'{"policy":"%b","log_bytes_max":"1MiB"}' % policy.encode()
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.sendall(b"PUT /v1/streams/load HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        sock.sendall(
+            b"PUT /v1/streams/load HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
         answer = sock.recv(4096)
     if b" 201 " not in answer:
         raise RuntimeError(answer.decode())
@@ -146,7 +148,7 @@ def publish(port: int) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(
-        b"POST /v1/streams/load/events?seal=finished HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+        b"POST /v1/streams/load/events?seal=finished HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n"
     )
     return sock
@@ -163,7 +165,7 @@ def connect(run: Run, loop: select.epoll, port: int, count: int) -> dict[int, Re
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, STALLED_RCVBUF_BYTES)
         sock.bind((rig.STALLED_ADDRESS if stalled else "127.0.0.1", 0))
         sock.connect(("127.0.0.1", port))
-        sock.sendall(b"GET /v1/streams/load HTTP/1.1\r\nHost: x\r\n\r\n")
+        sock.sendall(b"GET /v1/streams/load HTTP/1.1\r\nHost: localhost\r\n\r\n")
         sock.setblocking(False)
         reader = Reader(sock, stalled)
         run.readers.append(reader)

@@ -61,7 +61,7 @@ CHAT = json.dumps({"model": "synthetic", "stream": True, "tokens": 100, "message
 def asking(body: bytes = CHAT, length: int | None = None) -> bytes:
     """A chat request; `length` may be wrong."""
     size = len(body) if length is None else length
-    fields = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
     return b"POST /v1/chat/completions HTTP/1.1\r\n" + fields.encode() + body
 
 
@@ -88,10 +88,10 @@ def kinds() -> list[Kind]:
         Kind("byte by byte", b"GET /healthz HTTP/1.1\r\nX: ", drips=True),
         Kind("half a body", asking(length=9999)),
         Kind("body byte by byte", asking(length=9999), drips=True),
-        Kind("half a chunk", b"POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nx"),
-        Kind("idles", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"),
+        Kind("half a chunk", b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nx"),
+        Kind("idles", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         Kind("never reads", asking(), reads=False),
-        Kind("floods behind", asking() + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" * 1000),
+        Kind("floods behind", asking() + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000),
         Kind("half-closes", asking(), fin=True),
         Kind("half-closes early", asking(length=9999), fin=True),
         Kind("resets at once", reset_after_s=0.0),

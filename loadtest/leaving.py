@@ -93,7 +93,7 @@ def watched(running: rig.Rig) -> Watched:
 def ask(port: int, number: int, answer: str, *, stream: bool, fields: str = "") -> socket.socket:
     """A reader that has sent its request."""
     body = json.dumps({"model": "m", "n": number, "answer": answer, "stream": stream, "messages": []})
-    head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{fields}"
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{fields}"
     connection = target.connect(port)
     connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n{body}".encode())
     return connection
@@ -202,7 +202,7 @@ def stopped_ms(upstream: Watched, port: int, number: int) -> float:
         stream = await_first(reader, "stream").field(b"x-stream-id") or b""
         with target.connect(port) as other:
             at_ns = time.monotonic_ns()
-            other.sendall(b"DELETE /v1/streams/%b HTTP/1.1\r\nHost: x\r\n\r\n" % stream)
+            other.sendall(b"DELETE /v1/streams/%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % stream)
             if not upstream.wait_for(upstream.ended_ns, range(number, number + 1)):
                 raise RuntimeError("DELETE left the upstream alone")
     return (upstream.ended_ns[number] - at_ns) / 1e6
@@ -215,7 +215,7 @@ def come_back(options: argparse.Namespace, upstream: Watched, port: int, numbers
     back = []
     for stream in left:
         reader = target.connect(port)
-        reader.sendall(b"GET /v1/streams/%b?from=1 HTTP/1.1\r\nHost: x\r\n\r\n" % stream)
+        reader.sendall(b"GET /v1/streams/%b?from=1 HTTP/1.1\r\nHost: localhost\r\n\r\n" % stream)
         await_first(reader, "stream")
         back.append(reader)
     upstream.wait_for(upstream.ended_ns, numbers, options.grace)

@@ -84,14 +84,14 @@ class Sampled:
         self.port = port
         self.connection = target.connect(port)
         fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        self.connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n{fields}\r\n{body}".encode())
+        self.connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n{body}".encode())
         self.text, response = read_until(self.connection, tokens)
         self.stream = (response.field(b"x-stream-id") or b"").decode()
 
     def replays(self, tokens: int) -> bool:
         """Whether reading from the first event gives the same text as the live stream."""
         with target.connect(self.port) as again:
-            again.sendall(f"GET /v1/streams/{self.stream}?from=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            again.sendall(f"GET /v1/streams/{self.stream}?from=1 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             text, _ = read_until(again, tokens)
         self.connection.close()
         return text == self.text

@@ -47,7 +47,7 @@ def measure(connections: int = 1000) -> Measured:
         pid = running.start("streamd", argv, port, contenders.environment())
         close(relays(port, WARM_CONNECTIONS))
         empty = rig.anonymous_bytes(pid)
-        idle = [ask(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(connections)]
+        idle = [ask(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(connections)]
         conn = (rig.anonymous_bytes(pid) - empty) / connections
         close(idle)
         streams = relays(port, connections)
@@ -86,7 +86,9 @@ def post(interval_ms: int) -> bytes:
     """A request for a long stream of the mock."""
     body = json.dumps({"model": "mock-llm", "stream": True, "messages": [{"role": "user", "content": "x"}]}).encode()
     fields = f"X-Mock-Interval-Ms: {interval_ms}\r\nX-Mock-Tokens: 100000\r\nContent-Length: {len(body)}"
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{fields}\r\n\r\n"
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{fields}\r\n\r\n"
+    )
     return head.encode() + body
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from figures import spread_of
 
-HEALTH = b"GET /healthz HTTP/1.1\r\nHost: probe\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LIMIT_S = 20.0
 KEPT_CONNECTIONS = 8
 

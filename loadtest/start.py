@@ -26,7 +26,7 @@ from pathlib import Path
 import rig
 
 PROJECT = Path(__file__).parents[1]
-REQUEST = b"GET /healthz HTTP/1.1\r\nHost: start\r\nConnection: close\r\n\r\n"
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 WAIT_S = 60.0
 
 # LISTEN_PID must be the daemon's process id: the shell's, which exec keeps.

@@ -93,13 +93,13 @@ def connect(port: int, context: ssl.SSLContext | None) -> Connection:
 
 def idle(sock: Connection) -> None:
     """Send a small request."""
-    ask(sock, "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    ask(sock, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
 def bodies(sock: Connection) -> None:
     """Send and receive large bodies; a health check may have a body, which streamd reads and ignores."""
-    ask(sock, f"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY_BYTES}\r\n\r\n" + "x" * BODY_BYTES)
-    ask(sock, f"GET /{'x' * 7000} HTTP/1.1\r\nHost: a\r\n\r\n")  # the 404 names the path
+    ask(sock, f"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BODY_BYTES}\r\n\r\n" + "x" * BODY_BYTES)
+    ask(sock, f"GET /{'x' * 7000} HTTP/1.1\r\nHost: localhost\r\n\r\n")  # the 404 names the path
 
 
 def cut(sock: Connection) -> None:
