@@ -193,7 +193,7 @@ class Publish:
         """Reserve a stream: of the key's limit, then of the process. Raises HttpError, and then holds no place."""
         account = self._rights.open_stream(request)
         try:
-            self._runtime.admit_stream()
+            self._runtime.admit_stream(request.principal.id)
         except HttpError:
             if account is not None:
                 account.close_stream()

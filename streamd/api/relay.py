@@ -18,6 +18,7 @@ from streamd.api.rights import Rights
 from streamd.api.streams import Streams, last_event_id, policy_of
 from streamd.core.hub import body_hash
 from streamd.core.limits import Account
+from streamd.core.refusal import Refusal, Retry
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
 from streamd.net.answer import Answer
@@ -43,6 +44,13 @@ _climbs = re.compile(r"//|/\.{1,2}(?:/|\Z)|\\|%2e|%2f|%5c|%00", re.IGNORECASE).s
 _begins_object = re.compile(rb"[ \t\r\n]*+\{").match
 _duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
 _sane_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
+
+DETACHED = Refusal(
+    CloseReason.OVER_BUDGET,
+    "over_capacity",
+    "As many generations run without a reader as detached_max allows. Read the answer here, or try again later.",
+    retry=Retry.WITH_ROOM,
+)
 
 # Fields that don't go upstream: those that streamd writes itself or acts on, and the client's secrets.
 _STREAMD_FIELDS = frozenset(
@@ -159,9 +167,11 @@ class Relay:
         detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
         # Refuse before anything is opened, and count when nothing can refuse any more: a refusal uses up no limit.
-        self._upstreams.choose(request.model, runtime.time())
+        self._check_upstream(request)
+        if detached and not runtime.hub.make_room_for_grace(request.principal.id, runtime.time()):
+            raise runtime.refused(DETACHED)
         self._rights.check_limits(request)
-        runtime.admit_relay()
+        runtime.admit_relay(request.principal.id)
         try:
             ask = ask_of(request, fields)
             stream = self._open(request, policy, grace_s) if wants_stream else None
@@ -183,6 +193,19 @@ class Relay:
         exchange.start()
         if detached and stream is not None and answer.is_open:  # else the exchange failed at once and was answered
             self._accept(exchange, answer, stream, max(grace_s, runtime.settings.detach_grace_max_s))
+
+    def _check_upstream(self, request: Request) -> None:
+        """Check that an upstream can take the request; another principal's grace may end for it. Raises HttpError."""
+        now, model = self._runtime.time(), request.model
+        try:
+            self._upstreams.choose(model, now)
+        except HttpError as full:
+            names = self._upstreams.names_for(model)
+            if full.status != 503 or not names:
+                raise
+            if not self._runtime.hub.make_place(request.principal.id, now, relayed=True, upstreams=names):
+                raise
+            self._upstreams.choose(model, now)
 
     def _keep_key(self, request: Request, key: str, stream: Stream | None) -> Callable[[], None]:
         """Keep the Idempotency-Key until the stream is removed or the answer is over, when the result is called."""

@@ -13,7 +13,10 @@ import orjson
 
 from streamd.api.gather import Gathered, all_others, gather
 from streamd.api.rights import Rights
+from streamd.core.auth import ANONYMOUS
 from streamd.core.hub import Gone
+from streamd.core.refusal import Refusal, Retry
+from streamd.core.shares import Shares
 from streamd.core.stream import Stream
 from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
@@ -36,6 +39,13 @@ PAGE_STREAMS_MAX = 1000
 _seq = re.compile(r"[1-9][0-9]{0,15}").fullmatch
 _seconds = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?").fullmatch
 
+
+WAITERS = Refusal(
+    CloseReason.OVER_BUDGET,
+    "over_capacity",
+    "As many readers as there is room for wait for streams to be opened. Try again later.",
+    retry=Retry.WITH_ROOM,
+)
 
 ListPosition = tuple[float, str]
 """The time at which a stream was opened, and its id: the order of lists. All workers' clocks are the same."""
@@ -60,6 +70,7 @@ class Streams:
         self._runtime = runtime
         self._rights = rights
         self._waiting: dict[str, list[WaitForName]] = {}
+        self._waiters: Shares[WaitForName] = Shares()
         self._stream_plans = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
         self._list_plans = {"GET": Plan(answer=self.list)}
 
@@ -175,17 +186,29 @@ class Streams:
         return min(float(given), self._runtime.settings.wait_max_s)
 
     def _wait(self, answer: Answer, name: str, wait_s: float, refusal: HttpError | None) -> None:
-        waiting = WaitForName(self._runtime, self, answer, name, wait_s, refusal)
+        owner = _waiter_of(answer)
+        if self._waiters.total >= self._runtime.admission.waiters_max:
+            yielding = self._waiters.yielding(owner, lambda waiting: True)
+            if yielding is None:
+                raise self._runtime.refused(WAITERS)
+            yielding.give_way()
+        waiting = WaitForName(self._runtime, self, answer, name, wait_s, refusal, owner)
         self._waiting.setdefault(name, []).append(waiting)
+        self._waiters.add(owner, waiting)
 
     def wake_waiting(self, stream: Stream) -> None:
         """A stream was opened: answer the readers that wait for its name, and may read it."""
-        for waiting in tuple(self._waiting.get(stream.id, ())):
-            if waiting.refusal is None or stream.terms.name_public:
-                self.forget_waiting(waiting)
-                waiting.opened(stream)
+        waiting = self._waiting.pop(stream.id, [])
+        left = [each for each in waiting if each.refusal is not None and not stream.terms.name_public]
+        if left:
+            self._waiting[stream.id] = left
+        for each in waiting:
+            if each.refusal is None or stream.terms.name_public:
+                self._waiters.discard(each.owner, each)
+                each.opened(stream)
 
     def forget_waiting(self, waiting: WaitForName) -> None:
+        self._waiters.discard(waiting.owner, waiting)
         left = [other for other in self._waiting.get(waiting.name, ()) if other is not waiting]
         if left:
             self._waiting[waiting.name] = left
@@ -276,7 +299,7 @@ class Streams:
 class WaitForName(Pending):
     """A reader that came before its stream was opened (?wait=), or that may not read it: the two look alike to it."""
 
-    __slots__ = ("_answer", "_runtime", "_streams", "due_at", "name", "refusal")
+    __slots__ = ("_answer", "_runtime", "_streams", "due_at", "name", "owner", "refusal")
 
     def __init__(
         self,
@@ -286,13 +309,18 @@ class WaitForName(Pending):
         name: str,
         wait_s: float,
         refusal: HttpError | None,
+        owner: str,
     ) -> None:
-        """`refusal`: why the reader may not read a stream of this name that isn't public; None: it may."""
+        """`refusal`: why the reader may not read a stream of this name that isn't public; None: it may.
+
+        `owner`: the principal, or for anonymous readers the address, whose share of the waiters this is.
+        """
         self._runtime = runtime
         self._streams = streams
         self._answer = answer
         self.name = name
         self.refusal = refusal
+        self.owner = owner
         self.due_at = runtime.time() + wait_s
         answer.later(self)
         runtime.sweep.add(self)
@@ -310,6 +338,11 @@ class WaitForName(Pending):
         self._answer.settle(self._refuse)
         return NEVER
 
+    def give_way(self) -> None:
+        """There are too many waiters, and this one's owner has most of them."""
+        self.on_gone(CloseReason.OVER_BUDGET)
+        self._answer.settle(lambda: self._answer.refuse(self._runtime.refused(WAITERS)))
+
     def _refuse(self) -> None:
         if self.refusal is not None:
             raise self.refusal
@@ -318,6 +351,14 @@ class WaitForName(Pending):
     def on_gone(self, reason: CloseReason) -> None:
         self._runtime.sweep.discard(self)
         self._streams.forget_waiting(self)
+
+
+def _waiter_of(answer: Answer) -> str:
+    """The holder of a waiter's place: its principal, or where it has none its address."""
+    request = answer.request
+    if request.principal is not ANONYMOUS:
+        return request.principal.id
+    return f"{ANONYMOUS.id} {request.client or answer.origin.address or ''}"
 
 
 def state_word(stream: Stream) -> str:

@@ -1,7 +1,8 @@
 """Admission: whether a connection, a stream or a body may still come in, decided before anything is built for it.
 
-The promise: streamd never evicts a connection or stream that it has admitted. So it lets one in only when its whole
-price, the most that it can come to cost, still fits. Three parts, in the order in which a start goes through them:
+The promise: streamd never ends a connection or a stream with a reader that it has admitted. So it lets one in only when
+its whole price, the most that it can come to cost, still fits. Three parts, in the order in which a start goes through
+them:
 
 1. `Prices`, measured constants: the cost of a connection and of a stream, user space and kernel together.
 2. `Budget`, their sum against a limit: memory, the kernel's TCP memory, file descriptors. It says, once, at start, how
@@ -22,6 +23,10 @@ Several workers share a budget. Each bumps only its own row of a shared mapping 
 let in the last connection at the same instant overshoot by workers - 1, which the reserve covers. Descriptors and loop
 lag are a process's own.
 
+A bound for all must not be one principal's. Where a stream finds no place, the caller's `give_way` may end a stream
+without a reader, of the principal that holds most (core/hub.py), and its place is given again. And where strangers hold
+every connection and the whole reserve, the operator's own listener still has connections that no other can use.
+
 Rejected: taking measured memory alone for the gate (it lags behind an arrival by the seconds in which rings and logs
 fill); a lock or a message to the parent on each arrival (a round trip for an error of one).
 """
@@ -30,7 +35,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -44,6 +49,14 @@ MIB: Final = 1024 * 1024
 
 # A sample of loop lag weighs one half, so one pause of twice the limit isn't enough but two in a row are.
 LAG_WEIGHT: Final = 0.5
+
+# Connections of the admin listener beyond all gates: a few operators with a page, a scraper and a shell each. No public
+# listener can use them.
+OPERATOR_CONNECTIONS_MAX: Final = 16
+
+# Connections beyond the reserve that are told so, and linger for close_timeout: their descriptors are the process's
+# base. A connection above this number is closed without a word.
+TURNED_AWAY_MAX: Final = 16
 
 # Bodies take at most an eighth of the memory, so a small machine with the default of 256 MiB still has room for
 # readers.
@@ -144,7 +157,8 @@ class Demands:
     bodies_bytes_max: int = 256 * MIB  # request bodies being read, all together; at most an eighth of the memory
     logs_bytes_max: int = 0  # all logs together
     reserve_connections: int = 128  # health, metrics, DELETE and polite refusals, beyond the gates
-    descriptors_base: int = 64  # listeners with their dups, epoll, pipes, log, files of a reload
+    # listeners with their dups, epoll, pipes, log, files of a reload: 64; and the operator's, and those turned away
+    descriptors_base: int = 64 + OPERATOR_CONNECTIONS_MAX + TURNED_AWAY_MAX
     conns_max: int = 0
     streams_max: int = 0
 
@@ -422,12 +436,23 @@ class AddressGate:
         return len(self._counts)
 
 
+GiveWay = Callable[[bool], bool]
+"""Frees a stream's place that another principal holds; True for a place of a relayed stream. Returns whether it did."""
+
+
+def stands_firm(relayed: bool) -> bool:
+    """Free no place."""
+    return False
+
+
 @dataclass(slots=True)
 class _Own:
     """Counts of this process, which other workers don't see."""
 
     idle_upstreams: int = 0  # pooled connections: a descriptor each
     reserved: int = 0  # connections beyond the gates
+    operators: int = 0  # of the admin listener, beyond the gates
+    turned_away: int = 0  # connections beyond the reserve that linger
     lag_s: float = 0.0
     resident_bytes: int = 0  # measured over all workers; the latest value
     refused: dict[Gate, int] = field(default_factory=lambda: dict.fromkeys(Gate, 0))
@@ -515,16 +540,42 @@ class Admission:
         assert self._own.reserved > 0
         self._own.reserved -= 1
 
+    def take_operators(self) -> bool:
+        """Take a place of the operator's for a connection of the admin listener that was refused."""
+        if self._own.operators >= OPERATOR_CONNECTIONS_MAX:
+            return False
+        self._own.operators += 1
+        return True
+
+    def release_operators(self) -> None:
+        """Give a place of the operator's back."""
+        assert self._own.operators > 0
+        self._own.operators -= 1
+
+    def take_turned_away(self) -> bool:
+        """Take a place for a connection beyond the reserve, until it is closed. False: close it without a word."""
+        if self._own.turned_away >= TURNED_AWAY_MAX:
+            return False
+        self._own.turned_away += 1
+        return True
+
+    def release_turned_away(self) -> None:
+        """Give a place of `take_turned_away` back."""
+        assert self._own.turned_away > 0
+        self._own.turned_away -= 1
+
     # Streams
 
-    def admit_relay(self) -> Refusal | None:
-        """Count a stream and its upstream connection, before the upstream is asked; or return the refusal."""
-        if self._total(_UPSTREAM) >= self._upstream_max:
+    def admit_relay(self, give_way: GiveWay = stands_firm) -> Refusal | None:
+        """Count a stream and its upstream connection, before the upstream is asked; or return the refusal.
+
+        `give_way` may free a place that another holds.
+        """
+        if self._lacks_upstream() and not (give_way(True) and not self._lacks_upstream()):
             return self._refuse(Gate.UPSTREAM)
-        # The request takes a pooled connection, or closes it for a new connection: either way its descriptor is free.
-        if self.descriptors - self._own.idle_upstreams >= self._budget.descriptors_max:
+        if self._lacks_descriptors() and not (give_way(True) and not self._lacks_descriptors()):
             return self._refuse(Gate.DESCRIPTORS)
-        refusal = self.admit_stream()
+        refusal = self.admit_stream(give_way)
         if refusal is None:
             self._row[_UPSTREAM] += 1
         return refusal
@@ -535,12 +586,25 @@ class Admission:
         self._row[_UPSTREAM] -= 1
         self.release_stream()
 
-    def admit_stream(self) -> Refusal | None:
-        """Count a published stream, which has no upstream, at the price of a stream; or return the refusal."""
-        if self._total(_STREAMS) >= self._budget.streams_max:
+    def _lacks_upstream(self) -> bool:
+        return self._total(_UPSTREAM) >= self._upstream_max
+
+    def _lacks_descriptors(self) -> bool:
+        # The request takes a pooled connection, or closes it for a new connection: either way its descriptor is free.
+        return self.descriptors - self._own.idle_upstreams >= self._budget.descriptors_max
+
+    def _lacks_stream(self) -> bool:
+        return self._total(_STREAMS) >= self._budget.streams_max
+
+    def admit_stream(self, give_way: GiveWay = stands_firm) -> Refusal | None:
+        """Count a published stream, which has no upstream, at the price of a stream; or return the refusal.
+
+        `give_way` may free a place that another holds.
+        """
+        if self._lacks_stream() and not (give_way(False) and not self._lacks_stream()):
             return self._refuse(Gate.STREAMS)
         price_bytes = self._budget.prices.stream_bytes
-        if not self._fits(price_bytes):
+        if not self._fits(price_bytes) and not (give_way(False) and self._fits(price_bytes)):
             return self._refuse(Gate.MEMORY)
         if 0 < self._limits.loop_lag_max_s < self._own.lag_s:
             return self._refuse(Gate.LOOP_LAG)
@@ -612,6 +676,11 @@ class Admission:
     def descriptors(self) -> int:
         """Descriptors in use by this worker for connections and upstreams."""
         return self._row[_CONNECTIONS] + self._row[_UPSTREAM] + self._own.idle_upstreams
+
+    @property
+    def waiters_max(self) -> int:
+        """This worker's share of the readers that may wait for a name: they leave a quarter of all connections."""
+        return max(1, self._budget.connections_max * 3 // 4 // self._budget.resources.workers)
 
     @property
     def logs_bytes_max(self) -> int:

@@ -3,9 +3,14 @@
 Bounds
     streams live      bounded by admission (core/admission.py)
     streams kept      a sealed stream stays for its retention, unless the logs' budget runs short: then the logs of
-                      finished streams go first, oldest first, then the oldest halves of the longest live logs. A reader
-                      that still needs a removed event gets a gap (docs/PROTOCOL.md, section 3), never a lie.
-    detached          generations that run without a reader: detached_max; above it a generation is cancelled at once
+                      finished streams go first, then the oldest halves of live logs. A reader that still needs a
+                      removed event gets a gap (docs/PROTOCOL.md, section 3), never a lie. kept_max bounds their number,
+                      and with it that of names, idempotency keys and conversations
+    detached          generations that run without a reader: detached_max
+
+Each of these bounds is for all principals together. Where it is reached, the principal that holds most gives way
+(core/shares.py): its oldest grace, its oldest stream without a reader, its oldest finished log, its longest live log. A
+stream with a reader is never ended.
 
 Invariants: log_bytes is the sum of charged_bytes over all streams, and each charge follows its log at every sweep; a
 stream with a reader is never removed; a name, a key, a response id or a conversation always points to a registered
@@ -16,12 +21,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import heapq
+import itertools
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from streamd.core.replay import ReplayLog
+from streamd.core.shares import Shares
 from streamd.core.stream import CountedStream, Fanout, Stream, Subscriber
 from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
@@ -62,6 +70,9 @@ class StreamNames(NamedTuple):
     conversation: str
 
 
+# A finished stream beside its log: the stream, its log's frame, its entries here; 3 KB, and a third for its names.
+KEPT_STREAM_BYTES = 4096
+
 # Sweeps from charge to charge of a live stream: it is charged once a second.
 CHARGE_TURNS = 4
 EVERY_TURN = -1
@@ -91,7 +102,9 @@ class Hub:
         "_by_response",
         "_conversation_of",
         "_forget_on_remove",
+        "_graces",
         "_incarnation",
+        "_live",
         "_next_turn",
         "_random",
         "_slot",
@@ -100,6 +113,7 @@ class Hub:
         "detached_max",
         "event_bytes_total",
         "events_total",
+        "kept_max",
         "log_bytes",
         "log_bytes_max",
         "new_fanout",
@@ -141,6 +155,9 @@ class Hub:
         self._by_conversation: dict[str, dict[str, CountedStream]] = {}  # principal -> id -> stream
         self._conversation_of: dict[str, str] = {}  # stream id -> its conversation
         self._forget_on_remove: dict[str, tuple[str, str]] = {}  # stream id -> its idempotency key
+        self._live: Shares[Stream] = Shares()  # streams that are not sealed
+        self._graces: Shares[Stream] = Shares()
+        self.kept_max = max(1, log_bytes_max // KEPT_STREAM_BYTES)  # finished streams
         self.log_bytes = 0
         self.log_bytes_max = log_bytes_max
         self.stream_log_bytes_max = stream_log_bytes_max
@@ -206,6 +223,7 @@ class Hub:
             terms=terms,
         )
         self._streams[stream_id] = stream
+        self._live.add(terms.owner, stream)
         self._next_turn = (self._next_turn + 1) % CHARGE_TURNS
         stream.charge_turn = self._next_turn
         self._count_from_here(stream)
@@ -309,6 +327,8 @@ class Hub:
         if name.conversation and isinstance(stream, CountedStream):
             self._by_conversation.setdefault(stream.terms.owner, {})[name.conversation] = stream
             self._conversation_of[stream.id] = name.conversation
+        if stream.reason is not None:
+            self._live.discard(stream.terms.owner, stream)
         self.stream_named(stream)
         self._count_from_here(stream)
 
@@ -326,11 +346,12 @@ class Hub:
     def orphan(self, stream: Stream, grace_s: float, reason: CloseReason, now: float) -> None:
         """A generation without a reader: it may go on for grace_s, if there is room among the detached."""
         self.end_grace(stream)
-        if grace_s <= 0 or self.detached >= self.detached_max:
+        if grace_s <= 0 or not self.make_room_for_grace(stream.terms.owner, now):
             self._stop(stream, reason, now)
             return
         stream.grace_until = now + grace_s
         self.detached += 1
+        self._graces.add(stream.terms.owner, stream)
 
     def _stop(self, stream: Stream, reason: CloseReason, now: float) -> None:
         """Cancel the upstream now and seal the stream in a later turn: when 1,000 readers leave at once, the last GPU
@@ -340,6 +361,40 @@ class Hub:
         message = "The generation was stopped because its reader left."
         self.soon(lambda: stream.cancel(reason, now, message=message))
 
+    # -- bounds for all: the principal that holds most gives way
+
+    def make_room_for_grace(self, owner: str, now: float) -> bool:
+        """Whether another generation of this principal may go on without a reader; another's grace may end for it."""
+        if self.detached < self.detached_max:
+            return True
+        # A published stream has no grace, so a stream here has no reader.
+        yielding = self._graces.yielding(owner, _has_no_reader) if self.detached_max > 0 else None
+        if yielding is not None:
+            self._give_way(yielding, now)
+        return self.detached < self.detached_max
+
+    def make_place(self, owner: str, now: float, *, relayed: bool, upstreams: Collection[str] = ()) -> bool:
+        """End a stream without a reader, of the principal that holds most places, in favour of `owner`.
+
+        `relayed`: a generation within its grace alone, because its upstream's place is wanted; at any of `upstreams`,
+        if they are given. False: there is none.
+        """
+
+        def may_yield(stream: Stream) -> bool:
+            is_idle = bool(stream.grace_until) or (stream.terms.published and not relayed)
+            is_there = not upstreams or stream.upstream in upstreams
+            return is_idle and is_there and _has_no_reader(stream) and stream.source is not None
+
+        yielding = self._live.yielding(owner, may_yield)
+        if yielding is not None:
+            self._give_way(yielding, now)
+        return yielding is not None
+
+    def _give_way(self, stream: Stream, now: float) -> None:
+        """Sealed at once, and not in a later turn: a publisher's request must find it ended."""
+        text = "The stream had no reader, and made room: its owner had the most of what there is for all."
+        stream.cancel(CloseReason.ABANDONED, now, message=text)
+
     def rejoin(self, stream: Stream, reader: Subscriber) -> None:
         """Add a reader to a stream that may have none, and end the stream's grace."""
         self.end_grace(stream)
@@ -348,6 +403,7 @@ class Hub:
     def stream_sealed(self, stream: Stream) -> None:
         """Keeper: settle the stream's accounts."""
         self.end_grace(stream)
+        self._live.discard(stream.terms.owner, stream)
         self.charge(stream)
         account = stream.terms.account
         if account is not None:
@@ -394,6 +450,7 @@ class Hub:
         if stream.grace_until:
             stream.grace_until = 0.0
             self.detached -= 1
+            self._graces.discard(stream.terms.owner, stream)
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream without readers, its log and its names."""
@@ -402,6 +459,7 @@ class Hub:
             return
         stream.fanout = None  # the two refer to each other, and the garbage collector hardly runs
         self.end_grace(stream)
+        self._live.discard(stream.terms.owner, stream)
         self.charge(stream)
         self.log_bytes -= stream.ledger.charged_bytes
         stream.ledger.charged_bytes = 0
@@ -433,18 +491,68 @@ class Hub:
         stream.ledger.counted_text_events = text_events
 
     def free_log_memory(self) -> None:
-        """Above the logs' budget: remove finished streams, oldest first; then trim the longest logs to half."""
+        """Above the logs' budget: remove finished streams, oldest first; then halve the longest logs. Each is of the
+        principal that holds most bytes at that time.
+        """
+        held = _sums(self._streams.values(), lambda stream: stream.log.bytes_held)
         finished = [s for s in self._streams.values() if s.reason is not None and not s.readers]
-        for stream in sorted(finished, key=lambda s: s.sealed_at):
+        for stream in _of_the_largest(sorted(finished, key=lambda s: s.sealed_at), held):
             if self.log_bytes <= self.log_bytes_max:
                 return
+            held[stream.terms.owner] -= stream.log.bytes_held
             self.remove(stream)
         # Down to seven eighths, so that the next token doesn't bring us back here.
-        for stream in sorted(self._streams.values(), key=lambda s: -s.log.bytes_held):
+        for stream in _of_the_largest(sorted(self._streams.values(), key=lambda s: -s.log.bytes_held), held):
             if self.log_bytes <= self.log_bytes_max * 7 // 8:
                 return
-            stream.log.trim_to(stream.log.bytes_held // 2)
+            before = stream.log.bytes_held
+            stream.log.trim_to(before // 2)
+            held[stream.terms.owner] -= before - stream.log.bytes_held
             self.charge(stream)
+
+    def free_kept(self) -> None:
+        """Above kept_max: remove finished streams, oldest first, each of the principal that has most of them then."""
+        if len(self._streams) <= self.kept_max:
+            return
+        finished = [s for s in self._streams.values() if s.reason is not None]
+        excess = len(finished) - self.kept_max
+        if excess <= 0:
+            return
+        held = _sums(finished, lambda stream: 1)
+        left = excess + self.kept_max // 8  # to seven eighths, as above
+        idle = (s for s in sorted(finished, key=lambda s: s.sealed_at) if not s.readers)
+        for stream in itertools.islice(_of_the_largest(idle, held), left):
+            held[stream.terms.owner] -= 1
+            self.remove(stream)
+
+
+def _has_no_reader(stream: Stream) -> bool:
+    return not stream.readers
+
+
+def _sums(streams: Iterable[Stream], size: Callable[[Stream], int]) -> dict[str, int]:
+    """The sum of the streams' sizes for each principal."""
+    sums: dict[str, int] = {}
+    for stream in streams:
+        sums[stream.terms.owner] = sums.get(stream.terms.owner, 0) + size(stream)
+    return sums
+
+
+def _of_the_largest(streams: Iterable[Stream], held: Mapping[str, int]) -> Iterator[Stream]:
+    """The streams in their order, but each of the principal that holds most. The caller changes `held` meanwhile."""
+    by_owner: dict[str, list[Stream]] = {}
+    for stream in streams:
+        by_owner.setdefault(stream.terms.owner, []).append(stream)
+    largest = [(-held[owner], owner, iter(own)) for owner, own in by_owner.items()]
+    heapq.heapify(largest)
+    while largest:
+        _, owner, rest = largest[0]
+        following = next(rest, None)
+        if following is None:
+            heapq.heappop(largest)
+            continue
+        yield following
+        heapq.heapreplace(largest, (-held[owner], owner, rest))
 
 
 def body_hash(body: bytes) -> bytes:

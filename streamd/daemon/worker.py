@@ -27,7 +27,7 @@ from streamd.api.router import Router
 from streamd.api.streams import LIST, Streams
 from streamd.config import Settings
 from streamd.core.admission import Admission, Budget
-from streamd.core.hub import CHARGE_TURNS, Hub
+from streamd.core.hub import CHARGE_TURNS, KEPT_STREAM_BYTES, Hub
 from streamd.core.stream import Stream
 from streamd.daemon import listen, logs, machine
 from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
@@ -242,6 +242,7 @@ class Worker:
         workers_bytes = self._resident_bytes if self.shared is None else self.shared.resident_bytes()
         admission.note_resident(workers_bytes + self.parent_bytes)
         self._show(now)
+        runtime.hub.free_kept()
         self._charge_turn = (self._charge_turn + 1) % CHARGE_TURNS
         self.loop.call_soon(self._sweep_streams, tuple(runtime.hub), 0)
 
@@ -378,6 +379,7 @@ class Worker:
         hub.stream_log_bytes_max = settings.log_bytes_max
         hub.stream_log_events_max = settings.log_events_max
         hub.detached_max = self._detached_max(settings)
+        hub.kept_max = hub.log_bytes_max // KEPT_STREAM_BYTES
         logs.set_level(settings.log_level)
         logs.set_format(settings.log_format)
 

@@ -369,6 +369,9 @@ class ClientConnection(asyncio.Protocol):
         """Not even the reserve has room: answer without reading the request."""
         runtime = self._runtime
         runtime.counters.refused[refusal.reason] += 1
+        if not self.origin.has_place:  # its descriptor isn't counted anywhere
+            self.abort(refusal.reason)
+            return
         bump(runtime.counters.responses, refusal.status)
         body = error_body(message=refusal.message, type=TYPES[refusal.status], code=refusal.code)
         fields = [

@@ -37,6 +37,8 @@ class Place(Choice):
     NONE = "none"  # not entered, or turned away
     REGULAR = "regular"
     RESERVED = "reserved"  # for health, metrics and DELETE only
+    OPERATOR = "operator"  # the same, on the admin listener
+    TURNED_AWAY = "turned_away"  # told that there is no room, and about to close
 
 
 class Origin:
@@ -65,10 +67,20 @@ class Origin:
         if self.refusal is None:
             self._place = Place.REGULAR
             return None if self._remote is AWAITED else self._enter_gates()
+        if self.entrance.listener == "admin" and admission.take_operators():
+            self._place = Place.OPERATOR
+            return None
         if admission.take_reserved():
             self._place = Place.RESERVED
             return None
+        if admission.take_turned_away():
+            self._place = Place.TURNED_AWAY
         return self.refusal
+
+    @property
+    def has_place(self) -> bool:
+        """Whether admission knows of the connection; without a place it has to go at once."""
+        return self._place is not Place.NONE
 
     def _enter_gates(self) -> Refusal | None:
         """Count the connection under its client's address, if that is limited."""
@@ -110,6 +122,10 @@ class Origin:
         runtime = self.entrance.runtime
         if self._place is Place.REGULAR:
             runtime.admission.release_connection(self.entrance.price_bytes)
+        elif self._place is Place.OPERATOR:
+            runtime.admission.release_operators()
+        elif self._place is Place.TURNED_AWAY:
+            runtime.admission.release_turned_away()
         elif self._place is Place.RESERVED:
             runtime.admission.release_reserved()
         runtime.gates.leave(self._gate_keys)

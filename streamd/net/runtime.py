@@ -12,7 +12,7 @@ from email.utils import formatdate
 from typing import Protocol
 
 from streamd.config import Settings
-from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
+from streamd.core.admission import Admission, Budget, Demands, GiveWay, Limits, Prices, Resources, stands_firm
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
 from streamd.core.refusal import Refusal, Retry
@@ -127,19 +127,27 @@ class Runtime:
         self.counters.bugs += 1
         self.on_bug(where, error)
 
-    def admit_stream(self) -> None:
-        """Reserve room for a published stream. Raises HttpError 503 if there is none, or while draining."""
+    def admit_stream(self, owner: str = "") -> None:
+        """Reserve room for a published stream. Raises HttpError 503 if there is none, or while draining.
+
+        In favour of `owner`, a principal, another's stream without a reader may end (core/hub.py).
+        """
         self.check_not_draining()
-        refusal = self.admission.admit_stream()
+        refusal = self.admission.admit_stream(self._give_way_to(owner))
         if refusal is not None:
             raise self.refused(refusal)
 
-    def admit_relay(self) -> None:
+    def admit_relay(self, owner: str = "") -> None:
         """Reserve room for a request to an upstream. Raises HttpError as admit_stream()."""
         self.check_not_draining()
-        refusal = self.admission.admit_relay()
+        refusal = self.admission.admit_relay(self._give_way_to(owner))
         if refusal is not None:
             raise self.refused(refusal)
+
+    def _give_way_to(self, owner: str) -> GiveWay:
+        if not owner:
+            return stands_firm
+        return lambda relayed: self.hub.make_place(owner, self.time(), relayed=relayed)
 
     @property
     def bodies_bytes(self) -> int:

@@ -83,6 +83,10 @@ class Upstreams:
         able = [up for up in candidates if up not in without and not up.full() and (alone or not up.left_out(now))]
         return min(able, key=lambda up: up.in_flight, default=None)
 
+    def names_for(self, model: str) -> tuple[str, ...]:
+        """The names of the upstreams that serve the model, busy or not."""
+        return tuple(up.settings.name for up in self._candidates(model))
+
     def _candidates(self, model: str) -> list[Upstream]:
         """The upstreams that name the model, else those with `*`. Without a model: the first of the configuration."""
         if not model:

@@ -256,9 +256,9 @@ def draining(r: Rig) -> Iterator[None]:
 
 @contextmanager
 def full(r: Rig) -> Iterator[None]:
-    """Bob's streams take all the room of the process."""
-    while ask(r, get("/v1/streams", as_key("bob"), "Content-Length: 0", method="POST")).status == 201:
-        pass
+    """Bob's streams take all the room of the process, and each has a reader: none of them gives way."""
+    while (opened := ask(r, get("/v1/streams", as_key("bob"), "Content-Length: 0", method="POST"))).status == 201:
+        r.client(get(opened.get("location") or ""))
     yield
     for stream in tuple(r.runtime.hub):
         assert ask(r, get(f"/v1/streams/{stream.id}", as_key("bob"), method="DELETE")).status == 204

@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from streamd.core.admission import (
     KIB,
     MIB,
+    OPERATOR_CONNECTIONS_MAX,
     REFUSALS,
+    TURNED_AWAY_MAX,
     AddressGate,
     Admission,
     Budget,
@@ -230,6 +232,23 @@ class TestConnections:
         admission.release_reserved()
         assert admission.take_reserved()
 
+    def test_the_operators_places_are_beside_the_reserve(self) -> None:
+        admission = admission_for(1)
+        assert admission.take_reserved() and admission.take_reserved() and not admission.take_reserved()
+        assert [admission.take_operators() for _ in range(OPERATOR_CONNECTIONS_MAX)] == [
+            True
+        ] * OPERATOR_CONNECTIONS_MAX
+        assert not admission.take_operators() and not admission.take_reserved()
+        admission.release_operators()
+        assert admission.take_operators()
+
+    def test_the_connections_that_are_turned_away_are_bounded(self) -> None:
+        admission = admission_for(1)
+        assert [admission.take_turned_away() for _ in range(TURNED_AWAY_MAX)] == [True] * TURNED_AWAY_MAX
+        assert not admission.take_turned_away()
+        admission.release_turned_away()
+        assert admission.take_turned_away()
+
     def test_an_adopted_connection_is_counted_even_over_the_limit(self) -> None:
         admission = admission_for(1)
         admission.admit_connection(5)
@@ -241,6 +260,24 @@ class TestConnections:
 
 
 class TestStreams:
+    def test_a_place_that_gave_way_is_given_again(self) -> None:
+        admission = admission_for(2)
+        for _ in range(2):
+            assert admission.admit_relay() is None
+        kinds: list[bool] = []
+
+        def give_way(relayed: bool) -> bool:
+            kinds.append(relayed)
+            admission.release_relay()
+            return True
+
+        assert admission.admit_relay(give_way) is None
+        assert kinds == [True], "a place at an upstream is wanted first"
+        assert admission.refused()["upstream"] == 0
+        assert admission.admit_relay(lambda relayed: False) is not None
+        assert admission.admit_relay(lambda relayed: True) is not None, "nothing was freed after all"
+        assert admission.refused()["upstream"] == 2
+
     def test_a_stream_above_the_limit_is_refused(self) -> None:
         admission = admission_for(2)
         assert [admission.admit_stream() for _ in range(2)] == [None, None]

@@ -480,3 +480,119 @@ def test_a_removed_stream_with_passes_is_freed_without_the_collector() -> None:
         assert not [each for each in gc.get_objects() if isinstance(each, (Stream, SlicedFanout))]
     finally:
         gc.enable()
+
+
+# -- bounds for all: the principal that holds most gives way
+
+
+def of(hub: Hub, owner: str, **terms: object) -> Stream:
+    """A stream of that principal."""
+    stream = hub.open(Dialect.CHAT, 0.0, terms=Terms(owner=owner, retention_s=60.0, **terms))  # type: ignore[arg-type]
+    stream.source = Source()
+    return stream
+
+
+def detached(hub: Hub, owner: str) -> Stream:
+    stream = of(hub, owner)
+    hub.orphan(stream, 60.0, CloseReason.READER_GONE, 1.0)
+    return stream
+
+
+def test_over_detached_max_the_oldest_grace_of_the_largest_holder_ends() -> None:
+    hub = new_hub(detached_max=4)
+    greedy = [detached(hub, "greedy") for _ in range(5)]
+    assert greedy[4].reason is CloseReason.READER_GONE, "the principal with the most is refused itself"
+    others = [detached(hub, "alice"), detached(hub, "bob")]
+    assert [stream.reason for stream in others] == [None, None]
+    assert [stream.reason for stream in greedy[:4]] == [CloseReason.ABANDONED] * 2 + [None] * 2
+    assert hub.detached == 4
+    assert detached(hub, "alice").reason is CloseReason.READER_GONE, "two of four are greedy's: alice has her share"
+
+
+def test_a_grace_that_ended_for_another_stops_its_source() -> None:
+    hub = new_hub(detached_max=2)
+    first = of(hub, "greedy")
+    source = first.source
+    assert isinstance(source, Source)
+    hub.orphan(first, 60.0, CloseReason.READER_GONE, 1.0)
+    detached(hub, "greedy")
+    detached(hub, "alice")
+    assert source.cancelled == [CloseReason.ABANDONED] and first.source is None
+
+
+def test_a_place_is_made_by_streams_without_a_reader_alone() -> None:
+    hub = new_hub()
+    read = of(hub, "greedy", published=True)
+    reading(hub, read)
+    asked = of(hub, "greedy")  # its client waits for the first byte
+    idle = of(hub, "greedy", published=True)
+    resting = detached(hub, "greedy")
+    assert hub.make_place("alice", 2.0, relayed=True) and resting.reason is CloseReason.ABANDONED
+    assert hub.make_place("alice", 2.0, relayed=False) and idle.reason is CloseReason.ABANDONED
+    assert not hub.make_place("alice", 2.0, relayed=False)
+    assert (read.reason, asked.reason) == (None, None)
+
+
+def test_no_place_is_made_for_the_principal_that_holds_most_or_as_many() -> None:
+    hub = new_hub()
+    streams = [of(hub, owner, published=True) for owner in ("greedy", "greedy", "alice")]
+    assert not hub.make_place("greedy", 2.0, relayed=False)
+    assert not hub.make_place("alice", 2.0, relayed=False)
+    streams.append(of(hub, "greedy", published=True))
+    assert hub.make_place("alice", 2.0, relayed=False)
+    assert [stream.reason for stream in streams] == [CloseReason.ABANDONED, None, None, None]
+
+
+def test_a_place_at_an_upstream_is_made_by_a_generation_there() -> None:
+    hub = new_hub()
+    streams = [detached(hub, "greedy") for _ in range(3)]
+    streams[1].upstream = "gpu2"
+    assert hub.make_place("alice", 2.0, relayed=True, upstreams=("gpu2",))
+    assert [stream.reason is None for stream in streams] == [True, False, True]
+    assert not hub.make_place("alice", 2.0, relayed=True, upstreams=("gpu2",))
+
+
+def test_over_the_logs_budget_the_finished_logs_of_the_largest_holder_go_first() -> None:
+    hub = new_hub()
+    owners = ["alice", "greedy", "greedy", "greedy", "bob"]
+    streams = [of(hub, owner) for owner in owners]
+    for k, stream in enumerate(streams):
+        feed(stream, 2000)
+        stream.seal(CloseReason.COMPLETE, 1.0 + k, clean=True)
+    hub.sweep(hub, 11.0)
+    hub.log_bytes_max = hub.log_bytes * 3 // 5
+    hub.sweep(hub, 12.0)
+    assert [hub.get(stream.id) is not None for stream in streams] == [True, False, False, True, True]
+
+
+def test_over_the_logs_budget_the_live_logs_of_the_largest_holder_are_halved() -> None:
+    hub = new_hub()
+    lone = of(hub, "alice")
+    many = [of(hub, "greedy") for _ in range(4)]
+    feed(lone, 4000)
+    for stream in many:
+        feed(stream, 3000)
+    hub.sweep(hub, 11.0)
+    hub.log_bytes_max = hub.log_bytes - 1
+    hub.sweep(hub, 12.0)
+    assert lone.log.seq_first == 1 and many[0].log.seq_first > 1
+
+
+def test_the_number_of_finished_streams_is_bounded_and_with_it_that_of_their_names() -> None:
+    hub = new_hub()
+    hub.kept_max = 16
+    streams = []
+    for k in range(40):
+        stream = of(hub, "alice" if k % 10 == 0 else "greedy")
+        hub.keep_key(stream.terms.owner, f"key-{k}", b"", stream)
+        stream.seal(CloseReason.COMPLETE, 1.0 + k, clean=True)
+        streams.append(stream)
+    live = of(hub, "greedy")
+    hub.free_kept()
+    left = [stream for stream in streams if hub.get(stream.id) is not None]
+    assert len(left) == 16 - 2
+    assert [stream for stream in streams[::10] if stream in left] == streams[::10], "alice's stay"
+    greedy = [stream for stream in streams if stream.terms.owner == "greedy"]
+    assert [stream for stream in left if stream in greedy] == greedy[-10:], "the oldest of greedy's go"
+    assert hub.get(live.id) is live
+    assert sum(hub.by_key(stream.terms.owner, f"key-{k}") is not None for k, stream in enumerate(streams)) == len(left)

@@ -283,7 +283,7 @@ CORE: Final = (
         "the number of generations without a reader has no bound",
         "core/hub.py",
         "Hub.orphan",
-        " or self.detached >= self.detached_max",
+        " or not self.make_room_for_grace(stream.terms.owner, now)",
         "",
     ),
     Mutant(
@@ -403,7 +403,7 @@ CORE: Final = (
     Mutant(
         "requests that would use pooled connections are refused because of those connections",
         "core/admission.py",
-        "Admission.admit_relay",
+        "Admission._lacks_descriptors",
         "self.descriptors - self._own.idle_upstreams >=",
         "self.descriptors >=",
     ),
@@ -520,15 +520,15 @@ API: Final = (
     Mutant(
         "strangers without a credential own each other's streams",
         "api/rights.py",
-        "Rights._owns",
-        "principal is ANONYMOUS or ",
+        "Rights._may_own",
+        "principal is not ANONYMOUS and ",
         "",
     ),
     Mutant(
         "a key reads named streams outside of its routes",
         "api/rights.py",
-        "Rights.check_read",
-        "elif (refusal := principal.key.refuse_route(request.path)) is not None:",
+        "Rights._check_read",
+        "elif (refusal := principal.key.refuse_route(STREAM_PATH + stream_id)) is not None:",
         "elif False:",
     ),
     Mutant(
@@ -577,7 +577,7 @@ API: Final = (
         "a stranger takes over the name of a sealed stream",
         "api/publish.py",
         "Publish.open_named",
-        "            self._rights.check_write(request, known)\n",
+        "            self._rights.check_write(request, name, known)\n",
         "",
     ),
     Mutant(
@@ -626,8 +626,8 @@ API: Final = (
         "a resuming POST reads any stream",
         "api/relay.py",
         "Relay._resumes",
-        "        self._rights.check_read(request, stream)\n",
-        "",
+        "self._streams.readable(request, last.stream)",
+        "self._streams.get(last.stream)",
     ),
     Mutant(
         "a token in a query goes upstream when its name is percent-encoded",
@@ -820,8 +820,8 @@ WIRE: Final = (
     Mutant(
         "a client's forged X-Forwarded-For is believed over the address that the proxy saw",
         "wire/forwarded.py",
-        "TrustedProxies.client_address",
-        "            if not self._has(address):\n                break\n",
+        "TrustedProxies._walk",
+        "            if not self._has(address):\n                return client, True\n",
         "",
     ),
     Mutant(

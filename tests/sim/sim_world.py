@@ -580,7 +580,8 @@ class World:
         """The worker's plan; some requests get a right to read for a short while only, as if their token said so."""
         plan, request = self._was_planned(answer), answer.request
         right_s = Errand("", "", "", request.id).right_s
-        if right_s:
+        publishes = request.path.startswith("/v1/streams") and request.method in ("POST", "PUT")
+        if right_s and not publishes:
             request.expires_at = self.loop.now + right_s
         return plan
 
@@ -626,6 +627,8 @@ class World:
             "publish": {200, 201, 404, 408, 409, 503},
             "broken": {400, 408, 431, 501, 503},
         }[errand.kind]
+        if errand.kind in ("generate", "plain") and errand.right_s:
+            allowed = allowed | {401}  # the right ended while the body came
         if errand.kind == "follow" and "from=" in errand.path:
             allowed = allowed | {400}
         if answer.status not in allowed:
