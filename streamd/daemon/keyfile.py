@@ -18,15 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from streamd.core.keys import KEYS_FILE_BYTES_MAX
+from streamd.daemon import file_modes
 
 MODE_NEW: Final = 0o600
-# A random key can't be computed from its hash, but names, rights and limits are private too; and write permission is
-# enough to add a key.
-MODE_REFUSED: Final = stat.S_IRWXO | stat.S_IWGRP
-
-
-# A key set is public: all may read it, and none but its owner may change it.
-MODE_REFUSED_PUBLIC: Final = stat.S_IWOTH | stat.S_IWGRP
 
 
 class KeyFileModeError(Exception):
@@ -49,9 +43,8 @@ def read_public(path: Path, bytes_max: int) -> bytes:
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         _check_regular(path, status)
-        if status.st_mode & MODE_REFUSED_PUBLIC:
-            mode = stat.S_IMODE(status.st_mode)
-            raise KeyFileModeError(f"{path} has mode {mode:04o}; others may write it: chmod 644 {path}")
+        if why := file_modes.why_refused(path, status.st_mode, public=True):
+            raise KeyFileModeError(why)
         return file.read(bytes_max + 1)
 
 
@@ -96,9 +89,8 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
 
 def _check_mode(path: Path, status: os.stat_result) -> None:
     _check_regular(path, status)
-    if status.st_mode & MODE_REFUSED:
-        mode = stat.S_IMODE(status.st_mode)
-        raise KeyFileModeError(f"{path} has mode {mode:04o}; others may read or change it: chmod 600 (or 640) {path}")
+    if why := file_modes.why_refused(path, status.st_mode):
+        raise KeyFileModeError(why)
 
 
 def _read_all(fd: int) -> bytes:

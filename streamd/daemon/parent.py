@@ -52,6 +52,7 @@ from streamd.daemon.control import (
     ToParent,
     ToWorker,
 )
+from streamd.daemon.file_modes import check_modes
 from streamd.daemon.reload import Load, Reloads
 from streamd.daemon.slot import SIGNALS, Slot
 from streamd.daemon.state_mover import move_streams, relay_to_store
@@ -122,8 +123,9 @@ class Parent:
     def serve(self, inherited: systemd.Inherited) -> int:
         """Start, watch and stop the workers; returns the exit status.
 
-        Raises OSError if it can't listen, and ConfigError as check_inherited() does.
+        Raises OSError if it can't listen, and ConfigError as check_inherited() and check_modes() do.
         """
+        check_modes(self._settings)
         self._take_sockets(inherited)
         with self._signals():
             self._restore()
