@@ -80,6 +80,13 @@ class Counters:
     # process
     loop_lag_s: Histogram = histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.")
     bugs: int = counter("streamd_bugs", "Mistakes of streamd itself; the log has their tracebacks.")
+    tls_refused: int = counter("streamd_tls_refused", "Times that a peer's TLS refused a write, which ended it.")
+    transport_refused: int = counter(
+        "streamd_transport_refused", "Times that the system refused a call for a connection, which ended it."
+    )
+    no_memory: int = counter(
+        "streamd_no_memory", "Times that there was no memory for a request or a connection, which ended it."
+    )
 
 
 # A worker's state: net/totals.py reads it from the objects that have it. It ends with the worker.

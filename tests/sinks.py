@@ -95,6 +95,8 @@ class Reader:
         self.paused = False
         self.ended: bool | None = None  # as stream_ended() said: clean or not
         self.cut = 0  # slow_consumer()
+        self.refusals: list[Exception] = []  # refused()
+        self.refuses = False  # from now on every write raises
         self._leave = leave or stream.leave
         self.left = False
         self.subscriber = Subscriber(stream, self, policy=policy, ring=Ring(slots, RING_BYTES_MAX), form=form)
@@ -105,6 +107,8 @@ class Reader:
 
     def write(self, frame: bytes) -> None:
         assert frame, "an empty write"
+        if self.refuses:
+            raise MemoryError
         assert not self.paused, "a write to a paused transport"
         self.frames.append(frame)
         self.held += frame
@@ -125,6 +129,10 @@ class Reader:
         assert self.ended is None
         self.cut += 1
         self.loop.soon(self.leave)  # as a connection does, from connection_lost()
+
+    def refused(self, error: Exception) -> None:
+        self.refusals.append(error)
+        self.loop.soon(self.leave)
 
     # -- the peer
 

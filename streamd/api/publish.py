@@ -88,13 +88,20 @@ class Publisher:
 
     def on_due(self, now: float) -> float:
         """No request came in time to publish the rest."""
-        self._leave()
         stream = self.stream
+        stream.source = None
+        self._leave()
         if stream.reason is None:
-            stream.source = None
             text = "The publisher broke off and did not come back in time."
             stream.fail(CloseReason.PUBLISHER_GONE, now, message=text)
         return NEVER
+
+    def crash(self, where: str, error: Exception) -> None:
+        """on_due() raised: count the error, and end the stream. Never raises."""
+        self._runtime.bug(where, error)
+        stream = self.stream
+        if stream.reason is None:
+            stream.cancel(CloseReason.INTERNAL, self._runtime.time(), message="streamd made a mistake.")
 
     def _leave(self) -> None:
         self._runtime.sweep.discard(self)
@@ -102,9 +109,9 @@ class Publisher:
 
     def seal(self, *, failed: bool) -> None:
         """The publisher has ended its stream."""
+        self.stream.source = None
         self._leave()
         now = self._runtime.time()
-        self.stream.source = None
         if failed:
             self.stream.fail(CloseReason.FAILED, now, message="The publisher reported that the stream failed.")
         else:
@@ -172,16 +179,25 @@ class Publish:
             catchup_bytes_max=settings.catchup_bytes_max,
             retention_s=options.get("retention", settings.retention_s),
         )
-        stream = runtime.hub.open(
-            Dialect.UNKNOWN,
-            runtime.time(),
-            name=name,
-            epoch=secrets.token_urlsafe(5)[:6] if name else "",
-            log_bytes_max=options.get("log_bytes_max", 0),
-            log_events_max=options.get("log_events_max", 0),
-            terms=terms,
-        )
-        stream.source = Publisher(runtime, stream)
+        stream: Stream | None = None
+        try:
+            stream = runtime.hub.open(
+                Dialect.UNKNOWN,
+                runtime.time(),
+                name=name,
+                epoch=secrets.token_urlsafe(5)[:6] if name else "",
+                log_bytes_max=options.get("log_bytes_max", 0),
+                log_events_max=options.get("log_events_max", 0),
+                terms=terms,
+            )
+            stream.source = Publisher(runtime, stream)
+        except Exception:
+            if stream is not None:
+                runtime.hub.remove(stream)
+            if terms.account is not None:
+                terms.account.close_stream()
+            runtime.admission.release_stream()
+            raise
         flush_interval_s = options.get("flush_interval", settings.flush_interval_s)
         if flush_interval_s:
             stream.use_fanout(runtime.new_fanout(stream, flush_interval_s))
@@ -305,7 +321,7 @@ class Publishing:
         try:
             self._read(None)
             self._append(self._held)
-        except HttpError:
+        except Exception:
             self._end(broken=True)
             raise
         stream = self._publisher.stream
@@ -323,6 +339,11 @@ class Publishing:
         """The key or token has expired while the body was open: the request ends with what came until then."""
         self._answer.refuse(self._runtime.refused(self._rights.expired(self._answer.request)))
         return NEVER
+
+    def crash(self, where: str, error: Exception) -> None:
+        """on_due() raised: the request ends, and what came until then is published. Never raises."""
+        self._runtime.sweep.discard(self)
+        self._answer.crash(where, error)
 
     def _read(self, piece: bytes | None) -> None:
         """Parse the next bytes, or the end (None). In a chunked body the events before a mistake are published."""

@@ -172,25 +172,30 @@ class Relay:
             raise runtime.refused(DETACHED)
         self._rights.check_limits(request)
         runtime.admit_relay(request.principal.id)
+        stream: Stream | None = None
+        over = runtime.admission.release_relay
         try:
             ask = ask_of(request, fields)
             stream = self._open(request, policy, grace_s) if wants_stream else None
-        except HttpError:
-            runtime.admission.release_relay()
+            over = self._keep_key(request, key, stream)
+            exchange = Exchange(
+                runtime,
+                self._upstreams,
+                ask,
+                answer=answer,
+                request=request,
+                stream=stream,
+                policy=policy,
+                charge=self._rights.charge(request),
+                open_stream=lambda: self._open_unasked(request, policy, grace_s, key),
+                on_over=over,
+            )
+            exchange.start()
+        except Exception:  # then it has not begun; once it has, it ends by itself
+            over()
+            if stream is not None:
+                stream.cancel(CloseReason.INTERNAL, runtime.time(), message="The generation could not begin.")
             raise
-        exchange = Exchange(
-            runtime,
-            self._upstreams,
-            ask,
-            answer=answer,
-            request=request,
-            stream=stream,
-            policy=policy,
-            charge=self._rights.charge(request),
-            open_stream=lambda: self._open_unasked(request, policy, grace_s, key),
-            on_over=self._keep_key(request, key, stream),
-        )
-        exchange.start()
         if detached and stream is not None and answer.is_open:  # else the exchange failed at once and was answered
             self._accept(exchange, answer, stream, max(grace_s, runtime.settings.detach_grace_max_s))
 
@@ -241,11 +246,16 @@ class Relay:
         old = hub.by_conversation(request.principal.id, request.conversation) if request.conversation else None
         terms = self._terms(request, policy, grace_s, self._rights.open_stream(request, replacing=old))
         self._runtime.counters.streams_opened += 1
-        if not request.conversation:
-            return hub.open(request.dialect, now, terms=terms)
-        if old is not None:  # a conversation has a single generation
-            old.cancel(CloseReason.CANCELLED, now, message="The conversation went on with another request.")
-        return hub.open_conversation(request.dialect, now, conversation=request.conversation, terms=terms)
+        try:
+            if not request.conversation:
+                return hub.open(request.dialect, now, terms=terms)
+            if old is not None:  # a conversation has a single generation
+                old.cancel(CloseReason.CANCELLED, now, message="The conversation went on with another request.")
+            return hub.open_conversation(request.dialect, now, conversation=request.conversation, terms=terms)
+        except Exception:
+            if terms.account is not None:
+                terms.account.close_stream()
+            raise
 
     def _open_unasked(self, request: Request, policy: Policy, grace_s: float, key: str) -> Stream:
         """Open a stream for an event-stream answer to a request that didn't ask for a stream. Raises HttpError 429."""

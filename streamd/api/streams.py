@@ -343,6 +343,11 @@ class WaitForName(Pending):
         self.on_gone(CloseReason.OVER_BUDGET)
         self._answer.settle(lambda: self._answer.refuse(self._runtime.refused(WAITERS)))
 
+    def crash(self, where: str, error: Exception) -> None:
+        """on_due() raised: the request ends. Never raises."""
+        self._runtime.sweep.discard(self)
+        self._answer.crash(where, error)
+
     def _refuse(self) -> None:
         if self.refusal is not None:
             raise self.refusal

@@ -135,19 +135,23 @@ class SlicedFanout:
         position, piece = -1, b""  # of the reader before: nearly all readers of a slice stand at the same place
         readers = self._readers[self._at : self._at + SLICE_MAX]
         for reader in readers:
-            if reader.state is live:
-                if reader.own_position != position:
-                    if not self._has_next_of(reader, end):
-                        continue
-                    position = reader.own_position
-                    piece = pieces.get(position) or pieces.setdefault(position, self._from(position))
-                reader.own_position = end
-                reader.own_bytes = end_bytes
-                reader.write(piece)
-            elif reader.state is SubscriberState.PAUSED:
-                self._serve_paused(reader, end)
-            elif reader.state is SubscriberState.FOLLOWING:
-                reader.push(b"")
+            try:
+                if reader.state is live:
+                    if reader.own_position != position:
+                        if not self._has_next_of(reader, end):
+                            continue
+                        piece = pieces.get(reader.own_position) or self._from(reader.own_position)
+                        pieces[reader.own_position] = piece
+                        position = reader.own_position
+                    reader.own_position = end
+                    reader.own_bytes = end_bytes
+                    reader.write(piece)
+                elif reader.state is SubscriberState.PAUSED:
+                    self._serve_paused(reader, end)
+                elif reader.state is SubscriberState.FOLLOWING:
+                    reader.push(b"")
+            except Exception as error:
+                reader.fail(error)
         self._say_the_rest(readers)
         self._at += SLICE_MAX
         if self._at < len(self._readers):
@@ -169,10 +173,13 @@ class SlicedFanout:
         sealed, loose = self._stream.reason is not None, self._loose_of_pass
         if sealed or loose:
             for reader in readers:
-                if loose:
-                    reader.loose(loose)
-                if sealed:
-                    reader.finish_if_done()
+                try:
+                    if loose:
+                        reader.loose(loose)
+                    if sealed:
+                        reader.finish_if_done()
+                except Exception as error:
+                    reader.fail(error)
 
     def _serve_paused(self, reader: Subscriber, end: int) -> None:
         """Push the frames into the reader's ring; stop when an overflow, by the policy, ends its pause."""

@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from streamd.core.guard import BARE, Guard
 from streamd.core.replay import ReplayLog
 from streamd.core.shares import Shares
 from streamd.core.stream import CountedStream, Fanout, Stream, Subscriber
@@ -113,6 +114,7 @@ class Hub:
         "detached_max",
         "event_bytes_total",
         "events_total",
+        "guard",
         "kept_max",
         "log_bytes",
         "log_bytes_max",
@@ -145,6 +147,7 @@ class Hub:
         """`soon` runs a call in a later turn of the loop; `new_fanout` makes the dispatcher of a stream with many
         readers; the `on_…` callbacks hear of a stream that is sealed, removed, or named by its API.
         """
+        self.guard: Guard = BARE  # the runtime's, once there is one
         self._slot = SLOT_CHARS[slot]
         self._incarnation = incarnation or new_incarnation()
         self._random = random_bytes
@@ -222,12 +225,12 @@ class Hub:
             keeper=self,
             terms=terms,
         )
-        self._streams[stream_id] = stream
-        self._live.add(terms.owner, stream)
         self._next_turn = (self._next_turn + 1) % CHARGE_TURNS
         stream.charge_turn = self._next_turn
         self._count_from_here(stream)
         self.charge(stream)
+        self._streams[stream_id] = stream
+        self._live.add(terms.owner, stream)
         return stream
 
     @staticmethod
@@ -339,9 +342,13 @@ class Hub:
         stream = reader.stream
         stream.leave(reader)
         source = stream.source
-        if stream.readers or stream.reason is not None or source is None or not source.needs_reader:
+        if stream.readers or stream.reason is not None or source is None:
             return
-        self.orphan(stream, stream.grace_s(reason), reason, now)
+        try:
+            if source.needs_reader:
+                self.orphan(stream, stream.grace_s(reason), reason, now)
+        except Exception as error:
+            self.crash(stream, "Hub.leave", error, now)
 
     def orphan(self, stream: Stream, grace_s: float, reason: CloseReason, now: float) -> None:
         """A generation without a reader: it may go on for grace_s, if there is room among the detached."""
@@ -359,7 +366,14 @@ class Hub:
         """
         stream.stop_source(reason)
         message = "The generation was stopped because its reader left."
-        self.soon(lambda: stream.cancel(reason, now, message=message))
+
+        def seal() -> None:
+            try:
+                stream.cancel(reason, now, message=message)
+            except Exception as error:
+                self.crash(stream, "Hub.stop", error, now)
+
+        self.soon(seal)
 
     # -- bounds for all: the principal that holds most gives way
 
@@ -404,13 +418,15 @@ class Hub:
         """Keeper: settle the stream's accounts."""
         self.end_grace(stream)
         self._live.discard(stream.terms.owner, stream)
-        self.charge(stream)
+        with self.guard:
+            self.charge(stream)
         account = stream.terms.account
         if account is not None:
             account.close_stream()
             # A publisher's usage never counts: it would pay the debts of its key, or make debts for a key of others.
             if stream.terms.pays_tokens and not stream.terms.published:
-                account.settle(stream.text_events, stream.progress.tokens(stream.text_events))
+                with self.guard:
+                    account.settle(stream.text_events, stream.progress.tokens(stream.text_events))
         self.on_sealed(stream)
 
     # -- sweeping
@@ -427,16 +443,29 @@ class Hub:
                 continue
             if self._streams.get(stream.id) is not stream:
                 continue  # removed since the snapshot was taken: its charge would never be given back
-            if charging and stream.log.seq_next - 1 != stream.ledger.counted_events:
-                self.charge(stream)
-            if stream.reason is None:
-                if stream.grace_until and stream.grace_until <= now:
-                    self.abandon(stream, now)
-                continue
-            if not stream.readers and stream.sealed_at + stream.terms.retention_s <= now:
-                self.remove(stream)
+            try:
+                if charging and stream.log.seq_next - 1 != stream.ledger.counted_events:
+                    self.charge(stream)
+                if stream.reason is None:
+                    if stream.grace_until and stream.grace_until <= now:
+                        self.abandon(stream, now)
+                    continue
+                if not stream.readers and stream.sealed_at + stream.terms.retention_s <= now:
+                    self.remove(stream)
+            except Exception as error:
+                self.crash(stream, "Hub.sweep", error, now)
         if self.log_bytes > self.log_bytes_max:
-            self.free_log_memory()
+            with self.guard:
+                self.free_log_memory()
+
+    def crash(self, stream: Stream, where: str, error: Exception, now: float) -> None:
+        """The sweep's work on a stream raised: the stream ends, and without readers it is removed. Never raises."""
+        self.guard.caught(where, error)
+        with self.guard:
+            stream.cancel(CloseReason.INTERNAL, now, message="streamd made a mistake; its log says more.")
+        if not stream.readers:
+            with self.guard:
+                self.remove(stream)
 
     def abandon(self, stream: Stream, now: float) -> None:
         """The grace is over and no reader came back."""
@@ -460,7 +489,8 @@ class Hub:
         stream.fanout = None  # the two refer to each other, and the garbage collector hardly runs
         self.end_grace(stream)
         self._live.discard(stream.terms.owner, stream)
-        self.charge(stream)
+        with self.guard:
+            self.charge(stream)
         self.log_bytes -= stream.ledger.charged_bytes
         stream.ledger.charged_bytes = 0
         key = self._forget_on_remove.pop(stream.id, None)
@@ -478,10 +508,9 @@ class Hub:
 
     def charge(self, stream: Stream) -> None:
         """Bring the accounts up to the log's present size and the events since the last charge."""
-        held = stream.log.bytes_held
+        held, events, text_events = stream.log.bytes_held, stream.events, stream.text_events
         self.log_bytes += held - stream.ledger.charged_bytes
         stream.ledger.charged_bytes = held
-        events, text_events = stream.events, stream.text_events
         self.events_total += events - stream.ledger.counted_events
         self.event_bytes_total += stream.frame_bytes - stream.ledger.counted_bytes
         self.text_events_total += text_events - stream.ledger.counted_text_events

@@ -63,6 +63,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, assert_never
 
 from streamd.choice import Choice
+from streamd.core.guard import Guard
 from streamd.core.replay import Cursor, ReplayLog
 from streamd.core.ring import Ring
 from streamd.core.terms import Terms
@@ -170,6 +171,9 @@ class Sink(Protocol):
     def slow_consumer(self) -> None:
         """The reader is too slow for policy `close`, or lags in a form that knows no gap: end this connection now."""
 
+    def refused(self, error: Exception) -> None:
+        """A write, or the work for it, raised: count the error and end this connection now."""
+
 
 class Source(Protocol):
     """The origin of a stream's events, as far as the stream may touch it."""
@@ -206,6 +210,10 @@ class Fanout(Protocol):
 
 class Keeper(Protocol):
     """The registry of a stream (core/hub.py)."""
+
+    @property
+    def guard(self) -> Guard:
+        """Ends what a step raises."""
 
     @property
     def new_fanout(self) -> Callable[[Stream], Fanout]:
@@ -335,11 +343,24 @@ class Subscriber(_PerEvent):
         """Write nothing any more. The answer leaves the stream afterwards, from a callback of its own."""
         if self.state is SubscriberState.ENDED:
             return
-        if self.state is SubscriberState.LIVE:
-            self.leave_live()
-        self.ring.clear()
-        self._cursor = None
-        self._go(SubscriberEvent.END)
+        try:
+            if self.state is SubscriberState.LIVE:
+                self.leave_live()
+            self.ring.clear()
+        finally:
+            self._cursor = None
+            self._go(SubscriberEvent.END)
+
+    def fail(self, error: Exception) -> None:
+        """A write, or the work for it, raised: this reader ends, and no other. Allowed within append(); never raises.
+
+        What raises is the reader's transport, its TLS, or memory: the stream and its other readers have no part in it.
+        """
+        guard = self.stream.keeper.guard
+        with guard:
+            self.end()
+        with guard:
+            self.sink.refused(error)
 
     def announce_reset(self) -> None:
         """The reader's position is of an earlier epoch: its events are void, all events of this epoch follow."""
@@ -720,7 +741,10 @@ class Stream(_StreamPerToken):
         """Give the frame of the log's newest event to every reader. Where `push` is set, calling it does the same."""
         if self.direct:
             for reader in self.readers:
-                reader.push(frame)
+                try:
+                    reader.push(frame)
+                except Exception as error:
+                    reader.fail(error)
         elif self.fanout is not None:
             self.fanout.add(self.log.seq_next - 1, frame)
 
@@ -740,7 +764,10 @@ class Stream(_StreamPerToken):
         self.touched_at = now
         if self.direct:
             for reader in self.readers:
-                reader.push_all(frames, joined)
+                try:
+                    reader.push_all(frames, joined)
+                except Exception as error:
+                    reader.fail(error)
         elif self.fanout is not None:
             for k, frame in enumerate(frames):
                 self.fanout.add(seq + k, frame)
@@ -784,26 +811,43 @@ class Stream(_StreamPerToken):
             self.fanout.loose(lines)
             return
         for reader in self.readers:
-            reader.loose(lines)
+            try:
+                reader.loose(lines)
+            except Exception as error:
+                reader.fail(error)
 
     # -- the end
 
     def seal(self, reason: CloseReason, now: float, *, clean: bool) -> None:
-        """Take no more events. Readers end when they have all events. Called once."""
+        """Take no more events. Readers end when they have all events. Called once; can't fail."""
         assert self.reason is None, f"sealed as {self.reason}, again as {reason}"
         self.reason = reason
         self.sealed_at = now
         self.ended_clean = clean
         self.source = None
-        self.keeper.stream_sealed(self)
+        guard = self.keeper.guard
+        with guard:
+            self.keeper.stream_sealed(self)
         if self.fanout is not None and not self.direct:
-            self.fanout.flush()
+            with guard:
+                self.fanout.flush()
             return
-        for reader in list(self.readers):
-            reader.finish_if_done()
+        for reader in tuple(self.readers):
+            try:
+                reader.finish_if_done()
+            except Exception as error:
+                reader.fail(error)
 
     def fail(self, reason: CloseReason, now: float, *, message: str, code: str = "") -> None:
-        """Seal after an error event in the stream's dialect: the log's last entry, for resuming readers too."""
+        """Seal after an error event in the stream's dialect: the log's last entry, for resuming readers too.
+
+        Can't fail: a stream whose error event can't be made, for lack of memory, is sealed without it.
+        """
+        with self.keeper.guard:
+            self._append_error(reason, now, message, code)
+        self.seal(reason, now, clean=False)
+
+    def _append_error(self, reason: CloseReason, now: float, message: str, code: str) -> None:
         last = self.log.last_event() if self.dialect.api.numbered else None
         number = sequence_number_of(last) if last is not None else None
         event = error_event(
@@ -814,7 +858,6 @@ class Stream(_StreamPerToken):
             sequence_number=number + 1 if number is not None else 0,
         )
         self.append(event, now, synthetic=True)
-        self.seal(reason, now, clean=False)
 
     def cancel(self, reason: CloseReason, now: float, *, message: str) -> None:
         """The rest is not wanted: end the source, tell the remaining readers, seal. No effect after the end."""
@@ -827,7 +870,8 @@ class Stream(_StreamPerToken):
         """Stop the source alone, at once. The caller calls cancel() afterwards."""
         source, self.source = self.source, None
         if source is not None:
-            source.cancel(reason)
+            with self.keeper.guard:
+                source.cancel(reason)
 
     # -- readers
 
@@ -869,8 +913,13 @@ class Stream(_StreamPerToken):
             reader.enter_live()
 
     def leave(self, reader: Subscriber) -> None:
-        """Remove a reader, which has ended. O(1): the last reader takes its place in the list."""
+        """Remove a reader, which has ended. O(1): the last reader takes its place in the list.
+
+        No effect on a reader that has not joined, or has left.
+        """
         assert reader.state is SubscriberState.ENDED, reader.state
+        if reader.index < 0:
+            return
         last = self.readers.pop()
         if last is not reader:
             last.index = reader.index

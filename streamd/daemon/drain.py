@@ -44,6 +44,7 @@ TOLD_PER_STEP_MAX = 1000
 
 MOVE_ON = "streamd is restarting; reconnect to go on reading."
 CUT = "streamd stopped before this answer was complete; reconnect."
+CUT_GENERATION = "The generation was cut by a restart of streamd."
 
 
 class Drain:
@@ -92,11 +93,11 @@ class Drain:
                 break
             due = math.ceil(len(published) * (now - began_at) / self._timeout_s)
             for client in published[told:due]:
-                self.report.sent_away += client.send_away(CloseReason.DRAINING, MOVE_ON)
+                self.report.sent_away += bool(client.send_away(CloseReason.DRAINING, MOVE_ON))
             told = max(told, due)
             await self._sleep(STEP_S)
         for k, client in enumerate(published[told:], 1):
-            self.report.sent_away += client.send_away(CloseReason.DRAINING, MOVE_ON)
+            self.report.sent_away += bool(client.send_away(CloseReason.DRAINING, MOVE_ON))
             if k % TOLD_PER_STEP_MAX == 0:
                 await asyncio.sleep(0)
 
@@ -124,7 +125,7 @@ class Drain:
         runtime.hub.detached_max = len(runtime.hub)
         for k, client in enumerate(tuple(runtime.clients)):
             if client.reader is not None:
-                self.report.cut += client.send_away(CloseReason.DRAINING, CUT)
+                self.report.cut += bool(client.send_away(CloseReason.DRAINING, CUT))
             else:
                 client.close_for_drain(self._too_late())
             if k % TOLD_PER_STEP_MAX == TOLD_PER_STEP_MAX - 1:
@@ -132,7 +133,8 @@ class Drain:
         now = runtime.time()
         for stream in runtime.hub:
             if _is_generation(stream) and stream.reason is None:
-                stream.cancel(CloseReason.RESTARTED, now, message="The generation was cut by a restart of streamd.")
+                with runtime.guard:
+                    stream.cancel(CloseReason.RESTARTED, now, message=CUT_GENERATION)
         deadline = now + LAST_WORDS_S
         while (runtime.clients or runtime.tunnels) and runtime.time() < deadline:  # noqa: ASYNC110 (an event per lost connection costs more)
             await asyncio.sleep(0.01)

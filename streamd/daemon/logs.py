@@ -158,6 +158,9 @@ def event(level: int, name: str, /, **fields: Value) -> None:
 
 
 def bug(name: str, error: BaseException, /, **fields: Value) -> None:
-    """Write an unexpected error, with the end of its traceback."""
+    """Write an unexpected error, with the end of its traceback. A lack of memory is no mistake: a single line."""
+    if isinstance(error, MemoryError):
+        event(WARNING, "no memory; its request or connection ended", where=name, **fields)
+        return
     last = traceback.format_exception_only(error)[-1].strip()
     event(ERROR, name, **(fields | {"error": last, "trace": _trace(error)}))

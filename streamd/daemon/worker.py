@@ -259,7 +259,8 @@ class Worker:
 
     def _sweep_streams(self, streams: tuple[Stream, ...], start: int) -> None:
         piece = streams[start : start + STREAMS_SLICE_MAX]
-        self.runtime.hub.sweep(piece, self.loop.time(), self._charge_turn)
+        with self.runtime.guard:
+            self.runtime.hub.sweep(piece, self.loop.time(), self._charge_turn)
         if start + STREAMS_SLICE_MAX < len(streams):
             self.loop.call_soon(self._sweep_streams, streams, start + STREAMS_SLICE_MAX)
 
@@ -302,7 +303,7 @@ class Worker:
         """Join the other workers: own a part of the streams, take connections from them, count where all can see it."""
         self.shared = shared
         self.runtime.peers = peers
-        self.runtime.inquiries = Inquiries(self.loop, peers, self._answerers)
+        self.runtime.inquiries = Inquiries(self.loop, peers, self._answerers, self.runtime.guard)
         self.upstreams.share(shared)
         self.rights.share(shared)
         peers.start()
@@ -324,7 +325,7 @@ class Worker:
             make = lambda: connection  # noqa: E731
         shared = self.shared
         assert shared is not None
-        adopted = Adopted(make, functools.partial(shared.taken, passed.sender))
+        adopted = Adopted(self.runtime, make, functools.partial(shared.taken, passed.sender))
         task = self.loop.create_task(self._adopt(adopted, passed.sock))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
@@ -399,14 +400,19 @@ class Worker:
         self._drain_task = self.loop.create_task(self._drain(self.draining))
 
     async def _drain(self, drain: Drain) -> None:
-        report = await drain.run()
+        guard = self.runtime.guard
+        with guard:
+            await drain.run()
         self.state = DaemonState.STOPPED
         self.runtime.sweep.stop()
-        self.upstreams.close()
+        with guard:
+            self.upstreams.close()
         for tunnel in tuple(self.runtime.tunnels):
-            tunnel.abort()
-        self._lines.flush()
-        self.drained.set_result(report)
+            with guard:
+                tunnel.abort()
+        with guard:
+            self._lines.flush()
+        self.drained.set_result(drain.report)
 
     async def _close_listeners(self) -> None:
         """Accept every connection that waits in a queue of this daemon, then close; queues that systemd holds stay."""

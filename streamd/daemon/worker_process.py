@@ -8,7 +8,7 @@ import os
 import random
 import socket
 from collections.abc import MutableMapping
-from typing import cast
+from typing import Any, cast
 
 import uvloop
 
@@ -45,6 +45,7 @@ class WorkerProcess:
         """Serve until drained; returns the exit status. Raises BudgetError, ConfigError and OSError at the start."""
         launch, loop = self._launch, self._loop
         worker = self._worker = self._alone(settings) if launch.workers == 1 else self._among(settings, names)
+        loop.set_exception_handler(self._unexpected)
         worker.started_at = launch.started_at
         worker.parent_bytes = machine.resident_bytes(os.getppid())
         worker.removes_sockets = launch.slot == 0
@@ -161,6 +162,14 @@ class WorkerProcess:
             self._shared.names = prepared[2]
         worker.apply(prepared[1])
         self._say(ToParent.APPLIED, number)
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's last resort: a callback outside every guard, or a task that nobody waits for, has raised."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and self._worker is not None:
+            self._worker.runtime.bug(context["message"], error)
+        else:
+            logs.event(logs.ERROR, "loop", text=context["message"])
 
     def _say(self, kind: ToParent, facts: object = None) -> None:
         control.send(self._pipe, kind, facts)

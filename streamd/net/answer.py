@@ -33,12 +33,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from streamd.choice import Choice
+from streamd.core.guard import guarded
 from streamd.core.ring import Ring
 from streamd.core.stream import Form, Stream, Subscriber, SubscriberState
 from streamd.counters import bump
 from streamd.net.http_error import HttpError
 from streamd.net.origin import Origin
 from streamd.net.request import Request
+from streamd.net.runtime import reason_of
 from streamd.net.sweep import NEVER
 from streamd.policy import Policy
 from streamd.reasons import By, CloseReason
@@ -263,10 +265,17 @@ class Answer:
         self._carrier.close(problem.reason)
 
     def crash(self, where: str, error: Exception) -> None:
-        """A bug: report and count it, and end this connection alone."""
-        self._runtime.bug(where, error)
-        text = "streamd made a mistake; its log says more, under this answer's X-Request-Id."
-        self.refuse(HttpError(500, text, code="internal", reason=CloseReason.INTERNAL, close=True))
+        """A callback raised: count the error, answer it if nothing is written yet, and end this connection alone.
+
+        Never raises. A reader's end waits for a later turn, because this may be within Stream.append().
+        """
+        runtime = self._runtime
+        runtime.bug(where, error)
+        if self.is_open and not self.request.status:
+            with runtime.guard:
+                self.refuse(runtime.problem_of(error))
+                return
+        self._carrier.cut(reason_of(error))
 
     def release_body(self) -> None:
         """Free the request's body: no further attempt will need it."""
@@ -277,6 +286,7 @@ class Answer:
 
     # -- streams
 
+    @guarded
     def stream(self, stream: Stream, *, seq: int, policy: Policy, reset: bool = False, rest: bytes = b"") -> None:
         """The answer is a stream, from `seq` on. Writes the head and `retry:`, then subscribes.
 
@@ -284,7 +294,6 @@ class Answer:
         """
         request, runtime, carrier = self.request, self._runtime, self._carrier
         request.status = 200
-        self._pending = None
         fields = [*EVENT_STREAM, (b"x-accel-buffering", b"no"), (b"x-stream-id", stream.id.encode())]
         if stream.upstream:
             fields.append((b"x-upstream", stream.upstream.encode()))
@@ -293,6 +302,7 @@ class Answer:
             request.keep_alive = False
         head = self._head(fields)
         if request.method == "HEAD":
+            self._pending = None
             self.write(head)
             carrier.answered(CloseReason.COMPLETE)
             return
@@ -304,6 +314,7 @@ class Answer:
         self.write(head + (encode_chunk(opening) if self._is_chunked and opening else opening))
         reader = self._subscribe(stream, policy)
         runtime.hub.rejoin(stream, reader)
+        self._pending = None  # the stream's source hears of an end through the hub from now on
         if reset:
             reader.announce_reset()
         reader.start(seq, writable=not carrier.paused)
@@ -330,7 +341,16 @@ class Answer:
     # -- Sink
 
     def soon(self, turn: Callable[[], None]) -> None:
-        self._runtime.loop.call_soon(turn)
+        self._runtime.loop.call_soon(self._run, turn)
+
+    @guarded
+    def _run(self, turn: Callable[[], None]) -> None:
+        turn()
+
+    def refused(self, error: Exception) -> None:
+        """Called inside Stream.append(), where no reader may leave."""
+        self._runtime.bug("reader", error)
+        self._carrier.cut(reason_of(error))
 
     def stream_ended(self, clean: bool) -> None:
         reader = self.reader
@@ -349,6 +369,7 @@ class Answer:
 
     # -- an upstream's answer
 
+    @guarded
     def proxy_head(self, head: ResponseHead, fields: Fields, passed: frozenset[bytes] = frozenset()) -> None:
         """Pass on the upstream's status and fields, in streamd's framing. proxy_body() and proxy_end() follow.
 
@@ -381,14 +402,18 @@ class Answer:
         self._go(AnswerEvent.PROXY)
         self.write(self._head(out, reason=head.reason))
 
+    @guarded
     def proxy_body(self, piece: bytes) -> None:
-        assert self.state is AnswerState.PROXYING
+        if self.state is not AnswerState.PROXYING:
+            return  # the head could not be written, and the connection ends
         self.body_bytes += len(piece)
         self.write(encode_chunk(piece) if self._is_chunked else piece)
 
+    @guarded
     def proxy_end(self) -> None:
         """The upstream's answer is complete."""
-        assert self.state is AnswerState.PROXYING
+        if self.state is not AnswerState.PROXYING:
+            return
         self._pending = None
         if self._is_chunked:
             self.write(LAST_CHUNK)
@@ -454,17 +479,22 @@ class Answer:
     def end(self, reason: CloseReason) -> None:
         """Free the body, end the reader, tell the pending work, note the reason. The connection calls this once."""
         request, reader, pending = self.request, self.reader, self._pending
+        guard = self._runtime.guard
         self._go(AnswerEvent.END)
         self._pending = None
         if request.reason is None:
             request.reason = reason
         self.release_body()
         if reader is not None:
-            request.reason = self._reason_of_reader(reader, request.reason)
-            reader.end()
-            self._runtime.hub.leave(reader, request.reason, self._runtime.time())
+            with guard:
+                request.reason = self._reason_of_reader(reader, request.reason)
+            with guard:
+                reader.end()
+            with guard:
+                self._runtime.hub.leave(reader, request.reason, self._runtime.time())
         if pending is not None and reason is not CloseReason.COMPLETE:
-            pending.on_gone(reason)
+            with guard:
+                pending.on_gone(reason)
 
     def _reason_of_reader(self, reader: Subscriber, reason: CloseReason) -> CloseReason:
         """A reader that closes after the stream's last event (`[DONE]`) counts as complete: the OpenAI SDK does so."""

@@ -107,18 +107,30 @@ class Attempt:
             return
         except Exception as error:
             self._connecting = None
-            if self._owner is not None:
-                self._owner.on_bug(error)
+            self.crash("attempt.connect", error)
             return
         self._connecting = None
-        bump(runtime.counters.upstream_connects, name)
-        runtime.counters.upstream_connect_s.observe(runtime.time() - began_at)
-        if self._owner is None:
-            link.close()
-        elif link.at is UpstreamState.CLOSED:  # accepted and closed at once, so the server read nothing
-            self._unreachable(ConnectionResetError(errno.ECONNRESET, "closed as soon as it was accepted"))
+        try:
+            bump(runtime.counters.upstream_connects, name)
+            runtime.counters.upstream_connect_s.observe(runtime.time() - began_at)
+            if self._owner is None:
+                link.close()
+            elif link.at is UpstreamState.CLOSED:  # accepted and closed at once, so the server read nothing
+                self._unreachable(ConnectionResetError(errno.ECONNRESET, "closed as soon as it was accepted"))
+            else:
+                self._send(link)
+        except Exception as error:
+            with runtime.guard:
+                link.close()
+            self.crash("attempt.send", error)
+
+    def crash(self, where: str, error: Exception) -> None:
+        """The task raised: its owner counts the error and ends. Never raises."""
+        owner = self._owner
+        if owner is not None:
+            owner.on_bug(where, error)
         else:
-            self._send(link)
+            self._runtime.bug(where, error)
 
     def _send(self, link: UpstreamConnection) -> None:
         owner = self._owner
@@ -146,8 +158,12 @@ class Attempt:
             self._unreachable(TimeoutError())
 
     def _unreachable(self, error: BaseException) -> None:
-        if self._owner is not None:
-            self._owner.on_unreachable(self, error)
+        owner = self._owner
+        if owner is not None:
+            try:
+                owner.on_unreachable(self, error)
+            except Exception as raised:
+                owner.on_bug("attempt.unreachable", raised)
 
     def end(self) -> None:
         """Give the place back; cut a request that is under way."""
@@ -158,6 +174,7 @@ class Attempt:
         link, self.link = self.link, None
         connecting, self._connecting = self._connecting, None
         if link is not None and link.at not in (UpstreamState.IDLE, UpstreamState.CLOSED):
-            link.close()
+            with self._runtime.guard:
+                link.close()
         if connecting is not None:
             connecting.cancel()

@@ -52,6 +52,7 @@ import socket
 from typing import cast
 
 from streamd.choice import Choice
+from streamd.core.guard import guarded
 from streamd.core.refusal import Refusal
 from streamd.core.stream import Subscriber
 from streamd.counters import bump
@@ -62,6 +63,7 @@ from streamd.net.intake import Intake
 from streamd.net.origin import Entrance, Origin, Remote
 from streamd.net.outlet import UNIX_SNDBUF_BYTES, LastBytes, Stall
 from streamd.net.request import Request
+from streamd.net.runtime import reason_of
 from streamd.net.sweep import NEVER
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import dialect_of, error_body
@@ -185,6 +187,7 @@ class ClientConnection(asyncio.Protocol):
 
     # -- transport callbacks
 
+    @guarded
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's has another base
         self.transport = transport
@@ -202,6 +205,7 @@ class ClientConnection(asyncio.Protocol):
             self._turn_away(refusal)
         self._go_on()
 
+    @guarded
     def arrived(self, remote: Remote | None) -> None:
         """The PROXY layer calls this. None: the proxy itself is the client (its health check)."""
         if self.at is ClientState.FRESH:
@@ -209,6 +213,7 @@ class ClientConnection(asyncio.Protocol):
             if refusal is not None:
                 self._turn_away(refusal)
 
+    @guarded
     def data_received(self, data: bytes) -> None:
         try:
             self._take(data)
@@ -217,9 +222,8 @@ class ClientConnection(asyncio.Protocol):
         except RemoteProtocolError as broken:  # the start of the next request can't be known: close
             text = f"Malformed request: {broken}."
             self._refuse(HttpError(broken.status, text, code=broken.code, close=True))
-        except Exception as error:
-            self.crash("client.data_received", error)
 
+    @guarded
     def eof_received(self) -> bool:
         """A FIN. If the answer is complete and only has to be written, the connection stays for it."""
         answer = self.answer
@@ -232,19 +236,27 @@ class ClientConnection(asyncio.Protocol):
         return True  # Why: False would have the transport closed, which with a stalled peer never completes
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.at is not ClientState.LOST:
-            self._gone(self._close_reason or self.origin.reason_of_loss(exc))
+        if self.at is ClientState.LOST:
+            return
+        reason = self._close_reason
+        if reason is None:
+            reason = CloseReason.NETWORK_LOST
+            with self._runtime.guard:
+                reason = self.origin.reason_of_loss(exc)
+        self._gone(reason)
 
     def _gone(self, reason: CloseReason) -> None:
         """The transport is lost or belongs to another worker: leave all registries of the process."""
-        self._end_answer(reason)
-        self._go(ClientEvent.LOSE)
         runtime = self._runtime
+        with runtime.guard:
+            self._end_answer(reason)
+        self._go(ClientEvent.LOSE)
         runtime.clients.discard(self)
         runtime.sweep.discard(self)
         self.origin.leave()
         runtime.counters.connections_closed[reason] += 1
 
+    @guarded
     def pause_writing(self) -> None:
         assert not self.paused
         self.paused = True
@@ -255,6 +267,7 @@ class ClientConnection(asyncio.Protocol):
         if self.answer is not None:
             self.answer.on_paused()
 
+    @guarded
     def resume_writing(self) -> None:
         assert self.paused
         self.paused = False
@@ -279,6 +292,7 @@ class ClientConnection(asyncio.Protocol):
         if is_too_much and (self.paused or self.at is ClientState.ANSWERING):
             self.abort(CloseReason.PIPELINE_FULL)
 
+    @guarded
     def _go_on(self) -> None:
         """Process the bytes kept behind the last request, or handed over with the connection."""
         if self._behind and self.at in EXPECTING and not self.paused:
@@ -335,9 +349,9 @@ class ClientConnection(asyncio.Protocol):
         assert answer is not None and intake is not None
         if intake.feed(data):
             self._behind = intake.rest
-            self._intake = None
             self.due_at = self._next_look()
             self.origin.opened()
+            self._intake = None
             self._go(ClientEvent.WHOLE)
             intake.dispatch(answer)
 
@@ -392,12 +406,26 @@ class ClientConnection(asyncio.Protocol):
         self.answer.refuse(problem)
 
     def crash(self, where: str, error: Exception) -> None:
-        """A bug: report and count it, and end this connection alone."""
+        """A callback raised: count the error, answer it if nothing of an answer is written, and end this connection
+        alone. What it holds is given back at the latest in connection_lost(). Never raises.
+        """
+        runtime = self._runtime
         if self.answer is not None:
             self.answer.crash(where, error)
-        else:
-            self._runtime.bug(where, error)
-            self.abort(CloseReason.INTERNAL)
+            return
+        runtime.bug(where, error)
+        with runtime.guard:
+            if self.at in EXPECTING and not self.paused:
+                self._refuse(runtime.problem_of(error))
+                return
+        self.cut(reason_of(error))
+
+    def refused(self, where: str, error: Exception) -> None:
+        """The transport refused a write, which may be within Stream.append(): count the error, and end in a later turn.
+        Never raises.
+        """
+        self._runtime.bug(where, error)
+        self.cut(reason_of(error))
 
     # -- called by the answer
 
@@ -443,7 +471,8 @@ class ClientConnection(asyncio.Protocol):
         if self.at is ClientState.CLOSING or self.at is ClientState.LOST:
             return False
         self._close_reason = self._close_reason or reason
-        self._end_answer(reason)
+        with self._runtime.guard:
+            self._end_answer(reason)
         self._go(ClientEvent.CLOSE)
         self._arm_abort()
         return True
@@ -477,11 +506,15 @@ class ClientConnection(asyncio.Protocol):
         if answer is None:
             return
         self._intake = None
-        answer.end(reason)
+        guard = self._runtime.guard
+        with guard:
+            answer.end(reason)
         if intake is not None:
-            intake.break_off(reason)
+            with guard:
+                intake.break_off(reason)
         self.origin.leave_request(answer.request)
-        self._application.ended(answer)
+        with guard:
+            self._application.ended(answer)
         answer.reader = None  # the reader refers to the answer as its sink: break the cycle
         self.answer = None
 
@@ -577,15 +610,18 @@ class ClientConnection(asyncio.Protocol):
         """Whether the connection expects a request's head or runs an answer."""
         return self.at is ClientState.ANSWERING or self.at in EXPECTING
 
+    @guarded
     def close_if_idle(self, *, fresh_too: bool) -> None:
         """Close the connection between two requests; before its first only if `fresh_too`."""
         if self.at in EXPECTING and (fresh_too or self.at is not ClientState.FRESH):
             self.close(CloseReason.IDLE)
 
+    @guarded
     def send_away(self, reason: CloseReason, message: str) -> bool:
-        """End a reader's answer in mid-stream, with its position. False: no reader is here."""
+        """End a reader's answer in mid-stream, with its position. False: no reader is here, or it can't be told."""
         return self.answer is not None and self.answer.send_away(reason, message)
 
+    @guarded
     def close_for_drain(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
         answer = self.answer

@@ -24,6 +24,7 @@ from collections.abc import Callable
 import orjson
 
 from streamd.choice import Choice
+from streamd.core.guard import guarded
 from streamd.core.stream import Stream
 from streamd.core.usage import Charge
 from streamd.counters import bump
@@ -155,12 +156,15 @@ class Exchange(Pending):
     def start(self) -> None:
         """Choose an upstream and ask it. Raises HttpError if none can take the request."""
         upstream = self._choose()
-        if self.answer is not None:
-            self.answer.later(self)
-        if self.stream is not None:
-            self.stream.source = self
-        self._runtime.sweep.add(self)
-        self._try(upstream)
+        try:
+            if self.answer is not None:
+                self.answer.later(self)
+            if self.stream is not None:
+                self.stream.source = self
+            self._runtime.sweep.add(self)
+            self._try(upstream)
+        except Exception as error:
+            self.crash("exchange.start", error)
 
     def _choose(self) -> Upstream:
         assert self._ask is not None
@@ -359,14 +363,23 @@ class Exchange(Pending):
         else:
             self._truncated(reason, text)
 
-    def on_bug(self, error: Exception) -> None:
-        self._runtime.counters.bugs += 1
-        self._runtime.on_bug("upstream.data_received", error)
-        text = "streamd made a mistake; its log says more."
-        if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
-            self._truncated(CloseReason.INTERNAL, text)
-        else:
-            self._fail(HttpError(500, text, code="internal", reason=CloseReason.INTERNAL, should_retry=False))
+    def on_bug(self, where: str, error: Exception) -> None:
+        self.crash(where, error)
+
+    def crash(self, where: str, error: Exception) -> None:
+        """A callback raised: count the error, and end this exchange alone. Never raises, and acts once."""
+        runtime = self._runtime
+        runtime.bug(where, error)
+        if self._state is ExchangeState.OVER:
+            return
+        problem = runtime.problem_of(error)
+        if self._state is not ExchangeState.CONNECTING or problem.status == 500:
+            problem.should_retry = False  # the upstream may have worked on it
+        with runtime.guard:
+            if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
+                self._truncated(problem.reason, problem.message)
+            else:
+                self._fail(problem)
 
     # -- ends
 
@@ -416,15 +429,19 @@ class Exchange(Pending):
         """Leave the registries of the process; cut the request under way upstream."""
         if self._state is ExchangeState.OVER:
             return
+        guard = self._runtime.guard
         self._go(ExchangeState.OVER)
         self._runtime.sweep.discard(self)
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
-            attempt.end()
+            with guard:
+                attempt.end()
         self._ask = None
         if self._charge is not None:
-            self._charge.over()
-        self._on_over()
+            with guard:
+                self._charge.over()
+        with guard:
+            self._on_over()
 
     def _let_ask_go(self) -> None:
         self._ask = None
@@ -433,6 +450,7 @@ class Exchange(Pending):
 
     # -- Pending: told by the answer
 
+    @guarded
     def on_gone(self, reason: CloseReason) -> None:
         """The reader left before its answer was complete."""
         self.answer = None
@@ -458,6 +476,7 @@ class Exchange(Pending):
         """False while the asking client still waits for its first byte: other readers may come and go meanwhile."""
         return self.answer is None or not self.answer.is_open
 
+    @guarded
     def cancel(self, reason: CloseReason) -> None:
         """No client wants the answer: end it upstream now."""
         if self._attempt is not None:

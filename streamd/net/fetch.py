@@ -50,7 +50,8 @@ class Fetch:
         done, self._done = self._done, None
         assert done is not None  # after _close() neither the attempt nor the timer calls
         self._close()
-        done(self._upstream, status, bytes(self._body))
+        with self._runtime.guard:
+            done(self._upstream, status, bytes(self._body))
 
     def _close(self) -> None:
         if self._attempt is None or self._timer is None:
@@ -82,6 +83,7 @@ class Fetch:
     def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
         self._finish(0)
 
-    def on_bug(self, error: Exception) -> None:
-        self._runtime.bug("fetch", error)
-        self._finish(0)
+    def on_bug(self, where: str, error: Exception) -> None:
+        self._runtime.bug(where, error)
+        if self._done is not None:
+            self._finish(0)

@@ -13,6 +13,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Mapping
 
+from streamd.core.guard import BARE, Guard
 from streamd.net.peers import Note, Peers
 
 ANSWER_S = 1.0  # a loop that is later than this takes no new streams, either
@@ -38,9 +39,14 @@ class Inquiries:
     """All questions of this worker, and its answers to the questions of others."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, peers: Peers, answerers: Mapping[str, Callable[[bytes], bytes]]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        peers: Peers,
+        answerers: Mapping[str, Callable[[bytes], bytes]],
+        guard: Guard = BARE,
     ) -> None:
         self._loop = loop
+        self._guard = guard
         self._peers = peers
         self._under_way: dict[int, Inquiry] = {}
         self._asked = 0
@@ -85,4 +91,5 @@ class Inquiries:
         inquiry = self._under_way.pop(number)
         assert inquiry.timer is not None
         inquiry.timer.cancel()
-        inquiry.over(inquiry.answers)
+        with self._guard:
+            inquiry.over(inquiry.answers)

@@ -64,7 +64,11 @@ class Intake:
         held = self.held
         assert held is not None
         self._runtime.hold_body(len(piece))
-        held += piece
+        try:
+            held += piece
+        except MemoryError:
+            self._runtime.release_body(len(piece))
+            raise
         if len(held) > self._body_bytes_max:
             raise self._too_large()
 
@@ -76,7 +80,11 @@ class Intake:
             sink.body_end()
             return
         assert plan is not None and plan.answer is not None and held is not None
-        answer.request.body = bytes(held)
+        try:
+            answer.request.body = bytes(held)
+        except MemoryError:
+            self._runtime.release_body(len(held))
+            raise
         plan.answer(answer)
 
     def break_off(self, reason: CloseReason) -> None:

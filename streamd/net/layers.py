@@ -7,11 +7,13 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
+from streamd.core.guard import guarded
 from streamd.net.application import Application
 from streamd.net.client import ClientConnection
 from streamd.net.origin import Entrance
 from streamd.net.peers import Passed
 from streamd.net.proxied import ProxiedConnection
+from streamd.net.runtime import Runtime
 from streamd.net.tls import TlsLayer
 
 
@@ -37,9 +39,21 @@ def protocol_factory(
             return ProxiedConnection(runtime, connection, below)
         return below
 
-    if stays or is_admin:
-        return make
-    return lambda: make() if runtime.peers is None else Arriving(entrance, make)
+    def begin() -> asyncio.Protocol:
+        try:
+            return make() if stays or is_admin or runtime.peers is None else Arriving(entrance, make)
+        except Exception as error:  # no memory for a connection: the listener goes on
+            runtime.bug("layers.begin", error)
+            return Unbegun()
+
+    return begin
+
+
+class Unbegun(asyncio.Protocol):
+    """A connection that can't be begun."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
 
 
 class Arriving(asyncio.Protocol):
@@ -48,14 +62,17 @@ class Arriving(asyncio.Protocol):
     Why not decided at accept: a turn of the loop accepts several connections, and none of them is counted yet.
     """
 
-    __slots__ = ("_entrance", "_make")
+    __slots__ = ("_entrance", "_make", "_raw")
 
     def __init__(self, entrance: Entrance, make: Callable[[], asyncio.Protocol]) -> None:
         self._entrance = entrance
         self._make = make
+        self._raw: asyncio.Transport
 
+    @guarded
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         raw, entrance = cast(asyncio.Transport, transport), self._entrance
+        self._raw = raw
         runtime = entrance.runtime
         peers = runtime.peers
         assert peers is not None
@@ -67,19 +84,33 @@ class Arriving(asyncio.Protocol):
                 return
         step_aside(raw, self._make())
 
+    def crash(self, where: str, error: Exception) -> None:
+        """The connection can't be begun: end it. Never raises."""
+        self._entrance.runtime.bug(where, error)
+        self._raw.abort()
+
 
 class Adopted(asyncio.Protocol):
     """A connection that another worker passed on. It leaves the count of passed connections as it is counted here."""
 
-    __slots__ = ("_make", "_taken")
+    __slots__ = ("_make", "_raw", "_runtime", "_taken")
 
-    def __init__(self, make: Callable[[], asyncio.Protocol], taken: Callable[[], None]) -> None:
+    def __init__(self, runtime: Runtime, make: Callable[[], asyncio.Protocol], taken: Callable[[], None]) -> None:
+        self._runtime = runtime
         self._make = make
         self._taken: Callable[[], None] | None = taken
+        self._raw: asyncio.Transport
 
+    @guarded
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._raw = cast(asyncio.Transport, transport)
         self.arrived()
-        step_aside(cast(asyncio.Transport, transport), self._make())
+        step_aside(self._raw, self._make())
+
+    def crash(self, where: str, error: Exception) -> None:
+        """The connection can't be begun: end it. Never raises."""
+        self._runtime.bug(where, error)
+        self._raw.abort()
 
     def arrived(self) -> None:
         """The connection is here, or lost: either way the passing on is over. Acts once."""

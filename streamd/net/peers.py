@@ -275,6 +275,9 @@ class Peers:
                 message, fds, flags = descriptors.receive(self._inbox, 2 * DATAGRAM_BYTES_MAX, 2)
             except BlockingIOError:
                 return
+            except (OSError, MemoryError) as error:
+                self._on_bug("peers.receive", error)
+                return
             self._take(message, fds, flags)
 
     def _take(self, message: bytes, fds: list[int], flags: int = 0) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+from streamd.core.guard import guarded
 from streamd.net.client import ClientConnection
 from streamd.net.origin import UNNAMED
 from streamd.net.runtime import Runtime
@@ -30,6 +31,7 @@ class ProxiedConnection(asyncio.Protocol):
         self._held = b""  # at most a header of the largest size: the parser refuses a larger header
         self._transport: asyncio.Transport
 
+    @guarded
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
@@ -39,6 +41,7 @@ class ProxiedConnection(asyncio.Protocol):
             self._transport.set_protocol(self._below)
         self._below.connection_made(transport)
 
+    @guarded
     def data_received(self, data: bytes) -> None:
         self._held += data
         try:
@@ -68,3 +71,8 @@ class ProxiedConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._below.connection_lost(exc)
+
+    def crash(self, where: str, error: Exception) -> None:
+        """The header could not be read, or the layer below not begin: end this connection. Never raises."""
+        self._runtime.bug(where, error)
+        self._transport.abort()

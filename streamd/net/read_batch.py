@@ -31,8 +31,8 @@ class Reading(Protocol):
     def flush_read(self) -> None:
         """Process the bytes read, of any shape. Does nothing if they were taken already."""
 
-    def crash(self, error: Exception) -> None:
-        """streamd made a mistake; the answer can't be trusted any more."""
+    def crash(self, where: str, error: Exception) -> None:
+        """A callback raised: the answer can't be trusted any more. Never raises."""
 
 
 class ReadBatch:
@@ -59,7 +59,7 @@ class ReadBatch:
             try:
                 frame = reading.append_if_templated(now)
             except Exception as error:
-                reading.crash(error)
+                reading.crash("read_batch.append", error)
                 continue
             if frame:
                 taken.append((reading, frame))
@@ -70,11 +70,14 @@ class ReadBatch:
                 stream = reading.stream
                 assert stream is not None  # the stream made the frame
                 push = stream.push
-                if push is not None:
-                    push(frame)
-                else:
+                if push is None:
                     stream.hand_out(frame)
+                    continue
+                try:
+                    push(frame)
+                except Exception as error:
+                    stream.readers[0].fail(error)  # `push` is the only reader's
             except Exception as error:
-                reading.crash(error)
+                reading.crash("read_batch.hand_out", error)
         for reading in others:
             reading.flush_read()

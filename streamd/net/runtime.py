@@ -14,6 +14,7 @@ from typing import Protocol
 from streamd.config import Settings
 from streamd.core.admission import Admission, Budget, Demands, GiveWay, Limits, Prices, Resources, stands_firm
 from streamd.core.fanout import SlicedFanout
+from streamd.core.guard import Guard
 from streamd.core.hub import Hub
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.stream import Stream, Subscriber
@@ -35,6 +36,9 @@ ROOM_S_MIN = 2
 ROOM_S_MAX = 12
 
 RESTARTING = Refusal(CloseReason.DRAINING, "draining", "streamd is restarting; try again shortly.", retry=Retry.SOON)
+NO_MEMORY = Refusal(
+    CloseReason.OVER_BUDGET, "no_memory", "streamd has no memory for this now; try again shortly.", retry=Retry.SOON
+)
 WORKER_BUSY = Refusal(
     CloseReason.OVER_BUDGET,
     "worker_busy",
@@ -60,7 +64,7 @@ class Client(Protocol):
         """Close the connection between two requests; before its first only if `fresh_too`."""
 
     def send_away(self, reason: CloseReason, message: str) -> bool:
-        """End a reader's answer in mid-stream, with its position. False: no reader is here."""
+        """End a reader's answer in mid-stream, with its position. False: no reader is here, or it can't be told."""
 
     def close_for_drain(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
@@ -98,6 +102,7 @@ class Runtime:
         self.admission = admission or unlimited()
         self.counters = Counters()
         self.on_bug = on_bug
+        self.guard = hub.guard = Guard(self.bug)
         self.sweep = Sweep(loop, self.bug)
         self.read_batch = ReadBatch(loop)
         self.hub = hub
@@ -123,9 +128,26 @@ class Runtime:
         )
 
     def bug(self, where: str, error: Exception) -> None:
-        """streamd made a mistake: count and report it."""
-        self.counters.bugs += 1
+        """A callback raised: count the error by its fault, and report it unless a peer or its network is at fault."""
+        counters = self.counters
+        if isinstance(error, MemoryError):
+            counters.no_memory += 1
+        elif isinstance(error, ssl.SSLError):
+            counters.tls_refused += 1
+            return
+        elif isinstance(error, OSError):
+            counters.transport_refused += 1
+            return
+        else:
+            counters.bugs += 1
         self.on_bug(where, error)
+
+    def problem_of(self, error: Exception) -> HttpError:
+        """The answer to a request for which a callback raised `error`, whose connection ends after it."""
+        if isinstance(error, MemoryError):
+            return self.refused(NO_MEMORY, close=True)
+        text = "streamd made a mistake; its log says more, under this answer's X-Request-Id."
+        return HttpError(500, text, code="internal", reason=CloseReason.INTERNAL, close=True)
 
     def admit_stream(self, owner: str = "") -> None:
         """Reserve room for a published stream. Raises HttpError 503 if there is none, or while draining.
@@ -216,6 +238,15 @@ def unlimited() -> Admission:
     """Gates that are never shut, for a runtime without a measured machine."""
     resources = Resources(memory_bytes=1 << 50, memory_source="none", descriptors_per_worker=1 << 30)
     return Admission(Budget.compute(resources, Demands(), Prices()), Limits(loop_lag_max_s=0))
+
+
+def reason_of(error: Exception) -> CloseReason:
+    """How a connection ends if a callback of it raised `error`."""
+    if isinstance(error, MemoryError):
+        return CloseReason.OVER_BUDGET
+    if isinstance(error, ssl.SSLError):
+        return CloseReason.TLS_FAILED
+    return CloseReason.NETWORK_LOST if isinstance(error, OSError) else CloseReason.INTERNAL
 
 
 def head_of(request: Request) -> RequestHead:

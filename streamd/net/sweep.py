@@ -29,6 +29,9 @@ class Due(Protocol):
     def on_due(self, now: float) -> float:
         """Handle due deadlines; return the next time to look."""
 
+    def crash(self, where: str, error: Exception) -> None:
+        """on_due() raised: end this member alone. Never raises."""
+
 
 class Sweep:
     """Members and the pass over them. `on_tick(now, lag_s)` runs once at the start of each pass."""
@@ -72,23 +75,24 @@ class Sweep:
                 tick(now, max(0.0, now - self._planned))
             except Exception as error:
                 self._on_bug("sweep.on_tick", error)
-        self._pass = tuple(self._members)
-        self._loop.call_soon(self._slice, 0)
+        try:
+            self._pass = tuple(self._members)
+            self._loop.call_soon(self._slice, 0)
+        except MemoryError as error:
+            self._on_bug("sweep.on_tick", error)
+            self._plan()
 
     def _slice(self, start: int) -> None:
         now = self._loop.time()
         for member in self._pass[start : start + SLICE_MAX]:
             if member.due_at <= now:
-                member.due_at = self._ask(member, now)
+                try:
+                    member.due_at = member.on_due(now)
+                except Exception as error:
+                    member.due_at = NEVER
+                    member.crash("sweep.on_due", error)
         if start + SLICE_MAX < len(self._pass):
             self._loop.call_soon(self._slice, start + SLICE_MAX)
         else:
             self._pass = ()
             self._plan()
-
-    def _ask(self, member: Due, now: float) -> float:
-        try:
-            return member.on_due(now)
-        except Exception as error:
-            self._on_bug("sweep.on_due", error)
-            return NEVER

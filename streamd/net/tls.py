@@ -7,6 +7,9 @@ every connection. Here pause_writing() and resume_writing() are the socket's own
 byte at which the kernel took less than all, with or without TLS; write_eof() sends close_notify and a FIN, so lingering
 works; and the PROXY header can come first.
 
+A write never raises: OpenSSL refuses it after some of what a peer may send (half of a KeyUpdate), and this ends the
+connection, in a later turn of the loop.
+
 Bounds: OpenSSL's memory BIOs grow to the largest piece that passes through them and never shrink, so every piece is at
 most PIECE_BYTES_MAX. A handshake has no deadline of its own: the connection exists from accept on, and its head_timeout
 is absolute. Renegotiation and compression are off.
@@ -20,6 +23,7 @@ import ssl
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from streamd.core.guard import guarded
 from streamd.net.client import ClientConnection
 from streamd.reasons import CloseReason
 
@@ -77,6 +81,7 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
         self._raw = transport  # type: ignore[assignment]  # uvloop's has another base
         self._protocol.connection_made(self)
 
+    @guarded
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
@@ -140,26 +145,41 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
     # -- transport of the connection
 
     def write(self, data: Any) -> None:
-        """Encrypt and send. Before the handshake is done no bytes can be sent, so `data` is dropped."""
+        """Encrypt and send; never raises. Before the handshake is done no bytes can be sent, so `data` is dropped."""
         if not self._open or self._ended:
             return
-        if len(data) <= PIECE_BYTES_MAX:
-            self._tls.write(data)
-            self._raw.write(self._outgoing.read())
-            return
-        records = []
-        for start in range(0, len(data), PIECE_BYTES_MAX):
-            self._tls.write(data[start : start + PIECE_BYTES_MAX])
-            records.append(self._outgoing.read())
-        self._raw.write(b"".join(records))
+        try:
+            if len(data) <= PIECE_BYTES_MAX:
+                self._tls.write(data)
+                self._raw.write(self._outgoing.read())
+                return
+            records = []
+            for start in range(0, len(data), PIECE_BYTES_MAX):
+                self._tls.write(data[start : start + PIECE_BYTES_MAX])
+                records.append(self._outgoing.read())
+            self._raw.write(b"".join(records))
+        except Exception as error:
+            self.crash("tls.write", error)
+
+    def crash(self, where: str, error: Exception) -> None:
+        """OpenSSL, memory or the socket refused: the connection ends in a later turn, because this one may be within
+        the hand-out of an event. Never raises.
+        """
+        self._ended = True
+        if self._connection is not None:
+            self._connection.refused(where, error)
+        else:
+            self._raw.abort()
 
     def can_write_eof(self) -> bool:
         return True
 
+    @guarded
     def write_eof(self) -> None:
         self._notify_close()
         self._raw.write_eof()
 
+    @guarded
     def close(self) -> None:
         self._notify_close()
         self._raw.close()

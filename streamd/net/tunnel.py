@@ -19,6 +19,7 @@ import socket
 from typing import cast
 
 from streamd.choice import Choice
+from streamd.core.guard import guarded
 from streamd.core.refusal import Refusal
 from streamd.net.outlet import UNIX_SNDBUF_BYTES, LastBytes
 from streamd.net.runtime import Runtime
@@ -90,21 +91,25 @@ class TunnelEnd(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=0)
 
+    @guarded
     def data_received(self, data: bytes) -> None:
         transport = self.other.transport
         if transport is not None and not transport.is_closing():
             transport.write(data)
 
+    @guarded
     def pause_writing(self) -> None:
         if self.other.transport is not None:
             self.other.transport.pause_reading()
         if self.is_client and self.tunnel is not None:
             self.tunnel.client_paused()
 
+    @guarded
     def resume_writing(self) -> None:
         if self.other.transport is not None:
             self.other.transport.resume_reading()
 
+    @guarded
     def eof_received(self) -> bool:
         assert self.tunnel is not None
         if self.is_client:
@@ -117,13 +122,24 @@ class TunnelEnd(asyncio.Protocol):
         tunnel = self.tunnel
         assert tunnel is not None
         self.transport = None
+        self._tell_end(tunnel, exc)
+        tunnel.side_ended()
+
+    @guarded
+    def _tell_end(self, tunnel: Tunnel, exc: Exception | None) -> None:
         if not self.is_client:
             tunnel.owner_closed()
         elif exc is None or isinstance(exc, ConnectionError):
             tunnel.client_left()
         else:
             tunnel.client_lost()
-        tunnel.side_ended()
+
+    def crash(self, where: str, error: Exception) -> None:
+        """A callback raised: end the tunnel, both sides of it. Never raises."""
+        if self.tunnel is not None:
+            self.tunnel.crash(where, error)
+        elif self.transport is not None:
+            self.transport.abort()
 
 
 class Tunnel:
@@ -175,14 +191,23 @@ class Tunnel:
             self.owner_closed()
             self.side_ended()
             return
+        except Exception as error:
+            self._near.close()
+            self._connecting = None
+            self.crash("tunnel.connect", error)
+            self.side_ended()
+            return
         self._connecting = None
         self._go(TunnelEvent.CONNECTED)
-        if self._state is TunnelState.LEFT:
-            self.client_left()
-        elif self._state is TunnelState.LOST:
-            self.client_lost()
-        if self._client.transport is not None:
-            self._client.transport.resume_reading()
+        try:
+            if self._state is TunnelState.LEFT:
+                self.client_left()
+            elif self._state is TunnelState.LOST:
+                self.client_lost()
+            if self._client.transport is not None:
+                self._client.transport.resume_reading()
+        except Exception as error:
+            self.crash("tunnel.connected", error)
 
     # -- ends
 
@@ -217,6 +242,12 @@ class Tunnel:
         for side in (self._client, self._owner):
             if side.transport is not None:
                 side.transport.abort()
+
+    def crash(self, where: str, error: Exception) -> None:
+        """A callback or a deadline raised: count the error, and end both sides. Never raises."""
+        self._runtime.bug(where, error)
+        with self._runtime.guard:
+            self.abort()
 
     def side_ended(self) -> None:
         """The tunnel is over when both sides have ended."""

@@ -22,6 +22,7 @@ from typing import Protocol, cast
 
 from streamd.choice import Choice
 from streamd.config import UpstreamSettings
+from streamd.core.guard import guarded
 from streamd.core.stream import Stream
 from streamd.keepalive import set_keepalive
 from streamd.net.read_batch import ReadBatch
@@ -78,8 +79,8 @@ class Asker(Protocol):
     def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
         """The answer can't be completed; the link is closed."""
 
-    def on_bug(self, error: Exception) -> None:
-        """streamd made a mistake while it read the answer; the link is closed."""
+    def on_bug(self, where: str, error: Exception) -> None:
+        """A callback raised while the answer was read; the link is closed. Counts the error, and never raises."""
 
 
 class _UpstreamPerToken:
@@ -142,6 +143,7 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
 
     # -- transport callbacks
 
+    @guarded
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's has another base
         self.transport = transport
@@ -153,12 +155,15 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
             set_keepalive(sock)
 
     def data_received(self, data: bytes) -> None:
-        if self.at is UpstreamState.EVENTS and self._read is None:
-            self._read = data
-            self._read_batch.at_end(self)
-            return
-        self.flush_read()
-        self._take(data)
+        try:
+            if self.at is UpstreamState.EVENTS and self._read is None:
+                self._read = data
+                self._read_batch.at_end(self)
+                return
+            self.flush_read()
+            self._take(data)
+        except Exception as error:  # Why not @guarded: a token comes this way
+            self.crash("upstream.data_received", error)
 
     def append_if_templated(self, now: float) -> bytes:
         """The turn ends. The common case: the read is a single chunk with an event of a shape that the log knows."""
@@ -179,6 +184,7 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         if data is not None:
             self._take(data)
 
+    @guarded
     def _take(self, data: bytes) -> None:
         try:
             if self.at is UpstreamState.EVENTS:
@@ -195,8 +201,6 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         except EventTooLarge as large:
             self._append(large.before)
             self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
-        except Exception as error:
-            self.crash(error)
 
     def _take_before(self, payloads: list[bytes]) -> None:
         """Deliver the payloads that were complete before a malformed part of the same read."""
@@ -210,11 +214,13 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
             if self._asker is not None:  # a piece may have been too much for the asker, which then closes
                 self._asker.on_piece(payload)
 
+    @guarded
     def eof_received(self) -> bool:
         self.flush_read()
         self._ended(None)
         return False
 
+    @guarded
     def connection_lost(self, exc: Exception | None) -> None:
         self.flush_read()
         self._ended(exc)
@@ -252,7 +258,8 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         self._fast_path = False
         self._read = None
         if self._asker is not None:
-            _hang_up(self.transport)
+            with self._runtime.guard:
+                _hang_up(self.transport)
         self._asker = self.stream = self._splitter = self._decoder = None
         self.transport.abort()
 
@@ -345,13 +352,19 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         self._fast_path = False
         self._asker = self.stream = self._splitter = self._decoder = None
         self.answers += 1
-        if reusable:
-            self.transport.resume_reading()  # a slow reader may have paused it up to the last byte
-            self._go(UpstreamState.IDLE)
-            self.upstream.keep(self, self._time())
-        else:
-            self.close()
-        asker.on_end(self)
+        try:
+            if reusable:
+                self.transport.resume_reading()  # a slow reader may have paused it up to the last byte
+                self._go(UpstreamState.IDLE)
+                self.upstream.keep(self, self._time())
+            else:
+                self.close()
+        except Exception as error:  # Why: the answer is complete, and its asker has to hear of that
+            self.crash("upstream.keep", error)
+        try:
+            asker.on_end(self)
+        except Exception as error:
+            asker.on_bug("upstream.on_end", error)
 
     def _ended(self, exc: Exception | None) -> None:
         """The connection has ended, by FIN or by a loss."""
@@ -379,19 +392,20 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         asker = self._asker
         self.close()
         if asker is not None:
-            asker.on_broken(self, reason, text)
+            try:
+                asker.on_broken(self, reason, text)
+            except Exception as error:
+                asker.on_bug("upstream.on_broken", error)
 
-    def crash(self, error: Exception) -> None:
-        """streamd made a mistake: the answer can't be trusted any more."""
+    def crash(self, where: str, error: Exception) -> None:
+        """A callback raised: the answer can't be trusted any more. Never raises."""
         asker = self._asker
-        self.close()
+        with self._runtime.guard:
+            self.close()
         if asker is None:  # the answer had ended, and its asker has released the connection
-            self._runtime.bug("upstream.crash", error)
-            return
-        try:
-            asker.on_bug(error)
-        except Exception as again:  # the turn still has other connections to process
-            self._runtime.bug("upstream.crash", again)
+            self._runtime.bug(where, error)
+        else:
+            asker.on_bug(where, error)
 
     def _go(self, at: UpstreamState) -> None:
         assert at in TRANSITIONS[self.at], f"{self.at} to {at}"
@@ -525,7 +539,7 @@ class Upstream:
         return len(self._idle)
 
     async def connect(self) -> UpstreamConnection:
-        """A new connection. Raises OSError (ssl.SSLError is a subclass). When cancelled, it leaves no connection."""
+        """A new connection. Raises OSError (ssl.SSLError is a subclass). If it raises, it leaves no connection."""
         origin, loop = self.settings.origin, self._runtime.loop
         link = UpstreamConnection(self._runtime, self)
         try:
@@ -535,7 +549,7 @@ class Upstream:
                 await loop.create_connection(
                     lambda: link, origin.host, origin.port, ssl=self._tls, server_hostname=origin.host
                 )
-        except asyncio.CancelledError:
+        except BaseException:
             link.give_up()
             raise
         return link

@@ -573,3 +573,23 @@ def test_in_any_order_of_steps_every_token_is_there_or_announced(
         assert reader.gaps == [] or policy is Policy.DROP_OLDEST
         assert reader.subscriber.bytes_delivered == sum(map(len, reader.frames))
     assert not crowd.stream.readers
+
+
+@pytest.mark.parametrize("form", [Form.CHUNKED, Form.BARE])
+@pytest.mark.parametrize("at", [0, SLICE_MAX - 1, SLICE_MAX, MANY - 1])
+def test_a_pass_goes_on_after_a_reader_whose_write_raises(at: int, form: Form) -> None:
+    loop = Loop()
+    stream = new_stream(loop)
+    readers = [Reader(stream, loop, form=form if k == at else Form.CHUNKED) for k in range(MANY)]
+    readers[at].refuses = True
+    for number in range(3):
+        stream.append(event(f"{number} "), 1.0)
+        loop.rest()
+    stream.loose(b": hello\n", 1.0)
+    loop.rest()
+    stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
+    loop.rest()
+    others = [reader for k, reader in enumerate(readers) if k != at]
+    assert alike(others).text == "0 1 2 " and all(reader.ended for reader in others)
+    assert [type(error) for error in readers[at].refusals] == [MemoryError] and readers[at].left
+    assert not stream.readers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
@@ -526,6 +526,61 @@ def test_no_number_of_the_upstream_keeps_the_error_event_from_its_readers(number
     last = stream.log.last_event()
     assert last is not None
     assert json.loads(last.partition(b"data: ")[2])["sequence_number"] == 0
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, 2**53 - 1, -1])
+def test_an_error_event_follows_a_number_that_can_not_be_counted_on(number: int) -> None:
+    stream = new_stream(dialect=Dialect.RESPONSES)
+    stream.append(b'event: x\ndata: {"type":"x","sequence_number":%d}\n\n' % number, 1.0)
+    stream.fail(CloseReason.UPSTREAM_RESET, 2.0, message="gone")
+    last = stream.log.last_event()
+    assert last is not None and b"upstream_reset" in last and stream.reason is CloseReason.UPSTREAM_RESET
+
+
+@pytest.mark.parametrize("act", ["append", "append_all", "loose", "seal", "fail", "cancel"])
+@pytest.mark.parametrize("form", [Form.CHUNKED, Form.BARE])
+def test_a_reader_whose_write_raises_ends_alone(act: str, form: Form) -> None:
+    stream, loop = new_stream(), Loop()
+    good, refusing, late = Reader(stream, loop), Reader(stream, loop, form=form), Reader(stream, loop)
+    stream.append(event("one "), 1.0)
+    refusing.refuses = True
+    acts: dict[str, Callable[[], None]] = {
+        "append": lambda: stream.append(event("two "), 2.0),
+        "append_all": lambda: stream.append_all([event("two "), event("three ")], 2.0),
+        "loose": lambda: stream.loose(b": hello\n", 2.0),
+        "seal": lambda: (stream.append(event("two "), 2.0), stream.seal(CloseReason.COMPLETE, 2.0, clean=True))[1],
+        "fail": lambda: stream.fail(CloseReason.FAILED, 2.0, message="failed"),
+        "cancel": lambda: stream.cancel(CloseReason.CANCELLED, 2.0, message="cancelled"),
+    }
+    acts[act]()
+    loop.rest()
+    assert [type(error) for error in refusing.refusals] == [MemoryError] and refusing.left
+    assert not good.refusals and not late.refusals and good.sent == late.sent
+    assert good.seqs[-1] == stream.events and len(good.body) > len(refusing.body)
+    assert (good.ended is not None) == (stream.reason is not None)
+
+
+@pytest.mark.parametrize("broken", ["stream_sealed", "last_event", "append", "stream_ended", "cancel"])
+def test_fail_and_seal_can_not_fail(broken: str) -> None:
+    caught: list[Exception] = []
+    stream, loop = new_stream(dialect=Dialect.RESPONSES), Loop()
+    stream.keeper.guard.caught = lambda where, error: caught.append(error)
+    source = stream.source = Source()
+    reader, other = Reader(stream, loop), Reader(stream, loop)
+    stream.append(event("one "), 1.0)
+    owner, name = {
+        "stream_sealed": (type(stream.keeper), "stream_sealed"),
+        "last_event": (type(stream.log), "last_event"),
+        "append": (type(stream.log), "keep_whole"),
+        "stream_ended": (reader, "stream_ended"),
+        "cancel": (source, "cancel"),
+    }[broken]
+    with mock.patch.object(owner, name, side_effect=MemoryError):
+        stream.cancel(CloseReason.CANCELLED, 2.0, message="cancelled")
+    loop.rest()
+    assert stream.reason is CloseReason.CANCELLED and other.ended is False
+    assert reader.ended is False or reader.refusals
+    assert [type(error) for error in (*caught, *reader.refusals)] == [MemoryError]
 
 
 def test_cancelling_ends_the_source_once() -> None:

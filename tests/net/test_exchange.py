@@ -725,12 +725,12 @@ def test_a_passed_body_that_breaks_off_never_looks_whole() -> None:
 def test_a_bug_while_an_answer_is_read_ends_the_stream() -> None:
     with rig() as r:
         waiting, streaming = r.client(post(WHOLE)), None
-        r.link.protocol._asker.on_bug(ZeroDivisionError())
+        r.link.protocol._asker.on_bug("test", ZeroDivisionError())
         r.turn()
         assert waiting.answer.status == 500
         streaming = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a")))
-        r.link.protocol.crash(ZeroDivisionError())
+        r.link.protocol.crash("test", ZeroDivisionError())
         r.turn()
         assert error_event(streaming)["code"] == "internal"
         assert len(r.bugs) == r.runtime.counters.bugs == 2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import pytest
-from fakes import CHAT, SSE_HEAD, Client, FakeTransport, Rig, chunk, event, post, rig
+from fakes import CHAT, SSE_HEAD, Client, FakeTransport, Rig, chunk, event, get, post, rig
 
 
 def relays(r: Rig, count: int) -> list[tuple[Client, FakeTransport]]:
@@ -90,27 +91,50 @@ def test_a_connection_closed_in_the_same_turn_is_skipped() -> None:
         assert b"three " in client.raw
 
 
-@pytest.mark.parametrize("failures", [1, 2])
-def test_a_bug_in_one_stream_does_not_harm_another(failures: int) -> None:
+@pytest.mark.parametrize("readers", [1, 2])
+def test_a_reader_whose_write_raises_ends_alone(readers: int) -> None:
+    with rig() as r:
+        (broken, link), (client, other) = relays(r, 2)
+        joined = [r.client(get(f"/v1/streams/{broken.answer.get('x-stream-id')}")) for _ in range(readers - 1)]
+        reader = broken.connection.reader
+        assert reader is not None
+
+        def failing(frame: bytes) -> None:
+            raise ssl.SSLWantReadError
+
+        reader.push = failing
+        reader.stream.update_push()
+        for text in ("three ", "four "):
+            link.feed(chunk(event(text)))
+            other.feed(chunk(event(text)))
+            r.turn()
+        assert broken.gone and b"three " not in broken.raw
+        for each in (client, *joined):
+            assert b"three " in each.raw and b"four " in each.raw
+        assert link.closed == (not joined)  # without a reader the generation ends: this reader broke its own TLS
+        assert r.runtime.counters.tls_refused == 1 and not r.bugs
+
+
+def test_a_stream_whose_log_fails_ends_alone() -> None:
     with rig() as r:
         (broken, link), (client, other) = relays(r, 2)
         reader = broken.connection.reader
         assert reader is not None
-        write, raised = reader.write, []
+        failures = iter([ZeroDivisionError()])
 
-        def failing(frame: bytes) -> None:
-            if len(raised) < failures:
-                raised.append(ZeroDivisionError())
-                raise raised[-1]
-            write(frame)
+        class Failing(type(reader.stream)):  # type: ignore[misc]
+            __slots__ = ()
 
-        reader.push = failing
-        reader.stream.update_push()
+            def append_if_templated(self, event: bytes, now: float) -> bytes:
+                for failure in failures:
+                    raise failure
+                return b""
+
+        reader.stream.__class__ = Failing
         link.feed(chunk(event("three ")))
         other.feed(chunk(event("three ")))
         r.turn()
-        assert (b"internal" in broken.raw) == (failures == 1)  # else sending the error failed too
-        assert b"three " in client.raw
-        assert r.bugs == raised
+        assert b"internal" in broken.raw and b"three " in client.raw
+        assert len(r.bugs) == 1
         r.bugs.clear()
         r.runtime.counters.bugs = 0

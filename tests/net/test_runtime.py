@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -14,7 +16,7 @@ from streamd.core.admission import Admission, Budget, Demands, Gate, Limits, Pri
 from streamd.core.hub import Hub
 from streamd.core.refusal import Refusal, Retry
 from streamd.net.http_error import HttpError
-from streamd.net.runtime import ROOM_S_MAX, ROOM_S_MIN, WORKER_BUSY, Runtime
+from streamd.net.runtime import ROOM_S_MAX, ROOM_S_MIN, WORKER_BUSY, Runtime, reason_of
 from streamd.reasons import CloseReason
 from streamd.wire.http1 import HeadLimits
 
@@ -196,21 +198,31 @@ def test_a_bug_is_counted_and_reported(m: Made) -> None:
     assert runtime.counters.bugs == 2 and m.bugs == [("here", error), ("there", error)]
 
 
-def test_a_member_of_the_sweep_that_fails_is_a_bug(m: Made) -> None:
-    class Broken:
-        due_at = 0.0
-
-        def on_due(self, now: float) -> float:
-            raise ZeroDivisionError
-
+@pytest.mark.parametrize(
+    ("error", "counter", "told", "reason", "status"),
+    [
+        (ZeroDivisionError(), "bugs", True, CloseReason.INTERNAL, 500),
+        (MemoryError(), "no_memory", True, CloseReason.OVER_BUDGET, 503),
+        (ssl.SSLWantReadError(), "tls_refused", False, CloseReason.TLS_FAILED, 500),
+        (BrokenPipeError(), "transport_refused", False, CloseReason.NETWORK_LOST, 500),
+    ],
+)
+def test_an_error_is_counted_by_its_fault(
+    m: Made, error: Exception, counter: str, told: bool, reason: CloseReason, status: int
+) -> None:
     runtime = m.runtime()
-    runtime.sweep.add(Broken())
-    runtime.sweep.start()
-    m.loop.call_later(0.6, m.loop.stop)
-    m.loop.run_forever()
-    runtime.sweep.stop()
-    assert [(where, type(error)) for where, error in m.bugs] == [("sweep.on_due", ZeroDivisionError)]
-    assert runtime.counters.bugs == 1
+    with runtime.guard:
+        raise error
+    counts = {name: getattr(runtime.counters, name) for name in ("bugs", "no_memory", "tls_refused")}
+    counts["transport_refused"] = runtime.counters.transport_refused
+    assert counts == dict.fromkeys(counts, 0) | {counter: 1}
+    assert [found for _, found in m.bugs] == [error] * told
+    assert reason_of(error) is reason and runtime.problem_of(error).status == status
+
+
+def test_a_guard_lets_a_cancellation_pass(m: Made) -> None:
+    with pytest.raises(asyncio.CancelledError), m.runtime().guard:
+        raise asyncio.CancelledError
 
 
 def test_a_runtime_without_a_worker_has_no_routes_and_reports_nothing(m: Made) -> None:

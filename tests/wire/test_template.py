@@ -508,6 +508,18 @@ def test_numbers_that_would_lose_digits_and_halves_of_characters_are_not_merged(
     assert Delta.of(wire(chat({"content": "\ud83d"}), ascii_only=True)) is None
 
 
+@pytest.mark.parametrize("depth", [100, 190, 254, 300, 700, 1000])
+@pytest.mark.parametrize("place", ["model", "usage", "unknown"])
+def test_an_event_of_any_depth_is_merged_or_passes_as_it_is(depth: int, place: str) -> None:
+    value = "[" * depth + "]" * depth
+    made = wire(chat({"content": "a"}, **{place: "HERE"})).replace(b'"HERE"', value.encode())
+    learn(made)
+    delta = Delta.of(made)
+    assert (delta is not None) == (depth < 200)
+    if delta is not None:
+        assert value.encode() in delta.event()
+
+
 def test_templates_of_several_choices_combine_around_texts_as_they_are_on_the_wire() -> None:
     runs = []
     for index, text in enumerate([b"\\ud83d", b'streamd-0-\\"streamd-1-\\"', b"streamd-0-"]):
