@@ -17,7 +17,7 @@ _halves = re.compile(
 TOKENS_MAX: Final = 999_999_999
 # Largest number of an event by its API's own counting: Number.MAX_SAFE_INTEGER, since SDKs in JavaScript compare it.
 # The error event that may have to follow gets the next number.
-EVENT_NUMBER_MAX: Final = 2**53 - 1
+EVENT_NUMBER_MAX: Final = 2**53 - 2
 
 Json = dict[str, Any]
 # Tokens by the upstream's own count: (input, output).
