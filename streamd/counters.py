@@ -79,6 +79,8 @@ class Counters:
     )
     # process
     loop_lag_s: Histogram = histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.")
+    # The log's own; copied here when asked for.
+    log_lines_lost: int = counter("streamd_log_lines_lost", "Log lines lost because standard error took no more.")
     bugs: int = counter("streamd_bugs", "Mistakes of streamd itself; the log has their tracebacks.")
     tls_refused: int = counter("streamd_tls_refused", "Times that a peer's TLS refused a write, which ended it.")
     transport_refused: int = counter(

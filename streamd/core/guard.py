@@ -51,14 +51,14 @@ BARE = Guard(_raise)
 """Ends nothing: for a core without a runtime around it."""
 
 
-class Owner(Protocol):
+class Guarded(Protocol):
     """A connection, a stream or an exchange with callbacks."""
 
     def crash(self, where: str, error: Exception) -> None:
         """A callback raised: count it, end this owner alone, and give back what it held. Never raises."""
 
 
-O = TypeVar("O", bound=Owner)  # noqa: E741
+O = TypeVar("O", bound=Guarded)  # noqa: E741
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -1,8 +1,9 @@
 """The log: a line per event on standard error, as `key=value` for people and journald, or as JSON.
 
 No peer can forge a line: a value with anything but plain visible ASCII is quoted and escaped, so a header with a
-newline stays within its field. A line leaves in a single write(2), so that the lines of several workers don't mix.
-Logging never raises. It costs some microseconds, once per request: no token is worth a line.
+newline stays within its field. In JSON, control, format and separator characters are escaped, and letters stay. A line
+leaves in a single write(2), so that the lines of several workers don't mix. Logging never raises and never waits
+(daemon/log_outlet.py). It costs some microseconds, once per request: no token is worth a line.
 
 Under journald (JOURNAL_STREAM names the process's standard error, systemd.exec(5)) a line begins with its priority,
 `<6>`, and journald adds the time; elsewhere a line begins with the time and the level.
@@ -19,6 +20,8 @@ import re
 import traceback
 from collections.abc import Mapping
 
+from streamd.daemon.log_outlet import LogOutlet
+
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 
@@ -29,6 +32,8 @@ VALUE_CHARS_MAX = 2000
 _PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}  # syslog(3)
 _WORDS = {number: word for word, number in LEVELS.items()}
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+", re.A)  # visible ASCII without quote, equals sign and backslash
+
+_ODD = re.compile(r"[\x7f-\U0010ffff]")
 
 Value = str | int | float | bool | bytes | enum.Enum | tuple[str, ...] | None
 
@@ -41,14 +46,17 @@ class _Sink:
         self.as_json = as_json
         self._fd = fd
         self._journal = journal
+        self.outlet = LogOutlet(fd, lambda count: self._line(WARNING, "log lines lost", {"count": count}))
 
     def write(self, level: int, name: str, fields: Mapping[str, Value]) -> None:
         level = min(max(level // 10 * 10, DEBUG), ERROR)  # CRITICAL counts as an error, odd numbers as the level below
         try:
-            line = self._json(level, name, fields) if self.as_json else self._text(level, name, fields)
-            os.write(self._fd, line)
-        except (OSError, ValueError, TypeError):
-            pass  # Why: standard error is gone, or a field is of no known type; a daemon goes on without its log.
+            self.outlet.write(self._line(level, name, fields))
+        except Exception:  # Why: a field is of no known type, or no memory; a daemon goes on without the line
+            self.outlet.lose()
+
+    def _line(self, level: int, name: str, fields: Mapping[str, Value]) -> bytes:
+        return self._json(level, name, fields) if self.as_json else self._text(level, name, fields)
 
     def _text(self, level: int, name: str, fields: Mapping[str, Value]) -> bytes:
         head = f"<{_PRIORITIES[level]}>" if self._journal else f"{_now()} {_WORDS[level].upper()} "
@@ -62,9 +70,27 @@ class _Sink:
         import orjson  # Why here: the parent needs it only if log_format is json
 
         try:
-            return prefix + orjson.dumps(row) + b"\n"
+            return prefix + _visible(orjson.dumps(row)) + b"\n"
         except TypeError:  # a lone surrogate half, or an int of more than 64 bits: the slow encoder takes both
-            return prefix + json.dumps(row, separators=(",", ":")).encode() + b"\n"
+            return prefix + _visible(json.dumps(row, separators=(",", ":")).encode()) + b"\n"
+
+
+def _visible(made: bytes) -> bytes:
+    """JSON with every control, format and separator character escaped: some readers split lines at them, terminals
+    obey them, and an override of the direction shows another text.
+    """
+    if made.isascii() and b"\x7f" not in made:
+        return made
+    return _ODD.sub(_escaped, made.decode()).encode()
+
+
+def _escaped(found: re.Match[str]) -> str:
+    import unicodedata  # Why here: only odd lines need it, and the parent is small
+
+    char = found[0]
+    if char != "\x7f" and unicodedata.category(char)[0] not in "CZ":
+        return char
+    return json.dumps(char)[1:-1] if char != "\x7f" else "\\u007f"
 
 
 def _now() -> str:
@@ -136,6 +162,21 @@ def _is_journal(fd: int, journal_stream: str | None) -> bool:
     except OSError:
         return False
     return journal_stream == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def lines_lost() -> int:
+    """Lines of this process that nobody could read, since its start."""
+    return _sink.outlet.lost
+
+
+def flush() -> None:
+    """Write the lines that wait for room, as far as there is room now."""
+    _sink.outlet.flush()
+
+
+def finish() -> None:
+    """The process ends: give the lines that wait a moment."""
+    _sink.outlet.finish()
 
 
 def set_level(level: str) -> None:

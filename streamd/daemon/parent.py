@@ -53,6 +53,7 @@ from streamd.daemon.control import (
     ToWorker,
 )
 from streamd.daemon.file_modes import check_modes
+from streamd.daemon.log_outlet import open_standard_streams
 from streamd.daemon.reload import Load, Reloads
 from streamd.daemon.slot import SIGNALS, Slot
 from streamd.daemon.state_mover import move_streams, relay_to_store
@@ -423,6 +424,7 @@ class Parent:
 
     def _tick(self) -> None:
         now = self._clock()
+        logs.flush()
         if now - self._ticked_at > LATE_S:
             for each in self._slots:
                 each.heard_at = now
@@ -497,6 +499,7 @@ def check_inherited(settings: Settings, public: Sequence[socket.socket]) -> None
 
 def run(settings: Settings, load: Load, argv: Sequence[str], environ: MutableMapping[str, str] = os.environ) -> int:
     """Run `streamd serve`; returns the exit status. `argv` is the command line after the program's name."""
+    open_standard_streams()
     logs.setup(settings.log_level, settings.log_format, journal_stream=environ.get("JOURNAL_STREAM"))
     notifier = systemd.Notifier.from_environ(environ, os.getpid())
     inherited = systemd.inherited(environ, os.getpid())
@@ -505,3 +508,5 @@ def run(settings: Settings, load: Load, argv: Sequence[str], environ: MutableMap
     except OSError as error:
         print(f"streamd: {error}", file=sys.stderr)
         return EXIT_FAILED
+    finally:
+        logs.finish()

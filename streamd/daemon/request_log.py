@@ -7,11 +7,30 @@ thousand readers leave at once, their thousand upstreams are cut before the firs
 from __future__ import annotations
 
 import asyncio
+import re
+from typing import Final
 
 from streamd.core.auth import ANONYMOUS
 from streamd.daemon import logs
 from streamd.net.answer import Answer
 from streamd.net.runtime import Runtime
+
+# Lines for refused requests without a key, a second: what a person can read, and 20 MB an hour at most. A flood of such
+# requests would push all other lines out of a journal of limited size.
+STRANGERS_LINES_PER_S_MAX: Final = 20
+
+# The beginning of a key (streamd's and OpenAI's, Anthropic's; Google's) or of a JWT, plain or percent-encoded, and all
+# that follows it up to the next delimiter. A client with a wrong base URL has it in the path.
+_SECRET = re.compile(
+    r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))(?P<key>(?:s|%(?:25)*73)(?:k|%(?:25)*6[Bb])(?:[-_]|%(?:25)*2[Dd])|AIza)"
+    r"[^/?&#;=\s]+"
+    r"|(?:e|%(?:25)*65)(?:y|%(?:25)*79)(?:J|%(?:25)*4[Aa])[^/?&#;=\s]{4,}"
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text without anything that begins as a key or a token."""
+    return _SECRET.sub(lambda found: "sk-***" if found["key"] else "eyJ***", text)
 
 
 class LateLines:
@@ -40,6 +59,20 @@ class RequestLog:
     def __init__(self, runtime: Runtime, lines: LateLines) -> None:
         self._runtime = runtime
         self._lines = lines
+        # refused strangers
+        self._second = 0
+        self._lines_of_second = 0
+        self._left_out = 0  # lines, since the last that was written
+
+    def _is_left_out(self, answer: Answer, now: float) -> bool:
+        """Whether the line of a refused stranger is one too many in this second."""
+        request = answer.request
+        if request.principal is not ANONYMOUS or request.status < 400:
+            return False
+        if int(now) != self._second:
+            self._second, self._lines_of_second = int(now), 0
+        self._lines_of_second += 1
+        return self._lines_of_second > STRANGERS_LINES_PER_S_MAX
 
     def request_ended(self, answer: Answer) -> None:
         request, reader = answer.request, answer.reader
@@ -60,12 +93,16 @@ class RequestLog:
             if stream.first_event_at and reader.seq_start == 1:
                 first_s = max(0.0, stream.first_event_at - request.started_at)
                 counters.first_event_s.observe(first_s)
+        if self._is_left_out(answer, now):
+            self._left_out += 1
+            return
+        left_out, self._left_out = self._left_out, 0
         self._lines.info(
             "request",
-            id=request.id,
+            id=without_secrets(request.id),
             peer=answer.origin.peer(request),
-            method=request.method,
-            path=request.path,
+            method=without_secrets(request.method),
+            path=without_secrets(request.path),
             status=request.status,
             reason=request.reason,
             duration_s=round(duration_s, 4),
@@ -75,7 +112,8 @@ class RequestLog:
             dropped=dropped or None,
             stream=stream.id if stream is not None else None,
             upstream=request.upstream or None,
-            model=request.model or None,
+            model=without_secrets(request.model) or None,
             principal=request.principal.id if request.principal is not ANONYMOUS else None,
             traceparent=request.traceparent or None,
+            left_out=left_out or None,
         )

@@ -31,5 +31,6 @@ def run(environ: MutableMapping[str, str] = os.environ) -> int:
         else:
             distribute(store, launch.snapshots, lambda stream_id: owner_of(stream_id, len(launch.snapshots)))
     finally:
+        logs.finish()
         pipe.detach()  # the pipe's end says that the process has ended, so it stays open until then
     return 0

@@ -170,6 +170,7 @@ class Worker:
 
     def totals(self) -> Totals:
         """The daemon's totals: with several workers, the sum of their rows."""
+        self.runtime.counters.log_lines_lost = logs.lines_lost()
         own = totals.of_worker(self.runtime, self.upstreams, self._resident_bytes)
         self._saturation = own.saturation
         if self.shared is None:
@@ -232,6 +233,7 @@ class Worker:
 
     def _tick(self, now: float, lag_s: float) -> None:
         runtime = self.runtime
+        logs.flush()
         runtime.counters.loop_lag_s.observe(lag_s)
         admission, log_bytes = runtime.admission, runtime.hub.log_bytes
         admission.note_lag(lag_s)
@@ -254,6 +256,7 @@ class Worker:
         if now >= self._publish_at:
             self._publish_at = now + PUBLISH_EVERY_S
             self.rights.publish(now)
+            self.runtime.counters.log_lines_lost = logs.lines_lost()
             if shared is not None:
                 shared.publish(totals.of_worker(self.runtime, self.upstreams, self._resident_bytes))
 

@@ -220,6 +220,7 @@ def run(environ: MutableMapping[str, str] = os.environ) -> int:
     except OSError as error:
         return _failed(pipe, EXIT_FAILED, str(error))
     finally:
+        logs.finish()
         pipe.detach()  # the pipe's end says that the process has ended, so it stays open until then
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,20 @@ def test_values_in_text_are_quoted_where_needed(log: Any, value: logs.Value, tex
     written = log(journal=True)
     logs.event(logs.INFO, "x", value=value)
     assert written() == f"<6>x value={text}\n"
+
+
+@pytest.mark.parametrize(
+    "value", ["\x7f", "\x85", "\x9b31m", "\u2028", "\u2029", "\u202e", "\u200f", "\xa0", "\U000e0001", "\ud83d"]
+)
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_no_odd_character_is_in_a_line(log: Any, format: str, value: str) -> None:
+    written = log(format=format)
+    logs.event(logs.INFO, "x", value=f"a{value}é漢", names=(value,))
+    line = written()
+    assert all(unicodedata.category(char)[0] not in "CZ" or char in " \n" for char in line)
+    if format == "json":
+        assert json.loads(line)["value"] == f"a{value}é漢"
+        assert value == "\ud83d" or "é漢" in line  # letters stay
 
 
 VALUES = st.one_of(

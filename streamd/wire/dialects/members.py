@@ -15,8 +15,8 @@ _halves = re.compile(
 # Largest count of tokens that is believed: a hundred times the longest context of any model (10 million tokens). A
 # larger number is no count. Sums of counts below this stay far below 2^63.
 TOKENS_MAX: Final = 999_999_999
-# Largest number of an event by its API's own counting: Number.MAX_SAFE_INTEGER, since SDKs in JavaScript compare it.
-# The error event that may have to follow gets the next number.
+# Largest number of an event by its API's own counting that is counted on: the error event that may have to follow gets
+# the next number, and that is Number.MAX_SAFE_INTEGER at most, since SDKs in JavaScript compare it.
 EVENT_NUMBER_MAX: Final = 2**53 - 2
 
 Json = dict[str, Any]

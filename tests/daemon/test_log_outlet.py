@@ -1,0 +1,121 @@
+"""The log's way out: no write waits for the reader, lines wait in bounded memory, and a loss is counted and told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import pytest
+
+from streamd.daemon import log_outlet
+from streamd.daemon.log_outlet import WAITING_BYTES_MAX, LogOutlet
+
+LINE = b"x" * 999 + b"\n"
+FULL = 4 * WAITING_BYTES_MAX // len(LINE)  # lines: more than a pipe and the outlet take together
+
+
+def told(count: int) -> bytes:
+    return b"lost %d\n" % count
+
+
+def read_all(fd: int) -> bytes:
+    os.set_blocking(fd, False)
+    found = b""
+    while True:
+        try:
+            piece = os.read(fd, 1 << 20)
+        except BlockingIOError:
+            return found
+        if not piece:
+            return found
+        found += piece
+
+
+@pytest.fixture(params=["pipe", "another user's pipe", "socket"])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
+    """The reader's end and the blocking descriptor that the outlet gets."""
+    if request.param == "socket":
+        near, far = socket.socketpair()
+        yield near.fileno(), far.fileno()
+        near.close()
+        far.close()
+        return
+    near_fd, far_fd = os.pipe()
+    refuses = mock.patch.object(log_outlet.os, "open", side_effect=PermissionError(errno.EACCES, "denied"))
+    with refuses if request.param != "pipe" else mock.patch.object(log_outlet, "WAITING_BYTES_MAX", WAITING_BYTES_MAX):
+        yield near_fd, far_fd
+    os.close(near_fd)
+    os.close(far_fd)
+
+
+def test_a_reader_that_takes_nothing_costs_lines_and_no_time(ends: tuple[int, int]) -> None:
+    reader, fd = ends
+    outlet = LogOutlet(fd, told)
+    for _ in range(FULL):
+        outlet.write(LINE)  # a write that waits would hang here
+    assert outlet._waiting_bytes <= WAITING_BYTES_MAX and outlet.lost > 0
+    found = b""
+    while not outlet.flush():
+        found += read_all(reader)
+    outlet.write(b"next\n")
+    found += read_all(reader)
+    lines = found.split(b"\n")
+    lost = outlet.lost
+    assert lines[-3:] == [b"lost %d" % lost, b"next", b""]
+    assert set(lines[:-3]) == {LINE[:-1]} and len(lines) - 3 + lost == FULL
+    outlet.write(b"after\n")
+    assert read_all(reader) == b"after\n", "a loss is told once"
+
+
+def test_lines_leave_in_order_and_whole(ends: tuple[int, int]) -> None:
+    reader, fd = ends
+    outlet = LogOutlet(fd, told)
+    wanted = [b"%d %s\n" % (number, b"y" * (number * 37 % 9000)) for number in range(100)]
+    found = b""
+    for line in wanted:
+        outlet.write(line)
+        if outlet._waiting_bytes > WAITING_BYTES_MAX // 2:
+            found += read_all(reader)
+    while not outlet.flush():
+        found += read_all(reader)
+    assert found + read_all(reader) == b"".join(wanted) and not outlet.lost
+
+
+def without_reader() -> int:
+    near, far = os.pipe()
+    os.close(near)
+    return far
+
+
+def closed() -> int:
+    fd = os.open("/dev/null", os.O_WRONLY)
+    os.close(fd)
+    return fd
+
+
+@pytest.mark.parametrize("make", [without_reader, closed, lambda: os.open("/dev/full", os.O_WRONLY)])
+def test_lines_that_nobody_can_read_are_counted(make: Callable[[], int]) -> None:
+    outlet = LogOutlet(make(), told)
+    for number in range(1, 4):
+        outlet.write(LINE)
+        assert outlet.lost == number and not outlet._waiting
+    outlet.finish()
+
+
+def test_the_end_waits_for_a_reader_that_reads_and_not_for_another() -> None:
+    near, far = os.pipe()
+    outlet = LogOutlet(far, told)
+    for _ in range(100):
+        outlet.write(LINE)
+    with mock.patch.object(log_outlet, "FINISH_S_MAX", 0.0):
+        outlet.finish()
+    assert outlet._waiting
+    slept: list[bytes] = []
+    with mock.patch.object(log_outlet.time, "sleep", lambda seconds: slept.append(read_all(near))):
+        outlet.finish()
+    assert len(b"".join(slept) + read_all(near)) == 100 * len(LINE)
+    os.close(near)
+    os.close(far)
