@@ -20,7 +20,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from streamd.addresses import (
     FIELD_VALUE,
@@ -39,6 +39,7 @@ from streamd.addresses import (
     parse_address,
     split_url,
 )
+from streamd.files import read_regular
 from streamd.policy import Policy, treatments
 from streamd.rows import (
     ENV_PREFIX,
@@ -819,6 +820,9 @@ def _is_new(sources: Sources, upstream: UpstreamSettings, seen: set[str], where:
     return True
 
 
+_KEY_BYTES_MAX: Final = 64 * 1024  # longer than any header field may be
+
+
 def _key(sources: Sources, values: Mapping[str, Any], index: int) -> str:
     """Read an upstream's API key from the file or variable that its table names. No problem's text shows the key."""
     file, variable = values.get("key_file"), values.get("key_env")
@@ -830,7 +834,9 @@ def _key(sources: Sources, values: Mapping[str, Any], index: int) -> str:
     name = "key_file" if file else "key_env"
     try:
         key = (
-            Path(file).read_text("ascii", "replace").strip() if file else sources.environ.get(str(variable), "").strip()
+            read_regular(Path(file), _KEY_BYTES_MAX).decode("ascii", "replace").strip()
+            if file
+            else sources.environ.get(str(variable), "").strip()
         )
     except OSError:
         key = ""

@@ -11,10 +11,14 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from streamd.files import read_regular
 from streamd.rows import ENV_PREFIX, Kind, Refused, Row
 from streamd.tomllines import KeyPath, lines_of
+
+# A thousand upstreams of 300 B, ten times over.
+FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 
 # Kubernetes puts these into every container beside a service named "streamd"; they aren't settings.
 _KUBERNETES = re.compile(r"STREAMD_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
@@ -111,7 +115,11 @@ class Sources:
         self._file, self._folder = str(file), file.absolute().parent
         text = ""
         try:
-            text = file.read_bytes().decode()
+            content = read_regular(file, FILE_BYTES_MAX)
+            if len(content) > FILE_BYTES_MAX:
+                self.refuse(self._file, "", None, f"must not be larger than {FILE_BYTES_MAX} bytes")
+                return {}
+            text = content.decode()
             document = tomllib.loads(text)
         except OSError as error:
             self.refuse(self._file, "", None, error.strerror or "cannot be read")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from streamd.config import (
     relations,
 )
 from streamd.rows import Kind, Refused, Row
+from streamd.sources import FILE_BYTES_MAX
 
 FILE_AND_NOTHING_ELSE: Mapping[str, str] = {}
 
@@ -528,3 +530,35 @@ def test_rows_of_tables_have_their_fields() -> None:
     upstream = {field.name for field in dataclasses.fields(UpstreamSettings)} - {"key", "origin"}
     assert {row.attribute for row in UPSTREAM_ROWS} == upstream
     assert {row.attribute for row in ROUTE_ROWS} == {field.name for field in dataclasses.fields(RouteOverride)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a = " + b"[" * 5000 + b"]" * 5000,
+        b"a = " + b"{b=" * 3000 + b"1" + b"}" * 3000,
+        b"body_bytes_max = " + b"9" * 5000,
+        b"\x00\xff\xfe\x80" * 500,
+        b'name = "\xe9"',
+        b"#" * (FILE_BYTES_MAX + 1),
+    ],
+)
+def test_a_file_of_any_content_is_refused_with_a_line(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
+        load(file=file, environ={}, flags={})
+    assert [str(problem).startswith(str(file)) for problem in raised.value.problems] == [True]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "missing"])
+def test_a_file_of_any_kind_is_refused_and_never_waited_for(file: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    with pytest.raises(ConfigError):
+        load(file=file, environ={}, flags={})
+    key_file = file.with_name("settings.toml")
+    key_file.write_text(f'[[upstream]]\nname = "a"\nurl = "http://127.0.0.1:1"\nkey_file = "{file}"\n')
+    with pytest.raises(ConfigError, match="key_file"):
+        load(file=key_file, environ={}, flags={})

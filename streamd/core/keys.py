@@ -19,7 +19,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -59,6 +59,10 @@ class KeyFileError(ValueError):
         self.field = field
 
 
+# Lines parsed at a time by a daemon that serves: 50 lines of 50 us (20 patterns each) are 2.5 ms.
+SLICE_LINES: Final = 50
+
+
 class Keys:
     """The parsed key file: ids to keys. Immutable; a changed file is parsed anew, and this one dropped."""
 
@@ -70,10 +74,23 @@ class Keys:
     @classmethod
     def parse(cls, content: bytes) -> Keys:
         """The keys of a file's content; KeyFileError at the first invalid line, so no row is ever skipped."""
+        steps = cls.parse_in_slices(content)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                keys: Keys = end.value
+                return keys
+
+    @classmethod
+    def parse_in_slices(cls, content: bytes) -> Generator[None, None, Keys]:
+        """The work of parse(), yielding after every SLICE_LINES lines."""
         if len(content) > KEYS_FILE_BYTES_MAX:
             raise KeyFileError(1, "", f"the file is over {KEYS_FILE_BYTES_MAX} bytes")
         by_id: dict[str, Key] = {}
-        for line, row in _rows(content):
+        for number, (line, row) in enumerate(_rows(content), 1):
+            if number % SLICE_LINES == 0:
+                yield
             key = _key(line, row)
             if key.id in by_id:
                 raise KeyFileError(line, "id", f'"{key.id}" is the id of an earlier line too; give each key its own')

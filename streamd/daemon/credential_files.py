@@ -23,6 +23,7 @@ from streamd.api.rights import Rights
 from streamd.config import ConfigError, Settings
 from streamd.core.keys import KeyFileError, Keys
 from streamd.daemon import keyfile, logs
+from streamd.daemon.in_turns import Steps, at_once, in_turns
 from streamd.net.runtime import Runtime
 from streamd.net.tls import TlsFilesError, load_context
 from streamd.sources import ConfigProblem
@@ -52,14 +53,14 @@ class Group:
     """Files that are read together into one object. Without files the feature is off."""
 
     paths: tuple[Path, ...]
-    read: Callable[[], Any]  # raises Unusable
+    read: Callable[[], Steps[Any]]  # raises Unusable
     take: Callable[[Any], None]
     stamps: tuple[Stamp, ...] = field(default=())  # of the files at the last read, which may have failed
 
-    def load(self) -> Any:
+    def load(self) -> Steps[Any]:
         # Stamps first: a file that changes while it is read is read again.
         self.stamps = tuple(map(_stamp, self.paths))
-        return self.read() if self.paths else None
+        return (yield from self.read()) if self.paths else None
 
     def changed(self) -> bool:
         return self.stamps != tuple(map(_stamp, self.paths))
@@ -75,17 +76,19 @@ class CredentialFiles:
         self._runtime = runtime
         self._rights = rights
         self._groups: tuple[Group, ...] = ()
+        self._reading: set[int] = set()  # ids of the groups that are being read again
         self._look_at = 0.0
 
     def load(self, settings: Settings) -> None:
         """Read all files of `settings` and use them from now on. If it raises ConfigError, nothing has changed."""
-        self.take(self.read(settings))
+        self.take(at_once(self.read(settings)))
 
-    def read(self, settings: Settings) -> LoadedFiles:
-        """Read all files of `settings`, without using them yet. Raises ConfigError."""
+    def read(self, settings: Settings) -> Steps[LoadedFiles]:
+        """Read all files of `settings`, in slices, without using them yet. Raises ConfigError."""
         takes = (self._rights.take_keys, self._rights.take_verifier, self._take_context)
         groups = _groups_of(settings, takes)
-        return tuple(zip(groups, _load_all(groups), strict=True))
+        loaded = yield from _load_all(groups)
+        return tuple(zip(groups, loaded, strict=True))
 
     def take(self, files: LoadedFiles) -> None:
         """Use these files from now on."""
@@ -99,18 +102,27 @@ class CredentialFiles:
             return
         self._look_at = now + LOOK_EVERY_S
         for group in self._groups:
-            if group.changed():
+            if id(group) not in self._reading and group.changed():
                 self._read_again(group)
 
     def _read_again(self, group: Group) -> None:
+        """Read a group in slices: the loop goes on meanwhile."""
         files = tuple(map(str, group.paths))
-        try:
-            value = group.load()
-        except Unusable as error:
+
+        def done(value: Any) -> None:
+            self._reading.discard(id(group))
+            if group in self._groups:  # else a reload has brought others meanwhile
+                group.take(value)
+                logs.event(logs.INFO, "file read again", file=files)
+
+        def failed(error: Exception) -> None:
+            self._reading.discard(id(group))
+            if not isinstance(error, Unusable):
+                self._runtime.bug("credential_files", error)
             logs.event(logs.ERROR, "file refused; its previous version stays in use", file=files, error=str(error))
-        else:
-            group.take(value)
-            logs.event(logs.INFO, "file read again", file=files)
+
+        self._reading.add(id(group))
+        in_turns(self._runtime.loop, group.load(), done, failed)
 
     def _take_context(self, context: ssl.SSLContext | None) -> None:
         self._runtime.tls = context  # for connections that are accepted from now on
@@ -120,18 +132,24 @@ def _groups_of(s: Settings, takes: tuple[Take, Take, Take]) -> tuple[Group, ...]
     """The groups for keys, tokens and certificate. `takes` has the function that gets the object of each."""
     return (
         Group(_paths(s.keys_file), lambda: _keys(Path(s.keys_file)), takes[0]),
-        Group(_paths(s.token_secret_file, s.token_jwks_file), lambda: _verifier(s), takes[1]),
-        Group(_paths(s.tls_cert, s.tls_key), lambda: _context(s), takes[2]),
+        Group(_paths(s.token_secret_file, s.token_jwks_file), lambda: _in_one(lambda: _verifier(s)), takes[1]),
+        Group(_paths(s.tls_cert, s.tls_key), lambda: _in_one(lambda: _context(s)), takes[2]),
     )
 
 
-def _load_all(groups: tuple[Group, ...]) -> list[Any]:
+def _in_one(read: Callable[[], Any]) -> Steps[Any]:
+    """A file that is read in a single slice."""
+    yield
+    return read()
+
+
+def _load_all(groups: tuple[Group, ...]) -> Steps[list[Any]]:
     """The object of each group. Raises ConfigError with the problems of all groups."""
     loaded: list[Any] = []
     problems: list[ConfigProblem] = []
     for group in groups:
         try:
-            loaded.append(group.load())
+            loaded.append((yield from group.load()))
         except Unusable as error:
             problems.append(ConfigProblem("credential files", error.key, "", str(error)))
     if problems:
@@ -162,9 +180,11 @@ def _secret(key: str, path: Path) -> bytes:
         raise Unusable(key, f"{path}: {error.strerror}") from None
 
 
-def _keys(path: Path) -> Keys:
+def _keys(path: Path) -> Steps[Keys]:
+    content = _secret("keys_file", path)
+    yield
     try:
-        return Keys.parse(_secret("keys_file", path))
+        return (yield from Keys.parse_in_slices(content))
     except KeyFileError as error:
         raise Unusable("keys_file", f"{path}: {error}") from None
 
@@ -196,7 +216,9 @@ def _public(key: str, path: Path, bytes_max: int) -> bytes:
 
 
 def _context(settings: Settings) -> ssl.SSLContext:
-    _secret("tls_key", Path(settings.tls_key))  # checks the file's mode; OpenSSL reads the key by itself
+    # These check the files' kind and mode; OpenSSL reads them by itself.
+    _secret("tls_key", Path(settings.tls_key))
+    _public("tls_cert", Path(settings.tls_cert), 0)
     try:
         return load_context(Path(settings.tls_cert), Path(settings.tls_key))
     except TlsFilesError as error:

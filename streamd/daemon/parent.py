@@ -24,6 +24,8 @@ workers know their content. A single worker has none of them.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import selectors
 import signal
@@ -55,7 +57,7 @@ from streamd.daemon.control import (
 from streamd.daemon.file_modes import check_modes
 from streamd.daemon.log_outlet import open_standard_streams
 from streamd.daemon.reload import Load, Reloads
-from streamd.daemon.slot import SIGNALS, Slot
+from streamd.daemon.slot import MEANINGLESS, SIGNALS, Slot
 from streamd.daemon.state_mover import move_streams, relay_to_store
 from streamd.sources import ConfigProblem
 
@@ -103,6 +105,7 @@ class Parent:
         self._slots = [Slot(number) for number in range(settings.workers)]
         self._reloads = Reloads(settings, load, notifier, self._slots)
         self._stored: list[int] = []
+        self._lock = -1  # held to the end: a single daemon uses a state_dir
         several = settings.workers if settings.workers > 1 else 0
         self._counters = os.memfd_create("streamd-counters") if several else -1
         self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(several)]
@@ -127,11 +130,12 @@ class Parent:
         Raises OSError if it can't listen, and ConfigError as check_inherited() and check_modes() do.
         """
         check_modes(self._settings)
-        self._take_sockets(inherited)
         with self._signals():
+            self._lock = lock_state(self._settings.state_dir)
+            self._take_sockets(inherited)
             self._restore()
             for each in self._slots:
-                self._start(each)
+                self._start_again(each)
             while self._state is not DaemonState.STOPPED:
                 self._turn()
             self._save()
@@ -221,11 +225,16 @@ class Parent:
     # -- workers
 
     def _start(self, place: Slot) -> None:
-        """Start a new process in the slot."""
+        """Start a new process in the slot. Raises OSError, and then the slot is still empty."""
         own_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        launch = self._launch(place, worker_end.fileno())
-        pid = slot.spawn(self._argv, control.WORKER_VARIABLE, launch.encode(), launch.descriptors())
-        worker_end.close()
+        try:
+            launch = self._launch(place, worker_end.fileno())
+            pid = slot.spawn(self._argv, control.WORKER_VARIABLE, launch.encode(), launch.descriptors())
+        except BaseException:
+            own_end.close()
+            raise
+        finally:
+            worker_end.close()
         own_end.setblocking(False)
         place.take(pid, own_end, self._clock())
         self._selector.register(own_end, selectors.EVENT_READ, lambda: self._hear(place))
@@ -235,9 +244,10 @@ class Parent:
         self._reloads.started(place)
 
     def _start_again(self, place: Slot) -> None:
+        """As _start(); a failure is handled like a worker's death: another try, after a delay that grows."""
         try:
             self._start(place)
-        except OSError as error:  # no memory, or too many processes
+        except (OSError, MemoryError) as error:  # no memory, no descriptor, or too many processes
             wait_s = place.plan_successor(self._clock())
             logs.event(logs.ERROR, "worker can't be started", slot=place.number, error=str(error), wait_s=wait_s)
 
@@ -362,7 +372,7 @@ class Parent:
         read_end, write_end = socket.socketpair()
         read_end.setblocking(False)
         write_end.setblocking(False)
-        before = {number: signal.signal(number, lambda number, frame: None) for number in SIGNALS}
+        before = {number: signal.signal(number, lambda number, frame: None) for number in (*SIGNALS, *MEANINGLESS)}
         signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
         self._selector.register(read_end, selectors.EVENT_READ, lambda: self._take_signals(read_end.recv(64)))
         try:
@@ -376,11 +386,13 @@ class Parent:
             write_end.close()
 
     def _take_signals(self, numbers: bytes) -> None:
-        for number in map(signal.Signals, numbers):
-            if number is signal.SIGHUP:
+        for number in numbers:
+            if number in MEANINGLESS:
+                logs.event(logs.WARNING, "signal ignored; it has no meaning here", signal=signal_name(number))
+            elif number == signal.SIGHUP:
                 self.reload()
             else:
-                self._stop(number.name, quick=number is signal.SIGINT)
+                self._stop(signal_name(number), quick=number == signal.SIGINT)
 
     def _stop(self, name: str, *, quick: bool) -> None:
         now = self._clock()
@@ -442,7 +454,8 @@ class Parent:
             if place.start_at and place.start_at <= now and self._state is not DaemonState.DRAINING:
                 self._start_again(place)
             return
-        overdue = now >= self._kill_at and not place.saving
+        # A worker that still takes up saved streams is given its time: killed now, it would lose them all.
+        overdue = now >= self._kill_at and place.ready and not place.saving
         if overdue or now - place.heard_at >= self._silence_s_max(place):
             silent_s = round(now - place.heard_at, 1)
             logs.event(logs.ERROR, "worker is stuck; killed", slot=place.number, silent_s=silent_s)
@@ -482,6 +495,37 @@ class Parent:
             sent_away=sum(each.sent_away for each in reports),
             cut=sum(each.cut for each in reports),
         )
+
+
+def signal_name(number: int) -> str:
+    """The signal's name; a real-time signal has a number only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+
+
+def lock_state(state_dir: str) -> int:
+    """Lock the state directory for this daemon; returns the descriptor that holds the lock, -1 if there is nothing to
+    lock. Raises OSError if another daemon uses the directory: of two, the last to stop would overwrite the other's
+    streams. A directory that can't be made or locked is none's: the workers say that it can't be written.
+    """
+    if not state_dir:
+        return -1
+    try:
+        os.makedirs(state_dir, 0o700, exist_ok=True)
+        fd = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        text = "another streamd uses this state_dir; give each daemon a directory of its own"
+        raise OSError(errno.EBUSY, text, state_dir) from None
+    except OSError as error:  # a file system without locks
+        logs.event(logs.WARNING, "state_dir can't be locked", dir=state_dir, error=str(error))
+    return fd
 
 
 def check_inherited(settings: Settings, public: Sequence[socket.socket]) -> None:

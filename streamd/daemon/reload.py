@@ -60,13 +60,15 @@ class Reloads:
         self._notifier.reloading(time.monotonic_ns() // 1000)
         try:
             settings, fixed = as_far_as_running(self.settings, self._load())
-        except (ConfigError, OSError) as error:
-            self._refuse(str(error))
+            self._number += 1
+            self._reload = Reload(self._number, settings, fixed, ToWorker.PREPARE, set())
+            for each in self._slots:
+                self.started(each)
+        except Exception as error:  # Why: systemd waits for READY=1 after RELOADING=1, whatever went wrong
+            if not isinstance(error, ConfigError | OSError):
+                logs.bug("reload", error)
+            self._refuse(str(error) or type(error).__name__)
             return
-        self._number += 1
-        self._reload = Reload(self._number, settings, fixed, ToWorker.PREPARE, set())
-        for each in self._slots:
-            self.started(each)
         self._go_on()
 
     def started(self, place: Slot) -> None:

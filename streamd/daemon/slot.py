@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,8 +27,16 @@ RESTART_FORGET_S = 60.0
 
 # Time for a process to end after its pipe has ended: it only has to return.
 END_S = 0.2
+LOOK_S = 0.002
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+# Signals whose default is to end the process without a word, sent by mistake (`pkill -USR1`, a script for another
+# daemon): they cost a log line. SIGQUIT and its like end it with a core, which is what their sender wants.
+MEANINGLESS = (
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
+    *(signal.SIGSTKFLT, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)),
+)
 
 
 class Slot:
@@ -73,12 +81,10 @@ class Slot:
         """The pipe has ended: wait for the process, or kill it. Returns its exit status, negative for a signal."""
         assert self.pipe is not None
         self.pipe.close()
-        self.pipe = None
-        status = ended(self.pid)
-        self.pid = 0
+        pid, self.pipe, self.pid = self.pid, None, 0
         self.ready = self.saving = False
         self.standing = Standing()
-        return status
+        return ended(pid)
 
     def plan_successor(self, now: float) -> float:
         """Note a death; returns the delay before the successor starts."""
@@ -94,7 +100,7 @@ def spawn(argv: Sequence[str], variable: str, launch: str, fds: Sequence[int]) -
     command = [sys.executable, *_path_flags(), "-m", "streamd.daemon", *argv]
     actions = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds]  # a dup onto itself stays open over exec (glibc 2.29)
     environ = {**os.environ, variable: launch}
-    return os.posix_spawn(sys.executable, command, environ, file_actions=actions, setsigmask=SIGNALS)
+    return os.posix_spawn(sys.executable, command, environ, file_actions=actions, setsigmask=(*SIGNALS, *MEANINGLESS))
 
 
 def _path_flags() -> list[str]:
@@ -105,17 +111,22 @@ def _path_flags() -> list[str]:
 
 def unblock_signals() -> None:
     """In the new process: ignore the signals that are meant for the parent, then unblock them."""
-    for number in SIGNALS:
+    for number in (*SIGNALS, *MEANINGLESS):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, *MEANINGLESS))
 
 
 def ended(pid: int, wait_s: float = END_S) -> int:
-    """Wait for a child, for `wait_s` at most, then kill it; returns its exit status, negative for a signal."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        if not select.select([pidfd], [], [], wait_s)[0]:
+    """Wait for a child, for `wait_s` at most, then kill it; returns its exit status, negative for a signal.
+
+    Takes no descriptor: a child may end because there is none left.
+    """
+    until = time.monotonic() + wait_s
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= until:
             os.kill(pid, signal.SIGKILL)
-    finally:
-        os.close(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        time.sleep(LOOK_S)

@@ -261,6 +261,10 @@ class _Memory:
             _say_unsaved(self.where, OSError("the notification socket refused the descriptor"))
         return taken
 
+    def abandon(self) -> None:
+        """Not all could be written: leave nothing."""
+        os.close(self.fd)
+
     def _offer(self) -> bool:
         if self._notifier.store_fd(systemd.STATE_FDNAME, self.fd):
             return True
@@ -288,8 +292,18 @@ class _File:
             _sync_and_close(os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
             _say_unsaved(self.where, error)
+            self._remove()
             return False
         return True
+
+    def abandon(self) -> None:
+        """Not all could be written: leave no half file, which nobody could read and which fills a full disk."""
+        os.close(self.fd)
+        self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._unfinished)
 
 
 def _sync_and_close(fd: int) -> None:
@@ -307,7 +321,7 @@ def _written(sink: _Memory | _File, piece: bytes) -> bool:
             left = left[os.write(sink.fd, left) :]
     except OSError as error:
         _say_unsaved(sink.where, error)
-        os.close(sink.fd)
+        sink.abandon()
         return False
     return True
 

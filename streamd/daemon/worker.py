@@ -34,6 +34,7 @@ from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
 from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain
+from streamd.daemon.in_turns import Steps, at_once
 from streamd.daemon.request_log import LateLines, RequestLog
 from streamd.daemon.shared import Shared
 from streamd.net import totals
@@ -46,6 +47,7 @@ from streamd.net.origin import Entrance
 from streamd.net.peers import Malformed, Note, Passed, Peers
 from streamd.net.runtime import Runtime
 from streamd.net.totals import Totals
+from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 
 # Slice size of a pass over all streams: a slice takes 0.15 ms, with a quarter of its streams charged.
@@ -65,6 +67,7 @@ class Prepared(NamedTuple):
     settings: Settings
     budget: Budget
     files: LoadedFiles
+    upstreams: list[Upstream]
 
 
 class Worker:
@@ -363,21 +366,27 @@ class Worker:
         Raises ConfigError for files that can't be used, BudgetError for limits that are too small; in both cases the
         old settings stay in use.
         """
-        self.apply(self.prepare(settings))
+        self.apply(at_once(self.prepare(settings)))
 
-    def prepare(self, settings: Settings) -> Prepared:
-        """Read and compute everything that reload() needs, without changing anything. Raises as reload() does."""
-        return Prepared(settings, budget_of(settings), self.credential_files.read(settings))
+    def prepare(self, settings: Settings) -> Steps[Prepared]:
+        """Read and build everything that reload() needs, in slices, without changing anything. Raises as reload() does,
+        OSError for certificates that can't be used, and ValueError.
+        """
+        self.runtime.check(settings)
+        budget, upstreams = budget_of(settings), self.upstreams.prepare(settings)
+        yield
+        files = yield from self.credential_files.read(settings)
+        return Prepared(settings, budget, files, upstreams)
 
     def apply(self, prepared: Prepared) -> None:
         """Use the prepared settings from now on."""
-        settings, budget, files = prepared
+        settings, budget, files, upstreams = prepared
         self.credential_files.take(files)
         self.budget = budget
         self.runtime.admission.reload(budget, limits_of(settings))
         self.settings = settings
         self.runtime.reload(settings)
-        self.upstreams.reload(settings)
+        self.upstreams.take(upstreams)
         hub = self.runtime.hub
         hub.log_bytes_max = self.runtime.admission.logs_bytes_max
         hub.stream_log_bytes_max = settings.log_bytes_max

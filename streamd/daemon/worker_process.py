@@ -17,6 +17,7 @@ from streamd.core.admission import BudgetError, SharedNumber
 from streamd.daemon import control, logs, machine
 from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.control import EXIT_FAILED, EXIT_SETTINGS, WORKER_VARIABLE, Launch, ToParent, ToWorker
+from streamd.daemon.in_turns import in_turns
 from streamd.daemon.shared import Shared
 from streamd.daemon.slot import unblock_signals
 from streamd.daemon.state_store import StateStore, leave_streams, put_streams, read_snapshots, take_streams
@@ -148,19 +149,26 @@ class WorkerProcess:
             self._shared.bury(*facts)
 
     def _prepare(self, worker: Worker, number: int, settings: Settings, names: tuple[str, ...]) -> None:
-        error = ""
-        try:
-            self._prepared = number, worker.prepare(settings), names
-        except (ConfigError, BudgetError, OSError) as problem:
-            error = str(problem)
-        self._say(ToParent.PREPARED, (number, error))
+        """Prepare in slices. Whatever is wrong, the answer says so: else the reload, and systemd, would wait for it."""
+
+        def done(prepared: Prepared) -> None:
+            self._prepared = number, prepared, names
+            self._say(ToParent.PREPARED, (number, ""))
+
+        def failed(error: Exception) -> None:
+            if not isinstance(error, ConfigError | BudgetError | OSError | ValueError):
+                worker.runtime.bug("worker.prepare", error)
+            self._say(ToParent.PREPARED, (number, str(error) or type(error).__name__))
+
+        in_turns(self._loop, worker.prepare(settings), done, failed)
 
     def _apply(self, worker: Worker, number: int) -> None:
         prepared, self._prepared = self._prepared, None
-        assert prepared is not None and prepared[0] == number
-        if self._shared is not None:
-            self._shared.names = prepared[2]
-        worker.apply(prepared[1])
+        with worker.runtime.guard:
+            assert prepared is not None and prepared[0] == number
+            if self._shared is not None:
+                self._shared.names = prepared[2]
+            worker.apply(prepared[1])
         self._say(ToParent.APPLIED, number)
 
     def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

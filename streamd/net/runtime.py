@@ -28,6 +28,7 @@ from streamd.net.request import Request
 from streamd.net.sweep import Sweep
 from streamd.reasons import CloseReason
 from streamd.wire.cors import Cors
+from streamd.wire.forwarded import TrustedProxies
 from streamd.wire.http1 import HeadLimits, RequestHead
 
 # Retry-After when a place must become free first. PROTOCOL 4 allows 60 s at most; ten thousand refused clients over
@@ -190,6 +191,12 @@ class Runtime:
         """Raises HttpError 503 once the drain has closed the listeners."""
         if self.draining:
             raise self.refused(RESTARTING)
+
+    def check(self, settings: Settings) -> None:
+        """Build everything that reload() will, without using it. Raises ValueError."""
+        HeadLimits(settings.head_bytes_max, settings.headers_max, settings.target_bytes_max)
+        Cors.of(settings.cors_origins, credentials=settings.cors_credentials)
+        TrustedProxies.of(settings.trusted_proxies, header=settings.forwarded_header.encode())
 
     def reload(self, settings: Settings) -> None:
         self.settings = settings

@@ -15,15 +15,18 @@ makes them a frame in the common case. All other bytes go through the chunked de
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 import ssl
+from pathlib import Path
 from typing import Protocol, cast
 
 from streamd.choice import Choice
 from streamd.config import UpstreamSettings
 from streamd.core.guard import guarded
 from streamd.core.stream import Stream
+from streamd.files import read_regular
 from streamd.keepalive import set_keepalive
 from streamd.net.read_batch import ReadBatch
 from streamd.net.runtime import Runtime
@@ -43,6 +46,9 @@ from streamd.wire.sse import EventSplitter, EventTooLarge
 # Time for which a failing upstream is left out: doubles from half a second to half a minute, with jitter.
 LEFT_OUT_S_MIN = 0.5
 LEFT_OUT_S_MAX = 30.0
+
+# Mozilla's whole bundle is 230 KB.
+CA_FILE_BYTES_MAX = 4 * 1024 * 1024
 
 
 class UpstreamState(Choice):
@@ -440,6 +446,17 @@ class InFlightBoard(Protocol):
         """The sum over all other workers."""
 
 
+def _context_of(ca_file: str) -> ssl.SSLContext:
+    """A client's context that trusts the file's certificates, or without a file the machine's. Raises OSError."""
+    if not ca_file:
+        return ssl.create_default_context()
+    content = read_regular(Path(ca_file), CA_FILE_BYTES_MAX)
+    try:
+        return ssl.create_default_context(cadata=content.decode("ascii", "replace"))
+    except (ssl.SSLError, ValueError) as error:
+        raise OSError(errno.EINVAL, f"no certificates that can be used ({error})", ca_file) from None
+
+
 class Upstream:
     """An inference server: its requests in flight, its pooled connections, its health."""
 
@@ -450,7 +467,7 @@ class Upstream:
         self.settings = settings
         self._tls: ssl.SSLContext | None = None
         if settings.origin.tls:
-            self._tls = ssl.create_default_context(cafile=settings.ca_file or None)
+            self._tls = _context_of(settings.ca_file)
         self._idle: list[UpstreamConnection] = []
         self._in_flight = 0
         self.board: InFlightBoard | None = None  # shows `in_flight` to the other workers

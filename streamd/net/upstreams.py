@@ -35,11 +35,19 @@ class Upstreams:
 
     def reload(self, settings: Settings) -> None:
         """Apply new settings: unchanged upstreams keep their connections, removed upstreams finish their requests."""
+        self.take(self.prepare(settings))
+
+    def prepare(self, settings: Settings) -> list[Upstream]:
+        """The upstreams of new settings, not in use yet. Raises OSError for certificates that can't be used."""
         by_settings: dict[str, Upstream] = {up.settings.name: up for up in self._all}
         fresh = []
         for each in settings.upstreams:
             known = by_settings.get(each.name)
             fresh.append(known if known is not None and known.settings == each else Upstream(self._runtime, each))
+        return fresh
+
+    def take(self, fresh: list[Upstream]) -> None:
+        """Use these upstreams, which prepare() made, from now on."""
         for upstream in self._all:
             if upstream not in fresh:
                 upstream.removed = True

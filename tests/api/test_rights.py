@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from fakes import (
 )
 
 from streamd.config import ConfigError, UpstreamSettings
+from streamd.core import keys as core_keys
 from streamd.core.keys import SALT_BYTES, Key, digest, encode, format_expiry
 from streamd.daemon import credential_files, logs
 from streamd.reasons import CloseReason
@@ -1359,3 +1361,58 @@ def test_a_key_set_that_others_may_write_is_refused(tmp_path: Path, mode: int, f
     else:
         with pytest.raises(ConfigError, match="token_jwks_file: .* others may write it"), rig(**settings):
             pass
+
+
+@pytest.mark.parametrize("what", ["rotten", "pipe", "missing", "folder"])
+def test_a_reload_whose_upstream_can_not_be_built_changes_nothing(keys_file: Path, tmp_path: Path, what: str) -> None:
+    import dataclasses
+
+    with rig(keys_file=str(keys_file)) as r:
+        worker, settings = r.worker, r.worker.settings
+        upstreams, keys, limits = list(worker.upstreams), worker.rights.keys, r.runtime.limits
+        ca_file, other = tmp_path / "ca.pem", tmp_path / "other"
+        write(other, line("carol"))
+        if what == "rotten":
+            ca_file.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        elif what == "pipe":
+            os.mkfifo(ca_file)
+        elif what == "folder":
+            ca_file.mkdir()
+        wrong = dataclasses.replace(
+            settings,
+            keys_file=str(other),
+            head_bytes_max=8192,
+            upstreams=(UpstreamSettings(name="b", url="https://127.0.0.1:1", ca_file=str(ca_file)),),
+        )
+        with pytest.raises(OSError, match=r"ca\.pem"):
+            worker.reload(wrong)
+        assert worker.settings is settings is r.runtime.settings and r.runtime.limits is limits
+        assert list(worker.upstreams) == upstreams and worker.rights.keys is keys
+        assert r.client(post(CHAT, bearer("carol"))).answer.status == 401
+        streaming(r, bearer("alice"))
+        finish(r)
+
+
+def test_keys_are_read_again_in_slices_and_the_loop_goes_on_meanwhile(
+    keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_keys, "SLICE_LINES", 2)
+    with rig(keys_file=str(keys_file)) as r:
+        turns: list[bool] = []
+        taken = r.worker.rights.take_keys
+        write(keys_file, *(line(f"k{k}") for k in range(40)), line("zed"))
+
+        def count() -> None:
+            turns.append(r.worker.rights.keys is not None and "zed" in r.worker.rights.keys)
+            if not turns[-1]:
+                r.loop.call_soon(count)
+
+        (group,) = (each for each in r.worker.credential_files._groups if each.paths)
+        assert group.take == taken
+        r.worker.credential_files._read_again(group)
+        r.loop.call_soon(count)
+        r.turn()
+        assert turns.count(False) >= 20 and turns[-1]
+        assert r.client(post(CHAT, bearer("alice"))).answer.status == 401
+        streaming(r, bearer("zed"))
+        finish(r)

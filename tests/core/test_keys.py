@@ -315,3 +315,15 @@ def test_any_bytes_are_refused_as_a_key(presented: bytes) -> None:
 )
 def test_an_expiry_is_written_in_utc_to_the_second(text: str, same: str) -> None:
     assert format_expiry(parse_expiry(text)) == same
+
+
+@pytest.mark.parametrize(
+    ("lines", "slices"), [(0, 0), (module.SLICE_LINES - 1, 0), (module.SLICE_LINES, 1), (3 * module.SLICE_LINES + 1, 3)]
+)
+def test_a_file_is_parsed_in_slices(lines: int, slices: int) -> None:
+    hashed = "sha256:" + "00" * 8 + ":" + "00" * 32
+    rows = [json.dumps({"id": f"k{k}", "name": "n", "hash": hashed}).encode() for k in range(lines)]
+    content = b"\n".join(rows)
+    steps = Keys.parse_in_slices(content)
+    assert sum(1 for _ in steps) == slices
+    assert len(Keys.parse(content)) == lines

@@ -23,8 +23,9 @@ from served import WAIT_S, Held, Served, holding, refused, served, upstream
 from streamd.config import ConfigError, Settings
 from streamd.daemon import control, systemd
 from streamd.daemon.control import STATE_VARIABLE, WORKER_VARIABLE, Launch, Standing, StateLaunch, ToParent, ToWorker
-from streamd.daemon.parent import SECOND_SIGNAL_S, Parent, check_inherited
+from streamd.daemon.parent import SECOND_SIGNAL_S, Parent, check_inherited, signal_name
 from streamd.daemon.reload import as_far_as_running
+from streamd.daemon.slot import MEANINGLESS
 
 STATE = "streams.state"
 JSON = {"Content-Type": "application/json"}
@@ -218,6 +219,29 @@ def test_a_failed_start_never_reports_ready(mock: str, count: str) -> None:
         assert d.ended() == 2
         assert "conns_max" in d.lines[-1] and len(d.lines) == 1
         assert set(d.notify.names()) <= {"EXTEND_TIMEOUT_USEC"}
+
+
+def test_signals_without_a_meaning_cost_a_line_and_nothing_else(mock: str, count: str) -> None:
+    with workers(mock, count=count) as d:
+        before = children(d.process.pid)
+        for number in MEANINGLESS:
+            for pid in before:
+                os.kill(pid, number)
+            d.process.send_signal(number)
+            name = signal_name(number)
+            d.line(rf"signal ignored; .* signal={re.escape(name)}$")
+        assert d.request("GET", "/healthz").status == 200 and children(d.process.pid) == before
+
+
+def test_a_second_daemon_on_a_state_dir_does_not_start(mock: str, count: str, tmp_path: Path) -> None:
+    place = ("--state-dir", str(tmp_path / "state"))
+    with workers(mock, *place, count=count) as d:
+        with served("--upstream", mock, *place) as second:
+            assert second.ended() == 1
+            assert "another streamd uses this state_dir" in second.lines[-1]
+        assert d.request("GET", "/healthz").status == 200
+    with workers(mock, *place, count=count) as d:
+        assert d.request("GET", "/healthz").status == 200
 
 
 def test_a_start_that_fails_leaves_no_file_of_a_unix_listener(tmp_path: Path) -> None:

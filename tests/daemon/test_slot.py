@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from streamd.config import Settings
-from streamd.daemon import systemd
+from streamd.daemon import parent, systemd
 from streamd.daemon.control import STATE_S
-from streamd.daemon.parent import START_S_MAX, Parent
-from streamd.daemon.slot import RESTART_FORGET_S, Slot
+from streamd.daemon.parent import START_S_MAX, Parent, lock_state
+from streamd.daemon.slot import RESTART_FORGET_S, Slot, ended
 
 STUCK_S = 2.0
 
@@ -77,3 +83,63 @@ def test_a_death_long_after_the_last_counts_as_the_first() -> None:
         now += pause_s
         assert slot.plan_successor(now) == pytest.approx(wait_s)
         assert slot.start_at == pytest.approx(now + wait_s)
+
+
+def test_a_worker_that_takes_up_saved_streams_is_not_killed_by_an_early_stop(
+    alone: Parent, slot: Slot, killed: list[int]
+) -> None:
+    alone._kill_at = 1001.0
+    alone._look_after(slot, 1000.0 + START_S_MAX - 0.1)
+    assert not killed
+    slot.ready = True
+    slot.heard_at = 1000.0 + START_S_MAX
+    alone._look_after(slot, 1000.0 + START_S_MAX)
+    assert killed == [0]
+
+
+@pytest.mark.parametrize("shortage", ["socketpair", "spawn"])
+def test_a_worker_that_can_not_be_started_is_tried_again_more_and_more_slowly(
+    alone: Parent, monkeypatch: pytest.MonkeyPatch, shortage: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    place = alone._slots[1]
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(
+        *((parent.socket, "socketpair") if shortage == "socketpair" else (parent.slot, "spawn")), refuse
+    )
+    waits = []
+    for _ in range(4):
+        alone._start_again(place)
+        waits.append(round(place.start_at - 1000.0, 2))
+    assert waits == [0.1, 0.2, 0.4, 0.8]
+    assert not place.pid and place.pipe is None and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_child_is_waited_for_without_a_descriptor() -> None:
+    ends = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    stays = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert ended(ends.pid, 60.0) == 3
+        assert ended(stays.pid, 0.0) == -signal.SIGKILL
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    ends.returncode = stays.returncode = 0  # they are reaped
+    assert stays.stdin is not None
+    stays.stdin.close()
+
+
+def test_a_state_dir_has_one_daemon(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "state"
+    held = lock_state(str(folder))
+    with pytest.raises(OSError, match="another streamd uses this state_dir"):
+        lock_state(str(folder))
+    os.close(held)
+    os.close(lock_state(str(folder)))
+    assert os.listdir(folder) == []
+    assert lock_state("") == -1
+    (tmp_path / "file").touch()
+    assert lock_state(str(tmp_path / "file" / "state")) == -1

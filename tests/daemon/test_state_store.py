@@ -311,7 +311,18 @@ def test_a_place_that_fills_up_is_given_up_and_the_other_place_is_written(
     monkeypatch.undo()
     assert worked == (("systemd",) if left == "systemd" else (str(state_dir / FILE),))
     assert len(store.look()) == (left == "systemd")
-    assert (state_dir / FILE).exists() == (left == "file")
+    assert os.listdir(state_dir) == [FILE] * (left == "file"), "no half file"
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_file_that_can_not_be_finished_leaves_nothing(
+    nobody: systemd.Notifier, state_dir: Path, monkeypatch: pytest.MonkeyPatch, told: list[Any], call: str
+) -> None:
+    state_dir.mkdir()
+    monkeypatch.setattr(os, call, full)
+    assert saved(fresh(nobody, state_dir), some()) == ()
+    monkeypatch.undo()
+    assert os.listdir(state_dir) == [] and told[-1][0] == "streams can't be saved"
 
 
 def test_a_short_write_is_continued(nobody: systemd.Notifier, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

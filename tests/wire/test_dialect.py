@@ -387,7 +387,9 @@ def test_a_number_that_is_no_count_is_as_if_it_were_missing(value: object, count
         assert seen(dialect, told).usage == (None if count is None else (0, count)), dialect
 
 
-@pytest.mark.parametrize(("number", "next_number"), [(7, 8), (2**53 - 2, 2**53 - 1), (2**53 - 1, 0), (2**53, 0), (2**64 - 1, 0), (-3, 0)])
+@pytest.mark.parametrize(
+    ("number", "next_number"), [(7, 8), (2**53 - 2, 2**53 - 1), (2**53 - 1, 0), (2**53, 0), (2**64 - 1, 0), (-3, 0)]
+)
 def test_a_sequence_number_is_one_that_can_be_counted_on(number: int, next_number: int) -> None:
     numbered = typed("response.created", sequence_number=number)
     known = next_number - 1 if next_number else None
