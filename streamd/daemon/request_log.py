@@ -11,6 +11,7 @@ import re
 from typing import Final
 
 from streamd.core.auth import ANONYMOUS
+from streamd.core.stream import Stream
 from streamd.daemon import logs
 from streamd.net.answer import Answer
 from streamd.net.runtime import Runtime
@@ -24,13 +25,20 @@ STRANGERS_LINES_PER_S_MAX: Final = 20
 _SECRET = re.compile(
     r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))(?P<key>(?:s|%(?:25)*73)(?:k|%(?:25)*6[Bb])(?:[-_]|%(?:25)*2[Dd])|AIza)"
     r"[^/?&#;=\s]+"
-    r"|(?:e|%(?:25)*65)(?:y|%(?:25)*79)(?:J|%(?:25)*4[Aa])[^/?&#;=\s]{4,}"
+    # Stream ids are base64url, too, and have no dot: within a word, only a dot makes a JWT.
+    r"|(?:(?<![A-Za-z0-9_-])|(?<=%[0-9A-Fa-f]{2})|(?=[A-Za-z0-9_%-]+(?:\.|%(?:25)*2[Ee])))"
+    r"(?:e|%(?:25)*65)(?:y|%(?:25)*79)(?:J|%(?:25)*4[Aa])[^/?&#;=\s]{4,}"
 )
 
 
 def without_secrets(text: str) -> str:
     """The text without anything that begins as a key or a token."""
     return _SECRET.sub(lambda found: "sk-***" if found["key"] else "eyJ***", text)
+
+
+def shown_id(stream: Stream) -> str:
+    """A stream's id for the log. A name of a client's choice may be a token by mistake; a generated id isn't."""
+    return without_secrets(stream.id) if stream.epoch else stream.id
 
 
 class LateLines:
@@ -110,7 +118,7 @@ class RequestLog:
             events=events,
             bytes=delivered if delivered is not None else answer.body_bytes,
             dropped=dropped or None,
-            stream=stream.id if stream is not None else None,
+            stream=shown_id(stream) if stream is not None else None,
             upstream=request.upstream or None,
             model=without_secrets(request.model) or None,
             principal=request.principal.id if request.principal is not ANONYMOUS else None,

@@ -35,7 +35,7 @@ from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain
 from streamd.daemon.in_turns import Steps, at_once
-from streamd.daemon.request_log import LateLines, RequestLog
+from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets
 from streamd.daemon.shared import Shared
 from streamd.net import totals
 from streamd.net.application import Application
@@ -220,7 +220,7 @@ class Worker:
         usage = stream.progress.usage
         self._lines.info(
             "stream",
-            stream=stream.id,
+            stream=shown_id(stream),
             reason=stream.reason,
             duration_s=round(stream.sealed_at - stream.opened_at, 4),
             events=stream.events,
@@ -229,7 +229,7 @@ class Worker:
             input_tokens=usage[0] if usage else None,
             output_tokens=usage[1] if usage else None,
             upstream=stream.upstream or None,
-            model=stream.terms.model or None,
+            model=without_secrets(stream.terms.model) or None,
         )
 
     # -- clock work

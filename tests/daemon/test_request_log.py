@@ -30,6 +30,9 @@ TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhdWQiOiJzIn0.c2lnbmF0dXJl"
         (f"/%65yJ{TOKEN[3:]}", "/eyJ***"),
         ("/AIzaSyD-abcdefg", "/sk-***"),
         (f"/v1/{KEY}/{TOKEN}", "/v1/sk-***/eyJ***"),
+        (f"/v1/streams/token_{TOKEN}", "/v1/streams/token_eyJ***"),
+        (f"/v1/streams/xx{TOKEN.replace('.', '%2E')}", "/v1/streams/xxeyJ***"),
+        ("/v1/streams/s_AaMKjJuYxweyJt1nN5L725DrvH0A", "/v1/streams/s_AaMKjJuYxweyJt1nN5L725DrvH0A"),
         ("/v1/streams/task-4711", "/v1/streams/task-4711"),
         ("/v1/desk-top/disk-1", "/v1/desk-top/disk-1"),
         ("/v1/chat/completions", "/v1/chat/completions"),
@@ -66,3 +69,14 @@ def test_a_key_in_the_path_or_as_the_method_is_not_in_the_line() -> None:
         r.client(get(f"/{KEY}/models", f"X-Request-Id: {KEY}"))
         r.client(get("/none", method=KEY))
         assert len(lines) == 2 and KEY not in repr(lines)
+
+
+def test_a_token_as_a_streams_name_is_in_no_line() -> None:
+    lines: list[dict[str, Any]] = []
+    name = TOKEN[:100]
+    with rig(retention_s=1.0) as r, mock.patch.object(logs, "event", lambda level, name, /, **f: lines.append(f)):
+        assert r.client(get(f"/v1/streams/{name}", "Content-Length: 0", method="PUT")).answer.status == 201
+        reader = r.client(get(f"/v1/streams/{name}"))
+        assert r.client(get(f"/v1/streams/{name}", method="DELETE")).answer.status < 300
+        assert reader.answer.status == 200
+        assert len(lines) >= 3 and name[3:] not in repr(lines)
