@@ -73,6 +73,9 @@ SECOND_SIGNAL_S = 1.0
 # Grace for workers that should have stopped, before they are killed.
 KILL_AFTER_S = 5.0
 
+# Delays before another try to start the process that saves the streams of several workers.
+SAVE_AGAIN_S = (0.1, 0.5, 2.0)
+
 # Time limit for a worker's start: half a second of work, much longer on a busy machine, and STATE_S more with saved
 # streams.
 START_S_MAX = 30.0 + STATE_S
@@ -199,9 +202,17 @@ class Parent:
             self._notifier.extend_timeout(round(STATE_S * 1_000_000))
 
     def _save(self) -> None:
-        """Bring the streams in the workers' memfds to the store."""
-        if any(os.fstat(fd).st_size for fd in self._snapshots):
-            self._move_streams(saves=True)
+        """Bring the streams in the workers' memfds to the store: tried again, because they are lost otherwise."""
+        if not any(os.fstat(fd).st_size for fd in self._snapshots):
+            return
+        for wait_s in SAVE_AGAIN_S:
+            try:
+                self._move_streams(saves=True)
+                return
+            except OSError as error:  # no memory, no descriptor, or too many processes
+                logs.event(logs.ERROR, "streams can't be saved yet", error=str(error), wait_s=wait_s)
+                time.sleep(wait_s)  # no worker is there any more
+        self._move_streams(saves=True)
 
     def _move_streams(self, *, saves: bool) -> None:
         launch = StateLaunch(

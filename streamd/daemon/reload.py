@@ -107,10 +107,14 @@ class Reloads:
         reload = self._reload
         if reload is None or reload.waiting:
             return
-        if reload.step is ToWorker.PREPARE:
-            self._hold(reload.settings)
-            reload.step = ToWorker.APPLY
-            reload.waiting = {each.number for each in self._slots if each.tell(ToWorker.APPLY, reload.number)}
+        try:
+            if reload.step is ToWorker.PREPARE:
+                self._hold(reload.settings)
+                reload.step = ToWorker.APPLY
+                reload.waiting = {each.number for each in self._slots if each.tell(ToWorker.APPLY, reload.number)}
+        except Exception as error:  # Why: as in begin_if_asked()
+            logs.bug("reload", error)
+            reload.waiting = set()
         if not reload.waiting:
             self._finish(reload)
 

@@ -143,3 +143,20 @@ def test_a_state_dir_has_one_daemon(tmp_path: Path) -> None:
     assert lock_state("") == -1
     (tmp_path / "file").touch()
     assert lock_state(str(tmp_path / "file" / "state")) == -1
+
+
+def test_streams_are_saved_at_another_try_if_no_process_can_be_started(
+    alone: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.ftruncate(alone._snapshots[0], 1)
+    tries: list[bool] = []
+
+    def move(*, saves: bool) -> None:
+        tries.append(saves)
+        if len(tries) < 3:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(alone, "_move_streams", move)
+    monkeypatch.setattr(parent, "SAVE_AGAIN_S", (0.0, 0.0, 0.0))
+    alone._save()
+    assert tries == [True] * 3
