@@ -236,11 +236,17 @@ def test_a_reload_takes_all_files_or_none(keys_file: Path, tmp_path: Path) -> No
         other = tmp_path / "other"
         write(other, line("carol"))
         wrong = dataclasses.replace(
-            settings, keys_file=str(other), token_secret_file=str(secret), token_audience="a", head_timeout_s=1.0
+            settings,
+            keys_file=str(other),
+            token_secret_file=str(secret),
+            token_audience="a",
+            head_timeout_s=1.0,
+            upstreams=(UpstreamSettings(name="new", url="http://new.test:1"),),
         )
+        upstreams = list(worker.upstreams)
         with pytest.raises(ConfigError, match="the secret has 5 bytes"):
             worker.reload(wrong)
-        assert worker.settings is settings
+        assert worker.settings is settings and list(worker.upstreams) == upstreams
         assert r.client(post(CHAT, bearer("carol"))).answer.status == 401
         worker.reload(dataclasses.replace(settings, keys_file=str(other)))
         streaming(r, bearer("carol"))

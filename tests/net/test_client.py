@@ -968,3 +968,28 @@ def test_a_connection_beyond_the_reserve_takes_and_frees_no_place_of_it(monkeypa
         assert r.client(get()).answer.status == 200
         for client in reserve:
             client.fin()
+
+
+class NoMemory(bytearray):
+    """A body that finds no memory to grow, or to be copied."""
+
+    def __iadd__(self, piece: object) -> NoMemory:  # type: ignore[override, misc]
+        raise MemoryError
+
+
+def test_a_body_without_memory_is_503_and_gives_back_what_was_counted() -> None:
+    with rig() as r:
+        wire = post(CHAT)
+        client, other = r.client(wire[:-40]), r.client(wire[:-40])
+        intake = client.connection._intake
+        assert intake is not None and intake.held is not None
+        held = r.runtime.bodies_bytes // 2
+        intake.held = NoMemory(intake.held)
+        client.send(wire[-40:-20])
+        assert client.answer.status == 503 and client.answer.error["code"] == "no_memory"
+        assert client.answer.get("retry-after") is not None
+        assert r.runtime.bodies_bytes == held, "the other's"
+        other.send(wire[-40:])
+        assert r.links, "the other's request goes on"
+        assert r.runtime.counters.no_memory == 1 and r.runtime.counters.bugs == 0
+        r.bugs.clear()
