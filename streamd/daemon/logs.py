@@ -204,4 +204,5 @@ def bug(name: str, error: BaseException, /, **fields: Value) -> None:
         event(WARNING, "no memory; its request or connection ended", where=name, **fields)
         return
     last = traceback.format_exception_only(error)[-1].strip()
-    event(ERROR, name, **(fields | {"error": last, "trace": _trace(error)}))
+    level = WARNING if isinstance(error, OSError) else ERROR  # the system refused a call, which may be its fault
+    event(level, name, **(fields | {"error": last, "trace": _trace(error)}))

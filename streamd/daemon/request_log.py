@@ -75,7 +75,7 @@ class RequestLog:
     def _is_left_out(self, answer: Answer, now: float) -> bool:
         """Whether the line of a refused stranger is one too many in this second."""
         request = answer.request
-        if request.principal is not ANONYMOUS or request.status < 400:
+        if request.principal is not ANONYMOUS or 200 <= request.status < 400:
             return False
         if int(now) != self._second:
             self._second, self._lines_of_second = int(now), 0

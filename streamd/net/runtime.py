@@ -138,7 +138,8 @@ class Runtime:
             return
         elif isinstance(error, OSError):
             counters.transport_refused += 1
-            return
+            if isinstance(error, ConnectionError | TimeoutError):
+                return
         else:
             counters.bugs += 1
         self.on_bug(where, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import ssl
 from collections.abc import Callable, Iterator
@@ -205,6 +206,7 @@ def test_a_bug_is_counted_and_reported(m: Made) -> None:
         (MemoryError(), "no_memory", True, CloseReason.OVER_BUDGET, 503),
         (ssl.SSLWantReadError(), "tls_refused", False, CloseReason.TLS_FAILED, 500),
         (BrokenPipeError(), "transport_refused", False, CloseReason.NETWORK_LOST, 500),
+        (OSError(errno.EIO, "I/O error"), "transport_refused", True, CloseReason.NETWORK_LOST, 500),
     ],
 )
 def test_an_error_is_counted_by_its_fault(
