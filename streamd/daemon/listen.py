@@ -29,19 +29,23 @@ ADMIN_MODE = 0o600
 DEFAULTS = Settings()
 
 
-def bind(address: Address, settings: Settings = DEFAULTS, *, mode: int | None = None) -> socket.socket:
+def bind(
+    address: Address, settings: Settings = DEFAULTS, *, mode: int | None = None, listens: bool = True
+) -> socket.socket:
     """A bound and listening socket with its options. Raises OSError with the address in its text.
 
-    `mode`: of the file of a Unix socket; None: as the process's umask has it.
+    `mode`: of the file of a Unix socket; None: as the process's umask has it. Without `listens` a TCP socket only holds
+    its port: connections are refused until a worker listens on it. A Unix socket always listens, or another daemon
+    would take its file for one that was left behind.
     """
     try:
-        return _bind_unix(address.path, mode) if address.is_unix else _bind_tcp(address, settings)
+        return _bind_unix(address.path, mode) if address.is_unix else _bind_tcp(address, settings, listens)
     except OSError as error:
         where = f"unix:{address.path}" if address.is_unix else f"{address.host}:{address.port}"
         raise OSError(error.errno, f"{where}: {error.strerror or error}") from None
 
 
-def _bind_tcp(address: Address, settings: Settings) -> socket.socket:
+def _bind_tcp(address: Address, settings: Settings, listens: bool) -> socket.socket:
     family, kind, proto, _, name = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -53,7 +57,8 @@ def _bind_tcp(address: Address, settings: Settings) -> socket.socket:
         sock.bind(name)
         # Before listen(): the kernel completes connections from then on, and each keeps the options of that moment.
         set_options(sock, settings)
-        sock.listen(BACKLOG)
+        if listens:
+            sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise

@@ -170,7 +170,11 @@ class Parent:
         for sock in self._public:  # now, not when a worker is up: connections come meanwhile
             listen.set_options(sock, self._settings)
         if not self._public:
-            self._public = [listen.bind(parse_address(address), self._settings) for address in self._settings.listen]
+            # After a stop clients come back at once, and wait while their streams are taken up. A fresh daemon accepts
+            # nothing before it knows that it can serve: its files are read by the workers.
+            waits = self._has_saved_streams()
+            addresses = map(parse_address, self._settings.listen)
+            self._public = [listen.bind(address, self._settings, listens=waits) for address in addresses]
         if self._settings.admin and not self._admin:
             self._admin = [listen.bind(parse_address(self._settings.admin), self._settings, mode=listen.ADMIN_MODE)]
 
@@ -192,14 +196,17 @@ class Parent:
 
     def _restore(self) -> None:
         """Bring the streams that the previous daemon saved to the workers that will own them."""
-        folder = self._settings.state_dir
-        if not self._stored and not (folder and (Path(folder) / STATE_FILE).exists()):
+        if not self._has_saved_streams():
             return
         if self._snapshots:
             self._move_streams(saves=False)
             self._close_stored()
         else:
             self._notifier.extend_timeout(round(STATE_S * 1_000_000))
+
+    def _has_saved_streams(self) -> bool:
+        folder = self._settings.state_dir
+        return bool(self._stored or (folder and (Path(folder) / STATE_FILE).exists()))
 
     def _save(self) -> None:
         """Bring the streams in the workers' memfds to the store: tried again, because they are lost otherwise."""

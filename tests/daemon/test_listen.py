@@ -99,3 +99,17 @@ def test_a_mode_that_is_given_is_the_sockets_whatever_the_umask(tmp_path: Path, 
             assert os.umask(umask) == umask
     finally:
         os.umask(before)
+
+
+def test_a_held_port_refuses_connections_until_it_listens() -> None:
+    with listen.bind(parse_address("127.0.0.1:0"), listens=False) as sock:
+        name = sock.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(name)
+        sock.listen()
+        socket.create_connection(name).close()
+
+
+def test_a_unix_socket_always_listens(tmp_path: Path) -> None:
+    with listen.bind(parse_address(f"unix:{tmp_path}/s"), listens=False), socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/s")
