@@ -266,7 +266,7 @@ REPEATED = [
     ("docs/PROTOCOL.md", "a body at {} KB/s", DEFAULTS.body_bytes_per_s_min / 1000),
     ("docs/PROTOCOL.md", "once {} s have passed", DEFAULTS.body_grace_s),
     ("docs/PROTOCOL.md", "at most {} KiB of further requests", DEFAULTS.pipeline_bytes_max / 1024),
-    ("docs/PROTOCOL.md", "drain for at most {} s", DEFAULTS.close_timeout_s),
+    ("docs/PROTOCOL.md", "drain for {} s, and on", DEFAULTS.close_timeout_s),
     ("docs/PROTOCOL.md", "listened on through {} dups each", listen.DUPS),
     ("docs/PROTOCOL.md", "SO_SNDBUF {} KiB", tunnel.UNIX_SNDBUF_BYTES / 1024),
 ]

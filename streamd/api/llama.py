@@ -27,11 +27,12 @@ from streamd.api.streams import JSON, Streams, query_of
 from streamd.core.stream import CountedStream
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
-from streamd.net.http_error import HttpError
+from streamd.net.http_error import HttpError, bad_json
 from streamd.net.peers import Peers
 from streamd.net.request import Request
 from streamd.net.runtime import WORKER_BUSY, Runtime
 from streamd.reasons import CloseReason
+from streamd.wire.json_scan import JsonError, loaded
 
 HEADER = b"x-conversation-id"
 STREAM = "/v1/stream"
@@ -204,9 +205,9 @@ def _from(request: Request) -> int:
 
 def _ids_asked(body: bytes) -> list[str]:
     try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise HttpError(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
+        asked = loaded(body)
+    except JsonError as error:
+        raise bad_json(error) from None
     ids = asked.get("conversation_ids") if isinstance(asked, dict) else None
     return [each for each in ids if isinstance(each, str)] if isinstance(ids, list) else []
 

@@ -54,7 +54,7 @@ class Models:
         runtime: Runtime,
         upstreams: Upstreams,
         rights: Rights,
-        ask: Callable[[Request, dict[str, Any]], Ask],
+        ask: Callable[[Request], Ask],
     ) -> None:
         self._runtime = runtime
         self._upstreams = upstreams
@@ -71,7 +71,7 @@ class Models:
         upstreams, request = tuple(self._upstreams), answer.request
         if not upstreams:
             self._upstreams.choose("", self._runtime.time())
-        asked = self._ask(request, {})
+        asked = self._ask(request)
         merge = _Merge(self._questions, answer, upstreams)
         fresh: list[tuple[Key, Ask]] = []
         for upstream in upstreams:

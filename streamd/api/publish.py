@@ -27,7 +27,7 @@ from streamd.core.stream import Stream
 from streamd.core.terms import Terms
 from streamd.net.answer import Answer
 from streamd.net.application import BodySink, Plan
-from streamd.net.http_error import HttpError
+from streamd.net.http_error import HttpError, bad_json
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.sweep import NEVER
@@ -37,12 +37,14 @@ from streamd.rows import Refused, parse_bytes, parse_duration
 from streamd.wire.dialect import Dialect
 from streamd.wire.event_id import valid_name
 from streamd.wire.http1 import Framing
+from streamd.wire.json_scan import JsonError, Watched, loaded
 from streamd.wire.publish import PUBLICATIONS, Publication, PublishError
 
 EVENTS = "events"
 
 # The options of a new stream; any other is a 400 with this list in it.
 OPTIONS = ("retention", "policy", "log_bytes_max", "log_events_max", "flush_interval", "public")
+_WATCHED = Watched(dict.fromkeys(OPTIONS))
 OPTIONS_BYTES_MAX = 16 * 1024
 RETENTION_S_MAX = 24 * 3600.0
 FLUSH_INTERVAL_S_MAX = 1.0
@@ -416,9 +418,9 @@ def _options(body: bytes, settings: Settings) -> dict[str, Any]:
     if not body.strip():
         return {}
     try:
-        options = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise HttpError(400, f"The body is not valid JSON: {error.msg}.", code="bad_json") from None
+        options = loaded(body, _WATCHED)
+    except JsonError as error:
+        raise bad_json(error) from None
     if not isinstance(options, dict):
         raise HttpError(400, "The body is a JSON object.", code="bad_json")
     options = {key: _checked(key, value) for key, value in options.items()}

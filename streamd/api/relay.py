@@ -25,7 +25,7 @@ from streamd.net.answer import Answer
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
 from streamd.net.exchange import Exchange
-from streamd.net.http_error import HttpError, not_found
+from streamd.net.http_error import HttpError, bad_json, not_found
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.upstream import Upstream
@@ -35,13 +35,13 @@ from streamd.reasons import CloseReason
 from streamd.wire.dialect import KEY_FIELDS, generates
 from streamd.wire.dialects.api import Api
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
+from streamd.wire.json_scan import JsonError, JsonScan
 from streamd.wire.query import parameter
 
 # Parts that a client's path must not hold, so that it can't leave the upstream's base: dot segments, empty segments,
 # and sequences that a server behind could decode into such a segment.
 _climbs = re.compile(r"//|/\.{1,2}(?:/|\Z)|\\|%2e|%2f|%5c|%00", re.IGNORECASE).search
 
-_begins_object = re.compile(rb"[ \t\r\n]*+\{").match
 _duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
 _sane_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
 
@@ -94,18 +94,29 @@ class Relay:
         if request.method in ("TRACE", "CONNECT"):
             raise HttpError(501, f"{request.method} is not relayed.", code="not_relayed")
         self._rights.check_relay(request)
+        if not self._may_join(request):
+            self._rights.check_limits(request)
+        request.json = JsonScan(request.dialect.api.watched)
         return self._plan
+
+    def _may_join(self, request: Request) -> bool:
+        """Whether a request may turn out to join a generation that is paid for, which no spent limit prevents."""
+        if request.method != "POST":
+            return False
+        key = request.get(b"idempotency-key") or b""
+        is_known = self._runtime.hub.by_key(request.principal.id, key.decode("latin-1")) is not None
+        return is_known or last_event_id(request) is not None
 
     def answer(self, answer: Answer) -> None:
         """The request is whole: join a running generation, or ask an upstream. Raises HttpError."""
         request = answer.request
         head, api = head_of(request), request.dialect.api
-        fields = _json_of(request)
+        fields = _fields_of(request)
         models = api.models(head.path, fields)
         request.model = models[0][:200] if models else ""
-        self._rights.check_models(request, models)
-        if request.body:
-            self._say_once(request, fields)
+        # A body that can't be read may name any model, also beside a path that names another.
+        is_read = request.json is not None or not request.body
+        self._rights.check_models(request, models if is_read else [])
         wants_stream = api.wants_stream(head.path, head.query, fields)
         request.data_only = api.data_only and b"text/event-stream" not in (request.get(b"accept") or b"").lower()
         request.conversation = llama.conversation_of(request) if wants_stream else ""
@@ -115,19 +126,7 @@ class Relay:
         key = _idempotency_key(request)
         if key and self._joins(answer, key, policy):
             return
-        self._ask(answer, fields, wants_stream, policy, key)
-
-    def _say_once(self, request: Request, fields: dict[str, Any]) -> None:
-        """If the key is limited to some models, write the body anew, so that it names a single model to every parser.
-
-        If there are two `"model"` members, orjson takes the last, and some servers the first.
-        """
-        key = request.principal.key
-        if key is not None and "*" not in key.models:
-            body = orjson.dumps(fields)
-            self._runtime.hold_body(len(body))
-            self._runtime.release_body(len(request.body))
-            request.body = body
+        self._ask(answer, wants_stream, policy, key)
 
     # -- repeated requests
 
@@ -162,7 +161,7 @@ class Relay:
 
     # -- new requests
 
-    def _ask(self, answer: Answer, fields: dict[str, Any], wants_stream: bool, policy: Policy, key: str) -> None:
+    def _ask(self, answer: Answer, wants_stream: bool, policy: Policy, key: str) -> None:
         request, runtime = answer.request, self._runtime
         detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
@@ -175,7 +174,7 @@ class Relay:
         stream: Stream | None = None
         over = runtime.admission.release_relay
         try:
-            ask = ask_of(request, fields)
+            ask = ask_of(request)
             stream = self._open(request, policy, grace_s) if wants_stream else None
             over = self._keep_key(request, key, stream)
             exchange = Exchange(
@@ -284,23 +283,17 @@ class Relay:
         )
 
 
-def _json_of(request: Request) -> dict[str, Any]:
-    """The object in the body, for `model` and `stream`; {} for other bodies. Raises HttpError 400 for invalid JSON.
-
-    A body that looks like an object is read whatever its type says: some servers don't look at the type.
-    """
-    content_type = (request.get(b"content-type") or b"").split(b";")[0].strip().lower()
-    is_declared = content_type == b"application/json"
-    if not request.body or not (is_declared or _begins_object(request.body)):
+def _fields_of(request: Request) -> dict[str, Any]:
+    """The watched members of the JSON in the body; {} for other bodies. Raises HttpError 400 for an odd value."""
+    if request.json is None or not request.body:
         return {}
     try:
-        fields = orjson.loads(request.body)
-    except orjson.JSONDecodeError as error:
-        if not is_declared:
-            return {}
-        text = f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        raise HttpError(400, text, code="bad_json") from None
-    return fields if isinstance(fields, dict) else {}
+        return request.json.fields(request.body)
+    except JsonError as error:
+        if request.declares_json:
+            raise bad_json(error) from None
+        request.json = None
+        return {}
 
 
 def _idempotency_key(request: Request) -> str:
@@ -333,10 +326,13 @@ def _detach_grace(request: Request, max_s: float) -> float:
     return min(float(given), max_s)
 
 
-def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
-    """The request as it goes upstream: written anew from its parsed parts, never copied."""
+def ask_of(request: Request) -> Ask:
+    """The request as it goes upstream: its head written anew from the parsed parts, its body as it came.
+
+    In the body of a model with another name there only the name is replaced; every other byte stays.
+    """
     head = head_of(request)
-    body, api, request_id = request.body, request.dialect.api, request.id
+    body, json, api, request_id = request.body, request.json, request.dialect.api, request.id
     request_id_field = (b"x-request-id", request_id.encode())
     passed = [field for field in end_to_end(head.headers) if not _is_for_streamd(field[0])]
     secrets = _secrets(head, api)
@@ -356,16 +352,16 @@ def ask_of(request: Request, fields: dict[str, Any]) -> Ask:
             out.append((b"content-length", b"%d" % length))
         return out
 
-    def renamed_for(upstream: Upstream) -> tuple[str, dict[str, Any] | None]:
+    def renamed_for(upstream: Upstream) -> tuple[str, dict[str, str]]:
         alias = upstream.settings.aliases.get(request.model) if request.model else None
-        return (head.path, None) if alias is None else api.renamed(head.path, fields, request.model, alias)
+        return (head.path, {}) if alias is None else api.renamed(head.path, request.model, alias)
 
     def target_for(upstream: Upstream) -> bytes:
         return _target(renamed_for(upstream)[0], head.query, api)
 
     def body_for(upstream: Upstream) -> bytes:
         renamed = renamed_for(upstream)[1]
-        return body if renamed is None else orjson.dumps(renamed)
+        return body if not renamed or json is None else json.with_names(body, "model", renamed)
 
     return Ask(head.method, target_for, request.model, fields_for, body_for)
 

@@ -283,6 +283,7 @@ class Answer:
         if request.body:
             self._runtime.release_body(len(request.body))
             request.body = b""
+        request.json = None
 
     # -- streams
 

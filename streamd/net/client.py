@@ -284,6 +284,9 @@ class ClientConnection(asyncio.Protocol):
         elif self.at in EXPECTING and not self.paused:
             behind, self._behind = self._behind, b""  # data may arrive before a scheduled _go_on() has run
             self._take_head(behind + data)
+        elif self.at is ClientState.LINGER:
+            if self._last_bytes is not None:
+                self._last_bytes.came_bytes += len(data)
         elif self.at in EXPECTING or self.at is ClientState.ANSWERING:
             # Don't begin a request while its client doesn't take the answers to earlier requests.
             self._behind += data
@@ -445,7 +448,7 @@ class ClientConnection(asyncio.Protocol):
         answer = self.answer
         assert answer is not None
         if self.at is not ClientState.ANSWERING:
-            self._linger(reason)
+            self._linger(reason, unread_bytes_max=self._runtime.settings.body_bytes_max)
         elif not answer.request.keep_alive or self._runtime.draining:
             self.close(reason)
         else:
@@ -491,12 +494,13 @@ class ClientConnection(asyncio.Protocol):
         self.due_at = NEVER
         self.transport.abort()
 
-    def _linger(self, reason: CloseReason) -> None:
-        """The request wasn't read to its end: send a FIN, then discard further bytes until close_timeout."""
+    def _linger(self, reason: CloseReason, *, unread_bytes_max: int = 0) -> None:
+        """The request wasn't read to its end: send a FIN, then discard further bytes until close_timeout, and a body
+        of up to `unread_bytes_max` as long as it comes."""
         self._close_reason = self._close_reason or reason
         self._end_answer(reason)
         self._go(ClientEvent.REFUSE)
-        self._arm_abort()
+        self._arm_abort(unread_bytes_max)
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -534,10 +538,10 @@ class ClientConnection(asyncio.Protocol):
         is_first = self.at is ClientState.FRESH
         self._allow(settings.head_timeout_s if is_first else settings.keepalive_timeout_s)
 
-    def _arm_abort(self) -> None:
+    def _arm_abort(self, unread_bytes_max: int = 0) -> None:
         runtime = self._runtime
         now = runtime.time()
-        self._last_bytes = LastBytes(now)
+        self._last_bytes = LastBytes(now, unread_bytes_max)
         self.due_at = now + runtime.settings.close_timeout_s
 
     def _mid_head(self) -> bool:
@@ -598,7 +602,11 @@ class ClientConnection(asyncio.Protocol):
         """Closing: the peer may have the rest as long as it takes bytes, for stall_timeout at most."""
         settings, last_bytes = self._runtime.settings, self._last_bytes
         assert last_bytes is not None
-        if self.at is ClientState.CLOSING and last_bytes.may_go_on(self.transport, now, settings):
+        if self.at is ClientState.LINGER:
+            may_go_on = last_bytes.still_come(settings)
+        else:
+            may_go_on = last_bytes.may_go_on(self.transport, now, settings)
+        if may_go_on:
             return now + settings.close_timeout_s
         self.abort(CloseReason.STALLED)  # counted under the reason of the close, which stands
         return NEVER

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import orjson
-
 from streamd.choice import Choice
 from streamd.core.guard import guarded
 from streamd.core.stream import Stream
@@ -38,6 +36,7 @@ from streamd.net.upstream import Upstream, UpstreamConnection
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
+from streamd.wire.dialects.members import shallow_object
 from streamd.wire.http1 import Framing, ResponseHead
 
 # Bound of an error text for an event: the error object of an OpenAI-compatible server takes a few hundred bytes.
@@ -154,15 +153,16 @@ class Exchange(Pending):
     # -- going upstream
 
     def start(self) -> None:
-        """Choose an upstream and ask it. Raises HttpError if none can take the request."""
-        upstream = self._choose()
+        """Choose an upstream and ask it. If that fails, the answer is refused and everything taken is given back."""
         try:
             if self.answer is not None:
                 self.answer.later(self)
             if self.stream is not None:
                 self.stream.source = self
             self._runtime.sweep.add(self)
-            self._try(upstream)
+            self._try(self._choose())
+        except HttpError as problem:
+            self._fail(problem)
         except Exception as error:
             self.crash("exchange.start", error)
 
@@ -175,8 +175,12 @@ class Exchange(Pending):
         self._request.upstream = upstream.settings.name
         if self.stream is not None:
             self.stream.upstream = upstream.settings.name
-        attempt = self._attempt = Attempt(self._runtime, upstream, self._ask, self)
-        attempt.start(pooled=not self._stale_links)
+        try:
+            attempt = self._attempt = Attempt(self._runtime, upstream, self._ask, self)
+            attempt.start(pooled=not self._stale_links)
+        except Exception as error:  # in a callback nobody else would end the exchange, and it would wait for ever
+            self.crash("exchange.try", error)
+            return
         if attempt.is_connecting:
             self.due_at = min(attempt.connect_by, self._commit_at())
 
@@ -627,12 +631,9 @@ def _bounded_retry_after(
 def _refused(collected: bytes) -> HttpError:
     """The error for an answer that isn't a stream, after the reader's 200: its status and its error text, if any."""
     line, _, body = collected.partition(b"\n")
-    text = line.decode()
-    try:
-        error = orjson.loads(body)["error"]
-        text += f": {error['message'] if isinstance(error, dict) else error}"
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        text += ", not with a stream of events."
+    error = (shallow_object(body) or {}).get("error")
+    message = error.get("message") if isinstance(error, dict) else error
+    text = line.decode() + (", not with a stream of events." if message is None else f": {message}")
     return HttpError(502, text[:1000], code="upstream_refused", reason=CloseReason.UPSTREAM_REFUSED, should_retry=False)
 
 

@@ -8,6 +8,7 @@ stream instead.
 from __future__ import annotations
 
 from streamd.reasons import CloseReason
+from streamd.wire.json_scan import JsonError
 
 TYPES = {
     400: "invalid_request_error",
@@ -59,6 +60,11 @@ class HttpError(Exception):
         if self.should_retry is not None:
             headers.append((b"x-should-retry", b"true" if self.should_retry else b"false"))
         return headers
+
+
+def bad_json(error: JsonError) -> HttpError:
+    """400 for a body whose JSON isn't taken."""
+    return HttpError(400, str(error), code=error.code, param=error.param)
 
 
 def not_found(path: str) -> HttpError:

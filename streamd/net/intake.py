@@ -5,22 +5,29 @@ from __future__ import annotations
 from streamd.config import Settings
 from streamd.net.answer import Answer
 from streamd.net.application import BodySink, Plan
-from streamd.net.http_error import HttpError
+from streamd.net.http_error import HttpError, bad_json
+from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import BodyDecoder, decoder_for
 from streamd.wire.http1 import RequestHead
+from streamd.wire.json_scan import JsonError
+
+# A body of JSON is scanned whenever so much of it is new: often enough for no loop turn to be long, and rarely enough
+# for a body in tiny pieces.
+SCANNED_BYTES = 64 * 1024
 
 
 class Intake:
     """From a request's head until the request is whole or refused. Its bytes are charged to `bodies_bytes_max`."""
 
-    __slots__ = ("_body_bytes_max", "_decoder", "_plan", "_runtime", "_sink", "held", "rest")
+    __slots__ = ("_body_bytes_max", "_decoder", "_plan", "_request", "_runtime", "_sink", "held", "rest")
 
     def __init__(self, runtime: Runtime, head: RequestHead) -> None:
         self._runtime = runtime
         self._decoder: BodyDecoder | None = decoder_for(head.framing, head.content_length)  # None: broken off
         self._plan: Plan | None = None
+        self._request: Request
         self._body_bytes_max = 0
         self._sink: BodySink | None = None
         self.held: bytearray | None = None  # None: a sink has the body
@@ -34,6 +41,7 @@ class Intake:
     def begin(self, plan: Plan, answer: Answer, content_length: int) -> None:
         """Prepare for the body. Raises HttpError for a body that is too large, before it is read."""
         self._plan = plan
+        self._request = answer.request
         if plan.take_body is not None:
             self._sink = plan.take_body(answer)
             return
@@ -71,6 +79,21 @@ class Intake:
             raise
         if len(held) > self._body_bytes_max:
             raise self._too_large()
+        scan = self._request.json
+        if scan is not None and len(held) - scan.position >= SCANNED_BYTES:
+            self._scan(held, last=False)
+
+    def _scan(self, held: bytearray, *, last: bool) -> None:
+        """Read on in the JSON. Raises HttpError 400, unless the body doesn't say that it is JSON."""
+        scan = self._request.json
+        if scan is None or not held:
+            return
+        try:
+            scan.feed(held, last=last)
+        except JsonError as error:
+            if self._request.declares_json:
+                raise bad_json(error) from None
+            self._request.json = None
 
     def dispatch(self, answer: Answer) -> None:
         """The body is whole: call the plan's answer or end the sink. Raises HttpError."""
@@ -81,8 +104,9 @@ class Intake:
             return
         assert plan is not None and plan.answer is not None and held is not None
         try:
+            self._scan(held, last=True)
             answer.request.body = bytes(held)
-        except MemoryError:
+        except BaseException:
             self._runtime.release_body(len(held))
             raise
         plan.answer(answer)

@@ -61,14 +61,23 @@ class Stall:
 class LastBytes:
     """The last bytes of a closing connection: the peer has time for them while it takes bytes, at most stall_timeout.
 
-    A look every close_timeout checks this.
+    A look every close_timeout checks this. A body that was refused may come to its end meanwhile: a close in the
+    middle is a reset, and the client would never see the answer.
     """
 
-    __slots__ = ("_left", "_since")
+    __slots__ = ("_left", "_since", "came_bytes", "unread_bytes_max")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, unread_bytes_max: int = 0) -> None:
         self._since = now
         self._left = UNKNOWN
+        self.unread_bytes_max = unread_bytes_max  # further bytes of a refused body that are waited for
+        self.came_bytes = 0  # since the last look
+
+    def still_come(self, settings: Settings) -> bool:
+        """Whether the refused body came at its least rate since the last look, and isn't too long by now."""
+        came, self.came_bytes = self.came_bytes, 0
+        self.unread_bytes_max -= came
+        return self.unread_bytes_max > 0 and came >= settings.body_bytes_per_s_min * settings.close_timeout_s
 
     def may_go_on(self, transport: asyncio.Transport, now: float, settings: Settings) -> bool:
         """Whether the peer has taken bytes since the last look, and there is time left for the rest."""

@@ -10,6 +10,7 @@ from streamd.core.auth import ANONYMOUS, Principal
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.http1 import Framing, RequestHead
+from streamd.wire.json_scan import JsonScan
 
 # Safe to echo and log unchanged (CWE-93, CWE-117); UUIDs, ULIDs and most tracing ids fit.
 _sane_request_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
@@ -32,6 +33,7 @@ class Request:
         "head",
         "id",
         "is_handed_over",
+        "json",
         "keep_alive",
         "method",
         "model",
@@ -49,6 +51,7 @@ class Request:
         # until the answer begins
         self.head: RequestHead | None = head
         self.body = b""
+        self.json: JsonScan | None = None  # reads the body while it comes; None: it isn't wanted, or isn't JSON
         # request
         self.method = head.method
         self.path = head.path
@@ -97,6 +100,12 @@ class Request:
     def raw(self) -> bool:
         """Whether a stream goes out as the bytes of its events only, because the client counts them."""
         return self.conversation != ""
+
+    @property
+    def declares_json(self) -> bool:
+        """Whether the body says that it is JSON (RFC 8259, RFC 6839 3.1)."""
+        media_type = (self.get(b"content-type") or b"").split(b";")[0].strip().lower()
+        return media_type == b"application/json" or media_type.endswith(b"+json")
 
     def get(self, name: bytes) -> bytes | None:
         """A header of the request; None once the head is freed."""

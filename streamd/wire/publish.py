@@ -19,6 +19,7 @@ from typing import Protocol
 
 import orjson
 
+from streamd.wire.json_scan import JsonError, scan
 from streamd.wire.sse import EventSplitter, EventTooLarge, is_event, parse_event
 
 DONE_EVENT = b"data: [DONE]\n\n"
@@ -27,6 +28,9 @@ DONE_EVENT = b"data: [DONE]\n\n"
 RESERVED_TYPES = ("gap", "reconnect")
 
 _without_retry_lines = re.compile(rb"^retry(?::[^\n]*)?\n", re.MULTILINE).sub
+
+# Containers in each other up to which orjson reads.
+ORJSON_DEPTH_MAX = 1024
 
 
 class PublishError(Exception):
@@ -145,9 +149,21 @@ class LinesPublication:
         try:
             orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            text = f"Line {self._lines} is not JSON: {error.msg} at column {error.colno}."
-            raise PublishError(text, "bad_json") from None
+            if not _is_deep_json(line):
+                text = f"Line {self._lines} is not JSON: {error.msg} at column {error.colno}."
+                raise PublishError(text, "bad_json") from None
         return [b"data: " + line + b"\n\n"]
+
+
+def _is_deep_json(line: bytes) -> bool:
+    """Whether a line is JSON that orjson can't read for its depth alone: an event's data may be of any."""
+    if line.count(b"[") + line.count(b"{") <= ORJSON_DEPTH_MAX:
+        return False
+    try:
+        scan(line, depth_max=len(line))
+    except JsonError:
+        return False
+    return True
 
 
 class EventsPublication:

@@ -22,7 +22,7 @@ import orjson
 
 from streamd.wire.dialect import APIS
 from streamd.wire.dialects.api import Api, Part
-from streamd.wire.dialects.members import Json, json_object
+from streamd.wire.dialects.members import Json, shallow_object
 
 # The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side),
 # PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace. COUNT is a number of Gemini's
@@ -227,7 +227,7 @@ def learn(event: bytes) -> Template | None:
     texts = sum(end - start for start, end, _ in holes)
     if len(event) - texts > TEMPLATE_BYTES_MAX:
         return None
-    parsed = json_object(_replaced(event, holes)[framed.start(2) :])
+    parsed = shallow_object(_replaced(event, holes)[framed.start(2) :])
     if parsed is None or not _is_known(parsed):
         return None
     api, parts = _parts(parsed)
@@ -291,7 +291,7 @@ def _count_holes(event: bytes, after: int, keys: re.Pattern[bytes]) -> list[Hole
     marks = range(_COUNT_MARK, _COUNT_MARK + len(holes))
     for (start, end, _), mark in zip(reversed(holes), reversed(marks), strict=True):
         event = b"%b%d%b" % (event[:start], mark, event[end:])
-    parsed = json_object(event[event.index(b"data:") + 5 :]) or {}
+    parsed = shallow_object(event[event.index(b"data:") + 5 :]) or {}
     counted = orjson.dumps({name: parsed[name] for name in _COUNTED if name in parsed})
     return holes if all(b"%d" % mark in counted for mark in marks) else []
 
@@ -350,7 +350,7 @@ class Delta:
         framed = _EVENT.fullmatch(event)
         if not framed or _BIG_NUMBER.search(event) or _may_be_deep(event):
             return None
-        parsed = json_object(framed[2])
+        parsed = shallow_object(framed[2])
         if parsed is None:
             return None
         api, parts = _parts(parsed)

@@ -224,6 +224,28 @@ def test_options_that_are_no_object_are_refused(body: bytes, code: str) -> None:
         assert ask(r, get("/v1/streams/n", "Content-Length: 99999", method="PUT")).status == 413
 
 
+DEEP_LIST = b"[" * 1000 + b"]" * 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (b'{"log_events_max":%b}' % DEEP_LIST, "json_too_deep"),
+        (b'{"policy":%b}' % DEEP_LIST, "json_too_deep"),
+        (b'{"public":false,"public":true}', "ambiguous_member"),
+        (b'{"Public":true}', "ambiguous_member"),
+        (b'{"x":NaN}', "bad_json"),
+        (b'{"x":"\\ud83d"}', "bad_json"),
+    ],
+)
+def test_odd_options_are_refused(options: bytes, code: str) -> None:
+    with publishing() as r:
+        wire = get("/v1/streams/n", f"Content-Length: {len(options)}", method="PUT") + options
+        answer = ask(r, wire)
+        assert (answer.status, answer.error["code"]) == (400, code)
+        assert r.runtime.hub.get("n") is None
+
+
 def test_without_options_a_name_gets_the_settings() -> None:
     with publishing(flush_interval_s=0.05, retention_s=7.0) as r:
         stream = opened(r)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, chunk, event, events_in, get, post, rig, text_of, whole_answer
 
-from streamd.config import RouteOverride
+from streamd.config import RouteOverride, UpstreamSettings
 from streamd.wire.dialect import APIS
 
 
@@ -279,3 +280,141 @@ def test_the_paths_of_every_api_go_upstream(path: str) -> None:
     with rig() as r:
         r.client(post({"model": "m"}, path=path))
         assert len(r.links) == 1
+
+
+# -- JSON
+
+ALIASED = UpstreamSettings(name="up", url="http://up.test:1", aliases={"public": "own"})
+JSON_ROUTES = [
+    "/v1/chat/completions",
+    "/v1/messages",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1beta/models/m:countTokens",
+]
+
+
+def deep(depth: int, opening: bytes = b"[", inner: bytes = b"", closing: bytes = b"]") -> bytes:
+    return b'{"model": "public", "stream": true, "x": ' + opening * depth + inner + closing * depth + b"}"
+
+
+@pytest.mark.parametrize("path", JSON_ROUTES)
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (deep(128), "json_too_deep"),
+        (deep(254, b'{"a":', b"1", b"}"), "json_too_deep"),
+        (deep(1020), "json_too_deep"),
+        (deep(100_000), "json_too_deep"),
+        (deep(1, inner=b"[]," * 50_000 + b"1"), "json_too_large"),
+        (deep(1, inner=b"1," * 500_000 + b"1"), "json_too_large"),
+        (deep(1, inner=b"[1,]"), "bad_json"),
+        (b'{"model": ' + b"1" * 4001 + b"}", "bad_json"),
+        (b'{"model": "' + b"m" * 5000 + b'"}', "bad_json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_json_that_is_not_taken_is_a_400_and_leaves_nothing_behind(path: str, body: bytes, code: str) -> None:
+    with rig(upstreams=(ALIASED,), commit_after_s=0.1) as r:
+        client = r.client(post(body, "Content-Type: application/json; charset=utf-8", path=path))
+        assert client.answer.status == 400
+        assert code.encode() in client.answer.body or path == "/v1/messages"  # whose errors have no codes
+        assert r.links == [] and r.runtime.bodies_bytes == 0
+
+
+def test_a_body_is_refused_as_soon_as_it_is_too_deep() -> None:
+    with rig() as r:
+        head = get("/v1/x", "Content-Type: application/json", "Content-Length: 1000000", method="POST")
+        client = r.client(head + b"[" * 70_000)
+        assert client.answer.status == 400
+
+
+@pytest.mark.parametrize("depth", [1, 60, 125])
+def test_a_deep_body_for_a_model_with_an_alias_goes_upstream(depth: int) -> None:
+    with rig(upstreams=(ALIASED,)) as r:
+        r.client(post(deep(depth), "Content-Type: application/json"))
+        assert bytes(r.link.sent).endswith(deep(depth).replace(b"public", b"own"))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"seed":123456789012345678901234567890',
+        b'"x":1e2,"y":-0.0,"z":1E+400,"x":2',
+        b'"text":"\\ud83d \\u2028\\/ \xff\x01"',
+        b' "a" :\t[1 , {"model":"public"}]\n,"b":{"model":"public","model":1}',
+    ],
+)
+@pytest.mark.parametrize("step", [1, 1000])
+def test_a_body_goes_upstream_as_it_came_but_for_the_name_of_its_model(members: bytes, step: int) -> None:
+    body = b'{%b, "model" : "pub\\u006cic" ,"messages":[]}' % members
+    with rig(upstreams=(ALIASED,)) as r:
+        request = post(body, "Content-Type: application/vnd.x+json")
+        client = r.client()
+        for start in range(0, len(request), step):
+            client.send(request[start : start + step])
+        assert bytes(r.link.sent).endswith(b"\r\n\r\n" + body.replace(b'"pub\\u006cic"', b'"own"'))
+
+
+def test_a_model_is_replaced_wherever_the_api_names_it() -> None:
+    body = b'{"requests":[{"model":%b,"x":1},{"model":%b},{"model":"other"}], "x":{"model":"public"}}'
+    with rig(upstreams=(ALIASED,)) as r:
+        request = body % (b'"models/public"', b'"public"')
+        r.client(post(request, "Content-Type: application/json", path="/v1beta/models/public:batchEmbedContents"))
+        head, _, sent = bytes(r.link.sent).partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /v1beta/models/own:batchEmbedContents ")
+        assert sent == body % (b'"models/own"', b'"models/own"')
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "x/y"])
+def test_json_is_read_whatever_it_says_it_is(content_type: str) -> None:
+    with rig(upstreams=(ALIASED,), commit_after_s=1.0) as r:
+        client = r.client(post(b'{"model":"public","stream":true}', f"Content-Type: {content_type}"))
+        assert bytes(r.link.sent).endswith(b'{"model":"own","stream":true}')
+        r.pass_time(1.5)
+        assert client.raw.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "body", [deep(300), b'{"model":"a","Model":"b"}', b"{", b'{"model":"\\ud83d"}', b"a=b&c=d", b"--x"]
+)
+def test_what_does_not_say_that_it_is_json_passes_whatever_it_is(body: bytes) -> None:
+    with rig(upstreams=(ALIASED,)) as r:
+        r.client(post(body, "Content-Type: text/plain"))
+        assert bytes(r.link.sent).endswith(b"\r\n\r\n" + body)
+
+
+class Unprepared(Exception):
+    """A request can't be prepared: a mistake of streamd's."""
+
+
+def unprepared(*args: Any) -> bytes:
+    raise Unprepared
+
+
+@pytest.mark.parametrize("body", [CHAT, WHOLE])
+def test_a_request_that_cannot_be_prepared_ends_and_gives_back_what_it_took(
+    body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rig() as r:
+        monkeypatch.setattr("streamd.net.attempt.encode_request_head", unprepared)
+        assert r.client(post(body, "Idempotency-Key: k")).answer.status == 500
+        assert len(r.bugs) == 1 and not tuple(r.runtime.hub) and r.links == []
+        monkeypatch.undo()
+        assert r.client(post(body, "Idempotency-Key: k")).raw == b"" and len(r.links) == 1
+        r.bugs.clear()
+        r.runtime.counters.bugs = 0
+
+
+@pytest.mark.parametrize("body", [CHAT, WHOLE])
+def test_a_second_try_that_cannot_be_prepared_ends_the_request(
+    body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = tuple(UpstreamSettings(name=name, url=f"http://{name}.test:1") for name in ("a", "b"))
+    with rig(upstreams=two) as r:
+        client = r.client(post(body))
+        monkeypatch.setattr("streamd.net.attempt.encode_request_head", unprepared)
+        r.reply(whole_answer(b"", "503 Busy"))
+        assert client.answer.status == 500 and len(r.bugs) == 1 and not tuple(r.runtime.hub)
+        r.bugs.clear()
+        r.runtime.counters.bugs = 0

@@ -166,16 +166,55 @@ def test_a_key_opens_only_its_routes_and_models(tmp_path: Path) -> None:
         finish(r)
 
 
-def test_a_body_with_a_doubled_model_goes_upstream_with_the_allowed_model_only(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    write(path, line("alice", models=("m",)))
-    with rig(keys_file=str(path)) as r:
-        doubled = b'{"model": "forbidden", "stream": true, "model": "m"}'
-        r.client(post(doubled, bearer("alice"), "Content-Type: application/json"))
-        body = bytes(r.link.sent).partition(b"\r\n\r\n")[2]
-        assert json.loads(body) == {"model": "m", "stream": True}
-        assert b"forbidden" not in body
-        r.reply(SSE_HEAD)
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/messages", "/v1/embeddings", "/v1beta/models/m:countTokens"]
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "forbidden", "stream": true, "model": "m"}',
+        b'{"model": "m", "Model": "forbidden"}',
+        b'{"MODEL": "forbidden"}',
+        b'{"model": "m", "mod\\u0065l": "forbidden"}',
+        b'{"model": "m", "model\\u0000": "forbidden"}',
+    ],
+)
+def test_a_body_that_could_name_two_models_is_refused(tmp_path: Path, path: str, body: bytes) -> None:
+    keys = tmp_path / "keys"
+    write(keys, line("alice", models=("m",)), line("bob"))
+    with rig(keys_file=str(keys)) as r:
+        for name in ("alice", "bob"):
+            answer = r.client(post(body, bearer(name), "Content-Type: application/json", path=path)).answer
+            assert answer.status == 400 and (b"could be taken" in answer.body or b"is there twice" in answer.body)
+            undeclared = r.client(post(body, bearer("alice"), "Content-Type: text/plain", path=path)).answer
+            assert undeclared.status == 403
+        assert r.links == []
+
+
+def test_a_spent_limit_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    write(keys, line("alice", requests_per_minute=1))
+    with rig(keys_file=str(keys)) as r:
+        streaming(r, bearer("alice"), "Idempotency-Key: k")
+        length = "Content-Length: 1000000"
+        ask = lambda *fields: r.client(get("/v1/embeddings", bearer("alice"), length, *fields, method="POST"))  # noqa: E731
+        assert ask().answer.status == 429
+        assert ask("Idempotency-Key: another").answer.status == 429
+        assert r.runtime.bodies_bytes == 0
+        [stream] = r.runtime.hub
+        joined = r.client(post(CHAT, bearer("alice"), "Idempotency-Key: k"))
+        resumed = r.client(post(CHAT, bearer("alice"), f"Last-Event-ID: {stream.id}:0"))
+        assert joined.raw.startswith(b"HTTP/1.1 200") and resumed.raw.startswith(b"HTTP/1.1 200")
+        finish(r)
+
+
+def test_a_refused_request_uses_no_limit_up(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    write(keys, line("alice", requests_per_minute=1, models=("m",)))
+    with rig(keys_file=str(keys)) as r:
+        assert r.client(post({"model": "forbidden"}, bearer("alice"))).answer.status == 403
+        assert r.client(post(b"{", bearer("alice"), "Content-Type: application/json")).answer.status == 400
+        streaming(r, bearer("alice"))
         finish(r)
 
 

@@ -609,10 +609,17 @@ API: Final = (
         "",
     ),
     Mutant(
-        "the bytes of a rewritten body are counted as held for ever",
-        "api/relay.py",
-        "Relay._say_once",
-        "            self._runtime.release_body(len(request.body))\n",
+        "a request that can't be prepared waits for ever",
+        "net/exchange.py",
+        "Exchange._try",
+        "            self.on_bug(error)\n",
+        "",
+    ),
+    Mutant(
+        "a second model in capitals reaches a server that ignores case",
+        "wire/json_scan.py",
+        "folded",
+        ".casefold()",
         "",
     ),
     Mutant(

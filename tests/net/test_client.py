@@ -329,6 +329,21 @@ def test_a_length_over_the_limit_is_refused_before_the_body_is_read() -> None:
         assert r.closed == {CloseReason.BODY_TOO_LARGE: 1}
 
 
+def test_a_refused_body_may_come_to_its_end_as_long_as_it_comes() -> None:
+    """A reset in its middle would take the answer with it."""
+    with rig(body_bytes_max=10_000, body_bytes_per_s_min=100, close_timeout_s=1.0) as r:
+        head = get("/v1/embeddings", "Content-Length: 10001", method="POST")
+        slow, silent, endless = r.client(head), r.client(head), r.client(head)
+        for _ in range(8):
+            slow.send(b"a" * 150)
+            endless.send(b"a" * 1500)
+            r.pass_time(1.0)
+            assert not slow.gone
+        assert silent.gone and endless.gone and r.runtime.bodies_bytes == 0
+        slow.fin()
+        assert slow.gone and len(slow.answers) == 1
+
+
 def test_a_chunked_body_over_the_limit_is_refused() -> None:
     with rig(body_bytes_max=1000) as r:
         client = r.client(get("/v1/embeddings", "Transfer-Encoding: chunked", method="POST"))

@@ -98,7 +98,7 @@ def test_an_upstream_gets_its_own_key_base_path_headers_and_model_names() -> Non
         assert head.startswith(b"POST /base/v1/messages HTTP/1.1\r\n")
         assert b"\r\nauthorization: Bearer sk-up" in head and b"\r\nx-api-key: sk-up" in head
         assert head.count(b"x-org") == 1 and b"x-org: o" in head
-        assert b'"model":"their-m"' in body
+        assert b'{"model": "their-m", "messages": [{"role"' in body
 
 
 def test_the_clients_key_passes_only_with_pass_client_key() -> None:

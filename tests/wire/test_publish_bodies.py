@@ -97,6 +97,14 @@ def test_a_bad_line_is_refused_after_the_good_lines(body: bytes, good: int, code
     assert text in str(error)
 
 
+@pytest.mark.parametrize("depth", [100, 1000, 1024, 1025, 5000])
+def test_a_line_may_be_nested_as_deep_as_it_likes(depth: int) -> None:
+    line = b'{"delta":"a","x":' + b"[" * depth + b"]" * depth + b"}"
+    assert PUBLICATIONS[LINES](20_000).feed(line + b"\n") == [b"data: " + line + b"\n\n"]
+    with pytest.raises(PublishError, match="not JSON"):
+        PUBLICATIONS[LINES](20_000).feed(line[:-2] + b"}\n")
+
+
 @pytest.mark.parametrize("end", [b"\n", b""])
 def test_a_line_above_the_bound_is_refused(end: bytes) -> None:
     fits = b'"' + b"x" * (EVENT_BYTES_MAX - 10) + b'"'

@@ -32,6 +32,7 @@ from streamd.wire.dialects.members import (
     updated,
     whole_in,
 )
+from streamd.wire.json_scan import Watched
 from streamd.wire.sse import parse_event
 
 # A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
@@ -113,6 +114,9 @@ class Api:
     # Matches the text in front of those numbers in a counted member that change from event to event.
     counts: ClassVar[re.Pattern[bytes] | None] = None
 
+    # The members of a request that streamd acts on, in each place where the API's servers look for them.
+    watched: ClassVar[Watched] = Watched({"model": None, "stream": None})
+
     # -- requests
 
     def serves(self, path: str) -> bool:
@@ -124,7 +128,7 @@ class Api:
         return False
 
     def wants_stream(self, path: str, query: str, fields: Json) -> bool:
-        """Whether a request with this body asks for a stream."""
+        """Whether a request asks for a stream. `fields` are those members of its body that are watched."""
         return self.streams and says_yes(fields.get("stream"))
 
     def models(self, path: str, fields: Json) -> list[str]:
@@ -132,9 +136,9 @@ class Api:
         model = fields.get("model")
         return [model] if isinstance(model, str) else []
 
-    def renamed(self, path: str, fields: Json, model: str, alias: str) -> tuple[str, Json | None]:
-        """Path and body with the upstream's own name of a model, `alias`; None for a body that stays as it is."""
-        return path, {**fields, "model": alias}
+    def renamed(self, path: str, model: str, alias: str) -> tuple[str, dict[str, str]]:
+        """The path with the upstream's own name of a model, `alias`; and the names in the body to replace, by which."""
+        return path, {model: alias}
 
     # -- lists of models
 

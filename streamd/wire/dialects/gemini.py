@@ -31,6 +31,7 @@ from streamd.wire.dialects.members import (
     objects_of,
     string_of,
 )
+from streamd.wire.json_scan import Watched
 from streamd.wire.query import parameter
 
 # The path below the version, decoded: a resource, `models/{id}` or `tunedModels/{id}`, and an operation.
@@ -76,6 +77,15 @@ class Gemini(Api):
     listed: ClassVar = "candidates"
     known: ClassVar = ("candidates", "usageMetadata", "modelVersion", "responseId", "createTime")
     counted: ClassVar = ("usageMetadata",)
+    # protobuf's JSON takes both spellings.
+    watched: ClassVar = Watched(
+        {
+            "model": None,
+            "generateContentRequest": Watched({"model": None}),
+            "generate_content_request": Watched({"model": None}),
+            "requests": Watched(elements=Watched({"model": None})),
+        }
+    )
     counts: ClassVar = re.compile(
         rb'"(?:(?:candidates|thoughts|total)TokenCount|candidatesTokensDetails"\s*:\s*\[\s*\{[^][{}]*"tokenCount)"\s*:\s*'
     )
@@ -103,16 +113,17 @@ class Gemini(Api):
     def models(self, path: str, fields: Json) -> list[str]:
         """The model in the path, and those in the body, which the servers require to be the same."""
         found = _RESOURCE.fullmatch(unquote(path))
-        holders = (fields, object_of(fields, "generateContentRequest"), *objects_of(fields, "requests"))
+        inner = [object_of(fields, name) for name in ("generateContentRequest", "generate_content_request")]
+        holders = (fields, *inner, *objects_of(fields, "requests"))
         in_body = [name for holder in holders if (name := string_of(holder, "model")) is not None]
         return [name.removeprefix("models/") for name in ([found[2], *in_body] if found else in_body)]
 
-    def renamed(self, path: str, fields: Json, model: str, alias: str) -> tuple[str, Json | None]:
+    def renamed(self, path: str, model: str, alias: str) -> tuple[str, dict[str, str]]:
         found = _RESOURCE.fullmatch(unquote(path))
         resource = alias if "/" in alias else f"models/{alias}"
         if found is not None:
             path = f"/{found[1]}/{quote(resource)}" + (f":{found[3]}" if found[3] else "")
-        return path, _renamed(fields, {model, f"models/{model}"}, resource)
+        return path, {model: resource, f"models/{model}": resource}
 
     # -- lists of models
 
@@ -197,17 +208,3 @@ def _part(candidate: Any) -> Part | None:
     part = parts[0]
     is_pure = is_text(part.get("text")) and part.keys() <= _PART_KNOWN and type(part.get("thought", True)) is bool
     return Part(candidate, index, part, ("text",)) if is_pure else None
-
-
-def _renamed(fields: Json, names: set[str], resource: str) -> Json | None:
-    """The body with another model wherever it names this model; None if it doesn't name it."""
-    renamed = dict(fields)
-    if fields.get("model") in names:
-        renamed["model"] = resource
-    if inner := object_of(fields, "generateContentRequest"):
-        renamed["generateContentRequest"] = _renamed(inner, names, resource) or inner
-    if isinstance(requests := fields.get("requests"), list):
-        renamed["requests"] = [
-            _renamed(each, names, resource) or each if isinstance(each, dict) else each for each in requests
-        ]
-    return renamed if renamed != fields else None

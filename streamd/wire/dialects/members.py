@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import orjson
 
+from streamd.wire.json_scan import is_deep
+
 # An escaped backslash, a surrogate pair, or a half of a pair.
 _halves = re.compile(
     rb"(\\\\)|(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -43,6 +45,11 @@ def readable_object(data: bytes) -> Json | None:
     if body is None and b"\\u" in data:
         body = json_object(_halves.sub(lambda found: found[0] if found[1] or found[2] else rb"\ufffd", data))
     return body
+
+
+def shallow_object(data: bytes) -> Json | None:
+    """The object that `data` encodes, if it can be written again: orjson reads 1,024 levels and writes 254."""
+    return None if is_deep(data) else json_object(data)
 
 
 def objects_of(body: Json, key: str) -> list[Json]:
