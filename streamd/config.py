@@ -332,7 +332,7 @@ class Settings:
         1000,
         1,
         1_000_000,
-        "Least rate of a request's body after body_grace, in bytes per second; then 408",
+        "Least rate of a request's body in each window after body_grace, in bytes per second; then 408",
         "8 kbit/s is a third of GPRS; bodies_bytes_max bounds the memory of slow bodies",
     )
     keepalive_timeout_s: float = duration_row(

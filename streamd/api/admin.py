@@ -32,7 +32,7 @@ class Admin:
         self._routes = {
             "/drain": {"POST": Plan(answer=self.drain)},
             "/streams": {"GET": Plan(answer=self.streams)},
-            "/log-level": {"PUT": Plan(answer=self.log_level, body_bytes_max=64)},
+            "/log-level": {"PUT": Plan(answer=self.log_level, keeps_body=True, body_bytes_max=64)},
         }
 
     def routes(self, answer: Answer) -> dict[str, Plan] | None:

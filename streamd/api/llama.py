@@ -58,7 +58,10 @@ class Llama:
         self._streams = streams
         self._rights = rights
         self._stream_plans = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
-        self._lookup = {"POST": Plan(answer=self.lookup, body_bytes_max=LOOKUP_BYTES_MAX)}
+        lookup = Plan(
+            answer=self.lookup, keeps_body=True, check=rights.check_conversations, body_bytes_max=LOOKUP_BYTES_MAX
+        )
+        self._lookup = {"POST": lookup}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
         if request.path == STREAM:

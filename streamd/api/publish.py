@@ -129,8 +129,12 @@ class Publish:
         self._rights = rights
         take = Plan(take_body=self.take_events)
         self._events = {"POST": take, "PUT": take}  # curl -T sends PUT
-        self._open_named = {"PUT": Plan(answer=self.open_named, body_bytes_max=OPTIONS_BYTES_MAX)}
-        self._open_any = {"POST": Plan(answer=self.open_any, body_bytes_max=OPTIONS_BYTES_MAX)}
+        open_named = Plan(
+            answer=self.open_named, keeps_body=True, check=self._check_named, body_bytes_max=OPTIONS_BYTES_MAX
+        )
+        open_any = Plan(answer=self.open_any, keeps_body=True, check=self._check_any, body_bytes_max=OPTIONS_BYTES_MAX)
+        self._open_named = {"PUT": open_named}
+        self._open_any = {"POST": open_any}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
         """Methods in addition to those of api/streams.py for the same path."""
@@ -145,14 +149,22 @@ class Publish:
 
     # -- opening
 
-    def open_named(self, answer: Answer) -> None:
-        """Open a stream under a name that the publisher has chosen."""
-        request = answer.request
+    def _check_named(self, request: Request) -> None:
+        """Whether the sender may open a stream of this name, before the body is read. Raises HttpError."""
         name = name_of(request)
         if not valid_name(name.encode("utf-8", "replace")):
             text = "A stream's name is 1 to 128 of A-Z a-z 0-9 . _ ~ -, not beginning with s_, and not . or .."
             raise HttpError(400, text, code="bad_name", param="name")
         self._rights.check_publish(request, name)
+
+    def _check_any(self, request: Request) -> None:
+        """Whether the sender may open a stream of a generated id, before the body is read. Raises HttpError."""
+        self._rights.check_publish(request, "")
+
+    def open_named(self, answer: Answer) -> None:
+        """Open a stream under a name that the publisher has chosen."""
+        request = answer.request
+        name = name_of(request)
         options = _options(request.body, self._runtime.settings)
         known = self._runtime.hub.get(name)
         if known is not None:
@@ -166,7 +178,6 @@ class Publish:
     def open_any(self, answer: Answer) -> None:
         """Open a stream under a generated id."""
         request = answer.request
-        self._rights.check_publish(request, "")
         options = _options(request.body, self._runtime.settings)
         self._answer_opened(answer, self._open(request, "", options))
 
@@ -276,8 +287,8 @@ class Publishing:
         "_rights",
         "_runtime",
         "_seal",
-        "_whole",
         "due_at",
+        "must_flow",
     )
 
     def __init__(
@@ -297,7 +308,8 @@ class Publishing:
         self._answer = answer
         self._publisher = publisher
         self._publication = publication
-        self._whole = whole
+        # all or nothing: the events are held until the end of the body
+        self.must_flow = whole
         self._seal = seal
         self._expected = expected  # until the first event is appended
         self._held: list[bytes] = []  # whole: bounded by body_bytes_max, which its length was checked against
@@ -313,7 +325,7 @@ class Publishing:
 
     def body_piece(self, piece: bytes) -> None:
         """The next bytes of the body. Raises HttpError for bytes that can't be published."""
-        if self._whole:
+        if self.must_flow:
             self._runtime.hold_body(len(piece))
             self._held_bytes += len(piece)
         self._read(piece)
@@ -366,7 +378,7 @@ class Publishing:
             raise _with_last_seq(error.status, str(error), error.code, stream) from None
 
     def _take(self, pieces: list[bytes]) -> None:
-        if self._whole:
+        if self.must_flow:
             self._held += pieces
             return
         self._append(pieces)

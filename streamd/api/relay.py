@@ -85,7 +85,7 @@ class Relay:
         self._rights = rights
         self._upstreams = upstreams
         self._streams = streams
-        self._plan = Plan(answer=self.answer)
+        self._plan = Plan(answer=self.answer, keeps_body=True)
 
     def plan(self, request: Request) -> Plan:
         """Refuse requests that no body can make valid. Raises HttpError."""

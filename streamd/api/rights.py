@@ -135,6 +135,11 @@ class Rights:
         if refusal is not None:
             raise self._runtime.refused(refusal)
 
+    def check_conversations(self, request: Request) -> None:
+        """Conversations belong to keys, if there is a key file: without a key there are none. Raises HttpError."""
+        if self.keys is not None and request.principal.key is None and not request.principal.admin:
+            raise self._runtime.refused(REQUIRED)
+
     def check_models(self, request: Request, models: list[str]) -> None:
         """Check the key, and its models, once the body is there. Raises HttpError.
 

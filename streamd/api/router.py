@@ -138,4 +138,6 @@ def _of(methods: Methods, request: Request) -> Plan:
     if plan is None:
         allowed = tuple(dict.fromkeys([*methods, "HEAD"] if "GET" in methods else methods))
         raise method_not_allowed(request.path, allowed)
+    if plan.check is not None:
+        plan.check(request)
     return plan

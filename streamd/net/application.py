@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from streamd.net.answer import Answer
+from streamd.net.request import Request
 from streamd.reasons import CloseReason
 
 
 class BodySink(Protocol):
     """Takes a request's body while it arrives (publishing)."""
+
+    must_flow: bool  # whether the body has to come at its least rate, because all of it is held until its end
 
     def body_piece(self, piece: bytes) -> None:
         """The next bytes. May raise HttpError."""
@@ -31,13 +34,19 @@ class BodySink(Protocol):
 class Plan:
     """The plan for serving a request, made from its head alone.
 
-    Exactly one field is set: `answer`, called once the whole body is there; `take_body`, which may raise HttpError and
-    returns a sink for a body that is processed as it arrives; `owner`, the slot of the worker that serves this request.
+    Exactly one of these is set: `answer`, called once the whole body has come; `take_body`, which may raise HttpError
+    and returns a sink for a body that is processed as it arrives; `owner`, the slot of the worker that serves this
+    request.
+
+    A body is held only if `answer` takes it (`keeps_body`), and then only from those whom `check` lets send it; any
+    other is thrown away as it comes.
     """
 
     answer: Callable[[Answer], None] | None = None
     take_body: Callable[[Answer], BodySink] | None = None
     owner: int | None = None
+    keeps_body: bool = False
+    check: Callable[[Request], None] | None = None  # called with the head; raises HttpError
     body_bytes_max: int = 0  # for `answer`; 0: the configured limit
 
 

@@ -152,7 +152,6 @@ class ClientConnection(asyncio.Protocol):
         "_intake",
         "_last_bytes",
         "_runtime",
-        "_since",
         "_stall",
         "answer",
         "at",
@@ -175,7 +174,6 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.due_at = NEVER
         self.paused = False
-        self._since = 0.0  # when the time allowed for a head, a body or idling began
         self._stall: Stall | None = None  # watches the kernel's queue since the last pause
         self._last_bytes: LastBytes | None = None  # from the close on
         self._behind = adopted  # bytes behind the request that is being answered
@@ -530,8 +528,7 @@ class ClientConnection(asyncio.Protocol):
     # -- deadlines
 
     def _allow(self, seconds: float) -> None:
-        self._since = self._runtime.time()
-        self.due_at = self._since + seconds
+        self.due_at = self._runtime.time() + seconds
 
     def _allow_head(self) -> None:
         settings = self._runtime.settings
@@ -587,13 +584,12 @@ class ClientConnection(asyncio.Protocol):
         return self.due_at
 
     def _due_body(self, now: float) -> float:
-        """After body_grace the body needs an average of body_bytes_per_s_min. A publisher's body has no limit."""
+        """In each window after body_grace a body must bring its least rate. Bodies that are published as they come
+        are exempt."""
         settings, intake = self._runtime.settings, self._intake
-        allowed_s = intake.allowed_s(settings) if intake is not None else None
-        if allowed_s is None:
-            return NEVER
-        if now - self._since < allowed_s:
-            return self._since + allowed_s
+        window_s = intake.next_window(settings) if intake is not None else NEVER
+        if window_s is not None:
+            return now + window_s
         text = f"The request's body came at less than {settings.body_bytes_per_s_min} bytes/s."
         self._refuse(HttpError(408, text, code="body_timeout", reason=CloseReason.BODY_TIMEOUT, close=True))
         return self.due_at

@@ -1,4 +1,8 @@
-"""Intake: the incoming body of a request, kept as a whole or given to a sink piece by piece."""
+"""Intake: the incoming body of a request: kept as a whole, given to a sink piece by piece, or thrown away.
+
+A body that is kept or thrown away must come at its least rate in every window of some seconds. So the bytes that came
+quickly buy no time for the rest: a body that stops a byte before its end would hold its memory for hours.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from streamd.net.application import BodySink, Plan
 from streamd.net.http_error import HttpError, bad_json
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
+from streamd.net.sweep import NEVER
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import BodyDecoder, decoder_for
 from streamd.wire.http1 import RequestHead
@@ -17,11 +22,27 @@ from streamd.wire.json_scan import JsonError
 # for a body in tiny pieces.
 SCANNED_BYTES = 64 * 1024
 
+# Windows in which a body must bring its minimum are body_grace long, and at least this: TCP's retransmissions after
+# a loss come within 1 + 2 s.
+WINDOW_S_MIN = 5.0
+
 
 class Intake:
     """From a request's head until the request is whole or refused. Its bytes are charged to `bodies_bytes_max`."""
 
-    __slots__ = ("_body_bytes_max", "_decoder", "_plan", "_request", "_runtime", "_sink", "held", "rest")
+    __slots__ = (
+        "_body_bytes_max",
+        "_came_bytes",
+        "_decoder",
+        "_plan",
+        "_request",
+        "_runtime",
+        "_sink",
+        "_thrown_bytes",
+        "_windows",
+        "held",
+        "rest",
+    )
 
     def __init__(self, runtime: Runtime, head: RequestHead) -> None:
         self._runtime = runtime
@@ -30,7 +51,10 @@ class Intake:
         self._request: Request
         self._body_bytes_max = 0
         self._sink: BodySink | None = None
-        self.held: bytearray | None = None  # None: a sink has the body
+        self._came_bytes = 0  # of the body, in this window
+        self._thrown_bytes = 0  # of a body that is thrown away
+        self._windows = 0  # windows that are over
+        self.held: bytearray | None = None  # None: a sink has the body, or it is thrown away
         self.rest = b""  # bytes behind the body
 
     @property
@@ -48,7 +72,8 @@ class Intake:
         self._body_bytes_max = plan.body_bytes_max or self._runtime.settings.body_bytes_max
         if content_length > self._body_bytes_max:
             raise self._too_large()
-        self.held = bytearray()
+        if plan.keeps_body:
+            self.held = bytearray()
 
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; True once the body is whole, and then `rest` has the bytes behind it.
@@ -66,11 +91,16 @@ class Intake:
         return decoder.done
 
     def _keep(self, piece: bytes) -> None:
+        self._came_bytes += len(piece)
         if self._sink is not None:
             self._sink.body_piece(piece)
             return
         held = self.held
-        assert held is not None
+        if held is None:
+            self._thrown_bytes += len(piece)
+            if self._thrown_bytes > self._body_bytes_max:
+                raise self._too_large()
+            return
         self._runtime.hold_body(len(piece))
         try:
             held += piece
@@ -102,7 +132,10 @@ class Intake:
         if sink is not None:
             sink.body_end()
             return
-        assert plan is not None and plan.answer is not None and held is not None
+        assert plan is not None and plan.answer is not None
+        if held is None:
+            plan.answer(answer)
+            return
         try:
             self._scan(held, last=True)
             answer.request.body = bytes(held)
@@ -121,11 +154,17 @@ class Intake:
         if sink is not None:
             sink.body_lost(reason)
 
-    def allowed_s(self, settings: Settings) -> float | None:
-        """Time that the bytes so far may take: body_grace, then body_bytes_per_s_min. None: no limit, for a sink."""
-        if self.held is None:
-            return None
-        return settings.body_grace_s + len(self.held) / settings.body_bytes_per_s_min
+    def next_window(self, settings: Settings) -> float | None:
+        """A window is over: the length of the next. None: the body came at less than body_bytes_per_s_min in it.
+
+        The first window is body_grace, in which a body may come at any rate.
+        """
+        if self._sink is not None and not self._sink.must_flow:
+            return NEVER
+        window_s = max(settings.body_grace_s, WINDOW_S_MIN)
+        came, self._came_bytes = self._came_bytes, 0
+        self._windows += 1
+        return window_s if self._windows == 1 or came >= window_s * settings.body_bytes_per_s_min else None
 
     def _too_large(self) -> HttpError:
         return HttpError(

@@ -191,6 +191,33 @@ def test_a_body_that_could_name_two_models_is_refused(tmp_path: Path, path: str,
         assert r.links == []
 
 
+@pytest.mark.parametrize("fields", [(), (f"Authorization: Bearer {key('mallory')}",), ("Authorization: Bearer a.b.c",)])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/messages"),
+        ("PUT", "/v1/anything"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/streams"),
+        ("PUT", "/v1/streams/room"),
+        ("POST", "/v1/streams/lookup"),
+        ("POST", "/v1beta/models/m:generateContent"),
+        ("POST", "/v1/nothing%2f"),
+        ("POST", "/healthz"),
+        ("POST", "/nothing"),
+    ],
+)
+def test_who_has_no_right_is_refused_before_the_body(
+    keys_file: Path, method: str, path: str, fields: tuple[str, ...]
+) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        client = r.client(get(path, "Content-Length: 1000", *fields, method=method))
+        assert client.answer.status in (401, 404, 405)
+        client.send(b" " * 999)
+        assert r.runtime.bodies_bytes == 0
+
+
 def test_a_spent_limit_is_refused_before_the_body_is_read(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     write(keys, line("alice", requests_per_minute=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 
 import pytest
 from fakes import (
@@ -396,16 +397,69 @@ def test_a_body_below_the_minimum_rate_is_refused() -> None:
     with rig(body_grace_s=10.0, body_bytes_per_s_min=1000) as r:
         good = r.client(get("/v1/embeddings", "Content-Length: 30000", method="POST"))
         slow = r.client(get("/v1/embeddings", "Content-Length: 30000", method="POST"))
-        for _ in range(20):
+        for _ in range(21):
             good.send(b"a" * 1200)
             if not slow.raw:
                 slow.send(b"a" * 100)
             r.pass_time(1.0)
         assert slow.answer.status == 408 and slow.answer.error["code"] == "body_timeout"
-        assert good.raw == b"" and r.runtime.bodies_bytes == 24_000
-        good.send(b"a" * 6000)
+        assert good.raw == b"" and r.runtime.bodies_bytes == 25_200
+        good.send(b"a" * 4800)
         r.reply(whole_answer(b"{}"))
         assert good.statuses == [200]
+
+
+@pytest.mark.parametrize("trickle", [0, 1])
+@pytest.mark.parametrize(
+    "head",
+    [
+        get("/v1/embeddings", "Content-Length: 1000000", method="POST"),
+        get("/v1/embeddings", "Transfer-Encoding: chunked", method="POST") + b"ff000\r\n",
+        get("/healthz", "Content-Length: 1000000"),
+        get("/v1/streams/s/events", "Content-Length: 1000000", method="POST"),
+    ],
+)
+def test_bytes_that_came_quickly_buy_no_time_for_the_rest(head: bytes, trickle: int) -> None:
+    with rig(body_grace_s=1.0, body_bytes_per_s_min=1000) as r:
+        opened = r.client(get("/v1/streams", "Content-Length: 0", method="POST")).answer
+        client = r.client(head.replace(b"/s/", f"/{json.loads(opened.body)['id']}/".encode()) + b" " * 900_000)
+        for _ in range(8):
+            assert r.runtime.bodies_bytes or b"healthz" in head or client.raw
+            client.send(b" " * trickle)
+            r.pass_time(1.0)
+        assert client.answer.status == 408 and client.answer.error["code"] == "body_timeout"
+        assert r.runtime.bodies_bytes == 0
+        for stream in tuple(r.runtime.hub):
+            stream.source.cancel(CloseReason.CANCELLED)
+            r.runtime.hub.remove(stream)
+
+
+NO_BODY = [
+    get("/healthz"),
+    get("/readyz"),
+    get("/v1/streams"),
+    get("/v1/streams/room"),
+    get("/v1/streams/room", method="DELETE"),
+    get("/v1/stream?conv_id=c", method="DELETE"),
+    get("/v1/chat/completions", "Origin: https://a.test", "Access-Control-Request-Method: POST", method="OPTIONS"),
+]
+
+
+@pytest.mark.parametrize("wire", NO_BODY)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_nobody_wants_is_thrown_away_as_it_comes(wire: bytes, chunked: bool) -> None:
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 3000"
+    with rig(cors_origins=("https://a.test",), body_bytes_max=4000) as r:
+        client = r.client(wire[:-2] + framing + b"\r\n\r\n")
+        for _ in range(3):
+            client.send(chunk(b"x" * 1000) if chunked else b"x" * 1000)
+            assert r.runtime.bodies_bytes == 0
+        client.send((LAST if chunked else b"") + get())
+        assert len(client.answers) == 2 and client.answers[1].status == 200
+        large = r.client(wire[:-2] + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(5):
+            large.send(chunk(b"x" * 1000))
+        assert large.statuses == [413]
 
 
 # -- ends
