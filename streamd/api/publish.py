@@ -22,6 +22,7 @@ import orjson
 from streamd.api.rights import Rights
 from streamd.api.streams import PREFIX, Streams, name_of, query_of
 from streamd.config import Settings
+from streamd.core.body_charge import BodyCharge
 from streamd.core.limits import Account
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
@@ -277,10 +278,10 @@ class Publishing:
 
     __slots__ = (
         "_answer",
+        "_charge",
         "_expected",
         "_fence",
         "_held",
-        "_held_bytes",
         "_over",
         "_publication",
         "_publisher",
@@ -313,7 +314,7 @@ class Publishing:
         self._seal = seal
         self._expected = expected  # until the first event is appended
         self._held: list[bytes] = []  # whole: bounded by body_bytes_max, which its length was checked against
-        self._held_bytes = 0
+        self._charge = BodyCharge(runtime.admission, answer.origin.holders(answer.request))  # whole, or a begun event
         self._over = False
         self.due_at = answer.request.expires_at or NEVER  # when the right to publish ends
         if self.due_at != NEVER:
@@ -326,9 +327,11 @@ class Publishing:
     def body_piece(self, piece: bytes) -> None:
         """The next bytes of the body. Raises HttpError for bytes that can't be published."""
         if self.must_flow:
-            self._runtime.hold_body(len(piece))
-            self._held_bytes += len(piece)
-        self._read(piece)
+            self._runtime.hold_body(self._charge, self._charge.held_bytes + len(piece))
+            self._read(piece)
+        else:
+            self._read(piece)
+            self._runtime.hold_body(self._charge, self._publication.held_bytes)
 
     def body_end(self) -> None:
         """The body is complete: publish the rest, seal if asked, answer with the last seq. Raises HttpError."""
@@ -398,7 +401,7 @@ class Publishing:
             self._over = True
             self._runtime.sweep.discard(self)
             self._held.clear()
-            self._runtime.release_body(self._held_bytes)
+            self._charge.release()
             self._publisher.end(broken=broken)
 
 

@@ -40,6 +40,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from streamd.choice import Choice
+from streamd.core.bodies import BodyShares, Holders
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.ring import SLOT_BYTES
 from streamd.reasons import CloseReason
@@ -392,6 +393,7 @@ class Limits:
     conns_per_address_max: int = 0
     upstream_in_flight_max: int = 0
     loop_lag_max_s: float = 1.0  # 20 tokens' time
+    body_bytes_max: int = 0  # the largest body, which any client may send alone
 
 
 def address_key(address: str) -> str:
@@ -465,7 +467,7 @@ class Admission:
     process, slices of the shared mapping else.
     """
 
-    __slots__ = ("_budget", "_limits", "_own", "_peer_rows", "_row", "_upstream_max", "addresses")
+    __slots__ = ("_budget", "_limits", "_own", "_peer_rows", "_row", "_shares", "_upstream_max", "addresses")
 
     def __init__(
         self,
@@ -481,6 +483,7 @@ class Admission:
         self._peer_rows = peer_rows
         self._upstream_max = limits.upstream_in_flight_max or budget.streams_max
         self._own = _Own()
+        self._shares = BodyShares()
         self.addresses = AddressGate(limits.conns_per_address_max)
         assert len(self._row) == len(SharedNumber)
 
@@ -624,17 +627,21 @@ class Admission:
 
     # Bodies
 
-    def admit_body(self, size_bytes: int) -> Refusal | None:
-        """Count `size_bytes` more of a request body being read, or return the refusal."""
-        if self._total(_BODIES) + size_bytes > self._budget.bodies_bytes_max:
+    def admit_body(self, size_bytes: int, holders: Holders = ()) -> Refusal | None:
+        """Count `size_bytes` more of a request body for its holders, or return the refusal."""
+        free_bytes = self._budget.bodies_bytes_max - self._total(_BODIES) - size_bytes
+        most = self._limits.body_bytes_max
+        if free_bytes < 0 or not self._shares.has_room(holders, size_bytes, free_bytes, most):
             return self._refuse(Gate.BODIES)
         self._row[_BODIES] += size_bytes
+        self._shares.take(holders, size_bytes)
         return None
 
-    def release_body(self, size_bytes: int) -> None:
+    def release_body(self, size_bytes: int, holders: Holders = ()) -> None:
         """Give `size_bytes` of `admit_body` back."""
         assert self._row[_BODIES] >= size_bytes
         self._row[_BODIES] -= size_bytes
+        self._shares.give_back(holders, size_bytes)
 
     # Measurements
 

@@ -78,4 +78,8 @@ def admission_of(
 
 def limits_of(settings: Settings) -> Limits:
     """The limits that come from settings and not from the budget."""
-    return Limits(conns_per_address_max=settings.conns_per_address_max, loop_lag_max_s=settings.loop_lag_max_s)
+    return Limits(
+        conns_per_address_max=settings.conns_per_address_max,
+        loop_lag_max_s=settings.loop_lag_max_s,
+        body_bytes_max=settings.body_bytes_max,
+    )

@@ -278,12 +278,12 @@ class Answer:
         self._carrier.cut(reason_of(error))
 
     def release_body(self) -> None:
-        """Free the request's body: no further attempt will need it."""
+        """Free the request's body here; an exchange that may have to send it again has taken over its charge."""
         request = self.request
-        if request.body:
-            self._runtime.release_body(len(request.body))
-            request.body = b""
-        request.json = None
+        request.body, request.json = b"", None
+        if request.body_charge is not None:
+            request.body_charge.release()
+            request.body_charge = None
 
     # -- streams
 

@@ -89,6 +89,7 @@ class Exchange(Pending):
         "__weakref__",
         "_ask",
         "_attempt",
+        "_body_charge",
         "_charge",
         "_collected",
         "_ends_at",
@@ -130,6 +131,10 @@ class Exchange(Pending):
         self._upstreams = upstreams
         # request
         self._ask: Ask | None = ask
+        self._body_charge, request.body_charge = (
+            request.body_charge,
+            None,
+        )  # for the body, as long as it may be sent again
         self._request = request
         self._route = request.route
         self.answer = answer
@@ -440,15 +445,23 @@ class Exchange(Pending):
         if attempt is not None:
             with guard:
                 attempt.end()
-        self._ask = None
+        self._let_ask_go()
         if self._charge is not None:
             with guard:
                 self._charge.over()
         with guard:
             self._on_over()
 
+    @property
+    def body_bytes(self) -> int:
+        """The bytes of the request's body that are held here."""
+        return self._body_charge.held_bytes if self._body_charge is not None else 0
+
     def _let_ask_go(self) -> None:
+        """The request won't be sent again: free its body."""
         self._ask = None
+        if self._body_charge is not None:
+            self._body_charge.release()
         if self.answer is not None:
             self.answer.release_body()
 

@@ -7,6 +7,7 @@ quickly buy no time for the rest: a body that stops a byte before its end would 
 from __future__ import annotations
 
 from streamd.config import Settings
+from streamd.core.body_charge import BodyCharge
 from streamd.net.answer import Answer
 from streamd.net.application import BodySink, Plan
 from streamd.net.http_error import HttpError, bad_json
@@ -28,7 +29,7 @@ WINDOW_S_MIN = 5.0
 
 
 class Intake:
-    """From a request's head until the request is whole or refused. Its bytes are charged to `bodies_bytes_max`."""
+    """From a request's head until the request is whole or refused. Its bytes are the request's charge."""
 
     __slots__ = (
         "_body_bytes_max",
@@ -74,6 +75,7 @@ class Intake:
             raise self._too_large()
         if plan.keeps_body:
             self.held = bytearray()
+            self._request.body_charge = BodyCharge(self._runtime.admission, answer.origin.holders(self._request))
 
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; True once the body is whole, and then `rest` has the bytes behind it.
@@ -101,11 +103,13 @@ class Intake:
             if self._thrown_bytes > self._body_bytes_max:
                 raise self._too_large()
             return
-        self._runtime.hold_body(len(piece))
+        charge = self._request.body_charge
+        assert charge is not None
+        self._runtime.hold_body(charge, len(held) + len(piece))
         try:
             held += piece
         except MemoryError:
-            self._runtime.release_body(len(piece))
+            charge.resize(len(held))
             raise
         if len(held) > self._body_bytes_max:
             raise self._too_large()
@@ -136,21 +140,14 @@ class Intake:
         if held is None:
             plan.answer(answer)
             return
-        try:
-            self._scan(held, last=True)
-            answer.request.body = bytes(held)
-        except BaseException:
-            self._runtime.release_body(len(held))
-            raise
+        self._scan(held, last=True)
+        answer.request.body = bytes(held)
         plan.answer(answer)
 
     def break_off(self, reason: CloseReason) -> None:
         """The rest of the body isn't wanted, or will not come."""
-        self._decoder = None
-        held, self.held = self.held, None
+        self._decoder = self.held = None
         sink, self._sink = self._sink, None
-        if held is not None:
-            self._runtime.release_body(len(held))
         if sink is not None:
             sink.body_lost(reason)
 

@@ -6,6 +6,9 @@ import asyncio
 from dataclasses import dataclass
 
 from streamd.choice import Choice
+from streamd.core.admission import address_key
+from streamd.core.auth import ADMIN, ANONYMOUS
+from streamd.core.bodies import Holders
 from streamd.core.refusal import Refusal
 from streamd.net.gates import NOT_COUNTED, Keys
 from streamd.net.request import Request
@@ -155,6 +158,14 @@ class Origin:
         """The client for the log, as far as trusted proxies name it."""
         remote = self.remote
         return request.client or (f"{remote[0]}:{remote[1]}" if remote is not None else "unix")
+
+    def holders(self, request: Request) -> Holders:
+        """Whom a request's body counts for: its principal, and its client's address as far as that is known."""
+        gates, principal, address = self.entrance.runtime.gates, request.principal, request.client or self.address
+        if not request.client and gates.behind_proxies and gates.proxies.trusts(address):
+            address = None  # the proxy's own
+        own = (f"principal {principal.id}",) if principal not in (ANONYMOUS, ADMIN) else ()
+        return (*own, f"address {address_key(address)}") if address else own
 
     def is_outside(self, request: Request) -> bool:
         """Whether the request comes from another machine: over a public listener, or through a trusted proxy.

@@ -7,6 +7,7 @@ import secrets
 
 from streamd.config import RouteSettings
 from streamd.core.auth import ANONYMOUS, Principal
+from streamd.core.body_charge import BodyCharge
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.http1 import Framing, RequestHead
@@ -23,6 +24,7 @@ class Request:
     __slots__ = (
         "answered_at",
         "body",
+        "body_charge",
         "client",
         "conversation",
         "data_only",
@@ -51,6 +53,7 @@ class Request:
         # until the answer begins
         self.head: RequestHead | None = head
         self.body = b""
+        self.body_charge: BodyCharge | None = None  # for the body, here or while it is read
         self.json: JsonScan | None = None  # reads the body while it comes; None: it isn't wanted, or isn't JSON
         # request
         self.method = head.method

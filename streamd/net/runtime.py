@@ -13,6 +13,7 @@ from typing import Protocol
 
 from streamd.config import Settings
 from streamd.core.admission import Admission, Budget, Demands, GiveWay, Limits, Prices, Resources, stands_firm
+from streamd.core.body_charge import BodyCharge
 from streamd.core.fanout import SlicedFanout
 from streamd.core.guard import Guard
 from streamd.core.hub import Hub
@@ -178,15 +179,11 @@ class Runtime:
         """Bytes of request bodies held here, over all connections."""
         return self.admission.bodies_bytes
 
-    def hold_body(self, count: int) -> None:
-        """Charge `count` bytes of a request's body; release_body() gives them back. Raises HttpError 503."""
-        refusal = self.admission.admit_body(count)
+    def hold_body(self, charge: BodyCharge, size_bytes: int) -> None:
+        """The body of this charge takes `size_bytes` from now on. Raises HttpError 503, and then changes nothing."""
+        refusal = charge.resize(size_bytes)
         if refusal is not None:
             raise self.refused(refusal)
-
-    def release_body(self, count: int) -> None:
-        """Give back `count` bytes that hold_body() charged."""
-        self.admission.release_body(count)
 
     def check_not_draining(self) -> None:
         """Raises HttpError 503 once the drain has closed the listeners."""

@@ -51,6 +51,10 @@ class Publication(Protocol):
 
     done: bool  # [DONE] was seen: nothing may follow
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of an event that isn't whole yet."""
+
     def feed(self, piece: bytes) -> list[bytes]:
         """The next bytes in; whole events (ending in a blank line) and loose comment lines out. Raises PublishError."""
 
@@ -68,6 +72,10 @@ class TextPublication:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._event_bytes_max = event_bytes_max
         self._offset = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self._decoder.getstate()[0])
 
     def feed(self, piece: bytes) -> list[bytes]:
         return self._decode(piece, final=False)
@@ -105,6 +113,10 @@ class LinesPublication:
         self._event_bytes_max = event_bytes_max
         self._held = bytearray()  # bounded by event_bytes_max
         self._lines = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self._held)
 
     def feed(self, piece: bytes) -> list[bytes]:
         if b"\n" not in piece:
@@ -176,6 +188,10 @@ class EventsPublication:
         self._event_bytes_max = event_bytes_max
         self._splitter = EventSplitter(event_bytes_max=event_bytes_max)
         self._events = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return self._splitter.pending
 
     def feed(self, piece: bytes) -> list[bytes]:
         try:

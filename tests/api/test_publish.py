@@ -913,3 +913,30 @@ def test_a_stream_lives_as_long_as_one_of_its_publishers() -> None:
         assert stream.reason is None
         staying.send(chunk(b"2\n") + LAST)
         assert last_seq(staying.answer) == 2
+
+
+# -- the body in the books
+
+
+@pytest.mark.parametrize(
+    ("media_type", "begun", "rest"),
+    [
+        ("application/x-ndjson", b'{"a":"' + b"x" * 5000, b'"}\n'),
+        ("text/event-stream", b"data: " + b"x" * 5000, b"\n\n"),
+        ("text/plain", b"\xe2\x82", b"\xac"),
+    ],
+)
+def test_an_event_that_has_begun_is_charged_until_it_is_whole(media_type: str, begun: bytes, rest: bytes) -> None:
+    with publishing() as r:
+        opened(r)
+        head = get("/v1/streams/n/events", f"Content-Type: {media_type}", "Transfer-Encoding: chunked", method="POST")
+        client, left = r.client(head), r.client(head)
+        for each in (client, left):
+            each.send(chunk(begun))
+        assert r.runtime.bodies_bytes == 2 * len(begun)
+        client.send(chunk(rest))
+        assert r.runtime.bodies_bytes == len(begun)
+        left.reset()
+        assert r.runtime.bodies_bytes == 0
+        client.send(LAST)
+        assert client.answer.status == 200

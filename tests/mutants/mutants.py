@@ -563,7 +563,7 @@ API: Final = (
         "the bytes of a published body are counted as held for ever",
         "api/publish.py",
         "Publishing._end",
-        "            self._runtime.release_body(self._held_bytes)\n",
+        "            self._charge.release()\n",
         "",
     ),
     Mutant(
@@ -929,11 +929,18 @@ NET: Final = (
         "else:",
     ),
     Mutant(
-        "the bytes of a body that is refused halfway stay counted",
-        "net/intake.py",
-        "Intake.break_off",
-        "            self._runtime.release_body(len(held))\n",
+        "the bytes of a body stay counted when its request is over",
+        "net/answer.py",
+        "Answer.release_body",
+        "            request.body_charge.release()\n",
         "            pass\n",
+    ),
+    Mutant(
+        "a body that may be sent again is counted only until the early 200",
+        "net/exchange.py",
+        "Exchange.__init__",
+        "self._body_charge, request.body_charge = request.body_charge, None",
+        "self._charge = None",
     ),
     Mutant(
         "a reader that half-closes loses the end of a finished answer",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
+import json
 import weakref
+from typing import Any
 
 import pytest
 from fakes import (
@@ -840,3 +842,35 @@ def test_an_ended_exchange_leaves_nothing_in_memory() -> None:
         del client
         gc.collect()
         assert [ref() for ref in seen] == [None, None, None]
+
+
+# -- the body in the books
+
+
+def test_a_body_is_charged_as_long_as_it_may_be_sent_again() -> None:
+    body = json.dumps({**CHAT, "pad": "x" * 5000})
+    with rig(commit_after_s=1.0) as r:
+        client = r.client(post(body.encode(), "Content-Type: application/json", "X-Stream-Detach-Grace: 30"))
+        r.pass_time(1.5)
+        assert client.raw.startswith(b"HTTP/1.1 200") and r.runtime.bodies_bytes == len(body)
+        client.reset()
+        assert r.runtime.bodies_bytes == len(body), "the generation has a grace, and may be tried elsewhere"
+        r.reply(SSE_HEAD)
+        assert r.runtime.bodies_bytes == 0
+        r.reply(chunk(DONE) + LAST)
+
+
+@pytest.mark.parametrize(
+    "answer", [SSE_HEAD + chunk(DONE) + LAST, whole_answer(b"{}"), whole_answer(b"", "503 Busy"), b""]
+)
+@pytest.mark.parametrize("body", [CHAT, WHOLE])
+def test_the_charge_ends_with_the_upstreams_answer(body: dict[str, Any], answer: bytes) -> None:
+    with rig() as r:
+        r.client(post(body))
+        assert r.runtime.bodies_bytes > 0
+        if answer:
+            r.reply(answer)
+        else:
+            r.link.reset()
+            r.turn()
+        assert r.runtime.bodies_bytes == 0

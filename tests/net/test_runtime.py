@@ -14,6 +14,7 @@ from fakes import FakeLoop
 
 from streamd.config import Settings
 from streamd.core.admission import Admission, Budget, Demands, Gate, Limits, Prices, Resources
+from streamd.core.body_charge import BodyCharge
 from streamd.core.hub import Hub
 from streamd.core.refusal import Refusal, Retry
 from streamd.net.http_error import HttpError
@@ -104,15 +105,18 @@ def test_a_drain_refuses_before_admission_is_asked(m: Made, admit: Admit) -> Non
 
 def test_request_bodies_are_held_up_to_their_budget(m: Made) -> None:
     runtime = m.runtime(admission=small())
-    runtime.hold_body(SMALL.bodies_bytes_max - 1)
+    charge, other = BodyCharge(runtime.admission, ()), BodyCharge(runtime.admission, ())
+    runtime.hold_body(charge, SMALL.bodies_bytes_max - 1)
     with pytest.raises(HttpError) as caught:
-        runtime.hold_body(2)
+        runtime.hold_body(other, 2)
     problem = caught.value
     assert (problem.status, problem.code, problem.reason) == (503, "bodies_over_budget", CloseReason.OVER_BUDGET)
     assert problem.should_retry and problem.retry_after_s
     assert runtime.bodies_bytes == SMALL.bodies_bytes_max - 1, "the refused bytes aren't held"
-    runtime.hold_body(1)
-    runtime.release_body(SMALL.bodies_bytes_max)
+    runtime.hold_body(other, 1)
+    charge.release()
+    charge.release()
+    other.release()
     assert runtime.bodies_bytes == 0
 
 

@@ -171,7 +171,7 @@ def check_all(world: World) -> None:
         check_stream(world, stream, waited_for)
     check_hub(hub, streams)
     check_upstreams(world, clients, exchanges)
-    bodies = sum(len(_intake(client)) + len(client.answer.request.body if client.answer else b"") for client in clients)
+    bodies = sum(len(_intake(client)) for client in clients) + sum(exchange.body_bytes for exchange in exchanges)
     must(runtime.bodies_bytes == bodies, "bodies_bytes", runtime.bodies_bytes, bodies)
     readers = sum(len(stream.readers) for stream in streams)
     must(readers == sum(1 for client in clients if client.reader is not None), "readers", readers)
