@@ -140,7 +140,11 @@ class Attempt:
         self.is_reused = link.answers > 0
         self.asked_at = self._runtime.time()
         owner.on_asked(self)
-        link.send(head + body, owner, method=self._method)
+        try:
+            link.send(head + body, owner, method=self._method)
+        except BaseException:
+            link.close()  # an idle connection that isn't in the pool would belong to nobody
+            raise
 
     @property
     def is_connecting(self) -> bool:

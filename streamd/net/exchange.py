@@ -445,7 +445,8 @@ class Exchange(Pending):
         if attempt is not None:
             with guard:
                 attempt.end()
-        self._let_ask_go()
+        with guard:
+            self._let_ask_go()
         if self._charge is not None:
             with guard:
                 self._charge.over()

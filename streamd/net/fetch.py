@@ -38,7 +38,10 @@ class Fetch:
         """Ask. Raises LocalProtocolError if the parts make no valid request; then no place is taken."""
         attempt = self._attempt = Attempt(self._runtime, self._upstream, self._ask, self)
         self._timer = self._runtime.loop.call_later(TIMEOUT_S, self._finish, 0)
-        attempt.start()
+        try:
+            attempt.start()
+        except Exception as error:  # the others of the same list would wait for this one for ever
+            self.on_bug("fetch.start", error)
 
     def cancel(self) -> None:
         """The answer isn't wanted any more; may be called before start()."""

@@ -418,3 +418,42 @@ def test_a_second_try_that_cannot_be_prepared_ends_the_request(
         assert client.answer.status == 500 and len(r.bugs) == 1 and not tuple(r.runtime.hub)
         r.bugs.clear()
         r.runtime.counters.bugs = 0
+
+
+@pytest.mark.parametrize(("error", "status"), [(MemoryError, 503), (Unprepared, 500)])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "streamd.net.intake.Intake._keep",
+        "streamd.wire.json_scan.JsonScan.feed",
+        "streamd.wire.json_scan.JsonScan.fields",
+        "streamd.api.relay.ask_of",
+        "streamd.api.relay.Relay._open",
+        "streamd.net.attempt.encode_request_head",
+        "streamd.net.upstream.Upstream.take_idle",
+        "streamd.net.upstream.UpstreamConnection.send",
+    ],
+)
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_whatever_raises_on_the_way_of_a_request_ends_it_and_nothing_else(
+    place: str, error: type[Exception], status: int, is_pooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **more: Any) -> None:
+        raise error
+
+    with rig() as r:
+        if is_pooled:
+            r.client(post(WHOLE))
+            r.reply(whole_answer(b"{}"))
+        monkeypatch.setattr(place, broken)
+        client = r.client(post(CHAT, "Idempotency-Key: k"))
+        assert client.answer.status == status
+        counters = r.runtime.counters
+        assert len(r.bugs) == 1 and (counters.bugs, counters.no_memory) == ((1, 0) if status == 500 else (0, 1))
+        assert not tuple(r.runtime.hub) and r.runtime.bodies_bytes == 0
+        monkeypatch.undo()
+        again = r.client(post(CHAT, "Idempotency-Key: k"))
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+        assert again.answer.status == 200
+        r.bugs.clear()
+        r.runtime.counters.bugs = 0

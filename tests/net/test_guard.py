@@ -39,13 +39,29 @@ ASSUMED = frozenset(
         *("_go", "bug", "caught", "crash", "cut", "refused", "run", "reason_of", "problem_of", "fail", "seal"),
         *("release_body", "release_connection", "release_relay", "release_reserved", "release_stream", "close_stream"),
         *("discard", "leave", "_leave", "leave_request", "forget", "forget_key", "by_key", "end_grace", "in_flight"),
-        *("end", "_end", "over", "_over", "close", "abort", "break_off", "body_lost", "update_push", "flush_read"),
-        *("_gone", "_end_answer", "_begin_closing", "_arm_abort"),
+        *(
+            "end",
+            "_end",
+            "over",
+            "_over",
+            "close",
+            "abort",
+            "break_off",
+            "close_after_error",
+            "abandon",
+            "body_lost",
+            "update_push",
+            "flush_read",
+        ),
+        *("_gone", "_let_ask_go", "_end_answer", "_begin_closing", "_arm_abort"),
         *("start", "dispatch", "body_end", "_plan"),  # before their first line
     )
 )
 
-ASSUMED_FILES = ("core/admission.py", "net/gates.py", "core/limits.py", "daemon/logs.py", "net/request.py")
+ASSUMED_FILES = (
+    *("core/admission.py", "core/bodies.py", "core/body_charge.py", "core/shares.py", "core/limits.py"),
+    *("net/gates.py", "net/request.py", "daemon/logs.py"),
+)
 
 QUICK: dict[str, Any] = {
     "retention_s": 1.0,
