@@ -4,6 +4,7 @@
                     the bytes after FOUR_FF are the upstream's answer
     chunked         the chunked decoder: cuts don't change the outcome
     sse             the event splitter: cuts don't change the outcome, and its output splits into itself
+    json_scan       the scan of JSON: cuts don't change the outcome, and it takes what orjson takes and finds the same
     replay_log      the replay log: events come back byte for byte, coalesced text is the same text
     state           kept streams of another process: refused, or readable to their end
 
@@ -23,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import orjson
 from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, get, post
 
 from streamd.core import snapshot
@@ -34,6 +36,7 @@ from streamd.reasons import CloseReason
 from streamd.wire.chunked import ChunkedDecoder
 from streamd.wire.dialect import Dialect
 from streamd.wire.http1 import RemoteProtocolError
+from streamd.wire.json_scan import JsonError, JsonScan, Watched
 from streamd.wire.sse import EventSplitter, EventTooLarge
 
 FOUR_FF = b"\xff\xff\xff\xff"
@@ -152,6 +155,53 @@ def sse(data: bytes) -> None:
     assert split(b"".join(events), 0) == events
 
 
+WATCHED = Watched(
+    {
+        "model": None,
+        "stream": None,
+        "requests": Watched(elements=Watched({"model": None})),
+        "generateContentRequest": Watched({"model": None}),
+    }
+)
+
+
+def json_scan(data: bytes) -> None:
+    """The first byte is the size of the cuts."""
+    if not data:
+        return
+    text = data[1:]
+    whole, cuts = scanned(text, len(text) + 1), scanned(text, data[0] or 1)
+    assert outcome(whole) == outcome(cuts)
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return  # also for what is in strings, which the scan leaves to the server
+    if isinstance(whole, JsonError):
+        assert whole.code != "bad_json" or b"1" * 100 in text
+        return
+    expected = value.get("model") if isinstance(value, dict) else None
+    found = [each for each in whole.found if each.name == "model" and each.depth == 1]
+    assert [orjson.loads(text[each.start : each.end]) for each in found] == ([expected] if found else [])
+    assert bool(found) is (isinstance(value, dict) and "model" in value)
+
+
+def scanned(text: bytes, size: int) -> JsonScan | JsonError:
+    """The scan of a text that comes in pieces of `size` bytes, or the refusal."""
+    scan, held = JsonScan(WATCHED), bytearray()
+    try:
+        for piece in cut(text, size):
+            held += piece
+            scan.feed(held)
+        scan.feed(held, last=True)
+    except JsonError as refused:
+        return refused
+    return scan
+
+
+def outcome(scan: JsonScan | JsonError) -> object:
+    return scan.code if isinstance(scan, JsonError) else (scan.found, scan.values, scan.containers)
+
+
 def split(wire: bytes, size: int) -> list[bytes] | None:
     """The events; None if an event is over its size."""
     splitter = EventSplitter(event_bytes_max=EVENT_BYTES_MAX)
@@ -249,6 +299,7 @@ TARGETS: dict[str, Target] = {
     "request_path": RequestPath(),
     "chunked": chunked,
     "sse": sse,
+    "json_scan": json_scan,
     "replay_log": replay_log,
     "state": state,
 }
@@ -290,6 +341,18 @@ def event_seeds() -> list[bytes]:
     return [first + body for first in (b"\0", b"\1", b"\5") for body in (chats, two, odd, b"\xef\xbb\xbf" + chats)]
 
 
+def json_seeds() -> list[bytes]:
+    texts = [
+        b'{"model":"m","stream":true,"messages":[{"role":"user","content":"a, \\"b\\" [c]"}],"seed":1e-3}',
+        b' { "model" : null , "x" : [ [ ] , { } , [ [ 1 , -0.5 ] ] ] , "mod\\u0065l" : 1 } ',
+        b'{"requests":[{"model":"a","x":{}},{"Model":1},3,"\\\\"],"generateContentRequest":{"model":"b"}}',
+        b'[{"a":[{"b":[{"c":"\\\\\\""}]}]},true,false,null]',
+        b"[" * 127 + b'{"a":1}' + b"]" * 127,
+        b'"' + b"\\\\" * 50 + b'"',
+    ]
+    return [size + text for size in (b"\1", b"\7") for text in texts]
+
+
 def state_seeds() -> list[bytes]:
     hub = new_hub()
     bodies = []
@@ -311,6 +374,7 @@ MADE: dict[str, Callable[[], list[bytes]]] = {
     "request_path": request_seeds,
     "chunked": chunked_seeds,
     "sse": event_seeds,
+    "json_scan": json_seeds,
     "replay_log": event_seeds,
     "state": state_seeds,
 }

@@ -279,7 +279,7 @@ class JsonScan:
                 else:
                     break
                 position += 1
-            elif at is _At.VALUE and top == _OBJECT:
+            elif at is _At.COLON or (at is _At.VALUE and top == _OBJECT):
                 break
             else:
                 found = (_skips if len(opened) < self._depth_max else _scalar_skips)[top](data, position)
