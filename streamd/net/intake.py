@@ -21,7 +21,7 @@ from streamd.wire.json_scan import JsonError
 
 # A body of JSON is scanned whenever so much of it is new: often enough for no loop turn to be long, and rarely enough
 # for a body in tiny pieces.
-SCANNED_BYTES = 64 * 1024
+SCANNED_BYTES = 16 * 1024
 
 # Windows in which a body must bring its minimum are body_grace long, and at least this: TCP's retransmissions after
 # a loss come within 1 + 2 s.

@@ -17,7 +17,7 @@ Three bounds, each with its own error: containers in each other, values in all, 
 
 Speed comes from regular expressions that take a *run* at once: elements or members, with a comma behind each, whose
 values are scalars or containers of scalars. What is left, a step for each, is two things: containers of containers,
-and names at watched places that only decoding can tell. Both are bounded, so that no text takes more than 0.1 s in all.
+and names at watched places that only decoding can tell. Both are bounded, so that no text takes half a second in all.
 A cut token is read again with the next bytes, which costs little because only strings may be long, and those are read
 on in the middle.
 
@@ -113,22 +113,25 @@ _scalars = re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, _SCALAR, _SPACE), re.DOTALL).
 _cut = re.compile(
     rb"(?:-|-?[0-9][0-9.eE+-]{0,%d}|t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?)\Z" % (3 * DIGITS_MAX + 4)
 ).match
-# Where nothing is watched: a run in a container, and behind it either the last value and the container's end, or the
-# opening of the next container. The last byte tells which.
+# Where nothing is watched: a run in a container, and behind it, if it is there, the last value and the container's end,
+# or the opening of the next container. The last byte tells which: a comma if nothing is behind the run.
 _skips: Final = {
     _LIST: re.compile(
-        rb"(?:%b%b%b,)*+%b(?:%b%b\]|[\[{])" % (_SPACE, _FLAT, _SPACE, _SPACE, _FLAT, _SPACE), re.DOTALL
+        rb"(?:%b%b%b,)*+(?:%b(?:%b%b\]|[\[{]))?+" % (_SPACE, _FLAT, _SPACE, _SPACE, _FLAT, _SPACE), re.DOTALL
     ).match,
     _OBJECT: re.compile(
-        rb"(?:%b%b%b%b,)*+%b%b(?:%b%b\}|[\[{])" % (_SPACE, _PAIR, _FLAT, _SPACE, _SPACE, _PAIR, _FLAT, _SPACE),
+        rb"(?:%b%b%b%b,)*+(?:%b%b(?:%b%b\}|[\[{]))?+" % (_SPACE, _PAIR, _FLAT, _SPACE, _SPACE, _PAIR, _FLAT, _SPACE),
         re.DOTALL,
     ).match,
 }
 # The same in the innermost container that is allowed, where nothing may open another.
 _scalar_skips: Final = {
-    _LIST: re.compile(rb"(?:%b%b%b,)*+%b%b%b\]" % (_SPACE, _SCALAR, _SPACE, _SPACE, _SCALAR, _SPACE), re.DOTALL).match,
+    _LIST: re.compile(
+        rb"(?:%b%b%b,)*+(?:%b%b%b\])?+" % (_SPACE, _SCALAR, _SPACE, _SPACE, _SCALAR, _SPACE), re.DOTALL
+    ).match,
     _OBJECT: re.compile(
-        rb"(?:%b%b%b%b,)*+%b%b%b%b\}" % (_SPACE, _PAIR, _SCALAR, _SPACE, _SPACE, _PAIR, _SCALAR, _SPACE), re.DOTALL
+        rb"(?:%b%b%b%b,)*+(?:%b%b%b%b\})?+" % (_SPACE, _PAIR, _SCALAR, _SPACE, _SPACE, _PAIR, _SCALAR, _SPACE),
+        re.DOTALL,
     ).match,
 }
 
@@ -283,11 +286,13 @@ class JsonScan:
                 break
             else:
                 found = (_skips if len(opened) < self._depth_max else _scalar_skips)[top](data, position)
-                if found is None:
+                if found is None or found.end() == position:
                     break
                 position = found.end()
                 byte = data[position - 1]
-                if byte in _OPENED:
+                if byte == _COMMA:
+                    at = _FURTHER[top]
+                elif byte in _OPENED:
                     opened.append(byte)
                     at = _OPENED[byte]
                 else:
@@ -391,10 +396,9 @@ class JsonScan:
             self.position = found.end()
             self._end_string(data)
             return True
-        # Go on in front of the last backslashes: whether a quote behind them ends the string depends on their number.
-        while end > self.position and data[end - 1] == _BACKSLASH:
-            end -= 1
-        self.position = end
+        # Go on at the end, but in front of a backslash that belongs to the next byte.
+        piece = data[self.position : end]
+        self.position = end - (len(piece) - len(piece.rstrip(b"\\"))) % 2
         return False
 
     def _end_string(self, data: Bytes) -> None:

@@ -312,9 +312,10 @@ def test_a_bomb_is_refused_before_it_is_whole() -> None:
     assert len(held) < 200_000
 
 
-def test_a_long_string_is_read_once_however_it_is_cut() -> None:
+@pytest.mark.parametrize("inside", [b"x" + b'\\\\\\"', b"\\\\", b"x", b'\\"'])
+def test_a_long_string_is_read_once_however_it_is_cut(inside: bytes) -> None:
     """Its bytes are looked at as often as there are pieces if it is read from its beginning each time."""
-    text, looked = b'{"a":"' + b'x\\\\\\"' * 20_000 + b'"}', 0
+    text, looked = b'{"a":"' + inside * 20_000 + b'"}', 0
     found, held = JsonScan(), bytearray()
     for start in range(0, len(text), 1000):
         held += text[start : start + 1000]
@@ -323,6 +324,20 @@ def test_a_long_string_is_read_once_however_it_is_cut() -> None:
         looked += len(held) - before
     found.feed(held, last=True)
     assert looked < 1.1 * len(text)
+
+
+@pytest.mark.parametrize("element", [b"1,", b'"a",', b"[],", b'{"a":1},'])
+def test_a_run_is_taken_at_once_wherever_it_is_cut(element: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, steps = JsonScan._step, 0
+
+    def counted(*args: Any) -> bool:
+        nonlocal steps
+        steps += 1
+        return step(*args)
+
+    monkeypatch.setattr(JsonScan, "_step", counted)
+    JsonScan().feed(b"[0," + element * 5_000)
+    assert steps < 10
 
 
 def test_where_it_went_wrong_is_told_by_line_and_column() -> None:
