@@ -1,0 +1,192 @@
+"""Faults of the machine and mistakes of its operator: time that jumps, a socket that is taken, a loop of servers.
+
+Each docstring says what goes wrong, what is expected and, if the idea is a public one, where it comes from.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from fakes import CHAT, DONE, LAST, SSE_HEAD, chunk, event, get, post, rig
+from served import served
+
+from streamd.addresses import parse_address
+from streamd.core import tokens
+from streamd.daemon import listen
+
+# -- time
+
+
+@pytest.mark.parametrize("unix", [0.0, -1.0, 1.0, 2.0**31 - 1, 2.0**31, 2.0**32, 4_102_444_800.0, 32_503_680_000.0])
+def test_the_wall_clock_may_be_anything(unix: float) -> None:
+    """No battery, no network: the clock says 1970 at the start, 2038, or the year 3000, and jumps in mid-stream.
+
+    Cause: the machine. Expected: requests are served, dates are dates, waits that clients are told are of some seconds.
+    """
+    with rig() as r:
+        reader = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("a")))
+        r.runtime.unix_time = lambda: unix
+        r.pass_time(2)
+        answer = r.client(get("/healthz")).answer
+        assert answer.status == 200 and (answer.get("date") or "").endswith(" GMT")
+        assert r.client(get("/status"), listener="admin").answer.status == 200
+        conversation = r.client(post(CHAT, "X-Conversation-Id: c"))
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+        assert conversation.answer.whole
+        looked_up = r.client(post({"conversation_ids": ["c"]}, path="/v1/streams/lookup")).answer
+        assert looked_up.status == 200 and len(json.loads(looked_up.body)) == 1
+        r.links[0].feed(chunk(DONE) + LAST)
+        r.turn()
+        assert reader.answer.whole
+
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize("jump_s", [-3600.0, 3600.0])
+def test_a_clock_that_jumps_neither_prolongs_nor_cuts_a_reader(jump_s: float, tmp_path: Path) -> None:
+    """The clock is set while a reader reads with a token of 30 seconds.
+
+    Cause: the machine, or an operator's change of its time. Expected: the reader reads for those 30 seconds and no
+    longer.
+    """
+    path = tmp_path / "secret"
+    path.write_text(SECRET)
+    path.chmod(0o600)
+    settings = {"streams_auth": "token", "token_secret_file": str(path), "token_audience": "a", "token_leeway_s": 0.0}
+    with rig(**settings) as r:
+        owner = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("a")))
+        name = owner.answer.get("x-stream-id")
+        start = time.time()
+        at = r.loop.time()
+        shift = 0.0
+        r.runtime.unix_time = lambda: start + r.loop.time() - at + shift
+        claims = {"aud": "a", "exp": int(start) + 30, "streams": ["*"]}
+        bearer = f"Authorization: Bearer {jwt.encode(claims, SECRET, 'HS256')}"
+        reader = r.client(get(f"/v1/streams/{name}", bearer))
+        assert reader.answer.status == 200
+        shift = jump_s
+        r.pass_time(25)
+        assert not reader.gone
+        r.pass_time(10)
+        assert reader.gone and b"token" in reader.raw
+        r.reply(chunk(DONE) + LAST)
+
+
+# -- operators
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder"])
+def test_what_lies_in_place_of_a_socket_is_left_alone(kind: str, tmp_path: Path) -> None:
+    """In place of the listening socket there is a link to another file, or to nothing, or a folder.
+
+    Cause: an operator, or another account that may write there. Expected: an error that names the path; no file is
+    removed, opened or made behind the link.
+    """
+    path, other = tmp_path / "socket", tmp_path / "other"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(other)
+    if kind == "link":
+        other.write_text("mine")
+    before = sorted(each.name for each in tmp_path.iterdir())
+    with pytest.raises(OSError, match=str(path)):
+        listen.bind(parse_address(f"unix:{path}"))
+    assert sorted(each.name for each in tmp_path.iterdir()) == before
+    assert kind != "link" or other.read_text() == "mine"
+
+
+def test_saved_streams_are_their_owners_alone(tmp_path: Path) -> None:
+    """The unit has `UMask=0000`, or a shell's umask is inherited: saved streams hold the texts of all users.
+
+    Cause: an operator; any other account of the machine reads then. Expected: files of mode 600, whatever the umask.
+    """
+    before = os.umask(0)
+    try:
+        with served("--upstream", "http://127.0.0.1:9", "--state-dir", str(tmp_path)) as d:
+            d.notify.until("READY=1")
+            assert d.request("PUT", "/v1/streams/room").status == 201
+            body = b'{"a":"private"}\n'
+            kind = {"Content-Type": "application/x-ndjson"}
+            assert d.request("POST", "/v1/streams/room/events", body, kind).status == 200
+            d.signal(signal.SIGTERM)
+            assert d.ended() == 0
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"private" in path.read_bytes() for path in files)
+    assert {oct(path.stat().st_mode & 0o077) for path in files} == {"0o0"}
+
+
+def test_a_locale_without_letters_stops_no_request() -> None:
+    """The unit's locale is C, so Python's streams take ASCII alone; a model's name and a path have other letters.
+
+    Cause: an operator, then any client. Expected: answered and logged as anywhere.
+    """
+    ascii_only = {
+        "LANG": "C",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    with served("--upstream", "http://127.0.0.1:9", **ascii_only) as d:
+        d.notify.until("READY=1")
+        body = json.dumps({"model": "m\u00e4r\u0447\u2028\U0001f600"}, ensure_ascii=False).encode()
+        kind = {"Content-Type": "application/json", "X-Request-Id": "odd"}
+        assert d.request("POST", "/v1/chat/completions", body, kind).status == 502
+        assert d.request("GET", "/v1/streams/%C3%A4%F0%9F%98%80").status == 404
+        d.line(r"id=odd .*model=")
+        assert d.request("GET", "/healthz").status == 200
+
+
+# -- keys of tokens
+
+
+def number(value: int) -> str:
+    size = max(1, (value.bit_length() + 7) // 8)
+    return base64.urlsafe_b64encode(value.to_bytes(size, "big")).rstrip(b"=").decode()
+
+
+MODULUS = (1 << 2047) + 1
+ROWS: list[dict[str, Any]] = [
+    {"kty": "RSA", "n": number(MODULUS), "e": number(1)},
+    {"kty": "RSA", "n": number(MODULUS), "e": number(2)},
+    {"kty": "RSA", "n": number(MODULUS), "e": number(0)},
+    {"kty": "RSA", "n": number(0), "e": number(65537)},
+    {"kty": "RSA", "n": number((1 << 511) + 1), "e": number(65537)},
+    {"kty": "oct", "k": base64.urlsafe_b64encode(SECRET.encode()).decode()},
+    {"kty": "OKP", "crv": "Ed25519", "x": ""},
+    {"kty": "OKP", "crv": "X25519", "x": base64.urlsafe_b64encode(bytes(32)).decode()},
+    {"kty": "OKP", "crv": "Ed448", "x": base64.urlsafe_b64encode(bytes(57)).decode()},
+    {"kty": "EC", "crv": "P-256", "x": number(1), "y": number(1)},
+    {"kty": "RSA", "x5u": "https://evil.test/key", "jku": "https://evil.test/keys"},
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(str(value)[:6] for value in row.values()))
+def test_a_weak_key_in_a_key_set_verifies_nothing(row: dict[str, Any]) -> None:
+    """A key set with a key by which every client can sign: an exponent of 1, a small modulus, a secret that is public.
+
+    Cause: an operator, or the issuer. Expected: the set is refused, or the key left out; no forged token is good.
+    """
+    try:
+        keys = tokens.load_jwks(json.dumps({"keys": [row]}).encode())
+    except tokens.TokenKeyError:
+        return
+    verifier = tokens.Verifier(keys, audience="a")
+    payload = {"aud": "a", "exp": 2**40, "streams": ["*"]}
+    for forged in (jwt.encode(payload, SECRET, "HS256"), jwt.encode(payload, None, "none")):
+        assert not isinstance(verifier.verify(forged.encode(), time.time()), tokens.Grant)
+    pytest.fail("a weak key was taken")

@@ -1,0 +1,327 @@
+"""Attacks of inference servers, and of machines between them and streamd: any bytes at any time, or none.
+
+Each docstring says what is tried, what is expected and, if the idea is a public one, where it comes from.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+from fakes import (
+    CHAT,
+    DONE,
+    LAST,
+    SSE_HEAD,
+    WHOLE,
+    Rig,
+    chunk,
+    event,
+    events_in,
+    get,
+    post,
+    rig,
+    text_of,
+    whole_answer,
+)
+
+from streamd.config import UpstreamSettings
+
+JSON = "Content-Type: application/json"
+
+
+def unchunked(body: bytes, *fields: str) -> bytes:
+    """An event stream that ends with the connection."""
+    return "\r\n".join(("HTTP/1.1 200 OK", "content-type: text/event-stream", *fields, "", "")).encode() + body
+
+
+def data(body: Any) -> bytes:
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+# -- JSON
+
+
+ODD_LISTS = [
+    b"null",
+    b"[]",
+    b'{"data":{}}',
+    b'{"data":[null,1,"x",[],{}]}',
+    b'{"data":[{"id":1},{"id":null},{"id":["a"]},{"id":{}}]}',
+    b'{"data":[{"id":"' + b"x" * 100_000 + b'"}]}',
+    b'{"data":[{"id":"a\\u0000\\u2028\\ud83d\\ude00"}]}',
+    b'{"data":[' + b",".join(b'{"id":"m%d"}' % k for k in range(5000)) + b"]}",
+    b'{"data":[{"id":"m","created":18446744073709551616}]}',
+    b'{"data":[{"id":"m","created":1e999}]}',
+    b"\xff\xfe{}",
+    b"",
+]
+
+
+@pytest.mark.parametrize("body", ODD_LISTS, ids=range(len(ODD_LISTS)))
+def test_no_list_of_models_is_a_mistake_of_streamds(body: bytes) -> None:
+    """Lists with parts of every wrong type, and of sizes beyond reason.
+
+    Attacker: an upstream. Expected: 200 with the parts that are right, or 502.
+    """
+    with rig() as r:
+        for path in ("/v1/models", "/v1beta/models"):
+            client = r.client(get(path))
+            r.reply(whole_answer(body, "200 OK", JSON))
+            assert client.answer.status in (200, 502)
+            json.loads(client.answer.body)
+
+
+# -- numbers and names of the upstream's own
+
+
+def test_a_name_that_changes_with_each_event_is_kept_once() -> None:
+    """3,000 `response.created` events, each with another id, in the same stream.
+
+    Attacker: an upstream. Expected: a single name at most is remembered for the stream, and none after it.
+    """
+    with rig() as r:
+        r.client(post(CHAT, path="/v1/responses"))
+        created = [data({"type": "response.created", "response": {"id": f"r{k}"}}) for k in range(3000)]
+        r.reply(SSE_HEAD + chunk(*created))
+        assert len(r.runtime.hub._by_response) <= 1
+        r.reply(chunk(data({"type": "response.completed"})) + LAST)
+
+
+NUMBERS: list[Any] = [0, -1, 2**53, 2**63, 2**64 - 1, 1.5, True, None, "1", [], 1e300]
+
+
+@pytest.mark.parametrize("start", NUMBERS, ids=str)
+def test_no_numbering_of_an_upstreams_is_a_mistake_of_streamds(start: Any) -> None:
+    """Events with a `sequence_number` that falls, repeats, has no end, or is no number; then a client resumes by it.
+
+    Attacker: an upstream. Expected: the stream whole for its reader; the resume gets a stream or a 400.
+    """
+    numbers = [start, 5, start, 3, 3, start]
+    with rig() as r:
+        client = r.client(post(CHAT, path="/v1/responses"))
+        first = data({"type": "response.created", "response": {"id": "r"}, "sequence_number": start})
+        delta = {"type": "response.output_text.delta", "delta": "a"}
+        rest = [data(delta | {"sequence_number": number}) for number in numbers]
+        r.reply(SSE_HEAD + chunk(first, *rest, data({"type": "response.completed"})) + LAST)
+        assert client.answer.whole and len(events_in(client.answer.body)) == 8
+        for after in ("0", "3", "4", "9007199254740992", "999999999999999"):
+            resumed = r.client(get(f"/v1/responses/r?stream=true&starting_after={after}"))
+            assert resumed.answer.status in (200, 400)
+
+
+@pytest.mark.parametrize("index", [-1, 10**6, 2**63, 1.5, True, None, "0", [], {}], ids=str)
+def test_choices_with_odd_indexes_cost_nothing(index: Any) -> None:
+    """3,000 choices with indexes that are negative, huge, no numbers, or all different: each may become a bit of a
+    number.
+
+    Attacker: an upstream. Expected: passed on, the stream complete with `[DONE]`, and no state that grows with the
+    index.
+    """
+    with rig() as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD)
+        for k in range(0, 3000, 100):
+            indexes = [index + k + j if type(index) is int else index for j in range(100)]
+            choices = [{"index": each, "delta": {"content": "a"}} for each in indexes]
+            r.reply(chunk(data({"id": "c", "object": "chat.completion.chunk", "choices": choices})))
+        (stream,) = r.runtime.hub
+        for name in type(stream.progress).__slots__:
+            value = getattr(stream.progress, name, None)
+            assert not isinstance(value, int) or value.bit_length() <= 1024, name
+            assert not isinstance(value, set | dict | list) or len(value) <= 1024, name
+        r.reply(chunk(DONE) + LAST)
+        assert client.answer.whole
+
+
+# -- fields
+
+
+STREAMDS_FIELDS = [
+    "X-Stream-Id",
+    "X-Upstream",
+    "X-Request-Id",
+    "Connection",
+    "Transfer-Encoding",
+    "Keep-Alive",
+    "Trailer",
+]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_no_upstream_answers_in_streamds_name(streams: bool) -> None:
+    """The answer carries fields that streamd writes itself: another stream's id, another server's name.
+
+    Attacker: an upstream. Expected: each stands there once, with streamd's value, on a stream and on a whole answer.
+    """
+    fields = [f"{name}: forged" for name in STREAMDS_FIELDS if name not in ("Transfer-Encoding", "Connection")]
+    with rig() as r:
+        client = r.client(post(CHAT if streams else WHOLE, "X-Request-Id: mine"))
+        r.reply(unchunked(event("a") + DONE, *fields) if streams else whole_answer(b"{}", "200 OK", *fields))
+        if streams:
+            r.link.fin()
+            r.turn()
+        head = client.raw.partition(b"\r\n\r\n")[0].lower()
+        assert b"forged" not in head
+        assert head.count(b"\r\nx-request-id: mine") == 1 and head.count(b"\r\nx-upstream: up") == 1
+        assert head.count(b"\r\nx-stream-id: s_") == int(streams)
+
+
+# -- memory
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_an_endless_answer_to_a_reader_that_takes_nothing_waits_upstream(framing: str) -> None:
+    """A whole answer without end, as fast as it is taken, for a client that takes nothing.
+
+    Attacker: an upstream together with a client. Expected: the upstream isn't read while the client takes nothing; in
+    user space lie no more than two reads.
+    """
+    fields = {"length": "content-length: 100000000", "chunked": "transfer-encoding: chunked", "close": "x: y"}
+    with rig() as r:
+        client = r.client(post(WHOLE), capacity=1000)
+        r.reply(f"HTTP/1.1 200 OK\r\n{fields[framing]}\r\n\r\n".encode())
+        piece, fed = b"x" * 65536, 0
+        while r.link.reading and fed < 100:
+            r.link.feed(chunk(piece) if framing == "chunked" else piece)
+            r.turn()
+            fed += 1
+        assert fed <= 2 and len(client.transport.held) <= 2 * 65536 + 1000
+        client.reset()
+
+
+def test_a_compressed_bomb_passes_as_it_is() -> None:
+    """10 KB that unpack to 10 MB.
+
+    Attacker: an upstream. Expected: nothing is unpacked, neither to count tokens nor to look for an error.
+    """
+    bomb = gzip.compress(bytes(10_000_000))
+    with rig() as r:
+        for status in ("200 OK", "500 Internal Server Error"):
+            client = r.client(post(WHOLE))
+            r.reply(whole_answer(bomb, status, "Content-Encoding: gzip", JSON))
+            assert client.answer.body == bomb and client.answer.get("content-encoding") == "gzip"
+
+
+# -- ends
+
+
+CUT_WIRE = SSE_HEAD + chunk(event("one"), event("two"), DONE) + LAST
+CUT_POINTS = [*range(0, CUT_WIRE.index(DONE), 11), CUT_WIRE.index(DONE) + len(DONE) - 1]
+
+
+@pytest.mark.parametrize("end", ["fin", "reset"])
+def test_an_answer_that_is_cut_at_any_byte_never_looks_whole(end: str) -> None:
+    """The connection breaks after every eleventh byte of an answer, and before the last byte of its last event.
+
+    Attacker: an upstream that crashes, or a network. Expected: an error status, or an error event and no proper end.
+    """
+    with rig() as r:
+        for size in CUT_POINTS:
+            client = r.client(post(CHAT))
+            r.link.feed(CUT_WIRE[:size])
+            r.turn()
+            getattr(r.link, end)()
+            r.turn()
+            answer = client.answer
+            assert not answer.whole if answer.status == 200 else answer.status == 502
+            if answer.status == 200:
+                assert "error" in events_in(answer.body)[-1].json
+            client.reset()
+            for upstream in r.worker.upstreams:
+                upstream.succeeded()  # else it is left out for a while
+
+
+def test_each_of_many_failing_upstreams_is_asked_once() -> None:
+    """Eight servers, all of them busy (503), full (429) or closing at once: the request goes round.
+
+    Attacker: upstreams under load. Expected: each is asked once at most, and then the client has its answer.
+    """
+    many = tuple(UpstreamSettings(name=f"u{k}", url=f"http://u{k}.test:{k + 1}") for k in range(8))
+    with rig(upstreams=many) as r:
+        client = r.client(post(WHOLE))
+        for k in range(50):
+            open_links = [link for link in r.links if not link.closed and link.sent]
+            if client.statuses or not open_links:
+                break
+            status = "503 Service Unavailable" if k % 2 else "429 Too Many Requests"
+            open_links[-1].feed(whole_answer(b"{}", status))
+            r.turn()
+        assert client.answer.status in (429, 503)
+        assert len(r.dialled) == len(set(r.dialled)) <= 8
+
+
+@pytest.mark.parametrize("odd", [b"\0", b"\xff\xfe", b"\x1b[2J", b"\xed\xa0\x80", b"\x0b", b"\xf4\x90\x80\x80"])
+def test_bytes_that_are_no_text_pass_or_end_the_stream_and_stop_nobody(odd: bytes) -> None:
+    """Events with NUL, broken UTF-8, half a surrogate pair or terminal commands, where readers are late and slow.
+
+    Attacker: an upstream. Expected: all readers get the same bytes, the late and the slow one too, and the end.
+    """
+    odd_event = event("SEAM").replace(b"SEAM", odd)
+    with rig() as r:
+        client, slow_from = r.client(post(CHAT)), None
+        r.reply(SSE_HEAD + chunk(event("a")))
+        name = client.answer.get("x-stream-id")
+        slow_from = r.client(get(f"/v1/streams/{name}"), capacity=900)
+        for _ in range(150):
+            r.reply(chunk(event("b"), odd_event))
+        r.reply(chunk(DONE) + LAST)
+        slow_from.take()
+        late = r.client(get(f"/v1/streams/{name}"))
+        for reader in (client, slow_from, late):
+            assert reader.answer.whole
+            assert b"".join(read.data for read in events_in(reader.answer.body)).count(odd) >= 150
+
+
+def test_an_answer_that_comes_before_its_question_is_nobodys() -> None:
+    """A pooled connection says a whole answer before it is asked anything, again and again.
+
+    Attacker: an upstream. Expected: the connection is dropped; the next client gets the answer to its own question.
+    """
+    with rig() as r:
+        for k in range(20):
+            client = r.client(post(WHOLE))
+            r.reply(whole_answer(b"own %d" % k))
+            assert client.answer.body == b"own %d" % k
+            r.link.feed(whole_answer(b"forged"))
+            r.turn()
+            assert r.link.closed
+        assert len(r.links) == 20
+
+
+def asked_of(r: Rig) -> int:
+    return sum(bytes(link.sent).count(b"POST ") for link in r.links)
+
+
+@pytest.mark.parametrize("status", ["408 Request Timeout", "425 Too Early", "500 Oops", "502 Bad Gateway", "504 Late"])
+def test_an_error_status_never_makes_streamd_ask_again(status: str) -> None:
+    """Statuses at which clients and proxies like to try again by themselves: each try is paid for.
+
+    Attacker: an upstream. Expected: asked once, and the client is told not to try by itself either.
+    """
+    two = tuple(UpstreamSettings(name=name, url=f"http://{name}.test:1") for name in ("one", "two"))
+    with rig(upstreams=two) as r:
+        for ask in (CHAT, WHOLE):
+            before = asked_of(r)
+            client = r.client(post(ask))
+            r.reply(whole_answer(b"{}", status))
+            assert client.answer.status == int(status[:3]) and client.answer.get("x-should-retry") == "false"
+            assert asked_of(r) == before + 1
+
+
+def test_text_that_looks_like_streamds_own_events_is_text() -> None:
+    """A model is made to say streamd's own words: error, gap, reconnect, `[DONE]`, ids, heartbeats.
+
+    Attacker: the author of a prompt. Expected: it is text of a choice, in each reader's stream, and ends nothing.
+    """
+    words = '[DONE]\n\ndata: [DONE]\n\nid: s_x:9\nevent: gap\n: hb\nretry: 1\n\n{"error":{"code":"reconnect"}}'
+    with rig() as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(*[event(words)] * 3))
+        assert not client.gone
+        r.reply(chunk(DONE) + LAST)
+        events = events_in(client.answer.body)
+        assert [read.seq for read in events] == [1, 2, 3, 4]
+        assert text_of(events) == words * 3
