@@ -8,6 +8,10 @@ costs a call.
 Every interval (250 ms, the resolution of all time limits) a pass goes over the members, in slices of 250 (0.1 ms with
 cold caches, more if many are due). The loop runs between slices, so that a pass is not felt with any number of members:
 work that blocks the loop for a hundredth of all time is every reader's p99.
+
+A process that was stopped (a cgroup's freezer, `docker pause`, a debugger) finds all its deadlines due when it goes on,
+and in a turn of the loop timers come before reads. So a pass that is later than LATE_S waits for another interval: what
+arrived meanwhile is read before anybody is judged by the clock.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from typing import Protocol
 
 INTERVAL_S = 0.25
 SLICE_MAX = 250
+# Lateness of a pass from which on the process was rather stopped than busy: four intervals.
+LATE_S = 1.0
 NEVER = float("inf")
 
 
@@ -66,7 +72,14 @@ class Sweep:
 
     def _plan(self) -> None:
         self._planned = self._loop.time() + INTERVAL_S
-        self._timer = self._loop.call_later(INTERVAL_S, self._tick)
+        self._timer = self._loop.call_later(INTERVAL_S, self._wake)
+
+    def _wake(self) -> None:
+        """Begin a pass; after a long stop an interval later, once, so that reads come first."""
+        if self._loop.time() - self._planned > LATE_S:
+            self._timer = self._loop.call_later(INTERVAL_S, self._tick)
+        else:
+            self._tick()
 
     def _tick(self) -> None:
         now = self._loop.time()

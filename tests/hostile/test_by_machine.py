@@ -10,19 +10,98 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from fakes import CHAT, DONE, LAST, SSE_HEAD, chunk, event, get, post, rig
-from served import served
+from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, get, post, rig
+from served import holding, served
 
 from streamd.addresses import parse_address
 from streamd.core import tokens
 from streamd.daemon import listen
 
 # -- time
+
+
+def frozen(r: Rig, seconds: float, meanwhile: Callable[[], None]) -> None:
+    """The process is stopped for a while; bytes that arrive meanwhile wait in the kernel.
+
+    As libuv has it, timers that are due come first when it goes on, and reads after them.
+    """
+    r.loop._jumping.now += seconds
+    r.loop.call_soon(lambda: r.loop.call_soon(lambda: r.loop.call_soon(meanwhile)))
+    r.turn()
+    r.pass_time(1)
+
+
+def half_a_head(r: Rig) -> tuple[Client, Callable[[], None], Callable[[], bool]]:
+    client = r.client(get("/healthz")[:-2])
+    return client, lambda: client.transport.feed(b"\r\n"), lambda: client.statuses == [200]
+
+
+def half_a_body(r: Rig) -> tuple[Client, Callable[[], None], Callable[[], bool]]:
+    client = r.client(post({"model": 1}, path="/v1/streams/lookup")[:-5])
+    return client, lambda: client.transport.feed(b'": 1}'[-5:]), lambda: client.statuses == [200]
+
+
+def a_silent_upstream(r: Rig) -> tuple[Client, Callable[[], None], Callable[[], bool]]:
+    client = r.client(post(CHAT))
+    r.reply(SSE_HEAD + chunk(event("a")))
+    link = r.link
+    return client, lambda: link.feed(chunk(event("b"), DONE) + LAST), lambda: client.answer.whole
+
+
+def a_prefill(r: Rig) -> tuple[Client, Callable[[], None], Callable[[], bool]]:
+    client = r.client(post(CHAT | {"stream": False}))
+    link = r.link
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    return client, lambda: link.feed(answer), lambda: client.statuses == [200]
+
+
+SITUATIONS = [half_a_head, half_a_body, a_silent_upstream, a_prefill]
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("seconds", [60.0, 4000.0])
+def test_a_freeze_of_the_machine_is_nobodys_silence(situation: Any, seconds: float) -> None:
+    """The process is stopped (`docker pause`, a cgroup's freezer, a debugger) for longer than a time limit; meanwhile
+    the bytes that were waited for arrive, and wait in the kernel.
+
+    Cause: the machine. Expected: it is read before a peer is judged by the clock: the request is answered, the stream
+    ends whole.
+    """
+    with rig() as r:
+        client, feed, is_well = situation(r)
+        frozen(r, seconds, feed)
+        assert is_well(), client.raw
+        client.reset()
+
+
+def test_a_frozen_daemon_goes_on_with_all_its_streams() -> None:
+    """The whole daemon is stopped for longer than worker_stuck and idle_timeout, and goes on.
+
+    Cause: the machine (`docker pause`; a virtual machine that moves). Expected: no worker is killed for it, and the
+    running generation ends whole for its reader.
+    """
+    with (
+        holding() as held,
+        served("--upstream", held.url, "--worker-stuck", "2s", "--idle-timeout", "1s", new_group=True) as d,
+    ):
+        d.notify.until("READY=1")
+        answer = d.generation()
+        assert answer.readline()
+        os.killpg(d.process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        held.go_on()
+        while time.monotonic() - began < 3.5:  # the fault itself: a freeze has a length
+            time.sleep(0.1)
+        os.killpg(d.process.pid, signal.SIGCONT)
+        rest = answer.read()
+        assert b"two" in rest and b"[DONE]" in rest
+        assert not [line for line in d.lines if "worker" in line and ("stuck" in line or "died" in line)]
 
 
 @pytest.mark.parametrize("unix", [0.0, -1.0, 1.0, 2.0**31 - 1, 2.0**31, 2.0**32, 4_102_444_800.0, 32_503_680_000.0])

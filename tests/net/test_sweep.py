@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from fakes import FakeLoop
 
-from streamd.net.sweep import INTERVAL_S, NEVER, SLICE_MAX, Sweep
+from streamd.net.sweep import INTERVAL_S, LATE_S, NEVER, SLICE_MAX, Sweep
 
 
 class Member:
@@ -105,9 +105,32 @@ def test_a_tick_comes_once_a_pass_with_its_lag(swept: Swept) -> None:
     swept.sweep.on_tick.append(lambda now, lag_s: ticks.append((now, lag_s)))
     swept.run(1.1)
     assert len(ticks) == 4 and all(lag_s == 0 for _, lag_s in ticks)
-    swept.loop._jumping.now += 3.0
+    swept.loop._jumping.now += LATE_S / 2
     swept.run(0.01)
-    assert ticks[-1][1] == pytest.approx(3.0, abs=INTERVAL_S)
+    assert ticks[-1][1] == pytest.approx(LATE_S / 2, abs=INTERVAL_S)
+    swept.loop._jumping.now += 3.0
+    swept.run(INTERVAL_S + 0.01)
+    assert ticks[-1][1] == pytest.approx(3.0, abs=2 * INTERVAL_S)
+
+
+def test_after_a_long_stop_deadlines_wait_for_an_interval_and_no_longer(swept: Swept) -> None:
+    ticks: list[float] = []
+    swept.sweep.on_tick.append(lambda now, lag_s: ticks.append(now))
+    silent, busy = (Member(swept.loop.time() + 100.0) for _ in range(2))
+    swept.sweep.add(silent)
+    swept.sweep.add(busy)
+    swept.run(1.1)
+    swept.loop._jumping.now += 200.0
+    swept.run(0.01)
+    assert silent.asked == busy.asked == []
+    busy.due_at = NEVER  # it has read what came meanwhile
+    for _ in range(3):  # late again and again: nobody's deadline waits for ever
+        swept.loop._jumping.now += 2.0
+        swept.run(0.01)
+    assert len(silent.asked) == 1 and busy.asked == []
+    before = len(ticks)
+    swept.run(1.1)
+    assert len(ticks) >= before + 3, "the usual rhythm"
 
 
 def test_a_member_that_raises_does_not_stop_the_other_deadlines(swept: Swept) -> None:
