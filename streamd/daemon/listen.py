@@ -98,9 +98,13 @@ def _bind_with_mode(sock: socket.socket, path: str, mode: int | None) -> None:
 
 
 def _answers(path: str) -> bool:
+    """Whether a process listens on the socket. A full accept queue says so too, and is not waited for."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
+        except BlockingIOError:
+            return True
         except OSError:
             return False
         return True

@@ -6,9 +6,13 @@ Each docstring says what goes wrong, what is expected and, if the idea is a publ
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
+import socket
+import stat
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +167,47 @@ def test_a_clock_that_jumps_neither_prolongs_nor_cuts_a_reader(jump_s: float, tm
 
 
 # -- operators
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 3])
+def test_a_taken_unix_socket_is_neither_stolen_nor_waited_for(waiting: int, tmp_path: Path) -> None:
+    """A second daemon is started on the socket of the first, which is busy or hangs: its queue is full.
+
+    Cause: an operator. Expected: told at once that the address is in use; the first keeps its socket and its queue.
+    """
+    path = tmp_path / "socket"
+    clients = []
+    with socket.socket(socket.AF_UNIX) as first:
+        first.bind(str(path))
+        first.listen(0)
+        for _ in range(waiting):
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            client.connect_ex(str(path))
+            clients.append(client)
+        failed: list[BaseException] = []
+
+        def second() -> None:
+            try:
+                listen.bind(parse_address(f"unix:{path}")).close()
+            except OSError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=second, daemon=True)
+        thread.start()
+        thread.join(5)
+        waits = thread.is_alive()
+        if waits:  # let it go
+            first.settimeout(0.1)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    first.accept()[0].close()
+        thread.join(5)
+        assert not waits, "the second daemon waits for the first"
+        assert failed and "in use" in str(failed[0])
+        assert stat.S_ISSOCK(path.stat().st_mode)
+        for client in clients:
+            client.close()
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "folder"])
