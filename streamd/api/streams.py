@@ -118,7 +118,7 @@ class Streams:
         request = answer.request
         if _wants_json(request):
             body = orjson.dumps(state_of(stream, self._runtime.time()))
-            answer.send(200, body, [JSON, (b"x-stream-id", stream.id.encode())])
+            answer.send(200, body, [JSON, (b"x-stream-id", stream.id.encode()), (b"cache-control", b"no-store")])
             return
         policy = policy_of(request) or stream.terms.policy
         reset = last is not None and last.stream == stream.id and (last.epoch or "") != stream.epoch

@@ -193,6 +193,26 @@ def test_no_cache_gives_a_pages_answer_to_another_page() -> None:
                 assert client.answer.get("access-control-allow-origin") == (ORIGIN if ORIGIN in str(fields) else None)
 
 
+@pytest.mark.parametrize("name", ["profile.css", "room.js", "a.png"])
+def test_what_is_private_is_stored_in_no_cache(name: str) -> None:
+    """A stream's name may end in `.css`, which some caches keep by the name alone; its state and its texts are private.
+
+    Attacker: a page that makes its reader open the address once. Expected: every answer about a stream says no-cache or
+    no-store. Source: Omer Gil, Web Cache Deception (2017); ChatGPT account takeover by the same (2023).
+    """
+    with rig() as r:
+        assert r.client(post({}, path=f"/v1/streams/{name}").replace(b"POST", b"PUT", 1)).answer.status == 201
+        answers = [
+            r.client(get(f"/v1/streams/{name}", "Accept: application/json")).answer,
+            r.client(get(f"/v1/streams/{name}")).answer,
+            r.client(get("/v1/streams")).answer,
+        ]
+        for answer in answers:
+            assert answer.status == 200
+            assert "no-store" in (held := answer.get("cache-control") or "") or "no-cache" in held
+        r.client(get(f"/v1/streams/{name}", method="DELETE"))
+
+
 @pytest.mark.parametrize(
     "fields",
     [
