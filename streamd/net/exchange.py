@@ -36,8 +36,9 @@ from streamd.net.upstream import Upstream, UpstreamConnection
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
+from streamd.wire import retry_after
 from streamd.wire.dialects.members import shallow_object
-from streamd.wire.http1 import Framing, ResponseHead
+from streamd.wire.http1 import Framing, Headers, ResponseHead
 
 # Bound of an error text for an event: the error object of an OpenAI-compatible server takes a few hundred bytes.
 COLLECTED_BYTES_MAX = 16 * 1024
@@ -303,7 +304,7 @@ class Exchange(Pending):
         fields = head.headers
         if head.status >= 400:
             headers += _error_fields(fields)
-            fields = _bounded_retry_after(fields, self._runtime.settings.upstream_retry_after_max_s)
+            fields = self._bounded_retry_after(fields)
         head = ResponseHead(head.status, head.reason, fields, head.framing, head.content_length, head.keep_alive)
         if self.stream is not None:
             self._drop_stream(self.stream)
@@ -313,6 +314,12 @@ class Exchange(Pending):
         self.due_at = self._next_due()
         passed = frozenset(name.lower().encode() for name in upstream.settings.pass_fields)
         answer.proxy_head(head, headers, passed)
+
+    def _bounded_retry_after(self, fields: Headers) -> Headers:
+        """The fields with waits of at most upstream_retry_after_max: SDKs ignore more than a minute."""
+        most, now = self._runtime.settings.upstream_retry_after_max_s, self._runtime.unix_time()
+        values = ((name, retry_after.bounded(name, value, most, now)) for name, value in fields)
+        return tuple((name, value) for name, value in values if value is not None)
 
     def _drop_stream(self, stream: Stream) -> None:
         """The answer isn't a stream. Readers that joined it meanwhile are told; without readers it is removed."""
@@ -629,17 +636,6 @@ def _error_fields(fields: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, 
     if any(name == b"x-should-retry" for name, _ in fields):
         return []
     return [(b"x-should-retry", b"false")]
-
-
-def _bounded_retry_after(
-    fields: tuple[tuple[bytes, bytes], ...], seconds_max: float
-) -> tuple[tuple[bytes, bytes], ...]:
-    """Limit Retry-After to `seconds_max`: SDKs ignore more than a minute."""
-    limit = b"%d" % seconds_max
-    return tuple(
-        (name, limit if name == b"retry-after" and value.isdigit() and int(value[:9]) > seconds_max else value)
-        for name, value in fields
-    )
 
 
 def _refused(collected: bytes) -> HttpError:

@@ -139,6 +139,32 @@ def test_choices_with_odd_indexes_cost_nothing(index: Any) -> None:
 # -- fields
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        "Retry-After: Fri, 31 Dec 9999 23:59:59 GMT",
+        "Retry-After: 86400.5",
+        "Retry-After: +86400",
+        "Retry-After: 86400, 86400",
+        "Retry-After-Ms: 86400000",
+    ],
+)
+def test_no_upstream_sends_clients_away_for_a_day(field: str) -> None:
+    """Retry-After is bounded where it is digits alone; clients obey a date, a decimal and `retry-after-ms` as well.
+
+    Attacker: an upstream. Expected: at most upstream_retry_after_max (60 s), or no such field (docs/HTTP.md, Relay).
+    Source: the OpenAI SDKs read `retry-after-ms` first, then seconds with decimals, then a date.
+    """
+    with rig() as r:
+        client = r.client(post(WHOLE))
+        r.reply(whole_answer(b"{}", "429 Too Many Requests", field))
+        answer = client.answer
+        assert answer.status == 429
+        for name in ("retry-after", "retry-after-ms"):
+            given = answer.get(name)
+            assert given is None or (given.isdigit() and int(given) <= (60 if name == "retry-after" else 60_000))
+
+
 STREAMDS_FIELDS = [
     "X-Stream-Id",
     "X-Upstream",
