@@ -32,6 +32,7 @@ from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
+from streamd.wire import via
 from streamd.wire.dialect import KEY_FIELDS, generates
 from streamd.wire.dialects.api import Api
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
@@ -329,9 +330,13 @@ def _detach_grace(request: Request, max_s: float) -> float:
 def ask_of(request: Request) -> Ask:
     """The request as it goes upstream: its head written anew from the parsed parts, its body as it came.
 
-    In the body of a model with another name there only the name is replaced; every other byte stays.
+    In the body of a model with another name there only the name is replaced; every other byte stays. Raises HttpError
+    508 for a request that goes in a circle.
     """
     head = head_of(request)
+    if via.passes(head.get(b"via")) >= via.PASSES_MAX:
+        text = f"This request has passed streamd {via.PASSES_MAX} times: the URL of an upstream leads back to streamd."
+        raise HttpError(508, text, code="loop_detected", should_retry=False)
     body, json, api, request_id = request.body, request.json, request.dialect.api, request.id
     request_id_field = (b"x-request-id", request_id.encode())
     passed = [field for field in end_to_end(head.headers) if not _is_for_streamd(field[0])]
@@ -343,7 +348,7 @@ def ask_of(request: Request) -> Ask:
         own = {name.lower().encode() for name in settings.headers}
         out = [(b"host", settings.origin.authority.encode()), *[f for f in passed if f[0] not in own], request_id_field]
         out += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
-        out.append((b"accept-encoding", b"identity"))
+        out += [(b"accept-encoding", b"identity"), (b"via", via.OWN)]
         if settings.key:
             out += api.credentials(settings.key.encode())
         elif settings.pass_client_key:

@@ -5,6 +5,7 @@ Each docstring says what goes wrong, what is expected and, if the idea is a publ
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -21,9 +22,11 @@ from typing import Any
 import jwt
 import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, get, post, rig
+from loopback import run, serving
 from served import holding, served
 
 from streamd.addresses import parse_address
+from streamd.config import UpstreamSettings
 from streamd.core import tokens
 from streamd.daemon import listen
 
@@ -167,6 +170,49 @@ def test_a_clock_that_jumps_neither_prolongs_nor_cuts_a_reader(jump_s: float, tm
 
 
 # -- operators
+
+
+def test_a_server_that_is_its_own_upstream_ends_the_circle() -> None:
+    """The upstream's URL leads back to streamd, directly or by a proxy: each request asks for itself for ever.
+
+    Cause: an operator's mistake, then any client with a single request. Expected: an error after some rounds, not after
+    all connections, streams and descriptors are taken. Source: RFC 8586 (CDN-Loop); RFC 9110 7.6.3 (Via);
+    https://github.com/tinyproxy/tinyproxy/issues/199
+    """
+
+    async def main() -> None:
+        target = 0
+        passed = 0
+
+        async def back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal passed
+            passed += 1
+            if passed > 200:  # it has been shown
+                writer.close()
+                return
+            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", target)
+
+            async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+                try:
+                    while piece := await source.read(65536):
+                        sink.write(piece)
+                except ConnectionError:
+                    pass
+                sink.close()
+
+            await asyncio.gather(copy(reader, to_writer), copy(to_reader, writer))
+
+        proxy = await asyncio.start_server(back, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        async with serving(upstreams=(UpstreamSettings(name="self", url=url),)) as daemon:
+            target = daemon.port
+            for ask in (post(CHAT | {"stream": False}), post(CHAT), get("/v1/models")):
+                assert (await daemon.ask(ask)).status in (502, 508)
+                await daemon.until(lambda: not daemon.left()["in_flight"])
+        proxy.close()
+        assert passed <= 3 * 20
+
+    run(main)
 
 
 @pytest.mark.parametrize("waiting", [0, 1, 3])

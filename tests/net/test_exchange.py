@@ -33,6 +33,7 @@ from streamd.config import UpstreamSettings
 from streamd.net.client import BROKEN_END_S
 from streamd.net.exchange import TRANSITIONS, ExchangeState
 from streamd.reasons import CloseReason
+from streamd.wire.via import PASSES_MAX
 
 TWO = (UpstreamSettings(name="a", url="http://a.test:1"), UpstreamSettings(name="b", url="http://b.test:2"))
 ONE = TWO[:1]
@@ -85,9 +86,26 @@ def test_the_request_to_the_upstream_is_written_anew() -> None:
                 b"x-other: kept",
                 b"x-request-id: r1",
                 b"accept-encoding: identity",
+                b"via: 1.1 streamd",
                 b"content-length: %d" % len(body),
             ]
         )
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models"])
+def test_a_request_that_comes_round_too_often_is_refused(path: str) -> None:
+    with rig() as r:
+        for earlier in (0, PASSES_MAX - 1, PASSES_MAX):
+            before = len(r.links)
+            named = ("Via: 1.1 edge", *["Via: 1.1 streamd"] * earlier)
+            client = r.client(post(WHOLE, *named, path=path) if path != "/v1/models" else get(path, *named))
+            if earlier == PASSES_MAX:
+                assert (client.answer.status, client.answer.error["code"]) == (508, "loop_detected")
+                assert client.answer.get("x-should-retry") == "false" and len(r.links) == before
+                continue
+            sent = bytes(r.links[-1].sent)
+            assert sent.count(b"via: 1.1 streamd\r\n") == earlier + 1 and sent.count(b"via: 1.1 edge\r\n") == 1
+            r.reply(whole_answer(b"{}", "200 OK", "Connection: close"))
 
 
 def test_an_upstream_gets_its_own_key_base_path_headers_and_model_names() -> None:
