@@ -6,14 +6,18 @@ Each docstring says who may do it, what is expected and, if the idea is a public
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
 from pathlib import Path
 
 import pytest
+from counting import instructions
 from fakes import DONE, LAST, SSE_HEAD, Client, chunk, event, get, post, rig
 from loopback import run, serving
 from tlspeer import make_certificate
 
+from streamd.api import streams
+from streamd.core.stream import Subscriber
 from streamd.counters import Counters
 
 HIDDEN = get("/v1/streams/hidden", method="DELETE")  # bytes that must never be taken for a request
@@ -93,6 +97,34 @@ def test_a_body_that_comes_after_its_answer_is_never_a_request(
         r.pass_time(5)
         assert not [name for name, _, _ in r.ended if "hidden" in name]
         assert len(client.statuses) <= 2 and client.statuses[1:] in ([], [200])
+
+
+@pytest.mark.xfail(strict=False, reason="routes that take a body say 100 Continue before they ask for the right")
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/v1/chat/completions", "POST"),
+        ("/v1/streams", "POST"),
+        ("/v1/streams/room", "PUT"),
+        ("/v1/streams/room/events", "POST"),
+    ],
+)
+def test_no_stranger_is_invited_to_send_a_body(path: str, method: str, tmp_path: Path) -> None:
+    """`Expect: 100-continue` asks before it sends; a server that says yes first and looks at the key later reads it.
+
+    Attacker: any client without a key. Expected: 401 or 404 as the only answer, no 100, the connection not kept for the
+    body.
+    """
+    keys = tmp_path / "keys"
+    keys.touch(0o600)
+    with rig(keys_file=str(keys)) as r:
+        head = get(path, "Expect: 100-continue", "Content-Length: 1000", method=method)
+        client = r.client(head)
+        assert b" 100 " not in client.raw.partition(b"\r\n")[0]
+        assert client.answer.status in (401, 404)
+        assert r.runtime.bodies_bytes == 0
+        r.pass_time(10)
+        assert client.gone
 
 
 SPELLINGS = ["/status/", "/Status", "/%73tatus", "/status%2f", "/status;x=y", "//status", "/./status", "/x/../status"]
@@ -280,6 +312,59 @@ def test_no_field_overrides_method_or_path(field: str) -> None:
         (stream,) = r.runtime.hub
         assert stream.reason is None and len(stream.readers) == 2
         r.client(get("/v1/streams/room", method="DELETE"))
+
+
+def work_of_leaving(count: int) -> int:
+    """`count` readers wait for a name and leave in the same turn: the instructions that api/streams.py took for it."""
+    with rig() as r:
+        readers = [r.client(get("/v1/streams/later?wait=60")) for _ in range(count)]
+
+        def leave() -> None:
+            for reader in readers:
+                reader.transport.reset()
+            r.turn()
+
+        return instructions(streams.__file__, leave)
+
+
+@pytest.mark.xfail(strict=False, reason="each waiter that leaves looks at all others of its name")
+def test_readers_that_wait_for_a_name_cost_each_other_nothing_as_they_leave() -> None:
+    """Thousands wait for a name that never opens (`?wait=60`) and leave in the same moment; each looks at all others.
+
+    Attacker: any client, before any key is asked for. Expected: the work as they leave grows with their number and not
+    with its square (10,000 of them would be 50 million steps in a few turns of the loop).
+    """
+    assert work_of_leaving(200) <= 3 * work_of_leaving(100)
+
+
+@pytest.mark.xfail(strict=False, reason="the state looks at every reader's lag at each request")
+def test_the_state_of_a_crowded_stream_doesnt_cost_by_its_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Accept: application/json` at a public stream computes a median over all readers' lags, for every request.
+
+    Attacker: any client, where a public stream has thousands of readers: a few hundred bytes cost milliseconds of all
+    users. Expected: 40 requests in a row look at each of 300 readers a few times, not 40 times.
+    """
+    looked = 0
+    position = Subscriber.position.fget
+    assert position is not None
+
+    def counting(self: Subscriber) -> int:
+        nonlocal looked
+        looked += 1
+        return position(self)
+
+    with rig() as r:
+        r.client(OPEN_ROOM)
+        for _ in range(300):
+            r.client(get("/v1/streams/room"))
+        asker = r.client()
+        monkeypatch.setattr(Subscriber, "position", property(counting))
+        for _ in range(40):
+            asker.send(get("/v1/streams/room", "Accept: application/json"))
+        monkeypatch.undo()
+        assert set(asker.statuses) == {200} and json.loads(asker.answers[-1].body)["subscribers"] == 300
+        r.client(get("/v1/streams/room", method="DELETE"))
+    assert looked <= 300 * 4
 
 
 @pytest.mark.parametrize("path", ["/%3Cscript%3Ealert(1)%3C/script%3E", "/v1/streams/%3Cimg%20src=x%3E", "/'onload='x"])
