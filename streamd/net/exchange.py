@@ -36,7 +36,7 @@ from streamd.net.upstream import Upstream, UpstreamConnection
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire import retry_after
+from streamd.wire import active_content, retry_after
 from streamd.wire.dialects.members import shallow_object
 from streamd.wire.http1 import Framing, Headers, ResponseHead
 
@@ -300,7 +300,7 @@ class Exchange(Pending):
     def _proxy(self, link: UpstreamConnection, upstream: Upstream, head: ResponseHead, answer: Answer) -> None:
         self._let_ask_go()
         self._go(ExchangeState.PROXYING)
-        headers = [(b"x-upstream", upstream.settings.name.encode())]
+        headers = [(b"x-upstream", upstream.settings.name.encode()), *_holding(head)]
         fields = head.headers
         if head.status >= 400:
             headers += _error_fields(fields)
@@ -629,6 +629,12 @@ def _is_event_stream(head: ResponseHead) -> bool:
     media_type = (head.get(b"content-type") or b"").split(b";")[0].strip().lower()
     coding = (head.get(b"content-encoding") or b"identity").strip().lower()
     return media_type == b"text/event-stream" and coding == b"identity"
+
+
+def _holding(head: ResponseHead) -> Headers:
+    """The fields that keep an answer with a body from running in a browser as a page of streamd's."""
+    is_empty = head.framing is Framing.NONE or (head.framing is Framing.LENGTH and not head.content_length)
+    return () if is_empty else active_content.holding(head.get(b"content-type"))
 
 
 def _error_fields(fields: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:

@@ -257,7 +257,6 @@ def test_no_upstream_answers_in_streamds_name(streams: bool) -> None:
         assert head.count(b"\r\nx-stream-id: s_") == int(streams)
 
 
-@pytest.mark.xfail(strict=False, reason="pages of an upstream pass as they are")
 @pytest.mark.parametrize("media_type", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", ""])
 def test_an_upstreams_page_runs_in_no_readers_browser_as_streamds(media_type: str) -> None:
     """The server answers a GET with a page, and its script reads the reader's streams: it is of streamd's own origin.
