@@ -63,10 +63,8 @@ class Admin:
         return orjson.dumps(self._worst())
 
     def _worst(self) -> list[dict[str, Any]]:
-        now = self._runtime.time()
-        return heapq.nsmallest(
-            STREAMS_SHOWN_MAX, (state_of(s, now) for s in self._runtime.hub), key=lambda state: -state["lag_max"]
-        )
+        states = (state_of(stream, self._runtime) for stream in self._runtime.hub)
+        return heapq.nsmallest(STREAMS_SHOWN_MAX, states, key=lambda state: -state["lag_max"])
 
     def log_level(self, answer: Answer) -> None:
         """PUT /log-level with the level as body; holds until the next reload or restart."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import heapq
 import re
-import statistics
 import urllib.parse
 from typing import Any, NamedTuple
 
@@ -117,7 +116,7 @@ class Streams:
     def _send(self, answer: Answer, stream: Stream, last: EventId | None) -> None:
         request = answer.request
         if _wants_json(request):
-            body = orjson.dumps(state_of(stream, self._runtime.time()))
+            body = orjson.dumps(state_of(stream, self._runtime))
             answer.send(200, body, [JSON, (b"x-stream-id", stream.id.encode()), (b"cache-control", b"no-store")])
             return
         policy = policy_of(request) or stream.terms.policy
@@ -291,9 +290,8 @@ class Streams:
             and wanted.state in (None, state_word(stream))
             and (wanted.after is None or (stream.opened_at, stream.id) > wanted.after)
         )
-        now = self._runtime.time()
         page = heapq.nsmallest(wanted.limit + 1, shown)
-        return [(opened_at, name, state_of(stream, now)) for opened_at, name, stream in page]
+        return [(opened_at, name, state_of(stream, self._runtime)) for opened_at, name, stream in page]
 
 
 class WaitForName(Pending):
@@ -371,9 +369,10 @@ def state_word(stream: Stream) -> str:
     return "live" if stream.reason is None else "sealed"
 
 
-def state_of(stream: Stream, now: float) -> dict[str, Any]:
-    """The state of a stream, for publishers and operators. Lag is in events, over the readers of this moment."""
-    lags = [stream.log.seq_next - reader.position for reader in stream.readers]
+def state_of(stream: Stream, runtime: Runtime) -> dict[str, Any]:
+    """The state of a stream, for publishers and operators. Lag is in events, over the readers of this second."""
+    now = runtime.time()
+    lag = runtime.lags.of(stream, now)
     return {
         "id": stream.id,
         "epoch": stream.epoch or None,
@@ -385,9 +384,9 @@ def state_of(stream: Stream, now: float) -> dict[str, Any]:
         "text_events": stream.text_events,
         "text_bytes": stream.text_bytes,
         "subscribers": len(stream.readers),
-        "lag_max": max(lags, default=0),
-        "lag_median": statistics.median(lags) if lags else 0,
-        "dropped_events": stream.drops + sum(reader.dropped for reader in stream.readers),
+        "lag_max": lag.most,
+        "lag_median": lag.median,
+        "dropped_events": stream.drops + lag.dropped,
         "age_s": round(now - stream.opened_at, 3),
         "policy": stream.terms.policy.value,
         "model": stream.terms.model or None,

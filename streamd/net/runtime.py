@@ -17,6 +17,7 @@ from streamd.core.body_charge import BodyCharge
 from streamd.core.fanout import SlicedFanout
 from streamd.core.guard import Guard
 from streamd.core.hub import Hub
+from streamd.core.lags import Lags
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.stream import Stream, Subscriber
 from streamd.counters import Counters
@@ -108,6 +109,7 @@ class Runtime:
         self.sweep = Sweep(loop, self.bug)
         self.read_batch = ReadBatch(loop)
         self.hub = hub
+        self.lags = Lags()
         self.gates = AddressGates(self.admission, settings)
         self.peers: Peers | None = None  # the other workers; None: this worker is alone
         self.inquiries: Inquiries | None = None  # questions to the other workers

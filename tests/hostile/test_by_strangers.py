@@ -337,7 +337,6 @@ def test_readers_that_wait_for_a_name_cost_each_other_nothing_as_they_leave() ->
     assert work_of_leaving(200) <= 3 * work_of_leaving(100)
 
 
-@pytest.mark.xfail(strict=False, reason="the state looks at every reader's lag at each request")
 def test_the_state_of_a_crowded_stream_doesnt_cost_by_its_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Accept: application/json` at a public stream computes a median over all readers' lags, for every request.
 
