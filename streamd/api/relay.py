@@ -32,7 +32,7 @@ from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire import via
+from streamd.wire import charset, via
 from streamd.wire.dialect import KEY_FIELDS, generates
 from streamd.wire.dialects.api import Api
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
@@ -53,6 +53,16 @@ DETACHED = Refusal(
     retry=Retry.WITH_ROOM,
 )
 
+# Fields that frameworks take for the true method or path of a request (CVE-2018-14773). The rights of a key were judged
+# by the method and path that are sent.
+_OVERRIDES = (
+    b"x-http-method",
+    b"x-http-method-override",
+    b"x-method-override",
+    b"x-original-url",
+    b"x-rewrite-url",
+)
+
 # Fields that don't go upstream: those that streamd writes itself or acts on, and the client's secrets.
 _STREAMD_FIELDS = frozenset(
     (
@@ -66,6 +76,7 @@ _STREAMD_FIELDS = frozenset(
         b"idempotency-key",
         b"last-event-id",
         b"prefer",
+        *_OVERRIDES,
         *KEY_FIELDS,
         b"x-conversation-id",
         b"x-request-id",
@@ -94,6 +105,9 @@ class Relay:
             raise not_found(request.path)
         if request.method in ("TRACE", "CONNECT"):
             raise HttpError(501, f"{request.method} is not relayed.", code="not_relayed")
+        if charset.is_foreign(request.get(b"content-type")):
+            text = "JSON is UTF-8 (RFC 8259 8.1): leave the charset out of Content-Type, or say utf-8."
+            raise HttpError(415, text, code="bad_content_type", param="content-type")
         self._rights.check_relay(request)
         if not self._may_join(request):
             self._rights.check_limits(request)
@@ -345,8 +359,9 @@ def ask_of(request: Request) -> Ask:
 
     def fields_for(upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
         settings = upstream.settings
-        own = {name.lower().encode() for name in settings.headers}
-        out = [(b"host", settings.origin.authority.encode()), *[f for f in passed if f[0] not in own], request_id_field]
+        own = {_hyphened(name.lower().encode()) for name in settings.headers}
+        clients = [field for field in passed if _hyphened(field[0]) not in own]
+        out = [(b"host", settings.origin.authority.encode()), *clients, request_id_field]
         out += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
         out += [(b"accept-encoding", b"identity"), (b"via", via.OWN)]
         if settings.key:
@@ -373,8 +388,13 @@ def ask_of(request: Request) -> Ask:
 
 def _is_for_streamd(name: bytes) -> bool:
     """Whether a field stays here. A server behind WSGI or CGI reads `_` as `-`, so both spellings count."""
-    name = name.replace(b"_", b"-")
+    name = _hyphened(name)
     return name in _STREAMD_FIELDS or name.startswith(_FORWARDED_FIELDS)
+
+
+def _hyphened(name: bytes) -> bytes:
+    """The name as servers behind WSGI, CGI and PHP read it, for which `_` and `-` are the same."""
+    return name.replace(b"_", b"-")
 
 
 def _hash_of(request: Request) -> bytes:
