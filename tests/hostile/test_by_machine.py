@@ -95,7 +95,7 @@ def test_a_frozen_daemon_goes_on_with_all_its_streams() -> None:
     """
     with (
         holding() as held,
-        served("--upstream", held.url, "--worker-stuck", "2s", "--idle-timeout", "1s", new_group=True) as d,
+        served("--upstream", held.url, "--worker-stuck", "2s", "--idle-timeout", "2s", new_group=True) as d,
     ):
         d.notify.until("READY=1")
         answer = d.generation()
