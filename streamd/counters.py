@@ -99,7 +99,12 @@ GAUGES = (
     gauge("streams_sealed", "Sealed streams that can still be read.", status="streams.sealed"),
     gauge("subscribers", "Readers of streams now.", "streamd_subscribers", status="subscribers"),
     gauge("subscribers_paused", "Readers whose connection takes nothing now.", "streamd_subscribers_paused"),
-    gauge("log_bytes", "Memory of all replay logs.", "streamd_replay_log_bytes", status="log_bytes"),
+    gauge(
+        "log_bytes",
+        "Memory of all replay logs, of streams' names, and of finished streams.",
+        "streamd_replay_log_bytes",
+        status="log_bytes",
+    ),
     gauge("bodies_bytes", "Request bodies held now.", "streamd_request_bodies_bytes"),
     gauge("pid", "Id of the process.", combine=Combine.LAST),
     gauge("bytes_resident", "Memory of the process as it was measured last."),

@@ -12,6 +12,10 @@ Each of these bounds is for all principals together. Where it is reached, the pr
 (core/shares.py): its oldest grace, its oldest stream without a reader, its oldest finished log, its longest live log. A
 stream with a reader is never ended.
 
+What a stream is charged. Admission charges a live stream's price until its seal. The logs' budget has its log, its
+names, and from the seal on the stream itself (RECORD_BYTES): a short stream with a long key takes three times the
+memory of its log, and ten thousand of them may wait for the end of their retention.
+
 Invariants: log_bytes is the sum of charged_bytes over all streams, and each charge follows its log at every sweep; a
 stream with a reader is never removed; a name, a key, a response id or a conversation always points to a registered
 stream; detached is the number of streams with a grace.
@@ -24,6 +28,7 @@ import hashlib
 import heapq
 import itertools
 import secrets
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -77,6 +82,12 @@ KEPT_STREAM_BYTES = 4096
 # Sweeps from charge to charge of a live stream: it is charged once a second.
 CHARGE_TURNS = 4
 EVERY_TURN = -1
+
+# Memory of a finished stream beside its log: the object, its id, terms, progress and ledger, and its place here
+# (loadtest/books.py, "finished").
+RECORD_BYTES = 1_000
+# Memory of an entry that finds a stream by a name, beside the name's own text: tuple, value, and places in two dicts.
+ENTRY_BYTES = 400
 
 
 DEFAULT_TERMS = Terms()
@@ -207,9 +218,13 @@ class Hub:
         principal = terms.owner
         stream = self._register(CountedStream, self.new_id(), log, dialect, now, terms)
         self.forget_conversation(principal, conversation)
-        self._by_conversation.setdefault(principal, {})[conversation] = stream
-        self._conversation_of[stream.id] = conversation
+        self._name_conversation(stream, conversation)
         return stream
+
+    def _name_conversation(self, stream: CountedStream, conversation: str) -> None:
+        self._by_conversation.setdefault(stream.terms.owner, {})[conversation] = stream
+        self._conversation_of[stream.id] = conversation
+        self._charge_name(stream, conversation, 1)
 
     def _register(
         self, kind: type[S], stream_id: str, log: ReplayLog, dialect: Dialect, now: float, terms: Terms, epoch: str = ""
@@ -266,18 +281,22 @@ class Hub:
         self._by_key[(principal, key)] = IdempotentRequest(stream, body_hash)
         if stream is not None:
             self._forget_on_remove[stream.id] = (principal, key)
+            self._charge_name(stream, key, 1)
 
     def forget_key(self, principal: str, key: str) -> None:
         kept = self._by_key.pop((principal, key), None)
         if kept is not None and kept.stream is not None:
             self._forget_on_remove.pop(kept.stream.id, None)
+            self._charge_name(kept.stream, key, -1)
 
     # -- names that other APIs give to streams: kept apart for each principal, because they may be guessable
 
     def stream_named(self, stream: Stream) -> None:
         """OpenAI Responses names its own streams, in their first event."""
-        if stream.progress.response_id is not None:
-            self._by_response[stream.terms.owner, stream.progress.response_id] = stream
+        response_id = stream.progress.response_id
+        if response_id is not None:
+            self._by_response[stream.terms.owner, response_id] = stream
+            self._charge_name(stream, response_id, 1)
             self.on_response_id(stream)
 
     def by_response_id(self, principal: str, response_id: str) -> Stream | None:
@@ -296,6 +315,7 @@ class Hub:
         stream = streams.pop(conversation, None)
         if stream is not None:
             del self._conversation_of[stream.id]
+            self._charge_name(stream, conversation, -1)
             if not streams:
                 del self._by_conversation[principal]
 
@@ -328,12 +348,12 @@ class Hub:
         if name.key:
             self.keep_key(name.principal, name.key, name.body_hash, stream)
         if name.conversation and isinstance(stream, CountedStream):
-            self._by_conversation.setdefault(stream.terms.owner, {})[name.conversation] = stream
-            self._conversation_of[stream.id] = name.conversation
+            self._name_conversation(stream, name.conversation)
         if stream.reason is not None:
             self._live.discard(stream.terms.owner, stream)
         self.stream_named(stream)
         self._count_from_here(stream)
+        self.charge(stream)  # the stream may be sealed by now
 
     # -- readers leave
 
@@ -491,8 +511,6 @@ class Hub:
         self._live.discard(stream.terms.owner, stream)
         with self.guard:
             self.charge(stream)
-        self.log_bytes -= stream.ledger.charged_bytes
-        stream.ledger.charged_bytes = 0
         key = self._forget_on_remove.pop(stream.id, None)
         if key is not None:
             self._by_key.pop(key, None)
@@ -502,6 +520,8 @@ class Hub:
         conversation = self._conversation_of.get(stream.id)
         if conversation is not None:
             self.forget_conversation(stream.terms.owner, conversation)
+        self.log_bytes -= stream.ledger.charged_bytes
+        stream.ledger.charged_bytes = 0
         self.on_removed(stream)
 
     # -- memory
@@ -509,6 +529,9 @@ class Hub:
     def charge(self, stream: Stream) -> None:
         """Bring the accounts up to the log's present size and the events since the last charge."""
         held, events, text_events = stream.log.bytes_held, stream.events, stream.text_events
+        held += stream.ledger.names_bytes
+        if stream.reason is not None:
+            held += RECORD_BYTES
         self.log_bytes += held - stream.ledger.charged_bytes
         stream.ledger.charged_bytes = held
         self.events_total += events - stream.ledger.counted_events
@@ -518,6 +541,14 @@ class Hub:
             stream.terms.account.count_tokens(text_events - stream.ledger.counted_text_events)
         stream.ledger.counted_events, stream.ledger.counted_bytes = events, stream.frame_bytes
         stream.ledger.counted_text_events = text_events
+
+    def _charge_name(self, stream: Stream, name: str, sign: int) -> None:
+        """Charge a stream for a name that finds it now (sign 1), or that no longer does (-1)."""
+        delta = sign * (ENTRY_BYTES + sys.getsizeof(name))
+        ledger = stream.ledger
+        ledger.names_bytes += delta
+        ledger.charged_bytes += delta
+        self.log_bytes += delta
 
     def free_log_memory(self) -> None:
         """Above the logs' budget: remove finished streams, oldest first; then halve the longest logs. Each is of the

@@ -227,12 +227,13 @@ class Keeper(Protocol):
 
 
 class StreamLedger:
-    """The hub's accounts of a stream: log bytes charged, and totals counted so far."""
+    """The hub's accounts of a stream: bytes charged, those of its names among them, and totals counted so far."""
 
-    __slots__ = ("charged_bytes", "counted_bytes", "counted_events", "counted_text_events")
+    __slots__ = ("charged_bytes", "counted_bytes", "counted_events", "counted_text_events", "names_bytes")
 
     def __init__(self) -> None:
         self.charged_bytes = 0
+        self.names_bytes = 0
         self.counted_bytes = 0
         self.counted_events = 0
         self.counted_text_events = 0

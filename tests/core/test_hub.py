@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from fakes import event
 from sinks import Loop, Reader, Source, agree, feed, new_hub
 
 from streamd.core.fanout import SlicedFanout
-from streamd.core.hub import CHARGE_TURNS, ID_LEN, Gone, Hub, body_hash
+from streamd.core.hub import CHARGE_TURNS, ENTRY_BYTES, ID_LEN, RECORD_BYTES, Gone, Hub, body_hash
 from streamd.core.limits import Account
 from streamd.core.stream import CountedStream, Stream, Subscriber
 from streamd.core.terms import Terms
@@ -387,7 +388,7 @@ def test_a_stored_answer_that_is_read_again_costs_no_tokens() -> None:
 
 
 def total(hub: Hub) -> int:
-    return sum(stream.log.bytes_held for stream in hub)
+    return sum(stream.log.bytes_held + RECORD_BYTES * (stream.reason is not None) for stream in hub)
 
 
 def test_the_sum_follows_the_logs() -> None:
@@ -405,6 +406,42 @@ def test_the_sum_follows_the_logs() -> None:
     assert hub.events_total == 1500
 
 
+def test_a_finished_stream_is_charged_for_itself_and_not_only_for_its_log() -> None:
+    hub = new_hub()
+    stream = opened(hub)
+    assert hub.log_bytes == stream.log.bytes_held
+    stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    assert hub.log_bytes == stream.log.bytes_held + RECORD_BYTES
+    hub.remove(stream)
+    assert hub.log_bytes == 0
+
+
+def test_each_name_of_a_stream_is_charged_for_as_long_as_it_finds_the_stream() -> None:
+    hub = new_hub()
+    stream = hub.open_conversation(Dialect.RESPONSES, 0.0, conversation="ü" * 256, terms=Terms(owner="p"))
+    assert hub.log_bytes == stream.log.bytes_held + ENTRY_BYTES + sys.getsizeof("ü" * 256)
+    before = hub.log_bytes
+    hub.keep_key("p", "k" * 255, body_hash(b""), stream)
+    assert hub.log_bytes == before + ENTRY_BYTES + sys.getsizeof("k" * 255)
+    hub.forget_key("p", "k" * 255)
+    assert hub.log_bytes == before
+    hub.forget_conversation("p", "ü" * 256)
+    assert hub.log_bytes == stream.log.bytes_held
+    stream.append(created("r" * 200), 1.0)
+    hub.charge(stream)
+    assert hub.log_bytes == stream.log.bytes_held + ENTRY_BYTES + sys.getsizeof("r" * 200)
+
+
+def test_a_removed_stream_takes_the_charge_of_all_its_names_with_it() -> None:
+    hub = new_hub()
+    stream = hub.open_conversation(Dialect.RESPONSES, 0.0, conversation="c", terms=Terms(owner="p"))
+    hub.keep_key("p", "k", body_hash(b""), stream)
+    stream.append(created("r"), 1.0)
+    stream.seal(CloseReason.COMPLETE, 1.0, clean=True)
+    hub.remove(stream)
+    assert hub.log_bytes == stream.ledger.charged_bytes == 0
+
+
 def test_over_the_budget_the_oldest_finished_streams_go_first() -> None:
     hub = new_hub()
     streams = [opened(hub, retention_s=1000.0) for _ in range(4)]
@@ -413,7 +450,7 @@ def test_over_the_budget_the_oldest_finished_streams_go_first() -> None:
         if k:
             stream.seal(CloseReason.COMPLETE, 10.0 - k, clean=True)
     hub.sweep(hub, 11.0)
-    hub.log_bytes_max = hub.log_bytes * 3 // 4 - 1
+    hub.log_bytes_max = hub.log_bytes - streams[3].ledger.charged_bytes - 1
     hub.sweep(hub, 12.0)
     assert [hub.get(stream.id) is not None for stream in streams] == [True, True, False, False]
     assert streams[0].log.seq_first == 1

@@ -14,7 +14,7 @@ from sinks import Loop, Reader, Source, agree, new_hub
 
 from streamd.core import fanout as core_fanout
 from streamd.core import stream as core_stream
-from streamd.core.hub import body_hash
+from streamd.core.hub import RECORD_BYTES, body_hash
 from streamd.core.stream import CountedStream, Form, Policy, Stream, Subscriber, SubscriberState
 from streamd.core.terms import Terms
 from streamd.reasons import By, CloseReason
@@ -254,7 +254,9 @@ class Life(RuleBasedStateMachine):
     def sweep(self, seconds: float) -> None:
         self.now += seconds
         self.hub.sweep(self.hub, self.now)
-        assert self.hub.log_bytes == sum(stream.log.bytes_held for stream in self.hub)
+        held = [stream.log.bytes_held + stream.ledger.names_bytes for stream in self.hub]
+        finished = sum(stream.reason is not None for stream in self.hub)
+        assert self.hub.log_bytes == sum(held) + RECORD_BYTES * finished
         assert self.hub.log_bytes <= self.hub.log_bytes_max + 4096
         for stream in self.hub:
             assert not (stream.grace_until and stream.grace_until <= self.now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,7 +17,7 @@ from test_replay import chat, choice, coalesce_all, filled, read_all, runs, wire
 
 from streamd.core import snapshot as snapshot_module
 from streamd.core.fanout import SlicedFanout
-from streamd.core.hub import Hub, body_hash
+from streamd.core.hub import ENTRY_BYTES, RECORD_BYTES, Hub, body_hash
 from streamd.core.replay import ReplayLog, check_parts
 from streamd.core.snapshot import Snapshot, StateError, choose, load, read_header, restore, save, take_snapshot
 from streamd.core.stream import CountedStream, Stream
@@ -140,7 +141,7 @@ def test_the_usage_the_counts_and_the_chunk_head_come_back() -> None:
     assert (back.text_events, back.text_bytes) == (stream.text_events, stream.text_bytes)
     there.charge(back)
     assert (there.events_total, there.text_events_total, there.event_bytes_total) == (0, 0, 0)
-    assert there.log_bytes == back.log.bytes_held
+    assert there.log_bytes == back.log.bytes_held + RECORD_BYTES
 
 
 def test_a_restored_stream_is_found_by_its_response_id_and_idempotency_key() -> None:
@@ -154,7 +155,10 @@ def test_a_restored_stream_is_found_by_its_response_id_and_idempotency_key() -> 
     assert there.by_response_id("key:one", "resp_1") is back
     found = there.by_key("key:one", "again")
     assert found is not None and found.stream is back and found.body_hash == body_hash(b"{}")
+    names = 2 * ENTRY_BYTES + sys.getsizeof("resp_1") + sys.getsizeof("again")
+    assert there.log_bytes == back.log.bytes_held + RECORD_BYTES + names
     there.remove(back)
+    assert there.log_bytes == 0
     assert there.by_key("key:one", "again") is None
     assert there.by_response_id("key:one", "resp_1") is None
 

@@ -476,7 +476,7 @@ def test_the_newest_streams_are_restored_up_to_the_budget_of_the_logs(
             generation(before, event("x" * 3000))
             before.pass_time(1)
         newest = max(before.runtime.hub, key=lambda stream: stream.sealed_at)
-        after.runtime.hub.log_bytes_max = 3 * newest.log.bytes_held
+        after.runtime.hub.log_bytes_max = 3 * newest.ledger.charged_bytes
         handed_over(before, after, nobody, state_dir)
         assert len(after.runtime.hub) == 3 and after.runtime.hub.get(newest.id) is not None
         fields = told[-1][1]
