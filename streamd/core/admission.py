@@ -89,6 +89,10 @@ class Prices:
 
     # User space, per connection: protocol, uvloop's transport and handle, an idle request's state (5,000 measured).
     conn_user_bytes: int = 1_600
+    # The bytes that a connection may hold, one kind at a time: a head that has begun, a full ring, or the piece of its
+    # catch-up that the kernel didn't take.
+    head_bytes_max: int = 16 * KIB
+    catchup_bytes_max: int = 16 * KIB
     # A full ring: its slots' frames, never more than ring_bytes_max. Held until a coalescing reader lets its ring go.
     ring_slots: int = 64
     ring_bytes_max: int = 32 * KIB
@@ -118,9 +122,14 @@ class Prices:
         return min(self.ring_slots * self.frame_bytes, self.ring_bytes_max) + SLOT_BYTES * self.ring_slots
 
     @property
+    def held_bytes(self) -> int:
+        """The most that a connection holds of its client's or its stream's bytes."""
+        return max(self.ring_bytes, self.head_bytes_max, self.catchup_bytes_max)
+
+    @property
     def tcp_bytes(self) -> int:
         """Price of a connection of a TCP listener."""
-        return self.conn_user_bytes + self.ring_bytes + self.socket_bytes + self.send_queue_bytes
+        return self.conn_user_bytes + self.held_bytes + self.socket_bytes + self.send_queue_bytes
 
     @property
     def tls_tcp_bytes(self) -> int:
@@ -130,7 +139,7 @@ class Prices:
     @property
     def unix_bytes(self) -> int:
         """Price of a connection of a Unix-domain listener."""
-        return self.conn_user_bytes + self.ring_bytes + self.socket_bytes + self.unix_queue_bytes
+        return self.conn_user_bytes + self.held_bytes + self.socket_bytes + self.unix_queue_bytes
 
     @property
     def stream_bytes(self) -> int:

@@ -25,6 +25,8 @@ def prices_of(settings: Settings) -> Prices:
         notsent_lowat_bytes=settings.notsent_lowat_bytes,
         ring_slots=settings.ring_slots,
         ring_bytes_max=settings.ring_bytes_max,
+        head_bytes_max=settings.head_bytes_max,
+        catchup_bytes_max=settings.catchup_bytes_max,
     )
 
 

@@ -58,8 +58,15 @@ def admission_for(pairs: int, limits: Limits | None = None, demands: Demands = D
 class TestPrices:
     def test_a_connection_is_user_space_and_kernel_together(self) -> None:
         assert PRICES.tcp_bytes == (
-            PRICES.conn_user_bytes + PRICES.ring_bytes + PRICES.socket_bytes + PRICES.send_queue_bytes
+            PRICES.conn_user_bytes + PRICES.held_bytes + PRICES.socket_bytes + PRICES.send_queue_bytes
         )
+
+    @pytest.mark.parametrize("bound", ["head_bytes_max", "catchup_bytes_max"])
+    def test_a_connection_is_priced_for_the_largest_of_what_the_settings_let_it_hold(self, bound: str) -> None:
+        assert PRICES.held_bytes == PRICES.ring_bytes
+        dear = replace(PRICES, **{bound: MIB})  # type: ignore[arg-type]
+        for price, of_default in ((dear.tcp_bytes, PRICES.tcp_bytes), (dear.unix_bytes, PRICES.unix_bytes)):
+            assert price == of_default - PRICES.ring_bytes + MIB
 
     def test_a_stalled_readers_send_queue_keeps_to_40_kib(self) -> None:
         assert PRICES.send_queue_bytes <= 40 * KIB
