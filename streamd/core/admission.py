@@ -634,6 +634,14 @@ class Admission:
         """Charge growth of the logs (negative: they shrank). Never refused: the hub keeps to `logs_bytes_max`."""
         self._row[_MEMORY] += delta_bytes
 
+    def charge_held(self, delta_bytes: int) -> None:
+        """Charge bytes that are held beside the prices: of heads and of events that have begun (negative: let go).
+
+        Never refused, because a stream that was admitted goes on: a head has head_bytes_max, an event event_bytes_max.
+        New arrivals are refused while they take the room.
+        """
+        self._row[_MEMORY] += delta_bytes
+
     # Bodies
 
     def admit_body(self, size_bytes: int, holders: Holders = ()) -> Refusal | None:

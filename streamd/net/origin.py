@@ -104,6 +104,7 @@ class Origin:
 
     def find_client(self, request: Request) -> None:
         """Take the client's address from a request of a trusted proxy. Raises HttpError 429 if it has no room."""
+        self._charge_head(request)
         gates = self.entrance.runtime.gates
         if gates.behind_proxies and gates.proxies.trusts(peer := self.address):
             request.client = gates.proxies.client_address(peer, request.get(gates.proxies.header)) or ""
@@ -114,7 +115,19 @@ class Origin:
 
     def leave_request(self, request: Request) -> None:
         """The request is over: the opposite of find_client()."""
-        self.entrance.runtime.gates.leave((request.gate_key, ""))
+        runtime = self.entrance.runtime
+        runtime.admission.charge_held(-request.charged_bytes)
+        request.charged_bytes = 0
+        runtime.gates.leave((request.gate_key, ""))
+
+    def _charge_head(self, request: Request) -> None:
+        """Charge the part of a head of very many or long fields that goes beyond the connection's price."""
+        assert request.head is not None
+        admission = self.entrance.runtime.admission
+        excess = request.head.held_bytes - admission.prices.held_bytes
+        if excess > 0:
+            request.charged_bytes = excess
+            admission.charge_held(excess)
 
     def opened(self) -> None:
         """The connection has sent a complete request."""

@@ -110,6 +110,7 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         "_bodiless",
         "_decoder",
         "_heads",
+        "_held_bytes",
         "_keep_alive",
         "_runtime",
         "_splitter",
@@ -138,6 +139,7 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         self._bodiless = "GET"  # the request's method: an answer to HEAD has no body
         self.any_byte = False  # whether a byte of this answer has come
         self._heads: HeadReader | None = None
+        self._held_bytes = 0  # of a head or an event that has begun, as charged to admission
         self._keep_alive = False
         # answer
         self._decoder: BodyDecoder | None = None
@@ -266,7 +268,8 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         if self._asker is not None:
             with self._runtime.guard:
                 _hang_up(self.transport)
-        self._asker = self.stream = self._splitter = self._decoder = None
+        self._asker = self.stream = self._splitter = self._decoder = self._heads = None
+        self._charge_held()
         self.transport.abort()
 
     def give_up(self) -> None:
@@ -294,12 +297,14 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
             assert self._heads is not None and self._asker is not None
             found = self._heads.feed(data)
             if found is None:
+                self._charge_held()
                 return
             head_bytes, data = found
             head = parse_response(head_bytes, self._bodiless, self._runtime.limits)
             if head.status >= 200:
                 break
         self._heads = None
+        self._charge_held()
         self._asker.on_head(self, head)
         if data or self.at in (UpstreamState.BODY, UpstreamState.EVENTS):
             self._after_head(data)
@@ -328,12 +333,22 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         if payloads:
             # All events of a read go out in one write, even if each came in its own chunk.
             pieces = splitter.feed(payloads[0] if len(payloads) == 1 else b"".join(payloads))
+            if splitter.pending or self._held_bytes:
+                self._charge_held()
             if pieces:
                 stream.append_pieces(pieces, self._time())
         self._fast_path = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
         if decoder.done:
             self._append(splitter.finish())
             self._finish()
+
+    def _charge_held(self) -> None:
+        """Charge the bytes of a head or an event that has begun. On the long way only: at rest nothing is held."""
+        held = self._heads.bytes_held if self._heads is not None else 0
+        if self._splitter is not None:
+            held = self._splitter.pending
+        self._runtime.admission.charge_held(held - self._held_bytes)
+        self._held_bytes = held
 
     def _append(self, pieces: list[bytes]) -> None:
         if self.stream is not None and pieces:
@@ -357,6 +372,7 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         reusable = self._keep_alive and not decoder.rest and not self.transport.get_write_buffer_size()
         self._fast_path = False
         self._asker = self.stream = self._splitter = self._decoder = None
+        self._charge_held()
         self.answers += 1
         try:
             if reusable:

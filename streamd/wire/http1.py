@@ -75,6 +75,9 @@ HEAD_LIMITS = HeadLimits()
 
 RESPONSE_OPENING = b"HTTP/1."  # `opening` of a HeadReader for responses
 
+# Memory of a parsed field beside its own bytes: a tuple, two bytes objects, and a place in the tuple of all.
+FIELD_BYTES = 150
+
 LEADING_LINES_MAX = 2  # RFC 9112 2.2 asks for at least one: old clients send a CRLF behind a body
 
 _TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"  # RFC 9110 5.6.2
@@ -223,6 +226,12 @@ class RequestHead:
     keep_alive: bool  # False for HTTP/1.0: closing the connection ends the answer's body
     expect_continue: bool
     upgrade: bool  # asks for another protocol; h2c isn't counted, see above
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the target and of the fields."""
+        fields = sum(len(name) + len(value) for name, value in self.headers)
+        return 3 * len(self.target) + fields + FIELD_BYTES * len(self.headers)
 
     def get(self, name: bytes) -> bytes | None:
         """The field's value by lower-case name, several joined with a comma (RFC 9110 5.3); None if absent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+from typing import Any
 
 import pytest
 from fakes import (
@@ -1062,3 +1063,42 @@ def test_a_body_without_memory_is_503_and_gives_back_what_was_counted() -> None:
         assert r.links, "the other's request goes on"
         assert r.runtime.counters.no_memory == 1 and r.runtime.counters.bugs == 0
         r.bugs.clear()
+
+
+# -- large heads
+
+
+def held_beside_prices(r: Rig, client: Client) -> int:
+    """Bytes charged beside the prices of the connections that are there."""
+    in_use: Any = r.runtime.admission.status()["in_use"]
+    return int(in_use["memory"]) - in_use["connections"] * client.connection.origin.entrance.price_bytes
+
+
+@pytest.mark.parametrize("end", ["an answer", "a fin", "the deadline"])
+def test_a_head_beyond_the_connections_price_is_charged_until_its_answer_ends(end: str) -> None:
+    fields = [f"X-{k}: {'v' * 140}" for k in range(95)]
+    with rig(wait_max_s=60.0) as r:
+        client = r.client(get("/v1/streams/n?wait=60", *fields))
+        request = client.connection.answer.request if client.connection.answer else None
+        assert request is not None and request.head is not None
+        excess = request.head.held_bytes - r.runtime.admission.prices.held_bytes
+        assert held_beside_prices(r, client) == excess > 5_000
+        if end == "an answer":
+            opener = r.client(b"PUT /v1/streams/n HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+            assert opener.answer.status == 201 and client.answer.status == 200
+            r.client(b"DELETE /v1/streams/n HTTP/1.1\r\nHost: x\r\n\r\n")
+        elif end == "a fin":
+            client.fin()
+        else:
+            r.pass_time(61.0)
+            assert client.answer.status == 404
+        r.turn()
+        r.pass_time(1.0)
+        in_use: Any = r.runtime.admission.status()["in_use"]
+        assert held_beside_prices(r, client) - r.runtime.hub.log_bytes == 0, in_use
+
+
+def test_an_ordinary_head_is_a_part_of_the_connections_price() -> None:
+    with rig(wait_max_s=60.0) as r:
+        client = r.client(get("/v1/streams/n?wait=60", *[f"X-{k}: {'v' * 60}" for k in range(30)]))
+        assert client.connection.answer is not None and held_beside_prices(r, client) == 0

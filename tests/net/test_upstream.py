@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fakes import (
@@ -12,6 +14,7 @@ from fakes import (
     LAST,
     SSE_HEAD,
     WHOLE,
+    Client,
     FakeLoop,
     FakeTransport,
     Rig,
@@ -432,3 +435,71 @@ def test_a_silent_connection_to_an_upstream_is_probed_before_a_nat_forgets_it(mo
         asked(r)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == keepalive.IDLE_S
+
+
+# -- heads and events that have begun
+
+BEGUN_HEAD = b"HTTP/1.1 200 OK\r\nx-filler: " + b"x" * 9_000
+BEGUN_EVENT = b"data: " + b"x" * 50_000
+
+
+def charged(r: Rig, client: Client) -> int:
+    """Bytes charged beside the prices of the connections and streams that are there."""
+    in_use: Any = r.runtime.admission.status()["in_use"]
+    streams_bytes = in_use["streams"] * r.runtime.admission.prices.stream_bytes
+    return int(in_use["memory"]) - streams_bytes - in_use["connections"] * client.connection.origin.entrance.price_bytes
+
+
+ENDS: dict[str, Callable[[Rig, Client], None]] = {
+    "a fin": lambda r, client: r.link.fin(),
+    "a reset": lambda r, client: r.link.reset(ConnectionResetError()),
+    "no http": lambda r, client: r.link.feed(b"\n\n\0\n"),
+    "too much": lambda r, client: r.link.feed(b"x" * (2 << 20)),
+    "the reader's departure": lambda r, client: client.fin(),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_head_that_has_begun_is_charged_until_it_ends(end: str) -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE))
+        before = charged(r, client)
+        r.link.feed(BEGUN_HEAD[:30])
+        r.link.feed(BEGUN_HEAD[30:])
+        assert charged(r, client) == before + len(BEGUN_HEAD)
+        ENDS[end](r, client)
+        r.turn()
+        assert charged(r, client) == before
+
+
+def test_a_whole_head_is_charged_no_more() -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE))
+        r.link.feed(BEGUN_HEAD)
+        r.link.feed(b"\r\ncontent-length: 2\r\n\r\no")
+        assert charged(r, client) == 0
+        r.reply(b"k")
+        assert client.answer.body == b"ok"
+
+
+@pytest.mark.parametrize("end", [*ENDS, "its end", "the body's end"])
+def test_an_event_that_has_begun_is_charged_until_it_ends(end: str) -> None:
+    with rig() as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("a")))
+        before = charged(r, client)
+        r.link.feed(chunk(BEGUN_EVENT[:20_000]))
+        r.turn()
+        assert charged(r, client) == before + 20_000
+        r.reply(chunk(BEGUN_EVENT[20_000:]))
+        assert charged(r, client) == before + len(BEGUN_EVENT)
+        if end == "its end":
+            r.reply(chunk(b"\n\n"))
+            assert charged(r, client) == before
+            r.reply(chunk(DONE) + LAST)
+        elif end == "the body's end":
+            r.reply(LAST)
+        else:
+            ENDS[end](r, client)
+            r.turn()
+        assert charged(r, client) == before
