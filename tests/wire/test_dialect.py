@@ -573,3 +573,20 @@ def test_a_gap_has_a_shape_of_each_other_dialect() -> None:
 )
 def test_the_sequence_number_of_an_event_is_found(body: Any, number: int | None) -> None:
     assert sequence_number_of(event(body)) == number
+
+
+@pytest.mark.parametrize("name", ["id", "model", "object"])
+def test_a_gap_event_repeats_no_member_that_is_too_long_to_keep(name: str) -> None:
+    """The members stay in memory outside of the log, which is bounded."""
+    short, long = (seen(Dialect.CHAT, event({"choices": [], name: "x" * count})) for count in (256, 257))
+    assert json_of(gap_event(Dialect.CHAT, short, 1, 2))[name] == "x" * 256
+    assert len(long.chunk_head) < 200
+    assert json_of(gap_event(Dialect.CHAT, long, 1, 2))[name] in ("", "chat.completion.chunk")
+
+
+def test_a_response_with_an_id_too_long_to_keep_has_no_name() -> None:
+    short, long = (
+        seen(Dialect.RESPONSES, typed("response.created", response={"id": "r" * count}, sequence_number=0))
+        for count in (256, 257)
+    )
+    assert (short.response_id, long.response_id) == ("r" * 256, None)

@@ -20,6 +20,9 @@ from streamd.wire.dialects.members import EVENT_NUMBER_MAX, Json, is_text, objec
 
 _CHOICE_KNOWN: Final = frozenset(("index", "delta", "text", "content_filter_results"))
 _DELTA_TEXTS: Final = ("content", "reasoning_content", "reasoning")
+# Longest `id` and `model` that are kept for gap events: servers' ids have 20 to 60 characters, paths of models 100. The
+# members stay in memory for as long as the stream, outside of its log.
+_MEMBER_CHARS_MAX: Final = 256
 _DELTA_KNOWN: Final = frozenset((*_DELTA_TEXTS, "role", "tool_calls"))
 
 
@@ -46,12 +49,14 @@ class Chat(Api):
         progress.weigh_choices()
 
     def _chunk_head(self, body: Json) -> bytes:
-        """The members `id`, `object`, `created`, `model` of a chunk, without braces; defaults for missing members."""
+        """The members `id`, `object`, `created`, `model` of a chunk, without braces; defaults for missing members, and
+        for members too long to be kept.
+        """
         head = {
-            "id": string_of(body, "id") or "",
-            "object": string_of(body, "object") or self.chunk,
+            "id": _kept(body, "id"),
+            "object": _kept(body, "object") or self.chunk,
             "created": whole(body.get("created"), EVENT_NUMBER_MAX) or 0,
-            "model": string_of(body, "model") or "",
+            "model": _kept(body, "model"),
         }
         return orjson.dumps(head)[1:-1]
 
@@ -72,6 +77,11 @@ class Chat(Api):
     def is_known(self, parsed: Json) -> bool:
         choices = objects_of(parsed, "choices")
         return all(value is None or name in _CHOICE_KNOWN for choice in choices for name, value in choice.items())
+
+
+def _kept(body: Json, name: str) -> str:
+    value = string_of(body, name) or ""
+    return value if len(value) <= _MEMBER_CHARS_MAX else ""
 
 
 def _delta_texts(delta: Json) -> list[str | None]:

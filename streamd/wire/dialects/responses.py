@@ -22,6 +22,8 @@ from streamd.wire.sse import parse_event
 
 _END: Final = frozenset({"response.completed", "response.failed", "response.incomplete", "response.done"})
 _FAILED: Final = frozenset({"error", "response.failed"})
+# Longest id by which a response is found: a longer id is passed on and names nothing. OpenAI's have 55 characters.
+RESPONSE_ID_CHARS_MAX: Final = 256
 _DELTAS: Final = frozenset(
     (
         "response.output_text.delta",
@@ -57,7 +59,9 @@ class Responses(Api):
         if kind in _END:
             progress.end()
         elif kind == "response.created" and progress.response_id is None:
-            progress.response_id = string_of(object_of(body, "response"), "id")
+            response_id = string_of(object_of(body, "response"), "id") or ""
+            if 0 < len(response_id) <= RESPONSE_ID_CHARS_MAX:
+                progress.response_id = response_id
 
     def is_error(self, body: Json, name: str | None) -> bool:
         """By the event's type. A member `error` alone is none: a response's own is null as long as all is well."""
