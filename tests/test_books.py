@@ -36,8 +36,10 @@ def test_each_state_has_a_name_of_its_own() -> None:
 
 
 @needs("ss")
-def test_half_events_of_upstreams_are_counted_as_they_are_held() -> None:
-    (state,) = (state for state in states.STATES if state.name == "half events, upstream")
+@pytest.mark.parametrize("name", ["half events, upstream", "logs, whole events"])
+def test_memory_is_counted_as_it_is_held(name: str) -> None:
+    """Less than the bound: events of a kilobyte once left a hole behind each of them, a ratio of 1.45."""
+    (state,) = (state for state in states.STATES if state.name == name)
     row = books.measure(state)
     assert row.grown.counted_bytes > 64 * MIB
-    assert 0.5 < row.ratio <= books.RATIO_MAX
+    assert 0.5 < row.ratio <= 1.25

@@ -755,11 +755,12 @@ class Stream(_StreamPerToken):
             self.append(events[0], now)
             return
         seq = self.log.seq_next
-        frames: list[bytes] = []
-        for event in events:
+        # Why two loops: frames made between the log's segments would leave a hole behind each of them when they are
+        # freed, and a log of events of 1 KB would take 1.5 times its size.
+        for k, event in enumerate(events):
             if not self.log.append(event):
-                self._see(seq + len(frames), event, now)
-            frames.append(sse.frame(self.id_prefix, seq + len(frames), event, chunked=True))
+                self._see(seq + k, event, now)
+        frames = [sse.frame(self.id_prefix, seq + k, event, chunked=True) for k, event in enumerate(events)]
         joined = b"".join(frames)
         self.frame_bytes += len(joined)
         self.touched_at = now
