@@ -175,7 +175,7 @@ def json_scan(data: bytes) -> None:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return  # also for what is in strings, which the scan leaves to the server
+        return  # the inside of strings too, which the scan leaves to the server
     if isinstance(whole, JsonError):
         assert whole.code != "bad_json" or b"1" * 100 in text
         return

@@ -173,7 +173,7 @@ class _Merge(Pending):
 def _question(asked: Ask, request: Request, upstream: Upstream) -> Ask:
     """The question for an upstream: the asker's request without its body, its query and most of its fields."""
     own = {name.lower().encode() for name in upstream.settings.headers}
-    kept = own | _ASKERS_FIELDS | {b"host", b"accept-encoding"}
+    kept = own | _ASKERS_FIELDS | {b"host", b"accept-encoding", b"via"}
     fields = [field for field in asked.fields(upstream, 0) if field[0] in kept]
     if b"accept" not in own:
         fields.append((b"accept", b"application/json"))

@@ -166,6 +166,7 @@ class Publish:
         """Open a stream under a name that the publisher has chosen."""
         request = answer.request
         name = name_of(request)
+        self._rights.check_still(request)
         options = _options(request.body, self._runtime.settings)
         known = self._runtime.hub.get(name)
         if known is not None:
@@ -179,6 +180,7 @@ class Publish:
     def open_any(self, answer: Answer) -> None:
         """Open a stream under a generated id."""
         request = answer.request
+        self._rights.check_still(request)
         options = _options(request.body, self._runtime.settings)
         self._answer_opened(answer, self._open(request, "", options))
 

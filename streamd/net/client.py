@@ -599,7 +599,7 @@ class ClientConnection(asyncio.Protocol):
         settings, last_bytes = self._runtime.settings, self._last_bytes
         assert last_bytes is not None
         if self.at is ClientState.LINGER:
-            may_go_on = last_bytes.still_come(settings)
+            may_go_on = last_bytes.still_come(now, settings)
         else:
             may_go_on = last_bytes.may_go_on(self.transport, now, settings)
         if may_go_on:

@@ -47,7 +47,7 @@ class Place(Choice):
 class Origin:
     """The origin of a connection. Data that all connections of a listener share is in its entrance."""
 
-    __slots__ = ("_gate_keys", "_place", "_remote", "_transport", "entrance", "refusal")
+    __slots__ = ("_gate_keys", "_head_bytes", "_place", "_remote", "_transport", "entrance", "refusal")
 
     def __init__(self, entrance: Entrance, remote: Remote | None) -> None:
         self.entrance = entrance
@@ -56,6 +56,7 @@ class Origin:
         self._place = Place.NONE
         self.refusal: Refusal | None = None  # the reason for a place that isn't regular
         self._gate_keys: Keys = NOT_COUNTED
+        self._head_bytes = 0  # of the present request's head, charged beyond the connection's price
 
     # -- places
 
@@ -116,8 +117,8 @@ class Origin:
     def leave_request(self, request: Request) -> None:
         """The request is over: the opposite of find_client()."""
         runtime = self.entrance.runtime
-        runtime.admission.charge_held(-request.charged_bytes)
-        request.charged_bytes = 0
+        runtime.admission.charge_held(-self._head_bytes)
+        self._head_bytes = 0
         runtime.gates.leave((request.gate_key, ""))
 
     def _charge_head(self, request: Request) -> None:
@@ -126,7 +127,7 @@ class Origin:
         admission = self.entrance.runtime.admission
         excess = request.head.held_bytes - admission.prices.held_bytes
         if excess > 0:
-            request.charged_bytes = excess
+            self._head_bytes = excess
             admission.charge_held(excess)
 
     def opened(self) -> None:

@@ -25,7 +25,6 @@ class Request:
         "answered_at",
         "body",
         "body_charge",
-        "charged_bytes",
         "client",
         "conversation",
         "data_only",
@@ -65,7 +64,6 @@ class Request:
         self.route = route
         self.dialect = dialect
         self.client = ""  # the client's address as a trusted proxy names it; "": the connection's own
-        self.charged_bytes = 0  # of the head, beyond the connection's price
         self.gate_key = ""  # the key under which that address is counted during the request
         self.principal: Principal = ANONYMOUS
         self.expires_at = 0.0  # monotonic seconds at which the right to read ends; 0: never

@@ -196,7 +196,7 @@ def test_many_who_want_the_list_take_one_place_and_leave_room_for_a_generation()
         sent = bytes(question.sent)
         assert sent.startswith(b"GET /v1/models HTTP/1.1\r\n") and sent.endswith(b"\r\n\r\n")
         fields = {line.partition(b":")[0] for line in sent.split(b"\r\n")[1:-2]}
-        assert fields == {b"host", b"accept", b"accept-encoding"}
+        assert fields == {b"host", b"accept", b"accept-encoding", b"via"}
         chat = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
         assert chat.answer.status == 200

@@ -19,6 +19,7 @@ from tlspeer import make_certificate
 from streamd.api import streams
 from streamd.core.stream import Subscriber
 from streamd.counters import Counters
+from streamd.net.outlet import LINGER_S_MAX
 
 HIDDEN = get("/v1/streams/hidden", method="DELETE")  # bytes that must never be taken for a request
 OPEN_ROOM = post({"public": True}, path="/v1/streams/room").replace(b"POST", b"PUT", 1)
@@ -384,16 +385,16 @@ def test_a_refused_client_that_goes_on_sending_is_cut_in_time(every_s: float) ->
     """After a refusal the rest of a body is thrown away for a while, so that the client sees the answer; each byte may
     not renew that while.
 
-    Attacker: any client. Expected: closed within close_timeout and a second, for any bytes.
+    Attacker: any client. Expected: closed within a bounded time, for any bytes.
     """
     with rig() as r:
         client = r.client(get("/nowhere", "Content-Length: 100000000", method="POST"))
         waited_s = 0.0
-        while not client.gone and waited_s < 30:
+        while not client.gone and waited_s < 2 * LINGER_S_MAX:
             client.send(b"x" * 1000)
             r.pass_time(every_s)
             waited_s += every_s
-        assert waited_s <= r.runtime.settings.close_timeout_s + 1 + every_s
+        assert waited_s <= LINGER_S_MAX + r.runtime.settings.close_timeout_s + 1 + every_s
 
 
 @pytest.mark.parametrize(
