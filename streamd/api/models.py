@@ -94,9 +94,12 @@ class Models:
         read = partial(_offered_in, request.dialect.api)
         refusals = [problem for key, ask in fresh if (problem := merge.begin(key, ask, read)) is not None]
         if len(refusals) == len(fresh):
-            if not merge.has_any:
+            if merge.has_any:
+                return
+            try:
                 raise refusals[0]
-            return
+            finally:
+                del refusals  # or the error, its traceback, this frame and the list would hold each other
         charge = self._rights.charge(request)
         if charge is not None:
             charge.asked()
@@ -135,7 +138,7 @@ class _Merge(Pending):
         try:
             self._waits.add(self._questions.begin(key, ask, read, self))
         except HttpError as problem:
-            return problem
+            return problem.with_traceback(None)
         return None
 
     def begun(self) -> None:
