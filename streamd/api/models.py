@@ -180,6 +180,7 @@ def _question(asked: Ask, request: Request, upstream: Upstream) -> Ask:
     fields = [field for field in asked.fields(upstream, 0) if field[0] in kept]
     if b"accept" not in own:
         fields.append((b"accept", b"application/json"))
+    fields += request.dialect.api.list_fields
     query = request.dialect.api.list_query
     target = f"{request.path}?{query}".encode() if query else request.path.encode()
     return Ask("GET", lambda upstream: target, "", lambda upstream, length: fields, lambda upstream: b"")

@@ -132,10 +132,7 @@ class Exchange(Pending):
         self._upstreams = upstreams
         # request
         self._ask: Ask | None = ask
-        self._body_charge, request.body_charge = (
-            request.body_charge,
-            None,
-        )  # for the body, as long as it may be sent again
+        self._body_charge, request.body_charge = request.body_charge, None  # as long as it may be sent again
         self._request = request
         self._route = request.route
         self.answer = answer

@@ -106,7 +106,7 @@ CORE: Final = (
         "several events in one read are not inspected, so the end of the answer goes unseen",
         "core/stream.py",
         "Stream.append_all",
-        "                self._see(seq + len(frames), event, now)\n",
+        "                self._see(seq + k, event, now)\n",
         "                pass\n",
     ),
     Mutant(
@@ -612,7 +612,7 @@ API: Final = (
         "a request that can't be prepared waits for ever",
         "net/exchange.py",
         "Exchange._try",
-        "            self.on_bug(error)\n",
+        '            self.crash("exchange.try", error)\n',
         "",
     ),
     Mutant(
@@ -778,7 +778,7 @@ WIRE: Final = (
         "a finish_reason vanishes when its chunk is merged",
         "wire/dialects/chat.py",
         "_part",
-        'choice.get("finish_reason") is not None or ',
+        'is_finish(choice.get("finish_reason")) or ',
         "",
     ),
     Mutant(
@@ -940,7 +940,7 @@ NET: Final = (
         "net/exchange.py",
         "Exchange.__init__",
         "self._body_charge, request.body_charge = request.body_charge, None",
-        "self._charge = None",
+        "self._body_charge = None",
     ),
     Mutant(
         "a reader that half-closes loses the end of a finished answer",
@@ -1284,7 +1284,7 @@ GUARD: Final = (
         "TlsLayer.write",
         'self.crash("tls.write", error)',
         "raise",
-        ("tests/net/test_tls.py",),
+        ("tests/net/test_tls_layer.py",),
     ),
     Mutant(
         "a member whose deadline raises stays for ever",
@@ -1297,7 +1297,7 @@ GUARD: Final = (
         "a body that found no memory is counted as held for ever",
         "net/intake.py",
         "Intake._keep",
-        "            self._runtime.release_body(len(piece))\n",
+        "            charge.resize(len(held))\n",
         "",
     ),
     Mutant(
@@ -1327,8 +1327,8 @@ GUARD: Final = (
         "an upstream's number beyond 64 bits leaves its readers without an end",
         "wire/dialects/responses.py",
         "sequence_number_of",
-        " and 0 <= number <= _NUMBER_MAX",
-        "",
+        "_number_of(body)",
+        'body.get("sequence_number")',
         ("tests/wire/test_dialect.py",),
     ),
     Mutant(

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fronts import FRONTS, HOST, caddy, running
@@ -30,6 +31,10 @@ CLEANED = {("caddy", "http1.1"), ("caddy", "http2"), ("haproxy", "http2")}
 pytestmark = needs("curl", "openssl")
 
 
+# A proxy on the same machine passes the public name on in Host: without keys it has to be believed for that.
+BEHIND: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",)}
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="front-") as path:  # pytest's own are too long for a socket's name
@@ -44,7 +49,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def front(kind: str, folder: Path) -> Iterator[tuple[Live, Path]]:
-    with live(PROMPT, heartbeat_s=0.05) as served, running(FRONTS[kind], served.url, folder) as socket:
+    with live(PROMPT, heartbeat_s=0.05, **BEHIND) as served, running(FRONTS[kind], served.url, folder) as socket:
         yield served, socket
 
 
@@ -136,7 +141,7 @@ def test_caddy_with_flush_interval_minus_1_keeps_generations_of_readers_that_lef
 ) -> None:
     """With -1, which is often recommended, Caddy waits for answers after their readers have left."""
     asked = json.dumps(json.loads(BODY) | {"stream": False})
-    with live() as served:
+    with live(**BEHIND) as served:
         served.fault("", ttft_s=0.5)
         with running(partial(caddy, extra=flush), served.url, folder) as socket:
             with subprocess.Popen(post(socket, "http1.1", body=asked), stdout=subprocess.PIPE) as reader:
@@ -149,7 +154,7 @@ def test_caddy_with_flush_interval_minus_1_keeps_generations_of_readers_that_lef
 @pytest.mark.parametrize("version", VERSIONS)
 def test_leaving_a_silent_stream_aborts_at_once(kind: str, version: str, folder: Path) -> None:
     """The proxy passes the reader's leaving on at once, before any heartbeat could fail."""
-    with live(PROMPT, heartbeat_s=0) as served, running(FRONTS[kind], served.url, folder) as socket:
+    with live(PROMPT, heartbeat_s=0, **BEHIND) as served, running(FRONTS[kind], served.url, folder) as socket:
         served.fault("stall=5")
         with subprocess.Popen(post(socket, version), stdout=subprocess.PIPE) as reader:
             assert reader.stdout is not None

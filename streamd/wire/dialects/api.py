@@ -142,7 +142,8 @@ class Api:
 
     # -- lists of models
 
-    list_query: ClassVar[str] = ""  # the query that asks for all models on one page
+    list_query: ClassVar[str] = ""  # the query that asks for all models on one page,
+    list_fields: ClassVar[tuple[tuple[bytes, bytes], ...]] = ()  # and the fields that ask for the list in this shape
 
     def models_listed(self, body: Json) -> list[tuple[str, Json]]:
         """A server's list of models as (name, entry); entries without a name are left out."""

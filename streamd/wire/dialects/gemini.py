@@ -128,6 +128,7 @@ class Gemini(Api):
     # -- lists of models
 
     list_query: ClassVar = "pageSize=1000"
+    list_fields: ClassVar = ((_CLIENT_FIELD, b"streamd"),)
 
     def models_listed(self, body: Json) -> list[tuple[str, Json]]:
         entries = [(string_of(entry, "name"), entry) for entry in objects_of(body, "models")]
