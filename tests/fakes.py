@@ -89,6 +89,7 @@ class FakeTransport(asyncio.Transport):
         self.writes = 0
         self.never = False  # no connection is ever established
         self.reading = True
+        self.unread: list[bytes | None] = []  # sent by the peer while the protocol did not read; None: a FIN
         self.eof_sent = False
         self.closed = False  # close() or abort() was called, or the peer is gone
         self.aborted = False
@@ -138,6 +139,8 @@ class FakeTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self.reading = True
+        if self.unread:
+            self.loop.call_soon(self._deliver)
 
     def is_closing(self) -> bool:
         return self.closed
@@ -155,15 +158,22 @@ class FakeTransport(asyncio.Transport):
     # -- actions of the peer
 
     def feed(self, data: bytes) -> None:
-        """Send to the protocol; bytes after a close are dropped."""
-        if not self.closed:
-            assert self.reading, "nobody reads"
-            self.protocol.data_received(data)
+        """Send to the protocol, which gets the bytes once it reads; bytes after a close are dropped."""
+        self.unread.append(data)
+        self._deliver()
 
     def fin(self) -> None:
         """Half-close."""
-        if not self.closed and not self.protocol.eof_received():
-            self.close()
+        self.unread.append(None)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        while self.unread and self.reading and not self.closed:
+            data = self.unread.pop(0)
+            if data is not None:
+                self.protocol.data_received(data)
+            elif not self.protocol.eof_received():
+                self.close()
 
     def reset(self, error: Exception | None = None) -> None:
         self.closed = self.is_reset = True

@@ -4,6 +4,10 @@ A published stream is a Stream with another source: a Publisher. Its request bod
 chunked body is published as it arrives, and its events stay published if it breaks off; a body with Content-Length is
 all or nothing.
 
+Either way a turn of the loop takes a share of the body (net/turns.py). A body with a length is parsed twice: it is
+checked as it arrives, and held as its bytes. Its events, which may take thirty times as much memory, are made when they
+are appended. While such a body is being appended, no other request appends to that stream, so its events stay together.
+
 `Expected-Seq` makes a retry exact: no event twice, no event missing. It is compared when the request comes and again
 when its first event is appended, because a whole body may take long to come. And it is a fence: a request that knows
 the stream's last seq and goes on from there takes over from every request that began before. Without the fence the
@@ -15,6 +19,9 @@ from __future__ import annotations
 import re
 import secrets
 import urllib.parse
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -26,12 +33,13 @@ from streamd.core.body_charge import BodyCharge
 from streamd.core.limits import Account
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
-from streamd.net.answer import Answer
+from streamd.net.answer import Answer, Pending
 from streamd.net.application import BodySink, Plan
 from streamd.net.http_error import HttpError, bad_json
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.sweep import NEVER
+from streamd.net.turns import CONNECTION_PIECES_MAX, event_pieces, pieces_of
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.rows import Refused, parse_bytes, parse_duration
@@ -56,7 +64,7 @@ _seq = re.compile(rb"0|[1-9][0-9]{0,15}").fullmatch
 class Publisher:
     """The source of a published stream: counts its publishing requests, and limits the time until the next request."""
 
-    __slots__ = ("_runtime", "due_at", "fence", "stream", "under_way")
+    __slots__ = ("_runtime", "appending", "due_at", "fence", "stream", "under_way")
 
     needs_reader = False  # readers come and go; the publisher goes on
 
@@ -65,6 +73,7 @@ class Publisher:
         self.stream = stream
         self.under_way = 0
         self.fence = 0  # requests with an earlier fence may publish no more
+        self.appending: Publishing | None = None  # the request whose whole body is being appended, over several turns
         self.due_at = runtime.time() + (runtime.settings.publisher_idle_timeout_s or NEVER)
         runtime.sweep.add(self)
 
@@ -265,17 +274,16 @@ class Publish:
             raise HttpError(400, "seal is finished or failed.", code="bad_seal", param="seal")
         expected = _expected(request)
         _check_expected(expected, stream)
-        publication = make(self._runtime.settings.event_bytes_max)
         whole = head.framing is not Framing.CHUNKED
         if whole and head.content_length > self._runtime.settings.body_bytes_max:
             text = f"The body is larger than {self._runtime.settings.body_bytes_max} bytes; send it chunked."
             raise HttpError(413, text, code="body_too_large", reason=CloseReason.BODY_TOO_LARGE)
         return Publishing(
-            self._runtime, self._rights, answer, publisher, publication, whole=whole, seal=seal, expected=expected
+            self._runtime, self._rights, answer, publisher, make, whole=whole, seal=seal, expected=expected
         )
 
 
-class Publishing:
+class Publishing(Pending):
     """A publishing request: a BodySink. A chunked body goes out as it comes, any other body as a whole at its end."""
 
     __slots__ = (
@@ -284,6 +292,7 @@ class Publishing:
         "_expected",
         "_fence",
         "_held",
+        "_make",
         "_over",
         "_publication",
         "_publisher",
@@ -300,7 +309,7 @@ class Publishing:
         rights: Rights,
         answer: Answer,
         publisher: Publisher,
-        publication: Publication,
+        make: Callable[[int], Publication],
         *,
         whole: bool,
         seal: str | None,
@@ -310,12 +319,13 @@ class Publishing:
         self._rights = rights
         self._answer = answer
         self._publisher = publisher
-        self._publication = publication
-        # all or nothing: the events are held until the end of the body
-        self.must_flow = whole
+        self._make = make
+        self._publication = self._begin()
+        self.must_flow = whole  # all or nothing: the body is checked, held, and appended once it is complete
         self._seal = seal
         self._expected = expected  # until the first event is appended
-        self._held: list[bytes] = []  # whole: bounded by body_bytes_max, which its length was checked against
+        # whole: bounded by body_bytes_max, which its length was checked against
+        self._held: deque[bytes] = deque()
         self._charge = BodyCharge(runtime.admission, answer.origin.holders(answer.request))  # whole, or a begun event
         self._over = False
         self.due_at = answer.request.expires_at or NEVER  # when the right to publish ends
@@ -326,29 +336,40 @@ class Publishing:
             publisher.fence += 1
         self._fence = publisher.fence
 
-    def body_piece(self, piece: bytes) -> None:
-        """The next bytes of the body. Raises HttpError for bytes that can't be published."""
+    def _begin(self) -> Publication:
+        return self._make(self._runtime.settings.event_bytes_max)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether another request's whole body is being appended to the stream."""
+        appending = self._publisher.appending
+        return appending is not None and appending is not self
+
+    def body_piece(self, piece: bytes) -> int:
+        """The next bytes of the body; returns the work done, in pieces. Raises HttpError for bytes that can't be
+        published.
+        """
         if self.must_flow:
             self._runtime.hold_body(self._charge, self._charge.held_bytes + len(piece))
-            self._read(piece)
-        else:
-            self._read(piece)
-            self._runtime.hold_body(self._charge, self._publication.held_bytes)
+            self._held.append(piece)
+            return self._read(piece, appends=False)
+        spent = self._read(piece, appends=True)
+        self._runtime.hold_body(self._charge, self._publication.held_bytes)
+        return spent
 
     def body_end(self) -> None:
         """The body is complete: publish the rest, seal if asked, answer with the last seq. Raises HttpError."""
         try:
-            self._read(None)
-            self._append(self._held)
+            self._read(None, appends=not self.must_flow)
+            if self.must_flow:
+                self._begin_appending()
+                return
+            self._seal_if_asked()
         except Exception:
             self._end(broken=True)
             raise
-        stream = self._publisher.stream
-        if (self._publication.done or self._seal is not None) and stream.reason is None:
-            self._publisher.seal(failed=self._seal == "failed")
         self._end(broken=False)
-        body = orjson.dumps({"last_seq": stream.events})
-        self._answer.send(200, body, [(b"content-type", b"application/json")])
+        self._answer_published()
 
     def body_lost(self, reason: CloseReason) -> None:
         """The publisher broke off, or was refused in the middle."""
@@ -360,35 +381,88 @@ class Publishing:
         return NEVER
 
     def crash(self, where: str, error: Exception) -> None:
-        """on_due() raised: the request ends, and what came until then is published. Never raises."""
+        """on_due() or a turn raised: the request ends, and what came until then is published. Never raises."""
         self._runtime.sweep.discard(self)
+        with self._runtime.guard:
+            self._end(broken=True)
         self._answer.crash(where, error)
 
-    def _read(self, piece: bytes | None) -> None:
-        """Parse the next bytes, or the end (None). In a chunked body the events before a mistake are published."""
+    # -- appending a whole body
+
+    def _begin_appending(self) -> None:
+        self._publication = self._begin()
+        self._runtime.sweep.discard(self)  # it came while the right to publish held, and goes out as a whole
+        self._answer.later(self)
+        if self.work():
+            self._runtime.turns.wait(self)
+
+    @property
+    def share(self) -> str:
+        """The principal of the request: its connection may be gone."""
+        return f"key {self._answer.request.principal.id}"
+
+    def work(self) -> bool:
+        """Append a turn's share of a whole body. True: more is left. The publisher may have left meanwhile."""
+        if self.is_blocked:
+            return True
+        self._publisher.appending = self
+        try:
+            if self._append_held():
+                return True
+            self._read(None, appends=True)
+            self._seal_if_asked()
+        except HttpError as problem:
+            self._end(broken=True)
+            self._answer.settle(partial(self._answer.refuse, problem))
+        except Exception as error:
+            self._end(broken=True)
+            self._answer.settle(partial(self._answer.crash, "publishing.work", error))
+        else:
+            self._end(broken=False)
+            self._answer.settle(self._answer_published)
+        return False
+
+    def _append_held(self) -> bool:
+        left = CONNECTION_PIECES_MAX
+        while self._held and left > 0:
+            spent = self._read(self._held.popleft(), appends=True)
+            left -= spent
+            self._runtime.turns.spend(spent)
+        return bool(self._held)
+
+    def _seal_if_asked(self) -> None:
+        if (self._publication.done or self._seal is not None) and self._publisher.stream.reason is None:
+            self._publisher.seal(failed=self._seal == "failed")
+
+    def _answer_published(self) -> None:
+        body = orjson.dumps({"last_seq": self._publisher.stream.events})
+        self._answer.send(200, body, [(b"content-type", b"application/json")])
+
+    def _read(self, piece: bytes | None, *, appends: bool) -> int:
+        """Parse the next bytes, or the end (None), and append their events unless they are only checked.
+
+        In a chunked body the events before a mistake are published. Returns the work done, in pieces.
+        """
         publication, stream = self._publication, self._publisher.stream
-        self._rights.check_still(self._answer.request)
+        if self._publisher.appending is not self:
+            self._rights.check_still(self._answer.request)
         if stream.reason is not None and not publication.done:
             raise _with_last_seq(409, f"The stream has ended ({stream.reason.word}).", "stream_sealed", stream)
-        if self._fence != self._publisher.fence:
+        if self._fence != self._publisher.fence and self._publisher.appending is not self:
             text = (
                 "A newer request with the right Expected-Seq has taken over this stream; the rest of this body is not "
                 "published. Go on after last_seq."
             )
             raise _with_last_seq(409, text, "superseded", stream)
         try:
-            self._take(publication.finish() if piece is None else publication.feed(piece))
+            pieces = publication.finish() if piece is None else publication.feed(piece)
         except PublishError as error:
-            self._take(error.before)
+            if appends:
+                self._append(error.before)
             raise _with_last_seq(error.status, str(error), error.code, stream) from None
-
-    def _take(self, pieces: list[bytes]) -> None:
-        if self.must_flow:
-            self._held += pieces
-            return
-        self._append(pieces)
-        if self._publication.done and self._publisher.stream.reason is None:
-            self._publisher.seal(failed=False)
+        if appends:
+            self._append(pieces)
+        return len(pieces) * event_pieces(stream) + pieces_of(len(piece or b""))
 
     def _append(self, pieces: list[bytes]) -> None:
         """Publish events and comments, unless the stream has moved on meanwhile."""
@@ -397,11 +471,15 @@ class Publishing:
             _check_expected(self._expected, stream)
             self._expected = None
         stream.append_pieces(pieces, now)
+        if self._publication.done and not self.must_flow and stream.reason is None:
+            self._publisher.seal(failed=False)
 
     def _end(self, *, broken: bool) -> None:
         if not self._over:
             self._over = True
             self._runtime.sweep.discard(self)
+            if self._publisher.appending is self:
+                self._publisher.appending = None
             self._held.clear()
             self._charge.release()
             self._publisher.end(broken=broken)

@@ -20,8 +20,12 @@ class BodySink(Protocol):
 
     must_flow: bool  # whether the body has to come at its least rate, because all of it is held until its end
 
-    def body_piece(self, piece: bytes) -> None:
-        """The next bytes. May raise HttpError."""
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the sink takes nothing in this turn of the loop."""
+
+    def body_piece(self, piece: bytes) -> int:
+        """The next bytes. Returns the work done, in pieces (net/turns.py). May raise HttpError."""
 
     def body_end(self) -> None:
         """The body is complete: answer."""

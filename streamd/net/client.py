@@ -17,6 +17,8 @@ The callers and their methods:
 - The transport calls the protocol's methods: data, FIN, pause, resume, loss. The connection goes on reading while an
   answer runs, in order to see a FIN. A FIN counts as the client's departure; only the last bytes of a stream that has
   ended are still written. Bytes behind the request are kept up to `pipeline_bytes_max`; more close the connection.
+- All bytes read go through `_behind`, and work() takes them from there: at most a turn's share of them, and at most a
+  single request, in a turn of the loop (net/turns.py). While bytes wait for their turn nothing more is read.
 - The sweep calls on_due(). All time limits of a connection are there. One timer exists besides, the BROKEN_END_S before
   the close of a failed stream.
 - Of the layers above, the answer alone calls the methods of its Carrier. Routes, exchanges and publishers have the
@@ -62,9 +64,11 @@ from streamd.net.http_error import TYPES, HttpError
 from streamd.net.intake import Intake
 from streamd.net.origin import Entrance, Origin, Remote
 from streamd.net.outlet import UNIX_SNDBUF_BYTES, LastBytes, Stall
+from streamd.net.reading import TURN, resume_reading
 from streamd.net.request import Request
-from streamd.net.runtime import reason_of
+from streamd.net.runtime import Runtime, reason_of
 from streamd.net.sweep import NEVER
+from streamd.net.turns import CONNECTION_PIECES_MAX, REQUEST_PIECES, STEP_SIZES_BYTES, TakesTurns, pieces_of
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import dialect_of, error_body
 from streamd.wire.http1 import (
@@ -77,6 +81,9 @@ from streamd.wire.http1 import (
 )
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# A head is read in steps of this size: most heads are smaller, and the bytes behind a head are copied.
+HEAD_STEP_BYTES = 4 * 1024
 
 # Delay between the error event of a failed stream and the close. When a body breaks off, a browser's fetch throws away
 # the bytes that its page has not read: in Chromium 156 an immediate close lost the error event in four of five tries, a
@@ -140,8 +147,10 @@ TRANSITIONS: dict[ClientState, dict[ClientEvent, ClientState]] = {
 EXPECTING = (ClientState.HEAD, ClientState.FRESH, ClientState.ADOPTED)
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(TakesTurns, asyncio.Protocol):
     """A downstream connection; the Carrier of its answers."""
+
+    _runtime: Runtime
 
     __slots__ = (
         "__weakref__",
@@ -158,6 +167,7 @@ class ClientConnection(asyncio.Protocol):
         "due_at",
         "origin",
         "paused",
+        "pauses",
         "transport",
     )
 
@@ -176,7 +186,8 @@ class ClientConnection(asyncio.Protocol):
         self.paused = False
         self._stall: Stall | None = None  # watches the kernel's queue since the last pause
         self._last_bytes: LastBytes | None = None  # from the close on
-        self._behind = adopted  # bytes behind the request that is being answered
+        self.pauses = 0  # reasons for which the socket isn't read (net/reading.py)
+        self._behind = adopted  # bytes that were read and not processed yet
         self._close_reason: CloseReason | None = None
         # request
         self._heads: HeadReader | None = None
@@ -201,7 +212,8 @@ class ClientConnection(asyncio.Protocol):
         refusal = self.origin.enter(transport, adopted=self.at is ClientState.ADOPTED)
         if refusal is not None:
             self._turn_away(refusal)
-        self._go_on()
+        if self._behind:
+            self.work_or_wait()
 
     @guarded
     def arrived(self, remote: Remote | None) -> None:
@@ -213,13 +225,10 @@ class ClientConnection(asyncio.Protocol):
 
     @guarded
     def data_received(self, data: bytes) -> None:
-        try:
-            self._take(data)
-        except HttpError as problem:
-            self._refuse(problem)
-        except RemoteProtocolError as broken:  # the start of the next request can't be known: close
-            text = f"Malformed request: {broken}."
-            self._refuse(HttpError(broken.status, text, code=broken.code, close=True))
+        behind = self._behind
+        self._behind = behind + data if behind else data
+        if not self.pauses & TURN:  # else these bytes wait behind others
+            self.work_or_wait()
 
     @guarded
     def eof_received(self) -> bool:
@@ -249,6 +258,7 @@ class ClientConnection(asyncio.Protocol):
         with runtime.guard:
             self._end_answer(reason)
         self._go(ClientEvent.LOSE)
+        self._behind = b""
         runtime.clients.discard(self)
         runtime.sweep.discard(self)
         self.origin.leave()
@@ -271,54 +281,82 @@ class ClientConnection(asyncio.Protocol):
         self.paused = False
         if self.answer is not None:
             self.answer.on_resumed(self._runtime.time())
-        else:
-            self._go_on()
+        elif self._behind and not self.pauses & TURN:
+            self.work_or_wait()
 
     # -- requests in
 
-    def _take(self, data: bytes) -> None:
-        if self.at is ClientState.BODY:
-            self._take_body(data)
-        elif self.at in EXPECTING and not self.paused:
-            behind, self._behind = self._behind, b""  # data may arrive before a scheduled _go_on() has run
-            self._take_head(behind + data)
-        elif self.at is ClientState.LINGER:
-            if self._last_bytes is not None:
-                self._last_bytes.came_bytes += len(data)
-        elif self.at in EXPECTING or self.at is ClientState.ANSWERING:
-            # Don't begin a request while its client doesn't take the answers to earlier requests.
-            self._behind += data
-        # Checked here so that bytes that arrived together with the request count too.
-        is_too_much = len(self._behind) > self._runtime.settings.pipeline_bytes_max
-        if is_too_much and (self.paused or self.at is ClientState.ANSWERING):
-            self.abort(CloseReason.PIPELINE_FULL)
+    @property
+    def share(self) -> str:
+        """The key that the request came with, else the client's address."""
+        key = self.answer.request.principal.key if self.answer is not None else None
+        return f"key {key.id}" if key is not None else f"address {self.origin.address or ''}"
 
     @guarded
-    def _go_on(self) -> None:
-        """Process the bytes kept behind the last request, or handed over with the connection."""
-        if self._behind and self.at in EXPECTING and not self.paused:
-            data, self._behind = self._behind, b""
-            self.data_received(data)
+    def work(self) -> bool:
+        """Process a turn's share of the bytes that were read. True: more wait for the next turn."""
+        left, is_next = CONNECTION_PIECES_MAX, False
+        while self._behind and left > 0 and not is_next:
+            spent = REQUEST_PIECES
+            try:
+                if self.at in EXPECTING and not self.paused:
+                    spent = self._take_head()
+                elif self.at is ClientState.BODY:
+                    spent = self._take_body()
+                else:
+                    break
+            except HttpError as problem:
+                self._refuse(problem)
+            except RemoteProtocolError as broken:  # the start of the next request can't be known: close
+                text = f"Malformed request: {broken}."
+                self._refuse(HttpError(broken.status, text, code=broken.code, close=True))
+            except Exception as error:
+                self.crash("client.work", error)
+                self._behind = b""  # of a connection that ends
+            left -= spent
+            self._runtime.turns.spend(spent)
+            # A request is over, or nothing can be done in this turn: the bytes behind it have the next turn.
+            is_next = self._heads is None and (self.at in EXPECTING or (self._intake is not None and not spent))
+        size_bytes = len(self._behind)
+        if self.at in (ClientState.LINGER, ClientState.CLOSING, ClientState.LOST):
+            if self.at is ClientState.LINGER and self._last_bytes is not None:
+                self._last_bytes.came_bytes += size_bytes
+            self._behind = b""
+            is_more = size_bytes >= STEP_SIZES_BYTES[0]  # a flood of a closing connection has turns, too
+        elif self.paused or self.at is ClientState.ANSWERING:
+            # Why not begun: a client that doesn't take its answers gets no further answers.
+            is_more = False
+            if size_bytes > self._runtime.settings.pipeline_bytes_max:
+                self.abort(CloseReason.PIPELINE_FULL)
+        else:
+            is_more = left <= 0 or size_bytes > 0
+        if not is_more and self.at is not ClientState.LOST:  # a transport that was handed over belongs to others
+            resume_reading(self, TURN)
+        return is_more
 
-    def _take_head(self, data: bytes) -> None:
+    def _take_head(self) -> int:
+        """Process the next step of a head, and of the body behind it. Returns the pieces spent."""
         heads, runtime = self._heads, self._runtime
         if heads is None:
             heads = self._heads = HeadReader(runtime.limits)
             if self.at is not ClientState.FRESH:  # a FRESH connection's time began at accept
                 self._allow(runtime.settings.head_timeout_s)
-        found = heads.feed(data)
+        data = self._behind
+        step, self._behind = data[:HEAD_STEP_BYTES], data[HEAD_STEP_BYTES:]
+        found = heads.feed(step)
         if found is None:
-            return
+            return pieces_of(len(step))
         self._heads = None
         head_bytes, rest = found
-        head = parse_request(head_bytes, runtime.limits)
-        owner = self._begin(head, rest)
+        self._behind = rest + self._behind
+        owner = self._begin(parse_request(head_bytes, runtime.limits))
         if owner is not None:
-            self._hand_over(owner, head_bytes + rest)
+            self._hand_over(owner, head_bytes)
         elif self._intake is not None:
-            self._take_body(rest)
+            return REQUEST_PIECES + self._take_body()
+        return REQUEST_PIECES
 
-    def _begin(self, head: RequestHead, rest: bytes) -> int | None:
+    def _begin(self, head: RequestHead) -> int | None:
         """Plan for a request and ask for its body. Returns the owner's slot if another worker owns the request."""
         runtime = self._runtime
         request = Request(
@@ -331,8 +369,6 @@ class ClientConnection(asyncio.Protocol):
         answer = self.answer = Answer(self, self.origin, request, http10=head.http10)
         self._go(ClientEvent.BEGIN)
         intake = self._intake = Intake(runtime, head)
-        if intake.is_whole:
-            self._behind = rest  # set even if the plan refuses: the connection goes on with these bytes
         request.extra_headers = runtime.cors.response_headers(head.get(b"origin"))
         self.origin.find_client(request)
         plan = self._application.plan(answer)
@@ -341,25 +377,33 @@ class ClientConnection(asyncio.Protocol):
         runtime.counters.requests += 1
         intake.begin(plan, answer, head.content_length)
         self._allow(runtime.settings.body_grace_s)
-        if head.expect_continue and not rest and head.framing is not Framing.NONE:
+        if head.expect_continue and not self._behind and head.framing is not Framing.NONE:
             self.transport.write(CONTINUE)
         return None
 
-    def _take_body(self, data: bytes) -> None:
+    def _take_body(self) -> int:
+        """Process the next step of the body. Returns the pieces spent; 0: nothing can be done in this turn."""
         answer, intake = self.answer, self._intake
         assert answer is not None and intake is not None
-        if intake.feed(data):
-            self._behind = intake.rest
+        if intake.is_blocked:
+            return 0
+        data = self._behind
+        size = intake.step_bytes(data)
+        self._behind = data[size:]
+        if intake.feed(data[:size]):
+            self._behind = intake.rest + self._behind
             self.due_at = self._next_look()
             self.origin.opened()
             self._intake = None
             self._go(ClientEvent.WHOLE)
             intake.dispatch(answer)
+        return intake.spent()
 
     # -- another worker's requests
 
-    def _hand_over(self, owner: int, data: bytes) -> None:
+    def _hand_over(self, owner: int, head_bytes: bytes) -> None:
         """Give the connection to the owner of its request, once all earlier answers have left. Raises HttpError 503."""
+        data = head_bytes + self._behind
         if self.paused:
             self._forget_request()
             self._behind = data
@@ -453,8 +497,8 @@ class ClientConnection(asyncio.Protocol):
             self._end_answer(reason)
             self._go(ClientEvent.NEXT)
             self._allow_head()
-            if self._behind:
-                self._runtime.loop.call_soon(self._go_on)
+            if self._behind and not self.paused:
+                self.wait_for_turn()
 
     # -- ends
 

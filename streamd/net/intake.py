@@ -14,8 +14,9 @@ from streamd.net.http_error import HttpError, bad_json
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
+from streamd.net.turns import STEP_SIZES_BYTES, pieces_of, step_bytes
 from streamd.reasons import CloseReason
-from streamd.wire.chunked import BodyDecoder, decoder_for
+from streamd.wire.chunked import BodyDecoder, LengthDecoder, decoder_for
 from streamd.wire.http1 import RequestHead
 from streamd.wire.json_scan import JsonError
 
@@ -39,6 +40,7 @@ class Intake:
         "_request",
         "_runtime",
         "_sink",
+        "_spent",
         "_thrown_bytes",
         "_windows",
         "held",
@@ -57,6 +59,7 @@ class Intake:
         self._windows = 0  # windows that are over
         self.held: bytearray | None = None  # None: a sink has the body, or it is thrown away
         self.rest = b""  # bytes behind the body
+        self._spent = 0  # pieces of work since the last spent()
 
     @property
     def is_whole(self) -> bool:
@@ -77,6 +80,22 @@ class Intake:
             self.held = bytearray()
             self._request.body_charge = BodyCharge(self._runtime.admission, answer.origin.holders(self._request))
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the sink takes nothing in this turn."""
+        return self._sink is not None and self._sink.is_blocked
+
+    def step_bytes(self, data: bytes) -> int:
+        """How many of the first bytes of `data` to feed at once, so that the work on them is bounded."""
+        if self._sink is None and type(self._decoder) is LengthDecoder:
+            return STEP_SIZES_BYTES[0]  # copied as they are
+        return step_bytes(data)
+
+    def spent(self) -> int:
+        """The pieces of work that were done since the last call."""
+        spent, self._spent = self._spent, 0
+        return spent
+
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; True once the body is whole, and then `rest` has the bytes behind it.
         Raises HttpError."""
@@ -85,7 +104,9 @@ class Intake:
         if decoder.done:
             self.rest = data
             return True
+        self._spent += pieces_of(len(data))
         for piece in decoder.feed(data) if data else ():
+            self._spent += 1
             self._keep(piece)
             if self._decoder is None:
                 return False
@@ -95,7 +116,7 @@ class Intake:
     def _keep(self, piece: bytes) -> None:
         self._came_bytes += len(piece)
         if self._sink is not None:
-            self._sink.body_piece(piece)
+            self._spent += self._sink.body_piece(piece)
             return
         held = self.held
         if held is None:

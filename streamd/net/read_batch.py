@@ -80,4 +80,7 @@ class ReadBatch:
             except Exception as error:
                 reading.crash("read_batch.hand_out", error)
         for reading in others:
-            reading.flush_read()
+            try:
+                reading.flush_read()
+            except Exception as error:
+                reading.crash("read_batch.flush_read", error)

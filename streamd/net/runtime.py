@@ -28,6 +28,7 @@ from streamd.net.peers import Peers
 from streamd.net.read_batch import ReadBatch
 from streamd.net.request import Request
 from streamd.net.sweep import Sweep
+from streamd.net.turns import Turns
 from streamd.reasons import CloseReason
 from streamd.wire.cors import Cors
 from streamd.wire.forwarded import TrustedProxies
@@ -108,6 +109,7 @@ class Runtime:
         self.guard = hub.guard = Guard(self.bug)
         self.sweep = Sweep(loop, self.bug)
         self.read_batch = ReadBatch(loop)
+        self.turns = Turns(loop, self.bug)
         self.hub = hub
         self.lags = Lags()
         self.gates = AddressGates(self.admission, settings)

@@ -9,7 +9,9 @@ A connection carries a single request at a time:
     CLOSED
 
 EVENTS is the hot path: data_received keeps the bytes read, and at the end of the loop's turn append_if_templated()
-makes them a frame in the common case. All other bytes go through the chunked decoder, the splitter and Stream.append.
+makes them a frame in the common case. All other bytes go through the chunked decoder, the splitter and Stream.append:
+work() takes a turn's share of them (net/turns.py). While more wait, nothing is read, and an end of the connection waits
+behind them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from streamd.core.stream import Stream
 from streamd.files import read_regular
 from streamd.keepalive import set_keepalive
 from streamd.net.read_batch import ReadBatch
+from streamd.net.reading import BACKPRESSURE, TURN, pause_reading, resume_reading
 from streamd.net.runtime import Runtime
+from streamd.net.turns import CONNECTION_PIECES_MAX, STEP_SIZES_BYTES, TakesTurns, event_pieces, pieces_of, step_bytes
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import BodyDecoder, ChunkedDecoder, decoder_for
 from streamd.wire.fast_chunk import one_chunk
@@ -42,6 +46,13 @@ from streamd.wire.http1 import (
     parse_response,
 )
 from streamd.wire.sse import EventSplitter, EventTooLarge
+
+# The work on an answer's head, in pieces: 30 to 60 us.
+HEAD_PIECES = 8
+
+# Interim answers (1xx) in front of an answer. A server sends one or two, or a 102 every 20 s of a long request
+# (RFC 2518 10.1): an hour of these are 180, and no generation's head takes that long.
+INTERIM_ANSWERS_MAX = 64
 
 # Time for which a failing upstream is left out: doubles from half a second to half a minute, with jitter.
 LEFT_OUT_S_MIN = 0.5
@@ -96,21 +107,25 @@ class _UpstreamPerToken:
 
     at: UpstreamState
     _read_batch: ReadBatch
-    _read: bytes | None  # bytes read in this turn of the loop and not processed yet
+    _read: bytes | None  # bytes that were read and not processed yet; not empty
     _fast_path: bool  # EVENTS, with both decoders between two pieces; then `stream` is set
     stream: Stream | None
 
 
-class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
+class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
     """A connection to an inference server."""
+
+    _runtime: Runtime
 
     __slots__ = (
         "__weakref__",
         "_asker",
         "_bodiless",
         "_decoder",
+        "_ended_by",
         "_heads",
         "_held_bytes",
+        "_interim_answers",
         "_keep_alive",
         "_runtime",
         "_splitter",
@@ -118,6 +133,7 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         "answers",
         "any_byte",
         "idle_since",
+        "pauses",
         "touched_at",
         "transport",
         "upstream",
@@ -134,12 +150,15 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         self.transport: asyncio.Transport
         self.answers = 0  # complete answers so far: above 0 the connection is reused
         self.idle_since = 0.0
+        self.pauses = 0  # reasons for which the socket isn't read (net/reading.py)
+        self._ended_by: tuple[Exception | None] | None = None  # the end of the connection, behind bytes that wait
         # request
         self._asker: Asker | None = None
         self._bodiless = "GET"  # the request's method: an answer to HEAD has no body
         self.any_byte = False  # whether a byte of this answer has come
         self._heads: HeadReader | None = None
         self._held_bytes = 0  # of a head or an event that has begun, as charged to admission
+        self._interim_answers = 0
         self._keep_alive = False
         # answer
         self._decoder: BodyDecoder | None = None
@@ -168,8 +187,11 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
                 self._read = data
                 self._read_batch.at_end(self)
                 return
+            if self.at is UpstreamState.IDLE:
+                self.close()  # no request is out, so these bytes belong to none
+                return
+            self._read = data if self._read is None else self._read + data
             self.flush_read()
-            self._take(data)
         except Exception as error:  # Why not @guarded: a token comes this way
             self.crash("upstream.data_received", error)
 
@@ -188,27 +210,62 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
 
     def flush_read(self) -> None:
         """The turn ends, or another event comes first: process the bytes that wait, of any shape."""
-        data, self._read = self._read, None
-        if data is not None:
-            self._take(data)
+        if self._read is None or self.pauses:
+            return  # the next turn, or the reader's resume, goes on with them
+        self.work_or_wait()
+
+    @property
+    def share(self) -> str:
+        return f"upstream {self.upstream.settings.name}"
 
     @guarded
-    def _take(self, data: bytes) -> None:
+    def work(self) -> bool:
+        """Process a turn's share of the bytes that were read. True: more wait for the next turn."""
+        left = CONNECTION_PIECES_MAX
+        while (data := self._read) is not None and left > 0 and not self._is_held_back(data):
+            size = self._step_bytes(data)
+            self._read = data[size:] or None
+            left -= self._take(data[:size])
+        self._runtime.turns.spend(CONNECTION_PIECES_MAX - left)
+        if self.at is UpstreamState.CLOSED:
+            return False
+        if self._read is None and self._ended_by is not None:
+            (exc,), self._ended_by = self._ended_by, None
+            self._ended(exc)
+            return False
+        if left <= 0 or (self._read is not None and not self.pauses & BACKPRESSURE):
+            return True
+        resume_reading(self, TURN)
+        return False
+
+    def _is_held_back(self, data: bytes) -> bool:
+        """Whether these bytes wait for a slow reader. A small rest goes to it at once: it may end the answer, and then
+        the connection is free for another request.
+        """
+        return bool(self.pauses & BACKPRESSURE) and len(data) > STEP_SIZES_BYTES[0]
+
+    def _step_bytes(self, data: bytes) -> int:
+        """How many of the first bytes of `data` to process at once, so that the work on them is bounded."""
+        if self.at is UpstreamState.BODY and type(self._decoder) is not ChunkedDecoder:
+            return STEP_SIZES_BYTES[0]  # passed on as they are
+        return step_bytes(data)
+
+    def _take(self, data: bytes) -> int:
+        """Process bytes; returns the work done, in pieces."""
         try:
             if self.at is UpstreamState.EVENTS:
-                self._take_events(data)
-            elif self.at is UpstreamState.BODY:
-                self._take_body(data)
-            elif self.at is UpstreamState.HEAD:
-                self._take_head(data)
-            else:
-                self.close()  # no request is out, so these bytes belong to none
+                return self._take_events(data)
+            if self.at is UpstreamState.BODY:
+                return self._take_body(data)
+            if self.at is UpstreamState.HEAD:
+                return self._take_head(data)
         except RemoteProtocolError as broken:
             self._take_before(broken.before)
             self._break(CloseReason.UPSTREAM_PROTOCOL, f"The upstream's answer is malformed: {broken}.")
         except EventTooLarge as large:
             self._append(large.before)
             self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
+        return pieces_of(len(data))
 
     def _take_before(self, payloads: list[bytes]) -> None:
         """Deliver the payloads that were complete before a malformed part of the same read."""
@@ -218,20 +275,25 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
             except EventTooLarge as large:
                 self._append(large.before)
             return
-        for payload in payloads:
-            if self._asker is not None:  # a piece may have been too much for the asker, which then closes
-                self._asker.on_piece(payload)
+        if payloads and self._asker is not None:
+            self._asker.on_piece(b"".join(payloads))
 
     @guarded
     def eof_received(self) -> bool:
-        self.flush_read()
-        self._ended(None)
+        self._end(None)
         return False
 
     @guarded
     def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc)
+
+    def _end(self, exc: Exception | None) -> None:
+        """The connection has ended, but the bytes that it sent before come first."""
         self.flush_read()
-        self._ended(exc)
+        if self._read is None:
+            self._ended(exc)
+        elif self._ended_by is None:
+            self._ended_by = (exc,)
 
     # -- requests out
 
@@ -241,6 +303,7 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         self._asker = asker
         self._bodiless = method
         self.any_byte = False
+        self._interim_answers = 0
         self._heads = HeadReader(self._runtime.limits, opening=RESPONSE_OPENING)
         self.transport.write(request)
 
@@ -282,65 +345,66 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
     def pause(self) -> None:
         """The reader takes nothing: stop reading (in BODY; a stream's source is never paused)."""
         if self.at is UpstreamState.BODY:
-            self.transport.pause_reading()
+            pause_reading(self, BACKPRESSURE)
 
     def resume(self) -> None:
-        if self.at is UpstreamState.BODY:
+        if self.at is UpstreamState.BODY and self.pauses & BACKPRESSURE:
             self.touched_at = self._time()
-            self.transport.resume_reading()
+            if self._read is not None:
+                self.wait_for_turn()
+            resume_reading(self, BACKPRESSURE)
 
     # -- answers in
 
-    def _take_head(self, data: bytes) -> None:
+    def _take_head(self, data: bytes) -> int:
         self.any_byte = True
+        spent = pieces_of(len(data))
         while True:
             assert self._heads is not None and self._asker is not None
             found = self._heads.feed(data)
             if found is None:
                 self._charge_held()
-                return
+                return spent
             head_bytes, data = found
             head = parse_response(head_bytes, self._bodiless, self._runtime.limits)
+            spent += HEAD_PIECES
             if head.status >= 200:
                 break
+            self._interim_answers += 1
+            if self._interim_answers > INTERIM_ANSWERS_MAX:
+                text = f"send at most {INTERIM_ANSWERS_MAX} interim answers (1xx) in front of an answer"
+                raise RemoteProtocolError(text, "too_many_interim_answers", 502)
         self._heads = None
         self._charge_held()
+        if data:
+            self._read = data + (self._read or b"")
         self._asker.on_head(self, head)
-        if data or self.at in (UpstreamState.BODY, UpstreamState.EVENTS):
-            self._after_head(data)
-
-    def _after_head(self, data: bytes) -> None:
-        """Process the bytes after the head; an answer without a body ends here."""
-        decoder = self._decoder
-        if self.at is UpstreamState.CLOSED or decoder is None:
-            return
-        if decoder.done:
-            decoder.rest = data
-            self._finish()
-        elif data and self.at is UpstreamState.EVENTS:
-            self._take_events(data)
-        elif data:
-            self._take_body(data)
+        if self._decoder is not None and self._decoder.done and self.at is not UpstreamState.CLOSED:
+            self._finish()  # an answer without a body
+        return spent
 
     def _begin_body(self, head: ResponseHead) -> None:
         self._keep_alive = head.keep_alive and head.framing is not Framing.UNTIL_CLOSE
         self._decoder = decoder_for(head.framing, head.content_length)
 
-    def _take_events(self, data: bytes) -> None:
+    def _take_events(self, data: bytes) -> int:
         decoder, splitter, stream = self._decoder, self._splitter, self.stream
         assert decoder is not None and splitter is not None and stream is not None
         payloads = decoder.feed(data)
+        spent = pieces_of(len(data)) + len(payloads)
         if payloads:
-            # All events of a read go out in one write, even if each came in its own chunk.
+            # All events of a step go out in one write, even if each came in its own chunk.
             pieces = splitter.feed(payloads[0] if len(payloads) == 1 else b"".join(payloads))
             if splitter.pending or self._held_bytes:
                 self._charge_held()
             if pieces:
                 stream.append_pieces(pieces, self._time())
+                spent += len(pieces) * event_pieces(stream)
         self._fast_path = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
         if decoder.done:
             self._append(splitter.finish())
             self._finish()
+        return spent
 
     def _charge_held(self) -> None:
         """Charge the bytes of a head or an event that has begun. On the long way only: at rest nothing is held."""
@@ -354,29 +418,31 @@ class UpstreamConnection(_UpstreamPerToken, asyncio.Protocol):
         if self.stream is not None and pieces:
             self.stream.append_pieces(pieces, self._time())
 
-    def _take_body(self, data: bytes) -> None:
+    def _take_body(self, data: bytes) -> int:
         decoder, asker = self._decoder, self._asker
         assert decoder is not None and asker is not None
         self.touched_at = self._time()
-        for piece in decoder.feed(data):
-            asker.on_piece(piece)
-            if self.at is not UpstreamState.BODY:
-                return
-        if decoder.done:
+        payloads = decoder.feed(data)
+        if payloads:
+            # A single write for all chunks of a step.
+            asker.on_piece(payloads[0] if len(payloads) == 1 else b"".join(payloads))
+        if decoder.done and self.at is UpstreamState.BODY:
             self._finish()
+        return pieces_of(len(data)) + len(payloads)
 
     def _finish(self) -> None:
         """The framing ended properly. A connection with bytes after the end isn't used again: no request owns them."""
         asker, decoder = self._asker, self._decoder
         assert asker is not None and decoder is not None
-        reusable = self._keep_alive and not decoder.rest and not self.transport.get_write_buffer_size()
+        is_clean = not decoder.rest and self._read is None and self._ended_by is None
+        reusable = self._keep_alive and is_clean and not self.transport.get_write_buffer_size()
         self._fast_path = False
         self._asker = self.stream = self._splitter = self._decoder = None
         self._charge_held()
         self.answers += 1
         try:
             if reusable:
-                self.transport.resume_reading()  # a slow reader may have paused it up to the last byte
+                resume_reading(self, BACKPRESSURE)  # a slow reader may have paused it up to the last byte
                 self._go(UpstreamState.IDLE)
                 self.upstream.keep(self, self._time())
             else:

@@ -17,6 +17,7 @@ from streamd.config import ROWS
 from streamd.core import stream as core_stream
 from streamd.core.stream import (
     APPEND_BYTES_MAX,
+    LOOSE_WRITES_MAX,
     MARK_EVENTS,
     CountedStream,
     Form,
@@ -76,6 +77,16 @@ def test_loose_lines_stay_between_the_events_that_they_came_between() -> None:
     stream.append_pieces([event("a"), event("b"), b": c\n", event("d"), event("e")], 1.0)
     assert [len(reader.frames), reader.seqs] == [3, [1, 2, 3, 4]]
     assert b": c\n" in reader.frames[1]
+
+
+def test_many_comments_of_a_read_make_few_writes_and_none_is_lost() -> None:
+    stream, loop = new_stream(), Loop()
+    reader = Reader(stream, loop)
+    pieces = [piece for k in range(50) for piece in (event(str(k)), b": %d\n" % k)]
+    stream.append_pieces(pieces, 1.0)
+    assert len(reader.frames) == 2 * LOOSE_WRITES_MAX + 2
+    assert all(b": %d\n" % k in b"".join(reader.frames) for k in range(50))
+    assert reader.seqs == list(range(1, 51)) and reader.text == "".join(map(str, range(50)))
 
 
 def test_a_read_of_many_events_goes_in_writes_of_a_bounded_size() -> None:

@@ -960,7 +960,7 @@ def test_a_bug_is_reported_and_costs_only_its_connection() -> None:
         plan, application.plan = application.plan, broken  # type: ignore[assignment]
         client = r.client(get())
         assert client.answer.status == 500 and client.answer.error["code"] == "internal"
-        assert bugs == ["ClientConnection.data_received"] and r.runtime.counters.bugs == 1
+        assert bugs == ["client.work"] and r.runtime.counters.bugs == 1
         application.plan = plan
         assert r.client(get()).statuses == [200]
         r.runtime.counters.bugs = 0

@@ -183,6 +183,16 @@ def published(r: Rig) -> Client:
     return client
 
 
+def whole_body(body: bytes) -> bytes:
+    head = get(
+        "/v1/streams/room/events",
+        "Content-Type: application/x-ndjson",
+        f"Content-Length: {len(body)}",
+        method="POST",
+    )
+    return head + body
+
+
 def closing(r: Rig) -> Client:
     client = r.client(get("/healthz", "Connection: close"), capacity=0)
     assert client.connection.at is ClientState.CLOSING
@@ -259,6 +269,7 @@ CALLBACKS: dict[str, Callable[[Rig], Prepared]] = {
     # publishers
     "publishing: an event": lambda r: sent(published(r), chunk(b'{"delta": "two"}\n')),
     "publishing: the end": lambda r: sent(published(r), LAST),
+    "publishing: a whole body": lambda r: sent(published(r), LAST + whole_body(b'{"delta": "two"}\n' * 3)),
     "publishing: a fin": lambda r: published(r).transport.fin,
     "publishing: due": lambda r: due(r, published(r)),
     "opening": lambda r: fresh(r, get("/v1/streams/other", "Content-Length: 0", method="PUT")),
