@@ -64,7 +64,7 @@ from streamd.net.http_error import TYPES, HttpError
 from streamd.net.intake import Intake
 from streamd.net.origin import Entrance, Origin, Remote
 from streamd.net.outlet import UNIX_SNDBUF_BYTES, LastBytes, Stall
-from streamd.net.reading import TURN, resume_reading
+from streamd.net.reading import TURN, SmallReads, resume_reading
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, reason_of
 from streamd.net.sweep import NEVER
@@ -147,7 +147,7 @@ TRANSITIONS: dict[ClientState, dict[ClientEvent, ClientState]] = {
 EXPECTING = (ClientState.HEAD, ClientState.FRESH, ClientState.ADOPTED)
 
 
-class ClientConnection(TakesTurns, asyncio.Protocol):
+class ClientConnection(TakesTurns, SmallReads):
     """A downstream connection; the Carrier of its answers."""
 
     _runtime: Runtime

@@ -19,7 +19,7 @@ from streamd.net.tls import TlsLayer
 
 def protocol_factory(
     application: Application, entrance: Entrance, sock: socket.socket, *, stays: bool = False
-) -> Callable[[], asyncio.Protocol]:
+) -> Callable[[], asyncio.BaseProtocol]:
     """Makes the protocol of each connection of `sock`. It reads the runtime each time, so a reload takes effect.
 
     TCP listeners speak TLS if there is a certificate; the admin listener is for this machine and stays plain. With
@@ -28,9 +28,9 @@ def protocol_factory(
     runtime, is_admin = entrance.runtime, entrance.listener == "admin"
     over_tcp = sock.family != socket.AF_UNIX
 
-    def make() -> asyncio.Protocol:
+    def make() -> asyncio.BaseProtocol:
         connection = ClientConnection(application, entrance)
-        below: asyncio.Protocol = connection
+        below: ClientConnection | TlsLayer = connection
         if is_admin:
             return below
         if runtime.tls is not None and over_tcp:
@@ -39,7 +39,7 @@ def protocol_factory(
             return ProxiedConnection(runtime, connection, below)
         return below
 
-    def begin() -> asyncio.Protocol:
+    def begin() -> asyncio.BaseProtocol:
         try:
             return make() if stays or is_admin or runtime.peers is None else Arriving(entrance, make)
         except Exception as error:  # no memory for a connection: the listener goes on
@@ -64,7 +64,7 @@ class Arriving(asyncio.Protocol):
 
     __slots__ = ("_entrance", "_make", "_raw")
 
-    def __init__(self, entrance: Entrance, make: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, entrance: Entrance, make: Callable[[], asyncio.BaseProtocol]) -> None:
         self._entrance = entrance
         self._make = make
         self._raw: asyncio.Transport
@@ -95,7 +95,7 @@ class Adopted(asyncio.Protocol):
 
     __slots__ = ("_make", "_raw", "_runtime", "_taken")
 
-    def __init__(self, runtime: Runtime, make: Callable[[], asyncio.Protocol], taken: Callable[[], None]) -> None:
+    def __init__(self, runtime: Runtime, make: Callable[[], asyncio.BaseProtocol], taken: Callable[[], None]) -> None:
         self._runtime = runtime
         self._make = make
         self._taken: Callable[[], None] | None = taken
@@ -119,7 +119,7 @@ class Adopted(asyncio.Protocol):
             taken()
 
 
-def step_aside(transport: asyncio.Transport, protocol: asyncio.Protocol) -> None:
+def step_aside(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
     """Make `protocol` the protocol of a connection, as if from its beginning."""
     transport.set_protocol(protocol)
     protocol.connection_made(transport)

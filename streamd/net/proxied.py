@@ -15,6 +15,7 @@ from streamd.core.guard import guarded
 from streamd.net.client import ClientConnection
 from streamd.net.origin import UNNAMED
 from streamd.net.runtime import Runtime
+from streamd.net.tls import TlsLayer
 from streamd.reasons import CloseReason
 from streamd.wire.proxy_v2 import ProxyHeaderError, parse_proxy_v2
 
@@ -24,7 +25,7 @@ class ProxiedConnection(asyncio.Protocol):
 
     __slots__ = ("_below", "_connection", "_held", "_runtime", "_transport")
 
-    def __init__(self, runtime: Runtime, connection: ClientConnection, below: asyncio.Protocol) -> None:
+    def __init__(self, runtime: Runtime, connection: ClientConnection, below: ClientConnection | TlsLayer) -> None:
         self._runtime = runtime
         self._connection = connection
         self._below = below

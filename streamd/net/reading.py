@@ -4,6 +4,10 @@ Several parts may want a connection to be silent at the same time, each for a re
 again when the last reason is gone. A pause for a turn lasts a few turns of the loop, so the peer's FIN is still seen;
 a pause for backpressure lasts as long as the other side takes nothing.
 
+SmallReads bounds what a read brings: uvloop hands 256,000 bytes at once to an asyncio.Protocol, and a thousand clients
+could have that much waiting here. With a buffer of its own a protocol gets no more than the buffer holds. Upstreams'
+connections keep the large reads: on the token's way the buffer costs 4 us (docs/ARCHITECTURE.md, Measured, 6).
+
 Why bits of an int, not a set: an unpaused connection refers to the shared 0, so 10,000 of them cost nothing.
 """
 
@@ -17,11 +21,41 @@ TURN: Final = 2  # bytes that were read wait for a turn (net/turns.py)
 ABOVE: Final = 4  # the protocol above a TLS layer wants no more bytes
 
 
+# A request's head (head_bytes_max), and as much as is kept behind a running answer.
+READ_BYTES_MAX: Final = 16 * 1024
+
+# Shared by all connections of the process: a read is copied out of it before the next begins.
+_BUFFER: Final = memoryview(bytearray(READ_BYTES_MAX))
+
+
+class SmallReads(asyncio.BufferedProtocol):
+    """A protocol whose data_received() gets at most READ_BYTES_MAX at once."""
+
+    __slots__ = ()
+
+    # Why static: uvloop keeps what it finds, and a bound method would cost each connection 64 bytes.
+    @staticmethod
+    def get_buffer(sizehint: int) -> memoryview:
+        """As in asyncio.BufferedProtocol."""
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """As in asyncio.BufferedProtocol."""
+        self.data_received(bytes(_BUFFER[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        """As in asyncio.Protocol."""
+        raise NotImplementedError
+
+
 class Readable(Protocol):
     """A connection that may be silenced."""
 
-    transport: asyncio.Transport
     pauses: int  # the reasons; 0: the socket is read
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The socket's."""
 
 
 def pause_reading(connection: Readable, reason: int) -> None:

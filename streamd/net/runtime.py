@@ -22,6 +22,7 @@ from streamd.core.refusal import Refusal, Retry
 from streamd.core.stream import Stream, Subscriber
 from streamd.counters import Counters
 from streamd.net.gates import AddressGates
+from streamd.net.handshakes import Handshakes
 from streamd.net.http_error import HttpError
 from streamd.net.inquiry import Inquiries
 from streamd.net.peers import Peers
@@ -110,6 +111,7 @@ class Runtime:
         self.sweep = Sweep(loop, self.bug)
         self.read_batch = ReadBatch(loop)
         self.turns = Turns(loop, self.bug)
+        self.handshakes = Handshakes(loop, self.bug)
         self.hub = hub
         self.lags = Lags()
         self.gates = AddressGates(self.admission, settings)

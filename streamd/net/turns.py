@@ -30,7 +30,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 from streamd.core.stream import Stream
 from streamd.net.reading import TURN, pause_reading
@@ -54,7 +54,10 @@ STEP_SIZES_BYTES: Final = (64 * 1024, 16 * 1024, 4 * 1024, 512)
 STEP_LINES_MAX: Final = 256
 
 
-class Waiting(Protocol):
+Member = TypeVar("Member")
+
+
+class TurnMember(Protocol):
     """A connection with bytes that were read and not processed yet, or work that goes on over several turns."""
 
     @property
@@ -68,19 +71,65 @@ class Waiting(Protocol):
         """As in Guarded (core/guard.py)."""
 
 
+class Rotation(Generic[Member]):
+    """Members in the order in which they are served: round robin by share, and within a share by arrival."""
+
+    __slots__ = ("_members", "_shares", "count")
+
+    def __init__(self) -> None:
+        self._shares: deque[str] = deque()  # in the order in which they are served; each once
+        self._members: dict[str, deque[Member]] = {}  # of each share, in the order of their arrival; none is empty
+        self.count = 0
+
+    def add(self, share: str, member: Member) -> None:
+        """Take a member, behind all others of its share."""
+        members = self._members.get(share)
+        if members is None:
+            members = self._members[share] = deque()
+            self._shares.append(share)
+        members.append(member)
+        self.count += 1
+
+    def pop(self) -> Member:
+        """The first member of the first share, which goes to the end."""
+        share = self._shares.popleft()
+        members = self._members[share]
+        member = members.popleft()
+        self.count -= 1
+        if members:
+            self._shares.append(share)
+        else:
+            del self._members[share]
+        return member
+
+    def pop_surplus(self) -> Member:
+        """The newest member of the share that has most."""
+        share = max(self._members, key=lambda each: len(self._members[each]))
+        members = self._members[share]
+        member = members.pop()
+        self.count -= 1
+        if not members:
+            del self._members[share]
+            self._shares.remove(share)
+        return member
+
+
 class Turns:
     """One per loop. Bounded by the number of connections: each waits here once."""
 
-    __slots__ = ("_is_due", "_loop", "_members", "_on_bug", "_shares", "left", "waiting")
+    __slots__ = ("_is_due", "_loop", "_on_bug", "_rotation", "left")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_bug: Callable[[str, Exception], None]) -> None:
         self._loop = loop
         self._on_bug = on_bug
-        self._shares: deque[str] = deque()  # in the order in which they are served; each once
-        self._members: dict[str, deque[Waiting]] = {}  # of each share, in the order of their arrival; none is empty
-        self.waiting = 0  # members
+        self._rotation: Rotation[TurnMember] = Rotation()
         self._is_due = False  # _begin() is scheduled
         self.left = TURN_PIECES_MAX  # of this turn
+
+    @property
+    def waiting(self) -> int:
+        """The number of members that wait."""
+        return self._rotation.count
 
     def spend(self, pieces: int) -> None:
         """Count work that was done in this turn."""
@@ -88,15 +137,9 @@ class Turns:
         if not self._is_due:
             self._wake()
 
-    def wait(self, member: Waiting) -> None:
+    def wait(self, member: TurnMember) -> None:
         """Call the member's work() in the next turns, until it returns False. The member waits at most once."""
-        share = member.share
-        members = self._members.get(share)
-        if members is None:
-            members = self._members[share] = deque()
-            self._shares.append(share)
-        members.append(member)
-        self.waiting += 1
+        self._rotation.add(member.share, member)
         if not self._is_due:
             self._wake()
 
@@ -108,10 +151,11 @@ class Turns:
         """A new turn: serve those that wait, each at most once, until the turn's pieces are spent."""
         self._is_due = False
         self.left = TURN_PIECES_MAX
+        rotation = self._rotation
         unfinished = []
-        while self._shares and self.left > 0:
+        while rotation.count and self.left > 0:
             try:
-                member = self._next()
+                member = rotation.pop()
             except Exception as error:
                 self._on_bug("turns.next", error)
                 break  # the next turn goes on
@@ -122,23 +166,11 @@ class Turns:
                 member.crash("turns.work", error)
         for member in unfinished:
             try:
-                self.wait(member)
+                rotation.add(member.share, member)
             except Exception as error:
                 member.crash("turns.wait", error)
-        if self._shares and not self._is_due:
+        if rotation.count and not self._is_due:
             self._wake()
-
-    def _next(self) -> Waiting:
-        """The first member of the first share, which goes to the end."""
-        share = self._shares.popleft()
-        members = self._members[share]
-        member = members.popleft()
-        self.waiting -= 1
-        if members:
-            self._shares.append(share)
-        else:
-            del self._members[share]
-        return member
 
 
 class HasTurns(Protocol):
@@ -158,11 +190,11 @@ class TakesTurns:
 
     @property
     def share(self) -> str:
-        """As in Waiting."""
+        """As in TurnMember."""
         raise NotImplementedError
 
     def work(self) -> bool:
-        """As in Waiting."""
+        """As in TurnMember."""
         raise NotImplementedError
 
     def crash(self, where: str, error: Exception) -> None:
