@@ -92,6 +92,7 @@ class Reader:
         self.sent = bytearray()
         self.held = bytearray()
         self.frames: list[bytes] = []  # the objects of all writes
+        self.large_parts: list[bytes | memoryview] = []
         self.paused = False
         self.ended: bool | None = None  # as stream_ended() said: clean or not
         self.cut = 0  # slow_consumer()
@@ -116,6 +117,10 @@ class Reader:
         if self.held:
             self.paused = True
             self.subscriber.pause()
+
+    def write_large(self, parts: list[bytes | memoryview]) -> None:
+        self.large_parts += parts
+        self.write(b"".join(parts))
 
     def soon(self, turn: Callable[[], None]) -> None:
         self.loop.soon(turn)

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from streamd.core.stream import Stream, Subscriber, SubscriberState
+from streamd.core.stream import LARGE_EVENT_BYTES_MIN, Stream, Subscriber, SubscriberState
 
 # Readers served in a loop turn: 256 writes of 10 us are 2.6 ms, well under the 20 ms between two tokens of the fastest
 # streams beside them.
@@ -143,6 +143,9 @@ class SlicedFanout:
                         piece = pieces.get(reader.own_position) or self._from(reader.own_position)
                         pieces[reader.own_position] = piece
                         position = reader.own_position
+                    if len(piece) >= LARGE_EVENT_BYTES_MIN:
+                        reader.lag()  # the log has it without a copy
+                        continue
                     reader.own_position = end
                     reader.own_bytes = end_bytes
                     reader.write(piece)

@@ -634,6 +634,22 @@ class ReplayLog(_Joined):
         """
         return _Coalescing(self, cursor, bytes_max).read()
 
+    def large_event(self, cursor: Cursor, bytes_min: int) -> memoryview | None:
+        """The next event without a copy, if it is kept whole and has at least `bytes_min`; the cursor moves behind it.
+
+        The log may drop the event meanwhile: the view keeps its bytes, which all readers of the event share.
+        LookupError if the event at the cursor has been dropped.
+        """
+        run = self._next(cursor)
+        if run is None:
+            return None
+        segment, start, end, whole = run
+        if not whole or end - start < bytes_min:
+            return None
+        cursor.seq += 1
+        cursor._offset = end
+        return memoryview(segment)[start:end]
+
     def last_event(self) -> bytes | None:
         """The newest event, None if there is none. It costs reading a segment."""
         if self.seq_first == self.seq_next:

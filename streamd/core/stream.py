@@ -90,6 +90,11 @@ LOOSE_WRITES_MAX = 4
 MARK_EVENTS = 1024
 
 
+# An event of this size, kept whole, goes to each reader in pieces, as a view of the log: a reader that takes nothing
+# holds no copy of it. Smaller events are copied; several of them are catchup_bytes_max at most.
+LARGE_EVENT_BYTES_MIN = 64 * 1024
+
+
 class Form(Choice):
     """The framing of events on a connection."""
 
@@ -104,6 +109,8 @@ class Form(Choice):
 RAW = (Form.RAW_CHUNKED, Form.RAW_BARE)
 # Forms in which nothing but events may be written.
 EVENTS_ONLY = (*RAW, Form.DATA_CHUNKED, Form.DATA_BARE)
+# Forms in which an event's lines are rewritten.
+DATA_LINES = (Form.DATA_CHUNKED, Form.DATA_BARE)
 # Forms with an HTTP/1.1 chunk around each write.
 IN_CHUNKS = (Form.CHUNKED, Form.RAW_CHUNKED, Form.DATA_CHUNKED)
 
@@ -165,6 +172,11 @@ class Sink(Protocol):
 
     def write(self, frame: bytes) -> None:
         """Take the frame whole. May call the subscriber's pause() before it returns."""
+
+    def write_large(self, parts: list[bytes | memoryview]) -> None:
+        """Take the parts in order, as fast as the peer does. May call the subscriber's pause() before it returns, and
+        then calls its resume() once all is written.
+        """
 
     def soon(self, turn: Callable[[], None]) -> None:
         """Run `turn` in the next loop turn."""
@@ -312,6 +324,11 @@ class Subscriber(_PerEvent):
 
     def resume(self) -> None:
         """The transport is empty again (resume_writing): write out the ring, or begin to catch up."""
+        if self.state is SubscriberState.PAUSED and self.ring.bytes_held > max(
+            self.ring.bytes_max, LARGE_EVENT_BYTES_MIN
+        ):
+            self.ring.clear()  # its only frame is large: the log has it without a copy
+            self._go(SubscriberEvent.OVERFLOW)
         if self.state is SubscriberState.PAUSED:
             held = self._take_ring()
             self._go(SubscriberEvent.RESUME)
@@ -401,15 +418,9 @@ class Subscriber(_PerEvent):
         self.finish_if_done()
 
     def _write_piece(self) -> None:
-        piece = self._read_piece()
-        if piece:
-            self._bytes_written += len(piece)
-            self.write(piece)
+        """Write the frames of the next events in the log, coalesced; first a gap event if the log has dropped events.
 
-    def _read_piece(self) -> bytes:
-        """Frames of the next events in the log, coalesced; first a gap event if the log has dropped the next event.
-
-        Empty for a raw reader that lost bytes: it has ended then.
+        A raw reader that lost bytes ends instead.
         """
         stream, log = self.stream, self.stream.log
         raw = self.form in RAW
@@ -417,16 +428,34 @@ class Subscriber(_PerEvent):
             self.dropped += log.seq_first - self.own_position
             self.end()
             self.sink.slow_consumer()
-            return b""
+            return
         out = self._begin_reading()
-        assert self._cursor is not None
+        cursor = self._cursor
+        assert cursor is not None
+        large = log.large_event(cursor, LARGE_EVENT_BYTES_MIN) if self.form not in DATA_LINES else None
+        if large is not None:
+            parts = [*out, *self._large_frame(self.own_position, large)]
+            self.own_position = cursor.seq
+            self._bytes_written += sum(map(len, parts))
+            self.sink.write_large(parts)
+            return
         if raw:
-            events = log.read(self._cursor, bytes_max=stream.terms.catchup_bytes_max)
+            events = log.read(cursor, bytes_max=stream.terms.catchup_bytes_max)
         else:
-            events = log.read_coalesced(self._cursor, bytes_max=stream.terms.catchup_bytes_max)
+            events = log.read_coalesced(cursor, bytes_max=stream.terms.catchup_bytes_max)
         out += [self._encode(seq, event) for seq, event in events]
-        self.own_position = self._cursor.seq
-        return b"".join(out)
+        self.own_position = cursor.seq
+        piece = b"".join(out)
+        if piece:
+            self._bytes_written += len(piece)
+            self.write(piece)
+
+    def _large_frame(self, seq: int, event: memoryview) -> list[bytes | memoryview]:
+        """The parts of a frame as _encode() makes it, around the event's own bytes."""
+        opening = b"" if self.form in RAW else b"%b%d\n" % (self.stream.id_prefix, seq)
+        if self.form in IN_CHUNKS:
+            return [b"%x\r\n%b" % (len(opening) + len(event), opening), event, b"\r\n"]
+        return [opening, event] if opening else [event]
 
     def _begin_reading(self) -> list[bytes]:
         """Put the cursor at the reader's position; announce events that the log no longer has as a gap."""
@@ -594,6 +623,15 @@ class Subscriber(_PerEvent):
         self._cursor = None
         self.catch_up()
 
+    def read_large(self, seq: int, frame_bytes: int) -> None:
+        """Instead of a large frame's push, while LIVE: read the event from the log, in pieces."""
+        self.leave_live()
+        self.own_position = seq
+        self._bytes_written -= frame_bytes  # the stream has counted it already
+        self._go(SubscriberEvent.LAG)
+        self._cursor = None
+        self.catch_up()
+
     # -- read by the fan-out and the reports
 
     @property
@@ -724,7 +762,21 @@ class Stream(_StreamPerToken):
         frame = sse.frame(self.id_prefix, seq, event, chunked=True)
         self.frame_bytes += len(frame)
         self.touched_at = now
-        self.hand_out(frame)
+        if len(event) >= LARGE_EVENT_BYTES_MIN and self.direct:
+            self._hand_out_large(seq, frame)
+        else:
+            self.hand_out(frame)
+
+    def _hand_out_large(self, seq: int, frame: bytes) -> None:
+        """As hand_out(), but no LIVE reader's transport gets the frame: what it doesn't take would stay there."""
+        for reader in self.readers:
+            try:
+                if reader.state is SubscriberState.LIVE:
+                    reader.read_large(seq, len(frame))
+                else:
+                    reader.push(frame)
+            except Exception as error:
+                reader.fail(error)
 
     def append_if_templated(self, event: bytes, now: float) -> bytes:
         """The hot path, first half: append unparsed bytes if they fit the log's template; else b"", and no change.

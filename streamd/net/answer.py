@@ -1,6 +1,7 @@
 """Answer: a request and its response.
 
     OPEN        nothing of the response is written, so it may still become anything; its request may still be arriving
+    WRITING     a large whole answer goes out in pieces
     STREAMING   a subscriber of a stream writes here
     PROXYING    an upstream's answer goes through
     OVER        written, or given up
@@ -9,7 +10,7 @@ A connection makes an answer when a request's head is complete or malformed, and
 come. All code that works on a request gets the answer, and nothing of the connection. It calls a single one of these
 methods
 
-    send()                                     a whole answer
+    send()                                     a whole answer; a large answer leaves in pieces
     refuse()                                   an error of streamd's own, in the shape that the route's clients know
     stream()                                   the answer is a stream: the client becomes its reader
     proxy_head(), proxy_body(), proxy_end()    the answer is an upstream's
@@ -39,6 +40,7 @@ from streamd.core.stream import Form, Stream, Subscriber, SubscriberState
 from streamd.counters import bump
 from streamd.net.http_error import HttpError
 from streamd.net.origin import Origin
+from streamd.net.outlet import LargeWrite
 from streamd.net.request import Request
 from streamd.net.runtime import reason_of
 from streamd.net.sweep import NEVER
@@ -57,6 +59,9 @@ EVENT_STREAM = [
     (b"cache-control", b"no-cache, no-transform"),
 ]
 
+# A whole answer above this size goes out in pieces. Refusals and most answers of the API are below 16 KiB.
+LARGE_ANSWER_BYTES_MIN = 64 * 1024
+
 # Fields that aren't copied from an upstream's answer: streamd writes the first four itself, and the CORS fields too,
 # because it knows the origins that may read.
 _STREAMD_FIELDS = frozenset({b"content-length", b"x-request-id", b"x-stream-id", b"x-upstream"}) | REPLACED
@@ -66,6 +71,7 @@ class AnswerState(Choice):
     """The state of an answer; the module's docstring explains each."""
 
     OPEN = "open"
+    WRITING = "writing"
     STREAMING = "streaming"
     PROXYING = "proxying"
     OVER = "over"
@@ -74,6 +80,7 @@ class AnswerState(Choice):
 class AnswerEvent(Choice):
     """A step of an answer."""
 
+    WRITE = "write"
     STREAM = "stream"
     PROXY = "proxy"
     END = "end"
@@ -81,10 +88,12 @@ class AnswerEvent(Choice):
 
 TRANSITIONS: dict[AnswerState, dict[AnswerEvent, AnswerState]] = {
     AnswerState.OPEN: {
+        AnswerEvent.WRITE: AnswerState.WRITING,
         AnswerEvent.STREAM: AnswerState.STREAMING,
         AnswerEvent.PROXY: AnswerState.PROXYING,
         AnswerEvent.END: AnswerState.OVER,
     },
+    AnswerState.WRITING: {AnswerEvent.END: AnswerState.OVER},
     AnswerState.STREAMING: {AnswerEvent.END: AnswerState.OVER},
     AnswerState.PROXYING: {AnswerEvent.END: AnswerState.OVER},
     AnswerState.OVER: {},
@@ -138,6 +147,7 @@ class Answer:
     __slots__ = (
         "_carrier",
         "_framing",
+        "_large",
         "_pending",
         "_runtime",
         "body_bytes",
@@ -162,6 +172,7 @@ class Answer:
         self.state = AnswerState.OPEN
         self._framing = Framing.UNTIL_CLOSE if http10 else Framing.CHUNKED  # framing of a body without a length
         self._pending: Pending | None = None
+        self._large: LargeWrite | None = None  # on its way out, in pieces
         self.reader: Subscriber | None = None
         self.body_bytes = 0  # of an answer that isn't a stream
         self.wrote_at = 0.0  # the last head, heartbeat or resume: the heartbeat's interval begins
@@ -218,10 +229,26 @@ class Answer:
         fields = fields or []
         if status not in (204, 304):
             fields = [*fields, (b"content-length", b"%d" % len(body))]
-        head = self._head(fields)
-        self.write(head if request.method == "HEAD" or status in (204, 304) else head + body)
+        if request.method == "HEAD" or status in (204, 304):
+            self.write(self._head(fields))
+        elif len(body) <= LARGE_ANSWER_BYTES_MIN:
+            self.write(self._head(fields) + body)
+        else:
+            self._send_large(fields, body)
+            return
         self.body_bytes = len(body)
         self._carrier.answered(request.reason or CloseReason.COMPLETE)
+
+    def _send_large(self, fields: Fields, body: bytes) -> None:
+        """The body is priced as a request's body until the client has taken it. Raises HttpError 503."""
+        self._runtime.hold_body(len(body))
+        try:
+            self._go(AnswerEvent.WRITE)
+        except Exception:
+            self._runtime.release_body(len(body))
+            raise
+        self.body_bytes = len(body)
+        self.write_large([self._head(fields), body])
 
     def refuse(self, problem: HttpError) -> None:
         """Answer with an error, in the shape that the route's clients know; abort if bytes have been sent already."""
@@ -335,11 +362,37 @@ class Answer:
         """End a reader's answer in mid-stream, with its position; the stream goes on. False: there is no reader."""
         if self.state is not AnswerState.STREAMING or self.reader is None:
             return False
+        if self._large is not None:  # half an event is written: nothing may follow it
+            self._carrier.abort(reason)
+            return True
         self.reader.farewell(message=message, retry_ms=self._runtime.retry_ms())
         self._carrier.close(reason)
         return True
 
     # -- Sink
+
+    def write_large(self, parts: list[bytes | memoryview]) -> None:
+        assert self._large is None
+        large = LargeWrite(parts)
+        while not large.is_over:
+            if self._carrier.paused:
+                self._large = large
+                return
+            self.write(large.next_piece())
+        if self.state is AnswerState.WRITING:
+            self._carrier.answered(self.request.reason or CloseReason.COMPLETE)
+
+    def _write_on(self, large: LargeWrite) -> bool:
+        """The transport takes more: write the next pieces. True once all are written and the transport isn't full."""
+        while not large.is_over:
+            if self._carrier.paused:
+                return False
+            self.write(large.next_piece())
+        self._large = None
+        if self.state is AnswerState.WRITING:
+            self._carrier.answered(self.request.reason or CloseReason.COMPLETE)
+            return False
+        return not self._carrier.paused
 
     def soon(self, turn: Callable[[], None]) -> None:
         self._runtime.loop.call_soon(self._run, turn)
@@ -438,6 +491,8 @@ class Answer:
 
     def on_paused(self) -> None:
         """The transport takes nothing more for now."""
+        if self._large is not None:
+            return  # the reader waits for the rest of a large event already
         if self.state is AnswerState.STREAMING:
             if self._reads:  # else the answer's own last bytes filled the transport
                 self.reader.pause()  # type: ignore[union-attr]
@@ -447,6 +502,8 @@ class Answer:
     def on_resumed(self, now: float) -> None:
         """The transport takes more."""
         self.wrote_at = now
+        if self._large is not None and not self._write_on(self._large):
+            return
         if self.state is AnswerState.STREAMING:
             if self._carrier.due_at == NEVER:
                 self._carrier.due_at = now  # without a stall_timeout nothing was due while it was paused
@@ -481,8 +538,10 @@ class Answer:
         """Free the body, end the reader, tell the pending work, note the reason. The connection calls this once."""
         request, reader, pending = self.request, self.reader, self._pending
         guard = self._runtime.guard
+        if self.state is AnswerState.WRITING:
+            self._runtime.release_body(self.body_bytes)
         self._go(AnswerEvent.END)
-        self._pending = None
+        self._pending = self._large = None
         if request.reason is None:
             request.reason = reason
         self.release_body()

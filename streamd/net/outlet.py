@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import struct
 import termios
+from collections import deque
 from typing import Final
 
 from streamd.config import Settings
@@ -14,6 +15,9 @@ from streamd.net.sweep import NEVER
 # Unix sockets inherit nothing, and TCP_NOTSENT_LOWAT has no meaning there: 16 KiB are 7.8 KB of small frames before
 # EAGAIN, against 50 KB with the default (docs/PROTOCOL.md, section 8).
 UNIX_SNDBUF_BYTES: Final = 16 * 1024
+
+# As much as TCP_NOTSENT_LOWAT lets the kernel hold of a reader, and as a catching-up reader is written in a turn.
+LARGE_PIECE_BYTES: Final = 16 * 1024
 
 UNKNOWN: Final = -1  # bytes outstanding before the first look
 
@@ -29,6 +33,40 @@ def outstanding(transport: asyncio.Transport) -> int:
         packed = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
         queued = int(struct.unpack("i", packed)[0])
     return transport.get_write_buffer_size() + queued
+
+
+class LargeWrite:
+    """Bytes that leave in pieces: the next piece is written when the peer has taken all before it.
+
+    So at most a piece is copied, by the kernel's or the TLS layer's buffer; the rest is a view of bytes that many
+    connections may share.
+    """
+
+    __slots__ = ("_at", "_parts")
+
+    def __init__(self, parts: list[bytes | memoryview]) -> None:
+        self._parts: deque[memoryview] = deque(memoryview(part) for part in parts)
+        self._at = 0  # in the first part
+
+    def next_piece(self) -> bytes:
+        """The next bytes, at most LARGE_PIECE_BYTES; empty at the end."""
+        pieces: list[memoryview] = []
+        room = LARGE_PIECE_BYTES
+        while self._parts and room:
+            part = self._parts[0]
+            piece = part[self._at : self._at + room]
+            pieces.append(piece)
+            room -= len(piece)
+            self._at += len(piece)
+            if self._at == len(part):
+                self._parts.popleft()
+                self._at = 0
+        return b"".join(pieces)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all pieces were given."""
+        return not self._parts
 
 
 class Stall:

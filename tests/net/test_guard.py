@@ -148,6 +148,14 @@ def paused(r: Rig) -> tuple[Client, FakeTransport]:
     return client, link
 
 
+def large(r: Rig) -> tuple[Client, FakeTransport]:
+    client, link = reading(r)
+    client.transport.capacity = 20_000
+    r.reply(chunk(event("x" * 70_000)))
+    assert client.connection.paused
+    return client, link
+
+
 def proxied(r: Rig) -> tuple[Client, FakeTransport]:
     client = r.client(post(WHOLE))
     r.reply(whole_answer(b"hello world")[:-5])
@@ -257,6 +265,9 @@ CALLBACKS: dict[str, Callable[[Rig], Prepared]] = {
     "asked: a loss": lambda r: asking(r)[1].reset,
     "events: a token": lambda r: on(reading(r)[1], lambda link: link.feed(chunk(event("three ")))),
     "events: a token, paused": lambda r: on(paused(r)[1], lambda link: link.feed(chunk(event("five ")))),
+    "events: a large event": lambda r: on(reading(r)[1], lambda link: link.feed(chunk(event("x" * 70_000)))),
+    "events: a large event, paused": lambda r: large(r)[0].transport.take,
+    "events: a loss in a large event": lambda r: large(r)[0].transport.reset,
     "events: many": lambda r: on(
         reading(r)[1], lambda link: link.feed(chunk(b": hi\n\n", event("3 "), b"data: 4\n\n"))
     ),
