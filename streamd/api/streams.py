@@ -26,6 +26,7 @@ from streamd.net.sweep import NEVER
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire.event_id import EventId, valid_last_event_id, valid_name
+from streamd.wire.query import fields
 
 PREFIX = "/v1/streams/"
 JSON = (b"content-type", b"application/json")
@@ -433,10 +434,7 @@ def query_of(request: Request) -> dict[str, str]:
     head = request.head
     if head is None or not head.query:
         return {}
-    fields: dict[str, str] = {}
-    for name, value in urllib.parse.parse_qsl(head.query, keep_blank_values=True):
-        fields.setdefault(name, value)
-    return fields
+    return dict(reversed(fields(head.query)))
 
 
 def _from(request: Request) -> int:

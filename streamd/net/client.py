@@ -79,6 +79,7 @@ from streamd.wire.http1 import (
     encode_response_head,
     parse_request,
 )
+from streamd.wire.query import FIELDS_MAX, has_too_many_fields
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -369,6 +370,9 @@ class ClientConnection(TakesTurns, SmallReads):
         answer = self.answer = Answer(self, self.origin, request, http10=head.http10)
         self._go(ClientEvent.BEGIN)
         intake = self._intake = Intake(runtime, head)
+        if has_too_many_fields(head.query):
+            text = f"The query has more than {FIELDS_MAX} fields; ask with fewer."
+            raise HttpError(400, text, code="too_many_query_fields")
         request.extra_headers = runtime.cors.response_headers(head.get(b"origin"))
         self.origin.find_client(request)
         plan = self._application.plan(answer)

@@ -105,6 +105,13 @@ def test_a_request_in_two_halves_around_the_end_of_an_answer_is_answered() -> No
         assert client.statuses == [200, 200]
 
 
+@pytest.mark.parametrize("field", ["", "%41", "a=%ff", "+", "access_token="])
+def test_a_query_of_too_many_fields_is_refused_and_the_connection_stays(field: str) -> None:
+    with rig() as r:
+        client = r.client(get("/v1/streams/room?" + "&".join([field] * 300)) + get())
+        assert client.statuses == [400, 200] and client.answers[0].error["code"] == "too_many_query_fields"
+
+
 def test_a_client_that_pipelines_too_much_is_cut_off() -> None:
     with rig(pipeline_bytes_max=1024) as r:
         client = r.client(post(WHOLE))
