@@ -243,9 +243,13 @@ class Hub:
         self._next_turn = (self._next_turn + 1) % CHARGE_TURNS
         stream.charge_turn = self._next_turn
         self._count_from_here(stream)
-        self.charge(stream)
-        self._streams[stream_id] = stream
         self._live.add(terms.owner, stream)
+        try:
+            self.charge(stream)
+        except Exception:
+            self._live.discard(terms.owner, stream)
+            raise
+        self._streams[stream_id] = stream
         return stream
 
     @staticmethod
