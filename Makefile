@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-tools mutants bench-start bench-books
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-tools mutants bench-start bench-books bench-loop
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-start: $(VENV)/.runtime ## the time of a start, and the memory of the pare
 
 bench-books: $(VENV)/.runtime ## is all memory counted that is held for somebody? (ss; ten minutes; ARGS="finished tls" for some states)
 	@$(BIN)/python loadtest/books.py $(ARGS)
+
+bench-loop: $(VENV)/.runtime ## the longest that a connection holds the loop, for each kind of input (openssl; ARGS="--before DIR" compares)
+	@$(BIN)/python loadtest/loop_held.py $(ARGS)
 
 # Locust stays out of .venv too: it brings gevent and flask, which nothing else needs.
 .venv-load/.ready: setup.cfg pyproject.toml

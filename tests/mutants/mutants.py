@@ -991,6 +991,7 @@ NET: Final = (
         "ClientConnection.work",
         "            left -= spent\n",
         "",
+        ("tests/net/test_turns.py",),
     ),
     Mutant(
         "an upstream's read is worked off in one turn of the loop",
@@ -998,6 +999,7 @@ NET: Final = (
         "UpstreamConnection.work",
         "            left -= self._take(data[:size])\n",
         "            self._take(data[:size])\n",
+        ("tests/net/test_turns.py",),
     ),
     Mutant(
         "all connections together hold the loop",
@@ -1019,6 +1021,7 @@ NET: Final = (
         "ClientConnection.work",
         "            resume_reading(self, TURN)\n",
         "            pass\n",
+        ("tests/net/test_turns.py",),
     ),
     Mutant(
         "a pooled connection does not read, and its next request hangs",
@@ -1178,6 +1181,38 @@ NET: Final = (
         "TlsLayer._refuse",
         "        self._flush()  # OpenSSL's alert\n",
         "",
+    ),
+    Mutant(
+        "each late reader of a large event holds a copy",
+        "core/stream.py",
+        "Subscriber._write_piece",
+        "if large is not None:",
+        "if False:",
+        ("tests/net/test_large.py",),
+    ),
+    Mutant(
+        "a large frame stays in the transport of a reader that takes nothing",
+        "core/stream.py",
+        "Stream.append",
+        "len(event) >= LARGE_EVENT_BYTES_MIN and self.direct",
+        "False",
+        ("tests/net/test_large.py",),
+    ),
+    Mutant(
+        "a large answer costs nothing while it waits for its client",
+        "net/answer.py",
+        "Answer._send_large",
+        "        self._runtime.hold_body(len(body))\n",
+        "",
+        ("tests/net/test_large.py",),
+    ),
+    Mutant(
+        "a farewell stands in the middle of a large event",
+        "net/answer.py",
+        "Answer.send_away",
+        "if self._large is not None:",
+        "if False:",
+        ("tests/net/test_large.py",),
     ),
     Mutant(
         "key updates of a peer that takes nothing are answered without a bound",

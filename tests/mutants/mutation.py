@@ -21,7 +21,7 @@ TESTS_OF: Final = {
     "net/intake.py": ("tests/net/test_client.py",),
     "net/origin.py": ("tests/net/test_client.py",),
     "net/outlet.py": ("tests/net/test_client.py",),
-    "net/tls.py": ("tests/net/test_tunnel.py", "tests/live/test_tls.py"),
+    "net/tls.py": ("tests/net/test_tls_input.py", "tests/live/test_tls.py"),
     "net/upstream.py": ("tests/net/test_upstream.py", "tests/net/test_exchange.py"),
     "wire/dialects/api.py": ("tests/wire/test_dialect.py",),
     "wire/dialects/chat.py": ("tests/wire/test_template.py", "tests/wire/test_dialect.py"),

@@ -236,7 +236,7 @@ def answers_bare(r: Rig) -> FakeTransport:
 
 
 SHORTEST = b"GET / HTTP/1.1\r\nHost:a\r\n\r\n"
-LARGE_CHUNK = b"4000\r\n" + b"data:\n\n" * 2340 + b"data\r\r\r\n"
+LARGE_CHUNK = b"4000\r\n" + b"data:\n\n" * 2340 + b":x\n\n\r\n"
 
 FLOODS: dict[str, tuple[Flood, bytes]] = {
     "pipelined requests": (fresh, SHORTEST),

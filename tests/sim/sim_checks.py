@@ -14,6 +14,7 @@ from streamd.net.answer import AnswerState
 from streamd.net.client import EXPECTING, ClientConnection, ClientState
 from streamd.net.exchange import Exchange, ExchangeState
 from streamd.net.fetch import Fetch
+from streamd.net.reading import TURN
 from streamd.net.sweep import NEVER
 from streamd.net.upstream import UpstreamConnection, UpstreamState
 
@@ -62,6 +63,9 @@ def check_client(world: World, client: ClientConnection, transport: Transport) -
     buffered = len(transport.buffer)
     must(transport.aborted or bool(buffered) == client.paused, "the buffer and the pause disagree", buffered, at)
     must(buffered <= world.buffer_bytes_max, "more is buffered than a reader may cost", buffered, at)
+    check_reading(client, transport)
+    if client._behind and (at in EXPECTING or at is ClientState.BODY) and not client.paused:
+        must(client.pauses & TURN, "bytes wait, but for no turn", at, len(client._behind))
     if at is ClientState.CLOSING:
         must(transport.aborted or client.due_at < NEVER, "closing without a deadline")
     reader = client.reader
@@ -85,6 +89,12 @@ def check_client(world: World, client: ClientConnection, transport: Transport) -
         reader.state,
     )
     check_subscriber(world, reader)
+
+
+def check_reading(connection: ClientConnection | UpstreamConnection, transport: Transport) -> None:
+    """A socket is silent exactly while there is a reason."""
+    if not (transport.closing or transport.gone or transport.lost or transport.eof_received):
+        must(transport.reading == (not connection.pauses), "reading and its reasons disagree", connection.pauses)
 
 
 def check_subscriber(world: World, reader: Any) -> None:
@@ -144,6 +154,9 @@ def check_link(link: UpstreamConnection, transport: Transport) -> None:
             link.at,
         )
         return
+    check_reading(link, transport)
+    if link._read is not None and link.at is not UpstreamState.EVENTS:
+        must(link.pauses, "an upstream's bytes wait, but for no turn", link.at, len(link._read))
     if link.at is UpstreamState.IDLE:
         must(link._asker is None and link.stream is None, "idle with a request")
     elif link.at in (UpstreamState.HEAD, UpstreamState.BODY, UpstreamState.EVENTS):

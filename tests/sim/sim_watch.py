@@ -21,8 +21,13 @@ from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Policy, Stream, Subscriber, SubscriberState
+from streamd.net import client as net_client
+from streamd.net import turns as net_turns
+from streamd.net import upstream as net_upstream
 from streamd.net.answer import Answer
 from streamd.net.read_batch import ReadBatch
+from streamd.net.reading import TURN
+from streamd.net.turns import STEP_LINES_MAX, TakesTurns, Turns
 from streamd.reasons import By, CloseReason
 
 if TYPE_CHECKING:
@@ -49,6 +54,9 @@ SITUATIONS = (
     # reads
     "a read holds several events",
     "several upstreams are read in one turn",
+    "a client's bytes wait for a turn",
+    "an upstream's bytes wait for a turn",
+    "a turn has no pieces left",
     # the log
     "the log drops its oldest segment",
     "logs over budget: finished streams are removed",
@@ -108,6 +116,9 @@ BROKEN_ANSWERS = (CloseReason.UPSTREAM_TRUNCATED, CloseReason.UPSTREAM_PROTOCOL,
 
 ROUNDING_S = 1e-6
 
+# Pieces of a connection's turn, by the seed of the run: the real bound is reached by few reads of a small world.
+TURN_SIZES = (4, 16, 256)
+
 
 class Watch:
     """The wrapped methods of a run; `remove()` puts the originals back."""
@@ -138,6 +149,13 @@ class Watch:
         self._around(Hub, "by_key", self._by_key)
         self._around(Answer, "slow_consumer", self._slow_consumer)
         self._around(ReadBatch, "_end", self._read_batch_end)
+        self._turn_pieces = 0  # events appended in this turn
+        for owner in (net_client, net_upstream, net_turns):
+            self._replace(owner, "CONNECTION_PIECES_MAX", TURN_SIZES[world.seed % len(TURN_SIZES)])
+        self._replace(net_turns, "TURN_PIECES_MAX", 4 * net_turns.CONNECTION_PIECES_MAX)
+        self._around(Stream, "append_pieces", self._append_pieces)
+        self._around(Turns, "_begin", self._begin_turn)
+        self._around(TakesTurns, "wait_for_turn", self._wait_for_turn)
 
     def _around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         original, failed = getattr(owner, name), self.world.loop.failed
@@ -151,6 +169,10 @@ class Watch:
                 raise
 
         setattr(owner, name, wrapped)
+
+    def _replace(self, owner: Any, name: str, value: int) -> None:
+        self._originals.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
 
     def remove(self) -> None:
         for owner, name, original in reversed(self._originals):
@@ -249,6 +271,26 @@ class Watch:
         was = stream.direct
         original(stream)
         self.seen["a stream switches back to direct writes"] += stream.direct and not was
+
+    # -- turns
+
+    def _append_pieces(self, original: Any, stream: Stream, pieces: list[bytes], now: float) -> None:
+        self._turn_pieces += len(pieces)
+        # A read of a connection is a step at most, and each connection may have had a single read in a turn.
+        most = net_turns.TURN_PIECES_MAX + net_turns.CONNECTION_PIECES_MAX + 2 * STEP_LINES_MAX
+        must(self._turn_pieces <= most, "a turn holds the loop", self._turn_pieces, most)
+        original(stream, pieces, now)
+
+    def _begin_turn(self, original: Any, turns: Turns) -> None:
+        self.seen["a turn has no pieces left"] += turns.left <= 0
+        self._turn_pieces = 0
+        original(turns)
+
+    def _wait_for_turn(self, original: Any, connection: Any) -> None:
+        side = "a client" if isinstance(connection, net_client.ClientConnection) else "an upstream"
+        self.seen[f"{side}'s bytes wait for a turn"] += 1
+        original(connection)
+        must(connection.pauses & TURN and not connection.transport.reading, "a connection that waits is read")
 
     # -- reads and coalescing
 

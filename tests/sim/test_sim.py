@@ -21,10 +21,12 @@ from streamd.core.hub import EVERY_TURN, Hub
 from streamd.core.replay import ReplayLog
 from streamd.core.ring import Ring
 from streamd.core.stream import Policy, Stream, Subscriber
+from streamd.net import turns as net_turns
 from streamd.net.answer import Answer
 from streamd.net.client import ClientConnection
 from streamd.net.exchange import Exchange
 from streamd.net.origin import Origin
+from streamd.net.turns import TakesTurns
 from streamd.net.upstream import Upstream
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect, Progress
@@ -332,6 +334,16 @@ def frames_data_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_stream, "EVENTS_ONLY", core_stream.RAW)
 
 
+def waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes beyond a turn's share are forgotten."""
+    monkeypatch.setattr(TakesTurns, "wait_for_turn", lambda self: None)
+
+
+def reads_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose bytes wait is read."""
+    monkeypatch.setattr(net_turns, "pause_reading", lambda connection, reason: None)
+
+
 SEEDS_MAX = 40
 
 # The message is pinned: a broken rule must be found as itself, not by a later consequence.
@@ -363,6 +375,8 @@ BROKEN = {
     joins_nothing: "was paid for again|names left",
     drops_a_fresh_segment: "a segment was dropped that had room",
     frames_data_lines: "a line that isn't data",
+    waits_for_nothing: "bytes wait, but for no turn|a connection that waits is read",
+    reads_on: "a connection that waits is read",
     closes_the_patient: "a full ring met the wrong policy|a slow reader is closed against its policy",
 }
 
