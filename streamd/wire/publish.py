@@ -181,11 +181,10 @@ def _is_deep_json(line: bytes) -> bool:
 class EventsPublication:
     """text/event-stream."""
 
-    __slots__ = ("_event_bytes_max", "_events", "_splitter", "done")
+    __slots__ = ("_events", "_splitter", "done")
 
     def __init__(self, event_bytes_max: int) -> None:
         self.done = False
-        self._event_bytes_max = event_bytes_max
         self._splitter = EventSplitter(event_bytes_max=event_bytes_max)
         self._events = 0
 
@@ -207,7 +206,8 @@ class EventsPublication:
 
     def _too_large(self, large: EventTooLarge) -> PublishError:
         good = self._checked(large.before)
-        error = _too_large(self._events + 1, "event", self._event_bytes_max)
+        text = f"Event {self._events + 1} is larger than {large.bound}."
+        error = PublishError(text, "event_too_large", 413)
         error.before = good
         return error
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streamd.wire.sse import HEARTBEAT, EventSplitter, EventTooLarge, data_lines, frame, parse_event
+from streamd.wire.sse import EVENT_LINES_MAX, HEARTBEAT, EventSplitter, EventTooLarge, data_lines, frame, parse_event
 
 MAX = 1 << 20
 
@@ -351,3 +351,19 @@ def test_a_plain_event_in_one_read_is_bounded() -> None:
     assert splitter.feed(most) == [most]
     with pytest.raises(EventTooLarge):
         splitter.feed(most.replace(b"x", b"xx", 1))
+
+
+@pytest.mark.parametrize("line", [b"data:\n", b":\n", b"id\n", b"x\n"])
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+def test_the_lines_of_an_event_are_bounded(line: bytes, size: int) -> None:
+    for count, fits in ((EVENT_LINES_MAX - 3, True), (EVENT_LINES_MAX + 1, False)):
+        block = line * count + b"data: end\n\n"
+        splitter, found = EventSplitter(event_bytes_max=1 << 20), []
+        wire = b"data: before\n\n" + block
+        try:
+            for at in range(0, len(wire), size):
+                found += splitter.feed(wire[at : at + size])
+        except EventTooLarge as large:
+            assert not fits and large.bound == f"{EVENT_LINES_MAX} lines"
+            found += large.before
+        assert found[0] == b"data: before\n\n" and len(found) == 1 + fits
