@@ -75,6 +75,7 @@ FROM_UPSTREAM = {
     "an event in each chunk": (SSE + HEAD_CHUNKED, b"9\r\ndata:{}\n\n\r\n"),
     "comments": (SSE + b"\r\n", b":\n\n"),
     "events and comments": (SSE + b"\r\n", b"data:{}\n\n:\n\n"),
+    "events of a megabyte of lines": (SSE + b"\r\n", b"data:\n" * 170_000 + b"\n"),
     "chunks of a byte": (b"HTTP/1.1 200 OK\r\n" + HEAD_CHUNKED, b"1\r\nx\r\n"),
 }
 OVER_TLS = ("handshakes with a key of 4,096 bits", "records of a byte")
