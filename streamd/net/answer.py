@@ -34,6 +34,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from streamd.choice import Choice
+from streamd.core.body_charge import BodyCharge
 from streamd.core.guard import guarded
 from streamd.core.ring import Ring
 from streamd.core.stream import Form, Stream, Subscriber, SubscriberState
@@ -241,12 +242,11 @@ class Answer:
 
     def _send_large(self, fields: Fields, body: bytes) -> None:
         """The body is priced as a request's body until the client has taken it. Raises HttpError 503."""
-        self._runtime.hold_body(len(body))
-        try:
-            self._go(AnswerEvent.WRITE)
-        except Exception:
-            self._runtime.release_body(len(body))
-            raise
+        request = self.request
+        self.release_body()  # the request is answered: its own body is not needed any more
+        request.body_charge = BodyCharge(self._runtime.admission, self.origin.holders(request))
+        self._runtime.hold_body(request.body_charge, len(body))
+        self._go(AnswerEvent.WRITE)
         self.body_bytes = len(body)
         self.write_large([self._head(fields), body])
 
@@ -538,8 +538,6 @@ class Answer:
         """Free the body, end the reader, tell the pending work, note the reason. The connection calls this once."""
         request, reader, pending = self.request, self.reader, self._pending
         guard = self._runtime.guard
-        if self.state is AnswerState.WRITING:
-            self._runtime.release_body(self.body_bytes)
         self._go(AnswerEvent.END)
         self._pending = self._large = None
         if request.reason is None:

@@ -126,8 +126,7 @@ class Runtime:
         self.clients: set[Client] = set()
         self.tunnels: set[OpenTunnel] = set()
         self.draining = False
-        self._date = b""
-        self._date_until = 0.0
+        self._dated = (b"", 0.0)  # the Date field, and until when it holds
 
     def new_fanout(self, stream: Stream, flush_interval_s: float = 0.0) -> SlicedFanout:
         """A dispatcher for a stream with many readers, or with a flush interval."""
@@ -239,10 +238,9 @@ class Runtime:
     def date(self) -> bytes:
         """The Date field (RFC 9110 6.6.1), made once a second."""
         now = self.time()
-        if now >= self._date_until:
-            self._date = formatdate(self.unix_time(), usegmt=True).encode()
-            self._date_until = now + 1
-        return self._date
+        if now >= self._dated[1]:
+            self._dated = (formatdate(self.unix_time(), usegmt=True).encode(), now + 1)
+        return self._dated[0]
 
 
 def unlimited() -> Admission:
