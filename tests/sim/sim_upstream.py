@@ -172,6 +172,7 @@ class Link:
             return
         self._request = b""
         self.busy = True
+        self.script = None
         self.asked_at = self.world.loop.now
         words = head.split(b"\r\n", 1)[0].split(b" ")
         rng = self.world.rng
@@ -397,7 +398,8 @@ class Link:
             return
         self.busy = False
         self._answers += 1
-        self.script = None
+        if self._read == self._made:
+            self.script = None  # else the relay has yet to read its end, when its turn comes
         self._wire = None
         self._opened = False
         self.world.loop.io(rng.choice((0.001, 0.5, 2.0, 5.0, 20.0)), self._idle_end, self._answers)
