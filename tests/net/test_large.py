@@ -163,7 +163,7 @@ def test_a_large_answer_of_a_client_that_leaves_is_priced_no_more() -> None:
 
 def test_a_large_answer_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with rig() as r:
-        monkeypatch.setattr(Admission, "admit_body", lambda admission, count: REFUSALS[Gate.BODIES])
+        monkeypatch.setattr(Admission, "admit_body", lambda admission, count, holders: REFUSALS[Gate.BODIES])
         client = large_answer(r, 10 * LARGE_ANSWER_BYTES_MIN, 1 << 60)
         assert client.answer.status == 503
 

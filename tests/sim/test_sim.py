@@ -354,7 +354,7 @@ BROKEN = {
     ends_cleanly: "ended cleanly, its answer didn't",
     keeps_the_place: "in_flight",
     never_aborts: "closing without a deadline",
-    forgets_the_charge: "sealed and detached",
+    forgets_the_charge: "sealed and detached|detached with a reader",
     charges_the_removed: "log_bytes",
     merges_too_much: "coalesced to",
     pays_twice: "was paid for twice",
