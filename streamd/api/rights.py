@@ -33,7 +33,7 @@ from streamd.reasons import CloseReason
 from streamd.wire import pages
 from streamd.wire.dialect import generates
 from streamd.wire.path_models import models_in_path
-from streamd.wire.query import parameter
+from streamd.wire.query import fields as query_fields
 
 if TYPE_CHECKING:
     from streamd.core.tokens import Grant, Verifier
@@ -151,7 +151,7 @@ class Rights:
             return
         named: list[str | None] = [*models] if models or not request.body else [None]
         named += request.dialect.api.models(request.path, {}) or models_in_path(request.path)
-        named += parameter(head_of(request).query, "model")
+        named += [value for name, value in query_fields(head_of(request).query) if name.casefold() == "model"]
         for model in named:
             refusal = key.refuse_model(model)
             if refusal is not None:

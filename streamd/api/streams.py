@@ -69,7 +69,7 @@ class Streams:
     def __init__(self, runtime: Runtime, rights: Rights) -> None:
         self._runtime = runtime
         self._rights = rights
-        self._waiting: dict[str, list[WaitForName]] = {}
+        self._waiting: dict[str, dict[WaitForName, None]] = {}  # in the order of their coming
         self._waiters: Shares[WaitForName] = Shares()
         self._stream_plans = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
         self._list_plans = {"GET": Plan(answer=self.list)}
@@ -193,13 +193,13 @@ class Streams:
                 raise self._runtime.refused(WAITERS)
             yielding.give_way()
         waiting = WaitForName(self._runtime, self, answer, name, wait_s, refusal, owner)
-        self._waiting.setdefault(name, []).append(waiting)
+        self._waiting.setdefault(name, {})[waiting] = None
         self._waiters.add(owner, waiting)
 
     def wake_waiting(self, stream: Stream) -> None:
         """A stream was opened: answer the readers that wait for its name, and may read it."""
-        waiting = self._waiting.pop(stream.id, [])
-        left = [each for each in waiting if each.refusal is not None and not stream.terms.name_public]
+        waiting = self._waiting.pop(stream.id, {})
+        left = {each: None for each in waiting if each.refusal is not None and not stream.terms.name_public}
         if left:
             self._waiting[stream.id] = left
         for each in waiting:
@@ -209,10 +209,9 @@ class Streams:
 
     def forget_waiting(self, waiting: WaitForName) -> None:
         self._waiters.discard(waiting.owner, waiting)
-        left = [other for other in self._waiting.get(waiting.name, ()) if other is not waiting]
-        if left:
-            self._waiting[waiting.name] = left
-        else:
+        others = self._waiting.get(waiting.name, {})
+        others.pop(waiting, None)
+        if not others:
             self._waiting.pop(waiting.name, None)
 
     # -- stopping

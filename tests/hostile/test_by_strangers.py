@@ -100,7 +100,6 @@ def test_a_body_that_comes_after_its_answer_is_never_a_request(
         assert len(client.statuses) <= 2 and client.statuses[1:] in ([], [200])
 
 
-@pytest.mark.xfail(strict=False, reason="routes that take a body say 100 Continue before they ask for the right")
 @pytest.mark.parametrize(
     ("path", "method"),
     [
@@ -328,7 +327,6 @@ def work_of_leaving(count: int) -> int:
         return instructions(streams.__file__, leave)
 
 
-@pytest.mark.xfail(strict=False, reason="each waiter that leaves looks at all others of its name")
 def test_readers_that_wait_for_a_name_cost_each_other_nothing_as_they_leave() -> None:
     """Thousands wait for a name that never opens (`?wait=60`) and leave in the same moment; each looks at all others.
 

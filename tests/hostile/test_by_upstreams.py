@@ -52,7 +52,6 @@ def data(body: Any) -> bytes:
 # -- JSON
 
 
-@pytest.mark.xfail(strict=False, reason="an entry that is read can't be written")
 @pytest.mark.parametrize("levels", [10, 200, 260, 500, 1000, 5000])
 @pytest.mark.parametrize("path", ["/v1/models", "/v1beta/models"])
 def test_a_deep_entry_in_a_list_of_models_spoils_nobodys_list(path: str, levels: int) -> None:
@@ -118,7 +117,6 @@ ERROR_TEXTS = [
 ]
 
 
-@pytest.mark.xfail(strict=False, reason="a deep error text raises in the answer's end")
 @pytest.mark.parametrize("text", ERROR_TEXTS, ids=range(len(ERROR_TEXTS)))
 def test_every_error_text_ends_the_stream_that_it_comes_too_late_for(text: bytes) -> None:
     """After commit_after the reader has its 200, and the error's text becomes an event: any bytes at all.
