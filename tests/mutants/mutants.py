@@ -1202,7 +1202,7 @@ NET: Final = (
         "a large answer costs nothing while it waits for its client",
         "net/answer.py",
         "Answer._send_large",
-        "        self._runtime.hold_body(len(body))\n",
+        "        self._runtime.hold_body(request.body_charge, len(body))\n",
         "",
         ("tests/net/test_large.py",),
     ),
