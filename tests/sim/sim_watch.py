@@ -28,6 +28,7 @@ from streamd.net.answer import Answer
 from streamd.net.read_batch import ReadBatch
 from streamd.net.reading import TURN
 from streamd.net.turns import STEP_LINES_MAX, TakesTurns, Turns
+from streamd.net.upstream import UpstreamConnection
 from streamd.reasons import By, CloseReason
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class Watch:
         self._around(SlicedFanout, "add", self._fanout_add)
         self._around(SlicedFanout, "flush", self._fanout_flush)
         self._around(Stream, "append_all", self._append_all)
+        self._around(UpstreamConnection, "take_events", self._take_events)
         self._around(Stream, "use_fanout", self._use_fanout)
         self._around(Stream, "maybe_direct", self._maybe_direct)
         self._around(replay._Coalescing, "_take_whole", self._take_whole)
@@ -178,6 +180,15 @@ class Watch:
         for owner, name, original in reversed(self._originals):
             setattr(owner, name, original)
         self._originals.clear()
+
+    # -- the source
+
+    def _take_events(self, original: Any, link: UpstreamConnection, stream: Stream, head: Any) -> None:
+        """The relay may read the head of a stream in a later turn than that in which its server sent it all."""
+        original(link, stream, head)
+        peer: Any = getattr(link.transport, "peer", None)
+        if peer is not None and peer.script is not None:
+            self.world.stream_begins(peer, peer.script)
 
     # -- slow readers
 

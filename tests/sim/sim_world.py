@@ -516,7 +516,6 @@ class World:
                 if first != rid and stream is not None and not stream.has_failed:
                     raise Violation(f"{rid} was paid for again: {first} with the same key is the stream {begun}")
                 self._asked_with[errand.key] = rid
-                self._asked_with[errand.key] = rid
 
     def stream_begins(self, link: Link, script: Script) -> None:
         """A server answers with a stream: its readers have to get this script."""
