@@ -457,11 +457,6 @@ class Exchange(Pending):
         with guard:
             self._on_over()
 
-    @property
-    def body_bytes(self) -> int:
-        """The bytes of the request's body that are held here."""
-        return self._body_charge.held_bytes if self._body_charge is not None else 0
-
     def _let_ask_go(self) -> None:
         """The request won't be sent again: free its body."""
         self._ask = None

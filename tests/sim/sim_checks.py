@@ -184,7 +184,8 @@ def check_all(world: World) -> None:
         check_stream(world, stream, waited_for)
     check_hub(hub, streams)
     check_upstreams(world, clients, exchanges)
-    bodies = sum(len(_intake(client)) for client in clients) + sum(exchange.body_bytes for exchange in exchanges)
+    charges = [exchange._body_charge for exchange in exchanges if exchange._body_charge is not None]
+    bodies = sum(len(_intake(client)) for client in clients) + sum(charge.held_bytes for charge in charges)
     must(runtime.bodies_bytes == bodies, "bodies_bytes", runtime.bodies_bytes, bodies)
     readers = sum(len(stream.readers) for stream in streams)
     must(readers == sum(1 for client in clients if client.reader is not None), "readers", readers)
