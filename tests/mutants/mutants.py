@@ -1409,10 +1409,11 @@ GUARD: Final = (
     ),
     Mutant(
         "an event nested too deep to be written again ends its readers",
-        "wire/template.py",
-        "Delta.of",
-        " or _may_be_deep(event)",
-        "",
+        "wire/dialects/members.py",
+        "shallow_object",
+        "None if is_deep(data) else json_object(data)",
+        "json_object(data)",
+        ("tests/wire/test_template.py",),
     ),
     Mutant(
         "an upstream's number beyond 64 bits leaves its readers without an end",
