@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sim_loop import Violation
 from sim_reader import Reader
 
+from streamd.api.publish import Publishing
 from streamd.core.admission import SharedNumber
 from streamd.core.stream import EVENTS_ONLY, Stream, SubscriberState
 from streamd.net.answer import AnswerState
@@ -15,6 +16,7 @@ from streamd.net.client import EXPECTING, ClientConnection, ClientState
 from streamd.net.exchange import Exchange, ExchangeState
 from streamd.net.fetch import Fetch
 from streamd.net.reading import TURN
+from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
 from streamd.net.upstream import UpstreamConnection, UpstreamState
 
@@ -185,6 +187,7 @@ def check_all(world: World) -> None:
     check_hub(hub, streams)
     check_upstreams(world, clients, exchanges)
     charges = [exchange._body_charge for exchange in exchanges if exchange._body_charge is not None]
+    charges += [publishing._charge for publishing in _publishings(runtime, clients)]
     bodies = sum(len(_intake(client)) for client in clients) + sum(charge.held_bytes for charge in charges)
     must(runtime.bodies_bytes == bodies, "bodies_bytes", runtime.bodies_bytes, bodies)
     readers = sum(len(stream.readers) for stream in streams)
@@ -200,6 +203,15 @@ def check_all(world: World) -> None:
 def _intake(client: ClientConnection) -> bytes:
     """The bytes received of an incomplete body."""
     return bytes((client._intake.held if client._intake is not None else None) or b"")
+
+
+def _publishings(runtime: Runtime, clients: list[ClientConnection]) -> set[Publishing]:
+    """The requests that publish: each holds a whole body, which it goes on appending when its client has left, or half
+    an event.
+    """
+    sinks = [client._intake._sink for client in clients if client._intake is not None]
+    appending = [member for members in runtime.turns._rotation._members.values() for member in members]
+    return {each for each in (*sinks, *appending) if isinstance(each, Publishing)}
 
 
 def check_position(reader: Reader, client: ClientConnection) -> None:
