@@ -3,6 +3,8 @@
     POST with X-Conversation-Id      a stream that belongs to a conversation; a second POST starts it anew, and the old
                                      generation is cancelled (api/relay.py)
     GET /v1/stream?conv_id=…&from=N  the stream from its byte N on, live if it still runs
+    GET /v1/stream?conv_id=…         the same from its start, or 204 if it is over: the way in which the AI SDK's
+                                     useChat looks for a running answer
     DELETE /v1/stream?conv_id=…      stop it and forget it; 204 also if there is none
     POST /v1/streams/lookup          {"conversation_ids": […]}: the state of these and of their variants `<id>::…`, each
                                      told once, however many of the names find it
@@ -73,6 +75,9 @@ class Llama:
         request = answer.request
         conversation = _conversation_asked(request)
         stream = self._runtime.hub.by_conversation(request.principal.id, conversation)
+        if "from" not in query_of(request) and (stream is None or stream.reason is not None):
+            answer.send(204)
+            return
         if stream is None:
             text = "There is no stream of this conversation, or it ended too long ago."
             raise HttpError(404, text, code="stream_not_found", reason=CloseReason.NOT_FOUND)

@@ -15,7 +15,7 @@ import orjson
 
 from streamd.api import llama
 from streamd.api.rights import Rights
-from streamd.api.streams import Streams, last_event_id, policy_of
+from streamd.api.streams import Streams, accepts_events, policy_of, relayed_last_event_id
 from streamd.core.hub import body_hash
 from streamd.core.limits import Account
 from streamd.core.refusal import Refusal, Retry
@@ -33,8 +33,9 @@ from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire import charset, via
-from streamd.wire.dialect import KEY_FIELDS, generates
+from streamd.wire.dialect import KEY_FIELDS, Dialect, generates
 from streamd.wire.dialects.api import Api
+from streamd.wire.event_id import EventId, names_position
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
 from streamd.wire.json_scan import JsonError, JsonScan
 from streamd.wire.query import parameter
@@ -120,7 +121,7 @@ class Relay:
             return False
         key = request.get(b"idempotency-key") or b""
         is_known = self._runtime.hub.by_key(request.principal.id, key.decode("latin-1")) is not None
-        return is_known or last_event_id(request) is not None
+        return is_known or relayed_last_event_id(request) is not None
 
     def answer(self, answer: Answer) -> None:
         """The request is whole: join a running generation, or ask an upstream. Raises HttpError."""
@@ -133,10 +134,10 @@ class Relay:
         is_read = request.json is not None or not request.body
         self._rights.check_models(request, models if is_read else [])
         wants_stream = api.wants_stream(head.path, head.query, fields)
-        request.data_only = api.data_only and b"text/event-stream" not in (request.get(b"accept") or b"").lower()
+        request.data_only = api.data_only and not accepts_events(request)
         request.conversation = llama.conversation_of(request) if wants_stream else ""
         policy = policy_of(request) or Policy(request.route.policy)
-        if request.method == "POST" and self._resumes(answer, policy):
+        if self._resumes(answer, policy):
             return
         key = _idempotency_key(request)
         if key and self._joins(answer, key, policy):
@@ -146,15 +147,26 @@ class Relay:
     # -- repeated requests
 
     def _resumes(self, answer: Answer, policy: Policy) -> bool:
-        """A POST with a Last-Event-ID: join its stream, or refuse with 404 or 410; it never starts a generation."""
+        """A POST with a Last-Event-ID: join its stream, or refuse with 404 or 410; it never starts a generation.
+
+        A GET has nothing to be paid for twice: it joins a stream that has more for it, and else goes upstream.
+        """
         request = answer.request
-        last = last_event_id(request)
+        last = relayed_last_event_id(request)
         if last is None:
+            return False
+        if request.method != "POST" and not self._has_more(request, last):
             return False
         stream = self._streams.readable(request, last.stream)
         seq = self._streams.position(request, stream, last)
         self._streams.join(answer, stream, seq, policy, resumed=True)
         return True
+
+    def _has_more(self, request: Request, last: EventId) -> bool:
+        stream = self._streams.here(last.stream)
+        if request.method not in ("GET", "HEAD") or stream is None or stream.terms.owner != request.principal.id:
+            return False
+        return stream.reason is None or last.seq < stream.events
 
     def _joins(self, answer: Answer, key: str, policy: Policy) -> bool:
         """The same Idempotency-Key from the same principal: join the generation that runs, or ran."""
@@ -353,7 +365,10 @@ def ask_of(request: Request) -> Ask:
         raise HttpError(508, text, code="loop_detected", should_retry=False)
     body, json, api, request_id = request.body, request.json, request.dialect.api, request.id
     request_id_field = (b"x-request-id", request_id.encode())
+    keeps_position = request.dialect is Dialect.UNKNOWN and relayed_last_event_id(request) is None
     passed = [field for field in end_to_end(head.headers) if not _is_for_streamd(field[0])]
+    if keeps_position:
+        passed += [field for field in head.headers if field[0] == b"last-event-id"]
     secrets = _secrets(head, api)
     bodiless = head.method in ("GET", "HEAD") and not body
 
@@ -377,7 +392,7 @@ def ask_of(request: Request) -> Ask:
         return (head.path, {}) if alias is None else api.renamed(head.path, request.model, alias)
 
     def target_for(upstream: Upstream) -> bytes:
-        return _target(renamed_for(upstream)[0], head.query, api)
+        return _target(renamed_for(upstream)[0], head.query, api, keeps_position=keeps_position)
 
     def body_for(upstream: Upstream) -> bytes:
         renamed = renamed_for(upstream)[1]
@@ -413,16 +428,19 @@ def _secrets(head: RequestHead, api: Api) -> Headers:
     return (*fields, *((api.key_field, key.encode()) for key in in_query if key.isascii() and key.isprintable()))
 
 
-def _target(path: str, query: str, api: Api) -> bytes:
+def _target(path: str, query: str, api: Api, *, keeps_position: bool = False) -> bytes:
     """Path and query for the upstream, without the parameters that are for streamd only.
+
+    keeps_position: a Last-Event-ID is the upstream's own.
 
     Names are decoded as in wire/query.py, or `access%5Ftoken=` would be read here and leak there. `;` separates too, as
     some servers have it.
     """
-    for_streamd = {"access_token", "last_event_id", *filter(None, (api.key_parameter,))}
+    for_streamd = {"access_token", *filter(None, (api.key_parameter,))}
 
     def is_for_streamd(part: str) -> bool:
-        return any(unquote_plus(each.partition("=")[0]) in for_streamd for each in part.split(";"))
+        names = [unquote_plus(each.partition("=")[0]) for each in part.split(";")]
+        return any(name in for_streamd or (not keeps_position and names_position(name)) for name in names)
 
     kept = "&".join(part for part in query.split("&") if not is_for_streamd(part))
     return (path + (f"?{kept}" if kept else "")).encode("ascii")

@@ -18,7 +18,7 @@ import re
 import orjson
 
 from streamd.api.rights import Rights
-from streamd.api.streams import policy_of, query_of
+from streamd.api.streams import Streams, accepts_events, last_event_id, policy_of, query_of
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
 from streamd.net.answer import Answer
@@ -47,8 +47,9 @@ LEARNED, FORGOTTEN = "response", "response over"
 class ResponsesRoute:
     """The only route of this dialect that the log can answer."""
 
-    def __init__(self, runtime: Runtime, rights: Rights) -> None:
+    def __init__(self, runtime: Runtime, streams: Streams, rights: Rights) -> None:
         self._runtime = runtime
+        self._streams = streams
         self._rights = rights
         self._plan = Plan(answer=self.read)
         self._elsewhere: dict[tuple[str, str], int] = {}  # principal and id -> the worker that has it, oldest first
@@ -105,7 +106,11 @@ class ResponsesRoute:
         return stream
 
     def read(self, answer: Answer) -> None:
-        """Send the stream, after `starting_after` if given. Raises HttpError."""
+        """Send the stream, after `starting_after` or Last-Event-ID if given. Raises HttpError.
+
+        An EventSource asks for the same URL, starting_after included, each time it comes back: its Last-Event-ID is
+        newer. At the end it gets 204; SDKs, which know the end by its event, get a stream without events.
+        """
         request = answer.request
         stream = self._known(request)
         if stream is None:  # the stream ended while the request was read
@@ -115,10 +120,17 @@ class ResponsesRoute:
         if given is not None and not _number(given):
             text = "starting_after has to be the sequence_number of the last event that you have."
             raise HttpError(400, text, code="bad_starting_after", param="starting_after")
-        seq = 1 if given is None else _seq_after(stream, int(given))
+        last, policy = last_event_id(request), policy_of(request) or stream.terms.policy
+        if last is not None:
+            seq = self._streams.position(request, stream, last)
+        else:
+            seq = 1 if given is None else _seq_after(stream, int(given))
+        if last is not None or accepts_events(request):
+            self._streams.join(answer, stream, seq, policy, resumed=True)
+            return
         request.model, request.upstream = stream.terms.model, stream.upstream
         self._runtime.counters.resumes += 1
-        answer.stream(stream, seq=seq, policy=policy_of(request) or stream.terms.policy)
+        answer.stream(stream, seq=seq, policy=policy)
 
 
 def _found(request: Request) -> str | None:

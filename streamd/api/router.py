@@ -17,7 +17,7 @@ from streamd.api.publish import Publish
 from streamd.api.relay import Relay
 from streamd.api.responses import ResponsesRoute
 from streamd.api.rights import Rights
-from streamd.api.streams import PREFIX, Streams, last_event_id, query_of
+from streamd.api.streams import PREFIX, Streams, query_of, relayed_last_event_id
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
 from streamd.net.http_error import HttpError, method_not_allowed, not_found
@@ -122,11 +122,13 @@ class Router:
             return peers.owner_of_stream(urllib.parse.unquote(path[len(PREFIX) :].split("/")[0]))
         conversing = llama.owner_asked(peers, request)
         if request.method != "POST":
-            return self._responses.owner(request) if conversing is None else conversing
-        last = last_event_id(request)
+            conversing = self._responses.owner(request) if conversing is None else conversing
+            if conversing is not None:
+                return conversing
+        last = relayed_last_event_id(request)
         if last is not None:
             return peers.owner_of_stream(last.stream)
-        key = request.get(b"idempotency-key")
+        key = request.get(b"idempotency-key") if request.method == "POST" else None
         if conversing is None and key is not None:
             return peers.owner_of_name(request.principal.id, key.decode("latin-1"))
         return conversing

@@ -25,7 +25,8 @@ from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire.event_id import EventId, valid_last_event_id, valid_name
+from streamd.wire.dialect import Dialect
+from streamd.wire.event_id import EventId, names_position, valid_last_event_id, valid_name
 from streamd.wire.query import fields
 
 PREFIX = "/v1/streams/"
@@ -88,7 +89,7 @@ class Streams:
         request = answer.request
         last, wait_s = last_event_id(request), self._wait_s(request)
         name = name_of(request)
-        stream = self._here(name)
+        stream = self.here(name)
         refusal = self._rights.why_not_read(request, name, stream)
         if (stream is None or refusal is not None) and wait_s and valid_name(name.encode("utf-8", "replace")):
             self._wait(answer, name, wait_s, refusal)
@@ -104,13 +105,13 @@ class Streams:
 
     def readable(self, request: Request, stream_id: str) -> Stream:
         """The stream, if the client may read it. Raises HttpError: the same if it may not and if there is none."""
-        stream = self._here(stream_id)
+        stream = self.here(stream_id)
         self._rights.check_read(request, stream_id, stream)
         return stream or self.get(stream_id)
 
     def writable(self, request: Request, stream_id: str, *, below: str = "") -> Stream:
         """The stream, if the client may publish to it (`below`: /events) or stop it. Raises HttpError as readable()."""
-        stream = self._here(stream_id)
+        stream = self.here(stream_id)
         self._rights.check_write(request, stream_id, stream, below=below)
         return stream or self.get(stream_id)
 
@@ -139,7 +140,7 @@ class Streams:
             self._runtime.counters.resumes += 1
         answer.stream(stream, seq=seq, policy=policy, reset=reset)
 
-    def _here(self, stream_id: str) -> Stream | None:
+    def here(self, stream_id: str) -> Stream | None:
         """The stream, if it is here, before any right was checked: get() says why not, afterwards."""
         try:
             return self._runtime.hub.get(stream_id)
@@ -401,17 +402,43 @@ def name_of(request: Request) -> str:
 
 def last_event_id(request: Request) -> EventId | None:
     """The reader's position: from the header, or from the query for clients that can't set it. Raises HttpError 400."""
-    raw = request.get(b"last-event-id")
-    if raw is None:
-        given = query_of(request).get("last_event_id")
-        raw = given.encode("utf-8", "surrogatepass") if given is not None else None
-    if raw is None or raw == b"":
-        return None  # an EventSource without an id sends no header, a fetch wrapper an empty header
+    raw = _position_given(request)
+    if not raw:
+        return None
     parsed = valid_last_event_id(raw)
     if parsed is None:
         text = "Last-Event-ID has to be an id as streamd sent it: <stream id>:<seq>."
         raise HttpError(400, text, code="bad_last_event_id", param="last_event_id")
     return parsed
+
+
+def relayed_last_event_id(request: Request) -> EventId | None:
+    """The same for a request that may go upstream. Raises HttpError 400.
+
+    On a route of no known dialect the upstream may count its own events (MCP's servers do): there only the id of a
+    relayed stream is streamd's, and any other text is the upstream's.
+    """
+    if request.dialect is not Dialect.UNKNOWN:
+        return last_event_id(request)
+    parsed = valid_last_event_id(_position_given(request))
+    return parsed if parsed is not None and parsed.epoch is None else None
+
+
+def _position_given(request: Request) -> bytes:
+    """The header, which a browser keeps up to date, else the last spelling in the query: polyfills append theirs.
+
+    Empty if there is none: an EventSource without an id sends no header, a fetch wrapper an empty header.
+    """
+    header, head = request.get(b"last-event-id"), request.head
+    if header or head is None:
+        return header or b""
+    given = [value for name, value in fields(head.query) if value and names_position(name)]
+    return given[-1].encode("utf-8", "surrogatepass") if given else b""
+
+
+def accepts_events(request: Request) -> bool:
+    """Whether the client names text/event-stream among the types that it takes, as an EventSource does."""
+    return b"text/event-stream" in (request.get(b"accept") or b"").lower()
 
 
 def policy_of(request: Request) -> Policy | None:

@@ -151,7 +151,7 @@ class Worker:
             Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
             admin := Admin(runtime, drain=self._on_drain, set_level=self._on_level),
             llama := Llama(runtime, streams, rights),
-            responses := ResponsesRoute(runtime, rights),
+            responses := ResponsesRoute(runtime, streams, rights),
         )
         self.responses = responses
         self._answerers: dict[str, Callable[[bytes], bytes]] = {

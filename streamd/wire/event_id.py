@@ -40,7 +40,7 @@ class EventId:
 
 
 def valid_last_event_id(raw: bytes) -> EventId | None:
-    """Parse a Last-Event-ID (or `?last_event_id=`); None for a text that streamd can't have written."""
+    """Parse a Last-Event-ID, of a header or a query; None for a text that streamd can't have written."""
     match = _parse_id(raw)
     if match is None or int(match["seq"]) > SEQ_MAX:
         return None
@@ -51,6 +51,18 @@ def valid_last_event_id(raw: bytes) -> EventId | None:
         None if epoch is None else epoch.decode("ascii"),
         int(match["seq"]),
     )
+
+
+# Names under which polyfills and other libraries put the id into a query, without case, `-` and `_`: lastEventId
+# (event-source-polyfill), last-event-id, Last-Event-ID, lastEventID (Mercure), last_event_id; evs_last_event_id
+# (eventsource-polyfill for old browsers).
+_PARAMETERS = frozenset(("lasteventid", "evslasteventid"))
+_without_dashes = str.maketrans("", "", "-_")
+
+
+def names_position(parameter: str) -> bool:
+    """Whether a query's parameter holds the last event's id, in any of the usual spellings."""
+    return parameter.translate(_without_dashes).lower() in _PARAMETERS
 
 
 def valid_name(raw: bytes) -> bool:

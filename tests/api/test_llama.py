@@ -142,8 +142,8 @@ def test_without_a_position_reading_begins_at_the_start() -> None:
     with conversing() as r:
         begun(r)
         finish(r)
-        assert ask(r, get("/v1/stream?conv_id=c")).body == SAID + DONE
         assert ask(r, get("/v1/stream?conv_id=c&from=")).body == SAID + DONE
+        assert ask(r, get("/v1/stream?conv_id=c&from=0")).body == SAID + DONE
 
 
 def test_at_the_end_of_a_finished_conversation_the_answer_is_empty() -> None:
@@ -439,7 +439,7 @@ def test_each_principal_has_its_own_conversations() -> None:
         mine, theirs = "Authorization: Bearer x", "Authorization: Bearer y"
         begun(r, CONVERSATION, mine)
         assert lookup(r, "c", fields=(theirs,)) == []
-        assert ask(r, get("/v1/stream?conv_id=c", theirs)).status == 404
+        assert ask(r, get("/v1/stream?conv_id=c&from=0", theirs)).status == 404
         assert ask(r, get("/v1/stream?conv_id=c", theirs, method="DELETE")).status == 204
         begun(r, CONVERSATION, theirs)
         assert [len(lookup(r, "c", fields=(who,))) for who in (mine, theirs)] == [1, 1]
