@@ -120,6 +120,7 @@ class RequestLog:
             dropped=dropped or None,
             stream=shown_id(stream) if stream is not None else None,
             upstream=request.upstream or None,
+            upstream_id=without_secrets(request.upstream_id) or None,
             model=without_secrets(request.model) or None,
             principal=request.principal.id if request.principal is not ANONYMOUS else None,
             traceparent=request.traceparent or None,

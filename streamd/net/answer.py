@@ -30,7 +30,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from streamd.choice import Choice
@@ -47,25 +47,16 @@ from streamd.net.runtime import reason_of
 from streamd.net.sweep import NEVER
 from streamd.policy import Policy
 from streamd.reasons import By, CloseReason
+from streamd.wire.answer_fields import EVENT_STREAM, Fields
 from streamd.wire.chunked import LAST_CHUNK, encode_chunk
-from streamd.wire.cors import REPLACED
 from streamd.wire.dialect import error_body
-from streamd.wire.foreign_fields import is_foreign
-from streamd.wire.http1 import Framing, ResponseHead, encode_response_head, end_to_end
+from streamd.wire.http1 import Framing, ResponseHead, encode_response_head
 
-Fields = list[tuple[bytes, bytes]]
-
-EVENT_STREAM = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
-]
+STREAM_TYPE = (b"content-type", EVENT_STREAM)
+STREAM_CACHING = (b"cache-control", b"no-cache, no-transform")
 
 # A whole answer above this size goes out in pieces. Refusals and most answers of the API are below 16 KiB.
 LARGE_ANSWER_BYTES_MIN = 64 * 1024
-
-# Fields that aren't copied from an upstream's answer: streamd writes the first four itself, and the CORS fields too,
-# because it knows the origins that may read.
-_STREAMD_FIELDS = frozenset({b"content-length", b"x-request-id", b"x-stream-id", b"x-upstream"}) | REPLACED
 
 
 class AnswerState(Choice):
@@ -287,7 +278,7 @@ class Answer:
             problem.status,
             problem.message.replace("\n", " ").encode(),
         )
-        head = self._head([*EVENT_STREAM, *self._transfer_coding()])
+        head = self._head([STREAM_TYPE, STREAM_CACHING, *self._transfer_coding()])
         self.write(head + (encode_chunk(lines) if self._is_chunked else lines))
         self._carrier.close(problem.reason)
 
@@ -315,14 +306,24 @@ class Answer:
     # -- streams
 
     @guarded
-    def stream(self, stream: Stream, *, seq: int, policy: Policy, reset: bool = False, rest: bytes = b"") -> None:
+    def stream(
+        self,
+        stream: Stream,
+        *,
+        seq: int,
+        policy: Policy,
+        reset: bool = False,
+        rest: bytes = b"",
+        passed: Sequence[tuple[bytes, bytes]] = (STREAM_TYPE,),
+    ) -> None:
         """The answer is a stream, from `seq` on. Writes the head and `retry:`, then subscribes.
 
         reset: the reader's position belongs to an earlier epoch. rest (raw only): the missing end of event seq - 1.
+        passed: the stream's type and the other fields of the upstream's head, if that has come for this request.
         """
         request, runtime, carrier = self.request, self._runtime, self._carrier
         request.status = 200
-        fields = [*EVENT_STREAM, (b"x-accel-buffering", b"no"), (b"x-stream-id", stream.id.encode())]
+        fields = [*passed, STREAM_CACHING, (b"x-accel-buffering", b"no"), (b"x-stream-id", stream.id.encode())]
         if stream.upstream:
             fields.append((b"x-upstream", stream.upstream.encode()))
         fields += self._transfer_coding()
@@ -424,21 +425,13 @@ class Answer:
     # -- an upstream's answer
 
     @guarded
-    def proxy_head(self, head: ResponseHead, fields: Fields, passed: frozenset[bytes] = frozenset()) -> None:
-        """Pass on the upstream's status and fields, in streamd's framing. proxy_body() and proxy_end() follow.
-
-        `fields` are added to the upstream's. `passed`: names of foreign fields (wire/foreign_fields.py) that may pass.
-        """
+    def proxy_head(self, head: ResponseHead, fields: Fields) -> None:
+        """Pass on the upstream's status, with `fields`, in streamd's framing. proxy_body() and proxy_end() follow."""
         request = self.request
         request.status = head.status
         request.answered_at = self._runtime.time()
         self.release_body()
-        out = [
-            field
-            for field in end_to_end(head.headers)
-            if field[0] not in _STREAMD_FIELDS and (field[0] in passed or not is_foreign(field[0]))
-        ]
-        out += fields
+        out = list(fields)
         if request.method == "HEAD" or head.framing is Framing.NONE:
             self._framing = Framing.NONE
             length = head.get(b"content-length")

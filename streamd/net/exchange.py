@@ -36,7 +36,8 @@ from streamd.net.upstream import Upstream, UpstreamConnection
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire import active_content, retry_after
+from streamd.wire import active_content, answer_fields, retry_after
+from streamd.wire.answer_fields import Fields
 from streamd.wire.dialects.members import shallow_object
 from streamd.wire.http1 import Framing, Headers, ResponseHead
 
@@ -242,6 +243,7 @@ class Exchange(Pending):
         if head.status in (429, 503) and self._elsewhere(attempt, head.status):
             return
         attempt.upstream.succeeded()
+        self._request.upstream_id = answer_fields.request_id_of(head.headers, self._request.id.encode())
         if _is_event_stream(head):
             self._take_stream(link, head, attempt.asked_at)
         elif self.answer is not None and self.answer.is_open:
@@ -286,13 +288,28 @@ class Exchange(Pending):
         self._go(ExchangeState.STREAMING)
         link.take_events(stream, head)
         self.due_at = self._next_due()
-        self._attach(stream)
+        self._attach(stream, head)
 
-    def _attach(self, stream: Stream) -> None:
-        """Make the client that sent the request a reader of the stream, if it still waits."""
+    def _attach(self, stream: Stream, head: ResponseHead | None = None) -> None:
+        """Make the client that sent the request a reader of the stream, if it still waits; `head` is the upstream's."""
         answer, self.answer = self.answer, None
-        if answer is not None and answer.is_open:
+        if answer is None or not answer.is_open:
+            return
+        if head is None:
             answer.stream(stream, seq=1, policy=self.policy)
+        else:
+            answer.stream(stream, seq=1, policy=self.policy, passed=self._passed(answer_fields.of_stream, head))
+
+    def _passed(self, of: Callable[[Headers, frozenset[bytes], bytes, bytes], Fields], head: ResponseHead) -> Fields:
+        """The fields of the upstream's head that reach the client, in an answer of the kind that `of` makes."""
+        assert self._attempt is not None
+        settings = self._attempt.upstream.settings
+        named = frozenset(name.lower().encode() for name in settings.pass_fields)
+        fields = of(head.headers, named, settings.origin.authority.encode(), settings.origin.base.encode())
+        request_id = head.get(b"x-request-id")
+        if request_id is not None and request_id.decode("latin-1") == self._request.upstream_id:
+            fields.append((b"x-upstream-request-id", request_id))
+        return fields
 
     def _proxy(self, link: UpstreamConnection, upstream: Upstream, head: ResponseHead, answer: Answer) -> None:
         self._let_ask_go()
@@ -309,8 +326,7 @@ class Exchange(Pending):
         if answer.paused:
             link.pause()
         self.due_at = self._next_due()
-        passed = frozenset(name.lower().encode() for name in upstream.settings.pass_fields)
-        answer.proxy_head(head, headers, passed)
+        answer.proxy_head(head, [*self._passed(answer_fields.of_answer, head), *headers])
 
     def _bounded_retry_after(self, fields: Headers) -> Headers:
         """The fields with waits of at most upstream_retry_after_max: SDKs ignore more than a minute."""
@@ -618,9 +634,8 @@ def _is_event_stream(head: ResponseHead) -> bool:
     """200, text/event-stream and not compressed; a compressed answer passes as bytes."""
     if head.status != 200 or head.framing is Framing.NONE:
         return False
-    media_type = (head.get(b"content-type") or b"").split(b";")[0].strip().lower()
     coding = (head.get(b"content-encoding") or b"identity").strip().lower()
-    return media_type == b"text/event-stream" and coding == b"identity"
+    return answer_fields.is_event_stream(head.get(b"content-type")) and coding == b"identity"
 
 
 def _holding(head: ResponseHead) -> Headers:

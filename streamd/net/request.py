@@ -18,11 +18,25 @@ _sane_request_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 _sane_traceparent = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 
 
-class Request:
+class Outcome:
+    """How a request was answered: the part of a Request that its log line is about."""
+
+    __slots__ = ("answered_at", "keep_alive", "model", "reason", "status", "upstream", "upstream_id")
+
+    def __init__(self, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive  # whether another request may follow on the connection
+        self.model = ""
+        self.upstream = ""
+        self.upstream_id = ""  # the upstream's own name for the request
+        self.status = 0
+        self.answered_at = 0.0  # time of the first event, or of the first byte of another answer
+        self.reason: CloseReason | None = None
+
+
+class Request(Outcome):
     """The data kept of a request while it is answered; head and body are freed as early as possible."""
 
     __slots__ = (
-        "answered_at",
         "body",
         "body_charge",
         "client",
@@ -36,20 +50,16 @@ class Request:
         "id",
         "is_handed_over",
         "json",
-        "keep_alive",
         "method",
-        "model",
         "path",
         "principal",
-        "reason",
         "route",
         "started_at",
-        "status",
         "traceparent",
-        "upstream",
     )
 
     def __init__(self, head: RequestHead, *, now: float, route: RouteSettings, dialect: Dialect) -> None:
+        super().__init__(head.keep_alive)
         # until the answer begins
         self.head: RequestHead | None = head
         self.body = b""
@@ -72,13 +82,7 @@ class Request:
         self.conversation = ""  # llama.cpp's dialect
         self.data_only = False  # a stream goes out as data lines only: the dialect's clients take no other lines
         # answer
-        self.keep_alive = head.keep_alive  # whether another request may follow on the connection
         self.extra_headers: list[tuple[bytes, bytes]] = []
-        self.model = ""
-        self.upstream = ""
-        self.status = 0
-        self.answered_at = 0.0  # time of the first event, or of the first byte of another answer
-        self.reason: CloseReason | None = None
 
     @classmethod
     def unparsed(cls, *, now: float, route: RouteSettings) -> Request:
