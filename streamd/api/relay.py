@@ -33,16 +33,14 @@ from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire import charset, via
-from streamd.wire.dialect import KEY_FIELDS, Dialect, generates
+from streamd.wire.cors import Cors
+from streamd.wire.dialect import KEY_FIELDS, KEY_OPENING, KEY_PARAMETER, Dialect, generates
 from streamd.wire.dialects.api import Api
 from streamd.wire.event_id import EventId, names_position
-from streamd.wire.http1 import Headers, RequestHead, end_to_end
+from streamd.wire.http1 import Framing, Headers, RequestHead, end_to_end
 from streamd.wire.json_scan import JsonError, JsonScan
+from streamd.wire.path_models import climbs, model_in_path, with_model
 from streamd.wire.query import parameter
-
-# Parts that a client's path must not hold, so that it can't leave the upstream's base: dot segments, empty segments,
-# and sequences that a server behind could decode into such a segment.
-_climbs = re.compile(r"//|/\.{1,2}(?:/|\Z)|\\|%2e|%2f|%5c|%00", re.IGNORECASE).search
 
 _duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
 _sane_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
@@ -102,7 +100,7 @@ class Relay:
 
     def plan(self, request: Request) -> Plan:
         """Refuse requests that no body can make valid. Raises HttpError."""
-        if _climbs(request.path):
+        if climbs(request.path):
             raise not_found(request.path)
         if request.method in ("TRACE", "CONNECT"):
             raise HttpError(501, f"{request.method} is not relayed.", code="not_relayed")
@@ -112,8 +110,29 @@ class Relay:
         self._rights.check_relay(request)
         if not self._may_join(request):
             self._rights.check_limits(request)
-        request.json = JsonScan(request.dialect.api.watched)
+        if not self._passes_unread(request):
+            request.json = JsonScan(self._rights.watched(request))
         return self._plan
+
+    def _passes_unread(self, request: Request) -> bool:
+        """Whether a body is encoded, so that only the upstream can read it. Raises HttpError 415 where streamd has to.
+
+        It has to if the key's rights or limits depend on the body, or if a model may have another name upstream.
+        """
+        coding = (request.get(b"content-encoding") or b"identity").strip().lower()
+        if coding in (b"identity", b"") or head_of(request).framing is Framing.NONE:
+            return False
+        key = request.principal.key
+        if (key is None or not key.depends_on_bodies) and not any(up.settings.aliases for up in self._upstreams):
+            return True
+        shown = coding[:50].decode("latin-1")
+        raise HttpError(
+            415,
+            f"This body has to be read here, and its Content-Encoding is {shown!r}: send it without an encoding.",
+            code="unsupported_encoding",
+            param="content-encoding",
+            headers=((b"accept-encoding", b"identity"),),
+        )
 
     def _may_join(self, request: Request) -> bool:
         """Whether a request may turn out to join a generation that is paid for, which no spent limit prevents."""
@@ -129,7 +148,7 @@ class Relay:
         head, api = head_of(request), request.dialect.api
         fields = _fields_of(request)
         models = api.models(head.path, fields)
-        request.model = models[0][:200] if models else ""
+        request.model = (models[0] if models else self._model_in(head.path))[:200]
         # A body that can't be read may name any model, also beside a path that names another.
         is_read = request.json is not None or not request.body
         self._rights.check_models(request, models if is_read else [])
@@ -143,6 +162,11 @@ class Relay:
         if key and self._joins(answer, key, policy):
             return
         self._ask(answer, wants_stream, policy, key)
+
+    def _model_in(self, path: str) -> str:
+        """The model in a path such as /v1/models/{model}, if an upstream serves it: the others are the first's."""
+        model = model_in_path(path)
+        return model if model and self._upstreams.names_for(model) else ""
 
     # -- repeated requests
 
@@ -201,7 +225,7 @@ class Relay:
         stream: Stream | None = None
         over = runtime.admission.release_relay
         try:
-            ask = ask_of(request)
+            ask = ask_of(request, runtime.cors)
             stream = self._open(request, policy, grace_s) if wants_stream else None
             over = self._keep_key(request, key, stream)
             exchange = Exchange(
@@ -353,11 +377,12 @@ def _detach_grace(request: Request, max_s: float) -> float:
     return min(float(given), max_s)
 
 
-def ask_of(request: Request) -> Ask:
+def ask_of(request: Request, cors: Cors) -> Ask:
     """The request as it goes upstream: its head written anew from the parsed parts, its body as it came.
 
-    In the body of a model with another name there only the name is replaced; every other byte stays. Raises HttpError
-    508 for a request that goes in a circle.
+    In the body of a model with another name there only the name is replaced; every other byte stays. Of a page that
+    `cors` lets in, the upstream isn't told: it would judge the page once more. Raises HttpError 508 for a request that
+    goes in a circle.
     """
     head = head_of(request)
     if via.passes(head.get(b"via")) >= via.PASSES_MAX:
@@ -369,6 +394,8 @@ def ask_of(request: Request) -> Ask:
     passed = [field for field in end_to_end(head.headers) if not _is_for_streamd(field[0])]
     if keeps_position:
         passed += [field for field in head.headers if field[0] == b"last-event-id"]
+    if head.get(b"origin") in cors.origins:
+        passed = [field for field in passed if field[0] != b"origin"]
     secrets = _secrets(head, api)
     bodiless = head.method in ("GET", "HEAD") and not body
 
@@ -389,7 +416,10 @@ def ask_of(request: Request) -> Ask:
 
     def renamed_for(upstream: Upstream) -> tuple[str, dict[str, str]]:
         alias = upstream.settings.aliases.get(request.model) if request.model else None
-        return (head.path, {}) if alias is None else api.renamed(head.path, request.model, alias)
+        if alias is None:
+            return head.path, {}
+        path, names = api.renamed(head.path, request.model, alias)
+        return (with_model(path, alias) if model_in_path(path) == request.model else path), names
 
     def target_for(upstream: Upstream) -> bytes:
         return _target(renamed_for(upstream)[0], head.query, api, keeps_position=keeps_position)
@@ -424,8 +454,14 @@ def _hash_of(request: Request) -> bytes:
 def _secrets(head: RequestHead, api: Api) -> Headers:
     """The client's own credentials. A key in the query goes on in the API's field, where no log shows it."""
     fields = [field for field in head.headers if field[0] in (b"authorization", *KEY_FIELDS)]
-    in_query = parameter(head.query, api.key_parameter) if api.key_parameter else ()
-    return (*fields, *((api.key_field, key.encode()) for key in in_query if key.isascii() and key.isprintable()))
+    in_query = [key for key in parameter(head.query, KEY_PARAMETER) if _is_key(key, api)]
+    plain = (key.encode() for key in in_query if key.isascii() and key.isprintable())
+    return (*fields, *(field for key in plain for field in api.credentials(key)))
+
+
+def _is_key(value: str, api: Api) -> bool:
+    """Whether a query parameter `key` holds a key: on the paths of an API that has it there, else by its shape."""
+    return api.key_parameter == KEY_PARAMETER or value.startswith(KEY_OPENING)
 
 
 def _target(path: str, query: str, api: Api, *, keeps_position: bool = False) -> bytes:
@@ -436,11 +472,15 @@ def _target(path: str, query: str, api: Api, *, keeps_position: bool = False) ->
     Names are decoded as in wire/query.py, or `access%5Ftoken=` would be read here and leak there. `;` separates too, as
     some servers have it.
     """
-    for_streamd = {"access_token", *filter(None, (api.key_parameter,))}
 
     def is_for_streamd(part: str) -> bool:
-        names = [unquote_plus(each.partition("=")[0]) for each in part.split(";")]
-        return any(name in for_streamd or (not keeps_position and names_position(name)) for name in names)
+        for field in part.split(";"):
+            name, _, value = (unquote_plus(piece) for piece in field.partition("="))
+            if name == "access_token" or (name == KEY_PARAMETER and _is_key(value, api)):
+                return True
+            if not keeps_position and names_position(name):
+                return True
+        return False
 
     kept = "&".join(part for part in query.split("&") if not is_for_streamd(part))
     return (path + (f"?{kept}" if kept else "")).encode("ascii")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamd.core.auth import ADMIN, ANONYMOUS, Principal, presented_key, principal_without_keys
+from streamd.core.auth import ADMIN, ANONYMOUS, Principal, presented_keys, principal_without_keys
 from streamd.core.keys import EXPIRED, REQUIRED, Keys
 from streamd.core.limits import Account, Accounts, SpendingBoard
 from streamd.core.refusal import Refusal
@@ -31,13 +31,18 @@ from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.reasons import CloseReason
 from streamd.wire import pages
-from streamd.wire.dialect import generates
+from streamd.wire.dialect import APIS, KEY_OPENING, generates
+from streamd.wire.json_scan import Watched
+from streamd.wire.other_models import models_beside, watched_with
 from streamd.wire.path_models import models_in_path
 from streamd.wire.query import fields as query_fields
 
 if TYPE_CHECKING:
     from streamd.core.tokens import Grant, Verifier
 
+
+# What is watched in the bodies of a key that is limited to some models.
+_WATCHED_CLOSELY = {api: watched_with(api.watched) for api in APIS}
 
 STREAM_PATH = (
     "/v1/streams/"  # of a stream's own path; the routes of a key are about it, however the stream is asked for
@@ -89,7 +94,10 @@ class Rights:
     # -- principals
 
     def identify(self, answer: Answer) -> Principal:
-        """The principal of a request; ANONYMOUS if it brings no key. Raises HttpError 401 for an invalid key."""
+        """The principal of a request; ANONYMOUS if it brings no key. Raises HttpError 401 if none of its keys is valid.
+
+        Of several keys the first that is valid counts (docs/ACCESS.md).
+        """
         request = answer.request
         if answer.origin.listener == "admin":
             return ADMIN
@@ -97,13 +105,19 @@ class Rights:
         parameter = request.dialect.api.key_parameter
         if self.keys is None:
             return principal_without_keys(request.get, query, parameter)
-        presented = presented_key(request.get, query, parameter)
-        if presented is None or not presented.startswith(b"sk-"):
-            return ANONYMOUS  # it may be a token: the check of the stream looks at that
-        found = self.keys.authenticate(presented, self._runtime.unix_time())
-        if isinstance(found, Refusal):
-            raise self._runtime.refused(found)
-        return found
+        refusal: Refusal | None = None
+        may_be_token = False
+        for presented in presented_keys(request.get, query, parameter):
+            if not presented.startswith(KEY_OPENING.encode()):
+                may_be_token = True  # the check of the stream looks at that
+                continue
+            found = self.keys.authenticate(presented, self._runtime.unix_time())
+            if isinstance(found, Principal):
+                return found
+            refusal = found if refusal is None or found is EXPIRED else refusal
+        if refusal is None or may_be_token:
+            return ANONYMOUS
+        raise self._runtime.refused(refusal)
 
     def check_still(self, request: Request) -> None:
         """Check that the key or token has not expired, or left its file, since the head came. Raises HttpError 401."""
@@ -140,6 +154,11 @@ class Rights:
         if self.keys is not None and request.principal.key is None and not request.principal.admin:
             raise self._runtime.refused(REQUIRED)
 
+    def watched(self, request: Request) -> Watched:
+        """The members of the request's body that are acted on."""
+        key, api = request.principal.key, request.dialect.api
+        return api.watched if key is None or "*" in key.models else _WATCHED_CLOSELY[api]
+
     def check_models(self, request: Request, models: list[str]) -> None:
         """Check the key, and its models, once the body is there. Raises HttpError.
 
@@ -156,6 +175,10 @@ class Rights:
             refusal = key.refuse_model(model)
             if refusal is not None:
                 raise self._runtime.refused(refusal)
+        for member, model in models_beside(request.json, request.body) if request.json is not None else ():
+            if model is None or key.refuse_model(model) is not None:
+                text = f"This API key is limited to some models: `{member}` may be a list of names of these alone."
+                raise HttpError(403, text, code="model_not_allowed", reason=CloseReason.FORBIDDEN, param=member)
 
     def answer_preflight(self, answer: Answer) -> None:
         """Answer OPTIONS of a browser. It carries no key (WHATWG Fetch 3.2.2), so none is asked for."""

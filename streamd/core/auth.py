@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +36,11 @@ class Key:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     expires_unix: float | None = None  # seconds since 1970, UTC
+
+    @property
+    def depends_on_bodies(self) -> bool:
+        """Whether a right or a limit of the key is about a member of bodies: the model, or the wish for a stream."""
+        return self.models != ("*",) or self.streams_max is not None or self.tokens_per_minute is not None
 
     def refuse_route(self, path: str) -> Refusal | None:
         """None if the key may use `path` (decoded and without dot segments: the path that is acted on)."""
@@ -82,16 +87,16 @@ def bearer(headers_get: HeadersGet) -> bytes | None:
     return credential.strip() or None
 
 
-def presented_key(headers_get: HeadersGet, query: str = "", key_parameter: str = "") -> bytes | None:
-    """The API key in a request; None if it has none.
+def presented_keys(headers_get: HeadersGet, query: str = "", key_parameter: str = "") -> Iterator[bytes]:
+    """The API keys in a request, the most usual place first.
 
-    Bearer (OpenAI's SDKs), else another API's header field, else the query parameter that this API has for keys.
+    Bearer (OpenAI's SDKs), other APIs' header fields, then the query parameter that this API has for keys. Clients
+    send several at once: a gateway's key beside an old one of the provider.
     """
-    fields = (headers_get(field) for field in KEY_FIELDS)
-    in_head = bearer(headers_get) or next((key for field in fields if field and (key := field.strip())), None)
-    if in_head is not None or not key_parameter:
-        return in_head
-    return next((key.encode("utf-8", "replace") for key in parameter(query, key_parameter) if key), None)
+    in_fields = bearer(headers_get), *((headers_get(field) or b"").strip() for field in KEY_FIELDS)
+    yield from filter(None, in_fields)
+    in_query = parameter(query, key_parameter) if key_parameter else ()
+    yield from (key.encode("utf-8", "replace") for key in in_query[:1] if key)
 
 
 def principal_without_keys(headers_get: HeadersGet, query: str = "", key_parameter: str = "") -> Principal:
@@ -99,7 +104,7 @@ def principal_without_keys(headers_get: HeadersGet, query: str = "", key_paramet
 
     128 bits of SHA-256, the same in every worker and after a restart. The credential itself is stored nowhere.
     """
-    credential = presented_key(headers_get, query, key_parameter) or headers_get(b"authorization")
+    credential = next(presented_keys(headers_get, query, key_parameter), None) or headers_get(b"authorization")
     if not credential:
         return ANONYMOUS
     digest = hashlib.sha256(credential).digest()[:16]

@@ -147,7 +147,7 @@ class Worker:
             Relay(runtime, upstreams, streams, rights),
             streams,
             Publish(runtime, streams, rights),
-            Models(runtime, upstreams, rights, ask_of),
+            Models(runtime, upstreams, rights, lambda request: ask_of(request, runtime.cors)),
             Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
             admin := Admin(runtime, drain=self._on_drain, set_level=self._on_level),
             llama := Llama(runtime, streams, rights),

@@ -29,6 +29,8 @@ __all__ = [
     "APIS",
     "CHOICE_INDEX_MAX",
     "KEY_FIELDS",
+    "KEY_OPENING",
+    "KEY_PARAMETER",
     "Dialect",
     "Progress",
     "dialect_named",
@@ -63,7 +65,11 @@ class Dialect(enum.Enum):
 
 APIS: Final = tuple(dialect.api for dialect in Dialect)
 # The header fields, beside Authorization, in which clients of any API send a key.
-KEY_FIELDS: Final = tuple(api.key_field for api in APIS if api.key_field)
+KEY_FIELDS: Final = (*(api.key_field for api in APIS if api.key_field), b"api-key")  # Azure's clients, of any API
+# The query parameter in which clients send a key, on the paths of the APIs that have it. Elsewhere it opens nothing,
+# and with a value that begins like a key of streamd's own it goes no further.
+KEY_PARAMETER: Final = next(api.key_parameter for api in APIS if api.key_parameter)
+KEY_OPENING: Final = "sk-"
 
 
 def dialect_of(path: str, query: str = "", field: Callable[[bytes], bytes | None] = lambda name: None) -> Dialect:

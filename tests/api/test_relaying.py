@@ -23,6 +23,7 @@ from streamd.wire.dialect import APIS
         "/v1/%2e%2e/x",
         "/v1/%2E./x",
         "/v1/a%2fb",
+        "/v1/models/a%2f..%2f..%2fb",
         "/v1/a%5cb",
         "/v0/chat",
         "/v1",
@@ -42,6 +43,71 @@ def test_every_other_path_and_method_goes_upstream(method: str) -> None:
         assert bytes(r.link.sent).startswith(f"{method} /v1/files/f1?purpose=x&y HTTP/1.1\r\n".encode())
         r.reply(whole_answer(b"ok"))
         assert client.answer.body == b"ok"
+
+
+TWO = (
+    UpstreamSettings(name="chat", url="http://c.test:1", models=("chat",)),
+    UpstreamSettings(name="hear", url="http://h.test:2", models=("org/hear",), aliases={"ears": "org/hear"}),
+)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize(
+    ("path", "port", "target"),
+    [
+        ("/v1/models/chat", 1, "/v1/models/chat"),
+        ("/v1/models/org/hear", 2, "/v1/models/org/hear"),
+        ("/v1/models/org%2Fhear", 2, "/v1/models/org%2Fhear"),
+        ("/v1/models/org%2fhear/", 2, "/v1/models/org%2Fhear/"),
+        ("/v1/models/ears", 2, "/v1/models/org%2Fhear"),
+        ("/v1/engines/ears/completions", 2, "/v1/engines/org%2Fhear/completions"),
+        ("/v1/models/of-nobody", 1, "/v1/models/of-nobody"),
+        ("/v1/models/org%2Fhear/unheard-of", 1, "/v1/models/org%2Fhear/unheard-of"),
+    ],
+)
+def test_a_model_in_the_path_is_asked_of_its_own_upstream(method: str, path: str, port: int, target: str) -> None:
+    with rig(upstreams=TWO) as r:
+        r.client(get(path, method=method))
+        assert r.dialled == [port] and bytes(r.link.sent).startswith(f"{method} {target} HTTP/1.1".encode())
+
+
+PAGE = "https://chat.example"
+
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "goes_up"),
+    [
+        ((PAGE,), PAGE, False),
+        ((PAGE,), "https://other.example", True),
+        ((), PAGE, True),
+    ],
+)
+def test_an_upstream_judges_no_page_that_streamd_lets_in(origins: tuple[str, ...], origin: str, goes_up: bool) -> None:
+    with rig(cors_origins=origins) as r:
+        r.client(post(WHOLE, f"Origin: {origin}"))
+        assert (b"origin: " + origin.encode() in r.link.sent) is goes_up
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate", "GZIP", "gzip, br"])
+def test_an_encoded_body_passes_unread_or_its_encoding_is_named(coding: str) -> None:
+    body = b'{"model": "ears"}{'  # no JSON
+    with rig() as r:
+        r.client(post(body, "Content-Type: application/json", f"Content-Encoding: {coding}"))
+        assert bytes(r.link.sent).endswith(b"\r\n\r\n" + body)
+        assert f"content-encoding: {coding}".encode() in r.link.sent
+    with rig(upstreams=TWO) as r:  # an alias in the body couldn't be replaced
+        answer = r.client(post(body, "Content-Type: application/json", f"Content-Encoding: {coding}")).answer
+        assert (answer.status, answer.error["code"]) == (415, "unsupported_encoding")
+        assert coding.lower() in answer.error["message"] and answer.get("accept-encoding") == "identity"
+        assert r.links == []
+
+
+@pytest.mark.parametrize("number", ["1e400", "1.0", "-0", "12345678901234567890", "0.1000", "1E5"])
+def test_numbers_beside_a_name_that_is_replaced_keep_their_digits(number: str) -> None:
+    body = f'{{"seed": {number}, "model": "ears", "nested": [{number}, {{"a": {number}}}]}}'
+    with rig(upstreams=TWO) as r:
+        r.client(post(body.encode(), "Content-Type: application/json"))
+        assert bytes(r.link.sent).endswith(body.replace("ears", "org/hear").encode())
 
 
 def test_bad_json_is_refused_with_its_line_and_column() -> None:

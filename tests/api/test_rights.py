@@ -128,15 +128,53 @@ def test_a_request_that_goes_upstream_needs_a_key(
         assert r.dialled == []
 
 
-@pytest.mark.parametrize(
-    "field", [bearer("alice"), f"x-api-key: {key('alice')}", f"authorization: bEARER {key('alice')}"]
+KEY_PLACES = (
+    "Authorization: Bearer {}",
+    "x-api-key: {}",
+    "x-goog-api-key: {}",
+    "api-key: {}",
+    "authorization: bEARER {}",
 )
+
+
+@pytest.mark.parametrize("field", [place.format(key("alice")) for place in KEY_PLACES])
 def test_a_key_opens_and_never_goes_upstream(keys_file: Path, field: str) -> None:
     with rig(keys_file=str(keys_file)) as r:
         client = streaming(r, field, "Cookie: streamd_token=sk-cookie")
         assert client.answer.status == 200
         assert b"sk-" not in r.link.sent
         finish(r)
+
+
+@pytest.mark.parametrize("valid", KEY_PLACES[:4])
+@pytest.mark.parametrize("other", ["sk-ant-api03-of-the-provider", key("mallory"), "eyJhbGciOiJub25lIn0.e30.", ""])
+def test_the_valid_key_of_several_opens_and_none_goes_upstream(keys_file: Path, valid: str, other: str) -> None:
+    fields = [place.format(key("alice") if place == valid else other) for place in KEY_PLACES[:4]]
+    with rig(keys_file=str(keys_file)) as r:
+        assert streaming(r, *fields).answer.status == 200
+        (stream,) = r.runtime.hub
+        assert stream.terms.owner == "alice"
+        assert b"sk-" not in r.link.sent and b"eyJ" not in r.link.sent
+        finish(r)
+
+
+def test_of_several_valid_keys_the_first_counts_and_an_expired_key_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    write(path, line("alice"), line("bob"), line("old", expires_unix=1.0))
+    with rig(keys_file=str(path)) as r:
+        streaming(r, f"x-api-key: {key('bob')}", bearer("alice"))
+        (stream,) = r.runtime.hub
+        assert stream.terms.owner == "alice"
+        finish(r)
+        both = r.client(post(CHAT, f"x-api-key: {key('old')}", bearer("mallory"))).answer
+        assert (both.status, both.error["code"]) == (401, "expired_api_key")
+
+
+def test_a_key_in_the_query_of_any_path_stays_here(keys_file: Path) -> None:
+    with rig(keys_file=str(keys_file)) as r:
+        target = f"/v1/files?key={key('alice')}&a=1&key=plain&x=1;k%65y={key('alice')}"
+        r.client(get(target, bearer("alice")))
+        assert bytes(r.link.sent).startswith(b"GET /v1/files?a=1&key=plain HTTP/1.1")
 
 
 def test_a_key_goes_upstream_with_pass_client_key(keys_file: Path) -> None:
@@ -164,6 +202,47 @@ def test_a_key_opens_only_its_routes_and_models(tmp_path: Path) -> None:
         assert r.dialled == []
         streaming(r, bearer("alice"))
         finish(r)
+
+
+@pytest.mark.parametrize(
+    ("rights", "passes"),
+    [
+        ({"models": ("m",)}, False),
+        ({"streams_max": 1}, False),
+        ({"tokens_per_minute": 1000}, False),
+        ({"requests_per_minute": 1000}, True),
+        ({"routes": ("/v1/*",)}, True),
+        ({}, True),
+    ],
+)
+def test_an_encoded_body_passes_only_where_no_right_depends_on_it(
+    tmp_path: Path, rights: dict[str, Any], passes: bool
+) -> None:
+    path = tmp_path / "keys"
+    write(path, line("alice", **rights))
+    with rig(keys_file=str(path)) as r:
+        client = r.client(post(b"\x1f\x8b", bearer("alice"), "Content-Encoding: gzip"))
+        assert bool(r.links) is passes
+        if not passes:
+            assert (client.answer.status, client.answer.error["param"]) == (415, "content-encoding")
+
+
+@pytest.mark.parametrize("member", ["models", "fallbacks", "model_list"])
+def test_models_beside_the_model_are_held_to_the_key(tmp_path: Path, member: str) -> None:
+    path = tmp_path / "keys"
+    write(path, line("alice", models=("m", "llama-*")), line("bob"))
+    with rig(keys_file=str(path)) as r:
+        for name, value, passes in (
+            ("alice", ["m", {"model": "llama-3"}], True),
+            ("alice", ["m", "gpt"], False),
+            ("alice", {"m": ["m"]}, False),
+            ("bob", {"m": ["gpt"]}, True),
+        ):
+            asked = len(r.links)
+            client = r.client(post({"model": "m", member: value}, bearer(name)))
+            assert (len(r.links) > asked) is passes
+            if not passes:
+                assert client.answer.status == 403 and member in client.answer.error["message"]
 
 
 @pytest.mark.parametrize(

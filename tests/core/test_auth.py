@@ -1,6 +1,6 @@
 import pytest
 
-from streamd.core.auth import ADMIN, ANONYMOUS, HeadersGet, Key, Refusal, bearer, presented_key, principal_without_keys
+from streamd.core.auth import ADMIN, ANONYMOUS, HeadersGet, Key, Refusal, bearer, presented_keys, principal_without_keys
 from streamd.reasons import CloseReason
 
 
@@ -32,17 +32,25 @@ def test_the_scheme_bearer_is_read_in_any_case(value: bytes, credential: bytes |
 
 
 @pytest.mark.parametrize(
-    ("get", "credential"),
+    ("get", "query", "found"),
     [
-        (headers(authorization=b"Bearer one", x_api_key=b"two"), b"one"),
-        (headers(authorization=b"Basic one", x_api_key=b"two"), b"two"),
-        (headers(x_api_key=b" two "), b"two"),
-        (headers(x_api_key=b""), None),
-        (headers(), None),
+        (headers(authorization=b"Bearer one", x_api_key=b"two"), "", [b"one", b"two"]),
+        (headers(authorization=b"Basic one", x_api_key=b"two"), "", [b"two"]),
+        (headers(x_api_key=b" two "), "", [b"two"]),
+        (headers(api_key=b"two"), "", [b"two"]),
+        (headers(x_goog_api_key=b"two", api_key=b"three"), "key=sk-four", [b"two", b"three"]),
+        (headers(), "key=sk-four", []),
+        (headers(x_api_key=b""), "", []),
+        (headers(), "", []),
     ],
 )
-def test_a_key_is_presented_as_bearer_or_x_api_key(get: HeadersGet, credential: bytes | None) -> None:
-    assert presented_key(get) == credential
+def test_keys_are_found_in_every_place_where_sdks_put_them(get: HeadersGet, query: str, found: list[bytes]) -> None:
+    assert list(presented_keys(get, query)) == found
+
+
+def test_a_key_of_any_shape_is_found_in_the_query_of_an_api_that_has_it_there() -> None:
+    assert list(presented_keys(headers(api_key=b"one"), "key=AIza&key=two", "key")) == [b"one", b"AIza"]
+    assert list(presented_keys(headers(), "key=", "key")) == []
 
 
 def test_without_keys_a_credential_is_a_principal() -> None:

@@ -101,7 +101,6 @@ OTHER_MODELS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.xfail(strict=False, reason="a key's models are compared with `model` alone")
 @pytest.mark.parametrize("more", OTHER_MODELS, ids=lambda more: "-".join(more))
 def test_fallbacks_in_a_body_are_no_way_around_a_keys_models(more: dict[str, Any], tmp_path: Path) -> None:
     """The allowed model stands in `model`; a member beside it names the models to take if that fails.
