@@ -234,7 +234,6 @@ SECRET_QUERIES = [
     "key=SECRET",
     "k%65y=SECRET",
     "a;key=SECRET",
-    "last_event_id=SECRET",
 ]
 
 

@@ -640,8 +640,8 @@ API: Final = (
         "a token in a query goes upstream when its name is percent-encoded",
         "api/relay.py",
         "_target",
-        'unquote_plus(piece) for piece in field.partition("=")',
-        "name",
+        "unquote_plus(piece) for piece",
+        "piece for piece",
     ),
     Mutant(
         "a key in the query of a Gemini request goes upstream",
