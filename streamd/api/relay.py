@@ -21,6 +21,7 @@ from streamd.core.limits import Account
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
+from streamd.core.usage import Charge
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
@@ -155,13 +156,14 @@ class Relay:
         wants_stream = api.wants_stream(head.path, head.query, fields)
         request.data_only = api.data_only and not accepts_events(request)
         request.conversation = llama.conversation_of(request) if wants_stream else ""
+        wants_whole = not wants_stream and _asks_for_no_stream(request, fields)
         policy = policy_of(request) or Policy(request.route.policy)
         if self._resumes(answer, policy):
             return
         key = _idempotency_key(request)
         if key and self._joins(answer, key, policy):
             return
-        self._ask(answer, wants_stream, policy, key)
+        self._ask(answer, wants_stream, wants_whole, policy, key)
 
     def _model_in(self, path: str) -> str:
         """The model in a path such as /v1/models/{model}, if an upstream serves it: the others are the first's."""
@@ -212,7 +214,7 @@ class Relay:
 
     # -- new requests
 
-    def _ask(self, answer: Answer, wants_stream: bool, policy: Policy, key: str) -> None:
+    def _ask(self, answer: Answer, wants_stream: bool, wants_whole: bool, policy: Policy, key: str) -> None:
         request, runtime = answer.request, self._runtime
         detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
@@ -228,6 +230,7 @@ class Relay:
             ask = ask_of(request, runtime.cors)
             stream = self._open(request, policy, grace_s) if wants_stream else None
             over = self._keep_key(request, key, stream)
+            charge = self._rights.charge(request)
             exchange = Exchange(
                 runtime,
                 self._upstreams,
@@ -236,8 +239,10 @@ class Relay:
                 request=request,
                 stream=stream,
                 policy=policy,
-                charge=self._rights.charge(request),
-                open_stream=lambda: self._open_unasked(request, policy, grace_s, key),
+                charge=charge,
+                open_stream=lambda: (
+                    self._count_unasked(charge) if wants_whole else self._open_unasked(request, policy, grace_s, key)
+                ),
                 on_over=over,
             )
             exchange.start()
@@ -318,6 +323,12 @@ class Relay:
             hub.keep_key(request.principal.id, key, kept.body_hash, stream)
         return stream
 
+    def _count_unasked(self, charge: Charge | None) -> None:
+        """Count events that pass as their bytes, because no stream was asked for. Raises HttpError 429."""
+        refusal = charge.open_stream() if charge is not None else None
+        if refusal is not None:
+            raise self._runtime.refused(refusal)
+
     def _terms(self, request: Request, policy: Policy, grace_s: float, account: Account | None) -> Terms:
         """The terms of a stream, from its request and the present settings."""
         settings = self._runtime.settings
@@ -345,6 +356,12 @@ def _fields_of(request: Request) -> dict[str, Any]:
             raise bad_json(error) from None
         request.json = None
         return {}
+
+
+def _asks_for_no_stream(request: Request, fields: dict[str, Any]) -> bool:
+    """Whether the body was read and its `stream` is absent, false or null. Other values may mean yes to a server."""
+    stream = fields.get("stream")
+    return request.json is not None and request.body != b"" and (stream is None or stream is False)
 
 
 def _idempotency_key(request: Request) -> str:

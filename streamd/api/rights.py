@@ -211,7 +211,7 @@ class Rights:
         if key is None:
             return None
         pays = key.tokens_per_minute is not None and generates(request.method, request.path)
-        return Charge(self._accounts.of(key), pays_tokens=pays)
+        return Charge(self._accounts.of(key), key, pays_tokens=pays)
 
     def open_stream(self, request: Request, *, replacing: Stream | None = None) -> Account | None:
         """Reserve a concurrent stream of the key; the account's close_stream() frees it. Raises HttpError 429.

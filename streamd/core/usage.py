@@ -1,4 +1,4 @@
-"""Charge: the cost of a request to its key: the request itself, and the tokens of an answer that is not a stream.
+"""Charge: the cost of a request to its key: the request itself, and the tokens of an answer that passes as bytes.
 
 A stream's text events are counted as they come (core/hub.py). A whole answer is searched for its usage as it passes,
 from its first byte to its last, because a client decides how much stands behind `usage`: servers say `metadata` and
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from streamd.core.auth import Key
 from streamd.core.limits import Account
+from streamd.core.refusal import Refusal
 from streamd.wire.dialects.api import tokens_made, tokens_stated
 
 # The longest of: a name, a colon between spaces, a number. A few names have 20 characters.
@@ -21,12 +23,14 @@ OVERLAP_BYTES: Final = 128
 class Charge:
     """A counted request. Call `asked` when it reaches an upstream, and `over` once, at its end."""
 
-    __slots__ = ("_account", "_found", "_is_asked", "_is_over", "_pays_tokens", "_tail")
+    __slots__ = ("_account", "_found", "_has_stream", "_is_asked", "_is_over", "_key", "_pays_tokens", "_tail")
 
-    def __init__(self, account: Account, *, pays_tokens: bool) -> None:
+    def __init__(self, account: Account, key: Key, *, pays_tokens: bool) -> None:
         """Counts the request."""
         account.count_request()
         self._account = account
+        self._key = key
+        self._has_stream = False
         self._pays_tokens = pays_tokens
         self._tail = b""
         self._found: dict[bytes, int] = {}  # the largest count of each name
@@ -37,8 +41,14 @@ class Charge:
         """The request has reached an upstream."""
         self._is_asked = True
 
+    def open_stream(self) -> Refusal | None:
+        """An answer that passes as bytes turns out to be a stream: it is one of the key's streams until its end."""
+        refusal = self._account.open_stream(self._key)
+        self._has_stream = refusal is None
+        return refusal
+
     def passed(self, piece: bytes) -> None:
-        """The next bytes of an answer that is not a stream."""
+        """The next bytes of an answer."""
         if self._pays_tokens:
             self._search(self._tail + piece)
             self._tail = (self._tail + piece[-OVERLAP_BYTES:])[-OVERLAP_BYTES:]
@@ -50,6 +60,8 @@ class Charge:
         self._is_over = True
         if not self._is_asked:
             self._account.give_back_request()
+        if self._has_stream:
+            self._account.close_stream()
         self._search(self._tail + b" ")  # the answer may have been cut behind a number
         self._account.count_tokens(tokens_made(self._found))
 

@@ -122,11 +122,11 @@ class Exchange(Pending):
         stream: Stream | None,
         policy: Policy,
         charge: Charge | None,
-        open_stream: Callable[[], Stream],
+        open_stream: Callable[[], Stream | None],
         on_over: Callable[[], None],
     ) -> None:
-        """`open_stream` makes the Stream of an answer that unexpectedly is a stream, or raises HttpError if the client
-        may have no further stream; `on_over` is called once.
+        """`open_stream` makes the Stream of an answer that unexpectedly is a stream, or None: its bytes pass.
+        It raises HttpError if the client may have no further stream. `on_over` is called once.
         """
         # process
         self._runtime = runtime
@@ -244,8 +244,18 @@ class Exchange(Pending):
             return
         attempt.upstream.succeeded()
         self._request.upstream_id = answer_fields.request_id_of(head.headers, self._request.id.encode())
-        if _is_event_stream(head):
-            self._take_stream(link, head, attempt.asked_at)
+        is_stream = _is_event_stream(head)
+        if is_stream and self.stream is None:
+            try:
+                self.stream = self._open_stream()
+            except HttpError as problem:
+                # The request didn't look like a request for a stream, so the limit is held here: the generation is cut.
+                bump(self._runtime.counters.upstream_cancels, self._request.upstream)
+                problem.should_retry = False
+                self._fail(problem)
+                return
+        if is_stream and self.stream is not None:
+            self._take_stream(self.stream, link, head, attempt.asked_at)
         elif self.answer is not None and self.answer.is_open:
             self._proxy(link, attempt.upstream, head, self.answer)
         elif self.stream is not None:
@@ -270,21 +280,11 @@ class Exchange(Pending):
         attempt.end()
         return self._try_another(upstream)
 
-    def _take_stream(self, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
-        request, stream = self._request, self.stream
-        if stream is None:
-            try:
-                stream = self.stream = self._open_stream()
-            except HttpError as problem:
-                # The request didn't look like one for a stream, so the limit is held here: the generation is cut.
-                bump(self._runtime.counters.upstream_cancels, request.upstream)
-                problem.should_retry = False
-                self._fail(problem)
-                return
-            stream.source = self
-            stream.upstream = request.upstream
+    def _take_stream(self, stream: Stream, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
+        stream.source = self
+        stream.upstream = self._request.upstream
         self._let_ask_go()
-        self._runtime.counters.added_s.observe(asked_at - request.started_at)
+        self._runtime.counters.added_s.observe(asked_at - self._request.started_at)
         self._go(ExchangeState.STREAMING)
         link.take_events(stream, head)
         self.due_at = self._next_due()

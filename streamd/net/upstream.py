@@ -285,6 +285,9 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
 
     @guarded
     def connection_lost(self, exc: Exception | None) -> None:
+        """The end. uvloop tells of TLS's own end by eof_received() before, and of a bare FIN under TLS only here."""
+        if exc is None and self.at is not UpstreamState.CLOSED and self.transport.get_extra_info("ssl_object"):
+            exc = ssl.SSLEOFError("the connection ended without close_notify")
         self._end(exc)
 
     def _end(self, exc: Exception | None) -> None:
@@ -474,6 +477,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             self._break(CloseReason.UPSTREAM_RESET, text)
         else:
             text = "The upstream's connection ended before its answer did."
+            if isinstance(exc, ssl.SSLEOFError):  # RFC 9112 9.8: an answer that the close ends may have been cut
+                text = "The upstream's TLS connection ended without close_notify, so its answer may have been cut."
             self._break(CloseReason.UPSTREAM_TRUNCATED, text)
 
     def _break(self, reason: CloseReason, text: str) -> None:

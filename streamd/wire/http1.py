@@ -97,6 +97,7 @@ _DIGITS = re.compile(rb"[0-9]{1,18}")  # 18 digits stay below 2^63
 # RFC 3986 3.3 pchar and "/", and the characters that browsers leave raw (WHATWG URL, path percent-encode set).
 _PATH = re.compile(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/|\[\]]|%(?!00)[0-9A-Fa-f]{2})*+")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
+_SLASHES = re.compile("//+")
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*+)", re.IGNORECASE)
 _AUTHORITY = re.compile(rb"(?:([A-Za-z0-9\-._~]++)|\[([0-9A-Fa-f:.]++)\])(?::([0-9]{0,5}))?")
 
@@ -480,8 +481,12 @@ def _resolve_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, b
 def normal_path(path: str) -> str:
     """The path in RFC 3986's normal form (6.2.2): no escape for an unreserved character, other escapes in capitals.
 
-    Done once, here: rights, routes, dialects, hashes and the upstream all see the same path.
+    Slashes in a row are a single slash, as in nginx's `merge_slashes`: clients join a base that ends in a slash with a
+    path that begins with a slash. Done once, here: rights, routes, dialects, hashes and the upstream all see the same
+    path.
     """
+    if "//" in path:
+        path = _SLASHES.sub("/", path)
     return _ESCAPE.sub(_normal_escape, path) if "%" in path else path
 
 

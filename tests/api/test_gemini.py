@@ -308,7 +308,7 @@ def test_a_model_below_v1_is_looked_up_where_it_is_for_googles_clients() -> None
         assert r.dialled == [1] and target == "/v1/models/gemini-flash" and "x-goog-api-key: AIza-up" in fields
 
 
-@pytest.mark.parametrize("path", ["/v1beta", "/v1beta/../x", "/v1beta/models%2f..%2fx", "/v1beta//x", "/v1betax/y"])
+@pytest.mark.parametrize("path", ["/v1beta", "/v1beta/../x", "/v1beta/models%2f..%2fx", "/v1betax/y"])
 def test_no_path_climbs_out_of_the_upstreams_base(path: str) -> None:
     with rig() as r:
         assert r.client(get(path)).answer.status == 404 and r.links == []

@@ -11,6 +11,8 @@ from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, chunk, event, events_in, ge
 from streamd.config import RouteOverride, UpstreamSettings
 from streamd.wire.dialect import APIS
 
+CHAT_PATH = "/v1/chat/completions"
+
 
 @pytest.mark.parametrize(
     "path",
@@ -18,7 +20,6 @@ from streamd.wire.dialect import APIS
         "/v1/..",
         "/v1/../metrics",
         "/v1/./x",
-        "/v1//x",
         "/v1/a/..",
         "/v1/%2e%2e/x",
         "/v1/%2E./x",
@@ -207,6 +208,7 @@ ASKING = {
     "with a word": post({**CHAT, "stream": "true"}),
     "in an encoded path": post(CHAT, path="/v1/%63hat/c%6Fmpletions"),
     "with a slash at the end": post(CHAT, path="/v1/chat/completions/"),
+    "with doubled slashes": post(CHAT, path="//v1///chat//completions"),
     "as text": post(json.dumps(CHAT).encode(), "Content-Type: text/plain"),
     "as another JSON": post(json.dumps(CHAT).encode(), "Content-Type: application/vnd.x+json"),
     "without a type": post(b" \r\n" + json.dumps(CHAT).encode(), "X-Y: z"),
@@ -222,6 +224,72 @@ def test_a_request_for_a_stream_is_a_stream_from_the_start_however_it_is_put(way
         assert bytes(r.link.sent).startswith(b"POST /v1/chat/completions")
         r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
         assert client.answer.get("x-stream-id") and text_of(events_in(client.answer.body)) == "a"
+
+
+MADE = b'{"choices":[{"message":{"content":"all"},"finish_reason":"stop"}],"usage":{"completion_tokens":7}}'
+# Answers to requests for no stream: no byte of them is streamd's to change.
+BODIES = {
+    "events": event("a") + DONE,
+    "events with ids, CRLF and a BOM": b"\xef\xbb\xbfid: 1\r\nretry: 5\r\ndata: x\r\n\r\n",
+    "JSON and [DONE]": MADE + b"\n\n" + DONE,
+    "JSON": MADE,
+    "an error": b'{"error":{"message":"slow down"}}\n',
+    "no byte": b"",
+}
+UNASKED = {
+    "absent": (CHAT_PATH, {"model": "m"}),
+    "false": (CHAT_PATH, {"model": "m", "stream": False}),
+    "null": (CHAT_PATH, {"model": "m", "stream": None}),
+    "completions": ("/v1/completions/", {"model": "m"}),
+    "messages": ("/v1/messages", {"model": "m"}),
+    "responses": ("/v1//responses", {"model": "m"}),
+    "gemini": ("/v1beta/models/m:generateContent", {}),
+    "gemini's array": ("/v1beta/models/m:streamGenerateContent", {}),
+    "OpenAI's API of Google's": ("/v1beta/openai/chat/completions", {"model": "m"}),
+    "of no known dialect": ("/v1/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}),
+}
+WHOLES = {
+    "chunked": lambda body: b"transfer-encoding: chunked\r\n\r\n" + (chunk(body) if body else b"") + LAST,
+    "length": lambda body: b"content-length: %d\r\n\r\n%b" % (len(body), body),
+    "until close": lambda body: b"\r\n" + body,
+}
+
+
+@pytest.mark.parametrize("framing", WHOLES)
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("asked", UNASKED)
+def test_a_request_for_no_stream_gets_its_answers_bytes_whatever_type_they_say(
+    asked: str, kind: str, framing: str
+) -> None:
+    path, body = UNASKED[asked]
+    with rig() as r:
+        client = r.client(post(body, path=path))
+        r.reply(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n" + WHOLES[framing](BODIES[kind]))
+        if framing == "until close":
+            r.link.fin()
+            r.turn()
+        assert client.answer.whole and client.answer.body == BODIES[kind]
+        assert client.answer.get("content-type") == "text/event-stream" and client.answer.get("x-stream-id") is None
+        assert not tuple(r.runtime.hub)
+
+
+ASKED_OTHERWISE = {
+    "by a path": post({}, path="/v1beta/models/m:streamGenerateContent/?alt=sse"),
+    "by a word that a server takes for yes": post({"model": "m", "stream": "on"}),
+    "by a word that pydantic takes for no": post({"model": "m", "stream": "off"}),
+    "by a number": post({"model": "m", "stream": 0}),
+    "in Google's OpenAI API": post({"model": "m", "stream": True}, path="/v1beta/openai/chat/completions"),
+    "in a form": post(b"--x", "Content-Type: multipart/form-data; boundary=x", path="/v1/audio/transcriptions"),
+    "by a GET": get("/v1/of/events"),
+}
+
+
+@pytest.mark.parametrize("way", ASKED_OTHERWISE)
+def test_a_request_that_may_ask_for_a_stream_gets_one(way: str) -> None:
+    with rig() as r:
+        client = r.client(ASKED_OTHERWISE[way])
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+        assert client.answer.get("x-stream-id")
 
 
 @pytest.mark.parametrize(

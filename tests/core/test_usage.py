@@ -6,15 +6,17 @@ import json
 
 import pytest
 
+from streamd.core.auth import Key
 from streamd.core.limits import Account
 from streamd.core.usage import OVERLAP_BYTES, Charge
 
+KEY = Key(id="k1", name="alice", salt=b"", digest=b"", streams_max=1)
 CHAT = {"id": "1", "choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 70}}
 
 
 def charged(body: bytes, size: int = 0) -> int:
     account = Account()
-    charge = Charge(account, pays_tokens=True)
+    charge = Charge(account, KEY, pays_tokens=True)
     charge.asked()
     for start in range(0, len(body), size or len(body) or 1):
         charge.passed(body[start : start + (size or len(body))])
@@ -98,7 +100,7 @@ def test_a_server_that_says_a_count_under_both_names_is_charged_once() -> None:
 
 def test_a_request_that_reaches_no_upstream_is_given_back() -> None:
     account = Account()
-    charge = Charge(account, pays_tokens=False)
+    charge = Charge(account, KEY, pays_tokens=False)
     assert account.requests_total == 1
     charge.over()
     charge.over()
@@ -107,7 +109,7 @@ def test_a_request_that_reaches_no_upstream_is_given_back() -> None:
 
 def test_of_a_key_without_a_limit_of_tokens_only_the_request_counts() -> None:
     account = Account()
-    charge = Charge(account, pays_tokens=False)
+    charge = Charge(account, KEY, pays_tokens=False)
     charge.asked()
     charge.passed(json.dumps(CHAT).encode())
     charge.over()
@@ -115,7 +117,19 @@ def test_of_a_key_without_a_limit_of_tokens_only_the_request_counts() -> None:
 
 
 def test_of_an_answer_only_the_bytes_of_a_cut_number_are_held() -> None:
-    charge = Charge(Account(), pays_tokens=True)
+    charge = Charge(Account(), KEY, pays_tokens=True)
     for _ in range(100):
         charge.passed(b"x" * 5000)
         assert len(charge._tail) <= OVERLAP_BYTES
+
+
+def test_events_that_pass_as_bytes_are_one_of_the_keys_streams_until_their_end() -> None:
+    account = Account()
+    first, second = (Charge(account, KEY, pays_tokens=True) for _ in range(2))
+    assert first.open_stream() is None and account.streams_now == 1
+    assert second.open_stream() is not None, "streams_max is 1"
+    second.over()
+    assert account.streams_now == 1
+    first.over()
+    first.over()
+    assert account.streams_now == 0

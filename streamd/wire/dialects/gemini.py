@@ -81,6 +81,7 @@ class Gemini(Api):
     watched: ClassVar = Watched(
         {
             "model": None,
+            "stream": None,  # of OpenAI's API, below /v1beta/openai/
             "generateContentRequest": Watched({"model": None}),
             "generate_content_request": Watched({"model": None}),
             "requests": Watched(elements=Watched({"model": None})),
@@ -95,31 +96,31 @@ class Gemini(Api):
     def serves(self, path: str) -> bool:
         if super().serves(path):
             return True
-        found = _RESOURCE.fullmatch(unquote(path))
+        found = _resource(path)
         return found is not None and found[3] in _OPERATIONS
 
     def claims(self, path: str, query: str, field: Callable[[bytes], bytes | None]) -> bool:
         """The list of models below /v1, and a model in it, if the client names Google's SDK or sends a key its way."""
-        if _SHARED.fullmatch(unquote(path)) is None:
+        if _SHARED.fullmatch(unquote(path).rstrip("/")) is None:
             return False
         is_named = field(self.key_field) is not None or field(_CLIENT_FIELD) is not None
         return is_named or parameter(query, self.key_parameter) != ()
 
     def wants_stream(self, path: str, query: str, fields: Json) -> bool:
-        found = _RESOURCE.fullmatch(unquote(path))
+        found = _resource(path)
         is_sse = "sse" in (*parameter(query, "alt"), *parameter(query, "$alt"))
         return is_sse and found is not None and found[3] == _STREAM
 
     def models(self, path: str, fields: Json) -> list[str]:
         """The model in the path, and those in the body, which the servers require to be the same."""
-        found = _RESOURCE.fullmatch(unquote(path))
+        found = _resource(path)
         inner = [object_of(fields, name) for name in ("generateContentRequest", "generate_content_request")]
         holders = (fields, *inner, *objects_of(fields, "requests"))
         in_body = [name for holder in holders if (name := string_of(holder, "model")) is not None]
         return [name.removeprefix("models/") for name in ([found[2], *in_body] if found else in_body)]
 
     def renamed(self, path: str, model: str, alias: str) -> tuple[str, dict[str, str]]:
-        found = _RESOURCE.fullmatch(unquote(path))
+        found = _resource(path)
         resource = alias if "/" in alias else f"models/{alias}"
         if found is not None:
             path = f"/{found[1]}/{quote(resource)}" + (f":{found[3]}" if found[3] else "")
@@ -194,6 +195,11 @@ class Gemini(Api):
     def is_known(self, parsed: Json) -> bool:
         candidates = objects_of(parsed, "candidates")
         return all(value is None or name in _CANDIDATE_KNOWN for each in candidates for name, value in each.items())
+
+
+def _resource(path: str) -> re.Match[str] | None:
+    """A path's version, resource and operation; a slash at its end changes nothing."""
+    return _RESOURCE.fullmatch(unquote(path).rstrip("/"))
 
 
 def _part(candidate: Any) -> Part | None:
