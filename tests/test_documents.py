@@ -24,10 +24,10 @@ from fakes import get, rig
 from streamd import cli, reference
 from streamd.api import admin, publish, streams
 from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings
-from streamd.core import fanout, replay, ring, stream
+from streamd.core import fanout, health, replay, ring, stream
 from streamd.core.admission import Demands
 from streamd.daemon import listen
-from streamd.net import fetch, sweep, tunnel, upstream
+from streamd.net import fetch, sweep, tunnel
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire import chunked
@@ -253,8 +253,8 @@ REPEATED = [
     ("docs/OPERATIONS.md", "a reserve of {} connections", Demands().reserve_connections),
     ("docs/OPERATIONS.md", "the {} streams whose readers lag most", admin.STREAMS_SHOWN_MAX),
     ("docs/PROTOCOL.md", "at most {} KiB of text unless", replay.COALESCED_TEXT_BYTES_MAX / 1024),
-    ("docs/PROTOCOL.md", "is left out for {} to 30 s", upstream.LEFT_OUT_S_MIN),
-    ("docs/PROTOCOL.md", "is left out for 0.5 to {} s", upstream.LEFT_OUT_S_MAX),
+    ("docs/PROTOCOL.md", "is left out for {} to 30 s", health.LEFT_OUT_S_MIN),
+    ("docs/PROTOCOL.md", "is left out for 0.5 to {} s", health.LEFT_OUT_S_MAX),
     ("docs/PROTOCOL.md", "chunk extensions up to {} B", chunked.EXTENSION_BYTES_MAX),
     ("docs/PROTOCOL.md", "at most {}, 4 KiB; dropped", chunked.TRAILERS_MAX),
     ("docs/PROTOCOL.md", "at most 32, {} KiB; dropped", chunked.TRAILER_BYTES_MAX / 1024),

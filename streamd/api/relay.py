@@ -256,16 +256,16 @@ class Relay:
 
     def _check_upstream(self, request: Request) -> None:
         """Check that an upstream can take the request; another principal's grace may end for it. Raises HttpError."""
-        now, model = self._runtime.time(), request.model
+        now, model, principal = self._runtime.time(), request.model, request.principal.id
         try:
-            self._upstreams.choose(model, now)
+            self._upstreams.choose(model, now, principal=principal)
         except HttpError as full:
             names = self._upstreams.names_for(model)
             if full.status != 503 or not names:
                 raise
-            if not self._runtime.hub.make_place(request.principal.id, now, relayed=True, upstreams=names):
+            if not self._runtime.hub.make_place(principal, now, relayed=True, upstreams=names):
                 raise
-            self._upstreams.choose(model, now)
+            self._upstreams.choose(model, now, principal=principal)
 
     def _keep_key(self, request: Request, key: str, stream: Stream | None) -> Callable[[], None]:
         """Keep the Idempotency-Key until the stream is removed or the answer is over, when the result is called."""
@@ -404,7 +404,7 @@ def ask_of(request: Request, cors: Cors) -> Ask:
     head = head_of(request)
     if via.passes(head.get(b"via")) >= via.PASSES_MAX:
         text = f"This request has passed streamd {via.PASSES_MAX} times: the URL of an upstream leads back to streamd."
-        raise HttpError(508, text, code="loop_detected", should_retry=False)
+        raise HttpError(508, text, code="loop_detected")
     body, json, api, request_id = request.body, request.json, request.dialect.api, request.id
     request_id_field = (b"x-request-id", request_id.encode())
     keeps_position = request.dialect is Dialect.UNKNOWN and relayed_last_event_id(request) is None
@@ -445,7 +445,7 @@ def ask_of(request: Request, cors: Cors) -> Ask:
         renamed = renamed_for(upstream)[1]
         return body if not renamed or json is None else json.with_names(body, "model", renamed)
 
-    return Ask(head.method, target_for, request.model, fields_for, body_for)
+    return Ask(head.method, target_for, request.model, fields_for, body_for, request.principal.id)
 
 
 def _is_for_streamd(name: bytes) -> bool:

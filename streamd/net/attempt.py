@@ -11,13 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from streamd.core.health import ERROR_STATUS, FAILED_STATUSES
 from streamd.counters import bump
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Asker, Upstream, UpstreamConnection, UpstreamState
+from streamd.reasons import CloseReason
 from streamd.wire.http1 import encode_request_head
 
 # This process, or this machine, has no descriptor, port or buffer left: no fault of a server.
 _OWN_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+
+# A pooled connection that the server was just closing ends within a round trip of the request; a second is a round trip
+# around the world, doubled. Later than this the server may have read the request and worked on it.
+STALE_S_MAX = 1.0
+
+# A fresh connection that a system resets within this time of the request has never been read: several times the way
+# through a machine, and less than a server takes to read a request and decide on it.
+AT_ONCE_S_MAX = 0.1
 
 _SENT = (b"", b"")  # the request of an attempt that has gone out or is over
 
@@ -35,6 +45,7 @@ class Ask:
     model: str
     fields: Callable[[Upstream, int], list[tuple[bytes, bytes]]]  # (upstream, length of the body)
     body: Callable[[Upstream], bytes]
+    principal: str | None = None  # of the asker; None: streamd's own question, which judges no upstream
 
 
 def is_own_shortage(error: BaseException) -> bool:
@@ -59,9 +70,11 @@ class Attempt:
         "_connecting",
         "_method",
         "_owner",
+        "_principal",
         "_request",
         "_runtime",
         "asked_at",
+        "began_at",
         "connect_by",
         "is_reused",
         "link",
@@ -75,6 +88,7 @@ class Attempt:
         head = encode_request_head(ask.method, target, ask.fields(upstream, len(body)))
         self._request = (head, body)  # until it is sent; apart, because joining copies the body
         self._method = ask.method
+        self._principal = ask.principal
         self._runtime = runtime
         self._owner: Owner | None = owner  # None: the attempt is over
         self.upstream = upstream
@@ -82,13 +96,16 @@ class Attempt:
         self.connect_by = 0.0
         self.link: UpstreamConnection | None = None
         self.is_reused = False  # whether the connection has carried an answer before
+        self.began_at = 0.0
         self.asked_at = 0.0
 
     def start(self, *, pooled: bool = True) -> None:
         """Take a place in flight and a connection; always a new connection unless `pooled`."""
         runtime, upstream = self._runtime, self.upstream
-        now = runtime.time()
+        now = self.began_at = runtime.time()
         upstream.in_flight += 1
+        if self._principal is not None:
+            upstream.health.begin(self, self._principal, now)
         link = upstream.take_idle(now) if pooled else None
         if link is not None:
             self._send(link)
@@ -146,6 +163,39 @@ class Attempt:
             link.close()  # an idle connection that isn't in the pool would belong to nobody
             raise
 
+    # -- verdicts on the upstream, of the owner
+
+    def judge(self, status: int) -> None:
+        """The upstream answered with this status."""
+        if status in FAILED_STATUSES or status == ERROR_STATUS:
+            self.failed(CloseReason.UPSTREAM_REFUSED, is_error=status == ERROR_STATUS)
+        elif self._principal is not None:
+            self.upstream.health.answered(self._principal)
+
+    def failed(self, reason: CloseReason, *, is_error: bool = False) -> None:
+        """Count a failure of the upstream; UPSTREAM_CONNECT: the request wasn't read. `is_error`: it answered 500."""
+        runtime, upstream = self._runtime, self.upstream
+        bump(runtime.counters.upstream_failures, (upstream.settings.name, reason))
+        if self._principal is None:
+            return
+        now, rng = runtime.time(), runtime.rng
+        if reason is CloseReason.UPSTREAM_CONNECT:
+            upstream.health.unreachable(self.began_at, now, rng)
+        else:
+            upstream.health.failed(self._principal, self.began_at, now, rng, is_error=is_error)
+
+    @property
+    def took_s(self) -> float:
+        """Time since the request was sent."""
+        return self._runtime.time() - self.asked_at
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether an end at this moment means that the server was closing the pooled connection, and read nothing."""
+        return self.is_reused and self.took_s <= STALE_S_MAX
+
+    # -- the connection
+
     @property
     def is_connecting(self) -> bool:
         """Whether a new connection is being established."""
@@ -175,6 +225,8 @@ class Attempt:
             return
         self._owner, self._request = None, _SENT
         self.upstream.in_flight -= 1
+        if self._principal is not None:
+            self.upstream.health.end(self, self._principal)
         link, self.link = self.link, None
         connecting, self._connecting = self._connecting, None
         if link is not None and link.at not in (UpstreamState.IDLE, UpstreamState.CLOSED):

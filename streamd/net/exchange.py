@@ -8,10 +8,11 @@
                 text, for a bounded time and size
     OVER
 
-A second attempt is allowed in three cases only (docs/PROTOCOL.md, section 4): the connection was never established; a
-*reused* connection ended without a byte within a second (once); or the upstream answered 503, or 429 while another
-upstream is free. Never after a time-out: a missing reply doesn't prove that the upstream did no work, and a generation
-costs money.
+A second attempt is allowed in three cases only (docs/PROTOCOL.md, section 4): the connection was never established, or
+closed at once with the request unread; a *reused* connection ended within a second, without a byte or with a 408
+(once); or the upstream answered 429, 503 or 529 while another upstream is free. Never after a time-out: a missing reply
+doesn't prove that the upstream did no work, and a generation costs money. Any other answer of an upstream passes as it
+is: whether its status is worth a retry is the client's decision.
 
 A request that asks for a stream has its Stream from the start. So a retry of the same request can join it, and a reader
 that leaves before the first token can leave it a grace.
@@ -23,11 +24,12 @@ from collections.abc import Callable
 
 from streamd.choice import Choice
 from streamd.core.guard import guarded
+from streamd.core.health import REFUSED_STATUSES
 from streamd.core.stream import Stream
 from streamd.core.usage import Charge
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
-from streamd.net.attempt import Ask, Attempt, is_own_shortage
+from streamd.net.attempt import AT_ONCE_S_MAX, Ask, Attempt, is_own_shortage
 from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
@@ -45,10 +47,6 @@ from streamd.wire.http1 import Framing, Headers, ResponseHead
 COLLECTED_BYTES_MAX = 16 * 1024
 # Time for it to come, once its head is there: the reader waits for nothing else.
 COLLECTED_S_MAX = 5.0
-
-# A pooled connection that the server was just closing ends within a round trip of the request; a second is a round trip
-# around the world, doubled. Later than this the server may have read the request and worked on it.
-STALE_S_MAX = 1.0
 
 # Time after an answer's last event in which more may still come: usage, a second [DONE], the end of the framing. Some
 # servers leave the connection open instead.
@@ -172,7 +170,8 @@ class Exchange(Pending):
 
     def _choose(self) -> Upstream:
         assert self._ask is not None
-        return self._upstreams.choose(self._ask.model, self._runtime.time(), without=self._tried)
+        ask, now = self._ask, self._runtime.time()
+        return self._upstreams.choose(ask.model, now, principal=self._request.principal.id, without=self._tried)
 
     def _try(self, upstream: Upstream) -> None:
         assert self._ask is not None
@@ -204,7 +203,7 @@ class Exchange(Pending):
             attempt.end()
             self._fail(self._runtime.refused(self._runtime.admission.refuse_descriptors()))
             return
-        self._count_failure(upstream, CloseReason.UPSTREAM_CONNECT)
+        attempt.failed(CloseReason.UPSTREAM_CONNECT)
         attempt.end()
         if self._try_another(upstream):
             return
@@ -230,19 +229,18 @@ class Exchange(Pending):
         self._try(upstream)
         return True
 
-    def _count_failure(self, upstream: Upstream, reason: CloseReason) -> None:
-        bump(self._runtime.counters.upstream_failures, (upstream.settings.name, reason))
-        upstream.failed(self._runtime.time(), self._runtime.rng)
-
     # -- Asker
 
     def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:
         attempt = self._attempt
         assert attempt is not None
         self._runtime.counters.upstream_first_byte_s.observe(self._runtime.time() - attempt.asked_at)
-        if head.status in (429, 503) and self._elsewhere(attempt, head.status):
+        if head.status == 408 and attempt.is_stale and not self._stale_links:
+            self._ask_again(attempt)
             return
-        attempt.upstream.succeeded()
+        attempt.judge(head.status)
+        if head.status in REFUSED_STATUSES and self._elsewhere(attempt):
+            return
         self._request.upstream_id = answer_fields.request_id_of(head.headers, self._request.id.encode())
         is_stream = _is_event_stream(head)
         if is_stream and self.stream is None:
@@ -267,18 +265,23 @@ class Exchange(Pending):
         else:
             self.cancel(CloseReason.READER_GONE)
 
-    def _elsewhere(self, attempt: Attempt, status: int) -> bool:
-        """Try a free upstream after 503 or 429: the first refused before it began, so asking another costs nothing."""
+    def _elsewhere(self, attempt: Attempt) -> bool:
+        """Try a free upstream: this one refused the request before it began, so asking another costs nothing."""
         if self._ask is None:
             return False
-        upstream = attempt.upstream
-        tried = (*self._tried, upstream)
-        if self._upstreams.free(self._ask.model, self._runtime.time(), without=tried) is None:
+        tried = (*self._tried, attempt.upstream)
+        ask, now = self._ask, self._runtime.time()
+        if self._upstreams.free(ask.model, now, principal=self._request.principal.id, without=tried) is None:
             return False
-        if status == 503:
-            upstream.failed(self._runtime.time(), self._runtime.rng)
         attempt.end()
-        return self._try_another(upstream)
+        return self._try_another(attempt.upstream)
+
+    def _ask_again(self, attempt: Attempt) -> None:
+        """Ask the same upstream on a fresh connection."""
+        self._stale_links += 1
+        attempt.end()
+        self._go(ExchangeState.CONNECTING)
+        self._try(attempt.upstream)
 
     def _take_stream(self, stream: Stream, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
         stream.source = self
@@ -317,7 +320,6 @@ class Exchange(Pending):
         headers = [(b"x-upstream", upstream.settings.name.encode()), *_holding(head)]
         fields = head.headers
         if head.status >= 400:
-            headers += _error_fields(fields)
             fields = self._bounded_retry_after(fields)
         head = ResponseHead(head.status, head.reason, fields, head.framing, head.content_length, head.keep_alive)
         if self.stream is not None:
@@ -371,20 +373,21 @@ class Exchange(Pending):
     def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
         attempt = self._attempt
         assert attempt is not None
-        is_unread = self._state is ExchangeState.ASKED and attempt.is_reused and not link.any_byte
-        took_s = self._runtime.time() - attempt.asked_at
-        if is_unread and not self._stale_links and took_s <= STALE_S_MAX:
-            # The server was closing the pooled connection and has read nothing of this request.
-            self._stale_links += 1
+        is_unanswered = self._state is ExchangeState.ASKED and not link.any_byte
+        if is_unanswered and attempt.is_stale and not self._stale_links:
+            self._ask_again(attempt)
+            return
+        if is_unanswered and link.turned_away and attempt.took_s <= AT_ONCE_S_MAX:
+            attempt.failed(CloseReason.UPSTREAM_CONNECT)
             attempt.end()
-            self._go(ExchangeState.CONNECTING)
-            self._try(attempt.upstream)
+            if not self._try_another(attempt.upstream):
+                self._fail(HttpError(502, text, code=reason.word, reason=reason, should_retry=False))
             return
         stream = self.stream
         if stream is not None and stream.progress.terminal:  # nothing can be missing, however the framing ended
             self._complete(stream)
             return
-        self._count_failure(attempt.upstream, reason)
+        attempt.failed(reason)
         if self._state is ExchangeState.ASKED:
             self._fail(HttpError(502, text, code=reason.word, reason=reason, should_retry=False))
         elif self._state is ExchangeState.COLLECTING:
@@ -570,7 +573,7 @@ class Exchange(Pending):
 
     def _timed_out(self, reason: CloseReason) -> None:
         if self._attempt is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # streamd's own limit
-            self._count_failure(self._attempt.upstream, reason)
+            self._attempt.failed(reason)
         text = _TIME_OUT_TEXTS[reason]
         if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
             self._truncated(reason, text)
@@ -642,13 +645,6 @@ def _holding(head: ResponseHead) -> Headers:
     """The fields that keep an answer with a body from running in a browser as a page of streamd's."""
     is_empty = head.framing is Framing.NONE or (head.framing is Framing.LENGTH and not head.content_length)
     return () if is_empty else active_content.holding(head.get(b"content-type"))
-
-
-def _error_fields(fields: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
-    """Forbid SDKs to retry a request that the upstream has received and may charge; its own field wins."""
-    if any(name == b"x-should-retry" for name, _ in fields):
-        return []
-    return [(b"x-should-retry", b"false")]
 
 
 def _refused(collected: bytes) -> HttpError:

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
 import socket
 import ssl
+import struct
 from pathlib import Path
 from typing import Protocol, cast
 
 from streamd.choice import Choice
 from streamd.config import UpstreamSettings
 from streamd.core.guard import guarded
+from streamd.core.health import Health
 from streamd.core.stream import Stream
 from streamd.files import read_regular
 from streamd.keepalive import set_keepalive
@@ -54,9 +55,10 @@ HEAD_PIECES = 8
 # (RFC 2518 10.1): an hour of these are 180, and no generation's head takes that long.
 INTERIM_ANSWERS_MAX = 64
 
-# Time for which a failing upstream is left out: doubles from half a second to half a minute, with jitter.
-LEFT_OUT_S_MIN = 0.5
-LEFT_OUT_S_MAX = 30.0
+# Bytes of a connection that its peer has acknowledged when nothing was sent on it: the SYN.
+_ACKED_BYTES_MIN = 1
+# tcpi_bytes_acked of Linux' struct tcp_info (since 4.1): a u64 at 120.
+_TCP_INFO = struct.Struct("=120xQ")
 
 # Mozilla's whole bundle is 230 KB.
 CA_FILE_BYTES_MAX = 4 * 1024 * 1024
@@ -136,6 +138,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         "pauses",
         "touched_at",
         "transport",
+        "turned_away",
         "upstream",
     )
 
@@ -156,6 +159,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._asker: Asker | None = None
         self._bodiless = "GET"  # the request's method: an answer to HEAD has no body
         self.any_byte = False  # whether a byte of this answer has come
+        self.turned_away = False  # the connection ended, and the peer has not read the request
         self._heads: HeadReader | None = None
         self._held_bytes = 0  # of a head or an event that has begun, as charged to admission
         self._interim_answers = 0
@@ -473,6 +477,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         elif self.at is UpstreamState.IDLE:
             self.close()
         elif self.at is UpstreamState.HEAD:
+            self.turned_away = not self.any_byte and not self.answers and self._is_unread(exc)
             text = "The upstream closed the connection before it answered."
             self._break(CloseReason.UPSTREAM_RESET, text)
         else:
@@ -480,6 +485,25 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             if isinstance(exc, ssl.SSLEOFError):  # RFC 9112 9.8: an answer that the close ends may have been cut
                 text = "The upstream's TLS connection ended without close_notify, so its answer may have been cut."
             self._break(CloseReason.UPSTREAM_TRUNCATED, text)
+
+    def _is_unread(self, exc: Exception | None) -> bool:
+        """Whether the peer ended the connection without reading what was sent.
+
+        A system answers with a reset where a program closes a socket that holds unread bytes, or bytes come for a
+        closed socket. A FIN alone follows a program that has read everything, unless no byte had reached it.
+        """
+        if exc is not None:
+            return isinstance(exc, ConnectionResetError | BrokenPipeError)
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or sock.family == socket.AF_UNIX:
+            return False
+        try:
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return True  # the reset came behind the FIN
+            (acked,) = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+        except (OSError, struct.error):
+            return False
+        return bool(acked <= _ACKED_BYTES_MIN)
 
     def _break(self, reason: CloseReason, text: str) -> None:
         asker = self._asker
@@ -547,7 +571,7 @@ def _context_of(ca_file: str) -> ssl.SSLContext:
 class Upstream:
     """An inference server: its requests in flight, its pooled connections, its health."""
 
-    __slots__ = ("_failures", "_idle", "_in_flight", "_runtime", "_tls", "board", "out_until", "removed", "settings")
+    __slots__ = ("_idle", "_in_flight", "_runtime", "_tls", "board", "health", "removed", "settings")
 
     def __init__(self, runtime: Runtime, settings: UpstreamSettings) -> None:
         self._runtime = runtime
@@ -558,8 +582,7 @@ class Upstream:
         self._idle: list[UpstreamConnection] = []
         self._in_flight = 0
         self.board: InFlightBoard | None = None  # shows `in_flight` to the other workers
-        self._failures = 0  # in a row
-        self.out_until = 0.0
+        self.health = Health()
         self.removed = False  # by a reload: running requests go on, new requests go elsewhere
 
     # -- choice
@@ -591,18 +614,8 @@ class Upstream:
         return self._in_flight + elsewhere >= most
 
     def left_out(self, now: float) -> bool:
-        return now < self.out_until
-
-    def failed(self, now: float, rng: random.Random) -> None:
-        """Leave the upstream out, for a time that doubles with each failure in a row."""
-        wait_s = min(LEFT_OUT_S_MIN * 2**self._failures, LEFT_OUT_S_MAX)
-        self._failures = min(self._failures + 1, 16)
-        self.out_until = now + wait_s * rng.uniform(0.75, 1.25)
-
-    def succeeded(self) -> None:
-        """The upstream answered: let it back in and forget its failures."""
-        self._failures = 0
-        self.out_until = 0.0
+        """Whether no principal's request may come here, for the upstream's failures."""
+        return not self.health.all.takes(now)
 
     # -- connections
 

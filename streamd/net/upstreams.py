@@ -20,7 +20,7 @@ NONE_AVAILABLE = Refusal(
 
 
 class Upstreams:
-    """All configured upstreams. Choice: by the request's model (named before `*`), then the least in flight."""
+    """All configured upstreams. Choice: by the request's model (named before `*`), health, the least in flight."""
 
     def __init__(self, runtime: Runtime, settings: Settings) -> None:
         self._runtime = runtime
@@ -71,25 +71,40 @@ class Upstreams:
         for upstream in self._all:
             upstream.close_idle()
 
-    def choose(self, model: str, now: float, *, without: tuple[Upstream, ...] = ()) -> Upstream:
-        """The upstream for a request. Raises HttpError: 404 for an unknown model, 503 if none can take it now."""
+    def choose(self, model: str, now: float, *, principal: str = "", without: tuple[Upstream, ...] = ()) -> Upstream:
+        """The upstream for a request. Raises HttpError: 404 for an unknown model, 503 if none can take it now.
+
+        Where all are left out, an upstream that answers with errors is asked all the same: its own error says more.
+        """
         candidates = self._candidates(model)
         if not candidates:
             raise self._unserved(model)
-        chosen = self.free(model, now, without=without)
-        if chosen is None:
+        chosen = self.free(model, now, principal=principal, without=without)
+        if chosen is not None:
+            return chosen
+        if any(up not in without and up.health.takes(principal, now) for up in candidates):
+            raise self._runtime.refused(NONE_AVAILABLE)  # only full
+        able = [up for up in candidates if up not in without and up.health.is_reachable() and not up.full()]
+        if not able:
             raise self._runtime.refused(NONE_AVAILABLE)
-        return chosen
+        return min(able, key=lambda up: _order(up, principal))
 
-    def free(self, model: str, now: float, *, without: tuple[Upstream, ...] = ()) -> Upstream | None:
+    def free(
+        self, model: str, now: float, *, principal: str = "", without: tuple[Upstream, ...] = ()
+    ) -> Upstream | None:
         """The least busy upstream that serves the model, isn't full, and isn't left out for its failures.
 
-        A model's only upstream is never left out: trying it is the only way to serve at all.
+        Of equally busy upstreams the one that failed most recently comes last. A model's only upstream is never left
+        out: trying it is the only way to serve at all.
         """
         candidates = self._candidates(model)
         alone = len(candidates) == 1
-        able = [up for up in candidates if up not in without and not up.full() and (alone or not up.left_out(now))]
-        return min(able, key=lambda up: up.in_flight, default=None)
+        able = [
+            up
+            for up in candidates
+            if up not in without and not up.full() and (alone or up.health.takes(principal, now))
+        ]
+        return min(able, key=lambda up: _order(up, principal), default=None)
 
     def names_for(self, model: str) -> tuple[str, ...]:
         """The names of the upstreams that serve the model, busy or not."""
@@ -109,7 +124,6 @@ class Upstreams:
                 "No upstream is configured: start streamd with --upstream URL.",
                 code="no_upstream",
                 reason=CloseReason.NO_UPSTREAM,
-                should_retry=False,
             )
         return HttpError(
             404,
@@ -118,3 +132,8 @@ class Upstreams:
             param="model",
             reason=CloseReason.NOT_FOUND,
         )
+
+
+def _order(upstream: Upstream, principal: str) -> tuple[int, float]:
+    """The least comes first."""
+    return (upstream.in_flight, upstream.health.failed_at(principal))

@@ -1039,11 +1039,31 @@ NET: Final = (
     ),
     Mutant(
         "a failing upstream is asked twice a second for ever",
-        "net/upstream.py",
-        "Upstream.failed",
-        "        self._failures = min(self._failures + 1, 16)\n",
-        "",
-        ("tests/net/test_upstream.py", "tests/net/test_exchange.py", "tests/net/test_upstreams.py"),
+        "core/health.py",
+        "Repute.failed",
+        "        self._failures = min(self._failures + 1, FAILURES_MAX)\n",
+        "        self._failures = 1\n",
+    ),
+    Mutant(
+        "a server that is due gets all requests at once",
+        "core/health.py",
+        "Repute.begin",
+        "            self.probe = probe\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "requests of the same outage leave a server out for ever longer",
+        "core/health.py",
+        "Repute.failed",
+        "if self._failures and began_at <= self._since:",
+        "if False:",
+    ),
+    Mutant(
+        "a principal's own failures leave a server out for all",
+        "core/health.py",
+        "Health.failed",
+        "if len(self._blamed) > 1 or not self._is_shared:",
+        "if True:",
     ),
     # net/exchange.py, net/attempt.py, net/fetch.py: retries, time limits, cancelling
     Mutant(
@@ -1055,10 +1075,11 @@ NET: Final = (
     ),
     Mutant(
         "a request is sent again after its fresh connection broke, and is paid for twice",
-        "net/exchange.py",
-        "Exchange.on_broken",
-        " and attempt.is_reused",
+        "net/attempt.py",
+        "Attempt.is_stale",
+        "self.is_reused and ",
         "",
+        ("tests/net/test_exchange.py",),
     ),
     Mutant(
         "a request is sent again after its answer had begun",

@@ -101,7 +101,7 @@ def test_a_request_that_comes_round_too_often_is_refused(path: str) -> None:
             client = r.client(post(WHOLE, *named, path=path) if path != "/v1/models" else get(path, *named))
             if earlier == PASSES_MAX:
                 assert (client.answer.status, client.answer.error["code"]) == (508, "loop_detected")
-                assert client.answer.get("x-should-retry") == "false" and len(r.links) == before
+                assert len(r.links) == before
                 continue
             sent = bytes(r.links[-1].sent)
             assert sent.count(b"via: 1.1 streamd\r\n") == earlier + 1 and sent.count(b"via: 1.1 edge\r\n") == 1
@@ -235,7 +235,7 @@ def test_a_shortage_of_our_own_is_no_failure_of_the_upstream(code: int) -> None:
         client = r.client(post(WHOLE))
         assert (client.answer.status, client.answer.error["code"]) == (503, "over_capacity")
         assert client.answer.get("x-should-retry") == "true" and client.answer.get("retry-after")
-        assert not any(up.left_out(r.loop.time()) for up in r.worker.upstreams)
+        assert all(up.health.takes("anonymous", r.loop.time()) for up in r.worker.upstreams)
         assert not r.runtime.counters.upstream_failures
         assert r.runtime.admission.refused()["descriptors"] == 1
         r.loop.dial = dial
@@ -357,7 +357,7 @@ def test_the_refusal_of_the_only_upstream_is_passed_on(refusal: bytes, status: i
             r.reply(refusal)
             answer = client.answer
             assert answer.status == status and b"error" in answer.body
-            assert answer.get("retry-after") == retry_after and answer.get("x-should-retry") == "false"
+            assert answer.get("retry-after") == retry_after and answer.get("x-should-retry") is None
             assert not tuple(r.runtime.hub)
 
 
@@ -398,17 +398,159 @@ def test_a_failing_upstream_is_left_out_for_longer_and_longer_and_let_back_in() 
             r.client(post(WHOLE))
             assert r.dialled[before:] == [1, 2]
             r.reply(whole_answer(b"ok"))
-            a, _ = r.worker.upstreams
-            waits.append(a.out_until - r.loop.time())
+            a, b = r.worker.upstreams
+            waits.append(a.health.all.out_until - r.loop.time())
             r.client(post(WHOLE))
             assert r.dialled[before:] == [1, 2, 2]  # the first isn't asked
             r.reply(whole_answer(b"ok"))
             r.pass_time(waits[-1] + 0.1)
+            b.in_flight = 1  # of equally busy servers the first would come last
         assert all(later > 1.1 * earlier for earlier, later in itertools.pairwise(waits))
         r.refusing.clear()
         r.client(post(WHOLE))
         r.reply(whole_answer(b"ok"))
-        assert r.dialled[-1] == 1 and a.out_until == 0 and a._failures == 0
+        assert r.dialled[-1] == 1 and a.health.all.is_in
+        b.in_flight = 0
+
+
+FAILING = ("502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout", "529 Overloaded")
+REFUSING = ("429 Too Many Requests", "503 Service Unavailable", "529 Overloaded")
+PASSED = ("400 Bad", "401 No", "404 None", "408 Slow", "409 Conflict", "422 No", "425 Early", "500 Oops", *FAILING)
+KEYED = ("Authorization: Bearer one",), ("Authorization: Bearer two",)  # two principals
+
+
+@pytest.mark.parametrize("body", [CHAT, WHOLE])
+@pytest.mark.parametrize("status", [*PASSED, REFUSING[0]])
+def test_the_status_of_the_only_upstream_passes_as_it_is(status: str, body: dict[str, Any]) -> None:
+    with rig() as r:
+        client = r.client(post(body))
+        r.reply(whole_answer(b'{"error": {"message": "its own"}}', status, "x-own: kept"))
+        answer = client.answer
+        assert answer.status == int(status[:3]) and b"its own" in answer.body and answer.get("x-own") == "kept"
+        assert answer.get("x-should-retry") is None and len(r.links) == 1
+
+
+@pytest.mark.parametrize("status", PASSED)
+def test_which_statuses_leave_a_server_out_and_which_are_tried_elsewhere(status: str) -> None:
+    with rig(upstreams=TWO) as r:
+        client = r.client(post(WHOLE))
+        r.reply(whole_answer(b"{}", status))
+        if status in REFUSING:
+            assert r.dialled == [1, 2]
+            r.reply(whole_answer(b"{}"))
+        assert client.statuses == [200 if status in REFUSING else int(status[:3])]
+        a, b = r.worker.upstreams
+        assert a.health.takes("anonymous", r.loop.time()) is (status not in FAILING)
+        counted = {name for name, _ in r.runtime.counters.upstream_failures}
+        assert counted == ({"a"} if status in (*FAILING, "500 Oops") else set())
+        assert b.health.all.is_in
+
+
+def test_three_errors_in_a_row_leave_a_server_out() -> None:
+    with rig(upstreams=TWO) as r:
+        _a, b = r.worker.upstreams
+        for k in range(4):
+            b.in_flight = 1  # else the server that failed last comes last
+            client = r.client(post(WHOLE))
+            assert r.dialled[-1] == (1 if k < 3 else 2)
+            r.reply(whole_answer(b"{}", "500 Oops" if k < 3 else "200 OK", "connection: close"))
+            assert client.statuses == [500 if k < 3 else 200]
+            b.in_flight = 0
+
+
+def test_the_failures_that_one_principal_provokes_leave_others_their_server() -> None:
+    with rig(upstreams=TWO) as r:
+        _a, b = r.worker.upstreams
+        for fields, status in ((KEYED[0], "200 OK"), (KEYED[1], "502 Bad Gateway")):
+            b.in_flight = 1
+            r.client(post(WHOLE, *fields))
+            r.reply(whole_answer(b"{}", status, "connection: close"))
+            b.in_flight = 0
+        dialled = []
+        for fields in KEYED:
+            b.in_flight = 1
+            r.client(post(WHOLE, *fields))
+            dialled.append(r.dialled[-1])
+            r.reply(whole_answer(b"{}", "200 OK", "connection: close"))
+            b.in_flight = 0
+        assert dialled == [1, 2]
+
+
+def test_where_every_server_fails_their_own_errors_arrive() -> None:
+    with rig(upstreams=TWO) as r:
+        for k in range(12):
+            client = r.client(post(WHOLE))
+            r.reply(whole_answer(b"{}", "502 Bad Gateway", "connection: close"))
+            assert client.statuses == [502], k
+
+
+def test_a_server_that_is_due_is_probed_by_one_request_at_a_time() -> None:
+    with rig(upstreams=TWO, pool_idle_max=0) as r:
+        r.mute.add(1)
+        first = r.client(post(WHOLE))
+        r.pass_time(5.5)  # connect_timeout: the server is out
+        r.reply(whole_answer(b"{}"))
+        assert first.statuses == [200] and r.dialled == [1, 2]
+        a, b = r.worker.upstreams
+        r.pass_time(1.0)  # its back-off is over
+        b.in_flight = 1
+        clients = [r.client(post(WHOLE)) for _ in range(20)]
+        b.in_flight -= 1
+        assert r.dialled[2:].count(1) == 1 and r.dialled[2:].count(2) == 19
+        r.mute.clear()
+        clients[0].reset()  # the probe ends without a verdict
+        b.in_flight += 1
+        last = r.client(post(WHOLE))
+        b.in_flight -= 1
+        assert r.dialled[-1] == 1
+        for link in r.links[1:]:
+            link.feed(whole_answer(b"{}", "200 OK", "connection: close"))
+        r.turn()
+        assert last.statuses == [200] and a.health.all.is_in
+
+
+@pytest.mark.parametrize("how", ["reset", "slam"])
+def test_a_connection_that_is_accepted_and_closed_at_once_counts_as_refused(how: str) -> None:
+    with rig(upstreams=TWO) as r:
+        if how == "slam":
+            r.slamming.add(1)
+        client = r.client(post(WHOLE))
+        if how == "reset":
+            r.link.reset()
+            r.turn()
+        assert r.dialled == [1, 2]
+        r.reply(whole_answer(b"ok"))
+        assert client.answer.body == b"ok"
+        a, _ = r.worker.upstreams
+        assert not a.health.is_reachable() and ("a", CloseReason.UPSTREAM_CONNECT) in (
+            r.runtime.counters.upstream_failures
+        )
+
+
+@pytest.mark.parametrize("seconds", [0.2, 5.0])
+def test_a_fresh_connection_that_is_reset_later_is_not_tried_again(seconds: float) -> None:
+    with rig(upstreams=TWO) as r:
+        client = r.client(post(WHOLE))
+        r.pass_time(seconds)
+        r.link.reset()
+        r.turn()
+        assert client.answer.status == 502 and client.answer.get("x-should-retry") == "false"
+        assert r.dialled == [1]
+
+
+@pytest.mark.parametrize(("seconds", "again"), [(0.0, True), (0.9, True), (1.1, False)])
+@pytest.mark.parametrize("body", [CHAT, WHOLE])
+def test_a_408_on_a_reused_connection_is_asked_again_once(seconds: float, again: bool, body: dict[str, Any]) -> None:
+    with rig() as r:
+        pooled(r)
+        client = r.client(post(body))
+        r.pass_time(seconds)
+        r.reply(whole_answer(b"late", "408 Request Timeout", "connection: close"))
+        assert len(r.links) == 1 + again
+        if again:
+            r.reply(whole_answer(b"late", "408 Request Timeout"))
+        assert client.answer.status == 408 and client.answer.body == b"late" and len(r.links) == 1 + again
+        assert client.answer.get("x-should-retry") is None
 
 
 def test_the_only_upstream_is_always_tried() -> None:

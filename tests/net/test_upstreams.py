@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,6 @@ from fakes import WHOLE, post, rig, whole_answer
 
 from streamd.config import Settings, UpstreamSettings
 from streamd.net.http_error import HttpError
-from streamd.net.upstream import LEFT_OUT_S_MAX
 from streamd.net.upstreams import Upstreams
 
 NAMED = UpstreamSettings(name="named", url="http://a.test:1", models=("big", "small"))
@@ -62,23 +60,51 @@ def test_a_model_that_no_upstream_serves_is_a_404() -> None:
 def test_without_an_upstream_a_request_is_a_503() -> None:
     with rig(upstreams=()) as r:
         answer = r.client(post(WHOLE)).answer
-        assert answer.status == 503 and answer.get("x-should-retry") == "false"
+        assert answer.status == 503 and answer.error["code"] == "no_upstream"
 
 
-def test_back_off_grows_to_its_bound_with_jitter() -> None:
-    with rig(upstreams=(ANY,)) as r:
-        (upstream,) = r.worker.upstreams
-        rng = random.Random(1)
-        waits = []
-        for _ in range(40):
-            upstream.failed(100.0, rng)
-            waits.append(upstream.out_until - 100.0)
-        for k, wait in enumerate(waits):
-            nominal = min(0.5 * 2**k, LEFT_OUT_S_MAX)
-            assert 0.75 * nominal <= wait <= 1.25 * nominal
-        assert upstream.left_out(100.0) and not upstream.left_out(100.0 + waits[-1])
-        upstream.succeeded()
-        assert not upstream.left_out(100.0)
+def test_of_equally_busy_upstreams_the_last_to_fail_comes_last() -> None:
+    with rig(upstreams=(ANY, replace(ANY, name="spare"), replace(ANY, name="third"))) as r:
+        upstreams = r.worker.upstreams
+        any_, spare, third = upstreams
+        asked = 0.0
+        for upstream in (any_, spare):
+            asked += 1.0
+            upstream.health.failed("p", asked, asked, r.runtime.rng)
+            upstream.health.answered("p")
+        now = 100.0
+        assert upstreams.choose("m", now, principal="p") is third
+        third.in_flight = 1
+        assert upstreams.choose("m", now, principal="p") is any_
+        any_.in_flight = 1
+        assert upstreams.choose("m", now, principal="p") is spare
+        spare.in_flight = 2
+        assert upstreams.choose("m", now, principal="p") is third
+        any_.in_flight = spare.in_flight = third.in_flight = 0
+
+
+def test_where_all_are_out_the_errors_of_a_server_that_answers_are_the_last_resort() -> None:
+    with rig(upstreams=(ANY, replace(ANY, name="spare"))) as r:
+        upstreams = r.worker.upstreams
+        any_, spare = upstreams
+        any_.health.unreachable(0.0, 1.0, r.runtime.rng)
+        spare.health.failed("p", 0.0, 1.0, r.runtime.rng)
+        assert upstreams.free("m", 1.1, principal="p") is None
+        assert upstreams.choose("m", 1.1, principal="p") is spare
+        spare.health.unreachable(1.2, 1.3, r.runtime.rng)
+        with pytest.raises(HttpError):
+            upstreams.choose("m", 1.3, principal="p")
+
+
+def test_a_full_server_is_waited_for_and_not_replaced_by_a_failing_server() -> None:
+    with rig(upstreams=(ANY, replace(ANY, name="spare", inflight_max=1))) as r:
+        any_, spare = r.worker.upstreams
+        any_.health.failed("p", 0.0, 1.0, r.runtime.rng)
+        spare.in_flight = 1
+        with pytest.raises(HttpError) as refused:
+            r.worker.upstreams.choose("m", 1.1, principal="p")
+        assert refused.value.should_retry
+        spare.in_flight = 0
 
 
 def test_a_reload_keeps_unchanged_upstreams_and_lets_removed_upstreams_finish() -> None:

@@ -98,7 +98,7 @@ def test_the_sdk_ignores_heartbeats_between_events() -> None:
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
 def test_an_error_status_reaches_the_anthropic_sdk_unchanged(served: Live, status: int, stream: bool) -> None:
     served.fault(f"status={status}")
-    with client(served.url, max_retries=2) as sdk, pytest.raises(anthropic.APIStatusError) as raised:
+    with client(served.url) as sdk, pytest.raises(anthropic.APIStatusError) as raised:
         sdk.messages.create(**ASK, stream=stream)
     assert raised.value.status_code == status
     body: Any = raised.value.body

@@ -1,0 +1,216 @@
+"""Health: whether an inference server is asked, judged by its last failures and answers.
+
+A failure leaves the server out for a time that doubles with each further failure. When the time is over, a single
+request probes the server, and all others wait for its outcome elsewhere: an answer lets the server back in.
+
+    in         no failure since the last answer
+    out        until `out_until`
+    due        the time is over: the next request is the probe
+    probed     a probe is under way
+
+Two kinds of failures (Fault) are told apart. A connection that can't be established is the server's failure, whoever
+asks. After a request was sent, the request itself may be the cause: so a failure that a single principal provokes
+leaves the server out for this principal alone, if another principal has asked it too. Failures of two principals
+without an answer in between leave it out for all. A server that is out because of its answers is the last resort where
+every other server is out too, because its own error says more than a refusal of streamd's.
+
+An attempt that began before the last counted failure belongs to the same outage: it doubles nothing. A black hole that
+a hundred requests have been sent to would be left out for the longest time otherwise.
+
+Rejected: a share of failures over a window (a server that fails at once gets hundreds of requests until its share is
+known), and a back-off per address of a client (a page of one user would have thousands).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final, Protocol
+
+from streamd.choice import Choice
+
+# Time for which a failing upstream is left out: doubles from half a second to half a minute, with jitter.
+LEFT_OUT_S_MIN: Final = 0.5
+LEFT_OUT_S_MAX: Final = 30.0
+
+# 2^16 times LEFT_OUT_S_MIN is far beyond LEFT_OUT_S_MAX; the number stays small.
+FAILURES_MAX: Final = 16
+
+# Internal errors in a row that are the server's failure. A single request that a server chokes on gets 500, and SDKs
+# send it three times.
+ERRORS_IN_A_ROW: Final = 3
+
+# A probe whose connection stands for this long after its request refutes that no connection can be established: a
+# round trip around the world, doubled. Its answer may take minutes, and would keep the server out for so long.
+STANDS_S: Final = 1.0
+
+# Principals of which a server's failures are kept, those that failed last: 256 x 250 B are 64 KB for each server.
+PRINCIPALS_MAX: Final = 256
+
+
+class Fault(Choice):
+    """How a server failed."""
+
+    CONNECTION = "connection"  # refused, timed out, closed at once: no request can be the cause
+    ANSWER = "answer"  # a status, a reset, a silence after the request was sent
+
+
+# Statuses that count as failures at once: the server, or the one behind it, takes no requests.
+FAILED_STATUSES: Final = frozenset((502, 503, 504, 529))
+
+# Statuses whose request was refused before work began: another server may take it.
+REFUSED_STATUSES: Final = frozenset((429, 503, 529))
+
+# Counts only in a row.
+ERROR_STATUS: Final = 500
+
+
+class Probe(Protocol):
+    """A request under way."""
+
+    asked_at: float  # when it was sent; 0: not yet
+
+
+class Repute:
+    """The standing of a server, with all principals or with a single one."""
+
+    __slots__ = ("_failures", "_since", "errors", "failed_at", "fault", "out_until", "probe")
+
+    def __init__(self) -> None:
+        self._failures = 0  # counted since the last answer
+        self._since = 0.0  # time of the last counted failure
+        self.errors = 0  # internal errors in a row
+        self.failed_at = 0.0  # time of the last failure, also of an error that isn't counted
+        self.fault = Fault.ANSWER  # of the last counted failure
+        self.out_until = 0.0
+        self.probe: Probe | None = None
+
+    @property
+    def is_in(self) -> bool:
+        return not self._failures
+
+    def takes(self, now: float) -> bool:
+        """Whether a request may go there: the server is in, or due for a probe."""
+        return self.is_in or (now >= self.out_until and (self.probe is None or self._stands(now)))
+
+    def _stands(self, now: float) -> bool:
+        """Whether the probe shows already that connections can be established."""
+        probe = self.probe
+        return (
+            probe is not None
+            and self.fault is Fault.CONNECTION
+            and probe.asked_at > 0
+            and now - probe.asked_at >= STANDS_S
+        )
+
+    def begin(self, probe: Probe, now: float) -> None:
+        """A request goes there."""
+        if self._stands(now):
+            self.let_in()
+        if self._failures and now >= self.out_until and self.probe is None:
+            self.probe = probe
+
+    def end(self, probe: Probe) -> None:
+        """The request is over; without a verdict the next request is the probe."""
+        if self.probe is probe:
+            self.probe = None
+
+    def let_in(self) -> None:
+        self._failures = self.errors = 0
+        self.out_until = 0.0
+        self.probe = None
+
+    def failed(self, fault: Fault, began_at: float, now: float, rng: random.Random, *, is_error: bool = False) -> None:
+        """A request that began at `began_at` failed. `is_error`: with 500, which counts only in a row."""
+        self.failed_at = now
+        self.errors += is_error
+        if is_error and self.errors < ERRORS_IN_A_ROW:
+            return
+        if self._failures and began_at <= self._since:
+            return
+        wait_s = min(LEFT_OUT_S_MIN * 2**self._failures, LEFT_OUT_S_MAX)
+        self._failures = min(self._failures + 1, FAILURES_MAX)
+        self._since = now
+        self.fault = fault
+        self.out_until = now + wait_s * rng.uniform(0.75, 1.25)
+        self.probe = None
+
+
+class Health:
+    """The standings of a server."""
+
+    __slots__ = ("_blamed", "_is_shared", "_latest", "_of", "all")
+
+    def __init__(self) -> None:
+        self.all = Repute()
+        self._of: dict[str, Repute] = {}  # by principal; the last that failed is the last
+        self._latest: str | None = None  # the principal that asked last
+        self._is_shared = False  # whether two principals or more have asked
+        self._blamed: set[str] = set()  # principals of the failures since the last answer; two are enough
+
+    # -- choice
+
+    def takes(self, principal: str, now: float) -> bool:
+        """Whether a request of the principal may go there."""
+        own = self._of.get(principal)
+        return self.all.takes(now) and (own is None or own.takes(now))
+
+    def is_reachable(self) -> bool:
+        """Whether the server answers, be it with errors."""
+        return self.all.is_in or self.all.fault is Fault.ANSWER
+
+    def failed_at(self, principal: str) -> float:
+        """Time of its last failure, as the principal saw it; 0: never."""
+        own = self._of.get(principal)
+        return self.all.failed_at if own is None else max(own.failed_at, self.all.failed_at)
+
+    # -- requests
+
+    def begin(self, probe: Probe, principal: str, now: float) -> None:
+        """A request of the principal goes there."""
+        self._is_shared = self._is_shared or self._latest not in (None, principal)
+        self._latest = principal
+        self.all.begin(probe, now)
+        own = self._of.get(principal)
+        if own is not None:
+            own.begin(probe, now)
+
+    def end(self, probe: Probe, principal: str) -> None:
+        """The request is over, with or without a verdict."""
+        self.all.end(probe)
+        own = self._of.get(principal)
+        if own is not None:
+            own.end(probe)
+
+    # -- verdicts
+
+    def answered(self, principal: str) -> None:
+        """The server answered a request properly, be it with a refusal: it works."""
+        self._blamed.clear()
+        self.all.let_in()
+        own = self._of.get(principal)
+        if own is not None:
+            own.let_in()
+
+    def unreachable(self, began_at: float, now: float, rng: random.Random) -> None:
+        """No connection was established."""
+        self.all.failed(Fault.CONNECTION, began_at, now, rng)
+
+    def failed(
+        self, principal: str, began_at: float, now: float, rng: random.Random, *, is_error: bool = False
+    ) -> None:
+        """A request that was sent failed. `is_error`: with 500, which counts only in a row."""
+        if len(self._blamed) < 2:
+            self._blamed.add(principal)
+        self._own(principal).failed(Fault.ANSWER, began_at, now, rng, is_error=is_error)
+        if len(self._blamed) > 1 or not self._is_shared:
+            self.all.failed(Fault.ANSWER, began_at, now, rng, is_error=is_error)
+        else:
+            self.all.errors += is_error
+
+    def _own(self, principal: str) -> Repute:
+        """The principal's own standing, made where there is none."""
+        own = self._of.pop(principal, None) or Repute()
+        if len(self._of) >= PRINCIPALS_MAX:
+            del self._of[next(iter(self._of))]
+        self._of[principal] = own
+        return own
