@@ -387,11 +387,11 @@ class Settings:
     )
     ttft_timeout_s: float = duration_row(
         RELAY,
-        "300s",
+        "600s",
         "100ms",
         "24h",
-        "Time until the upstream's first event",
-        "A prefill of 128k tokens at 500/s is 256 s",
+        "Time until the upstream's first event, or until the head of a whole answer",
+        "A whole answer's head comes when all is made, and the SDKs wait 600 s; a prefill of 128k tokens is 256 s",
         zero="off",
     )
     idle_timeout_s: float = duration_row(

@@ -119,7 +119,7 @@ class Sources:
             if len(content) > FILE_BYTES_MAX:
                 self.refuse(self._file, "", None, f"must not be larger than {FILE_BYTES_MAX} bytes")
                 return {}
-            text = content.decode()
+            text = content.decode("utf-8-sig")  # editors on Windows put a byte order mark in front
             document = tomllib.loads(text)
         except OSError as error:
             self.refuse(self._file, "", None, error.strerror or "cannot be read")

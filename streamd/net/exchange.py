@@ -38,7 +38,7 @@ from streamd.net.upstream import Upstream, UpstreamConnection
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire import active_content, answer_fields, retry_after
+from streamd.wire import active_content, answer_fields, content_coding, retry_after
 from streamd.wire.answer_fields import Fields
 from streamd.wire.dialects.members import shallow_object
 from streamd.wire.http1 import Framing, Headers, ResponseHead
@@ -637,8 +637,8 @@ def _is_event_stream(head: ResponseHead) -> bool:
     """200, text/event-stream and not compressed; a compressed answer passes as bytes."""
     if head.status != 200 or head.framing is Framing.NONE:
         return False
-    coding = (head.get(b"content-encoding") or b"identity").strip().lower()
-    return answer_fields.is_event_stream(head.get(b"content-type")) and coding == b"identity"
+    is_plain = content_coding.is_plain(head.get(b"content-encoding"))
+    return is_plain and answer_fields.is_event_stream(head.get(b"content-type"))
 
 
 def _holding(head: ResponseHead) -> Headers:

@@ -32,6 +32,7 @@ REPLACED: Final = frozenset(
         b"allow-credentials",
         b"allow-headers",
         b"allow-methods",
+        b"allow-private-network",
         b"expose-headers",
         b"max-age",
     )
@@ -100,6 +101,9 @@ class Cors:
         names = headers_get(b"access-control-request-headers")
         if names and _may_echo(names):
             allowed.append((b"Access-Control-Allow-Headers", names))
+        if headers_get(b"access-control-request-private-network") == b"true":
+            # Chromium asks so for a page of a public site and a server of the local network.
+            allowed.append((b"Access-Control-Allow-Private-Network", b"true"))
         allowed.append((b"Access-Control-Max-Age", b"%d" % self.max_age_s))
         return allowed
 

@@ -86,6 +86,9 @@ class _At(Choice):
 
 Bytes = bytes | bytearray
 
+# RFC 8259 8.1: no sender may add a byte order mark, a reader may ignore it. PowerShell adds it, Python's json takes it.
+_BOM: Final = b"\xef\xbb\xbf"
+
 _LIST, _OBJECT = b"[{"
 _QUOTE, _COLON, _COMMA, _BACKSLASH = b'":,\\'
 
@@ -217,6 +220,11 @@ class JsonScan:
 
     def feed(self, data: Bytes, *, last: bool = False) -> None:
         """Read on in `data`, which begins as before. Raises JsonError."""
+        if not self.position:
+            if not last and len(data) < len(_BOM) and _BOM.startswith(data):
+                return  # it may be a byte order mark
+            if data.startswith(_BOM):
+                self.position = len(_BOM)
         begun, in_string, since = self.position, self._at is _At.STRING, self._since
         step, end = self._step, len(data)
         while self.position < end and step(data, end, last):
@@ -517,7 +525,7 @@ def loaded(data: bytes, watched: Watched | None = None) -> Any:
     """The value of a small text, built only if the scan takes it. Raises JsonError."""
     scan(data, watched)
     try:
-        return orjson.loads(data)
+        return orjson.loads(data.removeprefix(_BOM))
     except orjson.JSONDecodeError as error:
         raise JsonError(f"The body is not valid JSON: {error.msg}.") from None
 

@@ -182,7 +182,9 @@ MATRIX: dict[str, Cell] = {
     "early FIN, until close": cell("break-fin=3; until-close", cut_off("upstream_truncated")),
     "bad chunk size": cell("bad-chunk=3", cut_off("upstream_protocol")),
     # Some servers never send it: with a finish_reason on every choice a chat is complete.
-    "no [DONE]": cell("no-done", cut_off("upstream_truncated", clean_for=("chat", "completions", "gemini", *WHOLE))),
+    "no [DONE]": cell(
+        "no-done", cut_off("upstream_truncated", clean_for=("chat", "completions", "messages", "gemini", *WHOLE))
+    ),
     "no [DONE] and no finish_reason": cell("no-finish", cut_off("upstream_truncated", clean_for=tuple(WHOLE))),
     **{f"status {status}": cell(f"status={status}", passed_on(status)) for status in (400, 401, 404, 429, 500, 503)},
 }

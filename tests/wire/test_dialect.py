@@ -299,7 +299,7 @@ def test_a_response_ends_with_an_event_that_says_so(kind: str) -> None:
 def test_messages_end_with_message_stop(end: bytes) -> None:
     stop_reason = typed("message_delta", delta={"stop_reason": "end_turn"})
     progress = seen(Dialect.MESSAGES, typed("message_start", message={}), stop_reason, DONE)
-    assert (progress.complete, progress.terminal) == (False, False)
+    assert (progress.complete, progress.terminal) == (True, False), "complete only if the framing ends properly"
     progress.see(end)
     assert (progress.complete, progress.terminal) == (True, True)
 

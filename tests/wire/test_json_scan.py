@@ -73,12 +73,14 @@ tokens = st.lists(
 
 
 def is_json(text: bytes) -> bool:
-    """Whether the grammar holds, by the standard library; escapes and bytes in strings may be anything."""
+    """Whether the grammar holds, by the standard library; escapes and bytes in strings may be anything. A byte order
+    mark in front is no part of the text.
+    """
 
     def refuse(word: str) -> NoReturn:
         raise ValueError(word)
 
-    plain = re.sub(r"\\.", "__", text.decode("latin-1"), flags=re.DOTALL)
+    plain = re.sub(r"\\.", "__", text.removeprefix(b"\xef\xbb\xbf").decode("latin-1"), flags=re.DOTALL)
     try:
         json.loads(plain, strict=False, parse_constant=refuse)
     except ValueError:
@@ -123,6 +125,10 @@ def outcome(text: bytes, watched: Watched | None, step: int = 0) -> Any:
 @example(b'{"a":"b":1}')
 @example(b'{"a":1"b":1}')
 @example(b"\xef\xbb\xbf{}")
+@example(b"\xef\xbb{}")
+@example(b"\xef\xbb\xbf")
+@example(b"\xef\xbb\xbf\xef\xbb\xbf{}")
+@example(b"{}\xef\xbb\xbf")
 def test_what_is_json_is_taken_and_nothing_else(text: bytes) -> None:
     taken = outcome(text, None)
     assert (taken == ("bad_json", None)) is not is_json(text)

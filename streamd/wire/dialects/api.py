@@ -255,11 +255,10 @@ class Progress:
                 self.end()
             return
         body = readable_object(data)
-        if body is None:
-            return
-        self._count(body, unseen_texts)
-        self.api.see(self, body, name)
-        if self.api.is_error(body, name):
+        if body is not None:
+            self._count(body, unseen_texts)
+            self.api.see(self, body, name)
+        if self.api.is_error(body or {}, name):  # an event named `error` may hold plain text
             self.failed = True
             self.end()
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 
 import orjson
 
-from streamd.wire.dialects.api import Api, Part, Progress
+from streamd.wire.dialects.api import Api, Part, Progress, is_error
 from streamd.wire.dialects.members import EVENT_NUMBER_MAX, Json, is_text, object_of, objects_of, string_of, whole
 
 _CHOICE_KNOWN: Final = frozenset(("index", "delta", "text", "content_filter_results"))
@@ -47,6 +47,13 @@ class Chat(Api):
         for choice in objects_of(body, "choices"):
             progress.see_choice(choice.get("index", 0), is_finish(choice.get("finish_reason")))
         progress.weigh_choices()
+
+    def is_error(self, body: Json, name: str | None) -> bool:
+        """Also an event named so, whatever its data is, and a choice that failed: OpenRouter's servers report both."""
+        failed = any(
+            choice.get("finish_reason") == "error" or is_error(choice) for choice in objects_of(body, "choices")
+        )
+        return failed or name == "error" or is_error(body)
 
     def _chunk_head(self, body: Json) -> bytes:
         """The members `id`, `object`, `created`, `model` of a chunk, without braces; defaults for missing members, and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from streamd.wire.json_scan import is_deep
 _halves = re.compile(
     rb"(\\\\)|(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
+
+_not_numbers = re.compile(rb"[:,\[ ](?:NaN|-?Infinity)\b").search
 
 # Largest count of tokens that is believed: a hundred times the longest context of any model (10 million tokens). A
 # larger number is no count. Sums of counts below this stay far below 2^63.
@@ -36,15 +39,27 @@ def json_object(data: bytes) -> Json | None:
 
 
 def readable_object(data: bytes) -> Json | None:
-    """The same, for reading alone: a lone half of a surrogate pair, which orjson refuses, is read as U+FFFD.
+    """The same, for reading alone, with two faults that orjson refuses: a lone half of a surrogate pair is read as
+    U+FFFD, and the numbers NaN and Infinity, which JSON has not, are read.
 
-    Servers send such halves where a token ends in the middle of a character; the event around one may still say that a
-    choice has ended, or how many tokens there were.
+    Servers send such halves where a token ends in the middle of a character, and Python's json writes such numbers for
+    log probabilities. The event around them may still say that a choice has ended, or how many tokens there were.
     """
     body = json_object(data)
     if body is None and b"\\u" in data:
         body = json_object(_halves.sub(lambda found: found[0] if found[1] or found[2] else rb"\ufffd", data))
+    if body is None and _not_numbers(data):
+        body = _pythons_object(data)
     return body
+
+
+def _pythons_object(data: bytes) -> Json | None:
+    """The object that `data` encodes for Python's own parser."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def shallow_object(data: bytes) -> Json | None:

@@ -1,4 +1,5 @@
-"""Anthropic's Messages. Complete with message_stop; an event of the type `error` is the end, too.
+"""Anthropic's Messages. Complete with message_stop, or with a stop_reason: some servers leave message_stop out. An
+event of the type `error` is the end, too.
 
 The SDK looks at an event's type alone: `ping` is skipped, `error` raises, and no type at all is skipped in silence.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from streamd.wire.dialects.api import Api, Part, Progress, is_error, tokens_of
+from streamd.wire.dialects.chat import is_finish
 from streamd.wire.dialects.members import Json, Usage, clean, is_text, object_of, string_of
 
 _DELTAS: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
@@ -29,8 +31,11 @@ class Messages(Api):
         return [*super().credentials(key), (self.key_field, key)]
 
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
-        if (string_of(body, "type") or name) == "message_stop":
+        kind = string_of(body, "type") or name
+        if kind == "message_stop":
             progress.end()
+        elif kind == "message_delta" and is_finish(object_of(body, "delta").get("stop_reason")):
+            progress.complete = True
 
     def is_error(self, body: Json, name: str | None) -> bool:
         kind = string_of(body, "type") or name

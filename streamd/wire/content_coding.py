@@ -1,0 +1,13 @@
+"""The codings of a body (Content-Encoding, RFC 9110 8.4): whether its bytes can be read as they are."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# `identity` and `none` name no coding. Servers of event streams send them to keep middleware in front from compressing.
+_NO_CODING: Final = frozenset((b"", b"identity", b"none"))
+
+
+def is_plain(content_encoding: bytes | None) -> bool:
+    """Whether a body with this Content-Encoding is not encoded at all."""
+    return all(word.strip() in _NO_CODING for word in (content_encoding or b"").lower().split(b","))

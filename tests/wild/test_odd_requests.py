@@ -1,0 +1,128 @@
+"""Requests as clients, shells, browsers and proxies in front have been seen to send them: README.md has the reports."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, chunk, event, events_in, get, post, rig, text_of, whole_answer
+
+from streamd.config import UpstreamSettings
+
+BOM = b"\xef\xbb\xbf"
+OK = whole_answer(b'{"ok": true}', "200 OK", "content-type: application/json")
+
+
+def head_upstream(r: Any) -> bytes:
+    """The head of the request that the upstream got last."""
+    return bytes(r.link.sent).partition(b"\r\n\r\n")[0].lower()
+
+
+def body_upstream(r: Any) -> bytes:
+    return bytes(r.link.sent).partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "text/plain"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_byte_order_mark_in_front_of_json_is_the_servers_to_judge(stream: bool, content_type: str) -> None:
+    body = BOM + json.dumps({**CHAT, "stream": stream}).encode()
+    upstreams = (
+        UpstreamSettings(name="other", url="http://other.test:1", models=("other",)),
+        UpstreamSettings(name="own", url="http://own.test:2", models=("m",)),
+    )
+    with rig(upstreams=upstreams) as r:
+        client = r.client(post(body, f"Content-Type: {content_type}"))
+        assert r.dialled == [2], "the model behind the mark decides"
+        assert body_upstream(r) == body
+        r.reply(SSE_HEAD + chunk(event("all"), DONE) + LAST if stream else OK)
+        assert client.answer.whole and client.answer.status == 200
+
+
+def test_a_byte_order_mark_stays_where_an_alias_is_replaced() -> None:
+    upstream = UpstreamSettings(name="up", url="http://up.test:1", aliases={"small": "long/name-of-it"})
+    with rig(upstreams=(upstream,)) as r:
+        r.client(post(BOM + b'{"model": "small", "n": 1.0}', "Content-Type: application/json"))
+        assert body_upstream(r) == BOM + b'{"model": "long/name-of-it", "n": 1.0}'
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize(
+    "fields", [("Connection: upgrade",), ("Connection: upgrade", "Upgrade: "), ("Connection: Upgrade, close",)]
+)
+def test_a_proxy_that_says_connection_upgrade_to_everything_gets_its_answers(
+    fields: tuple[str, ...], method: str
+) -> None:
+    with rig() as r:
+        request = post(WHOLE, *fields) if method == "POST" else get("/v1/files/f", *fields)
+        client = r.client(request)
+        r.reply(OK)
+        assert client.answer.body == b'{"ok": true}'
+        assert b"upgrade" not in head_upstream(r)
+
+
+def test_a_get_with_a_content_type_and_no_body_stays_without_a_body() -> None:
+    with rig() as r:
+        client = r.client(get("/v1/files/f1", "Content-Type: application/json"))
+        head = head_upstream(r)
+        assert b"transfer-encoding" not in head and b"content-length" not in head
+        r.reply(OK)
+        assert client.answer.status == 200
+
+
+@pytest.mark.parametrize("accepted", ["gzip, deflate, br, zstd", "gzip;q=1.0, identity;q=0.5", "*", ""])
+def test_the_codings_that_a_client_takes_arent_asked_of_the_upstream(accepted: str) -> None:
+    with rig() as r:
+        client = r.client(post(CHAT, f"Accept-Encoding: {accepted}"))
+        assert head_upstream(r).count(b"accept-encoding: identity") == 1
+        assert head_upstream(r).count(b"accept-encoding") == 1
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+        assert text_of(events_in(client.answer.body)) == "a"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/health", "/readyz"])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_balancers_that_probe_with_head_find_the_daemon_healthy(path: str, version: str) -> None:
+    with rig() as r:
+        client = r.client(get(path, method="HEAD", version=version))
+        assert client.raw.startswith(b"HTTP/1.1 200 ") and client.raw.endswith(b"\r\n\r\n")
+
+
+def test_a_probe_by_http_10_without_a_host_is_answered() -> None:
+    with rig() as r:
+        assert r.client(b"GET /healthz HTTP/1.0\r\n\r\n").answer.status == 200
+
+
+@pytest.mark.parametrize("value", ["Чат", "caf\xe9", "", "a\tb", "日本語"])
+def test_header_values_beyond_ascii_arrive_as_they_are(value: str) -> None:
+    with rig() as r:
+        client = r.client(get("/v1/files/f")[:-2] + f"X-Title: {value}\r\n\r\n".encode())
+        assert f"x-title: {value}".encode() in bytes(r.link.sent)
+        r.reply(OK)
+        assert client.answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("asks", "granted"),
+    [("true", True), (None, False), ("false", False)],
+)
+@pytest.mark.parametrize("origin", ["https://chat.example", "tauri://localhost"])
+def test_a_page_that_may_read_may_do_so_on_the_local_network(origin: str, asks: str | None, granted: bool) -> None:
+    fields = [f"Origin: {origin}", "Access-Control-Request-Method: POST"]
+    fields += [f"Access-Control-Request-Private-Network: {asks}"] if asks else []
+    with rig(cors_origins=("https://chat.example", "tauri://localhost")) as r:
+        answer = r.client(get("/v1/chat/completions", *fields, method="OPTIONS")).answer
+        assert (answer.status, answer.get("access-control-allow-origin")) == (204, origin)
+        assert answer.get("access-control-allow-private-network") == ("true" if granted else None)
+
+
+def test_a_page_that_may_not_read_gets_no_word_about_the_local_network() -> None:
+    fields = ("Access-Control-Request-Method: POST", "Access-Control-Request-Private-Network: true")
+    with rig(cors_origins=("https://chat.example",)) as r:
+        for origin in ("https://evil.example", "null"):
+            answer = r.client(get("/v1/models", f"Origin: {origin}", *fields, method="OPTIONS")).answer
+            assert answer.get("access-control-allow-private-network") is None
+        # and the upstream's own word about its pages doesn't count
+        client = r.client(get("/v1/files/f", "Origin: https://evil.example"))
+        r.reply(whole_answer(b"x", "200 OK", "access-control-allow-private-network: true"))
+        assert client.answer.get("access-control-allow-private-network") is None
