@@ -373,7 +373,7 @@ class Settings:
         "15s",
         "1s",
         "1h",
-        "Interval of the comments that keep a silent stream's connection alive",
+        "Interval of the heartbeats that keep a silent stream's connection alive",
         "WHATWG HTML 9.2.7 says every 15 s; a quarter of the 60 s of nginx and cloud balancers",
         zero="off",
     )
@@ -392,6 +392,15 @@ class Settings:
         "24h",
         "Time until the upstream's first event, or until the head of a whole answer",
         "A whole answer's head comes when all is made, and the SDKs wait 600 s; a prefill of 128k tokens is 256 s",
+        zero="off",
+    )
+    queue_timeout_s: float = duration_row(
+        RELAY,
+        "1800s",
+        "100ms",
+        "24h",
+        "Time until the first event of an upstream that sends comments meanwhile, which put off ttft_timeout",
+        "Hosted APIs keep requests in a queue for 10 to 30 minutes, and say each few seconds that they do",
         zero="off",
     )
     idle_timeout_s: float = duration_row(

@@ -558,14 +558,14 @@ class Subscriber(_PerEvent):
             self.sink.stream_ended(self.stream.ended_clean)
 
     def heartbeat(self) -> bool:
-        """Write the heartbeat line if nothing else is on its way. True if it was written."""
+        """Write the dialect's heartbeat if nothing else is on its way. True if it was written."""
         if self.state not in (SubscriberState.LIVE, SubscriberState.FOLLOWING) or self.form in EVENTS_ONLY:
             return False
-        self.loose(sse.HEARTBEAT)
+        self.loose(self.stream.dialect.api.heartbeat)
         return True
 
     def loose(self, lines: bytes) -> None:
-        """Comment and retry lines, without a seq: written only to a reader that is at the live end."""
+        """Lines without a seq, and heartbeats: written only to a reader that is at the live end."""
         if self.state in (SubscriberState.LIVE, SubscriberState.FOLLOWING) and self.form not in EVENTS_ONLY:
             frame = encode_chunk(lines) if self.form is Form.CHUNKED else lines
             self._bytes_written += len(frame)
@@ -671,7 +671,7 @@ class _StreamPerToken:
     # `write` of the only reader, if it is alone and served directly; else None
     push: Callable[[bytes], None] | None
     frame_bytes: int  # all shared frames made so far
-    touched_at: float  # the time of the last event or comment
+    touched_at: float  # the time of the last event, or comment that takes the place of a heartbeat
 
 
 class Stream(_StreamPerToken):
@@ -873,8 +873,11 @@ class Stream(_StreamPerToken):
             self.source.on_terminal(now)
 
     def loose(self, lines: bytes, now: float) -> None:
-        """An upstream's comments: a sign of life, passed to live readers, stored nowhere."""
-        self.touched_at = now
+        """An upstream's comments, passed to live readers and stored nowhere. They take the place of a heartbeat if that
+        is a comment, too; clients that count events still need theirs.
+        """
+        if self.dialect.api.heartbeat is sse.HEARTBEAT:
+            self.touched_at = now
         if self.fanout is not None:
             self.fanout.loose(lines)
             return

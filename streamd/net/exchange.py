@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streamd.choice import Choice
+from streamd.config import RouteSettings, Settings
 from streamd.core.guard import guarded
 from streamd.core.health import REFUSED_STATUSES
 from streamd.core.stream import Stream
@@ -551,8 +552,7 @@ class Exchange(Pending):
         if self._state is ExchangeState.CONNECTING:
             return None
         if self._before_first():
-            late = route.ttft_timeout_s and now - attempt.asked_at >= route.ttft_timeout_s
-            return CloseReason.UPSTREAM_TTFT_TIMEOUT if late else None
+            return CloseReason.UPSTREAM_TTFT_TIMEOUT if now >= _first_by(attempt, route, settings) else None
         late = route.idle_timeout_s and now - self._last_sign(attempt) >= route.idle_timeout_s
         return CloseReason.UPSTREAM_IDLE_TIMEOUT if late and not self._reader_is_slow() else None
 
@@ -563,9 +563,10 @@ class Exchange(Pending):
         return self._state is ExchangeState.ASKED
 
     def _last_sign(self, attempt: Attempt) -> float:
+        touched_at = attempt.link.touched_at if attempt.link is not None else attempt.asked_at
         if self._state is ExchangeState.STREAMING and self.stream is not None:
-            return self.stream.touched_at
-        return attempt.link.touched_at if attempt.link is not None else attempt.asked_at
+            return max(self.stream.touched_at, touched_at)
+        return touched_at
 
     def _reader_is_slow(self) -> bool:
         """Whether the answer is proxied and the upstream isn't read, because the client is slow."""
@@ -606,8 +607,8 @@ class Exchange(Pending):
         if self._state is ExchangeState.CONNECTING:
             return min(due, attempt.connect_by)
         before_first = self._before_first()
-        if before_first and route.ttft_timeout_s:
-            due = min(due, attempt.asked_at + route.ttft_timeout_s)
+        if before_first:
+            due = min(due, _first_by(attempt, route, settings))
         if not route.idle_timeout_s:
             return due
         # Idle time begins with the first event, which stores nothing here and may come at once. A slow reader's idle
@@ -626,8 +627,21 @@ class Exchange(Pending):
         return self._state
 
 
+def _first_by(attempt: Attempt, route: RouteSettings, settings: Settings) -> float:
+    """When the first event is late: ttft_timeout after the request, or after the last comment of a server that keeps
+    the request in its queue; with comments after queue_timeout at the latest.
+    """
+    ttft_s, queue_s = route.ttft_timeout_s, settings.queue_timeout_s
+    if not ttft_s:
+        return NEVER
+    asked_at = attempt.asked_at
+    touched_at = attempt.link.touched_at if attempt.link is not None else asked_at
+    latest = asked_at + max(ttft_s, queue_s) if queue_s else NEVER
+    return min(max(asked_at, touched_at) + ttft_s, latest)
+
+
 _TIME_OUT_TEXTS = {
-    CloseReason.UPSTREAM_TTFT_TIMEOUT: "The upstream sent nothing within ttft_timeout.",
+    CloseReason.UPSTREAM_TTFT_TIMEOUT: "The upstream sent no event in ttft_timeout, or only comments in queue_timeout.",
     CloseReason.UPSTREAM_IDLE_TIMEOUT: "The upstream fell silent in the middle of its answer.",
     CloseReason.UPSTREAM_STREAM_TIMEOUT: "The answer took longer than stream_timeout allows.",
 }

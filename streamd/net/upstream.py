@@ -170,7 +170,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self.stream = None
         self._read = None
         self._fast_path = False
-        self.touched_at = 0.0  # time of the last bytes, in BODY; a stream has its own
+        # Time of the last sign of life: any bytes in BODY, in EVENTS comments and blank lines; a stream has its own.
+        self.touched_at = 0.0
 
     # -- transport callbacks
 
@@ -404,8 +405,10 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             pieces = splitter.feed(payloads[0] if len(payloads) == 1 else b"".join(payloads))
             if splitter.pending or self._held_bytes:
                 self._charge_held()
+            if pieces or not splitter.pending or splitter.in_comment:
+                self.touched_at = self._time()
             if pieces:
-                stream.append_pieces(pieces, self._time())
+                stream.append_pieces(pieces, self.touched_at)
                 spent += len(pieces) * event_pieces(stream)
         self._fast_path = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
         if decoder.done:

@@ -24,7 +24,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-HEARTBEAT: Final = b": hb\n"  # a line without a blank line: the only form that all SDKs survive
+# A comment line without a blank line: the only form that the SDKs of all APIs survive.
+HEARTBEAT: Final = b": hb\n"
 
 _LF: Final = 0x0A
 _CR: Final = 0x0D
@@ -97,6 +98,12 @@ class EventSplitter:
     def at_rest(self) -> bool:
         """Whether the next byte begins an event as it is: nothing is held, and no BOM or half of a CRLF may come."""
         return not self.pending and self._edge == _PLAIN
+
+    @property
+    def in_comment(self) -> bool:
+        """Whether the block that has begun is only comments so far, as that of a server whose heartbeat is a line."""
+        held = self._held
+        return held is not None and held[:1] == b":" and b"\ndata" not in held
 
     def _with_lf(self, chunk: bytes) -> bytes:
         """The chunk without a BOM and with LF line ends; `_edge` remembers a CR at its end for the next chunk."""

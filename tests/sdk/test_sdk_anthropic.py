@@ -84,7 +84,7 @@ def test_the_sdk_ignores_heartbeats_between_events() -> None:
     def answer() -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
         for number, text in enumerate((b"One ", b"two ", b"three.")):
-            front.until(lambda number=number: b"".join(front.down).count(b": hb\n") > number)  # type: ignore[misc]
+            front.until(lambda number=number: b"".join(front.down).count(b"event: ping\n") > number)  # type: ignore[misc]
             yield DELTA % text
         yield b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 

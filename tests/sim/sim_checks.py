@@ -360,9 +360,9 @@ def _check_link_times(world: World, link: Any, now: float, slack_s: float) -> No
         silent_s = now - max(link.read_at, link.asked_at)
         limit_s = max(settings.idle_timeout_s, settings.ttft_timeout_s)
         must(silent_s <= limit_s + slack_s, "a silent upstream keeps its place", silent_s)
-    else:
+    else:  # comments put off ttft_timeout
         must(
-            now - link.asked_at <= settings.ttft_timeout_s + slack_s,
+            now - link.asked_at <= settings.queue_timeout_s + slack_s,
             "an answer without events has no end",
             now - link.asked_at,
         )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # A reader that takes bytes at once parses them when this number has arrived, or at an answer's end.
 BATCH_BYTES = 2048
+# Events without an id, where clients count events.
+HEARTBEATS = (b'event: ping\ndata: {"type":"ping"}\n\n', b'event: keepalive\ndata: {"type":"keepalive"}\n\n')
 
 TEMPERS = (("calm", 60), ("stutters", 12), ("trickles", 8), ("stalls", 8), ("breaks", 8), ("vanishes", 4))
 
@@ -340,6 +342,8 @@ class Answer:
         self.ids.append(seq)
 
     def _loose_block(self, block: bytes) -> None:
+        if block in HEARTBEATS and not self._data_only:
+            return
         if b'"last_id"' in block and (self.world.stopping or self.errand.right_s):
             last_id = json.loads(block.partition(b"data: ")[2])["error"]["last_id"]
             if last_id != f"{self.errand.stream_id}:{self.position - 1}":

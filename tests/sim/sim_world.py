@@ -87,6 +87,7 @@ def settings_for(rng: random.Random) -> Settings:
         heartbeat_s=pick((0.0, 1.0, 2.0)),
         connect_timeout_s=1.0,
         ttft_timeout_s=4.0,
+        queue_timeout_s=8.0,
         idle_timeout_s=4.0,
         stream_timeout_s=pick((0.0, 0.0, 6.0, 15.0)),
         event_bytes_max=EVENT_BYTES_MAX,

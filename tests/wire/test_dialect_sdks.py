@@ -67,7 +67,8 @@ def on_the_wire(dialect: Dialect, events: list[bytes], *, clean_end: bool) -> by
     for at, each in enumerate(events):
         progress.see(each)
         wire += frame(PREFIX, 2 * at + 1, noise + each, chunked=True)
-        wire += b"%x\r\n%b\r\n" % (len(HEARTBEAT), HEARTBEAT)
+        heartbeat = dialect.api.heartbeat
+        wire += b"%x\r\n%b\r\n" % (len(heartbeat), heartbeat)
         if clean_end:  # a gap may come everywhere, after [DONE] too
             wire += frame(PREFIX, 2 * at + 2, gap_event(dialect, progress, at, at), chunked=True)
     return wire + b"%x\r\n%b\r\n" % (len(HEARTBEAT), HEARTBEAT) + (b"0\r\n\r\n" if clean_end else b"")

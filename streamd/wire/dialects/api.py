@@ -33,7 +33,7 @@ from streamd.wire.dialects.members import (
     whole_in,
 )
 from streamd.wire.json_scan import Watched
-from streamd.wire.sse import parse_event
+from streamd.wire.sse import HEARTBEAT, parse_event
 
 # A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
 CHOICE_INDEX_MAX: Final = 1023
@@ -100,6 +100,9 @@ class Api:
     data_only: ClassVar[bool] = False  # whether an answer may hold no other lines than an event's data
     error_name: ClassVar[str | None] = None  # the event type of an error,
     reconnect_name: ClassVar[str | None] = "reconnect"  # and of a farewell
+    # Written to a reader in silence, without an id. Clients that count events, not bytes, need an event that their SDK
+    # ignores; where the API has no such event it is a comment line.
+    heartbeat: ClassVar[bytes] = HEARTBEAT
     # texts
     text_keys: ClassVar[tuple[str, ...]] = ()  # members that may hold the text
     listed: ClassVar[str] = ""  # the member that holds a list of choices, each with its own text

@@ -23,6 +23,7 @@ class Messages(Api):
     key_field: ClassVar = b"x-api-key"
     error_name: ClassVar = "error"
     reconnect_name: ClassVar = "error"
+    heartbeat: ClassVar = b'event: ping\ndata: {"type":"ping"}\n\n'
     text_keys: ClassVar = tuple(_DELTAS.values())
     spaces_end: ClassVar = True
     known: ClassVar = ("type", "index", "delta")

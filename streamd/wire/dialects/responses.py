@@ -44,6 +44,8 @@ class Responses(Api):
     below: ClassVar = ("/v1/responses/",)
     numbered: ClassVar = True
     error_name: ClassVar = "error"
+    # OpenAI's own, which its SDKs skip; there it has a sequence_number, but the log's events alone are numbered here.
+    heartbeat: ClassVar = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'
     text_keys: ClassVar = ("delta",)
     known: ClassVar = (
         *("type", "sequence_number", "item_id", "output_index", "content_index", "summary_index", "delta"),
