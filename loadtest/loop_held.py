@@ -28,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from streamd.config import Settings
+
 PROJECT = Path(__file__).parents[1]
 SECONDS = 1.5
 TARGET_MS = 20.0
@@ -52,8 +54,16 @@ LENGTH, CHUNKED = b"Content-Length: 4000000", b"Transfer-Encoding: chunked"
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n"
 CHAT = b'{"model":"m","stream":true,"messages":[]}'
 ASK = POST.replace(b"completions", b"chat/completions") % (b"Content-Length: %d" % len(CHAT)) + CHAT
+LARGE = Settings().event_bytes_max * 31 // 32
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 HEAD_CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+
+
+def _chunks(data: bytes) -> bytes:
+    """In chunks of 16 KiB."""
+    pieces = (data[at : at + 0x4000] for at in range(0, len(data), 0x4000))
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+
 
 # Name: (first bytes, bytes repeated), from a client or from an upstream.
 FROM_CLIENT = {
@@ -66,6 +76,8 @@ FROM_CLIENT = {
         b"4000\r\n" + b"data:\n\n" * 2340 + b":x\n\n\r\n",
     ),
     "a chunked publication of lines": (PUBLISH % (LINES, CHUNKED), b"2\r\n1\n\r\n"),
+    "published long lines": (PUBLISH % (LINES, CHUNKED), _chunks(b"[" + b"[[0]]," * 8_000 + b"0]\n")),
+    "published lines of brackets": (PUBLISH % (LINES, CHUNKED), _chunks(b"[" * 200_000 + b"]" * 200_000 + b"\n")),
     "published comments": (PUBLISH % (EVENTS, CHUNKED), b"400\r\n" + b":\n\n" * 341 + b"\n\r\n"),
     "queries of many fields": (b"", b"GET /v1/streams/no?" + b"%41&" * 1900 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
 }
@@ -76,6 +88,9 @@ FROM_UPSTREAM = {
     "comments": (SSE + b"\r\n", b":\n\n"),
     "events and comments": (SSE + b"\r\n", b"data:{}\n\n:\n\n"),
     "events of a megabyte of lines": (SSE + b"\r\n", b"data:\n" * 170_000 + b"\n"),
+    "large events of small values": (SSE + b"\r\n", b"data:[" + b"[[0]]," * (LARGE // 6) + b"0]\n\n"),
+    "large events of text": (SSE + b"\r\n", b'data:{"a":"' + b"so, then " * (LARGE // 9) + b'"}\n\n'),
+    "large events of lines": (SSE + b"\r\n", (b"data:" + b"1," * (LARGE // 64_000) + b"\n") * 31_000 + b"\n"),
     "chunks of a byte": (b"HTTP/1.1 200 OK\r\n" + HEAD_CHUNKED, b"1\r\nx\r\n"),
 }
 OVER_TLS = ("handshakes with a key of 4,096 bits", "records of a byte")

@@ -39,7 +39,7 @@ from streamd.net.http_error import HttpError, bad_json
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.sweep import NEVER
-from streamd.net.turns import CONNECTION_PIECES_MAX, event_pieces, pieces_of
+from streamd.net.turns import CONNECTION_PIECES_MAX, CONTAINERS_PER_PIECE, event_pieces, pieces_of
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.rows import Refused, parse_bytes, parse_duration
@@ -454,6 +454,7 @@ class Publishing(Pending):
                 "published. Go on after last_seq."
             )
             raise _with_last_seq(409, text, "superseded", stream)
+        containers = publication.containers
         try:
             pieces = publication.finish() if piece is None else publication.feed(piece)
         except PublishError as error:
@@ -462,7 +463,8 @@ class Publishing(Pending):
             raise _with_last_seq(error.status, str(error), error.code, stream) from None
         if appends:
             self._append(pieces)
-        return len(pieces) * event_pieces(stream) + pieces_of(len(piece or b""))
+        scanned = (publication.containers - containers) // CONTAINERS_PER_PIECE
+        return len(pieces) * event_pieces(stream) + pieces_of(len(piece or b"")) + scanned
 
     def _append(self, pieces: list[bytes]) -> None:
         """Publish events and comments, unless the stream has moved on meanwhile."""

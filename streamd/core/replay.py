@@ -70,6 +70,10 @@ LEARN_EVERY_LOG2: Final = 4
 WORK_MAX: Final = 1024
 _WORK_OF_PARSING: Final = 8
 
+# An event of this size is kept whole without a look for its template, which takes 30 us a KiB: it is much larger than
+# what neighbours are merged to, and all its readers share its bytes (large_event).
+LARGE_EVENT_BYTES_MIN: Final = 64 * 1024
+
 # Sizes of CPython 3.11 on 64 bits, for bytes_held (tests compare with sys.getsizeof).
 _BYTES_OBJECT: Final = 33
 _TEMPLATE_OBJECT: Final = 64 + 64  # the object, and the tuple of its three pieces
@@ -215,6 +219,9 @@ class ReplayLog(_Joined):
         True if it joined a known template: then it is a pure text delta without finish_reason and usage, known without
         parsing. False if it was kept whole, or a template was learnt from it: the caller has to look at it.
         """
+        if len(event) >= LARGE_EVENT_BYTES_MIN:
+            self.keep_whole(event)
+            return False
         return self.append_text(event) or self._append_other(event)
 
     def append_text(self, event: bytes) -> bool:
@@ -382,9 +389,8 @@ class ReplayLog(_Joined):
 
     def _put(self, record: bytes) -> None:
         """Write a record that needs no mark before it."""
-        tail = self._tail + record
-        if self._tail and len(tail) <= SEGMENT_BYTES_MAX:
-            self._tail = tail
+        if self._tail and len(self._tail) + len(record) <= SEGMENT_BYTES_MAX:
+            self._tail += record
         else:
             self._roll(record)
 
@@ -634,8 +640,8 @@ class ReplayLog(_Joined):
         """
         return _Coalescing(self, cursor, bytes_max).read()
 
-    def large_event(self, cursor: Cursor, bytes_min: int) -> memoryview | None:
-        """The next event without a copy, if it is kept whole and has at least `bytes_min`; the cursor moves behind it.
+    def large_event(self, cursor: Cursor) -> memoryview | None:
+        """The next event without a copy, if it is large; the cursor moves behind it.
 
         The log may drop the event meanwhile: the view keeps its bytes, which all readers of the event share.
         LookupError if the event at the cursor has been dropped.
@@ -644,7 +650,7 @@ class ReplayLog(_Joined):
         if run is None:
             return None
         segment, start, end, whole = run
-        if not whole or end - start < bytes_min:
+        if not whole or end - start < LARGE_EVENT_BYTES_MIN:
             return None
         cursor.seq += 1
         cursor._offset = end

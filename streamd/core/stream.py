@@ -64,6 +64,7 @@ from typing import Any, NamedTuple, Protocol, assert_never
 
 from streamd.choice import Choice
 from streamd.core.guard import Guard
+from streamd.core.replay import LARGE_EVENT_BYTES_MIN as LARGE_EVENT_BYTES_MIN
 from streamd.core.replay import Cursor, ReplayLog
 from streamd.core.ring import Ring
 from streamd.core.terms import Terms
@@ -88,11 +89,6 @@ LOOSE_WRITES_MAX = 4
 # CountedStream notes (seq, byte offset) once in this number of events: finding an offset scans at most this number of
 # events (0.15 ms). A mark takes about 130 B.
 MARK_EVENTS = 1024
-
-
-# An event of this size, kept whole, goes to each reader in pieces, as a view of the log: a reader that takes nothing
-# holds no copy of it. Smaller events are copied; several of them are catchup_bytes_max at most.
-LARGE_EVENT_BYTES_MIN = 64 * 1024
 
 
 class Form(Choice):
@@ -432,7 +428,7 @@ class Subscriber(_PerEvent):
         out = self._begin_reading()
         cursor = self._cursor
         assert cursor is not None
-        large = log.large_event(cursor, LARGE_EVENT_BYTES_MIN) if self.form not in DATA_LINES else None
+        large = log.large_event(cursor) if self.form not in DATA_LINES else None
         if large is not None:
             parts = [*out, *self._large_frame(self.own_position, large)]
             self.own_position = cursor.seq
@@ -490,9 +486,20 @@ class Subscriber(_PerEvent):
         for frame in frames:
             self.push(frame)
 
+    def push_large(self, seq: int, frame_bytes: int) -> None:
+        """As push, for a frame that isn't made: the reader takes the event from the log, in pieces."""
+        if self.state is SubscriberState.LIVE:
+            self._read_large(seq, frame_bytes)
+        elif self.state is SubscriberState.PAUSED:
+            self._hold_size(frame_bytes)
+        else:
+            self.push(b"")
+
     def _hold(self, frame: bytes) -> None:
         """push of a PAUSED subscriber."""
-        size = len(frame)
+        self._hold_size(len(frame))
+
+    def _hold_size(self, size: int) -> None:
         if not self.ring.push(size) and self._apply_policy():
             self._drop_for(size)
 
@@ -623,8 +630,7 @@ class Subscriber(_PerEvent):
         self._cursor = None
         self.catch_up()
 
-    def read_large(self, seq: int, frame_bytes: int) -> None:
-        """Instead of a large frame's push, while LIVE: read the event from the log, in pieces."""
+    def _read_large(self, seq: int, frame_bytes: int) -> None:
         self.leave_live()
         self.own_position = seq
         self._bytes_written -= frame_bytes  # the stream has counted it already
@@ -759,22 +765,20 @@ class Stream(_StreamPerToken):
             unseen = not self.log.append(event)
         if unseen:
             self._see(seq, event, now)
-        frame = sse.frame(self.id_prefix, seq, event, chunked=True)
-        self.frame_bytes += len(frame)
         self.touched_at = now
         if len(event) >= LARGE_EVENT_BYTES_MIN and self.direct:
-            self._hand_out_large(seq, frame)
-        else:
-            self.hand_out(frame)
+            self._hand_out_large(seq, sse.frame_size(self.id_prefix, seq, len(event)))
+            return
+        frame = sse.frame(self.id_prefix, seq, event, chunked=True)
+        self.frame_bytes += len(frame)
+        self.hand_out(frame)
 
-    def _hand_out_large(self, seq: int, frame: bytes) -> None:
-        """As hand_out(), but no LIVE reader's transport gets the frame: what it doesn't take would stay there."""
+    def _hand_out_large(self, seq: int, frame_bytes: int) -> None:
+        """As hand_out(), but no frame is made, and no transport gets it: what it doesn't take would stay there."""
+        self.frame_bytes += frame_bytes
         for reader in self.readers:
             try:
-                if reader.state is SubscriberState.LIVE:
-                    reader.read_large(seq, len(frame))
-                else:
-                    reader.push(frame)
+                reader.push_large(seq, frame_bytes)
             except Exception as error:
                 reader.fail(error)
 

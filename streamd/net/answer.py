@@ -191,6 +191,11 @@ class Answer:
         """Whether the client takes nothing for now."""
         return self._carrier.paused
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written that the kernel has not taken."""
+        return self._carrier.transport.get_write_buffer_size()
+
     # -- answering later
 
     def later(self, pending: Pending) -> None:

@@ -327,7 +327,7 @@ class Exchange(Pending):
             self._drop_stream(self.stream)
         link.take_body(head)
         if answer.paused:
-            link.pause()
+            link.pause(answer.unsent_bytes)
         self.due_at = self._next_due()
         answer.proxy_head(head, [*self._passed(answer_fields.of_answer, head), *headers])
 
@@ -499,8 +499,8 @@ class Exchange(Pending):
             hub.orphan(stream, stream.grace_s(reason), reason, self._runtime.time())
 
     def on_paused(self) -> None:
-        if self._attempt is not None and self._attempt.link is not None:
-            self._attempt.link.pause()
+        if self._attempt is not None and self._attempt.link is not None and self.answer is not None:
+            self._attempt.link.pause(self.answer.unsent_bytes)
 
     def on_resumed(self) -> None:
         if self._attempt is not None and self._attempt.link is not None:

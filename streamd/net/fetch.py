@@ -61,6 +61,7 @@ class Fetch:
             return  # never started: no place was taken
         self._attempt.end()
         self._timer.cancel()
+        self._runtime.admission.charge_held(-len(self._body))
 
     # -- owner of the attempt
 
@@ -77,6 +78,7 @@ class Fetch:
 
     def on_piece(self, piece: bytes) -> None:
         self._body += piece
+        self._runtime.admission.charge_held(len(piece))
         if len(self._body) > ANSWER_BYTES_MAX:
             self._finish(0)
 

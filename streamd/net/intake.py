@@ -24,6 +24,9 @@ from streamd.wire.json_scan import JsonError
 # for a body in tiny pieces.
 SCANNED_BYTES = 16 * 1024
 
+# Opening brackets in a step of a published body: up to 3 us each in a long line, which is scanned.
+STEP_CONTAINERS_MAX = 1024
+
 # Windows in which a body must bring its minimum are body_grace long, and at least this: TCP's retransmissions after
 # a loss come within 1 + 2 s.
 WINDOW_S_MIN = 5.0
@@ -89,7 +92,10 @@ class Intake:
         """How many of the first bytes of `data` to feed at once, so that the work on them is bounded."""
         if self._sink is None and type(self._decoder) is LengthDecoder:
             return STEP_SIZES_BYTES[0]  # copied as they are
-        return step_bytes(data)
+        size = step_bytes(data)
+        while self._sink is not None and size > STEP_SIZES_BYTES[-1] and _containers(data, size) > STEP_CONTAINERS_MAX:
+            size //= 4
+        return size
 
     def spent(self) -> int:
         """The pieces of work that were done since the last call."""
@@ -191,3 +197,8 @@ class Intake:
             code="body_too_large",
             reason=CloseReason.BODY_TOO_LARGE,
         )
+
+
+def _containers(data: bytes, size: int) -> int:
+    """The number of opening brackets in the first bytes, in texts as well."""
+    return data.count(b"[", 0, size) + data.count(b"{", 0, size)

@@ -28,6 +28,8 @@ from streamd.net.upstreams import NONE_AVAILABLE
 KEPT_S: Final = 3.0
 # Two of the largest answers (net/fetch.py). An OpenAI-compatible server's list is a few KB.
 KEPT_BYTES_MAX: Final = 4 * 1024 * 1024
+# A part beside its bytes: a tuple with its head for the collector, a str, a bytes object, and its place.
+PART_BYTES: Final = 72 + 49 + 33 + 8
 # With keys of their own upstream (pass_client_key) clients can't share: two of them are answered at a time.
 AT_ONCE_MAX: Final = 2
 # Two at a time within the time limit of a question, at 25 ms each: 400. The next is refused.
@@ -141,7 +143,7 @@ class Questions:
         listeners, question.listeners = question.listeners, []
         parts = question.read(question.upstream, status, body) if status else None
         if parts is not None:
-            self._keep(question.key, Kept(parts, len(body)))
+            self._keep(question.key, Kept(parts, _size_of(parts)))
         self._end(question)
         for listener in listeners:
             listener.arrived(question, parts)
@@ -177,7 +179,7 @@ class Questions:
     def _keep(self, key: Key, kept: Kept) -> None:
         self._forget(key)
         self._kept[key] = kept
-        self._kept_bytes += kept.size_bytes
+        self._count(kept.size_bytes)
         while self._kept_bytes > KEPT_BYTES_MAX:
             self._forget(next(iter(self._kept)))
         self._runtime.loop.call_later(KEPT_S, self._expire, key, kept)
@@ -189,4 +191,12 @@ class Questions:
     def _forget(self, key: Key) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
-            self._kept_bytes -= kept.size_bytes
+            self._count(-kept.size_bytes)
+
+    def _count(self, more_bytes: int) -> None:
+        self._kept_bytes += more_bytes
+        self._runtime.admission.charge_held(more_bytes)
+
+
+def _size_of(parts: Parts) -> int:
+    return sum(len(name) + len(entry) + PART_BYTES for name, entry in parts)

@@ -132,6 +132,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         "_runtime",
         "_splitter",
         "_time",
+        "_unsent_bytes",
         "answers",
         "any_byte",
         "idle_since",
@@ -161,7 +162,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self.any_byte = False  # whether a byte of this answer has come
         self.turned_away = False  # the connection ended, and the peer has not read the request
         self._heads: HeadReader | None = None
-        self._held_bytes = 0  # of a head or an event that has begun, as charged to admission
+        self._held_bytes = 0  # of a head or an event that has begun, or for a slow reader, as charged to admission
+        self._unsent_bytes = 0  # of a slow reader's transport
         self._interim_answers = 0
         self._keep_alive = False
         # answer
@@ -215,8 +217,12 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
 
     def flush_read(self) -> None:
         """The turn ends, or another event comes first: process the bytes that wait, of any shape."""
-        if self._read is None or self.pauses:
-            return  # the next turn, or the reader's resume, goes on with them
+        if self._read is None:
+            return
+        if self.pauses:  # the next turn, or the reader's resume, goes on with them
+            if self.pauses & BACKPRESSURE:
+                self._charge_held()
+            return
         self.work_or_wait()
 
     @property
@@ -336,6 +342,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._go(UpstreamState.CLOSED)
         self._fast_path = False
         self._read = None
+        self._unsent_bytes = 0
         if self._asker is not None:
             with self._runtime.guard:
                 _hang_up(self.transport)
@@ -350,10 +357,15 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         else:
             self._go(UpstreamState.CLOSED)
 
-    def pause(self) -> None:
-        """The reader takes nothing: stop reading (in BODY; a stream's source is never paused)."""
+    def pause(self, unsent_bytes: int) -> None:
+        """The reader takes nothing: stop reading (in BODY; a stream's source is never paused).
+
+        What was read already waits here, and `unsent_bytes` of it in the reader's transport.
+        """
         if self.at is UpstreamState.BODY:
             pause_reading(self, BACKPRESSURE)
+            self._unsent_bytes = unsent_bytes
+            self._charge_held()
 
     def resume(self) -> None:
         if self.at is UpstreamState.BODY and self.pauses & BACKPRESSURE:
@@ -361,6 +373,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             if self._read is not None:
                 self.wait_for_turn()
             resume_reading(self, BACKPRESSURE)
+            self._charge_held()
 
     # -- answers in
 
@@ -417,10 +430,15 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         return spent
 
     def _charge_held(self) -> None:
-        """Charge the bytes of a head or an event that has begun. On the long way only: at rest nothing is held."""
+        """Charge the bytes of a head or an event that has begun, and those that wait for a slow reader.
+
+        On the long way only: at rest nothing is held.
+        """
         held = self._heads.bytes_held if self._heads is not None else 0
         if self._splitter is not None:
             held = self._splitter.pending
+        elif self.pauses & BACKPRESSURE:
+            held = self._unsent_bytes + len(self._read or b"")
         self._runtime.admission.charge_held(held - self._held_bytes)
         self._held_bytes = held
 
@@ -453,6 +471,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         try:
             if reusable:
                 resume_reading(self, BACKPRESSURE)  # a slow reader may have paused it up to the last byte
+                self._charge_held()
                 self._go(UpstreamState.IDLE)
                 self.upstream.keep(self, self._time())
             else:

@@ -143,14 +143,16 @@ class EventSplitter:
         searched = len(held) - 1  # only new bytes are looked at, and the last old byte
         held += text
         self.pending = len(held)
-        if held.find(b"\n\n", searched) < 0:
+        blank = held.find(b"\n\n", searched)
+        if blank < 0:
             if self.pending > self._event_bytes_max:
                 raise EventTooLarge(f"{self._event_bytes_max} bytes", [])
             return []
         self._hold(b"")
-        return self._cut(bytes(held))
+        return self._cut(bytes(held), blank)
 
-    def _cut(self, text: bytes) -> list[bytes]:
+    def _cut(self, text: bytes, searched: int = 0) -> list[bytes]:
+        """The whole pieces of `text`, whose end is held; `searched`: no blank line begins before."""
         pieces: list[bytes] = []
         start = 0
         while start < len(text):
@@ -159,7 +161,7 @@ class EventSplitter:
                 if more is None:
                     break
                 start = more.start()
-            blank = text.find(b"\n\n", start)
+            blank = text.find(b"\n\n", max(start, searched))
             end = len(text) if blank < 0 else blank + 2
             if end - start > self._event_bytes_max:
                 raise EventTooLarge(f"{self._event_bytes_max} bytes", pieces)
@@ -215,6 +217,12 @@ def frame(id_prefix: bytes, seq: int, event: bytes, *, chunked: bool) -> bytes:
     size = len(id_prefix) + len(seq_line) + len(event)
     size_line = _SIZE_LINES[size] if size < _TABLE_SIZE else b"%x\r\n" % size
     return b"".join((size_line, id_prefix, seq_line, event, b"\r\n"))
+
+
+def frame_size(id_prefix: bytes, seq: int, event_bytes: int) -> int:
+    """The size of frame(…, chunked=True) for an event of this size, without making it."""
+    size = len(id_prefix) + len(b"%d\n" % seq) + event_bytes
+    return len(b"%x\r\n" % size) + size + 2
 
 
 def data_lines(event: bytes) -> bytes:

@@ -70,9 +70,26 @@ class Fetching:
 def f() -> Iterator[Fetching]:
     """A rig in which no fetch may be in flight at the end of the test."""
     with rig(upstreams=(UP,)) as r:
-        made = Fetching(r)
+        made, held = Fetching(r), memory(r)
         yield made
         assert made.at_rest
+        assert memory(r) == held
+
+
+def memory(r: Rig) -> int:
+    in_use = r.runtime.admission.status()["in_use"]
+    assert isinstance(in_use, dict)
+    return int(in_use["memory"])
+
+
+def test_the_bytes_of_an_unfinished_answer_are_counted(f: Fetching) -> None:
+    f.begun()
+    before = memory(f.r)
+    answer = whole_answer(b"x" * 50_000)
+    f.r.reply(answer[:-20_000])
+    assert memory(f.r) == before + 30_000
+    f.r.reply(answer[-20_000:])
+    assert memory(f.r) == before
 
 
 def test_the_whole_answer_is_reported_and_the_connection_is_kept(f: Fetching) -> None:

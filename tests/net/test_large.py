@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, events_in, get, post, rig
+from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, events_in, get, post, rig, whole_answer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -176,3 +176,39 @@ def test_a_smaller_event_stays_in_its_frame() -> None:
         before = client.transport.writes
         publish(r, small)
         assert client.transport.writes == before + 1
+
+
+def memory(r: Rig) -> int:
+    in_use = r.runtime.admission.status()["in_use"]
+    assert isinstance(in_use, dict)
+    return int(in_use["memory"])
+
+
+# An answer that isn't a stream, in a single read of the upstream.
+PROXIED = [
+    whole_answer(b"y" * 200_000),
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"y" * 200_000) + LAST,
+]
+
+
+@pytest.mark.parametrize("end", ["taken", "reader gone", "upstream gone"])
+@pytest.mark.parametrize("answer", PROXIED, ids=["length", "chunked"])
+def test_a_proxied_answer_that_waits_for_its_reader_is_counted(answer: bytes, end: str) -> None:
+    with rig() as r:
+        client = r.client(get("/v1/files"), capacity=10_000)
+        before = memory(r)
+        r.reply(answer)
+        waiting = len(client.transport.held) + len(r.link.protocol._read or b"")
+        assert waiting > 150_000
+        assert before + waiting <= memory(r) <= before + waiting + 1000
+        if end == "taken":
+            client.take()
+            assert client.answer.body == b"y" * 200_000
+            assert memory(r) <= before  # the request, and its place, are over
+        elif end == "reader gone":
+            client.reset()
+            assert memory(r) < before
+        else:
+            r.link.reset()
+            client.take()
+            assert memory(r) <= before

@@ -64,12 +64,26 @@ class Asking:
 def q() -> Iterator[Asking]:
     """A rig in which every place is given back at the end of the test."""
     with rig(upstreams=(UpstreamSettings(name="up", url="http://up.test:1", inflight_max=3),)) as r:
-        made = Asking(r)
+        made, held = Asking(r), memory(r)
         yield made
         assert len(made.questions) == 0 and made.upstream.in_flight == 0
         assert r.runtime.admission.status()["in_use"]["upstream"] == 0
         r.pass_time(KEPT_S)
         assert not made.questions._kept and made.questions._kept_bytes == 0
+        assert memory(r) == held
+
+
+def memory(r: Rig) -> int:
+    in_use = r.runtime.admission.status()["in_use"]
+    assert isinstance(in_use, dict)
+    return int(in_use["memory"])
+
+
+def test_a_list_that_is_kept_is_counted(q: Asking) -> None:
+    before = memory(q.r)
+    Asker(q)
+    q.reply(b"x" * 10_000)
+    assert memory(q.r) == before + 2 * 10_000 + questions_module.PART_BYTES
 
 
 def test_all_who_ask_the_same_wait_for_one_answer_and_later_askers_get_it_too(q: Asking) -> None:
@@ -167,9 +181,9 @@ def test_the_number_that_waits_is_bounded(q: Asking, monkeypatch: pytest.MonkeyP
 
 
 def test_the_bytes_that_are_kept_are_bounded(q: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(questions_module, "KEPT_BYTES_MAX", 10)
+    monkeypatch.setattr(questions_module, "KEPT_BYTES_MAX", 2 * (8 + questions_module.PART_BYTES))
     for k in range(4):
         Asker(q, b"%d" % k)
         q.reply(b"four")
     assert [q.questions.kept((q.upstream, b"%d" % k)) is not None for k in range(4)] == [False, False, True, True]
-    assert q.questions._kept_bytes == 8
+    assert q.questions._kept_bytes == 2 * (8 + questions_module.PART_BYTES)

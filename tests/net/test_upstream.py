@@ -262,10 +262,10 @@ def test_an_upstreams_connection_close_ends_the_connection() -> None:
 def test_only_bodies_can_be_paused_and_resumed() -> None:
     with rig() as r:
         link, transport, _ = asked(r)
-        link.pause()
+        link.pause(0)
         assert transport.reading
         transport.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
-        link.pause()
+        link.pause(0)
         assert not transport.reading
         link.resume()
         assert transport.reading

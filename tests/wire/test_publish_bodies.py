@@ -258,3 +258,56 @@ def test_any_body_becomes_events_or_is_refused(kind: str, pieces: list[bytes]) -
         each.decode()
         if each.endswith(b"\n\n") and kind == LINES and each != DONE_EVENT:
             orjson.loads(parse_event(each)[1])
+
+
+# -- lines that are scanned as they come
+
+LONG = 200_000
+LONG_LINES = {
+    "text": b'{"delta":"' + b"so, then " * (LONG // 9) + b'"}',
+    "numbers": b"[" + b"0, " * (LONG // 3) + b"0]",
+    "lists": b'{"a":[' + b"[[0]]," * (LONG // 10) + b"0]}",
+    "escapes": b'["' + b'\\"\\u4e2d' * (LONG // 8) + b'"]',
+    "deep": b"[" * 20_000 + b"]" * 20_000 + b" " * LONG,
+}
+
+
+@pytest.mark.parametrize("step", [1000, 4096, 65_536])
+@pytest.mark.parametrize("line", LONG_LINES.values(), ids=LONG_LINES)
+def test_a_long_line_is_an_event_however_it_comes(line: bytes, step: int) -> None:
+    publication = PUBLICATIONS[LINES](2 * LONG)
+    body = line + b"\r\n" + b'{"delta":"a"}\n'
+    events = [event for at in range(0, len(body), step) for event in publication.feed(body[at : at + step])]
+    assert events == [b"data: " + line.strip() + b"\n\n", b'data: {"delta":"a"}\n\n']
+    assert publication.finish() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b'{"a":"' + b"x" * LONG + b'"}}', "bad_json"),
+        (b'{"a":' + b" " * LONG + b"nul}", "bad_json"),
+        (b'{"a":"' + b"x" * LONG + b"\xff" + b'"}', "bad_utf8"),
+        (b'{"a":"' + b"x" * LONG, "bad_json"),
+        (b"[" + b"[[]]," * 40_000 + b"0]", "json_too_large"),
+    ],
+)
+def test_a_long_line_that_is_no_json_is_refused(line: bytes, code: str) -> None:
+    publication = PUBLICATIONS[LINES](2 * LONG)
+    body = line + b"\n"
+    with pytest.raises(PublishError, match="^Line 1 ") as caught:
+        for at in range(0, len(body), 16_384):
+            publication.feed(body[at : at + 16_384])
+    assert caught.value.code == code
+
+
+def test_a_long_line_is_refused_at_its_first_mistake() -> None:
+    publication = PUBLICATIONS[LINES](2 * LONG)
+    with pytest.raises(PublishError, match="^Line 1 is not JSON at column 3"):
+        publication.feed(b"[0}" + b" " * 5_000)
+
+
+def test_the_containers_of_a_long_line_count_as_work() -> None:
+    publication = PUBLICATIONS[LINES](2 * LONG)
+    publication.feed(b"[" + b"[[0]]," * 5_000)
+    assert publication.containers == 10_001

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
+from streamd.wire.dialects.excerpt import excerpt
 from streamd.wire.dialects.members import (
     TOKENS_MAX,
     Json,
@@ -26,14 +27,13 @@ from streamd.wire.dialects.members import (
     count_of,
     object_of,
     objects_of,
-    readable_object,
     says_yes,
     string_of,
     updated,
     whole_in,
 )
 from streamd.wire.json_scan import Watched
-from streamd.wire.sse import HEARTBEAT, parse_event
+from streamd.wire.sse import HEARTBEAT
 
 # A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
 CHOICE_INDEX_MAX: Final = 1023
@@ -252,12 +252,11 @@ class Progress:
 
     def see(self, event: bytes, unseen_texts: int = 0) -> None:
         """Take note of a whole event. `unseen_texts` is the number of text events that weren't shown until now."""
-        name, data = parse_event(event)
-        if data.startswith(b"[DONE]"):  # the OpenAI SDK's own rule
+        name, opening, body = excerpt(event)
+        if opening.startswith(b"[DONE]"):  # the OpenAI SDK's own rule
             if self.api.done_ends:
                 self.end()
             return
-        body = readable_object(data)
         if body is not None:
             self._count(body, unseen_texts)
             self.api.see(self, body, name)

@@ -8,17 +8,16 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from streamd.wire.dialects.api import Api, Part, Progress, is_error, openai_error, tokens_of
+from streamd.wire.dialects.excerpt import excerpt
 from streamd.wire.dialects.members import (
     EVENT_NUMBER_MAX,
     Json,
     Usage,
     is_text,
     object_of,
-    readable_object,
     string_of,
     whole,
 )
-from streamd.wire.sse import parse_event
 
 _END: Final = frozenset({"response.completed", "response.failed", "response.incomplete", "response.done"})
 _FAILED: Final = frozenset({"error", "response.failed"})
@@ -95,7 +94,7 @@ class Responses(Api):
 
 def sequence_number_of(event: bytes) -> int | None:
     """The API's own number of an event, as in `starting_after`; None if it has none that can be counted on."""
-    body = readable_object(parse_event(event)[1])
+    body = excerpt(event).body
     return None if body is None else _number_of(body)
 
 
