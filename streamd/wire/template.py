@@ -23,6 +23,7 @@ import orjson
 from streamd.wire.dialect import APIS
 from streamd.wire.dialects.api import Api, Part
 from streamd.wire.dialects.members import Json, shallow_object
+from streamd.wire.dialects.merging import merges
 
 # The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side),
 # PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace. COUNT is a number of Gemini's
@@ -65,13 +66,6 @@ _BIG_NUMBER: Final = re.compile(rb"[:,\[]\s*-?[0-9]{19}")
 # An event with more brackets than this is kept whole, without a scan for its depth, which could take milliseconds. Text
 # deltas have a dozen brackets, and counting them costs 0.1 us.
 _BRACKETS_MAX: Final = 200
-
-# Facts about the top level, all APIs' together: events of any API may be published, and servers mix them.
-_KNOWN: Final = frozenset(name for api in APIS for name in api.known)
-_CHANGING: Final = tuple(dict.fromkeys(name for api in APIS for name in api.changing))
-_COUNTED: Final = tuple(dict.fromkeys(name for api in APIS for name in api.counted))
-_LAST_WINS: Final = (*_COUNTED, *(name for name in _CHANGING if name != "created"))
-_NOT_COMPARED: Final = frozenset((*_CHANGING, *(api.listed for api in APIS)))
 
 
 def is_string_inside(text: bytes) -> bool:
@@ -228,12 +222,12 @@ def learn(event: bytes) -> Template | None:
     if len(event) - texts > TEMPLATE_BYTES_MAX:
         return None
     parsed = shallow_object(_replaced(event, holes)[framed.start(2) :])
-    if parsed is None or not _is_known(parsed):
+    if parsed is None:
         return None
-    api, parts = _parts(parsed)
-    if len(parts) != 1 or parts[0].texts() != [_SENTINEL] * len(holes) or not api.is_known(parsed):
+    api, parts, may_merge = _parts(parsed)
+    if len(parts) != 1 or parts[0].texts() != [_SENTINEL] * len(holes) or not _repeats(parsed, api):
         return None
-    template = _cut(event, sorted(holes + _other_holes(event, holes, api)), merges=not parts[0].role)
+    template = _cut(event, sorted(holes + _other_holes(event, holes, api)), merges=may_merge)
     fill = template.match(event)
     return template if fill and template.render(fill) == event else None
 
@@ -280,19 +274,21 @@ def _other_holes(event: bytes, texts: list[Hole], api: Api) -> list[Hole]:
         start = brace.start()
         found.append((start, start + event[start:].index(b"}"), SPACES))
     if not padded and api.counts is not None:
-        found += _count_holes(event, texts[-1][1], api.counts)
+        found += _count_holes(event, texts[-1][1], api)
     return [hole for hole in found if not any(start <= hole[0] < end for start, end, _ in texts)]
 
 
-def _count_holes(event: bytes, after: int, keys: re.Pattern[bytes]) -> list[Hole]:
-    """The numbers after these keys, if each is inside a counted member."""
+def _count_holes(event: bytes, after: int, api: Api) -> list[Hole]:
+    """The numbers after the API's keys of counts, if each is inside a counted member."""
+    keys = api.counts
+    assert keys is not None
     counts = [count for key in keys.finditer(event, after) if (count := _COUNT.match(event, key.end()))]
     holes = [(count.start(), count.end(), COUNT) for count in counts]
     marks = range(_COUNT_MARK, _COUNT_MARK + len(holes))
     for (start, end, _), mark in zip(reversed(holes), reversed(marks), strict=True):
         event = b"%b%d%b" % (event[:start], mark, event[end:])
     parsed = shallow_object(event[event.index(b"data:") + 5 :]) or {}
-    counted = orjson.dumps({name: parsed[name] for name in _COUNTED if name in parsed})
+    counted = orjson.dumps({name: parsed[name] for name in api.merging.counted if name in parsed})
     return holes if all(b"%d" % mark in counted for mark in marks) else []
 
 
@@ -304,27 +300,30 @@ def _cut(event: bytes, holes: list[Hole], merges: bool) -> Template:
     return Template((*fixed, event[at:]), bytes(kind for _, _, kind in holes), merges)
 
 
-def _is_known(parsed: Json) -> bool:
-    """Whether all members of the top level are known, or null."""
-    return all(
-        value is None or name in _KNOWN or (name == "logprobs" and value == []) for name, value in parsed.items()
-    )
+def _repeats(parsed: Json, api: Api) -> bool:
+    """Whether an event like this may follow with the same values: counts change, and fit only as holes."""
+    return api.counts is not None or all(parsed.get(name) is None for name in api.merging.counted)
 
 
-def _parts(parsed: Json) -> tuple[Api, list[Part]]:
-    """The API of an event, and its texts, a part for each choice; [] unless the event adds nothing but text."""
+def _parts(parsed: Json) -> tuple[Api, list[Part], bool]:
+    """The API of an event, its texts, a part for each choice, and whether the event may be merged.
+
+    No parts unless the event adds nothing but text, and all other members are such that it may repeat.
+    """
     for api in APIS:
         parts = api.parts(parsed)
         if parts is not None:
-            return api, parts
-    return APIS[-1], []
+            may_merge = merges(parsed, api.merging.top)
+            if may_merge is None:
+                break
+            return api, parts, may_merge and all(part.merges for part in parts)
+    return APIS[-1], [], False
 
 
 class Delta:
     """A parsed text delta that can absorb its neighbours: several choices in an event, each index once.
 
-    Fields beside the text have to be equal, except those that change by their nature (`created`, `sequence_number`,
-    padding, usage, timings).
+    Every member is one that is known to be safe, and merges by the rule of its API (wire/dialects/merging.py).
     """
 
     __slots__ = ("_api", "_line", "_parsed", "_parts", "_rest", "_shapes", "_texts", "text_bytes")
@@ -339,22 +338,23 @@ class Delta:
         self._texts = {part.index: [part.texts()] for part in parts}
         self.text_bytes = sum(len(text.encode()) for part in parts for text in part.texts())
         for part in parts:
-            part.holder.update(dict.fromkeys(part.names, ""))
+            for holder, name in part.places:
+                holder[name] = ""
         # Compared as bytes, since 1 == 1.0 == True.
-        self._shapes = {part.index: (part.names, _canonical(part.whole)) for part in parts}
-        self._rest = _canonical(_comparable(parsed))
+        self._shapes = {part.index: (tuple(name for _, name in part.places), _canonical(part.whole)) for part in parts}
+        self._rest = _canonical(_comparable(parsed, api))
 
     @classmethod
     def of(cls, event: bytes) -> Delta | None:
-        """The delta of an event; None if it is no text delta, can't be parsed, or carries a role."""
+        """The delta of an event; None if it is no text delta, can't be parsed, or must not be merged."""
         framed = _EVENT.fullmatch(event)
         if not framed or _BIG_NUMBER.search(event) or _has_many_brackets(event):
             return None
         parsed = shallow_object(framed[2])
         if parsed is None:
             return None
-        api, parts = _parts(parsed)
-        return cls(framed[1], parsed, api, parts) if parts and not any(part.role for part in parts) else None
+        api, parts, may_merge = _parts(parsed)
+        return cls(framed[1], parsed, api, parts) if parts and may_merge else None
 
     def absorb(self, later: Delta) -> bool:
         """Absorb the texts of `later`, the next event; False, with nothing changed, if the two differ."""
@@ -368,22 +368,23 @@ class Delta:
                 self._parsed[self._api.listed].append(part.whole)
             self._texts.setdefault(index, []).extend(later._texts[index])
         self._shapes.update(later._shapes)
-        self._parsed.update({name: later._parsed[name] for name in _LAST_WINS if name in later._parsed})
+        self._parsed.update({name: later._parsed[name] for name in self._api.merging.last if name in later._parsed})
         self.text_bytes += later.text_bytes
         return True
 
     def event(self) -> bytes:
         """The merged event, of the shape of the first."""
         for index, part in self._parts.items():
-            for name, texts in zip(part.names, zip(*self._texts[index], strict=True), strict=True):
-                part.holder[name] = "".join(texts)
+            for (holder, name), texts in zip(part.places, zip(*self._texts[index], strict=True), strict=True):
+                holder[name] = "".join(texts)
         return self._line + b" " + orjson.dumps(self._parsed) + b"\n\n"
 
 
-def _comparable(parsed: Json) -> Json:
+def _comparable(parsed: Json, api: Api) -> Json:
     """The members that have to be equal: of counted members only their presence, of the choices nothing yet."""
-    rest = {name: value for name, value in parsed.items() if name not in _NOT_COMPARED}
-    return rest | {name: parsed[name] is None for name in _COUNTED if name in parsed}
+    merging = api.merging
+    rest = {name: value for name, value in parsed.items() if name not in merging.compared_not}
+    return rest | {name: parsed[name] is None for name in merging.counted if name in parsed}
 
 
 def _canonical(value: Json) -> bytes:

@@ -86,7 +86,8 @@ def gemini(parts: list[Any], made: int, index: int = 0, finish: str | None = Non
 @st.composite
 def deltas(draw: st.DrawFn) -> dict[str, Any]:
     """The delta of a choice: mostly text of a single kind, sometimes a delta that must not be merged."""
-    kind = draw(st.sampled_from(["content"] * 6 + ["reasoning_content", "twins", "tool", "tool_start", "role", "odd"]))
+    kinds = ["reasoning_content", "refusal", "twins", "tool", "tool_start", "role", "channel", "details", "odd"]
+    kind = draw(st.sampled_from(["content"] * 6 + kinds))
     text = draw(TEXTS)
     if kind == "twins":
         return {"reasoning": text, "reasoning_content": text}
@@ -97,6 +98,13 @@ def deltas(draw: st.DrawFn) -> dict[str, Any]:
         return {"tool_calls": [call]}
     if kind == "role":
         return {"role": "assistant", "content": text}
+    if kind == "channel":
+        return {"channel": draw(st.sampled_from(["analysis", "", None])), "reasoning": text}
+    if kind == "details":
+        return {
+            "reasoning": text,
+            "reasoning_details": [{"type": "reasoning.text", "text": draw(st.just(text) | TEXTS)}],
+        }
     if kind == "odd":
         return {"content": text, "annotations": draw(NULLABLE), "content_extra": draw(NULLABLE)}
     return {kind: text}
@@ -111,19 +119,21 @@ def chat_events(draw: st.DrawFn) -> bytes:
     for index in indexes:
         made: dict[str, Any] = {"index": index, "delta": draw(deltas()), "finish_reason": None}
         if draw(rare):
-            made["finish_reason"] = draw(st.sampled_from(["stop", None]))
+            made["finish_reason"] = draw(st.sampled_from(["stop", None, "", "null"]))
         if draw(rare):
             made["logprobs"] = draw(st.sampled_from([None, {"content": [{"token": "x", "logprob": -1}]}]))
-        if draw(rare):
-            made["unknown"] = draw(NULLABLE)
+        for name in ("unknown", "token_ids", "stop_reason"):
+            if draw(rare):
+                made[name] = draw(st.one_of(NULLABLE, st.sampled_from([[], [912]])))
         choices.append(made)
     parsed = chat(choices=choices, created=1_700_000_000 + draw(SMALL))
     if draw(rare):
         parsed["usage"] = draw(st.sampled_from([None, {"completion_tokens": 1}, {"completion_tokens": 2}]))
     if draw(rare):
         parsed["timings"] = {"predicted_n": draw(SMALL)}
-    if draw(rare):
-        parsed["unknown"] = draw(NULLABLE)
+    for name in ("unknown", "provider", "x_groq"):
+        if draw(rare):
+            parsed[name] = draw(NULLABLE)
     if draw(rare):
         parsed["obfuscation"] = draw(st.sampled_from(["", "a", "Zx91", "\x01", 'q"']))
     if draw(rare):
@@ -285,6 +295,10 @@ def accumulate(held: Any, delta: Any) -> Any:
     return held if delta is None else delta
 
 
+# Members of which a reader keeps the last value. All others, known or not, may be accumulated.
+SINGLE = ("id", "object", "model", "provider", "index", "finish_reason")
+
+
 class Sdk:
     """The state of a reader. `others` holds the events that are no deltas, unchanged."""
 
@@ -338,9 +352,11 @@ class Sdk:
     def take_choices(self, parsed: dict[str, Any]) -> None:
         self.created = self.created or parsed.get("created")
         self.top["usage"], self.top["timings"] = parsed.get("usage"), parsed.get("timings")
-        self.top |= {
-            k: repr(v) for k, v in parsed.items() if k not in ("choices", "created", "usage", "timings", "obfuscation")
-        }
+        for name, value in parsed.items():
+            if name in SINGLE:
+                self.top[name] = repr(value)
+            elif name not in ("choices", "created", "usage", "timings", "obfuscation"):
+                self.top[name] = accumulate(self.top.get(name), value)
         for one in parsed["choices"]:
             mine = self.choices.setdefault(one.get("index"), {"delta": {}, "tools": {}, "text": "", "logprobs": []})
             delta = dict(one.get("delta") or {})
@@ -349,7 +365,11 @@ class Sdk:
             mine["delta"] = accumulate(mine["delta"], delta)
             mine["text"] += one.get("text") or ""
             mine["logprobs"].append(one["logprobs"]) if one.get("logprobs") else None
-            mine |= {k: repr(v) for k, v in one.items() if k not in ("delta", "text", "logprobs")}
+            for name, value in one.items():
+                if name in SINGLE:
+                    mine[name] = repr(value)
+                elif name not in ("delta", "text", "logprobs"):
+                    mine[name] = accumulate(mine.get(name), value)
 
     def state(self) -> str:
         """The state in a comparable form: two halves are a single character, however they came."""
@@ -419,7 +439,8 @@ def test_an_event_that_append_counts_as_text_is_plain_text(events: list[bytes]) 
         choices = parsed.get("choices") or []
         assert len(choices) <= 1
         assert not parsed.get("usage") and not parsed.get("timings") and parsed.get("unknown") is None
-        assert not any(one.get("finish_reason") or one.get("logprobs") or one.get("unknown") for one in choices)
+        assert all(one.get("finish_reason") in (None, "", "null") for one in choices)
+        assert not any(one.get("logprobs") or one.get("unknown") or one.get("token_ids") for one in choices)
 
 
 def padded(text: str) -> bytes:
@@ -734,7 +755,7 @@ def test_sequence_numbers_are_read_back_and_the_last_wins() -> None:
 
 @pytest.mark.parametrize("templated", [True, False])
 def test_text_in_one_event_is_bounded(templated: bool) -> None:
-    more = {} if templated else {"unknown": 1}
+    more = {} if templated else {"usage": {"completion_tokens": 1}}
     events = [wire(chat(choices=[choice("0123456789" * 10)], **more)) for _ in range(1000)]
     log = filled(events, bytes_max=1 << 24)
     coalesced = coalesce_all(log, log.seek(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from streamd.wire.dialect import APIS
 from streamd.wire.dialects.api import Api
+from streamd.wire.dialects.chat import Chat
+from streamd.wire.dialects.merging import Merge
 from streamd.wire.template import TEMPLATE_BYTES_MAX, Delta, Fill, Template, combine, is_string_inside, learn
 
 
@@ -59,6 +62,11 @@ DELTAS = {
     "sglang": chat({"role": None, "content": T, "reasoning_content": None, "tool_calls": None}, {"matched_stop": None}),
     "deepseek": chat({"content": None, "reasoning_content": T}),
     "empty beside": chat({"content": "", "reasoning_content": T}),
+    "empty lists": chat({"content": T, "annotations": [], "tool_calls": [], "images": []}, {"token_ids": []}),
+    "refusal": chat({"content": None, "refusal": T}),
+    "finish_reason is empty": chat({"content": T}, {"finish_reason": ""}),
+    "finish_reason is the word null": chat({"content": T}, {"finish_reason": "null"}),
+    "gemini unfinished": gemini(T, finishReason="FINISH_REASON_UNSPECIFIED"),
     "azure": chat({"content": T}, {"content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}),
     "llama.cpp": {
         "choices": [{"finish_reason": None, "index": 0, "delta": {"content": T}}],
@@ -99,7 +107,18 @@ OTHERS = {
     "two tools": chat({"tool_calls": [{"index": n, "function": {"arguments": T}} for n in (0, 1)]}),
     "tool and text": chat({"content": T} | tool(T)),
     "tool without index": chat({"tool_calls": [{"function": {"arguments": T}}]}),
-    "unknown in delta": chat({"content": T, "annotations": []}),
+    "unknown in delta": chat({"content": T, "unheard_of": []}),
+    "unknown in choice": chat({"content": T}, {"unheard_of": 0}),
+    "unknown beside choices": chat({"content": T}, unheard_of=""),
+    "unknown in messages": messages({"type": "text_delta", "text": T}, unheard_of=0),
+    "unknown in responses": responses("output_text", T, unheard_of=0),
+    "unknown in gemini": gemini(T, unheard_of=0),
+    "annotations": chat({"content": T, "annotations": [{"url": "u"}]}),
+    "token ids": chat({"content": T}, {"token_ids": [912]}),
+    "stop reason": chat({"content": T}, {"stop_reason": 7}),
+    "groq's last": chat({"content": T}, x_groq={"id": "req_1"}),
+    "llama.cpp's prompt": chat({"content": T}, prompt_progress={"total": 9}),
+    "details of another text": chat({"reasoning": T, "reasoning_details": [{"type": "reasoning.text", "text": "U"}]}),
     "text is no string": chat({"content": ["T"]}),
     "index is no number": chat({"content": T}, {"index": "0"}),
     "delta is no object": chat({}) | {"choices": [{"index": 0, "delta": T}]},
@@ -172,12 +191,10 @@ def test_an_event_with_more_or_less_than_a_text_is_not_learnt(parsed: dict[str, 
     [
         {"usage": {"completion_tokens": 1}},
         {"timings": {"predicted_n": 1}},
-        {"unknown": 1},
     ],
 )
 def test_events_with_changing_fields_are_merged_by_value_only(more: dict[str, Any]) -> None:
     assert learn(wire(chat({"content": T}, **more))) is None
-    assert learn(wire(chat({"content": T}, {"unknown": 1}))) is None
     assert learn(wire(chat({"content": T, "reasoning_content": "other"}))) is None
     assert Delta.of(wire(chat({"content": T}, **more)))
 
@@ -217,10 +234,23 @@ def test_a_text_whose_half_character_orjson_refuses_is_learnt() -> None:
     assert template and template.match(wire(chat({"content": "\ude00"}), ascii_only=True))
 
 
-def test_a_role_beside_the_text_is_learnt_but_never_merged() -> None:
-    event = wire(chat({"role": "assistant", "content": T}))
+DETAIL = {"type": "reasoning.text", "text": T, "format": "unknown", "index": 0}
+REPEATED = {
+    "a role": chat({"role": "assistant", "content": T}),
+    "ollama": chat({"role": "assistant", "content": "", "reasoning": T}),
+    "groq's channel": chat({"channel": "analysis", "reasoning": T}),
+    "openrouter's details": chat({"role": "assistant", "content": "", "reasoning": T, "reasoning_details": [DETAIL]}),
+    "a role and arguments": chat({"role": "assistant"} | tool(T)),
+}
+
+
+@pytest.mark.parametrize("parsed", REPEATED.values(), ids=REPEATED.keys())
+def test_a_member_that_sdks_concatenate_is_learnt_beside_the_text_but_never_merged(parsed: dict[str, Any]) -> None:
+    event = wire(parsed)
     template = learn(event)
     assert template and not template.merges
+    other = event.replace(b"TEXT", b"another")
+    assert template.render(fill_of(template, other)) == other
     assert Delta.of(event) is None
     assert combine([(template, fill_of(template, event))]) is None
 
@@ -443,8 +473,8 @@ def test_choices_are_merged_each_index_once_in_the_order_of_arrival() -> None:
         chat({"reasoning_content": "b"}),
         chat(tool("b")),
         chat({"content": "b", "role": None}),
-        chat({"content": "b"}, {"unknown": 1}),
-        chat({"content": "b"}, unknown=1),
+        chat({"content": "b"}, {"finish_reason": ""}),
+        chat({"content": "b"}, provider="other"),
         chat({"content": "b"}, model="other"),
         chat({"content": "b"}, {"logprobs": None, "stop_reason": None}),
         messages({"type": "text_delta", "text": "b"}),
@@ -487,10 +517,58 @@ def test_chunks_of_different_ids_stay_apart(make: Any) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, True), (1, 1.0), (0, False), (None, 0), ({"a": 1}, {"a": True})])
-def test_unknown_fields_are_equal_only_as_json(one: Any, other: Any) -> None:
-    for make in (lambda value: chat({"content": "a"}, {"u": value}), lambda value: chat({"content": "a"}, u=value)):
-        assert merged(make(one), make(one))
-        assert merged(make(one), make(other)) is None
+def test_members_are_equal_only_as_json(one: Any, other: Any) -> None:
+    def make(value: Any) -> dict[str, Any]:
+        return chat({"content": "a"}, {"content_filter_results": value}, provider=value)
+
+    assert merged(make(one), make(one))
+    assert merged(make(one), make(other)) is None
+
+
+VALUES = [0, 1, 1.5, True, False, "", "a", [], [912], {}, {"a": 1}]
+# Makers of a text delta with a member of any name and value, in each place where servers put members.
+PLACES: dict[str, Callable[[str, Any], dict[str, Any]]] = {
+    "chunk": lambda name, value: chat({"content": T}) | {name: value},
+    "choice": lambda name, value: chat({"content": T}, {name: value}),
+    "delta": lambda name, value: chat({"content": T, name: value}),
+    "completion": lambda name, value: chat({}) | {"choices": [{"index": 0, "text": T, name: value}]},
+    "tool call": lambda name, value: chat(tool(T, **{name: value})),
+    "function": lambda name, value: chat(tool(T, function={"arguments": T, name: value})),
+    "responses": lambda name, value: responses("output_text", T) | {name: value},
+    "messages": lambda name, value: messages({"type": "text_delta", "text": T}) | {name: value},
+    "messages' delta": lambda name, value: messages({"type": "text_delta", "text": T, name: value}),
+    "published": lambda name, value: {"delta": T, name: value},
+    "gemini": lambda name, value: gemini(T) | {name: value},
+    "candidate": lambda name, value: gemini(T, **{name: value}),
+    "part": lambda name, value: gemini(T, {name: value}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_an_event_with_a_member_that_is_not_known_to_be_safe_is_never_merged(place: str, value: Any) -> None:
+    event = wire(PLACES[place]("unheard_of", value))
+    assert Delta.of(event) is None and learn(event) is None
+    if place != "published":  # streamd's own form has a single member
+        assert Delta.of(wire(PLACES[place]("unheard_of", None)))
+
+
+LEVELS = {
+    "": "chunk",
+    "choices[]": "choice",
+    "choices[].delta": "delta",
+    "choices[].delta.tool_calls[]": "tool call",
+    "choices[].delta.tool_calls[].function": "function",
+}
+
+
+@pytest.mark.parametrize("path", [path for path, rule in Chat.merging.table.items() if rule is Merge.APART])
+def test_a_listed_member_that_must_not_merge_does_not_unless_it_is_empty(path: str) -> None:
+    level, _, name = path.rpartition(".")
+    make = PLACES[LEVELS[level]]
+    assert Delta.of(wire(make(name, [1]))) is None and learn(wire(make(name, "x"))) is None
+    for nothing in (None, "", []):
+        assert Delta.of(wire(make(name, nothing)))
 
 
 def test_tool_calls_and_blocks_of_another_index_do_not_merge() -> None:
@@ -503,7 +581,7 @@ def test_tool_calls_and_blocks_of_another_index_do_not_merge() -> None:
 
 
 def test_numbers_that_would_lose_digits_and_halves_of_characters_are_not_merged() -> None:
-    assert Delta.of(wire(chat({"content": "a"}, unknown=12345678901234567890123))) is None
+    assert Delta.of(wire(chat({"content": "a"}, provider=12345678901234567890123))) is None
     assert Delta.of(wire(chat({"content": "a"}, id="chatcmpl-12345678901234567890123")))
     assert Delta.of(wire(chat({"content": "\ud83d"}), ascii_only=True)) is None
 

@@ -8,8 +8,7 @@ The defaults are those of a server that behaves like OpenAI's. An API says five 
     words       the shape of an error, a gap and a farewell that its SDKs understand
     texts       which events are pure text, and where the text is: the replay log's templates (wire/template.py)
 
-The log isn't told the API, because published events may be of any API. So every API is asked for an event's texts, and
-the top-level members known to any API are known for the events of the others as well.
+The log isn't told the API, because published events may be of any API. So every API is asked for an event's texts.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from streamd.wire.dialects.members import (
     updated,
     whole_in,
 )
+from streamd.wire.dialects.merging import Merging
 from streamd.wire.json_scan import Watched
 from streamd.wire.sse import HEARTBEAT
 
@@ -63,23 +63,22 @@ def tokens_made(stated: Mapping[bytes, int]) -> int:
 
 
 class Part:
-    """A choice's text in a parsed event: the dict that holds it, its names there, and the choice around it (or {}).
+    """A choice's text in a parsed event: its places, each an object and a name in it, and the choice around (or {}).
 
-    `role`: the event repeats the speaker's role, which the OpenAI SDK would concatenate.
+    `merges`: no member beside the text prevents a merge (wire/dialects/merging.py).
     """
 
-    __slots__ = ("holder", "index", "names", "role", "whole")
+    __slots__ = ("index", "merges", "places", "whole")
 
-    def __init__(self, whole: Json, index: int, holder: Json, names: tuple[str, ...], role: bool = False) -> None:
+    def __init__(self, whole: Json, index: int, places: list[tuple[Json, str]], *, merges: bool = True) -> None:
         self.whole = whole
         self.index = index
-        self.holder = holder
-        self.names = names
-        self.role = role
+        self.places = places
+        self.merges = merges
 
     def texts(self) -> list[str]:
-        """The text under each name; twice the same if a server sends it under two names."""
-        return [self.holder[name] for name in self.names]
+        """The text in each place; twice the same if a server sends it under two names."""
+        return [holder[name] for holder, name in self.places]
 
 
 class Api:
@@ -107,13 +106,7 @@ class Api:
     text_keys: ClassVar[tuple[str, ...]] = ()  # members that may hold the text
     listed: ClassVar[str] = ""  # the member that holds a list of choices, each with its own text
     spaces_end: ClassVar[bool] = False  # whether servers pad events with spaces in front of the last brace
-    # Members of the top level that may have any value, as long as it is the same in each event.
-    known: ClassVar[tuple[str, ...]] = ()
-    # Members of the top level that differ from event to event and don't prevent merging neighbours. The last value
-    # wins; `created` is the first's, as SDKs take it from the first chunk that they see.
-    changing: ClassVar[tuple[str, ...]] = ()
-    # The same, but either all neighbours must have the member, or none of them.
-    counted: ClassVar[tuple[str, ...]] = ()
+    merging: ClassVar[Merging] = Merging({})  # how the members of a text's event merge
     # Matches the text in front of those numbers in a counted member that change from event to event.
     counts: ClassVar[re.Pattern[bytes] | None] = None
 
@@ -201,15 +194,11 @@ class Api:
     # -- texts
 
     def parts(self, parsed: Json) -> list[Part] | None:
-        """The texts of an event of this API, a part for each choice; [] unless the event adds nothing but text.
+        """The texts of an event of this API, a part for each choice; [] if it adds more than texts, or may not repeat.
 
-        None for an event of another API.
+        None for an event of another API. The members of the top level are judged by wire/template.py.
         """
         return None
-
-    def is_known(self, parsed: Json) -> bool:
-        """Whether all members below the top level, except the delta, are known, or null."""
-        return True
 
 
 class Progress:

@@ -4,9 +4,10 @@ Complete with `[DONE]`, or with a finish_reason (not "" or "null") on every choi
 `[DONE]`. The SDK looks
 at an `error` member of the JSON, never at the event's type.
 
-A chunk is pure text if it adds nothing but text: a single text in the delta, no finish_reason, no logprobs, no usage.
-Two things look mergeable and are not: a `role` beside the text (some servers repeat it; the SDK *concatenates* it), so
-such chunks get a template and are never merged; and unknown members of a delta, which that SDK concatenates or adds up.
+A chunk is pure text if it adds nothing but text: a text in the delta, no finish_reason, no logprobs, no usage. Some
+members look mergeable and are not: a `role` beside the text, or Groq's `channel` (servers repeat them; the SDK
+*concatenates* them), so such chunks get a template and are never merged; and members that aren't in the table, which
+that SDK concatenates or adds up.
 """
 
 from __future__ import annotations
@@ -17,13 +18,75 @@ import orjson
 
 from streamd.wire.dialects.api import Api, Part, Progress, is_error
 from streamd.wire.dialects.members import EVENT_NUMBER_MAX, Json, is_text, object_of, objects_of, string_of, whole
+from streamd.wire.dialects.merging import Merge, Merging, merges
 
-_CHOICE_KNOWN: Final = frozenset(("index", "delta", "text", "content_filter_results"))
-_DELTA_TEXTS: Final = ("content", "reasoning_content", "reasoning")
+_DELTA_TEXTS: Final = ("content", "reasoning_content", "reasoning", "refusal")
+# Texts in OpenRouter's `reasoning_details`, which repeat that of `reasoning`.
+_DETAIL_TEXTS: Final = ("text", "summary")
+
+_DELTA: Final = "choices[].delta."
+_CALL: Final = _DELTA + "tool_calls[]."
+# The members of the chunks of vLLM, SGLang, llama.cpp, Ollama, OpenRouter, Groq, OpenAI and Azure.
+_MERGING: Final = Merging(
+    {
+        "id": Merge.EQUAL,
+        "object": Merge.EQUAL,
+        "created": Merge.FIRST,  # as SDKs take it from the first chunk that they see
+        "model": Merge.EQUAL,
+        "system_fingerprint": Merge.EQUAL,
+        "service_tier": Merge.EQUAL,
+        "provider": Merge.EQUAL,  # OpenRouter
+        "obfuscation": Merge.LAST,  # OpenAI
+        "usage": Merge.COUNT,  # in each chunk: vLLM and SGLang with continuous_usage_stats
+        "timings": Merge.COUNT,  # llama.cpp with timings_per_token
+        "x_groq": Merge.APART,
+        "prompt_progress": Merge.APART,  # llama.cpp
+        "__verbose": Merge.APART,  # llama.cpp
+        "prompt_token_ids": Merge.APART,  # vLLM
+        "prompt_logprobs": Merge.APART,  # vLLM
+        "kv_transfer_params": Merge.APART,  # vLLM
+        "sglext": Merge.APART,  # SGLang
+        "usage_breakdown": Merge.APART,  # Groq
+        "choices[].index": Merge.EQUAL,
+        "choices[].text": Merge.TEXT,
+        "choices[].finish_reason": Merge.EQUAL,  # while it says nothing: null, "" or "null"
+        "choices[].native_finish_reason": Merge.APART,  # OpenRouter
+        "choices[].stop_reason": Merge.APART,  # vLLM
+        "choices[].matched_stop": Merge.APART,  # SGLang
+        "choices[].logprobs": Merge.APART,
+        "choices[].token_ids": Merge.APART,  # vLLM, SGLang
+        "choices[].prompt_token_ids": Merge.APART,  # vLLM
+        "choices[].prompt_logprobs": Merge.APART,  # vLLM
+        "choices[].content_filter_results": Merge.EQUAL,  # Azure
+        "choices[].content_filter_offsets": Merge.APART,  # Azure
+        _DELTA + "content": Merge.TEXT,
+        _DELTA + "reasoning": Merge.TEXT,  # vLLM, Ollama, OpenRouter, Groq
+        _DELTA + "reasoning_content": Merge.TEXT,  # vLLM, SGLang, llama.cpp
+        _DELTA + "refusal": Merge.TEXT,
+        _DELTA + "role": Merge.REPEATED,  # in each chunk: Ollama, OpenRouter
+        _DELTA + "channel": Merge.REPEATED,  # Groq
+        _DELTA + "reasoning_details": Merge.REPEATED,  # OpenRouter
+        _DELTA + "annotations": Merge.APART,
+        _DELTA + "audio": Merge.APART,
+        _DELTA + "images": Merge.APART,  # OpenRouter
+        _DELTA + "function_call": Merge.APART,
+        _DELTA + "executed_tools": Merge.APART,  # Groq
+        _DELTA + "hidden_states": Merge.APART,  # SGLang
+        _CALL + "index": Merge.EQUAL,
+        _CALL + "type": Merge.EQUAL,
+        _CALL + "id": Merge.APART,
+        _CALL + "function.name": Merge.APART,
+        _CALL + "function.arguments": Merge.TEXT,
+    },
+    listed="choices",
+)
+_CHOICE_RULES: Final = _MERGING.at("choices[]")
+_DELTA_RULES: Final = _MERGING.at("choices[].delta")
+_CALL_RULES: Final = _MERGING.at("choices[].delta.tool_calls[]")
+_FUNCTION_RULES: Final = _MERGING.at("choices[].delta.tool_calls[].function")
 # Longest `id` and `model` that are kept for gap events: servers' ids have 20 to 60 characters, paths of models 100. The
 # members stay in memory for as long as the stream, outside of its log.
 _MEMBER_CHARS_MAX: Final = 256
-_DELTA_KNOWN: Final = frozenset((*_DELTA_TEXTS, "role", "tool_calls"))
 
 
 class Chat(Api):
@@ -32,14 +95,9 @@ class Chat(Api):
     paths: ClassVar = ("/v1/chat/completions",)
     chunk: ClassVar[str] = "chat.completion.chunk"  # the `object` of a chunk that has none
     done_ends: ClassVar = True
-    text_keys: ClassVar = (*_DELTA_TEXTS, "arguments", "text")
+    text_keys: ClassVar = (*_DELTA_TEXTS, *_DETAIL_TEXTS, "arguments")
     listed: ClassVar = "choices"
-    known: ClassVar = (
-        *("id", "object", "created", "model", "choices", "system_fingerprint", "service_tier", "obfuscation"),
-        "provider",
-    )
-    changing: ClassVar = ("created", "obfuscation")
-    counted: ClassVar = ("usage", "timings")
+    merging: ClassVar = _MERGING
 
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
         if not progress.chunk_head:
@@ -81,10 +139,6 @@ class Chat(Api):
         known = [part for choice in choices if (part := _part(choice))]
         return known if len({part.index for part in known}) == len(choices) else []
 
-    def is_known(self, parsed: Json) -> bool:
-        choices = objects_of(parsed, "choices")
-        return all(value is None or name in _CHOICE_KNOWN for choice in choices for name, value in choice.items())
-
 
 def _kept(body: Json, name: str) -> str:
     value = string_of(body, name) or ""
@@ -106,24 +160,29 @@ def is_finish(reason: object) -> bool:
 
 def _part(choice: Any) -> Part | None:
     """The text of a choice, in its delta or (completions) in itself."""
-    if not isinstance(choice, dict) or type(choice.get("index")) is not int:
-        return None
-    if is_finish(choice.get("finish_reason")) or choice.get("logprobs") is not None:
+    if not isinstance(choice, dict) or type(choice.get("index")) is not int or is_finish(choice.get("finish_reason")):
         return None
     delta = choice.get("delta")
+    if merges(choice, _CHOICE_RULES) is None:
+        return None
     if delta is None:
-        return Part(choice, choice["index"], choice, ("text",)) if is_text(choice.get("text")) else None
+        return Part(choice, choice["index"], [(choice, "text")]) if is_text(choice.get("text")) else None
     if not isinstance(delta, dict) or "text" in choice:
         return None
-    names = tuple(name for name in _DELTA_TEXTS if delta.get(name))
-    unknown = delta.keys() - _DELTA_KNOWN
-    if not all(is_text(delta[name]) for name in names) or any(delta[name] is not None for name in unknown):
+    may_merge = merges(delta, _DELTA_RULES)
+    names = [name for name in _DELTA_TEXTS if delta.get(name)]
+    if may_merge is None or not all(is_text(delta[name]) for name in names):
         return None
-    calls, role = delta.get("tool_calls"), bool(delta.get("role"))
-    if not calls:
-        return Part(choice, choice["index"], delta, names, role) if names else None
-    function = _arguments_only(calls)
-    return Part(choice, choice["index"], function, ("arguments",), role) if function and not names else None
+    places = [(delta, name) for name in names]
+    if delta.get("tool_calls"):
+        function = _arguments_only(delta["tool_calls"])
+        if function is None or names:
+            return None
+        places = [(function, "arguments")]
+    elif names:
+        details = objects_of(delta, "reasoning_details")
+        places += [(detail, name) for detail in details for name in _DETAIL_TEXTS if is_text(detail.get(name))]
+    return Part(choice, choice["index"], places, merges=may_merge) if places else None
 
 
 def _arguments_only(calls: Any) -> Json | None:
@@ -133,6 +192,4 @@ def _arguments_only(calls: Any) -> Json | None:
     call, function = calls[0], calls[0].get("function")
     if type(call.get("index")) is not int or not isinstance(function, dict) or not is_text(function.get("arguments")):
         return None
-    if call.keys() - {"index", "function", "type", "id"} or function.keys() - {"arguments", "name"}:
-        return None
-    return None if call.get("id") or function.get("name") else function
+    return function if merges(call, _CALL_RULES) and merges(function, _FUNCTION_RULES) else None

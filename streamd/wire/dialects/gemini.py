@@ -31,6 +31,7 @@ from streamd.wire.dialects.members import (
     objects_of,
     string_of,
 )
+from streamd.wire.dialects.merging import Merge, Merging, merges
 from streamd.wire.json_scan import Watched
 from streamd.wire.query import parameter
 
@@ -59,8 +60,29 @@ _CODES: Final = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-_PART_KNOWN: Final = frozenset({"text", "thought"})
-_CANDIDATE_KNOWN: Final = frozenset({"content", "index", "safetyRatings"})
+_PART: Final = "candidates[].content.parts[]."
+_MERGING: Final = Merging(
+    {
+        "usageMetadata": Merge.COUNT,
+        "modelVersion": Merge.EQUAL,
+        "responseId": Merge.EQUAL,
+        "createTime": Merge.EQUAL,
+        "candidates[].index": Merge.EQUAL,
+        "candidates[].finishReason": Merge.EQUAL,  # while it says nothing
+        "candidates[].safetyRatings": Merge.EQUAL,
+        "candidates[].citationMetadata": Merge.APART,
+        "candidates[].groundingMetadata": Merge.APART,
+        "candidates[].content.role": Merge.EQUAL,
+        _PART + "text": Merge.TEXT,
+        _PART + "thought": Merge.EQUAL,
+        _PART + "thoughtSignature": Merge.APART,
+        _PART + "functionCall": Merge.APART,
+    },
+    listed="candidates",
+)
+_CANDIDATE_RULES: Final = _MERGING.at("candidates[]")
+_CONTENT_RULES: Final = _MERGING.at("candidates[].content")
+_PART_RULES: Final = _MERGING.at("candidates[].content.parts[]")
 # finishReason's value for "not finished"; servers leave it out.
 _UNFINISHED: Final = "FINISH_REASON_UNSPECIFIED"
 
@@ -75,8 +97,7 @@ class Gemini(Api):
     reconnect_name: ClassVar = None
     text_keys: ClassVar = ("text",)
     listed: ClassVar = "candidates"
-    known: ClassVar = ("candidates", "usageMetadata", "modelVersion", "responseId", "createTime")
-    counted: ClassVar = ("usageMetadata",)
+    merging: ClassVar = _MERGING
     # protobuf's JSON takes both spellings.
     watched: ClassVar = Watched(
         {
@@ -153,8 +174,7 @@ class Gemini(Api):
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
         candidates = objects_of(body, "candidates")
         for candidate in candidates:
-            finish = candidate.get("finishReason")
-            progress.see_choice(candidate.get("index", 0), is_text(finish) and finish != _UNFINISHED)
+            progress.see_choice(candidate.get("index", 0), _is_finish(candidate.get("finishReason")))
         if candidates:  # a blocked prompt's usage may come after the reason
             progress.weigh_choices()
         if is_text(object_of(body, "promptFeedback").get("blockReason")):
@@ -192,9 +212,10 @@ class Gemini(Api):
         known = [part for candidate in candidates if (part := _part(candidate))]
         return known if len({part.index for part in known}) == len(candidates) else []
 
-    def is_known(self, parsed: Json) -> bool:
-        candidates = objects_of(parsed, "candidates")
-        return all(value is None or name in _CANDIDATE_KNOWN for each in candidates for name, value in each.items())
+
+def _is_finish(reason: object) -> bool:
+    """Whether a finishReason says that its candidate has ended."""
+    return is_text(reason) and reason not in ("null", _UNFINISHED)
 
 
 def _resource(path: str) -> re.Match[str] | None:
@@ -204,14 +225,16 @@ def _resource(path: str) -> re.Match[str] | None:
 
 def _part(candidate: Any) -> Part | None:
     """The text of a candidate that adds a single part with nothing but text."""
-    if not isinstance(candidate, dict) or candidate.get("finishReason") is not None:
+    if not isinstance(candidate, dict) or _is_finish(candidate.get("finishReason")):
         return None
     index, content = candidate.get("index", 0), candidate.get("content")
-    if type(index) is not int or not isinstance(content, dict) or content.keys() - {"parts", "role"}:
+    if type(index) is not int or not isinstance(content, dict):
+        return None
+    if not merges(candidate, _CANDIDATE_RULES) or not merges(content, _CONTENT_RULES):
         return None
     parts = content.get("parts")
     if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict):
         return None
     part = parts[0]
-    is_pure = is_text(part.get("text")) and part.keys() <= _PART_KNOWN and type(part.get("thought", True)) is bool
-    return Part(candidate, index, part, ("text",)) if is_pure else None
+    is_pure = is_text(part.get("text")) and merges(part, _PART_RULES) and type(part.get("thought", True)) is bool
+    return Part(candidate, index, [(part, "text")]) if is_pure else None

@@ -11,8 +11,22 @@ from typing import ClassVar, Final
 from streamd.wire.dialects.api import Api, Part, Progress, is_error, tokens_of
 from streamd.wire.dialects.chat import is_finish
 from streamd.wire.dialects.members import Json, Usage, clean, is_text, object_of, string_of
+from streamd.wire.dialects.merging import Merge, Merging, merges
 
 _DELTAS: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
+_MERGING: Final = Merging(
+    {
+        "type": Merge.EQUAL,
+        "index": Merge.EQUAL,
+        "delta.type": Merge.EQUAL,
+        "delta.text": Merge.TEXT,
+        "delta.thinking": Merge.TEXT,
+        "delta.partial_json": Merge.TEXT,
+        "delta.signature": Merge.APART,
+        "delta.citation": Merge.APART,
+    }
+)
+_DELTA_RULES: Final = _MERGING.at("delta")
 
 
 class Messages(Api):
@@ -26,7 +40,7 @@ class Messages(Api):
     heartbeat: ClassVar = b'event: ping\ndata: {"type":"ping"}\n\n'
     text_keys: ClassVar = tuple(_DELTAS.values())
     spaces_end: ClassVar = True
-    known: ClassVar = ("type", "index", "delta")
+    merging: ClassVar = _MERGING
 
     def credentials(self, key: bytes) -> list[tuple[bytes, bytes]]:
         return [*super().credentials(key), (self.key_field, key)]
@@ -62,5 +76,6 @@ class Messages(Api):
         if parsed.get("type") != "content_block_delta" or not isinstance(delta, dict):
             return None
         name = _DELTAS.get(str(delta.get("type")), "")
-        is_pure = name != "" and delta.keys() == {"type", name} and is_text(delta[name])
-        return [Part({}, 0, delta, (name,))] if is_pure else []
+        others = delta.keys() & set(_DELTAS.values()) - {name}
+        is_pure = not others and is_text(delta.get(name)) and merges(delta, _DELTA_RULES)
+        return [Part({}, 0, [(delta, name)])] if is_pure else []

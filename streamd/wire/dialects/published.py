@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from streamd.wire.dialects.api import Api, Part, google_tokens_of, tokens_of
 from streamd.wire.dialects.members import Json, Usage, is_text, object_of, string_of
+from streamd.wire.dialects.merging import Merge, Merging
 
 
 class Published(Api):
@@ -18,7 +19,7 @@ class Published(Api):
     done_ends: ClassVar = True
     framing_ends: ClassVar = True
     text_keys: ClassVar = ("delta",)
-    known: ClassVar = ("delta",)
+    merging: ClassVar = Merging({"delta": Merge.TEXT})
 
     def is_error(self, body: Json, name: str | None) -> bool:
         """An `error` member may mean anything here: in JSON-RPC it answers a single call."""
@@ -35,5 +36,5 @@ class Published(Api):
 
     def parts(self, parsed: Json) -> list[Part] | None:
         if len(parsed) == 1 and is_text(parsed.get("delta")):
-            return [Part({}, 0, parsed, ("delta",))]
+            return [Part({}, 0, [(parsed, "delta")])]
         return None

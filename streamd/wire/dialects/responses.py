@@ -18,6 +18,7 @@ from streamd.wire.dialects.members import (
     string_of,
     whole,
 )
+from streamd.wire.dialects.merging import Merge, Merging
 
 _END: Final = frozenset({"response.completed", "response.failed", "response.incomplete", "response.done"})
 _FAILED: Final = frozenset({"error", "response.failed"})
@@ -46,11 +47,19 @@ class Responses(Api):
     # OpenAI's own, which its SDKs skip; there it has a sequence_number, but the log's events alone are numbered here.
     heartbeat: ClassVar = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'
     text_keys: ClassVar = ("delta",)
-    known: ClassVar = (
-        *("type", "sequence_number", "item_id", "output_index", "content_index", "summary_index", "delta"),
-        "obfuscation",
+    merging: ClassVar = Merging(
+        {
+            "type": Merge.EQUAL,
+            "item_id": Merge.EQUAL,
+            "output_index": Merge.EQUAL,
+            "content_index": Merge.EQUAL,
+            "summary_index": Merge.EQUAL,
+            "sequence_number": Merge.LAST,
+            "obfuscation": Merge.LAST,
+            "delta": Merge.TEXT,
+            "logprobs": Merge.APART,
+        }
     )
-    changing: ClassVar = ("sequence_number", "obfuscation")
 
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
         kind = string_of(body, "type") or name
@@ -88,8 +97,7 @@ class Responses(Api):
         kind = parsed.get("type")
         if not isinstance(kind, str) or kind not in _DELTAS:
             return None
-        is_pure = is_text(parsed.get("delta")) and not parsed.get("logprobs")
-        return [Part({}, 0, parsed, ("delta",))] if is_pure else []
+        return [Part({}, 0, [(parsed, "delta")])] if is_text(parsed.get("delta")) else []
 
 
 def sequence_number_of(event: bytes) -> int | None:
