@@ -131,7 +131,7 @@ class Llama:
             states = [state for conversation in asked for state in found.get(conversation, ())]
             if len(states) > LOOKUP_MAX:
                 raise _too_many("conversations have these names")
-            answer.send(200, orjson.dumps(states), [JSON, (b"cache-control", b"no-store")])
+            answer.send(200, orjson.dumps(states), [JSON])
 
         gather(self._runtime, answer, LOOKUP, questions, finish)
 

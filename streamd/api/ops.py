@@ -12,7 +12,6 @@ from streamd.net.application import Plan
 from streamd.net.runtime import Runtime
 
 JSON = (b"content-type", b"application/json")
-NOT_STORED = (b"cache-control", b"no-store")
 
 
 class Ops:
@@ -54,26 +53,26 @@ class Ops:
 
     def root(self, answer: Answer) -> None:
         """An answer for clients that knock at their base address before they ask (Claude Code does)."""
-        answer.send(200, b"streamd\n", [(b"content-type", b"text/plain; charset=utf-8"), NOT_STORED])
+        answer.send(200, b"streamd\n", [(b"content-type", b"text/plain; charset=utf-8")])
 
     def options(self, answer: Answer) -> None:
         """`OPTIONS *` asks about the server as a whole (RFC 9110 9.3.7)."""
-        answer.send(204, b"", [(b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS"), NOT_STORED])
+        answer.send(204, b"", [(b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS")])
 
     def health(self, answer: Answer) -> None:
         """The process lives and its loop turns."""
-        answer.send(200, b'{"status":"ok"}', [JSON, NOT_STORED])
+        answer.send(200, b'{"status":"ok"}', [JSON])
 
     def readiness(self, answer: Answer) -> None:
         """Whether a balancer should send requests here. Upstreams have no influence: a 502 says more."""
         state = self._ready()
         body = b'{"status":"%b"}' % state.encode()
-        answer.send(200 if state == "ready" else 503, body, [JSON, NOT_STORED])
+        answer.send(200 if state == "ready" else 503, body, [JSON])
 
     def metrics(self, answer: Answer) -> None:
         content_type, text = self._metrics()
-        answer.send(200, text, [(b"content-type", content_type), NOT_STORED])
+        answer.send(200, text, [(b"content-type", content_type)])
 
     def status(self, answer: Answer) -> None:
         body = orjson.dumps(self._status(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        answer.send(200, body, [JSON, NOT_STORED])
+        answer.send(200, body, [JSON])

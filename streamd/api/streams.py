@@ -119,7 +119,7 @@ class Streams:
         request = answer.request
         if _wants_json(request):
             body = orjson.dumps(state_of(stream, self._runtime))
-            answer.send(200, body, [JSON, (b"x-stream-id", stream.id.encode()), (b"cache-control", b"no-store")])
+            answer.send(200, body, [JSON, (b"x-stream-id", stream.id.encode())])
             return
         policy = policy_of(request) or stream.terms.policy
         reset = last is not None and last.stream == stream.id and (last.epoch or "") != stream.epoch
@@ -260,7 +260,7 @@ class Streams:
             fields = {"data": page, "has_more": more, "last_id": page[-1]["id"] if page else None}
             if others.missing:
                 fields["workers_missing"] = len(others.missing)
-            answer.send(200, orjson.dumps(fields), [JSON, (b"cache-control", b"no-store")])
+            answer.send(200, orjson.dumps(fields), [JSON])
 
         gather(self._runtime, answer, LIST, all_others(self._runtime, question), finish)
 

@@ -55,6 +55,8 @@ from streamd.wire.http1 import Framing, ResponseHead, encode_response_head
 STREAM_TYPE = (b"content-type", EVENT_STREAM)
 STREAM_CACHING = (b"cache-control", b"no-cache, no-transform")
 
+NOT_STORED = (b"cache-control", b"no-store")
+
 # A whole answer above this size goes out in pieces. Refusals and most answers of the API are below 16 KiB.
 LARGE_ANSWER_BYTES_MIN = 64 * 1024
 
@@ -218,12 +220,16 @@ class Answer:
     # -- whole answers
 
     def send(self, status: int, body: bytes = b"", fields: Fields | None = None) -> None:
-        """Write a whole answer; the next request follows, or the connection's close."""
+        """Write a whole answer of streamd's own; the next request follows, or the connection's close.
+
+        No cache may keep it: a stream's state changes, and a cached error outlives its reason (RFC 9111 4.2.2), a 404
+        the opening of the stream.
+        """
         request = self.request
         self._carrier.begin_answer()
         request.status = status
         request.answered_at = self._runtime.time()
-        fields = fields or []
+        fields = [*(fields or []), NOT_STORED]
         if status not in (204, 304):
             fields = [*fields, (b"content-length", b"%d" % len(body))]
         if request.method == "HEAD" or status in (204, 304):
@@ -283,7 +289,7 @@ class Answer:
             problem.status,
             problem.message.replace("\n", " ").encode(),
         )
-        head = self._head([STREAM_TYPE, STREAM_CACHING, *self._transfer_coding()])
+        head = self._head([STREAM_TYPE, NOT_STORED, *self._transfer_coding()])
         self.write(head + (encode_chunk(lines) if self._is_chunked else lines))
         self._carrier.close(problem.reason)
 
@@ -581,6 +587,8 @@ class Answer:
             request.keep_alive = False
         if not request.keep_alive:
             fields.append((b"connection", b"close"))
+        elif request.http10:  # its default is a close (RFC 9112 9.3)
+            fields.append((b"connection", b"keep-alive"))
         bump(runtime.counters.responses, request.status)
         return encode_response_head(request.status, fields, reason=reason)
 

@@ -58,7 +58,7 @@ from streamd.core.guard import guarded
 from streamd.core.refusal import Refusal
 from streamd.core.stream import Subscriber
 from streamd.counters import bump
-from streamd.net.answer import Answer
+from streamd.net.answer import NOT_STORED, Answer
 from streamd.net.application import Application, Leaving
 from streamd.net.http_error import TYPES, HttpError
 from streamd.net.intake import Intake
@@ -70,6 +70,7 @@ from streamd.net.runtime import Runtime, reason_of
 from streamd.net.sweep import NEVER
 from streamd.net.turns import CONNECTION_PIECES_MAX, REQUEST_PIECES, STEP_SIZES_BYTES, TakesTurns, pieces_of
 from streamd.reasons import CloseReason
+from streamd.wire import vary
 from streamd.wire.dialect import dialect_of, error_body
 from streamd.wire.http1 import (
     Framing,
@@ -370,10 +371,11 @@ class ClientConnection(TakesTurns, SmallReads):
         answer = self.answer = Answer(self, self.origin, request, http10=head.http10)
         self._go(ClientEvent.BEGIN)
         intake = self._intake = Intake(runtime, head)
+        cors = runtime.cors.response_headers(head.get(b"origin"))
+        request.extra_headers = [*cors, *vary.of(head.path, request.dialect)]
         if has_too_many_fields(head.query):
             text = f"The query has more than {FIELDS_MAX} fields; ask with fewer."
             raise HttpError(400, text, code="too_many_query_fields")
-        request.extra_headers = runtime.cors.response_headers(head.get(b"origin"))
         self.origin.find_client(request)
         plan = self._application.plan(answer)
         if plan.owner is not None:
@@ -441,6 +443,7 @@ class ClientConnection(TakesTurns, SmallReads):
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
+            NOT_STORED,
             *runtime.refused(refusal).response_headers(),
         ]
         self.transport.write(encode_response_head(refusal.status, fields) + body)

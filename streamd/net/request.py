@@ -47,6 +47,7 @@ class Request(Outcome):
         "extra_headers",
         "gate_key",
         "head",
+        "http10",
         "id",
         "is_handed_over",
         "json",
@@ -68,6 +69,7 @@ class Request(Outcome):
         # request
         self.method = head.method
         self.path = head.path
+        self.http10 = head.http10
         self.id = request_id(head.get(b"x-request-id"))
         traceparent = head.get(b"traceparent") or b""
         self.traceparent = traceparent.decode() if _sane_traceparent(traceparent) else ""

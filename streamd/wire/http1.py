@@ -224,7 +224,7 @@ class RequestHead:
     authority: bytes  # absolute-form's, else Host's; empty for HTTP/1.0 without either
     framing: Framing  # NONE, LENGTH or CHUNKED
     content_length: int  # 0 unless LENGTH
-    keep_alive: bool  # False for HTTP/1.0: closing the connection ends the answer's body
+    keep_alive: bool  # an HTTP/1.0 client has to ask for it
     expect_continue: bool
     upgrade: bool  # asks for another protocol; h2c isn't counted, see above
 
@@ -289,7 +289,7 @@ def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
         authority=authority,
         framing=framing,
         content_length=content_length,
-        keep_alive=not http10 and b"close" not in options,
+        keep_alive=b"close" not in options and (not http10 or b"keep-alive" in options),
         expect_continue=_expects_continue(headers) and not http10,
         upgrade=not http10 and (_get(headers, b"upgrade") or b"").lower() not in _UPGRADES_IGNORED,
     )

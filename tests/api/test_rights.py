@@ -967,7 +967,7 @@ def test_every_answer_and_every_error_carries_the_cors_headers(keys_file: Path) 
         for client in (reader, *refused):
             answer = client.answer
             assert (allowed(answer), answer.get("access-control-allow-credentials")) == (PAGE, "true")
-            assert answer.get("vary") == "Origin"
+            assert (answer.get("vary") or "").startswith("Origin")
             assert answer.get("access-control-expose-headers") == "X-Stream-Id, X-Request-Id, X-Upstream, Retry-After"
         finish(r)
 

@@ -840,6 +840,7 @@ def test_an_event_source_that_is_refused_for_now_gets_a_retry_line(status: int, 
         source = r.client(get("/v1/streams/x", "Accept: text/event-stream"))
         answer = source.answer
         assert answer.status == 200 and answer.get("content-type") == "text/event-stream"
+        assert answer.get("cache-control") == "no-store"
         assert not answer.whole and events_in(answer.body) == []
         retry, comment, _ = answer.body.split(b"\n", 2)
         assert int(retry.removeprefix(b"retry: ")) >= 3000
@@ -1038,6 +1039,7 @@ def test_a_connection_beyond_the_reserve_takes_and_frees_no_place_of_it(monkeypa
         for _ in range(2):
             late = r.client()
             assert late.answer.status == 503 and admission.reserved == room
+            assert late.answer.get("cache-control") == "no-store"
             late.fin()
             assert late.gone and admission.reserved == room
         reserve.pop().fin()

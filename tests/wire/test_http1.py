@@ -182,7 +182,8 @@ def test_the_framing_of_a_request_comes_from_its_fields(fields: list[bytes], fra
         (b"1.1", [b"Connection: X", b"connection: a ,\tCLOSE"], False),
         (b"1.1", [b"Connection: closed"], True),
         (b"1.0", [], False),
-        (b"1.0", [b"Connection: keep-alive"], False),
+        (b"1.0", [b"Connection: keep-alive"], True),
+        (b"1.0", [b"Connection: keep-alive, close"], False),
     ],
 )
 def test_keep_alive_depends_on_version_and_connection(version: bytes, fields: list[bytes], keep_alive: bool) -> None:
