@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import selectors
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,13 @@ class FakeLoop(asyncio.SelectorEventLoop):
         self._jumping = JumpingSelector()
         super().__init__(self._jumping)
         self.dial: Callable[[str, int, UpstreamConnection], FakeTransport] = refuse_all
+        self.names: dict[str, tuple[str, ...]] = {}  # addresses; any other name is an address by itself
 
     def time(self) -> float:
         return self._jumping.now
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 0)) for each in self.names.get(host, (host,))]
 
     async def create_connection(self, make: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
         protocol = make()
@@ -316,6 +321,8 @@ class Rig:
         self._ended = self.worker.application.ended
         self.worker.application.ended = self._request_ended
         self.worker.start()
+        for upstream in self.worker.upstreams:
+            upstream.health.is_doubtful = False  # as after its first answer: a request goes out in the same turn
         self.bugs: list[BaseException] = []
         self.refusing: set[int] = set()  # ports
         self.mute: set[int] = set()  # ports that never answer a SYN

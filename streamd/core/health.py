@@ -138,10 +138,11 @@ class Repute:
 class Health:
     """The standings of a server."""
 
-    __slots__ = ("_blamed", "_is_shared", "_latest", "_of", "all")
+    __slots__ = ("_blamed", "_is_shared", "_latest", "_of", "all", "is_doubtful")
 
     def __init__(self) -> None:
         self.all = Repute()
+        self.is_doubtful = True  # no answer since the start, or since a connection was refused or closed without a byte
         self._of: dict[str, Repute] = {}  # by principal; the last that failed is the last
         self._latest: str | None = None  # the principal that asked last
         self._is_shared = False  # whether two principals or more have asked
@@ -185,6 +186,7 @@ class Health:
 
     def answered(self, principal: str) -> None:
         """The server answered a request properly, be it with a refusal: it works."""
+        self.is_doubtful = False
         self._blamed.clear()
         self.all.let_in()
         own = self._of.get(principal)
@@ -193,6 +195,7 @@ class Health:
 
     def unreachable(self, began_at: float, now: float, rng: random.Random) -> None:
         """No connection was established."""
+        self.is_doubtful = True
         self.all.failed(Fault.CONNECTION, began_at, now, rng)
 
     def failed(

@@ -18,16 +18,14 @@ from streamd.net.upstream import Asker, Upstream, UpstreamConnection, UpstreamSt
 from streamd.reasons import CloseReason
 from streamd.wire.http1 import encode_request_head
 
-# This process, or this machine, has no descriptor, port or buffer left: no fault of a server.
-_OWN_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
-
 # A pooled connection that the server was just closing ends within a round trip of the request; a second is a round trip
 # around the world, doubled. Later than this the server may have read the request and worked on it.
 STALE_S_MAX = 1.0
 
-# A fresh connection that a system resets within this time of the request has never been read: several times the way
-# through a machine, and less than a server takes to read a request and decide on it.
-AT_ONCE_S_MAX = 0.1
+# Time for which a fresh connection is watched before the request goes out, if no answer has come since the start or
+# since a connection was refused or closed: a proxy whose server isn't there closes what it has accepted within a few
+# milliseconds, and a request that was sent by then may have been read.
+WATCHED_S = 0.01
 
 _SENT = (b"", b"")  # the request of an attempt that has gone out or is over
 
@@ -46,11 +44,6 @@ class Ask:
     fields: Callable[[Upstream, int], list[tuple[bytes, bytes]]]  # (upstream, length of the body)
     body: Callable[[Upstream], bytes]
     principal: str | None = None  # of the asker; None: streamd's own question, which judges no upstream
-
-
-def is_own_shortage(error: BaseException) -> bool:
-    """Whether a connection failed for want of something here: the upstream isn't to blame, another would fail too."""
-    return isinstance(error, OSError) and error.errno in _OWN_SHORTAGES
 
 
 class Owner(Asker, Protocol):
@@ -126,17 +119,23 @@ class Attempt:
             self._connecting = None
             self.crash("attempt.connect", error)
             return
-        self._connecting = None
         try:
             bump(runtime.counters.upstream_connects, name)
             runtime.counters.upstream_connect_s.observe(runtime.time() - began_at)
+            if self._principal is not None and self.upstream.health.is_doubtful:
+                await asyncio.sleep(WATCHED_S)
+            self._connecting = None
             if self._owner is None:
                 link.close()
             elif link.at is UpstreamState.CLOSED:  # accepted and closed at once, so the server read nothing
                 self._unreachable(ConnectionResetError(errno.ECONNRESET, "closed as soon as it was accepted"))
             else:
                 self._send(link)
+        except asyncio.CancelledError:
+            link.close()
+            raise
         except Exception as error:
+            self._connecting = None
             with runtime.guard:
                 link.close()
             self.crash("attempt.send", error)
@@ -183,6 +182,7 @@ class Attempt:
             upstream.health.unreachable(self.began_at, now, rng)
         else:
             upstream.health.failed(self._principal, self.began_at, now, rng, is_error=is_error)
+            upstream.health.is_doubtful |= reason is CloseReason.UPSTREAM_RESET
 
     @property
     def took_s(self) -> float:

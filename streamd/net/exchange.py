@@ -20,6 +20,7 @@ that leaves before the first token can leave it a grace.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from streamd.choice import Choice
@@ -30,7 +31,8 @@ from streamd.core.stream import Stream
 from streamd.core.usage import Charge
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
-from streamd.net.attempt import AT_ONCE_S_MAX, Ask, Attempt, is_own_shortage
+from streamd.net.attempt import Ask, Attempt
+from streamd.net.dialer import is_own_shortage
 from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
@@ -198,7 +200,7 @@ class Exchange(Pending):
     # -- when it doesn't get there
 
     def on_unreachable(self, attempt: Attempt, error: BaseException) -> None:
-        """No connection was established, so the upstream did no work: another upstream may be tried."""
+        """No connection was established, or none that was read: the upstream did no work, and another may be tried."""
         upstream = attempt.upstream
         if is_own_shortage(error):
             attempt.end()
@@ -378,11 +380,8 @@ class Exchange(Pending):
         if is_unanswered and attempt.is_stale and not self._stale_links:
             self._ask_again(attempt)
             return
-        if is_unanswered and link.turned_away and attempt.took_s <= AT_ONCE_S_MAX:
-            attempt.failed(CloseReason.UPSTREAM_CONNECT)
-            attempt.end()
-            if not self._try_another(attempt.upstream):
-                self._fail(HttpError(502, text, code=reason.word, reason=reason, should_retry=False))
+        if is_unanswered and link.turned_away:
+            self.on_unreachable(attempt, ConnectionResetError(errno.ECONNRESET, "closed with the request unread"))
             return
         stream = self.stream
         if stream is not None and stream.progress.terminal:  # nothing can be missing, however the framing ended

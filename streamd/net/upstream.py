@@ -31,6 +31,7 @@ from streamd.core.health import Health
 from streamd.core.stream import Stream
 from streamd.files import read_regular
 from streamd.keepalive import set_keepalive
+from streamd.net.dialer import Dialer
 from streamd.net.read_batch import ReadBatch
 from streamd.net.reading import BACKPRESSURE, TURN, pause_reading, resume_reading
 from streamd.net.runtime import Runtime
@@ -509,19 +510,17 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             self._break(CloseReason.UPSTREAM_TRUNCATED, text)
 
     def _is_unread(self, exc: Exception | None) -> bool:
-        """Whether the peer ended the connection without reading what was sent.
+        """Whether the peer ended the connection, by FIN or by a loss, without reading what was sent: it did no work.
 
-        A system answers with a reset where a program closes a socket that holds unread bytes, or bytes come for a
-        closed socket. A FIN alone follows a program that has read everything, unless no byte had reached it.
+        That is certain if its system acknowledged no byte, or answered the bytes behind a FIN with a reset. A reset
+        alone proves nothing: a program may have read everything and broken off.
         """
-        if exc is not None:
-            return isinstance(exc, ConnectionResetError | BrokenPipeError)
         sock = self.transport.get_extra_info("socket")
         if sock is None or sock.family == socket.AF_UNIX:
             return False
         try:
-            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                return True  # the reset came behind the FIN
+            if exc is None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return True
             (acked,) = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
         except (OSError, struct.error):
             return False
@@ -593,7 +592,7 @@ def _context_of(ca_file: str) -> ssl.SSLContext:
 class Upstream:
     """An inference server: its requests in flight, its pooled connections, its health."""
 
-    __slots__ = ("_idle", "_in_flight", "_runtime", "_tls", "board", "health", "removed", "settings")
+    __slots__ = ("_dialer", "_idle", "_in_flight", "_runtime", "_tls", "board", "health", "removed", "settings")
 
     def __init__(self, runtime: Runtime, settings: UpstreamSettings) -> None:
         self._runtime = runtime
@@ -601,6 +600,7 @@ class Upstream:
         self._tls: ssl.SSLContext | None = None
         if settings.origin.tls:
             self._tls = _context_of(settings.ca_file)
+        self._dialer = Dialer(runtime.loop, settings.origin.host, tls=settings.origin.tls)
         self._idle: list[UpstreamConnection] = []
         self._in_flight = 0
         self.board: InFlightBoard | None = None  # shows `in_flight` to the other workers
@@ -679,14 +679,18 @@ class Upstream:
 
     async def connect(self) -> UpstreamConnection:
         """A new connection. Raises OSError (ssl.SSLError is a subclass). If it raises, it leaves no connection."""
+        return await self._dialer.connect(self._connect_to)
+
+    async def _connect_to(self, address: str) -> UpstreamConnection:
+        """A connection to one of the host's addresses."""
         origin, loop = self.settings.origin, self._runtime.loop
         link = UpstreamConnection(self._runtime, self)
         try:
             if self._tls is None:
-                await loop.create_connection(lambda: link, origin.host, origin.port)
+                await loop.create_connection(lambda: link, address, origin.port)
             else:
                 await loop.create_connection(
-                    lambda: link, origin.host, origin.port, ssl=self._tls, server_hostname=origin.host
+                    lambda: link, address, origin.port, ssl=self._tls, server_hostname=origin.host
                 )
         except BaseException:
             link.give_up()

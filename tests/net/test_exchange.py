@@ -30,6 +30,7 @@ from fakes import (
 )
 
 from streamd.config import UpstreamSettings
+from streamd.net.attempt import WATCHED_S
 from streamd.net.client import BROKEN_END_S
 from streamd.net.exchange import TRANSITIONS, ExchangeState
 from streamd.reasons import CloseReason
@@ -256,14 +257,6 @@ def test_a_request_is_sent_again_only_once() -> None:
         assert client.answer.error["code"] == "upstream_reset" and len(r.links) == 2
 
 
-def test_a_fresh_connection_that_ends_without_a_byte_is_not_tried_again() -> None:
-    with rig(upstreams=TWO) as r:
-        client = r.client(post(WHOLE))
-        r.link.fin()
-        r.turn()
-        assert client.answer.status == 502 and len(r.links) == 1
-
-
 def test_a_reused_connection_that_ends_after_a_byte_is_not_tried_again() -> None:
     with rig() as r:
         pooled(r)
@@ -408,6 +401,7 @@ def test_a_failing_upstream_is_left_out_for_longer_and_longer_and_let_back_in() 
         assert all(later > 1.1 * earlier for earlier, later in itertools.pairwise(waits))
         r.refusing.clear()
         r.client(post(WHOLE))
+        r.pass_time(WATCHED_S)
         r.reply(whole_answer(b"ok"))
         assert r.dialled[-1] == 1 and a.health.all.is_in
         b.in_flight = 0
@@ -501,6 +495,7 @@ def test_a_server_that_is_due_is_probed_by_one_request_at_a_time() -> None:
         clients[0].reset()  # the probe ends without a verdict
         b.in_flight += 1
         last = r.client(post(WHOLE))
+        r.pass_time(WATCHED_S)
         b.in_flight -= 1
         assert r.dialled[-1] == 1
         for link in r.links[1:]:
@@ -509,30 +504,51 @@ def test_a_server_that_is_due_is_probed_by_one_request_at_a_time() -> None:
         assert last.statuses == [200] and a.health.all.is_in
 
 
-@pytest.mark.parametrize("how", ["reset", "slam"])
-def test_a_connection_that_is_accepted_and_closed_at_once_counts_as_refused(how: str) -> None:
+def test_a_doubtful_servers_connection_is_watched_before_the_request_goes_out() -> None:
     with rig(upstreams=TWO) as r:
-        if how == "slam":
-            r.slamming.add(1)
+        a, b = r.worker.upstreams
+        a.health.is_doubtful = True
         client = r.client(post(WHOLE))
-        if how == "reset":
-            r.link.reset()
-            r.turn()
-        assert r.dialled == [1, 2]
-        r.reply(whole_answer(b"ok"))
+        assert r.dialled == [1] and not r.link.sent
+        r.link.fin()
+        r.pass_time(WATCHED_S)
+        assert r.dialled == [1, 2] and not a.health.is_reachable()
+        r.reply(whole_answer(b"ok", "200 OK", "connection: close"))
         assert client.answer.body == b"ok"
-        a, _ = r.worker.upstreams
-        assert not a.health.is_reachable() and ("a", CloseReason.UPSTREAM_CONNECT) in (
-            r.runtime.counters.upstream_failures
-        )
+        r.pass_time(1.0)
+        b.in_flight = 1
+        client = r.client(post(WHOLE))
+        r.pass_time(WATCHED_S)
+        assert r.dialled == [1, 2, 1] and r.link.sent
+        r.reply(whole_answer(b"ok", "200 OK", "connection: close"))
+        assert client.answer.body == b"ok" and not a.health.is_doubtful
+        r.client(post(WHOLE))
+        assert r.dialled[-1] == 1 and r.link.sent, "a server that answered isn't watched"
+        b.in_flight = 0
 
 
-@pytest.mark.parametrize("seconds", [0.2, 5.0])
-def test_a_fresh_connection_that_is_reset_later_is_not_tried_again(seconds: float) -> None:
+@pytest.mark.parametrize("when", ["reader leaves", "connect_timeout"])
+def test_a_watched_connection_that_is_given_up_is_closed(when: str) -> None:
+    with rig(upstreams=ONE, connect_timeout_s=0.0) as r:
+        (a,) = r.worker.upstreams
+        a.health.is_doubtful = True
+        client = r.client(post(WHOLE))
+        if when == "reader leaves":
+            client.reset()
+        else:
+            r.exchanges[0].on_due(r.loop.time() + 1)
+            r.turn()
+            assert client.answer.status == 502
+        assert r.link.closed and not r.link.sent and a.in_flight == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 5.0])
+@pytest.mark.parametrize("how", ["fin", "reset"])
+def test_a_fresh_connection_that_ends_behind_the_request_is_not_tried_again(seconds: float, how: str) -> None:
     with rig(upstreams=TWO) as r:
         client = r.client(post(WHOLE))
         r.pass_time(seconds)
-        r.link.reset()
+        getattr(r.link, how)()
         r.turn()
         assert client.answer.status == 502 and client.answer.get("x-should-retry") == "false"
         assert r.dialled == [1]
@@ -560,6 +576,7 @@ def test_the_only_upstream_is_always_tried() -> None:
             assert r.client(post(WHOLE)).answer.status == 502
         r.refusing.clear()
         client = r.client(post(WHOLE))
+        r.pass_time(WATCHED_S)
         r.reply(whole_answer(b"ok"))
         assert client.statuses == [200]
 

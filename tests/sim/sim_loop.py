@@ -86,6 +86,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         return await self.connect(factory, host, port)
 
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:  # type: ignore[override]
+        return [(0, 0, 0, "", (host, port))]
+
     def get_debug(self) -> bool:
         return False
 
