@@ -1,6 +1,7 @@
 """GET /v1/models and /v1beta/models: the models of all upstreams, merged, with their aliases.
 
-An upstream that fails is left out. The question that goes upstream is streamd's own: of the asker it has the
+An upstream that fails is left out; where none has a list, the first upstream's error is the answer, for a wrong key of
+streamd's says so there. The question that goes upstream is streamd's own: of the asker it has the
 credentials, if that upstream gets them, and the fields that an API's list may depend on. So askers share it
 (net/questions.py), whatever else they send. It counts against the limits of the key that caused it.
 """
@@ -19,12 +20,13 @@ from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
 from streamd.net.http_error import HttpError
-from streamd.net.questions import Key, Parts, Question, Questions
+from streamd.net.questions import ErrorAnswer, Key, Parts, Question, Questions
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
+from streamd.wire import active_content, retry_after
 from streamd.wire.dialect import KEY_FIELDS
 from streamd.wire.dialects.api import Api
 from streamd.wire.dialects.members import Json, json_object
@@ -44,6 +46,9 @@ _ASKERS_FIELDS: Final = frozenset(
         b"x-goog-user-project",
     )
 )
+
+# Fields of an upstream's error that pass.
+_ERROR_FIELDS: Final = frozenset((b"content-type", b"content-encoding", b"www-authenticate", b"retry-after"))
 
 
 class Models:
@@ -72,7 +77,7 @@ class Models:
         if not upstreams:
             self._upstreams.choose("", self._runtime.time())
         asked = self._ask(request)
-        merge = _Merge(self._questions, answer, upstreams)
+        merge = _Merge(self._runtime, self._questions, answer, upstreams)
         fresh: list[tuple[Key, Ask]] = []
         for upstream in upstreams:
             ask = _question(asked, request, upstream)
@@ -109,12 +114,14 @@ class Models:
 class _Merge(Pending):
     """A request for the list: collects its parts as they come."""
 
-    def __init__(self, questions: Questions, answer: Answer, upstreams: tuple[Upstream, ...]) -> None:
+    def __init__(self, runtime: Runtime, questions: Questions, answer: Answer, upstreams: tuple[Upstream, ...]) -> None:
+        self._runtime = runtime
         self._questions = questions
         self._answer = answer
         self._api = answer.request.dialect.api
         self._upstreams = upstreams
         self._lists: dict[Upstream, Parts] = {}
+        self._errors: dict[Upstream, ErrorAnswer] = {}
         self._waits: set[Question] = set()
 
     def has(self, key: Key) -> bool:
@@ -152,10 +159,15 @@ class _Merge(Pending):
         self._waits.discard(question)
         if parts is not None:
             self._lists[question.upstream] = parts
+        elif question.error is not None:
+            self._errors[question.upstream] = question.error
         if not self._waits:
             self._answer.settle(self._respond)
 
     def _respond(self) -> None:
+        if not self._lists and self._errors:
+            self._pass_error()
+            return
         if not self._lists:
             text = "No upstream answered with a list of models."
             raise HttpError(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
@@ -166,6 +178,19 @@ class _Merge(Pending):
         entries: list[Any] = [orjson.Fragment(model) for model in merged.values()]
         body = orjson.dumps(self._api.model_list(entries))
         self._answer.send(200, body, [(b"content-type", b"application/json")])
+
+    def _pass_error(self) -> None:
+        """Answer with the first upstream's error; the mistake of a client or of a key (4xx) says most."""
+        ranked = sorted(self._errors, key=lambda each: (self._errors[each].status >= 500, self._upstreams.index(each)))
+        upstream, (status, fields, body) = ranked[0], self._errors[ranked[0]]
+        most, now = self._runtime.settings.upstream_retry_after_max_s, self._runtime.unix_time()
+        passed = [(b"x-upstream", upstream.settings.name.encode())]
+        for name, value in fields:
+            bounded = retry_after.bounded(name, value, most, now)
+            if name in _ERROR_FIELDS and bounded is not None:
+                passed.append((name, bounded))
+        types = [value for name, value in fields if name == b"content-type"]
+        self._answer.send(status, body, [*passed, *active_content.holding(types[0] if types else None)])
 
     def on_gone(self, reason: CloseReason) -> None:
         waits, self._waits = self._waits, set()

@@ -31,7 +31,7 @@ class Fetch:
         self._attempt: Attempt | None = None  # None: not started
         self._done: Callable[[Upstream, int, bytes], None] | None = done
         self._timer: asyncio.TimerHandle | None = None
-        self._status = 0
+        self.head: ResponseHead | None = None  # of the answer
         self._body = bytearray()
 
     def start(self) -> None:
@@ -73,7 +73,7 @@ class Fetch:
         self._finish(0)
 
     def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:
-        self._status = head.status
+        self.head = head
         link.take_body(head)
 
     def on_piece(self, piece: bytes) -> None:
@@ -83,7 +83,8 @@ class Fetch:
             self._finish(0)
 
     def on_end(self, link: UpstreamConnection) -> None:
-        self._finish(self._status)
+        assert self.head is not None
+        self._finish(self.head.status)
 
     def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
         self._finish(0)

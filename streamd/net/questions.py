@@ -23,6 +23,7 @@ from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import NONE_AVAILABLE
+from streamd.wire.http1 import Headers
 
 # A page that asks for the list several times as it opens gets the same; a model that was loaded shows soon.
 KEPT_S: Final = 3.0
@@ -35,11 +36,22 @@ AT_ONCE_MAX: Final = 2
 # Two at a time within the time limit of a question, at 25 ms each: 400. The next is refused.
 QUEUED_MAX: Final = 400
 
+# An error that is passed on: the error object of an OpenAI-compatible server takes a few hundred bytes, a page 10 KB.
+ERROR_BYTES_MAX: Final = 64 * 1024
+
 Parts = tuple[tuple[str, bytes], ...]
 """A list of models: names, and the entries as JSON."""
 
 Key = tuple[Upstream, bytes]
 """A question: its upstream, and a digest of the bytes that go there."""
+
+
+class ErrorAnswer(NamedTuple):
+    """An upstream's answer with an error status."""
+
+    status: int
+    fields: Headers
+    body: bytes
 
 
 class Listener(Protocol):
@@ -52,13 +64,14 @@ class Listener(Protocol):
 class Question:
     """A question under way, or waiting for its turn."""
 
-    __slots__ = ("ask", "fetch", "key", "listeners", "read", "timer")
+    __slots__ = ("ask", "error", "fetch", "key", "listeners", "read", "timer")
 
     def __init__(self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], Parts | None]) -> None:
         self.key = key
         self.ask = ask
         self.read = read
         self.listeners: list[Listener] = []
+        self.error: ErrorAnswer | None = None  # the answer, if it is one of an error
         self.fetch: Fetch | None = None  # None: it waits for its turn, until the timer ends that
         self.timer: asyncio.TimerHandle | None = None
 
@@ -144,6 +157,9 @@ class Questions:
         parts = question.read(question.upstream, status, body) if status else None
         if parts is not None:
             self._keep(question.key, Kept(parts, _size_of(parts)))
+        head = question.fetch.head if question.fetch is not None else None
+        if head is not None and status >= 400 and len(body) <= ERROR_BYTES_MAX:
+            question.error = ErrorAnswer(status, head.headers, body)
         self._end(question)
         for listener in listeners:
             listener.arrived(question, parts)

@@ -159,6 +159,31 @@ def test_without_an_answering_upstream_the_model_list_is_a_502() -> None:
         assert answer.status == 502 and answer.error["code"] == "no_models" and answer.get("x-should-retry") == "true"
 
 
+WRONG_KEY = whole_answer(b'{"error": {"message": "the key is wrong"}}', "401 Unauthorized", "www-authenticate: Bearer")
+BROKEN = whole_answer(b"<html>", "502 Bad Gateway", "content-type: text/html", "retry-after: 900")
+
+
+@pytest.mark.parametrize(
+    ("wires", "status", "upstream"),
+    [((WRONG_KEY, BROKEN), 401, "a"), ((BROKEN, WRONG_KEY), 401, "b"), ((BROKEN, BROKEN), 502, "a")],
+)
+def test_where_no_upstream_has_a_list_an_upstreams_own_error_is_the_answer(
+    wires: tuple[bytes, bytes], status: int, upstream: str
+) -> None:
+    with rig(upstreams=TWO) as r:
+        client = r.client(get("/v1/models"))
+        for link, wire in zip(list(r.links), wires, strict=True):
+            link.feed(wire)
+        r.turn()
+        answer = client.answer
+        assert answer.status == status and answer.get("x-upstream") == upstream
+        assert answer.get("x-should-retry") is None
+        if status == 401:
+            assert answer.error["message"] == "the key is wrong" and answer.get("www-authenticate") == "Bearer"
+        else:
+            assert answer.get("retry-after") == "60" and answer.get("content-security-policy")
+
+
 def test_without_a_configured_upstream_the_model_list_is_refused() -> None:
     with rig(upstreams=()) as r:
         assert r.client(get("/v1/models")).answer.status == 503

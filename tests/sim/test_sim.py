@@ -374,7 +374,7 @@ BROKEN = {
     takes_half_for_all: "ended cleanly, its answer didn't",
     joins_nothing: "was paid for again|names left",
     drops_a_fresh_segment: "a segment was dropped that had room",
-    frames_data_lines: "a line that isn't data",
+    frames_data_lines: "a line that isn't data|position",
     waits_for_nothing: "bytes wait, but for no turn|a connection that waits is read",
     reads_on: "a connection that waits is read",
     closes_the_patient: "a full ring met the wrong policy|a slow reader is closed against its policy",
