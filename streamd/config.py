@@ -415,11 +415,11 @@ class Settings:
     stream_timeout_s: float = duration_row(RELAY, "0s", "1s", "168h", "Longest duration of a whole stream", zero="off")
     event_bytes_max: int = bytes_row(
         RELAY,
-        "1MiB",
+        "8MiB",
         "1KiB",
-        "16MiB",
+        "64MiB",
         "Largest event; a larger one ends its stream",
-        "A token is 200 B, a Responses event with the whole answer 128k x 5 B",
+        "An image of 4 to 6 MB in base64 (x 4/3), audio, the arguments of a tool call; a token is 200 B",
     )
     upstream_retry_after_max_s: float = duration_row(
         RELAY,
@@ -492,7 +492,7 @@ class Settings:
         "16KiB",
         "1GiB",
         "Memory of one stream's replay log",
-        "500 tokens take 5 KB, so 100,000 tokens; the largest event fits",
+        "500 tokens take 5 KB, so 100,000 tokens; beside it, the newest event that is larger by itself",
     )
     log_events_max: int = count_row(
         READERS,
@@ -876,11 +876,6 @@ def relations(settings: Settings) -> Iterator[tuple[str, str]]:
     at_most = [
         ("target_bytes_max", "head_bytes_max", "the target is a part of the head"),
         ("body_bytes_max", "bodies_bytes_max", "otherwise the largest body never fits"),
-        (
-            "event_bytes_max",
-            "log_bytes_max",
-            "otherwise a log can't hold the largest event, and every reader of it gets a gap",
-        ),
         ("ring_slots", "log_events_max", "otherwise the log drops events that a full ring still refers to"),
         ("detach_grace_s", "detach_grace_max_s", "which bounds all detach graces"),
         ("retry_min_s", "retry_max_s", "the jitter runs between them"),
@@ -894,8 +889,8 @@ def relations(settings: Settings) -> Iterator[tuple[str, str]]:
             "log_bytes_max",
             "must be at least 2 x ring_bytes_max, or a reader that leaves its ring finds a gap in the log",
         )
-    if s.logs_bytes_max and s.logs_bytes_max < s.log_bytes_max:
-        yield "logs_bytes_max", "must be at least log_bytes_max, or 0"
+    if s.logs_bytes_max and s.logs_bytes_max < s.log_bytes_max + s.event_bytes_max:
+        yield "logs_bytes_max", "must be at least log_bytes_max + event_bytes_max, which a single log may take, or 0"
     for route in s.routes:
         if (route.detach_grace_s or 0) > s.detach_grace_max_s:
             yield "routes", f"route {route.path}: detach_grace must be at most detach_grace_max"

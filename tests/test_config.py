@@ -294,13 +294,13 @@ def test_a_table_in_the_wrong_place_is_refused(file: Path, text: str, problem: s
 RELATIONS = [
     (Settings(target_bytes_max=2048, head_bytes_max=1024), "target_bytes_max", "at most head_bytes_max"),
     (Settings(body_bytes_max=10, bodies_bytes_max=9), "body_bytes_max", "at most bodies_bytes_max"),
-    (Settings(event_bytes_max=2**20, log_bytes_max=2**19), "event_bytes_max", "at most log_bytes_max"),
     (Settings(ring_slots=64, log_events_max=63), "ring_slots", "at most log_events_max"),
     (Settings(detach_grace_s=301), "detach_grace_s", "at most detach_grace_max"),
     (Settings(retry_min_s=6), "retry_min_s", "at most retry_max"),
     (Settings(loop_lag_max_s=11), "loop_lag_max_s", "at most worker_stuck"),
     (Settings(ring_bytes_max=2**20), "log_bytes_max", "2 x ring_bytes_max"),
-    (Settings(logs_bytes_max=2**19), "logs_bytes_max", "at least log_bytes_max, or 0"),
+    (Settings(logs_bytes_max=2**19), "logs_bytes_max", "log_bytes_max + event_bytes_max"),
+    (Settings(logs_bytes_max=2**20 + 2**19, event_bytes_max=2**20), "logs_bytes_max", "or 0"),
     (Settings(routes=(RouteOverride(path="/x", detach_grace_s=301),)), "routes", "/x"),
     (Settings(listen=("0.0.0.0:80",)), "listen", "insecure_public"),
     (Settings(listen=("[::1]:80", "[::1]:80")), "listen", "twice"),
@@ -336,6 +336,7 @@ def test_a_broken_relation_between_settings_is_refused(settings: Settings, attri
         Settings(listen=("127.0.0.1:0", "127.0.0.1:0", "unix:/a")),
         Settings(tls_cert="c", tls_key="k", proxy_protocol=True, trusted_proxies=("10.0.0.0/8",)),
         Settings(loop_lag_max_s=0, logs_bytes_max=2**30),
+        Settings(event_bytes_max=2**26, log_bytes_max=2**20),
     ],
 )
 def test_settings_whose_relations_hold_are_accepted(settings: Settings) -> None:

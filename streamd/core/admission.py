@@ -464,6 +464,7 @@ class _Own:
     reserved: int = 0  # connections beyond the gates
     operators: int = 0  # of the admin listener, beyond the gates
     turned_away: int = 0  # connections beyond the reserve that linger
+    held_bytes: int = 0  # charged beside the prices
     lag_s: float = 0.0
     resident_bytes: int = 0  # measured over all workers; the latest value
     refused: dict[Gate, int] = field(default_factory=lambda: dict.fromkeys(Gate, 0))
@@ -638,9 +639,10 @@ class Admission:
         """Charge bytes that are held beside the prices: of heads and of events that have begun (negative: let go).
 
         Never refused, because a stream that was admitted goes on: a head has head_bytes_max, an event event_bytes_max.
-        New arrivals are refused while they take the room.
+        New arrivals are refused while they take the room, and the logs give way.
         """
         self._row[_MEMORY] += delta_bytes
+        self._own.held_bytes += delta_bytes
 
     # Bodies
 
@@ -708,8 +710,9 @@ class Admission:
 
     @property
     def logs_bytes_max(self) -> int:
-        """This worker's share of the logs' budget."""
-        return self._budget.logs_bytes_max // self._budget.resources.workers
+        """This worker's share of the logs' budget, less the bytes held beside the prices; at least half of it."""
+        share = self._budget.logs_bytes_max // self._budget.resources.workers
+        return max(share // 2, share - self._own.held_bytes)
 
     def saturation(self) -> dict[str, float]:
         """How full each part is, 0…1."""

@@ -27,7 +27,9 @@ and a live memoryview makes an append raise BufferError), a list of tuples (58 K
 (7.4 KB).
 
 Bounds. Both caps are checked when a segment is sealed, never for each event: the log may exceed them by a segment and
-an event. The log holds the events seq_first <= seq < seq_next; those in front of seq_first have been dropped.
+an event. An event may be larger than the cap in bytes by itself (images, audio); the newest of these is kept beside all
+that the cap allows, until as much has followed it. The log holds the events seq_first <= seq < seq_next; those in front
+of seq_first have been dropped.
 """
 
 from __future__ import annotations
@@ -262,6 +264,7 @@ class ReplayLog(_Joined):
         if found:
             record = self._put_switching(*found)
             self._text_base -= len(record)
+            self._keep_bounds()  # the template takes room, too
             return self._count(is_text=False)
         self.keep_whole(event)
         return False
@@ -437,28 +440,47 @@ class ReplayLog(_Joined):
         self._text_base += len(self._tail) - len(head)
         self._tail = head + record
         self.bytes_held += _tail_held(self._tail)
-        if self.bytes_held > self.bytes_max or self.seq_next - self.seq_first >= self.events_max:
-            # An eighth at once, so that the next segments drop nothing.
-            self._drop(self.bytes_max * 7 // 8, self.events_max * 7 // 8)
+        self._keep_bounds()
 
     # Forgetting.
 
-    def _drop(self, bytes_max: int, events_max: int) -> None:
-        """Drop the oldest sealed segments until the log keeps to both bounds, or only the tail is left."""
+    def _keep_bounds(self) -> None:
+        """Above a bound, drop an eighth at once, so that the next segments drop nothing."""
+        if self.bytes_held > self.bytes_max or self.seq_next - self.seq_first >= self.events_max:
+            self._drop(self.bytes_max * 7 // 8, self.events_max * 7 // 8)
+
+    def _drop(self, bytes_max: int, events_max: int, *, spares: bool = True) -> None:
+        """Drop the oldest sealed segments until the log keeps to both bounds, or only the tail is left.
+
+        Unless `spares` is False, the newest event that is larger than the log's bound by itself isn't counted: what is
+        older and newer may have the whole bound, and a reader that pauses for a moment doesn't lose the event.
+        """
         segments = self._segments or []
-        dropped, held = 0, self.bytes_held
+        large = self._newest_oversize(segments) if spares else -1
+        spared = 0 if large < 0 else _held(segments[large]) if large < len(segments) else _tail_held(self._tail)
+        dropped, held = 0, self.bytes_held - spared
         while dropped < len(segments) and (held > bytes_max or self.seq_next - _first(segments[dropped]) > events_max):
-            held -= _held(segments[dropped])
+            if dropped == large:
+                spared = 0
+            else:
+                held -= _held(segments[dropped])
             dropped += 1
         if dropped:
             del segments[:dropped]
             self._base += dropped
-            self.bytes_held = held
+            self.bytes_held = held + spared
             self.seq_first = _first(segments[0] if segments else self._tail)
+
+    def _newest_oversize(self, segments: list[bytes]) -> int:
+        """The index of the newest segment, or of the tail behind them, above the log's bound; -1: there is none."""
+        if len(self._tail) > self.bytes_max:
+            return len(segments)
+        newest_first = range(len(segments) - 1, -1, -1)
+        return next((index for index in newest_first if len(segments[index]) > self.bytes_max), -1)
 
     def trim_to(self, bytes_max: int) -> None:
         """Drop the oldest events until bytes_held <= bytes_max, all if need be; an empty log's object remains."""
-        self._drop(bytes_max, self.events_max)
+        self._drop(bytes_max, self.events_max, spares=False)
         if self.bytes_held > bytes_max and self._tail:
             self._base += 1
             self.seq_first = self.seq_next
@@ -492,8 +514,7 @@ class ReplayLog(_Joined):
             log._tail = parts.segments[-1]
             log.bytes_held += _tail_held(log._tail)
         log._text_base = parts.text_bytes + parts.text_events - len(log._tail)
-        if log.bytes_held > bytes_max or log.seq_next - log.seq_first >= events_max:
-            log._drop(bytes_max * 7 // 8, events_max * 7 // 8)
+        log._keep_bounds()
         return log
 
     # Reading.

@@ -428,7 +428,7 @@ class Subscriber(_PerEvent):
         out = self._begin_reading()
         cursor = self._cursor
         assert cursor is not None
-        large = log.large_event(cursor) if self.form not in DATA_LINES else None
+        large = log.large_event(cursor)
         if large is not None:
             parts = [*out, *self._large_frame(self.own_position, large)]
             self.own_position = cursor.seq
@@ -448,10 +448,14 @@ class Subscriber(_PerEvent):
 
     def _large_frame(self, seq: int, event: memoryview) -> list[bytes | memoryview]:
         """The parts of a frame as _encode() makes it, around the event's own bytes."""
-        opening = b"" if self.form in RAW else b"%b%d\n" % (self.stream.id_prefix, seq)
-        if self.form in IN_CHUNKS:
-            return [b"%x\r\n%b" % (len(opening) + len(event), opening), event, b"\r\n"]
-        return [opening, event] if opening else [event]
+        parts: list[bytes | memoryview] = [event]
+        if self.form in DATA_LINES:
+            parts = sse.data_line_parts(event)
+        elif self.form not in RAW:
+            parts = [b"%b%d\n" % (self.stream.id_prefix, seq), event]
+        if self.form not in IN_CHUNKS:
+            return parts
+        return [b"%x\r\n" % sum(map(len, parts)), *parts, b"\r\n"]
 
     def _begin_reading(self) -> list[bytes]:
         """Put the cursor at the reader's position; announce events that the log no longer has as a gap."""

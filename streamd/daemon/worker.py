@@ -243,6 +243,7 @@ class Worker:
         admission.note_idle_upstreams(sum(upstream.idle for upstream in self.upstreams))
         admission.charge_logs(log_bytes - self._charged_logs)
         self._charged_logs = log_bytes
+        runtime.hub.log_bytes_max = admission.logs_bytes_max
         self._resident_bytes = machine.private_bytes()
         workers_bytes = self._resident_bytes if self.shared is None else self.shared.resident_bytes()
         admission.note_resident(workers_bytes + self.parent_bytes)

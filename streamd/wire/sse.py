@@ -233,6 +233,27 @@ def data_lines(event: bytes) -> bytes:
     return b"".join(b"data: %b\n" % value.removeprefix(b" ") for name, _, value in fields if name == b"data") + b"\n"
 
 
+# Lines of a large event up to which data_line_parts() gives each as a view, of 200 B.
+VIEWED_LINES_MAX: Final = 64
+
+
+def data_line_parts(event: memoryview) -> list[bytes | memoryview]:
+    """data_lines() of a large event as parts to be written in order, without a copy of ordinary events."""
+    whole = bytes(event)
+    if whole.count(b"\n") > VIEWED_LINES_MAX:
+        return [data_lines(whole)]
+    parts: list[bytes | memoryview] = []
+    start = 0
+    while (end := whole.find(b"\n", start) + 1) > 0:
+        name, colon, _ = whole[start : min(start + 6, end - 1)].partition(b":")
+        if name == b"data":
+            value = start + len(name) + len(colon)
+            value += whole[value : value + 1] == b" "
+            parts += [b"data: ", event[value:end]]
+        start = end
+    return [*parts, b"\n"]
+
+
 def parse_event(event: bytes) -> tuple[str | None, bytes]:
     """(event type, data) of an event as EventSplitter gives it: the last `event` line; the data lines joined by LF."""
     name: bytes = b""

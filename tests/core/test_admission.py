@@ -377,6 +377,16 @@ class TestWorkers:
         budget = budget_for(10, workers=2)
         assert Admission(budget, Limits()).logs_bytes_max == budget.logs_bytes_max // 2
 
+    def test_the_logs_give_way_to_events_that_have_begun(self) -> None:
+        budget = budget_for(1000)
+        admission, whole = Admission(budget, Limits()), budget.logs_bytes_max
+        admission.charge_held(1000)
+        assert admission.logs_bytes_max == whole - 1000
+        admission.charge_held(2 * whole)
+        assert admission.logs_bytes_max == whole // 2
+        admission.charge_held(-1000 - 2 * whole)
+        assert admission.logs_bytes_max == whole
+
 
 class TestRefusal:
     def test_it_may_be_tried_again_when_others_have_left(self) -> None:

@@ -659,14 +659,6 @@ def test_events_are_bounded_in_number() -> None:
     assert 875 - in_one_segment <= log.seq_next - log.seq_first <= 1000 + in_one_segment
 
 
-def test_an_event_above_the_cap_is_held_until_the_next_event() -> None:
-    big = b"data: " + b"q" * 5000 + b"\n\n"
-    log = filled([b"data: 1\n\n", big], bytes_max=2000)
-    assert read_all(log, log.seek(log.seq_first)) == [(2, big)]
-    log.append(b"data: 2\n\n")
-    assert read_all(log, log.seek(log.seq_first)) == [(3, b"data: 2\n\n")]
-
-
 def reachable_bytes(log: ReplayLog) -> int:
     seen: dict[int, Any] = {}
     ahead: list[Any] = [log]
@@ -840,3 +832,67 @@ def test_a_read_of_events_kept_whole_keeps_to_its_bytes_too() -> None:
     cursor = log.seek(1)
     assert log.read(cursor, bytes_max=500) == [(1, small)]
     assert log.read(cursor, bytes_max=500) == [(2, large)]
+
+
+# -- an event that is larger than the log's bound
+
+
+BOUND = 64 * 1024
+OVERSIZE = b"data: " + b"x" * 2 * BOUND + b"\n\n"
+
+
+def whole(k: int) -> bytes:
+    return b"data: %d " % k + b"y" * 990 + b"\n\n"
+
+
+def test_an_event_larger_than_the_log_stays_beside_a_whole_log() -> None:
+    """Else the events before it would be lost to late readers, and it to readers that pause for a moment."""
+    log = ReplayLog(bytes_max=BOUND, events_max=1000)
+    for k in range(30):
+        log.append(whole(k))
+    log.append(OVERSIZE)
+    for k in range(20):
+        log.append(whole(k))
+    assert log.seq_first == 1 and log.bytes_held <= BOUND + len(OVERSIZE) + 1000
+    assert [event for _, event in log.read(log.seek(31), bytes_max=1)] == [OVERSIZE]
+
+
+def test_an_event_larger_than_the_log_is_dropped_once_as_much_has_followed_it() -> None:
+    log = ReplayLog(bytes_max=BOUND, events_max=1000)
+    log.append(OVERSIZE)
+    for k in range(100):
+        log.append(whole(k))
+        assert log.bytes_held <= BOUND + len(OVERSIZE) + 1000
+    assert log.seq_first > 1 and log.bytes_held <= BOUND + 1000
+
+
+def test_of_two_events_larger_than_the_log_the_newest_stays() -> None:
+    log = ReplayLog(bytes_max=BOUND, events_max=1000)
+    log.append(whole(1))
+    log.append(OVERSIZE)
+    log.append(whole(2))
+    log.append(OVERSIZE)
+    log.append(whole(3))
+    assert log.seq_first == 3 and log.bytes_held <= BOUND + len(OVERSIZE) + 1000
+    assert [event for _, event in log.read(log.seek(3), bytes_max=1 << 20)] == [whole(2), OVERSIZE, whole(3)]
+
+
+def test_memory_that_runs_short_takes_the_largest_event_too() -> None:
+    log = ReplayLog(bytes_max=BOUND, events_max=1000)
+    log.append(OVERSIZE)
+    log.append(whole(1))
+    log.trim_to(BOUND // 2)
+    assert log.seq_first == 2 and log.bytes_held <= BOUND // 2
+
+
+@given(st.lists(st.sampled_from([10, 500, 1000, 3000, 9000]), max_size=60))
+def test_the_books_of_a_log_with_events_of_any_size_are_right(sizes: list[int]) -> None:
+    log = ReplayLog(bytes_max=4000, events_max=40)
+    for k, size in enumerate(sizes):
+        log.append(b"data: %d " % k + b"z" * size + b"\n\n")
+        segments = [*(log._segments or []), *([log._tail] if log._tail else [])]
+        sizes_held = [replay._held(each) for each in segments[:-1]] + [replay._tail_held(log._tail)]
+        templates = log.bytes_held - sum(sizes_held)
+        assert 0 < templates < 1000  # the objects around the segments
+        assert log.seq_first == int.from_bytes(segments[0][:5], "big")
+        assert len(log.read(log.seek(log.seq_first), bytes_max=1 << 30)) == log.seq_next - log.seq_first

@@ -231,7 +231,7 @@ CORE: Final = (
     Mutant(
         "log_events_max does not bound the log",
         "core/replay.py",
-        "ReplayLog._roll",
+        "ReplayLog._keep_bounds",
         "self.seq_next - self.seq_first >= self.events_max",
         "False",
     ),

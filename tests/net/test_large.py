@@ -212,3 +212,55 @@ def test_a_proxied_answer_that_waits_for_its_reader_is_counted(answer: bytes, en
             r.link.reset()
             client.take()
             assert memory(r) <= before
+
+
+# -- an event that is larger than the whole log
+
+
+SMALL_LOG = {**ROOMY, "log_bytes_max": 64 * 1024, "event_bytes_max": 8 * 1024 * 1024}
+
+
+def data_line(data: bytes) -> bytes:
+    return b"data: %b\n\n" % data
+
+
+def data_of(event: bytes) -> bytes:
+    return event[6:-2]
+
+
+@pytest.mark.parametrize("policy", ["coalesce", "drop_oldest", "close"])
+@pytest.mark.parametrize("capacity", [0, 1000, 1 << 60])
+def test_a_reader_gets_an_event_larger_than_the_log_live_and_after_a_pause(policy: str, capacity: int) -> None:
+    with rig(policy=policy, **SMALL_LOG) as r:
+        room(r)
+        client = reads(r, capacity=capacity)
+        for each in (event("a"), LARGE, data_line(b"b"), data_line(b"c")):
+            publish(r, each)
+        client.take()
+        if policy != "close":
+            assert seen(client)[1:] == [data_of(LARGE), b"b", b"c"]
+            assert b"event: gap" not in client.raw
+
+
+def test_a_reader_that_comes_after_an_event_larger_than_the_log_is_told_of_a_gap() -> None:
+    with rig(**SMALL_LOG) as r:
+        room(r)
+        publish(r, event("a"), LARGE, event("b"))
+        assert data_of(LARGE) in seen(reads(r))
+        for _ in range(10):
+            publish(r, b"data: " + b"y" * 10_000 + b"\n\n")
+        late = reads(r)
+        assert b"event: gap" in late.raw and data_of(LARGE) not in seen(late)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_gemini_reader_holds_a_piece_of_an_image_and_not_all(version: str) -> None:
+    """Its SDK takes data lines alone; images are the events of this API that are large."""
+    ask = get("/v1beta/models/m:streamGenerateContent?alt=sse", "Content-Length: 2", method="POST", version=version)
+    with rig(**SMALL_LOG) as r:
+        client = r.client(ask + b"{}", capacity=1000)
+        r.reply(SSE_HEAD)
+        r.reply(chunk(LARGE))
+        assert len(client.transport.held) <= HELD_MAX
+        client.take()
+        assert seen(client) == [data_of(LARGE)] and b"id:" not in client.raw.partition(b"\r\n\r\n")[2]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from streamd.wire import sse
 from streamd.wire.sse import EVENT_LINES_MAX, HEARTBEAT, EventSplitter, EventTooLarge, data_lines, frame, parse_event
 
 MAX = 1 << 20
@@ -367,3 +368,29 @@ def test_the_lines_of_an_event_are_bounded(line: bytes, size: int) -> None:
             assert not fits and large.bound == f"{EVENT_LINES_MAX} lines"
             found += large.before
         assert found[0] == b"data: before\n\n" and len(found) == 1 + fits
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"data: a", b"data:b", b"data", b"data:", b"data:  c", b"event: x", b": hb", b"id: 1", b"dat: q"]
+        ),
+        min_size=1,
+        max_size=2 * sse.VIEWED_LINES_MAX,
+    )
+)
+def test_the_data_lines_of_a_large_event_are_those_of_any_event(lines: list[bytes]) -> None:
+    event = b"\n".join(lines) + b"\n\n"
+    assert b"".join(sse.data_line_parts(memoryview(event))) == sse.data_lines(event)
+
+
+def test_a_large_event_of_a_data_line_is_not_copied() -> None:
+    event = b"data: " + b"x" * 100_000 + b"\n\n"
+    parts = sse.data_line_parts(memoryview(event))
+    assert [part for part in parts if isinstance(part, memoryview) and part.obj is event and len(part) > 100_000]
+    assert sum(len(part) for part in parts if isinstance(part, bytes)) < 20
+
+
+@given(st.integers(1, 1 << 40), st.integers(0, 5000))
+def test_the_size_of_a_frame_is_known_without_the_frame(seq: int, size: int) -> None:
+    assert sse.frame_size(b"id: s_x:", seq, size) == len(sse.frame(b"id: s_x:", seq, b"e" * size, chunked=True))
