@@ -127,7 +127,7 @@ function begin(streamId) {
   leave = watch(server(), streamId, (said) => {
     watched.take(said);
     if (said.failed) watched.end("failed", `${said.failed} After`);
-    if (said.state === "finished") watched.end("finished", watched.events ? "Finished:" : "There is no such stream, or no more of it:");
+    if (said.state === "finished") watched.end("finished", watched.events ? "Finished:" : "There is no such stream at that address, or no more of it:");
     if (said.state === "stopped") watched.end("stopped", "Left after");
     if (said.failed || said.state === "finished" || said.state === "stopped") over();
   });

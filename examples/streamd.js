@@ -71,6 +71,13 @@ export function meaningOf({ event, data }) {
 }
 
 class Refused extends Error {}
+class HttpFailure extends Error {} // for now: the same request may succeed soon
+
+// Tries without any answer before the address counts as wrong. A server that has answered once is only away for now.
+const TRIES_UNANSWERED_MAX = 3;
+
+const unanswered = (server) =>
+  `Nothing answers at ${server}: is the address right, and does streamd allow this page (cors_origins)?`;
 
 const RETRY_MS = 1000; // until the server has said otherwise with a `retry:` line
 const RETRY_MS_MAX = 30_000;
@@ -84,6 +91,7 @@ export async function* generate(server, path, body, { headers = {}, graceS = 60,
   const parser = { lastEventId: "", retryMs: RETRY_MS };
   const key = randomKey();
   let streamId = "";
+  let isAnswered = false;
   for (let tries = 0; ; tries++) {
     const before = parser.lastEventId;
     const connection = new AbortController();
@@ -93,12 +101,17 @@ export async function* generate(server, path, body, { headers = {}, graceS = 60,
     try {
       signal?.throwIfAborted();
       const response = await ask(server, path, body, { headers, graceS, key, streamId, parser, signal: connection.signal });
+      isAnswered = true;
       if (response.status === 204) return; // the end was reached before the connection was lost
+      const type = response.headers.get("Content-Type") ?? "nothing";
+      if (!type.startsWith("text/event-stream")) throw new Refused(`${server} answers with ${type}: is that streamd?`);
       streamId = response.headers.get("X-Stream-Id") ?? streamId;
       yield { state: "streaming", streamId };
       if (yield* readAnswer(response, parser)) return;
     } catch (error) {
       if (signal?.aborted || error instanceof Refused) throw error;
+      if (error instanceof HttpFailure) isAnswered = true;
+      if (!isAnswered && tries + 1 >= TRIES_UNANSWERED_MAX) throw new Refused(unanswered(server));
       // Everything else is a lost connection: come back.
     } finally {
       signal?.removeEventListener("abort", abort);
@@ -134,7 +147,7 @@ async function ask(server, path, body, { headers, graceS, key, streamId, parser,
   const passing = [408, 429, 502, 503, 504].includes(response.status);
   if (passing && (resumes || response.headers.get("x-should-retry") === "true")) {
     parser.retryMs = 1000 * (Number(response.headers.get("Retry-After")) || 1);
-    throw new Error(`HTTP ${response.status}`);
+    throw new HttpFailure(`HTTP ${response.status}`);
   }
   if (!response.ok) throw new Refused(await refusalOf(response));
   return response;
@@ -179,6 +192,7 @@ async function* readAnswer(response, parser) {
 // Returns a function that ends the reading (and nothing else).
 export function watch(server, streamId, listener) {
   const source = new EventSource(`${server}/v1/streams/${encodeURIComponent(streamId)}`);
+  let unansweredTries = 0; // -1: it has answered
   const end = (said) => {
     source.close();
     listener(said);
@@ -188,6 +202,10 @@ export function watch(server, streamId, listener) {
       // The connection was lost. CONNECTING: the browser comes back by itself with Last-Event-ID. CLOSED: it was answered
       // 204 (nothing more: the stream is over) or an error.
       const isOver = source.readyState === EventSource.CLOSED;
+      if (!isOver && unansweredTries >= 0 && ++unansweredTries >= TRIES_UNANSWERED_MAX) {
+        end({ failed: unanswered(server) });
+        return;
+      }
       listener({ state: isOver ? "finished" : "reconnecting" });
       return;
     }
@@ -196,7 +214,10 @@ export function watch(server, streamId, listener) {
     else if (meaning.failed) end({ failed: meaning.failed });
     else if (meaning.reconnect === undefined) listener({ ...meaning, id: event.lastEventId });
   };
-  source.onopen = () => listener({ state: "streaming", streamId });
+  source.onopen = () => {
+    unansweredTries = -1;
+    listener({ state: "streaming", streamId });
+  };
   for (const type of ["message", "gap", "reconnect", "error", ...NAMED]) source.addEventListener(type, take);
   return () => end({ state: "stopped" });
 }

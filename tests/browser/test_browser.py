@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import socket
 import tempfile
 import threading
 import urllib.request
@@ -100,6 +101,17 @@ def test_the_page_reads_completions_and_responses(tab: Any, path: str) -> None:
         tab.get_by_role("button", name="Send").click()
         wait_for_state(tab, "finished")
         assert text_in(tab).startswith("This is mock-llm speaking")
+
+
+def test_a_wrong_address_is_said_and_not_tried_for_ever(tab: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        wrong = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    with live() as served:
+        tab.goto(f"{page_of(served).url}/?server={wrong}&watch=s_x")
+        tab.get_by_role("button", name="Send").click()
+        for status in ("status", "watch-status"):
+            wait_for_state(tab, "failed", status)
+            assert f"Nothing answers at {wrong}" in text_in(tab, status)
 
 
 def test_stop_ends_the_generation(tab: Any) -> None:

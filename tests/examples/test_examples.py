@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from inprocess import Live, live
+from inprocess import Live, live, scripted
 from tools import needs
 
 from streamd.mockllm import MockOptions
@@ -81,3 +82,38 @@ def test_curl_reads_resumes_and_stops_a_stream() -> None:
     assert first[1] and rest[1] and json.loads(f'"{first[1]}{rest[1]}"') == whole
     assert nothing[1] == "204" and stopped[1] == "204"
     assert '"code":"cancelled"' in stopped[3] and stopped[4] == "18"  # CURLE_PARTIAL_FILE
+
+
+# Runs generate() of streamd.js without waiting between its tries, and prints each state and what it throws.
+ASKING = """
+const { setTimeout: later } = globalThis; // the waits are 1 s and 2 s; the library has other timers
+globalThis.setTimeout = (call, ms, ...more) => later(call, ms === 1000 || ms === 2000 ? 0 : ms, ...more);
+const { generate } = await import(process.argv[1]);
+try {
+  for await (const said of generate(process.argv[2], "/v1/chat/completions", { model: "m" })) console.log(said.state);
+} catch (error) {
+  console.log(error.message);
+}
+"""
+
+
+def asking(url: str) -> list[str]:
+    command = ["node", "--input-type=module", "--eval", ASKING, str(EXAMPLES / "streamd.js"), url]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stderr == ""
+    return ran.stdout.splitlines()
+
+
+@needs("node")
+def test_the_script_says_that_nothing_answers_at_an_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    *states, last = asking(url)
+    assert states == ["reconnecting", "reconnecting"] and last.startswith(f"Nothing answers at {url}: ")
+
+
+@needs("node")
+def test_the_script_says_that_another_server_answers() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi"
+    with scripted(lambda: iter([head])) as url:
+        assert asking(url) == [f"{url} answers with text/html: is that streamd?"]
