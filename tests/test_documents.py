@@ -49,7 +49,7 @@ KEYS = {row.key for row in (*ROWS, *UPSTREAM_ROWS, *ROUTE_ROWS)}
 
 # Headers of other programs: servers, proxies, and the prefix of the mock's headers.
 FOREIGN_HEADERS = {"X-Stainless", "X-Mock"}
-FOREIGN_WORDS = {"lb_try_duration"}  # of Caddy
+FOREIGN_WORDS = {"lb_try_duration", "input_items"}  # of Caddy, of OpenAI
 PLACEHOLDERS = {"{id}": "s_AAAAAAAAAAAAAAAAAAAAAAAAAAA", "{name}": "a-name", "{path}": "embeddings"}
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_plus
 
 import orjson
 
 from streamd.api import llama
+from streamd.api.kept import KeptObjects
 from streamd.api.rights import Rights
 from streamd.api.streams import Streams, accepts_events, policy_of, relayed_last_event_id
 from streamd.core.hub import body_hash
@@ -92,8 +94,11 @@ _FORWARDED_FIELDS = b"x-forwarded-"
 class Relay:
     """The relayed part of the API."""
 
-    def __init__(self, runtime: Runtime, upstreams: Upstreams, streams: Streams, rights: Rights) -> None:
+    def __init__(
+        self, runtime: Runtime, upstreams: Upstreams, streams: Streams, rights: Rights, kept: KeptObjects
+    ) -> None:
         self._runtime = runtime
+        self._kept = kept
         self._rights = rights
         self._upstreams = upstreams
         self._streams = streams
@@ -161,9 +166,12 @@ class Relay:
         if self._resumes(answer, policy):
             return
         key = _idempotency_key(request)
-        if key and self._joins(answer, key, policy):
-            return
-        self._ask(answer, wants_stream, wants_whole, policy, key)
+
+        def go_on(at: str) -> None:
+            if not key or not self._joins(answer, key, policy):
+                self._ask(answer, wants_stream, wants_whole, policy, key, at)
+
+        self._kept.find(answer, fields, go_on)
 
     def _model_in(self, path: str) -> str:
         """The model in a path such as /v1/models/{model}, if an upstream serves it: the others are the first's."""
@@ -214,12 +222,13 @@ class Relay:
 
     # -- new requests
 
-    def _ask(self, answer: Answer, wants_stream: bool, wants_whole: bool, policy: Policy, key: str) -> None:
+    def _ask(self, answer: Answer, wants_stream: bool, wants_whole: bool, policy: Policy, key: str, at: str) -> None:
+        """Ask an upstream; if `at` names one, no other. Raises HttpError."""
         request, runtime = answer.request, self._runtime
         detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
         # Refuse before anything is opened, and count when nothing can refuse any more: a refusal uses up no limit.
-        self._check_upstream(request)
+        self._check_upstream(request, at)
         if detached and not runtime.hub.make_room_for_grace(request.principal.id, runtime.time()):
             raise runtime.refused(DETACHED)
         self._rights.check_limits(request)
@@ -227,7 +236,7 @@ class Relay:
         stream: Stream | None = None
         over = runtime.admission.release_relay
         try:
-            ask = ask_of(request, runtime.cors)
+            ask = replace(ask_of(request, runtime.cors), at=at)
             stream = self._open(request, policy, grace_s) if wants_stream else None
             over = self._keep_key(request, key, stream)
             charge = self._rights.charge(request)
@@ -244,6 +253,7 @@ class Relay:
                     self._count_unasked(charge) if wants_whole else self._open_unasked(request, policy, grace_s, key)
                 ),
                 on_over=over,
+                learns=self._kept.reader(request),
             )
             exchange.start()
         except Exception:  # then it has not begun; once it has, it ends by itself
@@ -254,18 +264,18 @@ class Relay:
         if detached and stream is not None and answer.is_open:  # else the exchange failed at once and was answered
             self._accept(exchange, answer, stream, max(grace_s, runtime.settings.detach_grace_max_s))
 
-    def _check_upstream(self, request: Request) -> None:
+    def _check_upstream(self, request: Request, at: str) -> None:
         """Check that an upstream can take the request; another principal's grace may end for it. Raises HttpError."""
         now, model, principal = self._runtime.time(), request.model, request.principal.id
         try:
-            self._upstreams.choose(model, now, principal=principal)
+            self._upstreams.choose(model, now, principal=principal, at=at)
         except HttpError as full:
-            names = self._upstreams.names_for(model)
+            names = self._upstreams.names_for(model, at)
             if full.status != 503 or not names:
                 raise
             if not self._runtime.hub.make_place(principal, now, relayed=True, upstreams=names):
                 raise
-            self._upstreams.choose(model, now, principal=principal)
+            self._upstreams.choose(model, now, principal=principal, at=at)
 
     def _keep_key(self, request: Request, key: str, stream: Stream | None) -> Callable[[], None]:
         """Keep the Idempotency-Key until the stream is removed or the answer is over, when the result is called."""

@@ -42,6 +42,11 @@ class Key:
         """Whether a right or a limit of the key is about a member of bodies: the model, or the wish for a stream."""
         return self.models != ("*",) or self.streams_max is not None or self.tokens_per_minute is not None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether the key has fewer models, or less of anything, than a key without limits."""
+        return self.depends_on_bodies or self.requests_per_minute is not None
+
     def refuse_route(self, path: str) -> Refusal | None:
         """None if the key may use `path` (decoded and without dot segments: the path that is acted on)."""
         if matches_any(self.routes, path):

@@ -10,7 +10,7 @@ Rejected: a fixed share for each principal (idle places, or a share of nothing a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -43,6 +43,10 @@ class Shares(Generic[T]):
     def count(self, owner: str) -> int:
         """The number of things that the principal holds."""
         return len(self._held.get(owner, ()))
+
+    def held_by(self, owner: str) -> Iterator[T]:
+        """The things that the principal holds, oldest first."""
+        return iter(self._held.get(owner, ()))
 
     def yielding(self, owner: str, may_yield: Callable[[T], bool]) -> T | None:
         """The thing that gives way to another of `owner`: the oldest that may, of the principal that holds most.

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from streamd import metrics
 from streamd.api.admin import WORST, Admin
+from streamd.api.kept import MAKERS, KeptObjects
 from streamd.api.llama import LOOKUP, Llama
 from streamd.api.models import Models
 from streamd.api.ops import Ops
@@ -101,7 +102,7 @@ class Worker:
             slot=slot,
             on_sealed=self._stream_sealed,
             on_removed=lambda stream: self.responses.forgotten(stream),
-            on_response_id=lambda stream: self.responses.learned(stream),
+            on_response_id=self._response_named,
             new_fanout=lambda stream: self.runtime.new_fanout(stream),
             soon=loop.call_soon,
         )
@@ -140,11 +141,12 @@ class Worker:
 
     def _wire(self) -> None:
         runtime, upstreams, rights = self.runtime, self.upstreams, self.rights
+        self.kept = KeptObjects(runtime, upstreams)
         self.streams = streams = Streams(runtime, rights)
         self.router = Router(
             runtime,
             rights,
-            Relay(runtime, upstreams, streams, rights),
+            Relay(runtime, upstreams, streams, rights, self.kept),
             streams,
             Publish(runtime, streams, rights),
             Models(runtime, upstreams, rights, lambda request: ask_of(request, runtime.cors)),
@@ -158,6 +160,7 @@ class Worker:
             LIST: streams.answer_list,
             WORST: admin.answer_worst,
             LOOKUP: llama.answer_lookup,
+            MAKERS: self.kept.answer_makers,
         }
         self.application = Application(
             plan=self.router.plan,
@@ -213,6 +216,10 @@ class Worker:
             tokens_per_s=events / max(0.001, elapsed_s),
             saturation=self.runtime.admission.saturation_highest(),
         )
+
+    def _response_named(self, stream: Stream) -> None:
+        self.responses.learned(stream)
+        self.kept.learned(stream)
 
     def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
@@ -319,7 +326,7 @@ class Worker:
         """Another worker asks, answers, or tells. Raises Malformed for a kind that no worker sends."""
         inquiries = self.runtime.inquiries
         assert inquiries is not None
-        if not inquiries.take(note) and not self.responses.take(note):
+        if not (inquiries.take(note) or self.responses.take(note) or self.kept.take(note)):
             raise Malformed(f"a note of an unknown kind: {note.kind!r}")
 
     def take_passed(self, passed: Passed) -> None:

@@ -44,6 +44,7 @@ class Ask:
     fields: Callable[[Upstream, int], list[tuple[bytes, bytes]]]  # (upstream, length of the body)
     body: Callable[[Upstream], bytes]
     principal: str | None = None  # of the asker; None: streamd's own question, which judges no upstream
+    at: str = ""  # the only upstream that may be asked, by name: it keeps what the request is about. "": any
 
 
 class Owner(Asker, Protocol):

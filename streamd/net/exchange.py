@@ -96,6 +96,7 @@ class Exchange(Pending):
         "_charge",
         "_collected",
         "_ends_at",
+        "_learns",
         "_on_over",
         "_open_stream",
         "_request",
@@ -125,6 +126,7 @@ class Exchange(Pending):
         charge: Charge | None,
         open_stream: Callable[[], Stream | None],
         on_over: Callable[[], None],
+        learns: Callable[[str, bytes], None] | None = None,
     ) -> None:
         """`open_stream` makes the Stream of an answer that unexpectedly is a stream, or None: its bytes pass.
         It raises HttpError if the client may have no further stream. `on_over` is called once.
@@ -143,6 +145,7 @@ class Exchange(Pending):
         self._open_stream = open_stream
         self._on_over = on_over
         self._charge = charge  # to the client's key, if it has one
+        self._learns = learns  # takes the upstream's name and the bytes of a good whole answer
         # tries
         self._state = ExchangeState.CONNECTING
         self._tried: tuple[Upstream, ...] = ()
@@ -174,7 +177,8 @@ class Exchange(Pending):
     def _choose(self) -> Upstream:
         assert self._ask is not None
         ask, now = self._ask, self._runtime.time()
-        return self._upstreams.choose(ask.model, now, principal=self._request.principal.id, without=self._tried)
+        principal_id = self._request.principal.id
+        return self._upstreams.choose(ask.model, now, principal=principal_id, at=ask.at, without=self._tried)
 
     def _try(self, upstream: Upstream) -> None:
         assert self._ask is not None
@@ -273,8 +277,8 @@ class Exchange(Pending):
         if self._ask is None:
             return False
         tried = (*self._tried, attempt.upstream)
-        ask, now = self._ask, self._runtime.time()
-        if self._upstreams.free(ask.model, now, principal=self._request.principal.id, without=tried) is None:
+        ask, now, principal_id = self._ask, self._runtime.time(), self._request.principal.id
+        if self._upstreams.free(ask.model, now, principal=principal_id, at=ask.at, without=tried) is None:
             return False
         attempt.end()
         return self._try_another(attempt.upstream)
@@ -320,6 +324,8 @@ class Exchange(Pending):
     def _proxy(self, link: UpstreamConnection, upstream: Upstream, head: ResponseHead, answer: Answer) -> None:
         self._let_ask_go()
         self._go(ExchangeState.PROXYING)
+        if not 200 <= head.status < 300 or head.get(b"content-encoding") is not None:
+            self._learns = None
         headers = [(b"x-upstream", upstream.settings.name.encode()), *_holding(head)]
         fields = head.headers
         if head.status >= 400:
@@ -353,6 +359,8 @@ class Exchange(Pending):
         if self._charge is not None:  # also of an answer whose reader gets an error in its place
             self._charge.passed(piece)
         if self._state is ExchangeState.PROXYING and self.answer is not None:
+            if self._learns is not None:
+                self._learns(self._request.upstream, piece)
             self.answer.proxy_body(piece)
         elif self._state is ExchangeState.COLLECTING:
             if b"\n" not in self._collected:

@@ -71,15 +71,22 @@ class Upstreams:
         for upstream in self._all:
             upstream.close_idle()
 
-    def choose(self, model: str, now: float, *, principal: str = "", without: tuple[Upstream, ...] = ()) -> Upstream:
-        """The upstream for a request. Raises HttpError: 404 for an unknown model, 503 if none can take it now.
+    def has(self, name: str) -> bool:
+        """Whether an upstream of that name is configured."""
+        return any(up.settings.name == name for up in self._all)
+
+    def choose(
+        self, model: str, now: float, *, principal: str = "", at: str = "", without: tuple[Upstream, ...] = ()
+    ) -> Upstream:
+        """The upstream for a request; `at` as in Ask. Raises HttpError: 404 for an unknown model, 503 if none can take
+        it now.
 
         Where all are left out, an upstream that answers with errors is asked all the same: its own error says more.
         """
-        candidates = self._candidates(model)
+        candidates = self._candidates(model, at)
         if not candidates:
             raise self._unserved(model)
-        chosen = self.free(model, now, principal=principal, without=without)
+        chosen = self.free(model, now, principal=principal, at=at, without=without)
         if chosen is not None:
             return chosen
         if any(up not in without and up.health.takes(principal, now) for up in candidates):
@@ -90,14 +97,14 @@ class Upstreams:
         return min(able, key=lambda up: _order(up, principal))
 
     def free(
-        self, model: str, now: float, *, principal: str = "", without: tuple[Upstream, ...] = ()
+        self, model: str, now: float, *, principal: str = "", at: str = "", without: tuple[Upstream, ...] = ()
     ) -> Upstream | None:
         """The least busy upstream that serves the model, isn't full, and isn't left out for its failures.
 
         Of equally busy upstreams the one that failed most recently comes last. A model's only upstream is never left
         out: trying it is the only way to serve at all.
         """
-        candidates = self._candidates(model)
+        candidates = self._candidates(model, at)
         alone = len(candidates) == 1
         able = [
             up
@@ -106,12 +113,14 @@ class Upstreams:
         ]
         return min(able, key=lambda up: _order(up, principal), default=None)
 
-    def names_for(self, model: str) -> tuple[str, ...]:
+    def names_for(self, model: str, at: str = "") -> tuple[str, ...]:
         """The names of the upstreams that serve the model, busy or not."""
-        return tuple(up.settings.name for up in self._candidates(model))
+        return tuple(up.settings.name for up in self._candidates(model, at))
 
-    def _candidates(self, model: str) -> list[Upstream]:
+    def _candidates(self, model: str, at: str) -> list[Upstream]:
         """The upstreams that name the model, else those with `*`. Without a model: the first of the configuration."""
+        if at:
+            return [up for up in self._all if up.settings.name == at and (not model or up.serves(model))]
         if not model:
             return self._all[:1]
         named = [up for up in self._all if up.names(model)]

@@ -219,10 +219,10 @@ def test_cancelling_a_response_goes_upstream() -> None:
         r.links[0].feed(chunk(completed(21)) + LAST)
 
 
-def test_the_response_of_another_principal_goes_upstream() -> None:
+def test_the_response_of_another_principal_is_not_there() -> None:
     with responding() as r:
         begun(r, 20, "Authorization: Bearer x")
-        passed_on(r, read("", "Authorization: Bearer y"))
+        assert r.client(read("", "Authorization: Bearer y")).answer.status == 404 and len(r.links) == 1
         assert numbers(ask(r, read("", "Authorization: Bearer x")))[0] == 0
         r.links[0].feed(chunk(completed(21)) + LAST)
 

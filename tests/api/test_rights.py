@@ -649,19 +649,21 @@ def answered_with_usage(r: Rig, ask: bytes) -> int:
         (get("/v1/responses/r1", bearer("alice")), [200, 200, 200]),
         (get("/v1/responses/r1", bearer("alice"), method="DELETE"), [200, 200, 200]),
         (post(b"", bearer("alice"), path="/v1/responses/r1/cancel"), [200, 200, 200]),
-        (get("/v1/chat/completions/c1", bearer("alice")), [200, 200, 200]),
-        (post({"metadata": {}}, bearer("alice"), path="/v1/chat/completions/c1"), [200, 200, 200]),
+        (get("/v1/chat/completions/c1", bearer("alice")), [404, 404, 404]),
+        (post({"metadata": {}}, bearer("alice"), path="/v1/chat/completions/c1"), [404, 404, 404]),
         (post({"model": "m"}, bearer("alice"), path="/v1/responses"), [200, 429, 429]),
         (post({"model": "m"}, bearer("alice"), path="/v1/other"), [200, 429, 429]),
     ],
 )
 def test_a_stored_answer_is_paid_for_once(tmp_path: Path, ask: bytes, statuses: list[int]) -> None:
     with rig(**limited(tmp_path / "keys", tokens_per_minute=100)) as r:
+        r.worker.kept.makers.learn("r1", "alice", "up")
         assert [answered_with_usage(r, ask) for _ in range(3)] == statuses
 
 
 def test_a_stored_stream_that_is_read_again_costs_no_tokens_and_is_a_stream(tmp_path: Path) -> None:
     with rig(**limited(tmp_path / "keys", tokens_per_minute=2, streams_max=1)) as r:
+        r.worker.kept.makers.learn("r1", "alice", "up")
         for _ in range(3):
             client = r.client(get("/v1/responses/r1?stream=true", bearer("alice")))
             r.reply(SSE_HEAD + chunk(*(event(f"{k}") for k in range(50))))

@@ -19,6 +19,7 @@ from streamd.wire.dialects.members import (
     whole,
 )
 from streamd.wire.dialects.merging import Merge, Merging
+from streamd.wire.kept_objects import WATCHED
 
 _END: Final = frozenset({"response.completed", "response.failed", "response.incomplete", "response.done"})
 _FAILED: Final = frozenset({"error", "response.failed"})
@@ -60,6 +61,7 @@ class Responses(Api):
             "logprobs": Merge.APART,
         }
     )
+    watched: ClassVar = WATCHED
 
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
         kind = string_of(body, "type") or name
