@@ -94,6 +94,8 @@ ACCESS = "Access"
 UPSTREAM = "[[upstream]]"
 ROUTE = "[[route]]"
 
+HEALTH_PATH: Final = re.compile(r"/[!\"$-~]{0,255}")
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamSettings:
@@ -161,6 +163,14 @@ class UpstreamSettings:
     )
     aliases: Mapping[str, str] = table_row(
         UPSTREAM, "models' names", "Public names of models, each with the server's own name of that model"
+    )
+    health_path: str = text_row(
+        UPSTREAM,
+        "",
+        "Path below the URL's base that is asked every 5 s whether this server is well, e.g. /health",
+        "Without it requests alone find out; with it none waits for a server that can't be reached",
+        check=matching(HEALTH_PATH),
+        wanted="a path that begins with /, of visible ASCII without #",
     )
     ca_file: str = path_row(UPSTREAM, "Certificates (PEM) to trust in place of the system's, for https", exists=True)
 

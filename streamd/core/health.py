@@ -138,10 +138,11 @@ class Repute:
 class Health:
     """The standings of a server."""
 
-    __slots__ = ("_blamed", "_is_shared", "_latest", "_of", "all", "is_doubtful")
+    __slots__ = ("_blamed", "_is_shared", "_latest", "_of", "all", "is_checked", "is_doubtful")
 
     def __init__(self) -> None:
         self.all = Repute()
+        self.is_checked = False  # whether checks find out that the server can be reached again: no request has to
         self.is_doubtful = True  # no answer since the start, or since a connection was refused or closed without a byte
         self._of: dict[str, Repute] = {}  # by principal; the last that failed is the last
         self._latest: str | None = None  # the principal that asked last
@@ -152,6 +153,8 @@ class Health:
 
     def takes(self, principal: str, now: float) -> bool:
         """Whether a request of the principal may go there."""
+        if self.is_checked and not self.is_reachable():
+            return False
         own = self._of.get(principal)
         return self.all.takes(now) and (own is None or own.takes(now))
 

@@ -23,9 +23,17 @@ class Fetch:
     """Asks once. `done(upstream, status, body)` is called once, with status 0 for any failure, unless cancelled."""
 
     def __init__(
-        self, runtime: Runtime, upstream: Upstream, ask: Ask, done: Callable[[Upstream, int, bytes], None]
+        self,
+        runtime: Runtime,
+        upstream: Upstream,
+        ask: Ask,
+        done: Callable[[Upstream, int, bytes], None],
+        counter: dict[str, int] | None = None,
     ) -> None:
+        """`counter` counts it by upstream; requests sent are counted by default."""
         self._runtime = runtime
+        self._counter = runtime.counters.upstream_requests if counter is None else counter
+        self.error: BaseException | None = None  # why no connection was established
         self._upstream = upstream
         self._ask = ask
         self._attempt: Attempt | None = None  # None: not started
@@ -67,9 +75,10 @@ class Fetch:
 
     def on_asked(self, attempt: Attempt) -> None:
         """The timer runs already."""
-        bump(self._runtime.counters.upstream_requests, self._upstream.settings.name)
+        bump(self._counter, self._upstream.settings.name)
 
     def on_unreachable(self, attempt: Attempt, error: BaseException) -> None:
+        self.error = error
         self._finish(0)
 
     def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:

@@ -637,7 +637,7 @@ class Upstream:
 
     def left_out(self, now: float) -> bool:
         """Whether no principal's request may come here, for the upstream's failures."""
-        return not self.health.all.takes(now)
+        return not self.health.takes("", now)
 
     # -- connections
 

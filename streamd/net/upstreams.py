@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from streamd.config import Settings
 from streamd.core.refusal import Refusal, Retry
+from streamd.net.checks import Checks
 from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import InFlightBoard, Upstream
@@ -26,6 +27,8 @@ class Upstreams:
         self._runtime = runtime
         self._all = [Upstream(runtime, each) for each in settings.upstreams]
         self._board: InFlightBoard | None = None
+        self._checks = Checks(runtime)
+        self._checks.take(self._all)
 
     def __iter__(self) -> Iterator[Upstream]:
         return iter(self._all)
@@ -53,6 +56,7 @@ class Upstreams:
                 upstream.removed = True
                 upstream.close_idle()
         self._all = fresh
+        self._checks.take(fresh)
         if self._board is not None:
             self.share(self._board)
 
@@ -63,11 +67,13 @@ class Upstreams:
             upstream.board = board
 
     def tick(self, now: float, lag_s: float) -> None:
-        """Every sweep: close connections that have been idle too long."""
+        """Every sweep: close connections that have been idle too long, and begin checks that are due."""
         for upstream in self._all:
             upstream.trim(now)
+        self._checks.tick(now)
 
     def close(self) -> None:
+        self._checks.stop()
         for upstream in self._all:
             upstream.close_idle()
 
