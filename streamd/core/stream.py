@@ -72,7 +72,17 @@ from streamd.policy import Policy as Policy
 from streamd.reasons import By, CloseReason
 from streamd.wire import sse
 from streamd.wire.chunked import encode_chunk
-from streamd.wire.dialect import Dialect, Progress, error_event, gap_event, reconnect_event, sequence_number_of
+from streamd.wire.dialect import (
+    Dialect,
+    Progress,
+    error_event,
+    failure_event,
+    gap_event,
+    reconnect_event,
+    sequence_number_of,
+)
+from streamd.wire.dialects.api import UPSTREAM_ERROR
+from streamd.wire.dialects.failure import Failure
 
 # Above this number of subscribers an event is handed out in slices over several loop turns (core/fanout.py); up to it,
 # at once: 64 writes of 10 us are 0.6 ms, about the time of a TLS handshake.
@@ -917,25 +927,32 @@ class Stream(_StreamPerToken):
             except Exception as error:
                 reader.fail(error)
 
-    def fail(self, reason: CloseReason, now: float, *, message: str, code: str = "") -> None:
-        """Seal after an error event in the stream's dialect: the log's last entry, for resuming readers too.
+    def fail(
+        self, reason: CloseReason, now: float, *, message: str, code: str = "", failure: Failure | None = None
+    ) -> None:
+        """Seal after an error event in the stream's dialect: the log's last entry, for resuming readers too. `failure`
+        is the upstream's own error, if it gave one.
 
         Can't fail: a stream whose error event can't be made, for lack of memory, is sealed without it.
         """
         with self.keeper.guard:
-            self._append_error(reason, now, message, code)
+            self._append_error(reason, now, message, code, failure)
         self.seal(reason, now, clean=False)
 
-    def _append_error(self, reason: CloseReason, now: float, message: str, code: str) -> None:
+    def _append_error(self, reason: CloseReason, now: float, message: str, code: str, failure: Failure | None) -> None:
         last = self.log.last_event() if self.dialect.api.numbered else None
         number = sequence_number_of(last) if last is not None else None
-        event = error_event(
-            self.dialect,
-            message=message,
-            type="upstream_error" if reason.by is By.UPSTREAM else "stream_error",
-            code=code or reason.word,
-            sequence_number=number + 1 if number is not None else 0,
-        )
+        next_number = number + 1 if number is not None else 0
+        if failure is not None:
+            event = failure_event(self.dialect, failure, sequence_number=next_number)
+        else:
+            event = error_event(
+                self.dialect,
+                message=message,
+                type=UPSTREAM_ERROR if reason.by is By.UPSTREAM else "stream_error",
+                code=code or reason.word,
+                sequence_number=next_number,
+            )
         self.append(event, now, synthetic=True)
 
     def cancel(self, reason: CloseReason, now: float, *, message: str) -> None:

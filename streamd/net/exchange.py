@@ -2,10 +2,12 @@
 
     CONNECTING  no connection yet: being established, or not taken from the pool
     ASKED       the request is out, the answer's head is awaited
+    OPENING     a stream was asked for, and the first bytes of the answer's body are awaited: they tell whether it is a
+                stream, whatever its type says (wire/opening.py)
     STREAMING   the answer feeds a stream
     PROXYING    the answer goes through as bytes
-    COLLECTING  the reader has its 200 already (commit_after), but the answer isn't a stream: it is read for its error
-                text, for a bounded time and size
+    COLLECTING  the reader has a stream's head already (commit_after, or a wrong type), but the answer isn't a stream.
+                JSON is read whole and becomes events; an error status is read for its text, for a bounded time
     OVER
 
 A second attempt is allowed in three cases only (docs/PROTOCOL.md, section 4): the connection was never established, or
@@ -24,7 +26,7 @@ import errno
 from collections.abc import Callable
 
 from streamd.choice import Choice
-from streamd.config import RouteSettings, Settings
+from streamd.config import RouteSettings, Settings, UpstreamSettings
 from streamd.core.guard import guarded
 from streamd.core.health import REFUSED_STATUSES
 from streamd.core.stream import Stream
@@ -32,6 +34,7 @@ from streamd.core.usage import Charge
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
 from streamd.net.attempt import Ask, Attempt
+from streamd.net.collected import ERROR_BYTES_MAX, Collected, coding_of, may_hold_events
 from streamd.net.dialer import is_own_shortage
 from streamd.net.http_error import HttpError
 from streamd.net.request import Request
@@ -41,14 +44,13 @@ from streamd.net.upstream import Upstream, UpstreamConnection
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire import active_content, answer_fields, content_coding, retry_after
+from streamd.wire import active_content, answer_fields, retry_after
 from streamd.wire.answer_fields import Fields
-from streamd.wire.dialects.members import shallow_object
+from streamd.wire.dialect import whole_events
 from streamd.wire.http1 import Framing, Headers, ResponseHead
+from streamd.wire.opening import BodyKind
 
-# Bound of an error text for an event: the error object of an OpenAI-compatible server takes a few hundred bytes.
-COLLECTED_BYTES_MAX = 16 * 1024
-# Time for it to come, once its head is there: the reader waits for nothing else.
+# Time for an error text to come, once its head is there: the reader waits for nothing else.
 COLLECTED_S_MAX = 5.0
 
 # Time after an answer's last event in which more may still come: usage, a second [DONE], the end of the framing. Some
@@ -61,6 +63,7 @@ class ExchangeState(Choice):
 
     CONNECTING = "connecting"
     ASKED = "asked"
+    OPENING = "opening"
     STREAMING = "streaming"
     PROXYING = "proxying"
     COLLECTING = "collecting"
@@ -72,11 +75,14 @@ TRANSITIONS: dict[ExchangeState, frozenset[ExchangeState]] = {
     ExchangeState.ASKED: frozenset(
         (
             ExchangeState.CONNECTING,
-            ExchangeState.STREAMING,
+            ExchangeState.OPENING,
             ExchangeState.PROXYING,
             ExchangeState.COLLECTING,
             ExchangeState.OVER,
         )
+    ),
+    ExchangeState.OPENING: frozenset(
+        (ExchangeState.STREAMING, ExchangeState.PROXYING, ExchangeState.COLLECTING, ExchangeState.OVER)
     ),
     ExchangeState.STREAMING: frozenset((ExchangeState.OVER,)),
     ExchangeState.PROXYING: frozenset((ExchangeState.OVER,)),
@@ -156,7 +162,7 @@ class Exchange(Pending):
         self.due_at = NEVER
         self._ends_at = NEVER  # TERMINAL_GRACE_S after the answer's last event, COLLECTED_S_MAX after an error's head
         # answer
-        self._collected = b""
+        self._collected: Collected | None = None  # in OPENING and COLLECTING
 
     # -- going upstream
 
@@ -259,13 +265,15 @@ class Exchange(Pending):
                 problem.should_retry = False
                 self._fail(problem)
                 return
-        if is_stream and self.stream is not None:
-            self._take_stream(self.stream, link, head, attempt.asked_at)
-        elif self.answer is not None and self.answer.is_open:
-            self._proxy(link, attempt.upstream, head, self.answer)
+        answer = self.answer if self.answer is not None and self.answer.is_open else None
+        if self.stream is not None and may_hold_events(head) and (head.status == 200 or answer is None):
+            self._open(self.stream, link, head, attempt.asked_at)
+        elif answer is not None:
+            link.take_body(head)
+            self._proxy(link, attempt.upstream, head, answer)
         elif self.stream is not None:
             self._go(ExchangeState.COLLECTING)
-            self._collected = f"The upstream answered {head.status}".encode()
+            self._collected = Collected(self._runtime.admission, head, ERROR_BYTES_MAX)
             self._ends_at = self._runtime.time() + COLLECTED_S_MAX
             link.take_body(head)
             self.due_at = self._next_due()
@@ -290,15 +298,52 @@ class Exchange(Pending):
         self._go(ExchangeState.CONNECTING)
         self._try(attempt.upstream)
 
-    def _take_stream(self, stream: Stream, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
+    def _open(self, stream: Stream, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
+        """A stream was asked for: the first bytes of the body decide. A head that says so is passed on at once."""
         stream.source = self
         stream.upstream = self._request.upstream
         self._let_ask_go()
         self._runtime.counters.added_s.observe(asked_at - self._request.started_at)
-        self._go(ExchangeState.STREAMING)
-        link.take_events(stream, head)
+        self._go(ExchangeState.OPENING)
+        collected = Collected(self._runtime.admission, head, self._runtime.settings.event_bytes_max)
+        self._collected = collected
+        link.take_opening(head)
         self.due_at = self._next_due()
-        self._attach(stream, head)
+        if collected.is_typed:
+            self._attach(stream, head)
+
+    def _decide(self, link: UpstreamConnection, *, at_end: bool) -> None:
+        """The answer's first bytes are there, or all of it: is it a stream, JSON, or neither? At the end the link is
+        free already.
+        """
+        opened, stream, attempt = self._collected, self.stream, self._attempt
+        assert opened is not None and stream is not None and attempt is not None
+        answer = self.answer if self.answer is not None and self.answer.is_open else None
+        if answer is None:
+            opened.skip_blanks()
+        kind = opened.kind(at_end=at_end)
+        if kind is None:
+            return
+        if kind is not BodyKind.EVENTS and not at_end:
+            link.read_body()
+        if kind is BodyKind.EVENTS:
+            self._go(ExchangeState.STREAMING)
+            self.due_at = self._next_due()
+            self._attach(stream, opened.head)
+            first, self._collected = opened.let_go(), None
+            if not at_end:
+                link.read_events(stream, first)
+        elif answer is not None:
+            first, self._collected = opened.let_go(), None
+            self._proxy(link, attempt.upstream, opened.head, answer)
+            if first:
+                self.on_piece(first)
+        elif kind is BodyKind.JSON:
+            self._go(ExchangeState.COLLECTING)
+            self._await_end(opened)
+            self.due_at = self._next_due()
+        else:
+            self._refuse(opened, stream)
 
     def _attach(self, stream: Stream, head: ResponseHead | None = None) -> None:
         """Make the client that sent the request a reader of the stream, if it still waits; `head` is the upstream's."""
@@ -307,43 +352,26 @@ class Exchange(Pending):
             return
         if head is None:
             answer.stream(stream, seq=1, policy=self.policy)
-        else:
-            answer.stream(stream, seq=1, policy=self.policy, passed=self._passed(answer_fields.of_stream, head))
-
-    def _passed(self, of: Callable[[Headers, frozenset[bytes], bytes, bytes], Fields], head: ResponseHead) -> Fields:
-        """The fields of the upstream's head that reach the client, in an answer of the kind that `of` makes."""
-        assert self._attempt is not None
-        settings = self._attempt.upstream.settings
-        named = frozenset(name.lower().encode() for name in settings.pass_fields)
-        fields = of(head.headers, named, settings.origin.authority.encode(), settings.origin.base.encode())
-        request_id = head.get(b"x-request-id")
-        if request_id is not None and request_id.decode("latin-1") == self._request.upstream_id:
-            fields.append((b"x-upstream-request-id", request_id))
-        return fields
+        elif self._attempt is not None:
+            fields = _passed(answer_fields.of_stream, head, self._request, self._attempt.upstream.settings)
+            answer.stream(stream, seq=1, policy=self.policy, passed=fields)
 
     def _proxy(self, link: UpstreamConnection, upstream: Upstream, head: ResponseHead, answer: Answer) -> None:
+        """Pass on the answer as its bytes; the link reads its body already."""
         self._let_ask_go()
         self._go(ExchangeState.PROXYING)
         if not 200 <= head.status < 300 or head.get(b"content-encoding") is not None:
             self._learns = None
-        headers = [(b"x-upstream", upstream.settings.name.encode()), *_holding(head)]
-        fields = head.headers
+        runtime, settings = self._runtime, upstream.settings
+        fields = _passed(answer_fields.of_answer, head, self._request, settings)
         if head.status >= 400:
-            fields = self._bounded_retry_after(fields)
-        head = ResponseHead(head.status, head.reason, fields, head.framing, head.content_length, head.keep_alive)
+            fields = _with_bounded_waits(fields, runtime.settings.upstream_retry_after_max_s, runtime.unix_time())
         if self.stream is not None:
             self._drop_stream(self.stream)
-        link.take_body(head)
         if answer.paused:
             link.pause(answer.unsent_bytes)
         self.due_at = self._next_due()
-        answer.proxy_head(head, [*self._passed(answer_fields.of_answer, head), *headers])
-
-    def _bounded_retry_after(self, fields: Headers) -> Headers:
-        """The fields with waits of at most upstream_retry_after_max: SDKs ignore more than a minute."""
-        most, now = self._runtime.settings.upstream_retry_after_max_s, self._runtime.unix_time()
-        values = ((name, retry_after.bounded(name, value, most, now)) for name, value in fields)
-        return tuple((name, value) for name, value in values if value is not None)
+        answer.proxy_head(head, [*fields, (b"x-upstream", settings.name.encode()), *_holding(head)])
 
     def _drop_stream(self, stream: Stream) -> None:
         """The answer isn't a stream. Readers that joined it meanwhile are told; without readers it is removed."""
@@ -356,26 +384,40 @@ class Exchange(Pending):
             self._runtime.hub.remove(stream)
 
     def on_piece(self, piece: bytes) -> None:
-        if self._charge is not None:  # also of an answer whose reader gets an error in its place
-            self._charge.passed(piece)
-        if self._state is ExchangeState.PROXYING and self.answer is not None:
-            if self._learns is not None:
-                self._learns(self._request.upstream, piece)
-            self.answer.proxy_body(piece)
-        elif self._state is ExchangeState.COLLECTING:
-            if b"\n" not in self._collected:
-                self._collected += b"\n"
-            self._collected += piece[:COLLECTED_BYTES_MAX]
-            if len(self._collected) >= COLLECTED_BYTES_MAX:
-                self._fail(_refused(self._collected))
+        opened = self._collected
+        if opened is None:
+            if self._charge is not None:
+                self._charge.passed(piece)
+            if self._state is ExchangeState.PROXYING and self.answer is not None:
+                if self._learns is not None:
+                    self._learns(self._request.upstream, piece)
+                self.answer.proxy_body(piece)
+            return
+        has_room = opened.take(piece)
+        if self._state is ExchangeState.OPENING:
+            assert self._attempt is not None and self._attempt.link is not None
+            self._decide(self._attempt.link, at_end=False)
+        elif self._state is ExchangeState.COLLECTING and self.stream is not None:
+            if has_room and not opened.is_error:
+                self._await_end(opened)
+            elif opened.is_error and not has_room:
+                self._refuse(opened, self.stream)
+            elif not has_room:
+                text = "The upstream sent too much: its answer came whole, and is larger than event_bytes_max."
+                self._truncated(CloseReason.EVENT_TOO_LARGE, text)
 
     def on_end(self, link: UpstreamConnection) -> None:
+        if self._state is ExchangeState.OPENING:
+            self._decide(link, at_end=True)
         state, stream, answer = self._state, self.stream, self.answer
+        if state is ExchangeState.OVER:
+            return
         if state is ExchangeState.PROXYING and answer is not None:
             self._over()
             answer.proxy_end()
-        elif state is ExchangeState.COLLECTING:
-            self._fail(_refused(self._collected))
+        elif state is ExchangeState.COLLECTING and stream is not None and self._collected is not None:
+            if not self._deliver(self._collected, stream):
+                self._refuse(self._collected, stream)
         elif stream is not None and stream.progress.complete and stream.events:
             self._complete(stream)
         else:
@@ -391,15 +433,18 @@ class Exchange(Pending):
         if is_unanswered and link.turned_away:
             self.on_unreachable(attempt, ConnectionResetError(errno.ECONNRESET, "closed with the request unread"))
             return
-        stream = self.stream
+        stream, collected = self.stream, self._collected
         if stream is not None and stream.progress.terminal:  # nothing can be missing, however the framing ended
             self._complete(stream)
             return
+        is_collecting = self._state is ExchangeState.COLLECTING
+        if is_collecting and collected is not None and stream is not None and self._deliver(collected, stream):
+            return
         attempt.failed(reason)
-        if self._state is ExchangeState.ASKED:
+        if self._state in (ExchangeState.ASKED, ExchangeState.OPENING):
             self._fail(HttpError(502, text, code=reason.word, reason=reason, should_retry=False))
-        elif self._state is ExchangeState.COLLECTING:
-            self._fail(_refused(self._collected))
+        elif is_collecting and collected is not None and stream is not None and collected.is_error:
+            self._refuse(collected, stream)
         else:
             self._truncated(reason, text)
 
@@ -427,12 +472,45 @@ class Exchange(Pending):
         """The stream has its last event. The framing's end is awaited for a moment, and not needed."""
         self._ends_at = self.due_at = now + TERMINAL_GRACE_S
 
+    def _await_end(self, collected: Collected) -> None:
+        """JSON that may be whole is read as soon as no more comes: its own end is enough, whatever the framing does."""
+        if collected.may_be_whole:
+            self._ends_at = self.due_at = self._runtime.time() + TERMINAL_GRACE_S
+
     def _end_in_time(self) -> None:
         """The rest of the answer is not awaited any longer: its last event is there, or enough of its error text."""
-        if self._state is ExchangeState.COLLECTING:
-            self._fail(_refused(self._collected))
-        elif self.stream is not None:
-            self._complete(self.stream)
+        collected, stream = self._collected, self.stream
+        self._ends_at = NEVER
+        if stream is None:
+            return
+        if collected is None:
+            self._complete(stream)
+        elif collected.is_error:
+            self._refuse(collected, stream)
+        else:
+            self._deliver(collected, stream)
+
+    def _deliver(self, collected: Collected, stream: Stream) -> bool:
+        """A whole answer to a reader that has a stream's head: its events follow. False: it is no whole JSON."""
+        events = [] if collected.is_error else whole_events(stream.dialect, bytes(collected.body))
+        if not events:
+            return False
+        stream.append_pieces(events, self._runtime.time())
+        if stream.progress.complete:
+            self._complete(stream)
+        else:
+            text = "The upstream answered with JSON that is no whole answer of this API."
+            self._truncated(CloseReason.UPSTREAM_REFUSED, text)
+        return True
+
+    def _refuse(self, collected: Collected, stream: Stream) -> None:
+        """A reader that has a stream's head is told an upstream's error, or that the answer is no stream."""
+        if self._charge is not None:
+            self._charge.passed(bytes(collected.body))
+        failure = collected.failure()
+        self._over()
+        now = self._runtime.time()
+        stream.fail(CloseReason.UPSTREAM_REFUSED, now, message=failure.message, failure=failure)
 
     def _complete(self, stream: Stream) -> None:
         """The answer has all its events; the last may be the upstream's own error, behind which nothing is added."""
@@ -478,6 +556,8 @@ class Exchange(Pending):
                 attempt.end()
         with guard:
             self._let_ask_go()
+        if self._collected is not None:
+            self._collected.let_go()
         if self._charge is not None:
             with guard:
                 self._charge.over()
@@ -543,13 +623,14 @@ class Exchange(Pending):
             return self._next_due()
         if now >= self._ends_at:
             self._end_in_time()
-            return NEVER
+            return self._next_due()
         reason = self._time_out(now, attempt)
         if reason is not None:
             self._timed_out(reason)
             return NEVER
-        if self._commits and now >= self._commit_at():
-            self._commit()
+        if self.stream is not None and now >= self._commit_at():
+            # A long prefill: the reader gets 200 now, and heartbeats, so that no proxy in between gives up.
+            self._attach(self.stream, self._collected.head if self._collected is not None else None)
         return self._next_due()
 
     def _time_out(self, now: float, attempt: Attempt) -> CloseReason | None:
@@ -567,7 +648,7 @@ class Exchange(Pending):
         """ttft_timeout runs until the first event, because some servers send their head at once."""
         if self._state is ExchangeState.STREAMING:
             return self.stream is not None and not self.stream.events
-        return self._state is ExchangeState.ASKED
+        return self._state in (ExchangeState.ASKED, ExchangeState.OPENING)
 
     def _last_sign(self, attempt: Attempt) -> float:
         touched_at = attempt.link.touched_at if attempt.link is not None else attempt.asked_at
@@ -588,19 +669,10 @@ class Exchange(Pending):
         else:
             self._fail(HttpError(504, text, code=reason.word, reason=reason, should_retry=False))
 
-    @property
-    def _commits(self) -> bool:
-        """Whether the reader gets its 200 after commit_after, without waiting for the upstream's head."""
-        return self.stream is not None and self.answer is not None and self.answer.is_open
-
     def _commit_at(self) -> float:
-        return self._started_at + self._route.commit_after_s if self._commits else NEVER
-
-    def _commit(self) -> None:
-        """A long prefill: answer 200 now and send heartbeats, so that no proxy in between gives up."""
-        stream = self.stream
-        assert stream is not None
-        self._attach(stream)
+        """When the reader gets its 200, without waiting for the upstream's answer any longer."""
+        is_awaited = self.stream is not None and self.answer is not None and self.answer.is_open
+        return self._started_at + self._route.commit_after_s if is_awaited else NEVER
 
     def _next_due(self) -> float:
         settings, route, attempt = self._runtime.settings, self._route, self._attempt
@@ -658,8 +730,7 @@ def _is_event_stream(head: ResponseHead) -> bool:
     """200, text/event-stream and not compressed; a compressed answer passes as bytes."""
     if head.status != 200 or head.framing is Framing.NONE:
         return False
-    is_plain = content_coding.is_plain(head.get(b"content-encoding"))
-    return is_plain and answer_fields.is_event_stream(head.get(b"content-type"))
+    return answer_fields.is_event_stream(head.get(b"content-type")) and coding_of(head) is None
 
 
 def _holding(head: ResponseHead) -> Headers:
@@ -668,13 +739,25 @@ def _holding(head: ResponseHead) -> Headers:
     return () if is_empty else active_content.holding(head.get(b"content-type"))
 
 
-def _refused(collected: bytes) -> HttpError:
-    """The error for an answer that isn't a stream, after the reader's 200: its status and its error text, if any."""
-    line, _, body = collected.partition(b"\n")
-    error = (shallow_object(body) or {}).get("error")
-    message = error.get("message") if isinstance(error, dict) else error
-    text = line.decode() + (", not with a stream of events." if message is None else f": {message}")
-    return HttpError(502, text[:1000], code="upstream_refused", reason=CloseReason.UPSTREAM_REFUSED, should_retry=False)
+def _passed(
+    of: Callable[[Headers, frozenset[bytes], bytes, bytes], Fields],
+    head: ResponseHead,
+    request: Request,
+    settings: UpstreamSettings,
+) -> Fields:
+    """The fields of the upstream's head that reach the client, in an answer of the kind that `of` makes."""
+    named = frozenset(name.lower().encode() for name in settings.pass_fields)
+    fields = of(head.headers, named, settings.origin.authority.encode(), settings.origin.base.encode())
+    request_id = head.get(b"x-request-id")
+    if request_id is not None and request_id.decode("latin-1") == request.upstream_id:
+        fields.append((b"x-upstream-request-id", request_id))
+    return fields
+
+
+def _with_bounded_waits(fields: Fields, most_s: float, unix_now: float) -> Fields:
+    """The fields with waits of at most upstream_retry_after_max: SDKs ignore more than a minute."""
+    values = ((name, retry_after.bounded(name, value, most_s, unix_now)) for name, value in fields)
+    return [(name, value) for name, value in values if value is not None]
 
 
 def _why(error: BaseException) -> str:

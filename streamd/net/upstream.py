@@ -4,6 +4,7 @@ A connection carries a single request at a time:
 
     IDLE     in the pool; a byte or a close here takes it out
     HEAD     a request is out, its answer's head is awaited
+    OPENING  the first bytes of the answer's body go to the exchange, which decides between the next two
     BODY     the answer's body goes to the exchange as bytes
     EVENTS   the answer's body is a stream: events go straight into it
     CLOSED
@@ -70,6 +71,7 @@ class UpstreamState(Choice):
 
     IDLE = "idle"
     HEAD = "head"
+    OPENING = "opening"
     BODY = "body"
     EVENTS = "events"
     CLOSED = "closed"
@@ -77,7 +79,10 @@ class UpstreamState(Choice):
 
 TRANSITIONS: dict[UpstreamState, frozenset[UpstreamState]] = {
     UpstreamState.IDLE: frozenset((UpstreamState.HEAD, UpstreamState.CLOSED)),
-    UpstreamState.HEAD: frozenset((UpstreamState.BODY, UpstreamState.EVENTS, UpstreamState.CLOSED)),
+    UpstreamState.HEAD: frozenset((UpstreamState.OPENING, UpstreamState.BODY, UpstreamState.CLOSED)),
+    UpstreamState.OPENING: frozenset(
+        (UpstreamState.BODY, UpstreamState.EVENTS, UpstreamState.IDLE, UpstreamState.CLOSED)
+    ),
     UpstreamState.BODY: frozenset((UpstreamState.IDLE, UpstreamState.CLOSED)),
     UpstreamState.EVENTS: frozenset((UpstreamState.IDLE, UpstreamState.CLOSED)),
     UpstreamState.CLOSED: frozenset(),
@@ -88,10 +93,10 @@ class Asker(Protocol):
     """The sender of a request, which gets its answer."""
 
     def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:
-        """The final head. Calls take_events() or take_body() on the link, or aborts it."""
+        """The final head. Calls take_opening() or take_body() on the link, or aborts it."""
 
     def on_piece(self, piece: bytes) -> None:
-        """Bytes of the body, in BODY."""
+        """Bytes of the body, in OPENING, where it may call read_events() or read_body(), and in BODY."""
 
     def on_end(self, link: UpstreamConnection) -> None:
         """The framing ended properly; the link is in the pool or closed already."""
@@ -267,7 +272,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         try:
             if self.at is UpstreamState.EVENTS:
                 return self._take_events(data)
-            if self.at is UpstreamState.BODY:
+            if self.at in (UpstreamState.BODY, UpstreamState.OPENING):
                 return self._take_body(data)
             if self.at is UpstreamState.HEAD:
                 return self._take_head(data)
@@ -281,14 +286,13 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
 
     def _take_before(self, payloads: list[bytes]) -> None:
         """Deliver the payloads that were complete before a malformed part of the same read."""
-        if self._splitter is not None:
-            try:
+        try:
+            if self._splitter is not None:
                 self._append(self._splitter.feed(b"".join(payloads)))
-            except EventTooLarge as large:
-                self._append(large.before)
-            return
-        if payloads and self._asker is not None:
-            self._asker.on_piece(b"".join(payloads))
+            elif payloads and self._asker is not None:
+                self._asker.on_piece(b"".join(payloads))
+        except EventTooLarge as large:
+            self._append(large.before)
 
     @guarded
     def eof_received(self) -> bool:
@@ -322,12 +326,22 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._heads = HeadReader(self._runtime.limits, opening=RESPONSE_OPENING)
         self.transport.write(request)
 
-    def take_events(self, stream: Stream, head: ResponseHead) -> None:
-        """The body is a stream; called from on_head()."""
+    def take_opening(self, head: ResponseHead) -> None:
+        """The body's first bytes decide whether it is a stream; called from on_head()."""
+        self._go(UpstreamState.OPENING)
+        self._begin_body(head)
+
+    def read_events(self, stream: Stream, first: bytes) -> None:
+        """The body is a stream; called from on_piece(), with all of it that has come."""
         self._go(UpstreamState.EVENTS)
         self.stream = stream
         self._splitter = EventSplitter(event_bytes_max=self._runtime.settings.event_bytes_max)
-        self._begin_body(head)
+        self._split(first, self._splitter, stream)
+
+    def read_body(self) -> None:
+        """The body is bytes; called from on_piece()."""
+        self._go(UpstreamState.BODY)
+        self.touched_at = self._time()
 
     def take_body(self, head: ResponseHead) -> None:
         """The body is bytes; called from on_head()."""
@@ -416,19 +430,28 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         spent = pieces_of(len(data)) + len(payloads)
         if payloads:
             # All events of a step go out in one write, even if each came in its own chunk.
-            pieces = splitter.feed(payloads[0] if len(payloads) == 1 else b"".join(payloads))
-            if splitter.pending or self._held_bytes:
-                self._charge_held()
-            if pieces or not splitter.pending or splitter.in_comment:
-                self.touched_at = self._time()
-            if pieces:
-                stream.append_pieces(pieces, self.touched_at)
-                spent += len(pieces) * event_pieces(stream)
+            spent += self._split(payloads[0] if len(payloads) == 1 else b"".join(payloads), splitter, stream)
+        self._settle_events(decoder, splitter)
+        return spent
+
+    def _split(self, payload: bytes, splitter: EventSplitter, stream: Stream) -> int:
+        """Put the events of a step into the stream; returns the work done, in pieces."""
+        pieces = splitter.feed(payload)
+        if splitter.pending or self._held_bytes:
+            self._charge_held()
+        if pieces or not splitter.pending or splitter.in_comment:
+            self.touched_at = self._time()
+        if not pieces:
+            return 0
+        stream.append_pieces(pieces, self.touched_at)
+        return len(pieces) * event_pieces(stream)
+
+    def _settle_events(self, decoder: BodyDecoder, splitter: EventSplitter) -> None:
+        """A step's events are in the stream: may the next read take the short way, or was it the last?"""
         self._fast_path = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
         if decoder.done:
             self._append(splitter.finish())
             self._finish()
-        return spent
 
     def _charge_held(self) -> None:
         """Charge the bytes of a head or an event that has begun, and those that wait for a slow reader.
@@ -450,14 +473,22 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
     def _take_body(self, data: bytes) -> int:
         decoder, asker = self._decoder, self._asker
         assert decoder is not None and asker is not None
-        self.touched_at = self._time()
+        if self.at is UpstreamState.BODY:
+            self.touched_at = self._time()
         payloads = decoder.feed(data)
+        spent = pieces_of(len(data)) + len(payloads)
         if payloads:
             # A single write for all chunks of a step.
             asker.on_piece(payloads[0] if len(payloads) == 1 else b"".join(payloads))
-        if decoder.done and self.at is UpstreamState.BODY:
+        if self.at is UpstreamState.EVENTS and self._splitter is not None and self.stream is not None:
+            spent += self.stream.events * event_pieces(self.stream)  # the first bytes were events
+            self._settle_events(decoder, self._splitter)
+            return spent
+        if self.at is UpstreamState.OPENING:
+            self.touched_at = self._time()  # blank bytes in front of an answer are signs of life
+        if decoder.done and self.at is not UpstreamState.CLOSED:
             self._finish()
-        return pieces_of(len(data)) + len(payloads)
+        return spent
 
     def _finish(self) -> None:
         """The framing ended properly. A connection with bytes after the end isn't used again: no request owns them."""

@@ -16,14 +16,17 @@ from typing import Final
 
 import orjson
 
-from streamd.wire.dialects.api import CHOICE_INDEX_MAX, Api, Progress
+from streamd.wire.dialects.api import CHOICE_INDEX_MAX, Api, Progress, is_error
 from streamd.wire.dialects.chat import Chat
 from streamd.wire.dialects.completions import Completions
+from streamd.wire.dialects.failure import Failure, failure_in
 from streamd.wire.dialects.gemini import Gemini
-from streamd.wire.dialects.members import Json, clean
+from streamd.wire.dialects.members import Json, clean, json_object, object_of, objects_of
 from streamd.wire.dialects.messages import Messages
 from streamd.wire.dialects.published import Published
 from streamd.wire.dialects.responses import Responses, sequence_number_of
+from streamd.wire.json_scan import is_deep
+from streamd.wire.sse import BOM, EventSplitter, EventTooLarge, is_event
 
 __all__ = [
     "APIS",
@@ -37,10 +40,12 @@ __all__ = [
     "dialect_of",
     "error_body",
     "error_event",
+    "failure_event",
     "gap_event",
     "generates",
     "reconnect_event",
     "sequence_number_of",
+    "whole_events",
 ]
 
 
@@ -114,6 +119,73 @@ def error_event(
     if api.numbered:
         body["sequence_number"] = sequence_number
     return _event(api.error_name, orjson.dumps(body))
+
+
+def failure_event(dialect: Dialect, failure: Failure, *, sequence_number: int | None = None) -> bytes:
+    """The event at the end of a stream whose upstream answered with an error; as error_event()."""
+    body = dialect.api.failure_event(failure)
+    if dialect.api.numbered:
+        body["sequence_number"] = sequence_number
+    return _event(dialect.api.error_name, orjson.dumps(body))
+
+
+def whole_events(dialect: Dialect, data: bytes) -> list[bytes]:
+    """The events of a stream that says the same as the whole answer in `data`: JSON, a JSON array, or JSON lines, and
+    perhaps events behind it.
+
+    An upstream's error becomes its event. JSON that is no answer of the dialect stays in an event as it is, and ends
+    nothing. [] if `data` is no JSON.
+    """
+    api, behind = dialect.api, b""
+    data = data.removeprefix(BOM).strip()
+    if data[:1] not in (b"{", b"["):
+        return []
+    bodies = _objects_in(data)
+    if bodies is None:
+        data, _, behind = data.replace(b"\r\n", b"\n").partition(b"\n\n")
+        bodies = _objects_in(data)
+    if not bodies:
+        return [] if bodies is None else [_data_event(data)]
+    events: list[bytes] = []
+    for body in bodies:
+        found = api.as_events(body)
+        told = found is None and (is_error(body) or api.is_error(body, None))
+        failure = failure_in(body) if told else None
+        if failure is not None:
+            return [*events, failure_event(dialect, failure, sequence_number=len(events))]
+        events += [_event(name, orjson.dumps(event)) for name, event in found or [(None, body)]]
+        if found is None:
+            return events
+    events += [event for event in _events_in(behind) if event != _DONE]
+    return [*events, _DONE] if api.done_ends else events
+
+
+_DONE: Final = b"data: [DONE]\n\n"
+
+
+def _objects_in(data: bytes) -> list[Json] | None:
+    """The object in JSON, or the objects in an array or in lines of JSON, if they can be written again; None if the
+    bytes are none of these.
+    """
+    for form in (b'{"a":%b}' % data, b'{"a":[%b]}' % b",".join(filter(None, data.splitlines()))):
+        found = json_object(form)
+        if found is not None:
+            whole = object_of(found, "a")
+            return [] if is_deep(form) else [whole] if whole else objects_of(found, "a")
+    return None
+
+
+def _events_in(data: bytes) -> list[bytes]:
+    splitter = EventSplitter(event_bytes_max=len(data) + 2)  # with the blank line that the last event may lack
+    try:
+        return [piece for piece in (*splitter.feed(data), *splitter.finish()) if is_event(piece)]
+    except EventTooLarge as large:  # by its lines
+        return [piece for piece in large.before if is_event(piece)]
+
+
+def _data_event(data: bytes) -> bytes:
+    """Any text as an event: a data line for each of its lines."""
+    return b"".join(b"data: %b\n" % line for line in data.splitlines()) + b"\n"
 
 
 def reconnect_event(dialect: Dialect, *, message: str, last_id: str, retry_ms: int) -> bytes:

@@ -29,7 +29,7 @@ HEARTBEAT: Final = b": hb\n"
 
 _LF: Final = 0x0A
 _CR: Final = 0x0D
-_BOM: Final = b"\xef\xbb\xbf"
+BOM: Final = b"\xef\xbb\xbf"
 
 _has_data_line = re.compile(rb"^data[:\n]", re.MULTILINE).search
 _without_id_lines = re.compile(rb"^id(?::[^\n]*)?\n", re.MULTILINE).sub
@@ -125,11 +125,11 @@ class EventSplitter:
         if self._held is not None:
             chunk = bytes(self._held) + chunk
             self._hold(b"")
-        if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+        if len(chunk) < len(BOM) and BOM.startswith(chunk):
             self._hold(chunk)
             return b""
         self._edge = _PLAIN
-        return self._with_lf(chunk.removeprefix(_BOM))
+        return self._with_lf(chunk.removeprefix(BOM))
 
     def _hold(self, rest: bytes) -> None:
         self._held = bytearray(rest) if rest else None

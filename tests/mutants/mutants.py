@@ -961,14 +961,14 @@ NET: Final = (
     Mutant(
         "the quick path is taken while half an event is held",
         "net/upstream.py",
-        "UpstreamConnection._take_events",
+        "UpstreamConnection._settle_events",
         " and splitter.at_rest",
         "",
     ),
     Mutant(
         "the quick path is taken in the middle of a chunk",
         "net/upstream.py",
-        "UpstreamConnection._take_events",
+        "UpstreamConnection._settle_events",
         " and decoder.at_boundary",
         "",
     ),
@@ -1092,7 +1092,7 @@ NET: Final = (
     Mutant(
         "the heartbeat of a streamd behind streamd is no sign of life",
         "net/upstream.py",
-        "UpstreamConnection._take_events",
+        "UpstreamConnection._split",
         " or splitter.in_comment",
         "",
         ("tests/net/test_signs_of_life.py",),

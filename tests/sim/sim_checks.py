@@ -161,7 +161,7 @@ def check_link(link: UpstreamConnection, transport: Transport) -> None:
         must(link.pauses, "an upstream's bytes wait, but for no turn", link.at, len(link._read))
     if link.at is UpstreamState.IDLE:
         must(link._asker is None and link.stream is None, "idle with a request")
-    elif link.at in (UpstreamState.HEAD, UpstreamState.BODY, UpstreamState.EVENTS):
+    elif link.at is not UpstreamState.CLOSED:
         must(link._asker is not None, "a busy connection without a request", link.at)
 
 

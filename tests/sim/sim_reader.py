@@ -389,8 +389,10 @@ class Answer:
         return True
 
     def _last(self, seq: int, event: bytes, events: list[bytes]) -> None:
-        """An event that no upstream sent: only the error that ends a stream is allowed."""
+        """An event that no upstream sent: the error that ends a stream, and in front of it JSON that is no answer."""
         stream = self.stream
+        if seq == 1 == self.position and not events and self.world.is_plain(event):
+            return
         is_last = seq == stream.log.seq_next - 1
         if not (is_last and b'"error"' in event and seq == self.position):
             wanted = events[seq - 1] if 0 < seq <= len(events) else None

@@ -30,6 +30,8 @@ from streamd.net.reading import TURN
 from streamd.net.turns import STEP_LINES_MAX, TakesTurns, Turns
 from streamd.net.upstream import UpstreamConnection
 from streamd.reasons import By, CloseReason
+from streamd.wire.answer_fields import is_event_stream
+from streamd.wire.http1 import ResponseHead
 
 if TYPE_CHECKING:
     from sim_script import Script
@@ -138,7 +140,7 @@ class Watch:
         self._around(SlicedFanout, "add", self._fanout_add)
         self._around(SlicedFanout, "flush", self._fanout_flush)
         self._around(Stream, "append_all", self._append_all)
-        self._around(UpstreamConnection, "take_events", self._take_events)
+        self._around(UpstreamConnection, "take_opening", self._take_opening)
         self._around(Stream, "use_fanout", self._use_fanout)
         self._around(Stream, "maybe_direct", self._maybe_direct)
         self._around(replay._Coalescing, "_take_whole", self._take_whole)
@@ -183,11 +185,11 @@ class Watch:
 
     # -- the source
 
-    def _take_events(self, original: Any, link: UpstreamConnection, stream: Stream, head: Any) -> None:
+    def _take_opening(self, original: Any, link: UpstreamConnection, head: ResponseHead) -> None:
         """The relay may read the head of a stream in a later turn than that in which its server sent it all."""
-        original(link, stream, head)
+        original(link, head)
         peer: Any = getattr(link.transport, "peer", None)
-        if peer is not None and peer.script is not None:
+        if is_event_stream(head.get(b"content-type")) and peer is not None and peer.script is not None:
             self.world.stream_begins(peer, peer.script)
 
     # -- slow readers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -473,6 +474,11 @@ class World:
     def plain_body(rid: str) -> bytes:
         """An upstream's answer to a request that asks for no stream: derived from its id alone."""
         return b'{"rid":"%b"}' % (rid.encode() * (crc32(rid.encode()) % 9000 + 1))
+
+    def is_plain(self, event: bytes) -> bool:
+        """Whether an event holds an upstream's answer to some request that asks for no stream."""
+        found = re.match(rb'data: \{"rid":"(r[0-9]+)', event)
+        return found is not None and event == b"data: %b\n\n" % self.plain_body(found[1].decode())
 
     def find(self, stream_id: str) -> tuple[Stream, Script | None]:
         """A stream; also a removed stream whose last bytes are still on their way."""

@@ -1,11 +1,12 @@
 """Api: everything that streamd knows of an API. Each module beside this one holds an API, and an instance of it.
 
-The defaults are those of a server that behaves like OpenAI's. An API says five things:
+The defaults are those of a server that behaves like OpenAI's. An API says six things:
 
     requests    which paths are its own, and which of them ask for a stream
     keys        where its clients put a key, and where its servers look for it
     progress    when an answer is complete, which text and how many tokens it holds
     words       the shape of an error, a gap and a farewell that its SDKs understand
+    wholes      the events of a stream that say the same as an answer given whole
     texts       which events are pure text, and where the text is: the replay log's templates (wire/template.py)
 
 The log isn't told the API, because published events may be of any API. So every API is asked for an event's texts.
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
 from streamd.wire.dialects.excerpt import excerpt
+from streamd.wire.dialects.failure import Failure
 from streamd.wire.dialects.members import (
     TOKENS_MAX,
     Json,
@@ -37,6 +39,12 @@ from streamd.wire.sse import HEARTBEAT
 
 # A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
 CHOICE_INDEX_MAX: Final = 1023
+
+# An event of an API: its type, if it has one, and its data.
+NamedEvent = tuple[str | None, Json]
+
+# The `type` of an upstream's error that states none.
+UPSTREAM_ERROR: Final = "upstream_error"
 
 _UNSTATED: Final[Usage] = (-1, -1)
 
@@ -187,9 +195,24 @@ class Api:
         """The data of an error event; its `error` is an object."""
         return {"error": openai_error(message, type, code, param)}
 
+    def failure_event(self, failure: Failure) -> Json:
+        """The data of an error event that tells an upstream's own error: its type, code and text, as it gave them."""
+        own = {"message": failure.message, "type": failure.type or UPSTREAM_ERROR, "code": failure.code}
+        status = {"status": failure.status} if failure.status >= 400 else {}
+        return {"error": {"param": failure.param, **status, **failure.given, **own}}
+
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
         """Type and data of an event that the SDKs take for an event without content; `gap` is a member of it."""
         return "gap", b"{%b}" % gap
+
+    # -- wholes
+
+    def as_events(self, body: Json) -> list[NamedEvent] | None:
+        """The events of a stream that says the same as a whole answer, but for `[DONE]`; None if this is no answer.
+
+        Everything in the answer stands in some event. The object may be used up.
+        """
+        return None
 
     # -- texts
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 import orjson
 
-from streamd.wire.dialects.api import Api, Part, Progress, is_error
+from streamd.wire.dialects.api import Api, NamedEvent, Part, Progress, is_error
 from streamd.wire.dialects.members import EVENT_NUMBER_MAX, Json, is_text, object_of, objects_of, string_of, whole
 from streamd.wire.dialects.merging import Merge, Merging, merges
 
@@ -87,6 +87,9 @@ _FUNCTION_RULES: Final = _MERGING.at("choices[].delta.tool_calls[].function")
 # Longest `id` and `model` that are kept for gap events: servers' ids have 20 to 60 characters, paths of models 100. The
 # members stay in memory for as long as the stream, outside of its log.
 _MEMBER_CHARS_MAX: Final = 256
+# Members that each chunk of an answer repeats, and those of a choice that hold its message.
+_CHUNK_MEMBERS: Final = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "provider")
+_MESSAGES: Final = ("message", "delta", "text")
 
 
 class Chat(Api):
@@ -132,6 +135,31 @@ class Chat(Api):
         """A chunk without choices."""
         return "gap", b'{%b,"choices":[],%b}' % (progress.chunk_head or self._chunk_head({}), gap)
 
+    def as_events(self, body: Json) -> list[NamedEvent] | None:
+        """A chunk with the message of each choice, and behind these a chunk with the end of each."""
+        if not isinstance(body.get("choices"), list):
+            return None
+        choices = objects_of(body, "choices")
+        if not any(choice.keys() & {"message", "text"} for choice in choices):
+            return [(None, body)]  # it is a chunk already
+        del body["choices"]
+        head = {name: body.pop(name) for name in _CHUNK_MEMBERS if name in body} | {"object": self.chunk}
+        chunks = [self._opened(place, choice) for place, choice in enumerate(choices)]
+        chunks += [self._ended(place, choice) for place, choice in enumerate(choices)]
+        events = [{**head, "choices": [chunk]} for chunk in chunks]
+        events[-1].update(body)  # the usage, and all that isn't known
+        return [(None, event) for event in events]
+
+    def _opened(self, place: int, choice: Json) -> Json:
+        opened = {"index": choice.get("index", place), "delta": _delta_of(choice), "finish_reason": None}
+        if "logprobs" in choice:
+            opened["logprobs"] = choice.pop("logprobs")
+        return opened
+
+    def _ended(self, place: int, choice: Json) -> Json:
+        rest = {name: value for name, value in choice.items() if name not in _MESSAGES}
+        return {"index": place, "finish_reason": None, **rest, "delta": {}}
+
     def parts(self, parsed: Json) -> list[Part] | None:
         choices = parsed.get("choices")
         if not isinstance(choices, list):
@@ -156,6 +184,27 @@ def _delta_texts(delta: Json) -> list[str | None]:
 def is_finish(reason: object) -> bool:
     """Whether a finish_reason says that its choice has ended: some servers send "" or "null" with each chunk."""
     return is_text(reason) and reason != "null"
+
+
+def _delta_of(choice: Json) -> Json:
+    """The message of a whole answer's choice as a delta. Calls of tools get the index by which SDKs join their deltas,
+    and their arguments are a text.
+    """
+    message = object_of(choice, "message") or object_of(choice, "delta") or {"content": choice.get("text")}
+    delta = {"role": "assistant", **message}
+    calls = objects_of(delta, "tool_calls")
+    if calls:
+        delta["tool_calls"] = [_indexed(place, call) for place, call in enumerate(calls)]
+    else:
+        delta.pop("tool_calls", None)  # null, or empty: a delta without calls leaves it out
+    return delta
+
+
+def _indexed(place: int, call: Json) -> Json:
+    function = object_of(call, "function")
+    if function and not isinstance(function.get("arguments", ""), str):
+        call = {**call, "function": {**function, "arguments": orjson.dumps(function["arguments"]).decode()}}
+    return {"index": place, **call}
 
 
 def _part(choice: Any) -> Part | None:

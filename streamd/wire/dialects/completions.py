@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from streamd.wire.dialects.api import NamedEvent
 from streamd.wire.dialects.chat import Chat
 from streamd.wire.dialects.members import Json, objects_of, string_of
 
@@ -16,3 +17,7 @@ class Completions(Chat):
 
     def texts(self, body: Json) -> list[str | None]:
         return [string_of(choice, "text") for choice in objects_of(body, "choices")]
+
+    def as_events(self, body: Json) -> list[NamedEvent] | None:
+        """A whole answer has the form of a chunk."""
+        return [(None, body)] if objects_of(body, "choices") else None

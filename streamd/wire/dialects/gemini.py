@@ -21,7 +21,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
-from streamd.wire.dialects.api import Api, Part, Progress, google_tokens_of
+from streamd.wire.dialects.api import Api, NamedEvent, Part, Progress, google_tokens_of
+from streamd.wire.dialects.failure import Failure
 from streamd.wire.dialects.members import (
     Json,
     Usage,
@@ -200,8 +201,24 @@ class Gemini(Api):
         status = 499 if code == "cancelled" else 504 if code.endswith("timeout") else 503
         return self.error(status, message, type, code, param)
 
+    def failure_event(self, failure: Failure) -> Json:
+        """Google's clients read the code as an HTTP status, and look at the object's first member."""
+        status = failure.code if type(failure.code) is int else failure.status
+        status = status if status >= 400 else 502
+        code = failure.code if isinstance(failure.code, str) else ""
+        own: Json = self.error(status, failure.message, failure.type, code, failure.param)["error"]
+        named = {"type": failure.type} if failure.type else {}
+        return {"error": own | named | failure.given | {"code": status, "message": failure.message}}
+
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
         return None, b"{%b}" % gap
+
+    # -- wholes
+
+    def as_events(self, body: Json) -> list[NamedEvent] | None:
+        """A whole answer has the form of an event."""
+        is_answer = bool(objects_of(body, "candidates")) or "promptFeedback" in body or "usageMetadata" in body
+        return [(None, body)] if is_answer else None
 
     # -- texts
 

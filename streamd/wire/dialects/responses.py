@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from streamd.wire.dialects.api import Api, Part, Progress, is_error, openai_error, tokens_of
+from streamd.wire.dialects.api import Api, NamedEvent, Part, Progress, is_error, openai_error, tokens_of
 from streamd.wire.dialects.excerpt import excerpt
+from streamd.wire.dialects.failure import Failure
 from streamd.wire.dialects.members import (
     EVENT_NUMBER_MAX,
     Json,
     Usage,
     is_text,
     object_of,
+    objects_of,
     string_of,
     whole,
 )
@@ -36,6 +38,26 @@ _DELTAS: Final = frozenset(
         "response.custom_tool_call_input.delta",
     )
 )
+
+# Lists of parts in an item: the member, the name of a part's index, and the events around a part.
+_LISTS: Final = (
+    ("summary", "summary_index", "response.reasoning_summary_part.added", "response.reasoning_summary_part.done"),
+    ("content", "content_index", "response.content_part.added", "response.content_part.done"),
+)
+# The text in a part, by the part's type: its member, and the beginning of its events' type.
+_PART_TEXTS: Final = {
+    "output_text": ("text", "response.output_text"),
+    "refusal": ("refusal", "response.refusal"),
+    "summary_text": ("text", "response.reasoning_summary_text"),
+    "reasoning_text": ("text", "response.reasoning_text"),
+}
+# Texts in an item itself, by its type.
+_TEXT_MEMBERS: Final = {
+    "function_call": (("arguments", "response.function_call_arguments"),),
+    "mcp_call": (("arguments", "response.mcp_call_arguments"),),
+    "custom_tool_call": (("input", "response.custom_tool_call_input"),),
+    "code_interpreter_call": (("code", "response.code_interpreter_call_code"),),
+}
 
 
 class Responses(Api):
@@ -91,9 +113,34 @@ class Responses(Api):
         top = {key: error[key] for key in ("code", "message", "param")}
         return {"type": "error", **top, "error": error}
 
+    def failure_event(self, failure: Failure) -> Json:
+        error = super().failure_event(failure)["error"]
+        top = {key: error[key] for key in ("code", "message", "param")}
+        return {"type": "error", **top, "error": error}
+
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
         """An event of a type that the SDK doesn't know. The SDK compares the number, so it has to be there."""
         return "gap", b'{"type":"gap","sequence_number":%d,%b}' % (progress.sequence_number or 0, gap)
+
+    # -- wholes
+
+    def as_events(self, body: Json) -> list[NamedEvent] | None:
+        """The items of the output one after the other, each with its parts and their texts, as OpenAI sends them."""
+        if body.get("object") != "response" and not isinstance(body.get("output"), list):
+            return None
+        begun = {**body, "status": "in_progress", "output": [], "usage": None}
+        events: list[Json] = [
+            {"type": "response.created", "response": begun},
+            {"type": "response.in_progress", "response": begun},
+        ]
+        for index, item in enumerate(objects_of(body, "output")):
+            events += _output_events(index, item)
+        status = string_of(body, "status")
+        if status is None or f"response.{status}" in _END:
+            events.append({"type": f"response.{status or 'completed'}", "response": body})
+        return [(event["type"], {**event, "sequence_number": number}) for number, event in enumerate(events)]
+
+    # -- texts
 
     def parts(self, parsed: Json) -> list[Part] | None:
         kind = parsed.get("type")
@@ -110,3 +157,50 @@ def sequence_number_of(event: bytes) -> int | None:
 
 def _number_of(body: Json) -> int | None:
     return whole(body.get("sequence_number"), EVENT_NUMBER_MAX)
+
+
+def _output_events(index: int, item: Json) -> list[Json]:
+    """An item of the output: begun without its parts, then these, then whole."""
+    place = {"output_index": index, "item_id": string_of(item, "id") or ""}
+    events: list[Json] = []
+    begun = dict(item)
+    if "status" in item:
+        begun["status"] = "in_progress"
+    for name, index_name, added, done in _LISTS:
+        parts = objects_of(item, name)
+        if not parts:
+            continue
+        begun[name] = []
+        for part_index, part in enumerate(parts):
+            at = {**place, index_name: part_index}
+            events += _part_events(at, part, added, done)
+    for name, kind in _TEXT_MEMBERS.get(string_of(item, "type") or "", ()):
+        text = item.get(name)
+        if is_text(text):
+            begun[name] = ""
+            events.append({"type": f"{kind}.delta", **place, "delta": text})
+            events.append({"type": f"{kind}.done", **place, name: text})
+    whole = {"output_index": index, "item": item}
+    opened = {"type": "response.output_item.added", "output_index": index, "item": begun}
+    return [opened, *events, {"type": "response.output_item.done", **whole}]
+
+
+def _part_events(at: Json, part: Json, added: str, done: str) -> list[Json]:
+    """A part of an item: begun empty, its text, then whole."""
+    name, kind = _PART_TEXTS.get(string_of(part, "type") or "", ("", ""))
+    begun, texts = dict(part), []
+    if name and isinstance(part.get(name), str):
+        begun[name] = ""
+        logprobs = {"logprobs": part.get("logprobs") or []} if kind == "response.output_text" else {}
+        if part[name]:
+            texts.append({"type": f"{kind}.delta", **at, "delta": part[name], **logprobs})
+        texts.append({"type": f"{kind}.done", **at, name: part[name], **logprobs})
+    notes = [
+        {"type": "response.output_text.annotation.added", **at, "annotation_index": place, "annotation": note}
+        for place, note in enumerate(objects_of(part, "annotations"))
+    ]
+    if notes:
+        begun["annotations"] = []
+    opening = [{"type": added, **at, "part": begun}] if added else []
+    closing = [{"type": done, **at, "part": part}] if done else []
+    return [*opening, *texts[:-1], *notes, *texts[-1:], *closing]
