@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 import urllib.parse
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from streamd.rows import Check, Refused
 
@@ -133,13 +133,31 @@ def check_url(text: str) -> None:
     split_url(text)
 
 
+# A version as servers write it in their paths: /v1, /api/paas/v4, /v1beta/openai.
+_VERSION: Final = re.compile(r"/v[0-9]+(?:(?:alpha|beta)[0-9]*)?(?=/|\Z)")
+# The version in a request's path.
+_REQUESTED_VERSION: Final = re.compile(rb"/v1(?:beta)?(?=/|\Z)")
+# At the end of a URL it says nothing: requests have it.
+_OWN_VERSION: Final = re.compile(r"/v1(?:beta)?\Z")
+_QUERY: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@/?%-]{1,1000}", re.A)
+
+UPSTREAM_PATHS: Final = ("auto", "replace", "append")
+
+
 class UpstreamOrigin(NamedTuple):
-    """An upstream's URL taken apart: `base` is the path in front of /v1, without a slash at its end."""
+    """An upstream's URL taken apart.
+
+    `base` is the path in front of a request's path, without a slash at its end; if it `replaces`, it stands for the
+    version in front of the request's path. `query` is a part of each request. `socket`: the path of a Unix socket.
+    """
 
     tls: bool
     host: str
     port: int
     base: str
+    replaces: bool = False
+    query: str = ""
+    socket: str = ""
 
     @property
     def authority(self) -> str:
@@ -149,24 +167,95 @@ class UpstreamOrigin(NamedTuple):
 
     @property
     def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.authority}{self.base}"
+        rest = self.base + (f"?{self.query}" if self.query else "")
+        if self.socket:
+            return f"http+unix://{urllib.parse.quote(self.socket, safe='')}{rest}" if rest else f"unix:{self.socket}"
+        return f"{'https' if self.tls else 'http'}://{self.authority}{rest}"
+
+    @property
+    def name(self) -> str:
+        """A name for logs and metrics: host and port, or the socket's path without slashes."""
+        if self.socket:
+            return "unix:" + re.sub(r"[^A-Za-z0-9._-]", "-", self.socket.strip("/"))[-100:]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def version(self) -> bytes:
+        """The part of a request's path that `base` stands for."""
+        return b"/v1" if self.replaces else b""
+
+    def target(self, asked: bytes) -> bytes:
+        """The target of a request as this server has it: its base, and its query behind the request's own.
+
+        Of a parameter that both have, the server's own value alone is sent.
+        """
+        path, mark, query = asked.partition(b"?")
+        if self.replaces:
+            path = _REQUESTED_VERSION.sub(b"", path, count=1) if _REQUESTED_VERSION.match(path) else path
+        path = (self.base.encode() + path) or b"/"
+        if not self.query:
+            return path + mark + query
+        own = self.query.encode()
+        names = {_parameter_name(each) for each in own.split(b"&")}
+        kept = [each for each in query.split(b"&") if each and _parameter_name(each) not in names]
+        return b"%b?%b" % (path, b"&".join([*kept, own]))
 
 
-def split_url(text: str) -> UpstreamOrigin:
-    """Take an upstream's URL apart, with or without a trailing /v1 or /v1beta. Raises Refused: no passwords."""
-    wanted = "http://HOST[:PORT][/BASE] or https://…, without user, query and fragment"
+def _parameter_name(pair: bytes) -> bytes:
+    return urllib.parse.unquote_to_bytes(pair.partition(b"=")[0].replace(b"+", b" "))
+
+
+def split_url(text: str, path: str = "auto") -> UpstreamOrigin:
+    """Take an upstream's URL apart; `path`, of UPSTREAM_PATHS, says how its path meets those of requests.
+
+    `auto`: a path with a version in it replaces the version of requests, any other stands in front of their paths.
+    Raises Refused: no passwords.
+    """
+    wanted = "http://HOST[:PORT][/BASE][?QUERY], https://…, unix:/PATH or http+unix://%2FPATH[/BASE], without user"
+    if text.startswith("unix:"):
+        try:
+            address = parse_address(re.sub(r"\Aunix://(?=/)", "unix:", text))
+        except Refused as refused:
+            raise Refused(f"{wanted} ({refused})") from None
+        return UpstreamOrigin(False, "localhost", 80, "", path == "replace", socket=address.path)
     try:
         parts = urllib.parse.urlsplit(text)
         port = parts.port
     except ValueError:
         raise Refused(wanted) from None
-    base = re.sub(r"/v1(?:beta)?\Z", "", parts.path.rstrip("/")).rstrip("/")
-    odd = re.search(r"[^!-~]|//|/\.\.?(/|$)|%2[ef]|%5c|[\\\\?#@]", text.partition("://")[2], re.I)
+    before_query, mark, _ = text.partition("?")
+    rest = before_query.partition("://")[2]
+    is_unix = parts.scheme == "http+unix"
+    below_host = rest.partition("/")[1] + rest.partition("/")[2] if is_unix else rest
+    odd = re.search(r"[^!-~]|//|/\.\.?(/|$)|%2[ef]|%5c|[\\\\#@]", below_host, re.I)
+    if odd or (mark and not _QUERY.fullmatch(parts.query)) or "#" in text:
+        raise Refused(wanted)
+    base, replaces = _base_of(parts.path.rstrip("/"), path)
+    if is_unix:
+        return UpstreamOrigin(False, "localhost", 80, base, replaces, parts.query, _socket_of(parts.netloc, wanted))
     host = parts.hostname or ""
-    if parts.scheme not in ("http", "https") or odd or not (_HOST.fullmatch(host) or _is_ipv6(host)) or port == 0:
+    if parts.scheme not in ("http", "https") or not (_HOST.fullmatch(host) or _is_ipv6(host)) or port == 0:
         raise Refused(wanted)
     tls = parts.scheme == "https"
-    return UpstreamOrigin(tls, host, port or (443 if tls else 80), base)
+    return UpstreamOrigin(tls, host, port or (443 if tls else 80), base, replaces, parts.query)
+
+
+def _base_of(written: str, path: str) -> tuple[str, bool]:
+    """The base of a URL's path, and whether it replaces the version of requests."""
+    if path != "auto":
+        return written, path == "replace"
+    shorter = _OWN_VERSION.sub("", written).rstrip("/")
+    if _VERSION.search(shorter) is None:
+        return shorter, False
+    return written, True
+
+
+def _socket_of(quoted: str, wanted: str) -> str:
+    try:
+        return parse_address("unix:" + urllib.parse.unquote(quoted, errors="strict")).path
+    except (Refused, UnicodeError):
+        raise Refused(wanted) from None
 
 
 def _is_ipv6(host: str) -> bool:

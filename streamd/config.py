@@ -28,6 +28,7 @@ from streamd.addresses import (
     ORIGIN,
     ROUTE_PATH,
     UPSTREAM_NAME,
+    UPSTREAM_PATHS,
     UpstreamOrigin,
     check_address,
     check_admin,
@@ -99,22 +100,30 @@ HEALTH_PATH: Final = re.compile(r"/[!\"$-~]{0,255}")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamSettings:
-    """An inference server. `url` is kept as the base without /v1, however it was written; `origin` has its parts."""
+    """An inference server. `url` is kept in a single form, however it was written; `origin` has its parts."""
 
     name: str = text_row(
         UPSTREAM,
         "",
         "Name of the server in logs, metrics and X-Upstream",
-        "Host and port of the URL unless set",
+        "Host and port of the URL unless set, or the socket's path",
         check=matching(UPSTREAM_NAME),
         wanted="1 to 128 letters, digits and . _ : -",
     )
     url: str = text_row(
         UPSTREAM,
         "",
-        "Base URL of the server, with or without a trailing /v1 or /v1beta; required",
+        "Base URL of the server; required",
+        "A trailing /v1 or /v1beta says nothing. A query, such as ?api-version=…, becomes a part of each request",
         check=check_url,
-        wanted="http://HOST[:PORT][/BASE] or https://…, without user, query and fragment",
+        wanted="http://HOST[:PORT][/BASE][?QUERY], https://…, unix:/PATH or http+unix://%2FPATH[/BASE], without user",
+    )
+    path: str = word_row(
+        UPSTREAM,
+        "auto",
+        UPSTREAM_PATHS,
+        "Treatment of the URL's path: replace puts it in place of a request's /v1 or /v1beta, append in front of it",
+        "auto replaces where the URL's path has a version (/api/paas/v4, /v1beta/openai), else appends",
     )
     models: tuple[str, ...] = list_row(
         UPSTREAM,
@@ -178,12 +187,11 @@ class UpstreamSettings:
 
     def __post_init__(self) -> None:
         """Derive the origin, and the name from it. Raises Refused for an invalid URL."""
-        origin = split_url(self.url)
+        origin = split_url(self.url, self.path)
         object.__setattr__(self, "origin", origin)
         object.__setattr__(self, "url", origin.url)
         if not self.name:
-            host = f"[{origin.host}]" if ":" in origin.host else origin.host
-            object.__setattr__(self, "name", f"{host}:{origin.port}")
+            object.__setattr__(self, "name", origin.name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import pytest
 from streamd.addresses import (
     ORIGIN,
     ROUTE_PATH,
+    UPSTREAM_NAME,
     Address,
     UpstreamOrigin,
     check_field_name,
@@ -75,7 +76,28 @@ def test_a_text_that_is_no_address_is_refused(text: str) -> None:
         ),
         ("https://h:8443/a/b/", UpstreamOrigin(True, "h", 8443, "/a/b"), "https://h:8443/a/b"),
         ("http://[::1]:81", UpstreamOrigin(False, "::1", 81, ""), "http://[::1]:81"),
-        ("http://h/v1alpha", UpstreamOrigin(False, "h", 80, "/v1alpha"), "http://h/v1alpha"),
+        ("http://h/v1alpha", UpstreamOrigin(False, "h", 80, "/v1alpha", True), "http://h/v1alpha"),
+        ("http://h/api/paas/v4/", UpstreamOrigin(False, "h", 80, "/api/paas/v4", True), "http://h/api/paas/v4"),
+        ("http://h/v1beta/openai", UpstreamOrigin(False, "h", 80, "/v1beta/openai", True), "http://h/v1beta/openai"),
+        ("http://h/api/v3/v1", UpstreamOrigin(False, "h", 80, "/api/v3/v1", True), "http://h/api/v3/v1"),
+        (
+            "https://h/x?api-version=1",
+            UpstreamOrigin(True, "h", 443, "/x", query="api-version=1"),
+            "https://h/x?api-version=1",
+        ),
+        ("http://h?a=b&c=%2F", UpstreamOrigin(False, "h", 80, "", query="a=b&c=%2F"), "http://h?a=b&c=%2F"),
+        (
+            "unix:/run/vllm.sock",
+            UpstreamOrigin(False, "localhost", 80, "", socket="/run/vllm.sock"),
+            "unix:/run/vllm.sock",
+        ),
+        ("unix:///run/a", UpstreamOrigin(False, "localhost", 80, "", socket="/run/a"), "unix:/run/a"),
+        ("http+unix://%2Frun%2Fa/v1", UpstreamOrigin(False, "localhost", 80, "", socket="/run/a"), "unix:/run/a"),
+        (
+            "http+unix://%2Frun%2Fa/api/v3?x=1",
+            UpstreamOrigin(False, "localhost", 80, "/api/v3", True, "x=1", "/run/a"),
+            "http+unix://%2Frun%2Fa/api/v3?x=1",
+        ),
         ("http://h/base/v1beta/", UpstreamOrigin(False, "h", 80, "/base"), "http://h/base"),
         ("http://h/xv1", UpstreamOrigin(False, "h", 80, "/xv1"), "http://h/xv1"),
     ],
@@ -100,7 +122,17 @@ def test_the_version_at_the_end_of_a_url_is_that_of_its_paths(path: str) -> None
         "ftp://h",
         "http://",
         "http://user:pw@h",
-        "http://h?x=1",
+        "http://h?",
+        "http://h?x=1?#",
+        "http://h?a b",
+        "http://h?a=\u00e9",
+        "http://h?" + "a" * 1001,
+        "unix:run/a",
+        "unix:/" + "a" * 107,
+        "unix:",
+        "http+unix://run/a",
+        "http+unix://%2Frun/a//b",
+        "http+unix:///run/a",
         "http://h#x",
         "http://h:0",
         "http://h:99999",
@@ -158,3 +190,87 @@ def test_a_text_is_checked_against_its_pattern(pattern: object, text: str, taken
     else:
         with pytest.raises(Refused):
             check(text)
+
+
+VERSIONS = [
+    "/v1",
+    "/api/paas/v4",
+    "/api/v3",
+    "/v1beta/openai",
+    "/openai/v1",
+    "/compatible-mode/v1",
+    "/v1/openai",
+    "/x/v2beta1",
+]
+
+
+@pytest.mark.parametrize("base", VERSIONS)
+def test_a_base_with_a_version_stands_for_the_version_of_requests(base: str) -> None:
+    origin = split_url(f"https://h{base}/")
+    assert origin.target(b"/v1/chat/completions?x=1") == f"{base}/chat/completions?x=1".encode()
+    assert split_url(origin.url) == origin
+
+
+@pytest.mark.parametrize("base", ["", "/llm", "/openai/deployments/gpt-4", "/vX", "/v", "/version1", "/av1/b", "/v1x"])
+def test_a_base_without_a_version_gets_the_whole_path_behind_it(base: str) -> None:
+    origin = split_url(f"https://h{base}")
+    assert origin.target(b"/v1/models") == f"{base}/v1/models".encode()
+    assert origin.target(b"/v1beta/models/m:generateContent") == f"{base}/v1beta/models/m:generateContent".encode()
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "asked", "target"),
+    [
+        ("https://api.perplexity.ai", "replace", "/v1/chat/completions", "/chat/completions"),
+        ("https://h/inference", "replace", "/v1/models", "/inference/models"),
+        ("https://h/v1", "replace", "/v1/models", "/v1/models"),
+        ("https://h/v1", "replace", "/v1beta/models/m", "/v1/models/m"),
+        (
+            "https://h/google/v2",
+            "auto",
+            "/v1beta/models/m:streamGenerateContent?alt=sse",
+            "/google/v2/models/m:streamGenerateContent?alt=sse",
+        ),
+        ("https://h/v1beta", "auto", "/v1beta/models/m:countTokens", "/v1beta/models/m:countTokens"),
+        ("https://h/v1", "auto", "/v1beta/models/m:countTokens", "/v1beta/models/m:countTokens"),
+        ("https://h/api/v3", "append", "/v1/models", "/api/v3/v1/models"),
+        ("https://h/v1", "append", "/v1/models", "/v1/v1/models"),
+        ("https://h", "replace", "/v1", "/"),
+        ("https://h/api/v3", "auto", "/v1", "/api/v3"),
+        ("https://h/api/v3", "auto", "/health", "/api/v3/health"),
+        ("https://h/api/v3", "auto", "/v1x/y", "/api/v3/v1x/y"),
+        ("https://h/api/v3", "auto", "/v1/models/a%2Fb", "/api/v3/models/a%2Fb"),
+    ],
+)
+def test_the_path_setting_decides_where_a_path_goes(url: str, path: str, asked: str, target: str) -> None:
+    assert split_url(url, path).target(asked.encode()) == target.encode()
+
+
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        ("/v1/x", "/v1/x?api-version=2024-10-21"),
+        ("/v1/x?a=1&b", "/v1/x?a=1&b&api-version=2024-10-21"),
+        ("/v1/x?", "/v1/x?api-version=2024-10-21"),
+        ("/v1/x?api-version=old&a=1", "/v1/x?a=1&api-version=2024-10-21"),
+        ("/v1/x?%61pi-version=old", "/v1/x?api-version=2024-10-21"),
+        ("/v1/x?api-versions=1", "/v1/x?api-versions=1&api-version=2024-10-21"),
+    ],
+)
+def test_the_query_of_a_url_goes_with_each_request_beside_its_own(asked: str, target: str) -> None:
+    assert split_url("https://h?api-version=2024-10-21").target(asked.encode()) == target.encode()
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://h", "h:80"),
+        ("https://[::1]/v1", "[::1]:443"),
+        ("unix:/run/vllm/a.sock", "unix:run-vllm-a.sock"),
+        ("unix:/" + "long/" * 20 + "s", "unix:" + ("long-" * 20 + "s")[-100:]),
+        ("unix:/tmp/a b@", "unix:tmp-a-b-"),
+    ],
+)
+def test_an_upstreams_own_name_can_stand_in_logs_and_fields(url: str, name: str) -> None:
+    assert split_url(url).name == name
+    matching(UPSTREAM_NAME)(name)

@@ -39,7 +39,7 @@ class Ask:
     """
 
     method: str
-    target: Callable[[Upstream], bytes]  # below the upstream's base; the path may name the model
+    target: Callable[[Upstream], bytes]  # as a client asks; the path may name the model
     model: str
     fields: Callable[[Upstream, int], list[tuple[bytes, bytes]]]  # (upstream, length of the body)
     body: Callable[[Upstream], bytes]
@@ -78,7 +78,7 @@ class Attempt:
     def __init__(self, runtime: Runtime, upstream: Upstream, ask: Ask, owner: Owner) -> None:
         """Takes no place yet. Raises LocalProtocolError if the parts make no valid request."""
         body = ask.body(upstream)
-        target = upstream.settings.origin.base.encode() + ask.target(upstream)
+        target = upstream.settings.origin.target(ask.target(upstream))
         head = encode_request_head(ask.method, target, ask.fields(upstream, len(body)))
         self._request = (head, body)  # until it is sent; apart, because joining copies the body
         self._method = ask.method

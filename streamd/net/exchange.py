@@ -45,7 +45,7 @@ from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire import active_content, answer_fields, retry_after
-from streamd.wire.answer_fields import Fields
+from streamd.wire.answer_fields import Fields, Whereabouts
 from streamd.wire.dialect import whole_events
 from streamd.wire.http1 import Framing, Headers, ResponseHead
 from streamd.wire.opening import BodyKind
@@ -740,14 +740,15 @@ def _holding(head: ResponseHead) -> Headers:
 
 
 def _passed(
-    of: Callable[[Headers, frozenset[bytes], bytes, bytes], Fields],
+    of: Callable[[Headers, frozenset[bytes], Whereabouts], Fields],
     head: ResponseHead,
     request: Request,
     settings: UpstreamSettings,
 ) -> Fields:
     """The fields of the upstream's head that reach the client, in an answer of the kind that `of` makes."""
     named = frozenset(name.lower().encode() for name in settings.pass_fields)
-    fields = of(head.headers, named, settings.origin.authority.encode(), settings.origin.base.encode())
+    origin = settings.origin
+    fields = of(head.headers, named, Whereabouts(origin.authority.encode(), origin.base.encode(), origin.version))
     request_id = head.get(b"x-request-id")
     if request_id is not None and request_id.decode("latin-1") == request.upstream_id:
         fields.append((b"x-upstream-request-id", request_id))

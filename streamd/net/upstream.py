@@ -421,7 +421,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
 
     def _begin_body(self, head: ResponseHead) -> None:
         self._keep_alive = head.keep_alive and head.framing is not Framing.UNTIL_CLOSE
-        self._decoder = decoder_for(head.framing, head.content_length)
+        self._decoder = decoder_for(head.framing, head.content_length, loose=True)
 
     def _take_events(self, data: bytes) -> int:
         decoder, splitter, stream = self._decoder, self._splitter, self.stream
@@ -710,7 +710,23 @@ class Upstream:
 
     async def connect(self) -> UpstreamConnection:
         """A new connection. Raises OSError (ssl.SSLError is a subclass). If it raises, it leaves no connection."""
+        if self.settings.origin.socket:
+            return await self._connect_to_socket(self.settings.origin.socket)
         return await self._dialer.connect(self._connect_to)
+
+    async def _connect_to_socket(self, path: str) -> UpstreamConnection:
+        """A connection to the Unix socket of a server on this machine."""
+        link = UpstreamConnection(self._runtime, self)
+        try:
+            await self._runtime.loop.create_unix_connection(lambda: link, path)
+        except OSError as error:
+            link.give_up()
+            hint = "; connecting takes the right to write to it" if error.errno == errno.EACCES else ""
+            raise OSError(error.errno, f"its socket: {error.strerror or error}{hint}") from None
+        except BaseException:
+            link.give_up()
+            raise
+        return link
 
     async def _connect_to(self, address: str) -> UpstreamConnection:
         """A connection to one of the host's addresses."""

@@ -8,7 +8,7 @@ fields about bytes and caches, because its bytes are streamd's: ids stand in the
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from streamd.wire.cors import REPLACED
 from streamd.wire.foreign_fields import is_foreign
@@ -42,23 +42,29 @@ _ABSOLUTE: Final = re.compile(rb"(?:https?:)?//([^/?#\\]*)([^?#]*)(.*)", re.IGNO
 _DEFAULT_PORT: Final = re.compile(rb":(?:80|443)?\Z")
 
 
-def of_answer(headers: Headers, passed: frozenset[bytes], authority: bytes, base: bytes) -> Fields:
-    """The fields of a whole answer. `passed` names foreign fields that may pass; `authority` and `base` are the
-    upstream's own, which no client needs to know.
-    """
+class Whereabouts(NamedTuple):
+    """The place of an upstream, which no client needs to know: `base` stands for `version` in front of paths."""
+
+    authority: bytes
+    base: bytes
+    version: bytes = b""
+
+
+def of_answer(headers: Headers, passed: frozenset[bytes], place: Whereabouts) -> Fields:
+    """The fields of a whole answer. `passed` names foreign fields that may pass."""
     return [
-        (name, relative(value, authority, base) if name in _ADDRESSES else value)
+        (name, relative(value, place) if name in _ADDRESSES else value)
         for name, value in end_to_end(headers)
         if name not in _WRITTEN and (name in passed or not is_foreign(name))
     ]
 
 
-def of_stream(headers: Headers, passed: frozenset[bytes], authority: bytes, base: bytes) -> Fields:
+def of_stream(headers: Headers, passed: frozenset[bytes], place: Whereabouts) -> Fields:
     """The fields of a stream: the same without those that streamd writes on streams; its type as the upstream has it,
     since some clients compare that as a whole.
     """
     types = [value for name, value in headers if name == b"content-type" and is_event_stream(value)]
-    fields = of_answer(headers, passed, authority, base)
+    fields = of_answer(headers, passed, place)
     kept = [field for field in fields if field[0] not in _WRITTEN_ON_STREAMS]
     return [(b"content-type", types[0] if types else EVENT_STREAM), *kept]
 
@@ -74,7 +80,7 @@ def request_id_of(headers: Headers, own: bytes) -> str:
     return next((value.decode() for value in found if value != own and _sane_id(value)), "")
 
 
-def relative(reference: bytes, authority: bytes, base: bytes) -> bytes:
+def relative(reference: bytes, place: Whereabouts) -> bytes:
     """The address as a client of streamd can use it: without the upstream's authority and base, if it leads there.
 
     The scheme isn't compared: a server behind a proxy that speaks TLS for it says http. The result never begins with
@@ -82,15 +88,18 @@ def relative(reference: bytes, authority: bytes, base: bytes) -> bytes:
     """
     found = _ABSOLUTE.fullmatch(reference)
     if found is not None:
-        if _bare(found[1]) != _bare(authority):
+        if _bare(found[1]) != _bare(place.authority):
             return reference
         path, rest = found[2], found[3]
     elif reference.startswith(b"/"):
         path, rest = reference, b""
     else:
         return reference
-    if base and (path == base or path.startswith((base + b"/", base + b"?"))):
+    base, version = place.base, place.version
+    if path == base or path.startswith((base + b"/", base + b"?")):
         path = path[len(base) :]
+        if version:
+            path = version + b"/" + path.lstrip(b"/\\")
     return b"/" + path.lstrip(b"/\\") + rest
 
 

@@ -9,6 +9,10 @@ chunk's data *are* CRLF (h11, CVE-2025-43859, took any two), extensions follow t
 (Kestrel, CVE-2025-55315; Go, CVE-2025-22871), trailers are field lines, bounded, and dropped: merged into the head they
 could add a length or a host to it.
 
+A size in an *answer* may have blanks behind it (`2a  `): servers and balancers pad sizes so, and the parsers of SDKs
+(h11, fasthttp, akka) take them. Nothing can be smuggled in an answer so: every chunk is written anew, and the bytes
+behind the last belong to no request. In a request they stay refused.
+
 The decoder lies on a token's path. Most reads from an inference server hold a single whole chunk, and come when the
 decoder stands at a boundary. Then a table parses and checks the size line with a single look-up, and the payload is a
 slice. A caller with a faster path of its own asks `at_boundary`, and may pass the decoder by for whole chunks.
@@ -37,6 +41,8 @@ _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])
 _EXTENSION = rb";[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+(?:[ \t]*+(?=;))?+"
 _SIZE_LINE = re.compile(rb"(?=[0-9A-Fa-f]{1,16}(?:;|\Z))0*+([0-9A-Fa-f]{0,8})((?:" + _EXTENSION + rb")*+)", re.DOTALL)
 _SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[^\r\n]*+)?+\r?")
+_SIZE_BEGUN_LOOSELY = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*+(?:;[^\r\n]*+)?+\r?")
+_PADDED = re.compile(rb"([0-9A-Fa-f]++)[ \t]++(?=;|\Z)")
 _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+")
 
 # Size lines of SSE events as servers write them, in either case. Any other line takes the slow, careful parse.
@@ -69,9 +75,21 @@ class _ChunkState(enum.Enum):
 class ChunkedDecoder:
     """Chunked transfer coding, decoded incrementally. Holds at most one unfinished line."""
 
-    __slots__ = ("_at", "_data_bytes_left", "_line", "_trailer_bytes", "_trailers", "at_boundary", "done", "rest")
+    __slots__ = (
+        "_at",
+        "_data_bytes_left",
+        "_is_loose",
+        "_line",
+        "_trailer_bytes",
+        "_trailers",
+        "at_boundary",
+        "done",
+        "rest",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, loose: bool = False) -> None:
+        """`loose`: blanks behind a size are taken, as far as a size line may be long."""
+        self._is_loose = loose
         self.done = False
         self.rest = b""
         self.at_boundary = True  # the next byte begins a size line, and nothing is held
@@ -151,11 +169,13 @@ class ChunkedDecoder:
         line_end = chunk.find(b"\r\n", start, start + _SIZE_LINE_BYTES_MAX)
         if line_end < 0:
             held = chunk[start : start + _SIZE_LINE_BYTES_MAX]
-            if len(held) == _SIZE_LINE_BYTES_MAX or not _SIZE_BEGUN.fullmatch(held):
+            begun = _SIZE_BEGUN_LOOSELY if self._is_loose else _SIZE_BEGUN
+            if len(held) == _SIZE_LINE_BYTES_MAX or not begun.fullmatch(held):
                 raise _bad_size_line(held)
             return start
         line = chunk[start:line_end]
-        match = _SIZE_LINE.fullmatch(line)
+        padded = _PADDED.match(line) if self._is_loose else None
+        match = _SIZE_LINE.fullmatch(padded[1] + line[padded.end() :] if padded else line)
         if match is None or len(match[2]) > EXTENSION_BYTES_MAX:
             raise _bad_size_line(line)
         self._data_bytes_left = int(match[1] or b"0", 16)
@@ -260,10 +280,10 @@ class UntilCloseDecoder:
         return True
 
 
-def decoder_for(framing: Framing, content_length: int) -> BodyDecoder:
-    """The decoder of a head's body. Without a body the decoder is done from the start."""
+def decoder_for(framing: Framing, content_length: int, *, loose: bool = False) -> BodyDecoder:
+    """The decoder of a head's body. Without a body the decoder is done from the start. `loose`: of an answer."""
     if framing is Framing.CHUNKED:
-        return ChunkedDecoder()
+        return ChunkedDecoder(loose=loose)
     if framing is Framing.UNTIL_CLOSE:
         return UntilCloseDecoder()
     return LengthDecoder(content_length)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from streamd.wire.answer_fields import is_event_stream, of_answer, of_stream, relative, request_id_of
+from streamd.wire.answer_fields import Whereabouts, is_event_stream, of_answer, of_stream, relative, request_id_of
 
+HERE = Whereabouts(b"up", b"")
 NONE: frozenset[bytes] = frozenset()
 
 END_TO_END = (
@@ -52,7 +53,7 @@ ABOUT_BYTES = (
 def test_a_stream_has_the_end_to_end_fields_that_a_whole_answer_has(backwards: bool) -> None:
     headers = (*END_TO_END, *NOT_PASSED, *ABOUT_BYTES)
     headers = headers[::-1] if backwards else headers
-    whole, streamed = of_answer(headers, NONE, b"up", b""), of_stream(headers, NONE, b"up", b"")
+    whole, streamed = of_answer(headers, NONE, HERE), of_stream(headers, NONE, HERE)
     assert sorted(whole) == sorted((*END_TO_END, *ABOUT_BYTES))
     assert sorted(streamed[1:]) == sorted(END_TO_END)
     assert [field for field in whole if field in END_TO_END] == streamed[1:]  # in the upstream's order
@@ -60,9 +61,9 @@ def test_a_stream_has_the_end_to_end_fields_that_a_whole_answer_has(backwards: b
 
 @pytest.mark.parametrize("of", [of_answer, of_stream])
 def test_a_foreign_field_passes_where_a_setting_names_it(of: type) -> None:
-    assert (b"set-cookie", b"a=b") in of(NOT_PASSED, frozenset((b"set-cookie",)), b"up", b"")
+    assert (b"set-cookie", b"a=b") in of(NOT_PASSED, frozenset((b"set-cookie",)), HERE)
     # streamd's own field stands on each stream, and not twice
-    named = of(((b"x-accel-buffering", b"yes"),), frozenset((b"x-accel-buffering",)), b"up", b"")
+    named = of(((b"x-accel-buffering", b"yes"),), frozenset((b"x-accel-buffering",)), HERE)
     assert ((b"x-accel-buffering", b"yes") in named) is (of is of_answer)
 
 
@@ -76,13 +77,13 @@ def test_a_foreign_field_passes_where_a_setting_names_it(of: type) -> None:
     ],
 )
 def test_a_streams_type_is_the_upstreams(given: bytes) -> None:
-    assert of_stream(((b"content-type", given),), NONE, b"up", b"") == [(b"content-type", given)]
+    assert of_stream(((b"content-type", given),), NONE, HERE) == [(b"content-type", given)]
     assert is_event_stream(given)
 
 
 @pytest.mark.parametrize("given", [b"application/json", b"text/event-streams", b"text/plain; a=text/event-stream", b""])
 def test_a_stream_under_another_type_is_sent_as_a_stream(given: bytes) -> None:
-    assert of_stream(((b"content-type", given),), NONE, b"up", b"") == [(b"content-type", b"text/event-stream")]
+    assert of_stream(((b"content-type", given),), NONE, HERE) == [(b"content-type", b"text/event-stream")]
     assert not is_event_stream(given)
 
 
@@ -116,7 +117,7 @@ def test_a_stream_under_another_type_is_sent_as_a_stream(given: bytes) -> None:
     ],
 )
 def test_an_address_at_the_upstream_becomes_relative(reference: str, authority: str, base: str, seen: str) -> None:
-    assert relative(reference.encode(), authority.encode(), base.encode()) == seen.encode()
+    assert relative(reference.encode(), Whereabouts(authority.encode(), base.encode())) == seen.encode()
 
 
 @pytest.mark.parametrize("path", ["//evil.test/", "/\\evil.test/", "///evil.test", "/\\/evil.test"])
@@ -125,14 +126,14 @@ def test_an_address_at_the_upstream_becomes_relative(reference: str, authority: 
 def test_a_relative_address_never_leads_to_another_host(front: str, base: str, path: str) -> None:
     if not front and not base and path.startswith("//"):
         return  # that is another host's address, as the upstream gave it
-    seen = relative((front + base + path).encode(), b"up", base.encode())
+    seen = relative((front + base + path).encode(), Whereabouts(b"up", base.encode()))
     assert seen.startswith(b"/evil.test")
 
 
 @pytest.mark.parametrize("name", ["location", "content-location", "operation-location"])
 def test_every_field_with_an_address_is_made_relative(name: str) -> None:
     headers = ((name.encode(), b"http://up/v1/x"),)
-    assert of_answer(headers, NONE, b"up", b"") == [(name.encode(), b"/v1/x")]
+    assert of_answer(headers, NONE, HERE) == [(name.encode(), b"/v1/x")]
 
 
 @pytest.mark.parametrize(
@@ -151,3 +152,18 @@ def test_every_field_with_an_address_is_made_relative(name: str) -> None:
 )
 def test_the_upstreams_name_of_a_request_is_found(headers: list[tuple[str, str]], found: str) -> None:
     assert request_id_of(tuple((name.encode(), value.encode()) for name, value in headers), b"own") == found
+
+
+@pytest.mark.parametrize(
+    ("base", "reference", "seen"),
+    [
+        ("/api/v3", "http://up/api/v3/files/x?y", "/v1/files/x?y"),
+        ("/api/v3", "/api/v3", "/v1/"),
+        ("/api/v3", "/elsewhere/x", "/elsewhere/x"),
+        ("", "/files/x", "/v1/files/x"),
+        ("", "http://other/files/x", "http://other/files/x"),
+        ("/api/v3", "/api/v3//evil", "/v1/evil"),
+    ],
+)
+def test_an_address_below_a_base_that_replaces_the_version_has_it_again(base: str, reference: str, seen: str) -> None:
+    assert relative(reference.encode(), Whereabouts(b"up", base.encode(), b"/v1")) == seen.encode()

@@ -198,7 +198,7 @@ def test_the_framing_chooses_the_decoder(framing: Framing, length: int, kind: ty
 @pytest.mark.parametrize("decoder", [ChunkedDecoder(), LengthDecoder(1), UntilCloseDecoder()])
 def test_a_decoder_is_small_and_takes_nothing_after_its_end(decoder: BodyDecoder) -> None:
     assert not hasattr(decoder, "__dict__")
-    assert sys.getsizeof(decoder) <= 16 + 8 * 8 + 16  # eight slots, the object's header, the collector's header
+    assert sys.getsizeof(decoder) <= 16 + 9 * 8 + 16  # nine slots, the object's header, the collector's header
     if isinstance(decoder, ChunkedDecoder):
         decoder.feed(LAST_CHUNK)
     else:
@@ -289,3 +289,45 @@ def test_a_cut_never_changes_the_outcome(wire: bytes) -> None:
         except RemoteProtocolError as error:
             outcomes.append(error.status)
     assert outcomes[0] == outcomes[1]
+
+
+# -- blanks behind a size, in answers
+
+PADDED = [b"5 \r\nhello\r\n0\r\n\r\n", b"5\t \t\r\nhello\r\n0     \r\n\r\n", b"5   ;a=b\r\nhello\r\n000 \r\n\r\n"]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 100])
+@pytest.mark.parametrize("wire", PADDED)
+def test_blanks_behind_a_size_are_taken_in_answers_and_refused_in_requests(wire: bytes, step: int) -> None:
+    pieces = [wire[at : at + step] for at in range(0, len(wire), step)]
+    loose = ChunkedDecoder(loose=True)
+    assert b"".join(payload for piece in pieces for payload in loose.feed(piece)) == b"hello"
+    assert loose.done and loose.rest == b""
+    strict = ChunkedDecoder()
+    with pytest.raises(RemoteProtocolError, match="hexadecimal digits"):
+        for piece in pieces:
+            strict.feed(piece)
+
+
+@pytest.mark.parametrize(
+    "line", [b" 5", b"5 5", b"5 x", b" ", b"5\x0b", b"5\xa0", b"0x5 ", b"5 \r", b"-5 ", b"5 ,", b"5" * 17 + b" "]
+)
+def test_no_other_blanks_are_taken_around_a_size(line: bytes) -> None:
+    for step in (1, 100):
+        decoder = ChunkedDecoder(loose=True)
+        wire = line + b"\r\nhello\r\n"
+        with pytest.raises(RemoteProtocolError):
+            for at in range(0, len(wire), step):
+                decoder.feed(wire[at : at + step])
+
+
+def test_a_size_lines_blanks_are_bounded() -> None:
+    decoder = ChunkedDecoder(loose=True)
+    with pytest.raises(RemoteProtocolError):
+        for _ in range(1000):
+            decoder.feed(b"5" if decoder.at_boundary else b" ")
+
+
+def test_answers_decode_alike_with_and_without_the_tolerance() -> None:
+    wire = b"5;a=b\r\nhello\r\nA\r\n0123456789\r\n0\r\nx: y\r\n\r\n"
+    assert ChunkedDecoder(loose=True).feed(wire) == ChunkedDecoder().feed(wire) == [b"hello", b"0123456789"]
