@@ -40,6 +40,7 @@ from streamd.wire.cors import Cors
 from streamd.wire.dialect import KEY_FIELDS, KEY_OPENING, KEY_PARAMETER, Dialect, generates
 from streamd.wire.dialects.api import Api
 from streamd.wire.event_id import EventId, names_position
+from streamd.wire.form_scan import FormScan
 from streamd.wire.http1 import Framing, Headers, RequestHead, end_to_end
 from streamd.wire.json_scan import JsonError, JsonScan
 from streamd.wire.path_models import climbs, model_in_path, with_model
@@ -117,7 +118,9 @@ class Relay:
         if not self._may_join(request):
             self._rights.check_limits(request)
         if not self._passes_unread(request):
-            request.json = JsonScan(self._rights.watched(request))
+            request.form = FormScan.of(request.get(b"content-type"))
+            if request.form is None:
+                request.json = JsonScan(self._rights.watched(request))
         return self._plan
 
     def _passes_unread(self, request: Request) -> bool:
@@ -153,10 +156,11 @@ class Relay:
         request = answer.request
         head, api = head_of(request), request.dialect.api
         fields = _fields_of(request)
-        models = api.models(head.path, fields)
+        form = request.form
+        models = api.models(head.path, fields) if form is None else form.models(request.body)
         request.model = (models[0] if models else self._model_in(head.path))[:200]
         # A body that can't be read may name any model, also beside a path that names another.
-        is_read = request.json is not None or not request.body
+        is_read = request.json is not None or not request.body or (form is not None and form.is_plain)
         self._rights.check_models(request, models if is_read else [])
         wants_stream = api.wants_stream(head.path, head.query, fields)
         request.data_only = api.data_only and not accepts_events(request)
@@ -415,7 +419,7 @@ def ask_of(request: Request, cors: Cors) -> Ask:
     if via.passes(head.get(b"via")) >= via.PASSES_MAX:
         text = f"This request has passed streamd {via.PASSES_MAX} times: the URL of an upstream leads back to streamd."
         raise HttpError(508, text, code="loop_detected")
-    body, json, api, request_id = request.body, request.json, request.dialect.api, request.id
+    body, json, form, api, request_id = request.body, request.json, request.form, request.dialect.api, request.id
     request_id_field = (b"x-request-id", request_id.encode())
     keeps_position = request.dialect is Dialect.UNKNOWN and relayed_last_event_id(request) is None
     passed = [field for field in end_to_end(head.headers) if not _is_for_streamd(field[0])]
@@ -453,7 +457,11 @@ def ask_of(request: Request, cors: Cors) -> Ask:
 
     def body_for(upstream: Upstream) -> bytes:
         renamed = renamed_for(upstream)[1]
-        return body if not renamed or json is None else json.with_names(body, "model", renamed)
+        if not renamed:
+            return body
+        if form is not None:
+            return form.with_names(body, renamed)
+        return body if json is None else json.with_names(body, "model", renamed)
 
     return Ask(head.method, target_for, request.model, fields_for, body_for, request.principal.id)
 

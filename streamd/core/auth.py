@@ -56,13 +56,13 @@ class Key:
     def refuse_model(self, model: str | None) -> Refusal | None:
         """None if the key may use `model`.
 
-        `model` is None if the body names no model, or if streamd doesn't parse the body (multipart): such a body may
-        name any model, so a key that is limited to some models is refused. Requests without a body aren't checked.
+        `model` is None if the body names no model, or if streamd can't read the body: such a body may name any model,
+        so a key that is limited to some models is refused. Requests without a body aren't checked.
         """
         if "*" in self.models or (model is not None and matches_any(self.models, model)):
             return None
         if model is None:
-            text = "This API key is limited to some models: send a JSON body with `model`."
+            text = "This API key is limited to some models: send a body with `model`, as JSON or a plain form."
         else:
             text = "This API key may not use this model."
         return Refusal(CloseReason.FORBIDDEN, "model_not_allowed", text)

@@ -309,7 +309,7 @@ class Answer:
     def release_body(self) -> None:
         """Free the request's body here; an exchange that may have to send it again has taken over its charge."""
         request = self.request
-        request.body, request.json = b"", None
+        request.body, request.json, request.form = b"", None, None
         if request.body_charge is not None:
             request.body_charge.release()
             request.body_charge = None

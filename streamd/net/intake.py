@@ -20,7 +20,7 @@ from streamd.wire.chunked import BodyDecoder, LengthDecoder, decoder_for
 from streamd.wire.http1 import RequestHead
 from streamd.wire.json_scan import JsonError
 
-# A body of JSON is scanned whenever so much of it is new: often enough for no loop turn to be long, and rarely enough
+# JSON, or a form, is scanned whenever so much of it is new: often enough for no loop turn to be long, and rarely enough
 # for a body in tiny pieces.
 SCANNED_BYTES = 16 * 1024
 
@@ -140,13 +140,13 @@ class Intake:
             raise
         if len(held) > self._body_bytes_max:
             raise self._too_large()
-        scan = self._request.json
+        scan = self._request.json or self._request.form
         if scan is not None and len(held) - scan.position >= SCANNED_BYTES:
             self._scan(held, last=False)
 
     def _scan(self, held: bytearray, *, last: bool) -> None:
-        """Read on in the JSON. Raises HttpError 400, unless the body doesn't say that it is JSON."""
-        scan = self._request.json
+        """Read on in the JSON or the form. Raises HttpError 400, unless the body doesn't say that it is JSON."""
+        scan = self._request.json or self._request.form
         if scan is None or not held:
             return
         try:

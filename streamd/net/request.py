@@ -10,6 +10,7 @@ from streamd.core.auth import ANONYMOUS, Principal
 from streamd.core.body_charge import BodyCharge
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
+from streamd.wire.form_scan import FormScan
 from streamd.wire.http1 import Framing, RequestHead
 from streamd.wire.json_scan import JsonScan
 
@@ -45,6 +46,7 @@ class Request(Outcome):
         "dialect",
         "expires_at",
         "extra_headers",
+        "form",
         "gate_key",
         "head",
         "http10",
@@ -66,6 +68,7 @@ class Request(Outcome):
         self.body = b""
         self.body_charge: BodyCharge | None = None  # for the body, here or while it is read
         self.json: JsonScan | None = None  # reads the body while it comes; None: it isn't wanted, or isn't JSON
+        self.form: FormScan | None = None  # the same for a form
         # request
         self.method = head.method
         self.path = head.path

@@ -72,6 +72,29 @@ def test_a_model_in_the_path_is_asked_of_its_own_upstream(method: str, path: str
         assert r.dialled == [port] and bytes(r.link.sent).startswith(f"{method} {target} HTTP/1.1".encode())
 
 
+FORM = b"".join(
+    b'--B\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n' % field
+    for field in ((b"file", b'; filename="a.wav"', b"RIFF" * 20_000), (b"model", b"", b"ears"), (b"x", b"", b"1.0"))
+)
+
+
+@pytest.mark.parametrize("piece_bytes", [1_000, 1 << 20])
+def test_a_model_in_a_form_is_asked_of_its_own_upstream(piece_bytes: int) -> None:
+    body = FORM + b"--B--\r\n"
+    with rig(upstreams=TWO) as r:
+        client = r.client()
+        wire = post(body, "Content-Type: multipart/form-data; boundary=B", path="/v1/audio/transcriptions")
+        for start in range(0, len(wire), piece_bytes):
+            client.send(wire[start : start + piece_bytes])
+        assert r.dialled == [2] and bytes(r.link.sent).endswith(body.replace(b"ears", b"org/hear"))
+        unknown = post(
+            body.replace(b"ears", b"eyes"), "Content-Type: multipart/form-data; boundary=B", path="/v1/files"
+        )
+        assert r.client(unknown).answer.error["code"] == "model_not_found"
+        r.client(post(b"--B--", "Content-Type: multipart/form-data; boundary=B", path="/v1/files"))
+        assert r.dialled == [2, 1]
+
+
 PAGE = "https://chat.example"
 
 

@@ -227,6 +227,25 @@ def test_an_encoded_body_passes_only_where_no_right_depends_on_it(
             assert (client.answer.status, client.answer.error["param"]) == (415, "content-encoding")
 
 
+@pytest.mark.parametrize(
+    ("form", "passes"),
+    [
+        (b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--B--\r\n', True),
+        (b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\ngpt\r\n--B--\r\n', False),
+        (2 * b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n' + b"--B--\r\n", False),
+        (b'--B\r\nContent-Disposition: form-data; name="file"\r\n\r\nm\r\n--B--\r\n', False),
+        (b'{"model": "m"}', False),
+    ],
+)
+def test_a_plain_form_with_a_model_of_the_key_passes(tmp_path: Path, form: bytes, passes: bool) -> None:
+    path = tmp_path / "keys"
+    write(path, line("alice", models=("m",)))
+    with rig(keys_file=str(path)) as r:
+        client = r.client(post(form, bearer("alice"), "Content-Type: multipart/form-data; boundary=B"))
+        assert bool(r.links) is passes
+        assert passes or client.answer.error["code"] == "model_not_allowed"
+
+
 @pytest.mark.parametrize("member", ["models", "fallbacks", "model_list"])
 def test_models_beside_the_model_are_held_to_the_key(tmp_path: Path, member: str) -> None:
     path = tmp_path / "keys"
