@@ -162,7 +162,7 @@ def _example(schema: Any, depth: int) -> Any:
         return None
     if schema.get("enum"):
         return schema["enum"][0]
-    match schema.get("type", "object"):
+    match str(schema.get("type", "object")).lower():  # Google writes types in capitals
         case "object":
             return {key: _example(value, depth + 1) for key, value in (schema.get("properties") or {}).items()}
         case "array":

@@ -107,7 +107,7 @@ def test_an_error_status_reaches_the_anthropic_sdk_unchanged(served: Live, statu
     assert served.mock.stats.requests_total == 1
 
 
-@pytest.mark.parametrize("fault", ["break-fin=5", "break-rst=5;half", "bad-chunk=5", "no-done", "stall=5"])
+@pytest.mark.parametrize("fault", ["break-fin=5", "break-rst=5;half", "bad-chunk=5", "no-finish", "stall=5"])
 def test_a_truncation_raises_in_the_anthropic_sdk_after_the_received_text(fault: str) -> None:
     with live(idle_timeout_s=1.0 if fault.startswith("stall") else 120.0) as running, client(running.url) as sdk:
         expected = whole(sdk)
@@ -116,8 +116,17 @@ def test_a_truncation_raises_in_the_anthropic_sdk_after_the_received_text(fault:
         with pytest.raises(anthropic.APIStatusError) as raised, sdk.messages.create(**ASK, stream=True) as stream:
             for event in stream:
                 text += text_of(event)
-        assert expected.startswith(text) and (text == expected) == (fault == "no-done")
+        assert expected.startswith(text) and (text == expected) == (fault == "no-finish")
         assert "upstream" in raised.value.message
+
+
+def test_an_answer_without_its_message_stop_is_whole_by_its_stop_reason(served: Live) -> None:
+    with client(served.url) as sdk:
+        expected = whole(sdk)
+        served.fault("no-done")
+        with sdk.messages.create(**ASK, stream=True) as stream:
+            events = list(stream)
+    assert "".join(map(text_of, events)) == expected and events[-1].type == "message_delta"
 
 
 def test_delete_raises_in_the_anthropic_sdk() -> None:

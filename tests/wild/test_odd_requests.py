@@ -9,6 +9,7 @@ import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, chunk, event, events_in, get, post, rig, text_of, whole_answer
 
 from streamd.config import UpstreamSettings
+from streamd.core.auth import bearer
 
 BOM = b"\xef\xbb\xbf"
 OK = whole_answer(b'{"ok": true}', "200 OK", "content-type: application/json")
@@ -126,3 +127,69 @@ def test_a_page_that_may_not_read_gets_no_word_about_the_local_network() -> None
         client = r.client(get("/v1/files/f", "Origin: https://evil.example"))
         r.reply(whole_answer(b"x", "200 OK", "access-control-allow-private-network: true"))
         assert client.answer.get("access-control-allow-private-network") is None
+
+
+@pytest.mark.parametrize("value", [b"Bearer sk-1", b"bearer sk-1", b"BEARER  sk-1", b" Bearer sk-1 "])
+def test_the_word_bearer_is_taken_in_any_case_and_with_any_blanks(value: bytes) -> None:
+    assert bearer({b"authorization": value}.get) == b"sk-1"
+
+
+@pytest.mark.parametrize("value", [b"sk-1", b"Bearersk-1", b"Token sk-1", b"Bearer", b""])
+def test_a_credential_of_another_scheme_is_no_bearer(value: bytes) -> None:
+    assert not bearer({b"authorization": value}.get)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("6f1e4f9e-9a36-4a8b-8f0a-0d3b2c1a0f11", True),
+        ("not-a-uuid/7", True),
+        ("with a blank", False),
+        ("x" * 129, False),
+        ("'; drop table", False),
+    ],
+)
+def test_a_request_id_of_the_clients_is_kept_if_it_is_safe_to_log(given: str, kept: bool) -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE, f"X-Request-Id: {given}"))
+        assert (f"x-request-id: {given}".encode() in bytes(r.link.sent)) is kept
+        r.reply(OK)
+        assert (client.answer.get("x-request-id") == given) is kept and client.answer.status == 200
+
+
+def test_an_upload_beyond_the_bound_is_told_so_before_it_is_read() -> None:
+    with rig() as r:
+        fields = ("Content-Type: multipart/form-data; boundary=x", "Content-Length: 40000000")
+        answer = r.client(get("/v1/files", *fields, method="POST")).answer
+        assert answer.status == 413 and str(32 * 1024 * 1024) in answer.error["message"] and r.links == []
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/chat/completions"])
+def test_a_body_that_waits_for_a_100_is_asked_for(path: str) -> None:
+    body = json.dumps(WHOLE).encode()
+    fields = ("Content-Type: application/json", "Expect: 100-continue", f"Content-Length: {len(body)}")
+    with rig() as r:
+        client = r.client(get(path, *fields, method="POST"))
+        assert client.raw == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send(body)
+        assert body_upstream(r) == body and b"expect" not in head_upstream(r)
+        r.reply(OK)
+        assert client.statuses == [200]
+
+
+def test_a_client_that_half_closes_gets_what_is_complete_and_frees_the_server() -> None:
+    with rig() as r:
+        healthy = r.client()
+        healthy.transport.feed(get("/healthz"))
+        healthy.fin()
+        assert healthy.statuses == [200]
+        leaving = r.client(post(WHOLE))
+        leaving.fin()
+        assert r.link.closed and leaving.gone, "a FIN can't be told from a reader that left: the generation is paid for"
+
+
+def test_a_version_that_a_client_wrote_twice_is_the_upstreams_404() -> None:
+    with rig() as r:
+        client = r.client(post(WHOLE, path="/v1/v1/chat/completions"))
+        r.reply(whole_answer(b'{"error": {"message": "not found"}}', "404 Not Found"))
+        assert client.answer.status == 404 and client.answer.get("x-upstream") == "up"
