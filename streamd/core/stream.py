@@ -80,9 +80,11 @@ from streamd.wire.dialect import (
     gap_event,
     reconnect_event,
     sequence_number_of,
+    stray_events,
 )
 from streamd.wire.dialects.api import UPSTREAM_ERROR
 from streamd.wire.dialects.failure import Failure
+from streamd.wire.strays import Strays
 
 # Above this number of subscribers an event is handed out in slices over several loop turns (core/fanout.py); up to it,
 # at once: 64 writes of 10 us are 0.6 ms, about the time of a TLS handshake.
@@ -878,6 +880,36 @@ class Stream(_StreamPerToken):
         if late:
             self.loose(b"".join(late), now)
 
+    def take_strays(self, lines: bytes, before: list[bytes], *, dropped: bool) -> list[bytes]:
+        """Lines of the upstream's that no parser takes: the events that they stand for. If they stand for none and no
+        reader gets them, they are counted for the log.
+        """
+        progress = self.progress
+        events, is_failure = stray_events(self.dialect, lines, sequence_number=self._next_number(before))
+        if is_failure:
+            progress.failed = True  # an unknown dialect doesn't know its event for an error
+        if dropped and not events:
+            strays = progress.strays = progress.strays or Strays()
+            strays.add(lines)
+        return events
+
+    def behind_strays(self, pieces: list[bytes]) -> list[bytes]:
+        """The first pieces, behind lines that were dropped. An error goes in front of `[DONE]`: an answer that was lost
+        must not look like an empty answer.
+        """
+        first = next(filter(sse.is_event, pieces), b"")
+        if not sse.parse_event(first)[1].startswith(b"[DONE]"):
+            return pieces
+        lost = error_event(
+            self.dialect,
+            message="The upstream sent no events, but lines of another kind.",
+            type=UPSTREAM_ERROR,
+            code="upstream_not_events",
+            sequence_number=0,
+        )
+        self.progress.failed = True
+        return [lost, *pieces]
+
     def _see(self, seq: int, event: bytes, now: float) -> None:
         """Parse an event that isn't plain text of a known shape, as the first event never is."""
         if seq == 1:
@@ -940,9 +972,7 @@ class Stream(_StreamPerToken):
         self.seal(reason, now, clean=False)
 
     def _append_error(self, reason: CloseReason, now: float, message: str, code: str, failure: Failure | None) -> None:
-        last = self.log.last_event() if self.dialect.api.numbered else None
-        number = sequence_number_of(last) if last is not None else None
-        next_number = number + 1 if number is not None else 0
+        next_number = self._next_number()
         if failure is not None:
             event = failure_event(self.dialect, failure, sequence_number=next_number)
         else:
@@ -954,6 +984,14 @@ class Stream(_StreamPerToken):
                 sequence_number=next_number,
             )
         self.append(event, now, synthetic=True)
+
+    def _next_number(self, before: list[bytes] | None = None) -> int:
+        """The dialect's own number of an event that streamd adds, behind these pieces that aren't in the log yet."""
+        if not self.dialect.api.numbered:
+            return 0
+        last = next(filter(sse.is_event, reversed(before or [])), None) or self.log.last_event()
+        number = sequence_number_of(last) if last is not None else None
+        return number + 1 if number is not None else 0
 
     def cancel(self, reason: CloseReason, now: float, *, message: str) -> None:
         """The rest is not wanted: end the source, tell the remaining readers, seal. No effect after the end."""

@@ -224,7 +224,7 @@ class Worker:
     def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
         self.runtime.counters.streams_ended[stream.reason] += 1
-        usage = stream.progress.usage
+        usage, strays = stream.progress.usage, stream.progress.strays
         self._lines.info(
             "stream",
             stream=shown_id(stream),
@@ -235,6 +235,9 @@ class Worker:
             text_bytes=stream.text_bytes,
             input_tokens=usage[0] if usage else None,
             output_tokens=usage[1] if usage else None,
+            stray_lines=strays.lines if strays else None,
+            stray_bytes=strays.bytes if strays else None,
+            stray_fields=",".join(strays.names) if strays else None,
             upstream=stream.upstream or None,
             model=without_secrets(stream.terms.model) or None,
         )

@@ -53,6 +53,9 @@ from streamd.wire.sse import EventSplitter, EventTooLarge
 # The work on an answer's head, in pieces: 30 to 60 us.
 HEAD_PIECES = 8
 
+# The work on a block with lines that are no part of an event, in pieces: up to 10 us, most of it for JSON.
+STRAY_PIECES = 2
+
 # Interim answers (1xx) in front of an answer. A server sends one or two, or a 102 every 20 s of a long request
 # (RFC 2518 10.1): an hour of these are 180, and no generation's head takes that long.
 INTERIM_ANSWERS_MAX = 64
@@ -335,7 +338,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         """The body is a stream; called from on_piece(), with all of it that has come."""
         self._go(UpstreamState.EVENTS)
         self.stream = stream
-        self._splitter = EventSplitter(event_bytes_max=self._runtime.settings.event_bytes_max)
+        self._splitter = EventSplitter(event_bytes_max=self._runtime.settings.event_bytes_max, strays=stream)
         self._split(first, self._splitter, stream)
 
     def read_body(self) -> None:
@@ -436,15 +439,17 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
 
     def _split(self, payload: bytes, splitter: EventSplitter, stream: Stream) -> int:
         """Put the events of a step into the stream; returns the work done, in pieces."""
+        strays = splitter.stray_blocks
         pieces = splitter.feed(payload)
+        work = STRAY_PIECES * (splitter.stray_blocks - strays)
         if splitter.pending or self._held_bytes:
             self._charge_held()
         if pieces or not splitter.pending or splitter.in_comment:
             self.touched_at = self._time()
-        if not pieces:
-            return 0
-        stream.append_pieces(pieces, self.touched_at)
-        return len(pieces) * event_pieces(stream)
+        if pieces:
+            self._append(pieces)
+            work += len(pieces) * event_pieces(stream)
+        return work
 
     def _settle_events(self, decoder: BodyDecoder, splitter: EventSplitter) -> None:
         """A step's events are in the stream: may the next read take the short way, or was it the last?"""
@@ -467,8 +472,12 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._held_bytes = held
 
     def _append(self, pieces: list[bytes]) -> None:
-        if self.stream is not None and pieces:
-            self.stream.append_pieces(pieces, self._time())
+        stream = self.stream
+        if stream is None or not pieces:
+            return
+        if stream.progress.strays is not None and not stream.events:
+            pieces = stream.behind_strays(pieces)
+        stream.append_pieces(pieces, self._time())
 
     def _take_body(self, data: bytes) -> int:
         decoder, asker = self._decoder, self._asker
@@ -559,6 +568,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
 
     def _break(self, reason: CloseReason, text: str) -> None:
         asker = self._asker
+        if self._splitter is not None and reason is not CloseReason.EVENT_TOO_LARGE:
+            self._append(self._splitter.give_up())
         self.close()
         if asker is not None:
             try:

@@ -11,6 +11,7 @@ through the SDKs, which look at different things (tests/wire/test_dialect_sdks.p
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -19,9 +20,9 @@ import orjson
 from streamd.wire.dialects.api import CHOICE_INDEX_MAX, Api, Progress, is_error
 from streamd.wire.dialects.chat import Chat
 from streamd.wire.dialects.completions import Completions
-from streamd.wire.dialects.failure import Failure, failure_in
+from streamd.wire.dialects.failure import TEXT_CHARS_MAX, Failure, failure_in
 from streamd.wire.dialects.gemini import Gemini
-from streamd.wire.dialects.members import Json, clean, json_object, object_of, objects_of
+from streamd.wire.dialects.members import Json, clean, json_object, object_of, objects_of, shallow_object, string_of
 from streamd.wire.dialects.messages import Messages
 from streamd.wire.dialects.published import Published
 from streamd.wire.dialects.responses import Responses, sequence_number_of
@@ -45,8 +46,17 @@ __all__ = [
     "generates",
     "reconnect_event",
     "sequence_number_of",
+    "stray_events",
     "whole_events",
 ]
+
+
+# Bounds of a block without data that is searched for an error. Error objects have a few hundred bytes; the longest seen
+# had a traceback. So many small objects take 4 ms.
+STRAY_BYTES_MAX: Final = 16 * 1024
+STRAY_LINES_MAX: Final = 1024
+# Lines of it that are looked at one by one, 3 us each.
+STRAY_NAMES_MAX: Final = 64
 
 
 class Dialect(enum.Enum):
@@ -142,7 +152,8 @@ def whole_events(dialect: Dialect, data: bytes) -> list[bytes]:
         return []
     bodies = _objects_in(data)
     if bodies is None:
-        data, _, behind = data.replace(b"\r\n", b"\n").partition(b"\n\n")
+        data, *rest = _json_end.split(data.replace(b"\r\n", b"\n"), 1)
+        behind = b"".join(rest)
         bodies = _objects_in(data)
     if not bodies:
         return [] if bodies is None else [_data_event(data)]
@@ -160,7 +171,57 @@ def whole_events(dialect: Dialect, data: bytes) -> list[bytes]:
     return [*events, _DONE] if api.done_ends else events
 
 
+def stray_events(dialect: Dialect, lines: bytes, *, sequence_number: int) -> tuple[list[bytes], bool]:
+    """The events that lines of no known field stand for, and whether they tell an error, which is their last then.
+
+    An error in any known shape becomes the dialect's event: as JSON of its own, or behind a name (`error: {…}`, as
+    llama.cpp wrote it). JSON that is an event or an answer of the dialect becomes its events, without `[DONE]`.
+    """
+    if len(lines) > STRAY_BYTES_MAX or lines.count(b"\n") > STRAY_LINES_MAX:
+        return [], False
+    api = dialect.api
+    text = b"".join(line for line in lines.splitlines(keepends=True) if not line.startswith(b"event:")).strip()
+    bodies = _objects_in(text) if text[:1] in (b"{", b"[") else None
+    events: list[bytes] = []
+    for body in bodies or ():
+        if is_error(body) or api.is_error(body, None):
+            return [*events, _told(dialect, body, sequence_number + len(events))], True
+        kind = string_of(body, "type") if api.error_name is not None else None
+        found = api.as_events(body) or ([(kind, body)] if kind else [])
+        events += [_event(name, orjson.dumps(event)) for name, event in found]
+    if bodies is None:
+        failure = _named_failure(text)
+        if failure is not None:
+            return [failure_event(dialect, failure, sequence_number=sequence_number)], True
+    return events, False
+
+
+def _told(dialect: Dialect, body: Json, sequence_number: int) -> bytes:
+    failure = failure_in(body)
+    if failure is None:  # it says no more than that it is an error
+        return _event(dialect.api.error_name, orjson.dumps(body))
+    return failure_event(dialect, failure, sequence_number=sequence_number)
+
+
+def _named_failure(lines: bytes) -> Failure | None:
+    """The error in lines of which each may have a name in front of it. The name `error` makes an error of any text."""
+    for line in lines.splitlines()[:STRAY_NAMES_MAX]:
+        name, _, value = line.partition(b":")
+        is_named, value = name.strip().lower() == b"error", value.strip()
+        for text in (value, line):
+            body = shallow_object(text) if text[:1] == b"{" else None
+            if body is not None and (is_error(body) or (is_named and text is value)):
+                failure = failure_in(body)
+                if failure is not None:
+                    return failure
+        if is_named and value not in (b"", b"null"):
+            return Failure(clean(value.decode("utf-8", "replace"))[:TEXT_CHARS_MAX])
+    return None
+
+
 _DONE: Final = b"data: [DONE]\n\n"
+# Where events begin behind JSON: a blank line, which some servers forget.
+_json_end = re.compile(rb"\n(?=\n|data:|event:)")
 
 
 def _objects_in(data: bytes) -> list[Json] | None:

@@ -7,8 +7,9 @@ line is put in front.
 **No blank line is ever written without a `data` line before it.** Once they have seen an `id` or `retry` line, the
 OpenAI SDKs dispatch at *every* blank line and raise on the empty data. So a block without a data line never leaves here
 as a block. Its comments and `retry`, which a reader may still want, become *loose lines*: they end in a single LF and
-stand in front of the next write. Its other fields have no effect by the standard ("if the data buffer is an empty
-string, set the event type buffer to the empty string and return").
+stand in front of the next write. Its other lines have no effect by the standard ("if the data buffer is an empty
+string, set the event type buffer to the empty string and return"), and neither have lines of other fields beside data.
+They may be an upstream's error all the same, so the splitter shows them to a StrayTaker, whose events take their place.
 
 Where an event ends: at the first byte that ends its blank line. After CR CR the event is whole, and delivered, though
 an LF may follow and belong to that line end; such an LF is swallowed. Waiting for it would hold each event back
@@ -22,7 +23,7 @@ with its id lines. The bound falls on the same byte however the stream was cut.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Protocol
 
 # A comment line without a blank line: the only form that the SDKs of all APIs survive.
 HEARTBEAT: Final = b": hb\n"
@@ -35,6 +36,9 @@ _has_data_line = re.compile(rb"^data[:\n]", re.MULTILINE).search
 _without_id_lines = re.compile(rb"^id(?::[^\n]*)?\n", re.MULTILINE).sub
 _loose_lines = re.compile(rb"^(?::[^\n]*|retry(?::[^\n]*)?)\n", re.MULTILINE).findall
 _not_lf = re.compile(rb"[^\n]").search
+# Lines of no field that parsers know; and of a block without data, all lines that are dropped but `id`.
+_stray_lines = re.compile(rb"^(?!(?:data|event|id|retry)[:\n]|[:\n])[^\n]*\n", re.MULTILINE).findall
+_dropped_lines = re.compile(rb"^(?!(?:id|retry)[:\n]|[:\n])[^\n]*\n", re.MULTILINE).findall
 
 # Position of the next byte, as far as it changes the byte's meaning.
 _PLAIN: Final = 0
@@ -64,6 +68,15 @@ def is_event(piece: bytes) -> bool:
     return piece[-2:] == b"\n\n"
 
 
+class StrayTaker(Protocol):
+    """Judges lines that have no effect by the standard."""
+
+    def take_strays(self, lines: bytes, before: list[bytes], *, dropped: bool) -> list[bytes]:
+        """Events to deliver in their place. `before`: the pieces of the same read in front of them. dropped: else no
+        reader gets the lines, since they don't stand beside data.
+        """
+
+
 class EventSplitter:
     """Cuts an upstream's bytes into events. Any split of the input gives the same output.
 
@@ -71,10 +84,12 @@ class EventSplitter:
     *loose lines*: comments and `retry` of a block without data, ending in exactly one LF. is_event() tells which.
     """
 
-    __slots__ = ("_edge", "_event_bytes_max", "_held", "pending")
+    __slots__ = ("_edge", "_event_bytes_max", "_held", "_strays", "pending", "stray_blocks")
 
-    def __init__(self, *, event_bytes_max: int) -> None:
+    def __init__(self, *, event_bytes_max: int, strays: StrayTaker | None = None) -> None:
         self._event_bytes_max = event_bytes_max
+        self._strays = strays
+        self.stray_blocks = 0  # blocks whose strays were shown to the taker
         self.pending = 0  # bytes held; 0: at a block's boundary
         self._held: bytearray | None = None  # the block begun, LF line ends; None when pending == 0
         self._edge = _AT_START
@@ -170,11 +185,33 @@ class EventSplitter:
             if blank < 0:
                 self._hold(text[start:])
                 break
-            piece = _piece(text[start:end])
-            if piece:
-                pieces.append(piece)
+            block = text[start:end]
+            if _is_plain(block):
+                pieces.append(block)
+            else:
+                self._take_block(block, pieces)
             start = end
         return pieces
+
+    def _take_block(self, block: bytes, pieces: list[bytes]) -> None:
+        """Append the pieces that a block with LF line ends makes: events of its strays, and an event or loose lines."""
+        has_data = b"\ndata:" in block or _has_data_line(block) is not None
+        if self._strays is not None:
+            lines = (_stray_lines if has_data else _dropped_lines)(block)
+            if lines:
+                self.stray_blocks += 1
+                pieces += self._strays.take_strays(b"".join(lines), pieces, dropped=not has_data)
+        piece = _without_ids(block) if has_data else b"".join(_loose_lines(block))
+        if piece:
+            pieces.append(piece)
+
+    def give_up(self) -> list[bytes]:
+        """The body has been cut: the events of a last block without data, whose strays may say the reason."""
+        held, self._held, self.pending = self._held, None, 0
+        if held is None or self._strays is None or _has_data_line(held):
+            return []
+        lines = b"".join(_dropped_lines(bytes(held) + b"\n"))
+        return self._strays.take_strays(lines, [], dropped=True) if lines else []
 
 
 def _is_plain(block: bytes) -> bool:
@@ -191,15 +228,10 @@ def _is_plain(block: bytes) -> bool:
     return block[data : data + 5] == b"data:" and _LF not in block[data + 5 : -2]
 
 
-def _piece(block: bytes) -> bytes:
-    """The piece for readers that a block with LF line ends makes: an event, loose lines, or nothing."""
-    if _is_plain(block):
-        return block
-    if b"\ndata:" in block or _has_data_line(block):
-        if block.startswith(b"id") or b"\nid" in block:
-            return _without_id_lines(b"", block)
-        return block
-    return b"".join(_loose_lines(block))
+def _without_ids(block: bytes) -> bytes:
+    if block.startswith(b"id") or b"\nid" in block:
+        return _without_id_lines(b"", block)
+    return block
 
 
 # Two tables, for speed: frame() runs once per token and took 205 ns with them, 300 without (CPython 3.11; % formatting

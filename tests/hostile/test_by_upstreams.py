@@ -6,6 +6,7 @@ Each docstring says what is tried, what is expected and, if the idea is a public
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from typing import Any
 
@@ -30,7 +31,8 @@ from fakes import (
 )
 
 from streamd.config import UpstreamSettings
-from streamd.net.upstream import UpstreamConnection
+from streamd.net.turns import CONNECTION_PIECES_MAX, STEP_LINES_MAX
+from streamd.net.upstream import STRAY_PIECES, UpstreamConnection
 
 JSON = "Content-Type: application/json"
 
@@ -459,3 +461,24 @@ def test_text_that_looks_like_streamds_own_events_is_text() -> None:
         events = events_in(client.answer.body)
         assert [read.seq for read in events] == [1, 2, 3, 4]
         assert text_of(events) == words * 3
+
+
+@pytest.mark.parametrize("stray", [b"{\n\n", b"x: {\n\n", b"event: x\n\n", b'{"a":1}\n\n'])
+def test_a_flood_of_lines_that_are_no_events_is_dealt_over_turns(stray: bytes) -> None:
+    """A block without data costs up to 10 us, in a few bytes. Expected: 1 to 2 ms of them in a turn of the loop."""
+    blocks = 6000
+    with rig() as r:
+        r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("a")))
+        (stream,) = r.runtime.hub
+        seen: list[int] = []
+        r.link.feed(chunk(stray * blocks))
+        while not seen or seen[-1] < blocks:
+            r.loop.call_soon(r.loop.stop)
+            r.loop.run_forever()
+            strays = stream.progress.strays
+            seen.append(strays.lines if strays is not None else 0)
+        most = max(later - earlier for earlier, later in itertools.pairwise([0, *seen]))
+        assert most <= CONNECTION_PIECES_MAX // STRAY_PIECES + STEP_LINES_MAX
+        assert stream.progress.strays is not None and len(stream.progress.strays.names) == 1
+        r.reply(chunk(DONE) + LAST)

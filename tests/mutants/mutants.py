@@ -112,7 +112,7 @@ CORE: Final = (
     Mutant(
         "the error event of a Responses stream repeats a sequence number",
         "core/stream.py",
-        "Stream._append_error",
+        "Stream._next_number",
         "number + 1 if",
         "number if",
     ),
@@ -728,7 +728,7 @@ WIRE: Final = (
     Mutant(
         "an upstream's ids in the middle of an event reach the reader",
         "wire/sse.py",
-        "_piece",
+        "_without_ids",
         'block.startswith(b"id") or b"\\nid" in block',
         'block.startswith(b"id")',
     ),

@@ -325,6 +325,12 @@ def test_a_stream_of_an_unknown_dialect_is_complete_by_its_framing() -> None:
             (3, 9),
         ),
         (Dialect.COMPLETIONS, [chunk(usage={"prompt_tokens": 0, "completion_tokens": 4})], (0, 4)),
+        (Dialect.CHAT, [chunk(x_groq={"id": "r"}), chunk(x_groq={"usage": {"completion_tokens": 4}})], (0, 4)),
+        (
+            Dialect.CHAT,
+            [chunk(usage={"completion_tokens": 5}, x_groq={"usage": {"prompt_tokens": 1, "completion_tokens": 4}})],
+            (1, 5),
+        ),
         (
             Dialect.RESPONSES,
             [typed("response.completed", response={"usage": {"input_tokens": 5, "output_tokens": 6}})],

@@ -184,6 +184,69 @@ def test_every_piece_is_an_event_or_loose_lines(stream: bytes, at: list[int]) ->
         assert split(b"\n", piece) == [piece]  # not at the start, where a BOM would be removed
 
 
+class Taker:
+    """Makes an event of every line that begins with `!`, and notes all lines."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[bytes, bool]] = []
+
+    def take_strays(self, lines: bytes, before: list[bytes], *, dropped: bool) -> list[bytes]:
+        self.taken.append((lines, dropped))
+        return [b"data: %b\n\n" % line for line in lines.splitlines() if line.startswith(b"!")]
+
+
+def strays_in(*chunks: bytes) -> tuple[list[bytes], list[tuple[bytes, bool]]]:
+    taker = Taker()
+    splitter = EventSplitter(event_bytes_max=MAX, strays=taker)
+    pieces = [piece for chunk in chunks for piece in splitter.feed(chunk)] + splitter.finish()
+    return pieces, taker.taken
+
+
+STRAYS = {
+    "beside data": (b"x: 1\ndata: a\nid: 2\n\n", [b"x: 1\ndata: a\n\n"], [(b"x: 1\n", False)]),
+    "a block without data": (b"event: e\nid: 1\nx\n: c\n\n", [b": c\n"], [(b"event: e\nx\n", True)]),
+    "an event in its place": (b"!\n\ndata: a\n\n", [b"data: !\n\n", b"data: a\n\n"], [(b"!\n", True)]),
+    "in front of its block": (b"data: a\n!\n\n", [b"data: !\n\n", b"data: a\n!\n\n"], [(b"!\n", False)]),
+    "names that only begin like fields": (b"dataset: 1\nidx\n\n", [], [(b"dataset: 1\nidx\n", True)]),
+    "CRLF, and no blank line": (b"x: 1\r\ny", [], [(b"x: 1\ny\n", True)]),
+    "none": (b"data: a\nevent: b\nretry: 1\n\n: c\n\nid: 7\n\n", [b"data: a\nevent: b\nretry: 1\n\n", b": c\n"], []),
+}
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_lines_without_effect_are_shown_once_in_any_cut(name: str) -> None:
+    stream, pieces, taken = STRAYS[name]
+    for chunks in ([stream], byte_wise(stream), *([stream[:at], stream[at:]] for at in range(len(stream)))):
+        assert strays_in(*chunks) == (pieces, taken)
+
+
+@settings(max_examples=200, deadline=None)
+@given(streams, st.lists(st.integers(0, 400), max_size=8))
+def test_strays_change_nothing_for_a_taker_that_makes_no_events(stream: bytes, at: list[int]) -> None:
+    pieces, taken = strays_in(*cut(stream, at))
+    assert pieces == reference(stream)
+    assert strays_in(stream) == (pieces, taken)
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"),
+    [
+        (b"x: 1", [(b"x: 1\n", True)]),
+        (b"x: 1\ny: 2\n", [(b"x: 1\ny: 2\n", True)]),
+        (b"data: a\nx: 1", []),
+        (b"", []),
+        (b": c", []),
+    ],
+)
+def test_a_block_that_is_cut_is_shown_unless_it_has_data(held: bytes, taken: list[tuple[bytes, bool]]) -> None:
+    taker = Taker()
+    splitter = EventSplitter(event_bytes_max=MAX, strays=taker)
+    splitter.feed(b"data: whole\n\n" + held)
+    assert splitter.give_up() == [] and taker.taken == taken
+    assert splitter.pending == 0 and splitter.give_up() == []
+    assert EventSplitter(event_bytes_max=MAX).give_up() == []
+
+
 def test_one_whole_event_is_not_copied() -> None:
     splitter = EventSplitter(event_bytes_max=MAX)
     for chunk in [b"data: one\n\n", b"data: two\n\n"]:

@@ -36,6 +36,7 @@ from streamd.wire.dialects.members import (
 from streamd.wire.dialects.merging import Merging
 from streamd.wire.json_scan import Watched
 from streamd.wire.sse import HEARTBEAT
+from streamd.wire.strays import Strays
 
 # A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
 CHOICE_INDEX_MAX: Final = 1023
@@ -239,6 +240,7 @@ class Progress:
         "failed",
         "response_id",
         "sequence_number",
+        "strays",
         "terminal",
         "text_bytes",
         "text_events",
@@ -250,9 +252,10 @@ class Progress:
         self.api = api
         self.complete = api.framing_ends  # a proper end of the framing from here on is no truncation
         self.terminal = False  # nothing can follow: the reader may close and has completed. terminal implies complete
-        self.failed = False  # the terminal is an error of the upstream's own. failed implies terminal
+        self.failed = False  # the upstream told an error; in all known dialects this is terminal
         self._begun = 0  # bit i: choice i was mentioned
         self._finished = 0  # bit i: choice i has its finish_reason
+        self.strays: Strays | None = None  # lines of the upstream's that were dropped, once there are any
         self.usage: Usage | None = None  # by the upstream's own count
         self.usage_at = -1  # the stream's text events when the upstream last stated its output; -1: it never did
         self.text_events = 0  # the number of seen events with text

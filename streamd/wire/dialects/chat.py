@@ -16,8 +16,17 @@ from typing import Any, ClassVar, Final
 
 import orjson
 
-from streamd.wire.dialects.api import Api, NamedEvent, Part, Progress, is_error
-from streamd.wire.dialects.members import EVENT_NUMBER_MAX, Json, is_text, object_of, objects_of, string_of, whole
+from streamd.wire.dialects.api import Api, NamedEvent, Part, Progress, is_error, tokens_of
+from streamd.wire.dialects.members import (
+    EVENT_NUMBER_MAX,
+    Json,
+    Usage,
+    is_text,
+    object_of,
+    objects_of,
+    string_of,
+    whole,
+)
 from streamd.wire.dialects.merging import Merge, Merging, merges
 
 _DELTA_TEXTS: Final = ("content", "reasoning_content", "reasoning", "refusal")
@@ -130,6 +139,10 @@ class Chat(Api):
 
     def texts(self, body: Json) -> list[str | None]:
         return [text for choice in objects_of(body, "choices") for text in _delta_texts(object_of(choice, "delta"))]
+
+    def usage(self, body: Json, before: Usage | None) -> Usage | None:
+        """OpenAI's, or Groq's, which stands apart in the last chunk unless the client asked for usage."""
+        return super().usage(body, tokens_of(object_of(object_of(body, "x_groq"), "usage"), before))
 
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
         """A chunk without choices."""

@@ -73,7 +73,7 @@ class Messages(Api):
 
     def is_error(self, body: Json, name: str | None) -> bool:
         kind = string_of(body, "type") or name
-        return kind == "error" or (kind is None and is_error(body))
+        return kind == "error" or ((kind is None or body.get("object") == "error") and is_error(body))
 
     def texts(self, body: Json) -> list[str | None]:
         return [string_of(object_of(body, "delta"), key) for key in _DELTAS.values()]

@@ -100,7 +100,7 @@ class Responses(Api):
     def is_error(self, body: Json, name: str | None) -> bool:
         """By the event's type. A member `error` alone is none: a response's own is null as long as all is well."""
         kind = string_of(body, "type") or name
-        return kind in _FAILED or (kind is None and is_error(body))
+        return kind in _FAILED or ((kind is None or body.get("object") == "error") and is_error(body))
 
     def texts(self, body: Json) -> list[str | None]:
         return [string_of(body, "delta")]
