@@ -43,6 +43,10 @@ ERRORS_IN_A_ROW: Final = 3
 # round trip around the world, doubled. Its answer may take minutes, and would keep the server out for so long.
 STANDS_S: Final = 1.0
 
+# A connection that is awaited for this long puts its server behind the others until it stands: over the ocean and with
+# TLS it takes 0.3 s. Or the server that swallows connections would get its share of requests until connect_timeout.
+AWAITED_S: Final = 0.5
+
 # Principals of which a server's failures are kept, those that failed last: 256 x 250 B are 64 KB for each server.
 PRINCIPALS_MAX: Final = 256
 
@@ -138,10 +142,11 @@ class Repute:
 class Health:
     """The standings of a server."""
 
-    __slots__ = ("_blamed", "_is_shared", "_latest", "_of", "all", "is_checked", "is_doubtful")
+    __slots__ = ("_blamed", "_is_shared", "_latest", "_of", "all", "connecting", "is_checked", "is_doubtful")
 
     def __init__(self) -> None:
         self.all = Repute()
+        self.connecting: dict[Probe, float] = {}  # requests that await a connection, since when; the oldest first
         self.is_checked = False  # whether checks find out that the server can be reached again: no request has to
         self.is_doubtful = True  # no answer since the start, or since a connection was refused or closed without a byte
         self._of: dict[str, Repute] = {}  # by principal; the last that failed is the last
@@ -161,6 +166,10 @@ class Health:
     def is_reachable(self) -> bool:
         """Whether the server answers, be it with errors."""
         return self.all.is_in or self.all.fault is Fault.ANSWER
+
+    def is_awaited(self, now: float) -> bool:
+        """Whether a connection has been awaited for long."""
+        return now - next(iter(self.connecting.values()), now) >= AWAITED_S
 
     def failed_at(self, principal: str) -> float:
         """Time of its last failure, as the principal saw it; 0: never."""

@@ -105,6 +105,7 @@ class Attempt:
             self._send(link)
             return
         self.connect_by = now + runtime.settings.connect_timeout_s
+        upstream.health.connecting[self] = now
         self._connecting = runtime.loop.create_task(self._connect(now))
 
     async def _connect(self, began_at: float) -> None:
@@ -120,6 +121,8 @@ class Attempt:
             self._connecting = None
             self.crash("attempt.connect", error)
             return
+        finally:
+            self.upstream.health.connecting.pop(self, None)
         try:
             bump(runtime.counters.upstream_connects, name)
             runtime.counters.upstream_connect_s.observe(runtime.time() - began_at)
@@ -226,6 +229,7 @@ class Attempt:
             return
         self._owner, self._request = None, _SENT
         self.upstream.in_flight -= 1
+        self.upstream.health.connecting.pop(self, None)  # also of a task that never had its first turn
         if self._principal is not None:
             self.upstream.health.end(self, self._principal)
         link, self.link = self.link, None

@@ -458,7 +458,7 @@ class Exchange(Pending):
         if self._state is ExchangeState.OVER:
             return
         problem = runtime.problem_of(error)
-        if self._state is not ExchangeState.CONNECTING or problem.status == 500:
+        if self._state is not ExchangeState.CONNECTING:
             problem.should_retry = False  # the upstream may have worked on it
         with runtime.guard:
             if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):

@@ -100,14 +100,15 @@ class Upstreams:
         able = [up for up in candidates if up not in without and up.health.is_reachable() and not up.full()]
         if not able:
             raise self._runtime.refused(NONE_AVAILABLE)
-        return min(able, key=lambda up: _order(up, principal))
+        return min(able, key=lambda up: _order(up, principal, now))
 
     def free(
         self, model: str, now: float, *, principal: str = "", at: str = "", without: tuple[Upstream, ...] = ()
     ) -> Upstream | None:
         """The least busy upstream that serves the model, isn't full, and isn't left out for its failures.
 
-        Of equally busy upstreams the one that failed most recently comes last. A model's only upstream is never left
+        Of equally busy upstreams the one that failed most recently comes last, and behind all others an upstream at
+        which a connection has been awaited for long. A model's only upstream is never left
         out: trying it is the only way to serve at all.
         """
         candidates = self._candidates(model, at)
@@ -117,7 +118,7 @@ class Upstreams:
             for up in candidates
             if up not in without and not up.full() and (alone or up.health.takes(principal, now))
         ]
-        return min(able, key=lambda up: _order(up, principal), default=None)
+        return min(able, key=lambda up: _order(up, principal, now), default=None)
 
     def names_for(self, model: str, at: str = "") -> tuple[str, ...]:
         """The names of the upstreams that serve the model, busy or not."""
@@ -149,6 +150,7 @@ class Upstreams:
         )
 
 
-def _order(upstream: Upstream, principal: str) -> tuple[int, float]:
+def _order(upstream: Upstream, principal: str, now: float) -> tuple[bool, int, float]:
     """The least comes first."""
-    return (upstream.in_flight, upstream.health.failed_at(principal))
+    health = upstream.health
+    return (health.is_awaited(now), upstream.in_flight, health.failed_at(principal))

@@ -83,6 +83,37 @@ def test_of_equally_busy_upstreams_the_last_to_fail_comes_last() -> None:
         any_.in_flight = spare.in_flight = third.in_flight = 0
 
 
+@pytest.mark.parametrize("busy", [0, 50])
+def test_a_black_hole_gets_no_more_requests_while_a_connection_to_it_is_awaited(busy: int) -> None:
+    with rig(upstreams=(ANY, replace(ANY, name="spare", url="http://d.test:4")), connect_timeout_s=5.0) as r:
+        any_, spare = r.worker.upstreams
+        spare.in_flight += busy
+        r.mute.add(2)
+        clients = []
+        for _ in range(100):  # 20 a second
+            clients.append(r.client(post(WHOLE)))
+            r.pass_time(0.05)
+        swallowed = r.dialled.count(2)
+        assert 1 <= swallowed <= 11 and any_.health.is_awaited(r.loop.time()) is (any_.in_flight > 0)
+        r.pass_time(1.5)
+        assert not any_.health.connecting and not any_.health.is_reachable()
+        for link in r.links:
+            link.feed(whole_answer(b"{}", "200 OK", "connection: close"))
+        r.turn()
+        assert all(client.statuses == [200] for client in clients)
+        spare.in_flight -= busy
+
+
+def test_a_request_whose_client_leaves_at_once_awaits_nothing() -> None:
+    with rig(upstreams=(ANY,)) as r:
+        (any_,) = r.worker.upstreams
+        client = r.client()
+        client.transport.feed(post(WHOLE))
+        client.transport.reset()
+        r.turn()
+        assert not any_.health.connecting
+
+
 def test_where_all_are_out_the_errors_of_a_server_that_answers_are_the_last_resort() -> None:
     with rig(upstreams=(ANY, replace(ANY, name="spare"))) as r:
         upstreams = r.worker.upstreams
