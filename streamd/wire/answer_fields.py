@@ -39,6 +39,8 @@ _sane_id = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 
 # scheme, authority, path, and the rest of an absolute reference or one without its scheme (RFC 3986 4.2).
 _ABSOLUTE: Final = re.compile(rb"(?:https?:)?//([^/?#\\]*)([^?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+# A server names itself by the address that it listens on.
+_THIS_MACHINE: Final = re.compile(rb"\A(?:127\.0\.0\.1|\[::1?\]|0\.0\.0\.0)(?=:|\Z)")
 _DEFAULT_PORT: Final = re.compile(rb":(?:80|443)?\Z")
 
 
@@ -104,4 +106,5 @@ def relative(reference: bytes, place: Whereabouts) -> bytes:
 
 
 def _bare(authority: bytes) -> bytes:
-    return _DEFAULT_PORT.sub(b"", authority.lower())
+    """For comparing: without the port of either scheme, and with a single name for this machine."""
+    return _THIS_MACHINE.sub(b"localhost", _DEFAULT_PORT.sub(b"", authority.lower()))

@@ -219,6 +219,14 @@ def test_a_response_that_goes_on_in_the_background_has_no_end() -> None:
         ({"content": None, "tool_calls": None}, {"role": "assistant", "content": None}),
         ({"content": "a", "tool_calls": []}, {"role": "assistant", "content": "a"}),
         (
+            {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "ab"},
+        ),
+        (
+            {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "b"}]},
+        ),
+        (
             {"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"a": [1]}}}, {"index": 7, "id": "2"}]},
             {
                 "role": "assistant",

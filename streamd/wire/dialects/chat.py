@@ -205,12 +205,19 @@ def _delta_of(choice: Json) -> Json:
     """
     message = object_of(choice, "message") or object_of(choice, "delta") or {"content": choice.get("text")}
     delta = {"role": "assistant", **message}
+    parts = delta.get("content")
+    if isinstance(parts, list) and parts and all(_is_text_part(part) for part in parts):
+        delta["content"] = "".join(part["text"] for part in parts)  # SDKs add up texts
     calls = objects_of(delta, "tool_calls")
     if calls:
         delta["tool_calls"] = [_indexed(place, call) for place, call in enumerate(calls)]
     else:
         delta.pop("tool_calls", None)  # null, or empty: a delta without calls leaves it out
     return delta
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _indexed(place: int, call: Json) -> Json:
