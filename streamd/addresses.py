@@ -139,6 +139,13 @@ _VERSION: Final = re.compile(r"/v[0-9]+(?:(?:alpha|beta)[0-9]*)?(?=/|\Z)")
 _REQUESTED_VERSION: Final = re.compile(rb"/v1(?:beta)?(?=/|\Z)")
 # At the end of a URL it says nothing: requests have it.
 _OWN_VERSION: Final = re.compile(r"/v1(?:beta)?\Z")
+# In words: the upstreams' URLs that are taken.
+UPSTREAM_URL: Final = (
+    "http://HOST[:PORT][/BASE][?QUERY], https://…, unix:/PATH or http+unix://%2FPATH[/BASE], without user, "
+    "and without a call's own path (/chat/completions)"
+)
+# The address of a single call, which many programs take for a base. Azure has bases that end in /models.
+_ENDPOINT: Final = re.compile(r"/(?:chat/completions|completions|responses|messages|embeddings)/*\Z")
 _QUERY: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@/?%-]{1,1000}", re.A)
 
 UPSTREAM_PATHS: Final = ("auto", "replace", "append")
@@ -212,7 +219,7 @@ def split_url(text: str, path: str = "auto") -> UpstreamOrigin:
     `auto`: a path with a version in it replaces the version of requests, any other stands in front of their paths.
     Raises Refused: no passwords.
     """
-    wanted = "http://HOST[:PORT][/BASE][?QUERY], https://…, unix:/PATH or http+unix://%2FPATH[/BASE], without user"
+    wanted = UPSTREAM_URL
     if text.startswith("unix:"):
         try:
             address = parse_address(re.sub(r"\Aunix://(?=/)", "unix:", text))
@@ -229,7 +236,7 @@ def split_url(text: str, path: str = "auto") -> UpstreamOrigin:
     is_unix = parts.scheme == "http+unix"
     below_host = rest.partition("/")[1] + rest.partition("/")[2] if is_unix else rest
     odd = re.search(r"[^!-~]|//|/\.\.?(/|$)|%2[ef]|%5c|[\\\\#@]", below_host, re.I)
-    if odd or (mark and not _QUERY.fullmatch(parts.query)) or "#" in text:
+    if odd or (mark and not _QUERY.fullmatch(parts.query)) or "#" in text or _ENDPOINT.search(parts.path):
         raise Refused(wanted)
     base, replaces = _base_of(parts.path.rstrip("/"), path)
     if is_unix:

@@ -29,6 +29,7 @@ from streamd.addresses import (
     ROUTE_PATH,
     UPSTREAM_NAME,
     UPSTREAM_PATHS,
+    UPSTREAM_URL,
     UpstreamOrigin,
     check_address,
     check_admin,
@@ -116,7 +117,7 @@ class UpstreamSettings:
         "Base URL of the server; required",
         "A trailing /v1 or /v1beta says nothing. A query, such as ?api-version=…, becomes a part of each request",
         check=check_url,
-        wanted="http://HOST[:PORT][/BASE][?QUERY], https://…, unix:/PATH or http+unix://%2FPATH[/BASE], without user",
+        wanted=UPSTREAM_URL,
     )
     path: str = word_row(
         UPSTREAM,
@@ -861,7 +862,7 @@ def _key(sources: Sources, values: Mapping[str, Any], index: int) -> str:
     name = "key_file" if file else "key_env"
     try:
         key = (
-            read_regular(Path(file), _KEY_BYTES_MAX).decode("ascii", "replace").strip()
+            read_regular(Path(file), _KEY_BYTES_MAX).decode("utf-8-sig", "replace").strip()
             if file
             else sources.environ.get(str(variable), "").strip()
         )

@@ -236,7 +236,7 @@ def test_all_problems_of_a_file_are_reported_at_once_with_their_lines(file: Path
         "streamd.toml:10: streams.retention = '1s': unknown key; "
         "retention belongs at the top of the file, above the first [table]",
         "streamd.toml:15: upstream.url = 'gpu:8000': must be http://HOST[:PORT][/BASE][?QUERY], https://…, "
-        "unix:/PATH or http+unix://%2FPATH[/BASE], without user",
+        "unix:/PATH or http+unix://%2FPATH[/BASE], without user, and without a call's own path (/chat/completions)",
         "streamd.toml:16: upstream.max_inflight = 3: unknown key; did you mean inflight_max?",
         "streamd.toml:19: route.policy = 'drop': must be one of coalesce, drop_oldest, close",
         "environment STREAMD_WORKERS: workers = '0': must be a whole number from 1 to 64, or auto",

@@ -26,6 +26,7 @@ TOOLS: Any = [
     }
 ]
 ROUTES = ("chat", "completions", "responses")
+HEARTBEATS = (b": hb\n", b"event: keepalive\n")  # Responses have an event for it
 
 # Oddities that a reader must not notice: all are unusual, and allowed by the standard.
 ODDITIES = ("comments", "ids", "retry", "comments;ids;retry;bom;crlf;cuts=5", "cr;bytewise", "content-length;comments")
@@ -188,7 +189,7 @@ def test_the_sdk_ignores_heartbeats_before_and_between_events(route: str) -> Non
             front = slow.relay()
 
             def beats() -> int:
-                return bytes(front.down[0]).count(b": hb\n") if front.down else 0
+                return sum(map(bytes(front.down[0]).count, HEARTBEATS)) if front.down else 0
 
             with client(front.url) as sdk:
                 assert streamed(route, sdk) == expected
