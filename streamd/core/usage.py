@@ -5,6 +5,8 @@ from its first byte to its last, because a client decides how much stands behind
 tools back. It is neither parsed nor held up, and only the bytes of a number that may be cut are kept. The largest count
 in it is charged, so that no echo in the client's hand lowers it; servers say usage once, or count upwards. A text in
 the answer can't pass as the number: in a JSON string the quote behind the name would have a backslash in front of it.
+Events that pass as bytes and state no usage cost a token each, or a request that asks for no stream would be free where
+the server streams all the same.
 """
 
 from __future__ import annotations
@@ -19,11 +21,23 @@ from streamd.wire.dialects.api import tokens_made, tokens_stated
 # The longest of: a name, a colon between spaces, a number. A few names have 20 characters.
 OVERLAP_BYTES: Final = 128
 
+_EVENT: Final = b"\ndata:"
+
 
 class Charge:
     """A counted request. Call `asked` when it reaches an upstream, and `over` once, at its end."""
 
-    __slots__ = ("_account", "_found", "_has_stream", "_is_asked", "_is_over", "_key", "_pays_tokens", "_tail")
+    __slots__ = (
+        "_account",
+        "_events",
+        "_found",
+        "_has_stream",
+        "_is_asked",
+        "_is_over",
+        "_key",
+        "_pays_tokens",
+        "_tail",
+    )
 
     def __init__(self, account: Account, key: Key, *, pays_tokens: bool) -> None:
         """Counts the request."""
@@ -31,6 +45,7 @@ class Charge:
         self._account = account
         self._key = key
         self._has_stream = False
+        self._events = 0
         self._pays_tokens = pays_tokens
         self._tail = b""
         self._found: dict[bytes, int] = {}  # the largest count of each name
@@ -45,12 +60,15 @@ class Charge:
         """An answer that passes as bytes turns out to be a stream: it is one of the key's streams until its end."""
         refusal = self._account.open_stream(self._key)
         self._has_stream = refusal is None
+        self._tail = b"\n"  # the first event begins a line
         return refusal
 
     def passed(self, piece: bytes) -> None:
         """The next bytes of an answer."""
         if self._pays_tokens:
             self._search(self._tail + piece)
+            if self._has_stream:
+                self._events += (self._tail[1 - len(_EVENT) :] + piece).count(_EVENT)
             self._tail = (self._tail + piece[-OVERLAP_BYTES:])[-OVERLAP_BYTES:]
 
     def over(self) -> None:
@@ -63,7 +81,7 @@ class Charge:
         if self._has_stream:
             self._account.close_stream()
         self._search(self._tail + b" ")  # the answer may have been cut behind a number
-        self._account.count_tokens(tokens_made(self._found))
+        self._account.count_tokens(tokens_made(self._found) or self._events)
 
     def _search(self, data: bytes) -> None:
         for name, count in tokens_stated(data):

@@ -9,7 +9,7 @@ import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, chunk, event, events_in, get, post, rig, text_of, whole_answer
 
 from streamd.config import RouteOverride, UpstreamSettings
-from streamd.wire.dialect import APIS
+from streamd.wire.dialect import APIS, Dialect
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -294,6 +294,25 @@ def test_a_request_for_no_stream_gets_its_answers_bytes_whatever_type_they_say(
         assert client.answer.whole and client.answer.body == BODIES[kind]
         assert client.answer.get("content-type") == "text/event-stream" and client.answer.get("x-stream-id") is None
         assert not tuple(r.runtime.hub)
+
+
+GEMINIS = "/v1{}/models/m:streamGenerateContent"
+
+
+@pytest.mark.parametrize("spelling", ["{}/", "{}//", "/{}"])
+@pytest.mark.parametrize(
+    "path",
+    [*(path for api in APIS for path in api.paths), GEMINIS.format("beta"), GEMINIS.format("")],
+)
+def test_slashes_too_many_do_not_change_the_dialect(path: str, spelling: str) -> None:
+    """An answer without its end is truncated in every dialect but the unknown, where the framing decides."""
+    query = "?alt=sse" if path.endswith("Content") else ""
+    with rig() as r:
+        client = r.client(post(CHAT, path=spelling.format(path) + query))
+        (stream,) = r.runtime.hub
+        r.reply(SSE_HEAD + chunk(b'data: {"x": 1}\n\n') + LAST)
+        r.pass_time(1)
+        assert not client.answer.whole and stream.dialect is not Dialect.UNKNOWN
 
 
 ASKED_OTHERWISE = {

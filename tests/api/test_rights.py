@@ -655,6 +655,15 @@ def test_an_answer_that_comes_too_late_and_is_no_stream_costs_its_tokens(tmp_pat
         check_told_to_wait(r.client(post(CHAT, bearer("alice"))).answer)
 
 
+@pytest.mark.parametrize("usage", [b'data: {"choices":[],"usage":{"completion_tokens":240}}\n\n', event("a") * 240])
+def test_events_for_a_request_that_asked_for_no_stream_cost_their_tokens(tmp_path: Path, usage: bytes) -> None:
+    with rig(**limited(tmp_path / "keys", tokens_per_minute=100)) as r:
+        client = r.client(post({"model": "m"}, bearer("alice")))
+        r.reply(SSE_HEAD + chunk(event("a"), usage, DONE) + LAST)
+        assert client.answer.body == event("a") + usage + DONE
+        check_told_to_wait(r.client(post({"model": "m"}, bearer("alice"))).answer)
+
+
 def answered_with_usage(r: Rig, ask: bytes) -> int:
     client = r.client(ask)
     if not client.raw:

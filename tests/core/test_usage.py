@@ -133,3 +133,17 @@ def test_events_that_pass_as_bytes_are_one_of_the_keys_streams_until_their_end()
     first.over()
     first.over()
     assert account.streams_now == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 7, 1000])
+@pytest.mark.parametrize(("usage", "tokens"), [(b"", 3), (b'data: {"usage":{"completion_tokens":70}}\n\n', 70)])
+def test_events_that_pass_as_bytes_cost_their_usage_or_a_token_each(usage: bytes, tokens: int, size: int) -> None:
+    account = Account()
+    charge = Charge(account, KEY, pays_tokens=True)
+    charge.asked()
+    assert charge.open_stream() is None
+    body = b'data: {"a": "data:"}\r\n\r\nevent: x\ndata: 1\n\ndata: [DONE]\n\n' + usage
+    for start in range(0, len(body), size):
+        charge.passed(body[start : start + size])
+    charge.over()
+    assert account.tokens_total == tokens
