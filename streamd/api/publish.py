@@ -47,7 +47,7 @@ from streamd.wire.dialect import Dialect
 from streamd.wire.event_id import valid_name
 from streamd.wire.http1 import Framing
 from streamd.wire.json_scan import JsonError, Watched, loaded
-from streamd.wire.publish import PUBLICATIONS, Publication, PublishError
+from streamd.wire.publish import PUBLICATIONS, Publication, PublishError, publication_of
 
 EVENTS = "events"
 
@@ -265,7 +265,7 @@ class Publish:
         if not isinstance(publisher, Publisher):
             raise HttpError(409, "This stream is a relayed generation; it takes no events.", code="not_published")
         media_type = (request.get(b"content-type") or b"text/plain").split(b";")[0].strip().lower().decode("latin-1")
-        make = PUBLICATIONS.get(media_type)
+        make = publication_of(media_type)
         if make is None:
             text = f"Publish {', '.join(PUBLICATIONS)}, not {media_type[:100]}."
             raise HttpError(415, text, code="bad_content_type", param="content-type")

@@ -24,6 +24,8 @@ from streamd.wire.sse import EventSplitter, EventTooLarge, is_event, parse_event
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
+_BOM = b"\xef\xbb\xbf"  # shells and editors on Windows put it in front of what they write
+
 # The types of streamd's own events: a loss, and a farewell with a position.
 RESERVED_TYPES = ("gap", "reconnect")
 
@@ -111,7 +113,7 @@ class TextPublication:
 
 
 class LinesPublication:
-    """application/x-ndjson: each line is a JSON value; empty lines are skipped."""
+    """application/x-ndjson: each line is a JSON value; empty lines are skipped, byte order marks in front left out."""
 
     __slots__ = ("_event_bytes_max", "_held", "_lines", "_scan", "containers", "done")
 
@@ -157,7 +159,7 @@ class LinesPublication:
     def _events(self, line: bytes) -> list[bytes]:
         """The event of a line; none for an empty line."""
         self._lines += 1
-        whole, line = line, line.removesuffix(b"\r").strip(b" \t")
+        whole, line = line, line.removeprefix(_BOM).removesuffix(b"\r").strip(b" \t")
         if not line:
             self._scan = None
             return []
@@ -177,7 +179,7 @@ class LinesPublication:
         """Raise PublishError unless the line is JSON, nested to any depth: orjson reads 1,024 levels."""
         if len(line) <= PARSED_LINE_BYTES_MAX:
             try:
-                orjson.loads(line)
+                orjson.loads(line.removeprefix(_BOM))
             except orjson.JSONDecodeError as error:
                 if line.count(b"[") + line.count(b"{") <= ORJSON_DEPTH_MAX:
                     text = f"Line {self._lines} is not JSON: {error.msg} at column {error.colno}."
@@ -280,6 +282,14 @@ PUBLICATIONS: dict[str, Callable[[int], Publication]] = {
     "application/x-ndjson": LinesPublication,
     "text/event-stream": EventsPublication,
 }
+# Lines of JSON have no registered type; programs and languages' tables of types write these as well.
+_NAMES_OF_LINES = ("ndjson", "jsonl", "x-jsonl", "jsonlines", "x-jsonlines", "json-lines")
+_OTHER_NAMES = {f"application/{name}": "application/x-ndjson" for name in _NAMES_OF_LINES}
+
+
+def publication_of(media_type: str) -> Callable[[int], Publication] | None:
+    """The reader of bodies of this type, in any of its names; None for a type that isn't published."""
+    return PUBLICATIONS.get(_OTHER_NAMES.get(media_type, media_type))
 
 
 def _too_large(number: int, unit: str, bytes_max: int) -> PublishError:
