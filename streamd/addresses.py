@@ -242,7 +242,7 @@ def split_url(text: str, path: str = "auto") -> UpstreamOrigin:
     if is_unix:
         return UpstreamOrigin(False, "localhost", 80, base, replaces, parts.query, _socket_of(parts.netloc, wanted))
     host = parts.hostname or ""
-    if parts.scheme not in ("http", "https") or not (_HOST.fullmatch(host) or _is_ipv6(host)) or port == 0:
+    if parts.scheme not in ("http", "https") or not is_host(host) or port == 0:
         raise Refused(wanted)
     tls = parts.scheme == "https"
     return UpstreamOrigin(tls, host, port or (443 if tls else 80), base, replaces, parts.query)
@@ -263,6 +263,11 @@ def _socket_of(quoted: str, wanted: str) -> str:
         return parse_address("unix:" + urllib.parse.unquote(quoted, errors="strict")).path
     except (Refused, UnicodeError):
         raise Refused(wanted) from None
+
+
+def is_host(text: str) -> bool:
+    """Whether this is a host's name or address, without brackets."""
+    return bool(_HOST.fullmatch(text)) or _is_ipv6(text)
 
 
 def _is_ipv6(host: str) -> bool:

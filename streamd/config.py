@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from streamd import forward_proxy
 from streamd.addresses import (
     FIELD_VALUE,
     HOST_NAME,
@@ -42,10 +43,12 @@ from streamd.addresses import (
     split_url,
 )
 from streamd.files import read_regular
+from streamd.forward_proxy import ForwardProxy
 from streamd.policy import Policy, treatments
 from streamd.rows import (
     ENV_PREFIX,
     Kind,
+    Refused,
     Row,
     bytes_row,
     count_row,
@@ -183,6 +186,24 @@ class UpstreamSettings:
         wanted="a path that begins with /, of visible ASCII without #",
     )
     ca_file: str = path_row(UPSTREAM, "Certificates (PEM) to trust in place of the system's, for https", exists=True)
+
+    client_cert: str = path_row(
+        UPSTREAM, "Certificate (PEM) by which streamd shows itself to this server, with the chain", exists=True
+    )
+    client_key: str = path_row(
+        UPSTREAM, "Private key (PEM) of client_cert", "Refused if others may read it: mode 0600 or 0640", exists=True
+    )
+    proxy: str = text_row(
+        UPSTREAM,
+        "",
+        "Address of the forward proxy on the way to this server (CONNECT), or direct for none",
+        "Unless set HTTPS_PROXY and NO_PROXY of the environment decide for an https server, and none is used for http",
+        check=forward_proxy.check_proxy,
+        wanted=forward_proxy.WANTED,
+    )
+    proxy_auth_file: str = path_row(UPSTREAM, "File with one line, USER:PASSWORD for the proxy", exists=True)
+    # The proxy that these and the environment decide for.
+    through: ForwardProxy | None = dataclasses.field(default=None, repr=False)
 
     origin: UpstreamOrigin = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -818,10 +839,8 @@ def _upstreams(sources: Sources, raw: object) -> Iterator[UpstreamSettings]:
             continue
         values["key"] = _key(sources, values, index)
         upstream = UpstreamSettings(**values)
-        if upstream.ca_file and not upstream.origin.tls:
-            sources.refuse(
-                where, "upstream.ca_file", upstream.ca_file, "must be left out, or url must begin with https://"
-            )
+        _check_tls_files(sources, upstream, where)
+        upstream = _with_proxy(sources, upstream, index)
         if _is_new(sources, upstream, seen, where):
             yield upstream
 
@@ -835,8 +854,55 @@ def _upstream_urls(sources: Sources, urls: Sequence[object], where: str) -> None
         values: dict[str, Any] = {}
         sources.take_into(values, row, url, where, "upstream")
         if values and _is_new(sources, upstream := UpstreamSettings(**values), seen, where):
-            upstreams.append(upstream)
+            upstreams.append(_with_proxy(sources, upstream))
     sources.keep("upstreams", tuple(upstreams), where)
+
+
+def _check_tls_files(sources: Sources, upstream: UpstreamSettings, where: str) -> None:
+    for name in ("ca_file", "client_cert", "client_key"):
+        if getattr(upstream, name) and not upstream.origin.tls:
+            allowed = "must be left out, or url must begin with https://"
+            sources.refuse(where, f"upstream.{name}", getattr(upstream, name), allowed)
+    if bool(upstream.client_cert) != bool(upstream.client_key):
+        missing = "client_key" if upstream.client_cert else "client_cert"
+        allowed = "must be set, because client_cert and client_key are used together"
+        sources.refuse(where, f"upstream.{missing}", None, allowed)
+
+
+def _with_proxy(sources: Sources, upstream: UpstreamSettings, index: int = -1) -> UpstreamSettings:
+    """The upstream with the proxy that its table or the environment names. No problem's text shows credentials."""
+    origin, file = upstream.origin, upstream.proxy_auth_file
+    if upstream.proxy == forward_proxy.DIRECT or origin.socket:
+        return upstream
+    if upstream.proxy:
+        proxy = forward_proxy.parse_proxy(upstream.proxy)
+        if file:
+            proxy = proxy._replace(credentials=_proxy_credentials(sources, file, index))
+        return dataclasses.replace(upstream, through=proxy)
+    if file:
+        sources.refuse(sources.at("upstream", index), "upstream.proxy", None, "must be set for proxy_auth_file")
+    if not origin.tls:
+        return upstream
+    try:
+        found = forward_proxy.of_environment(sources.environ, origin.host, origin.port)
+    except Refused:
+        allowed = 'must be http://[USER:PASSWORD@]HOST[:PORT]; NO_PROXY, or proxy = "direct", excepts a server'
+        where = f"environment {forward_proxy.variable_in(sources.environ)}"
+        sources.refuse(where, "upstream.proxy", None, allowed)
+        return upstream
+    return dataclasses.replace(upstream, through=found)
+
+
+def _proxy_credentials(sources: Sources, file: str, index: int) -> str:
+    try:
+        line = read_regular(Path(file), _KEY_BYTES_MAX).decode("utf-8", "replace").strip()
+    except OSError:
+        line = ""
+    if not re.fullmatch(r"[^\x00-\x1f\x7f:]+:[^\x00-\x1f\x7f]*", line):
+        wanted = "must hold USER:PASSWORD on one line"
+        sources.refuse(sources.at("upstream", index, "proxy_auth_file"), "upstream.proxy_auth_file", file, wanted)
+        return ""
+    return forward_proxy.basic(line)
 
 
 def _is_new(sources: Sources, upstream: UpstreamSettings, seen: set[str], where: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files with credentials: API keys, the secret and the key set of tokens, the TLS certificate and its key.
+"""Files with credentials: API keys, the secret and the key set of tokens, TLS certificates and their keys.
 
 The files are read at start and at every reload, which fails as a whole if any of them is unusable. They are also
 polled every second, since people renew certificates and revoke keys without thinking of a daemon. A changed file that
@@ -6,26 +6,30 @@ is unusable changes nothing: its previous version stays in use, and the log give
 together (certificate and key) are read together; when they are replaced one after the other, the first attempt fails
 and the second succeeds.
 
-Secret files (the keys' hashes, the token secret, the certificate's key) are refused if other users may read them. A key
-set is no secret, but a user that may write it opens every stream: it is refused if other users may change it.
+Secret files (the keys' hashes, the token secret, the certificates' keys) are refused if other users may read them. A
+key set is no secret, but a user that may write it opens every stream: it is refused if other users may change it.
 """
 
 from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamd.api.rights import Rights
-from streamd.config import ConfigError, Settings
+from streamd.config import ConfigError, Settings, UpstreamSettings
 from streamd.core.keys import KeyFileError, Keys
 from streamd.daemon import keyfile, logs
 from streamd.daemon.in_turns import Steps, at_once, in_turns
 from streamd.net.runtime import Runtime
-from streamd.net.tls import TlsFilesError, load_context
+from streamd.net.tls import load_context
+from streamd.net.tls_files import TlsFilesError
+from streamd.net.upstream import context_of
+from streamd.net.upstreams import Upstreams
 from streamd.sources import ConfigProblem
 
 if TYPE_CHECKING:
@@ -72,9 +76,10 @@ LoadedFiles = tuple[tuple[Group, Any], ...]  # each group with its object
 class CredentialFiles:
     """The files of the current settings. The sweep's on_tick calls `watch`."""
 
-    def __init__(self, runtime: Runtime, rights: Rights) -> None:
+    def __init__(self, runtime: Runtime, rights: Rights, upstreams: Upstreams) -> None:
         self._runtime = runtime
         self._rights = rights
+        self._upstreams = upstreams
         self._groups: tuple[Group, ...] = ()
         self._reading: set[int] = set()  # ids of the groups that are being read again
         self._look_at = 0.0
@@ -86,7 +91,7 @@ class CredentialFiles:
     def read(self, settings: Settings) -> Steps[LoadedFiles]:
         """Read all files of `settings`, in slices, without using them yet. Raises ConfigError."""
         takes = (self._rights.take_keys, self._rights.take_verifier, self._take_context)
-        groups = _groups_of(settings, takes)
+        groups = (*_groups_of(settings, takes), *self._groups_of_upstreams(settings))
         loaded = yield from _load_all(groups)
         return tuple(zip(groups, loaded, strict=True))
 
@@ -123,6 +128,19 @@ class CredentialFiles:
 
         self._reading.add(id(group))
         in_turns(self._runtime.loop, group.load(), done, failed)
+
+    def _groups_of_upstreams(self, settings: Settings) -> Iterator[Group]:
+        """The files by which streamd shows itself to each upstream, with those that it trusts there."""
+        for each in settings.upstreams:
+            if each.client_cert:
+                paths = _paths(each.client_cert, each.client_key, each.ca_file)
+                read = partial(_in_one, partial(_client_context, each))
+                yield Group(paths, read, partial(self._take_client_context, each.name))
+
+    def _take_client_context(self, name: str, context: ssl.SSLContext) -> None:
+        for upstream in self._upstreams:
+            if upstream.settings.name == name:
+                upstream.renew(context)
 
     def _take_context(self, context: ssl.SSLContext | None) -> None:
         self._runtime.tls = context  # for connections that are accepted from now on
@@ -223,3 +241,12 @@ def _context(settings: Settings) -> ssl.SSLContext:
         return load_context(Path(settings.tls_cert), Path(settings.tls_key))
     except TlsFilesError as error:
         raise Unusable("tls_cert", str(error)) from None
+
+
+def _client_context(upstream: UpstreamSettings) -> ssl.SSLContext:
+    _secret("upstream.client_key", Path(upstream.client_key))
+    _public("upstream.client_cert", Path(upstream.client_cert), 0)
+    try:
+        return context_of(upstream)
+    except OSError as error:
+        raise Unusable("upstream.client_cert", error.strerror or str(error)) from None

@@ -35,8 +35,9 @@ def why_refused(path: Path, mode: int, *, public: bool = False) -> str:
 def check_modes(settings: Settings) -> None:
     """Look at the modes of the files that the settings name, as far as they are there. Raises ConfigError."""
     problems = []
-    for name in (*_SECRETS, *_PUBLIC):
-        path = getattr(settings, name)
+    named = [(name, getattr(settings, name)) for name in (*_SECRETS, *_PUBLIC)]
+    named += [("upstream.client_key", upstream.client_key) for upstream in settings.upstreams]
+    for name, path in named:
         try:
             mode = os.stat(path).st_mode if path else 0
         except OSError:

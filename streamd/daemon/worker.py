@@ -109,7 +109,7 @@ class Worker:
         self.runtime = Runtime(loop, settings, hub, admission=admission, rng=self.rng, on_bug=logs.bug)
         self.upstreams = Upstreams(self.runtime, settings)
         self.rights = Rights(self.runtime)
-        self.credential_files = CredentialFiles(self.runtime, self.rights)
+        self.credential_files = CredentialFiles(self.runtime, self.rights, self.upstreams)
         self.credential_files.load(settings)
         self.shared: Shared | None = None  # with several workers: the mapping of their rows
         self._publish_at = 0.0

@@ -27,12 +27,13 @@ import asyncio
 import contextlib
 import ssl
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from streamd.core.guard import guarded
 from streamd.net.client import ClientConnection
 from streamd.net.reading import ABOVE, BACKPRESSURE, TURN, SmallReads, pause_reading, resume_reading
 from streamd.net.runtime import Runtime
+from streamd.net.tls_files import load_pair
 from streamd.net.turns import CONNECTION_PIECES_MAX, TakesTurns, pieces_of
 from streamd.reasons import CloseReason
 from streamd.wire.client_hello import ClientHelloCheck, HelloRefused
@@ -52,29 +53,13 @@ _HANDSHAKE_FAILURE: Final = b"\x15\x03\x03\x00\x02\x02\x28"
 _GONE: Final = asyncio.Protocol()  # replaces a protocol that was told of the loss: no cycle remains for the collector
 
 
-class TlsFilesError(ValueError):
-    """A certificate and a key that can't be used; the text names the file and the reason."""
-
-
 def load_context(cert: Path, key: Path) -> ssl.SSLContext:
     """A server's context of two PEM files. Raises TlsFilesError."""
-
-    def no_password() -> NoReturn:
-        """OpenSSL's question for the password of an encrypted key."""
-        raise TlsFilesError(
-            f"{key}: the key is encrypted; streamd reads unencrypted keys only (openssl pkey -in … -out …)"
-        )
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(cert, key, password=no_password)
-    except ssl.SSLError as error:
-        raise TlsFilesError(f"{cert} and {key}: {error.reason or error}") from None
-    except OSError as error:
-        raise TlsFilesError(f"{error.filename or cert}: {error.strerror}") from None
+    load_pair(context, cert, key)
     return context
 
 

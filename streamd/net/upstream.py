@@ -33,9 +33,11 @@ from streamd.core.stream import Stream
 from streamd.files import read_regular
 from streamd.keepalive import set_keepalive
 from streamd.net.dialer import Dialer
+from streamd.net.proxy_tunnel import open_tunnel
 from streamd.net.read_batch import ReadBatch
 from streamd.net.reading import BACKPRESSURE, TURN, pause_reading, resume_reading
 from streamd.net.runtime import Runtime
+from streamd.net.tls_files import TlsFilesError, load_pair
 from streamd.net.turns import CONNECTION_PIECES_MAX, STEP_SIZES_BYTES, TakesTurns, event_pieces, pieces_of, step_bytes
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import BodyDecoder, ChunkedDecoder, decoder_for
@@ -620,15 +622,21 @@ class InFlightBoard(Protocol):
         """The sum over all other workers."""
 
 
-def _context_of(ca_file: str) -> ssl.SSLContext:
-    """A client's context that trusts the file's certificates, or without a file the machine's. Raises OSError."""
-    if not ca_file:
-        return ssl.create_default_context()
-    content = read_regular(Path(ca_file), CA_FILE_BYTES_MAX)
-    try:
-        return ssl.create_default_context(cadata=content.decode("ascii", "replace"))
-    except (ssl.SSLError, ValueError) as error:
-        raise OSError(errno.EINVAL, f"no certificates that can be used ({error})", ca_file) from None
+def context_of(settings: UpstreamSettings) -> ssl.SSLContext:
+    """A client's context: it trusts ca_file's certificates, or the machine's, and shows client_cert. Raises OSError."""
+    context = ssl.create_default_context()
+    if settings.ca_file:
+        content = read_regular(Path(settings.ca_file), CA_FILE_BYTES_MAX)
+        try:
+            context = ssl.create_default_context(cadata=content.decode("ascii", "replace"))
+        except (ssl.SSLError, ValueError) as error:
+            raise OSError(errno.EINVAL, f"no certificates that can be used ({error})", settings.ca_file) from None
+    if settings.client_cert:
+        try:
+            load_pair(context, Path(settings.client_cert), Path(settings.client_key))
+        except TlsFilesError as error:
+            raise OSError(errno.EINVAL, str(error), settings.client_cert) from None
+    return context
 
 
 class Upstream:
@@ -641,8 +649,9 @@ class Upstream:
         self.settings = settings
         self._tls: ssl.SSLContext | None = None
         if settings.origin.tls:
-            self._tls = _context_of(settings.ca_file)
-        self._dialer = Dialer(runtime.loop, settings.origin.host, tls=settings.origin.tls)
+            self._tls = context_of(settings)
+        dialled = settings.through.host if settings.through is not None else settings.origin.host
+        self._dialer = Dialer(runtime.loop, dialled, tls=settings.origin.tls or settings.through is not None)
         self._idle: list[UpstreamConnection] = []
         self._in_flight = 0
         self.board: InFlightBoard | None = None  # shows `in_flight` to the other workers
@@ -680,6 +689,11 @@ class Upstream:
     def left_out(self, now: float) -> bool:
         """Whether no principal's request may come here, for the upstream's failures."""
         return not self.health.takes("", now)
+
+    def renew(self, context: ssl.SSLContext) -> None:
+        """Use another TLS context for new connections: a certificate was renewed."""
+        self._tls = context
+        self.close_idle()
 
     # -- connections
 
@@ -740,16 +754,16 @@ class Upstream:
         return link
 
     async def _connect_to(self, address: str) -> UpstreamConnection:
-        """A connection to one of the host's addresses."""
-        origin, loop = self.settings.origin, self._runtime.loop
+        """A connection to one of the host's addresses, or through the proxy's."""
+        origin, loop, proxy = self.settings.origin, self._runtime.loop, self.settings.through
+        tls, name = self._tls, origin.host if self._tls is not None else None
         link = UpstreamConnection(self._runtime, self)
         try:
-            if self._tls is None:
-                await loop.create_connection(lambda: link, address, origin.port)
+            if proxy is None:
+                await loop.create_connection(lambda: link, address, origin.port, ssl=tls, server_hostname=name)
             else:
-                await loop.create_connection(
-                    lambda: link, address, origin.port, ssl=self._tls, server_hostname=origin.host
-                )
+                sock = await open_tunnel(loop, address, proxy, origin.host, origin.port)
+                await loop.create_connection(lambda: link, sock=sock, ssl=tls, server_hostname=name)
         except BaseException:
             link.give_up()
             raise

@@ -26,7 +26,8 @@ from streamd.config import ConfigError
 from streamd.core.stream import Policy
 from streamd.daemon import credential_files
 from streamd.net.client import ClientConnection
-from streamd.net.tls import PIECE_BYTES_MAX, TlsFilesError, load_context
+from streamd.net.tls import PIECE_BYTES_MAX, load_context
+from streamd.net.tls_files import TlsFilesError
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 
