@@ -80,6 +80,8 @@ LARGE_EVENT_BYTES_MIN: Final = 64 * 1024
 _BYTES_OBJECT: Final = 33
 _TEMPLATE_OBJECT: Final = 64 + 64  # the object, and the tuple of its three pieces
 _LOG_OBJECT: Final = 256 + 8 * 32  # slots and the garbage collector's head; the log's integers
+_AIMS: Final = 64 + 168  # a dictionary of up to five
+_AIM: Final = 72
 _LIST: Final = 56
 _LIST_PLACE: Final = 9  # a pointer, over-allocated by an eighth
 
@@ -97,6 +99,8 @@ _IN_TEXTS: Final = bytes((*range(0x20, 256), 0x0A, 0x1F))
 _IN_PIECES: Final = bytes((*range(0x20, 256), 0x09, 0x0A))
 _NEVER: Final = b"\0"  # no event ends in NUL: as prefix and suffix it shuts append_text() until a template is in use
 
+# The bytes that append compares with, for a template: prefix, suffix, _padding and _counting of ReplayLog.
+Aim = tuple[bytes, bytes, tuple[bytes, bytes, bytes] | None, tuple[bytes, ...] | None]
 Event = tuple[int, bytes]  # its seq (the last seq, if coalesced), and its bytes
 # (segment, start, end, whole): the bytes between are an event kept whole, or texts with their line ends.
 Run = tuple[bytes, int, int, bool]
@@ -151,6 +155,7 @@ class ReplayLog(_Joined):
     """
 
     __slots__ = (
+        "_aims",
         "_base",
         "_counting",
         "_created",
@@ -201,6 +206,8 @@ class ReplayLog(_Joined):
         self._counting: tuple[bytes, ...] | None = None
         # With a sequence_number in front of the text: the bytes before and after the number.
         self._numbering: list[bytes] | None = None
+        # Of templates that were in use since `created` changed, and aren't now: choices take turns. None numbered.
+        self._aims: dict[int, Aim] | None = None
         self.bytes_held = _LOG_OBJECT
 
     @property
@@ -247,14 +254,67 @@ class ReplayLog(_Joined):
                 return True
         return False
 
+    def append_run(self, events: list[bytes], start: int = 0) -> int:
+        """Keep the events from index `start` on, as append() keeps each, as far as they fit the template in use.
+
+        Returns their number. Like append_text() it takes bytes unchecked from a read; all of them are text deltas.
+        """
+        if self._padding or self._counting or (self._number >= 0 and not self._numbering):
+            return self._append_one_by_one(events, start)
+        prefix, suffix, cut, numbering, number = self._prefix, self._suffix, self._cut, self._numbering, self._number
+        texts = []
+        for event in events[start:] if start else events:
+            if not event.startswith(prefix) or not event.endswith(suffix):
+                break
+            text = event[len(prefix) : -cut]
+            if not text:  # none, or beginning and end overlap
+                break
+            texts.append(text)
+            if numbering:
+                number += 1
+                prefix = (b"%d" % number).join(numbering)
+        together = b"".join(texts)
+        if together.translate(PLAIN) is not together:
+            del texts[next((k for k, text in enumerate(texts) if not is_string_inside(text)), len(texts)) :]
+        if texts:
+            self._put_texts(texts)
+        return len(texts)
+
+    def _append_one_by_one(self, events: list[bytes], start: int) -> int:
+        """As append_run(), for events with more than a text that varies."""
+        for k in range(start, len(events)):
+            if not self.append_text(events[k]) and not self._append_filled(events[k]):
+                return k - start
+        return len(events) - start
+
+    def _put_texts(self, texts: list[bytes]) -> None:
+        """Write texts of the template in use."""
+        tail = b"%b%b\n" % (self._tail, _LF.join(texts))
+        if len(tail) <= SEGMENT_BYTES_MAX:
+            self._tail = tail
+            self.seq_next += len(texts)
+            if self._numbering:
+                self._number += len(texts) - 1
+                self._renumber()
+            return
+        for text in texts:
+            self._put(text + _LF)
+            self._count(is_text=True)
+
+    def _append_filled(self, event: bytes) -> bool:
+        """Keep an event that differs from the template in use only in its text, and in padding or counts."""
+        fill = self._fill(event)
+        if fill is None:
+            return False
+        record = self._record(*fill)
+        self._put(record)
+        self._text_base -= len(record) - len(fill[0]) - 1
+        return self._count(is_text=True)
+
     def _append_other(self, event: bytes) -> bool:
         """Keep an event that isn't plain text in the current template."""
-        fill = self._fill(event)
-        if fill:
-            record = self._record(*fill)
-            self._put(record)
-            self._text_base -= len(record) - len(fill[0]) - 1
-            return self._count(is_text=True)
+        if self._append_filled(event):
+            return True
         found = self._find(event)
         if found:
             record = self._put_switching(*found)
@@ -329,6 +389,11 @@ class ReplayLog(_Joined):
         templates = self._templates
         if not templates:
             return None
+        for k, (prefix, suffix, _, _) in (self._aims or {}).items():
+            if event.startswith(prefix) and event.endswith(suffix):
+                text = event[len(prefix) : -len(suffix)]
+                if text and is_string_inside(text):
+                    return k, Fill(self._created, -1, text, b"")
         current, count = max(0, self._current), len(templates)
         for k in (*range(current, count), *range(current)):
             fill = templates[k].match(event)
@@ -358,28 +423,45 @@ class ReplayLog(_Joined):
         copies = 1 if len(templates) > 1 else 2 + (template.numbered or template.padded)
         self.bytes_held += _TEMPLATE_OBJECT + copies * sum(_BYTES_OBJECT + len(piece) for piece in template.fixed)
 
+    def _keep_aim(self) -> None:
+        """The current template goes out of use for a while."""
+        if self._aims is None:
+            self._aims = {}
+            self.bytes_held += _AIMS
+        aim = self._aims[self._current] = self._prefix, self._suffix, self._padding, self._counting
+        self.bytes_held += _aim_held(aim)
+
+    def _drop_aims(self) -> None:
+        """`created` has changed, which is a part of each aim."""
+        if self._aims is not None:
+            self.bytes_held -= _AIMS + sum(map(_aim_held, self._aims.values()))
+            self._aims = None
+
     def _aim(self) -> None:
         """Set the bytes that append compares with, from the current template and the content of its holes."""
         assert self._templates
         template = self._templates[self._current]
-        pieces = template.around(self._created, self._number)
-        if len(pieces) != 2:
-            self._prefix = self._suffix = _NEVER
-            return
-        self._prefix, self._suffix = pieces
+        aim = self._aims.get(self._current) if self._aims is not None else None
+        self._prefix, self._suffix, self._padding, self._counting = aim or self._aim_at(template)
         self._from, self._cut = len(self._prefix), len(self._suffix)
-        self._padding = self._numbering = self._counting = None
-        if template.padded:
-            marks = b" ".join([_PAD_MARK] * max(1, template.holes.count(COUNT)))
-            split = template.around(self._created, self._number, marks)[1].split(_PAD_MARK)
-            if template.counted:
-                self._counting = tuple(split)
-            else:
-                middle, after = split
-                self._padding = middle, after, template.pad_table
-        if template.numbered:
+        self._numbering = None
+        if template.numbered and self._suffix is not _NEVER:
             halves = template.pieces(self._created, _MARK_BYTE, b"")[0].split(_MARK_BYTE)
             self._numbering = halves if len(halves) == 2 else None
+
+    def _aim_at(self, template: Template) -> Aim:
+        pieces = template.around(self._created, self._number)
+        if len(pieces) != 2:  # the text stands in it twice
+            return _NEVER, _NEVER, None, None
+        prefix, suffix = pieces
+        if not template.padded:
+            return prefix, suffix, None, None
+        marks = b" ".join([_PAD_MARK] * max(1, template.holes.count(COUNT)))
+        split = template.around(self._created, self._number, marks)[1].split(_PAD_MARK)
+        if template.counted:
+            return prefix, suffix, None, tuple(split)
+        middle, after = split
+        return prefix, suffix, (middle, after, template.pad_table), None
 
     def _renumber(self) -> None:
         """Put the next sequence_number into the bytes that append compares with."""
@@ -400,11 +482,14 @@ class ReplayLog(_Joined):
     def _put_switching(self, k: int, fill: Fill) -> bytes:
         """Write a text of template `k` with the marks that it needs; return the record without them."""
         marks = b""
+        if k != self._current and self._number < 0 <= self._current and self._current not in (self._aims or ()):
+            self._keep_aim()
         if k != self._current or fill.number != self._number:
             self._current, self._number = k, fill.number
             marks = self._switch()
         if fill.created and fill.created != self._created:
             self._created = fill.created
+            self._drop_aims()
             marks += self._date()
         if marks:
             self._aim()
@@ -931,6 +1016,12 @@ def _without_pads(lines: bytes) -> tuple[bytes, bytes]:
 def _first(segment: bytes) -> int:
     """The seq of a segment's first event."""
     return int.from_bytes(segment[:_HEAD], "big")
+
+
+def _aim_held(aim: Aim) -> int:
+    prefix, suffix, padding, counting = aim
+    pieces = (prefix, suffix, *(padding[:2] if padding else ()), *(counting or ()))
+    return _AIM + sum(_BYTES_OBJECT + len(piece) for piece in pieces)
 
 
 def _held(segment: bytes) -> int:

@@ -825,21 +825,33 @@ class Stream(_StreamPerToken):
         elif self.fanout is not None:
             self.fanout.add(self.log.seq_next - 1, frame)
 
-    def append_all(self, events: list[bytes], now: float) -> None:
-        """Several events of a read: a single write for each LIVE reader."""
-        if len(events) == 1:
-            self.append(events[0], now)
-            return
-        seq = self.log.seq_next
-        # Why two loops: frames made between the log's segments would leave a hole behind each of them when they are
-        # freed, and a log of events of 1 KB would take 1.5 times its size.
-        for k, event in enumerate(events):
-            if not self.log.append(event):
-                self._see(seq + k, event, now)
-        frames = [sse.frame(self.id_prefix, seq + k, event, chunked=True) for k, event in enumerate(events)]
-        joined = b"".join(frames)
-        self.frame_bytes += len(joined)
+    def append_run(self, events: list[bytes], now: float) -> bytes:
+        """As append_if_templated(), for the events of a read: append the first of them that fit the template in use.
+
+        The next call on this stream has to be hand_out_run() with these events and the returned frames, if there are
+        any.
+        """
+        log = self.log
+        seq = log.seq_next
+        taken = log.append_run(events)
+        if not taken:
+            return b""
+        if taken < len(events):
+            del events[taken:]
+        frames = sse.frames(self.id_prefix, seq, events)
+        self.frame_bytes += len(frames)
         self.touched_at = now
+        return frames
+
+    def hand_out_run(self, events: list[bytes], joined: bytes) -> None:
+        """Give the log's newest events to every reader. `joined` is their frames, end to end.
+
+        A reader that is LIVE gets them in a single write. All others need each event's frame.
+        """
+        first = self.log.seq_next - len(events)
+        frames: list[bytes] = []
+        if not self.direct or any(reader.state is not SubscriberState.LIVE for reader in self.readers):
+            frames = [sse.frame(self.id_prefix, first + k, event, chunked=True) for k, event in enumerate(events)]
         if self.direct:
             for reader in self.readers:
                 try:
@@ -848,7 +860,26 @@ class Stream(_StreamPerToken):
                     reader.fail(error)
         elif self.fanout is not None:
             for k, frame in enumerate(frames):
-                self.fanout.add(seq + k, frame)
+                self.fanout.add(first + k, frame)
+
+    def append_all(self, events: list[bytes], now: float) -> None:
+        """Several events of a read: a single write for each LIVE reader."""
+        if len(events) == 1:
+            self.append(events[0], now)
+            return
+        log = self.log
+        seq = log.seq_next
+        # Why the frames come after the loop: made between the log's segments they would leave a hole behind each of
+        # them when they are freed, and a log of events of 1 KB would take 1.5 times its size.
+        k = 0
+        while (k := k + log.append_run(events, k)) < len(events):
+            if not log.append(events[k]):
+                self._see(seq + k, events[k], now)
+            k += 1
+        joined = sse.frames(self.id_prefix, seq, events)
+        self.frame_bytes += len(joined)
+        self.touched_at = now
+        self.hand_out_run(events, joined)
 
     def append_pieces(self, pieces: list[bytes], now: float) -> None:
         """Events and loose lines of a read, in order; neighbouring events go out in a single write.
@@ -1130,6 +1161,13 @@ class CountedStream(Stream):
         if frame:
             self.event_bytes += len(event)
         return frame
+
+    def append_run(self, events: list[bytes], now: float) -> bytes:
+        self._mark()
+        frames = super().append_run(events, now)
+        if frames:
+            self.event_bytes += sum(map(len, events))
+        return frames
 
     def append_all(self, events: list[bytes], now: float) -> None:
         if len(events) > 1:

@@ -28,6 +28,11 @@ class Reading(Protocol):
     def append_if_templated(self, now: float) -> bytes:
         """If the bytes read are a token of a known shape, take it into its stream and return its frame; else b""."""
 
+    def append_run(self, now: float) -> tuple[list[bytes], bytes]:
+        """If the bytes read begin with several tokens of a known shape, take these into the stream; return them and
+        their frames, which are b"" if there are none.
+        """
+
     def flush_read(self) -> None:
         """Process the bytes read, of any shape. Does nothing if they were taken already."""
 
@@ -54,17 +59,21 @@ class ReadBatch:
         readings, self._readings = self._readings, []
         now = self._loop.time()
         taken: list[tuple[Reading, bytes]] = []
+        runs: list[tuple[Reading, list[bytes], bytes]] = []
         others: list[Reading] = []
         for reading in readings:
             try:
                 frame = reading.append_if_templated(now)
+                if frame:
+                    taken.append((reading, frame))
+                    continue
+                events, frames = reading.append_run(now)
+                if events:
+                    runs.append((reading, events, frames))
             except Exception as error:
                 reading.crash("read_batch.append", error)
                 continue
-            if frame:
-                taken.append((reading, frame))
-            else:
-                others.append(reading)
+            others.append(reading)
         for reading, frame in taken:
             try:
                 stream = reading.stream
@@ -77,6 +86,13 @@ class ReadBatch:
                     push(frame)
                 except Exception as error:
                     stream.readers[0].fail(error)  # `push` is the only reader's
+            except Exception as error:
+                reading.crash("read_batch.hand_out", error)
+        for reading, events, frames in runs:
+            try:
+                stream = reading.stream
+                assert stream is not None
+                stream.hand_out_run(events, frames)
             except Exception as error:
                 reading.crash("read_batch.hand_out", error)
         for reading in others:

@@ -41,7 +41,7 @@ from streamd.net.tls_files import TlsFilesError, load_pair
 from streamd.net.turns import CONNECTION_PIECES_MAX, STEP_SIZES_BYTES, TakesTurns, event_pieces, pieces_of, step_bytes
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import BodyDecoder, ChunkedDecoder, decoder_for
-from streamd.wire.fast_chunk import one_chunk
+from streamd.wire.fast_chunk import chunk_bytes, one_chunk, several_chunks
 from streamd.wire.http1 import (
     RESPONSE_OPENING,
     Framing,
@@ -226,6 +226,22 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
                     return frame
         return b""
 
+    def append_run(self, now: float) -> tuple[list[bytes], bytes]:
+        """The turn ends. The common case under load: several chunks, each an event of a shape that the log knows.
+
+        Returns the events that were taken, and their frames; other bytes of the read stay.
+        """
+        data = self._read
+        if data is not None and self._fast_path:
+            events = several_chunks(data)
+            if events is not None:
+                count = len(events)
+                frames = self.stream.append_run(events, now)  # type: ignore[union-attr]
+                if frames:
+                    self._read = data[sum(map(chunk_bytes, events)) :] if len(events) < count else None
+                    return events, frames
+        return [], b""
+
     def flush_read(self) -> None:
         """The turn ends, or another event comes first: process the bytes that wait, of any shape."""
         if self._read is None:
@@ -341,7 +357,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._go(UpstreamState.EVENTS)
         self.stream = stream
         self._splitter = EventSplitter(event_bytes_max=self._runtime.settings.event_bytes_max, strays=stream)
-        self._split(first, self._splitter, stream)
+        self._split([first], self._splitter, stream)
 
     def read_body(self) -> None:
         """The body is bytes; called from on_piece()."""
@@ -435,14 +451,14 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         spent = pieces_of(len(data)) + len(payloads)
         if payloads:
             # All events of a step go out in one write, even if each came in its own chunk.
-            spent += self._split(payloads[0] if len(payloads) == 1 else b"".join(payloads), splitter, stream)
+            spent += self._split(payloads, splitter, stream)
         self._settle_events(decoder, splitter)
         return spent
 
-    def _split(self, payload: bytes, splitter: EventSplitter, stream: Stream) -> int:
+    def _split(self, payloads: list[bytes], splitter: EventSplitter, stream: Stream) -> int:
         """Put the events of a step into the stream; returns the work done, in pieces."""
         strays = splitter.stray_blocks
-        pieces = splitter.feed(payload)
+        pieces = splitter.feed(payloads[0]) if len(payloads) == 1 else splitter.feed_all(payloads)
         work = STRAY_PIECES * (splitter.stray_blocks - strays)
         if splitter.pending or self._held_bytes:
             self._charge_held()

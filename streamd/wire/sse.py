@@ -101,6 +101,17 @@ class EventSplitter:
             return [chunk]
         return self._blocks(self._with_lf(chunk))
 
+    def feed_all(self, chunks: list[bytes]) -> list[bytes]:
+        """As feed() with the chunks end to end. Most servers write an event into a chunk, and then none is copied."""
+        if not self.pending:
+            for chunk in chunks:
+                if not _is_plain(chunk) or len(chunk) > self._event_bytes_max:
+                    break
+            else:
+                self._edge = _PLAIN
+                return chunks
+        return self.feed(b"".join(chunks))
+
     def finish(self) -> list[bytes]:
         """The body has ended properly: complete a last block that lacks its blank line. Raises EventTooLarge."""
         if self._held is None:
@@ -255,6 +266,18 @@ def frame_size(id_prefix: bytes, seq: int, event_bytes: int) -> int:
     """The size of frame(…, chunked=True) for an event of this size, without making it."""
     size = len(id_prefix) + len(b"%d\n" % seq) + event_bytes
     return len(b"%x\r\n" % size) + size + 2
+
+
+def frames(id_prefix: bytes, seq: int, events: list[bytes]) -> bytes:
+    """The chunked frames of neighbouring events, end to end; `seq` is that of the first."""
+    parts: list[bytes] = []
+    for event in events:
+        seq_line = _SEQ_LINES[seq] if seq < _TABLE_SIZE else b"%d\n" % seq
+        size = len(id_prefix) + len(seq_line) + len(event)
+        size_line = _SIZE_LINES[size] if size < _TABLE_SIZE else b"%x\r\n" % size
+        parts += (size_line, id_prefix, seq_line, event, b"\r\n")
+        seq += 1
+    return b"".join(parts)
 
 
 def data_lines(event: bytes) -> bytes:

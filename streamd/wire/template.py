@@ -237,6 +237,8 @@ def _has_many_brackets(event: bytes) -> bool:
     return event.count(b"[") + event.count(b"{") > _BRACKETS_MAX
 
 
+_FRACTION: Final = re.compile(rb"[:,\[]-?[0-9]+[.e]")
+
 Hole = tuple[int, int, int]  # from, to, kind
 
 
@@ -301,8 +303,11 @@ def _cut(event: bytes, holes: list[Hole], merges: bool) -> Template:
 
 
 def _repeats(parsed: Json, api: Api) -> bool:
-    """Whether an event like this may follow with the same values: counts change, and fit only as holes."""
-    return api.counts is not None or all(parsed.get(name) is None for name in api.merging.counted)
+    """Whether an event like this may follow with the same values: counts change, and fit only as holes. A fraction, of
+    a cost or a time, changes as well and has no hole.
+    """
+    counted = {name: parsed[name] for name in api.merging.counted if parsed.get(name) is not None}
+    return not counted or (api.counts is not None and not _FRACTION.search(orjson.dumps(counted)))
 
 
 def _parts(parsed: Json) -> tuple[Api, list[Part], bool]:

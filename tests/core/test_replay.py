@@ -679,6 +679,38 @@ def test_bytes_held_are_the_bytes_of_the_objects(events: list[bytes]) -> None:
     assert 0.9 * reachable_bytes(log) - 300 <= log.bytes_held <= 1.1 * reachable_bytes(log) + 1000
 
 
+@settings(max_examples=300, deadline=None)
+@given(runs(), st.lists(st.integers(1, 9), max_size=12), st.integers(1, 4000))
+def test_events_kept_in_runs_make_the_same_log(events: list[bytes], sizes: list[int], bytes_max: int) -> None:
+    expected = ReplayLog(bytes_max=bytes_max, events_max=1 << 20)
+    log = ReplayLog(bytes_max=bytes_max, events_max=1 << 20)
+    at = 0
+    for size in [*sizes, len(events)]:
+        some = events[at : at + size]
+        at += size
+        texts = [expected.append(event) for event in some]
+        k = 0
+        while k < len(some):
+            taken = log.append_run(some, k)
+            assert texts[k : k + taken] == [True] * taken
+            k += taken
+            if k < len(some):
+                assert log.append(some[k]) == texts[k]
+                k += 1
+        assert log.parts() == expected.parts()
+        assert log.bytes_held == expected.bytes_held
+
+
+def test_a_run_ends_where_an_event_does_not_fit() -> None:
+    log = filled([wire(chat(choices=[choice("a")]))])
+    fits, done = wire(chat(choices=[choice(" more")])), b"data: [DONE]\n\n"
+    assert log.append_run([fits, fits, done, fits]) == 2
+    assert log.append_run([done, fits]) == 0
+    assert log.append_run([done, fits], 1) == 1
+    assert log.append_run([fits + fits, fits]) == 0  # two events in a payload
+    assert log.seq_next == 5
+
+
 def test_an_idle_log_and_500_tokens_take_the_promised_bytes() -> None:
     log = ReplayLog(bytes_max=1 << 20, events_max=100_000)
     assert reachable_bytes(log) < 600
@@ -722,13 +754,26 @@ def test_a_role_beside_each_text_is_never_merged_but_still_kept_small() -> None:
     assert log.bytes_held < 3000
 
 
-def test_the_last_usage_wins_and_whole_events_merge() -> None:
-    events = [wire(chat(choices=[choice(f" {n}")], usage={"completion_tokens": n})) for n in range(5)]
+def test_usage_in_each_chunk_takes_a_few_bytes_and_the_last_wins() -> None:
+    """vLLM's continuous_usage_stats: 500 events took 160 KB when each was kept whole."""
+    usage = [{"prompt_tokens": 12, "total_tokens": 12 + n, "completion_tokens": n} for n in range(500)]
+    events = [wire(chat(choices=[choice(f" {n}")], usage=usage[n])) for n in range(500)]
     log = filled(events)
-    assert log.text_events == 0
+    assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
+    assert log.text_events == 499
+    assert log.bytes_held < 12_000
     ((last, event),) = log.read_coalesced(log.seek(1))
     parsed = json.loads(event[6:])
-    assert (last, parsed["usage"]) == (5, {"completion_tokens": 4})
+    assert (last, parsed["usage"]) == (500, usage[-1])
+    assert parsed["choices"][0]["delta"]["content"] == "".join(f" {n}" for n in range(500))
+
+
+def test_whole_events_merge_and_the_last_usage_wins() -> None:
+    events = [wire(chat(choices=[choice(f" {n}")], usage={"cost": n / 8})) for n in range(5)]
+    log = filled(events)
+    ((last, event),) = log.read_coalesced(log.seek(1))
+    parsed = json.loads(event[6:])
+    assert (last, parsed["usage"]) == (5, {"cost": 0.5})
     assert parsed["choices"][0]["delta"]["content"] == " 0 1 2 3 4"
 
 

@@ -80,6 +80,7 @@ def test_a_log_made_of_its_parts_reads_the_same(events: list[bytes], bytes_max: 
     assert (back.text_events, back.text_bytes) == (log.text_events, log.text_bytes)
     assert read_all(back, back.seek(back.seq_first)) == read_all(log, log.seek(log.seq_first))
     assert coalesce_all(back, back.seek(back.seq_first)) == coalesce_all(log, log.seek(log.seq_first))
+    log._drop_aims()  # a part of the state of writing, which begins anew
     assert abs(back.bytes_held - log.bytes_held) <= replay_list_bytes()
 
 

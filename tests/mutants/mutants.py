@@ -106,7 +106,7 @@ CORE: Final = (
         "several events in one read are not inspected, so the end of the answer goes unseen",
         "core/stream.py",
         "Stream.append_all",
-        "                self._see(seq + k, event, now)\n",
+        "                self._see(seq + k, events[k], now)\n",
         "                pass\n",
     ),
     Mutant(
@@ -724,6 +724,34 @@ WIRE: Final = (
         "one_chunk",
         " or read[-2:] != _CRLF",
         "",
+    ),
+    Mutant(
+        "of several chunks read together one that does not end where its size says is taken",
+        "wire/fast_chunk.py",
+        "several_chunks",
+        " or read[at - 2 : at] != _CRLF",
+        "",
+    ),
+    Mutant(
+        "tokens read together with an unknown event are written twice",
+        "net/upstream.py",
+        "UpstreamConnection.append_run",
+        " if len(events) < count else None",
+        "",
+    ),
+    Mutant(
+        "a paused reader loses tokens that were read together",
+        "core/stream.py",
+        "Stream.hand_out_run",
+        "if not self.direct or any(reader.state is not SubscriberState.LIVE for reader in self.readers):",
+        "if not self.direct:",
+    ),
+    Mutant(
+        "a run of texts with a quote in it is kept as texts",
+        "core/replay.py",
+        "ReplayLog.append_run",
+        "if together.translate(PLAIN) is not together:",
+        "if not together:",
     ),
     Mutant(
         "an upstream's ids in the middle of an event reach the reader",
@@ -1498,7 +1526,7 @@ GUARD: Final = (
     Mutant(
         "a reader whose write raises in a read of several events takes them from the readers behind it",
         "core/stream.py",
-        "Stream.append_all",
+        "Stream.hand_out_run",
         "                    reader.fail(error)\n",
         "                    raise\n",
     ),

@@ -6,7 +6,7 @@ import ssl
 from typing import Any
 
 import pytest
-from fakes import CHAT, SSE_HEAD, Client, FakeTransport, Rig, chunk, event, get, post, rig
+from fakes import CHAT, SSE_HEAD, Client, FakeTransport, Rig, chunk, event, events_in, get, post, rig, text_of
 
 
 def relays(r: Rig, count: int) -> list[tuple[Client, FakeTransport]]:
@@ -78,6 +78,66 @@ def test_a_second_read_in_the_same_turn_keeps_its_place() -> None:
         body = client.answer.body
         places = [body.index(text) for text in (b"one ", b"two ", b"three ", b"four ", b"five ")]
         assert places == sorted(places)
+
+
+def test_a_read_of_several_tokens_goes_out_in_a_single_write() -> None:
+    with rig() as r:
+        ((client, link),) = relays(r, 1)
+        order: list[str] = []
+        spied((client, link), "relay", order)
+        link.feed(b"".join(chunk(event(text)) for text in ("three ", "four ", "five ")))
+        r.turn()
+        assert order == ["relay left", "relay written"]
+        assert text_of(events_in(client.answer.body)) == "one two three four five "
+        assert [each.seq for each in events_in(client.answer.body)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_tokens_in_front_of_an_unknown_event_are_taken_and_the_rest_follows(cut: int) -> None:
+    """A read ends with events, comments or the end of the answer behind some tokens; perhaps within a chunk."""
+    with rig() as r:
+        ((client, link),) = relays(r, 1)
+        finish = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+        rest = [chunk(finish), chunk(b": a comment of the server's\n\n"), chunk(event("four ")), b"0\r\n\r\n"]
+        link.feed(chunk(event("three ")) * 2 + b"".join(rest[:cut]) + rest[cut][:7])
+        r.turn()
+        link.feed(rest[cut][7:] + b"".join(rest[cut + 1 :]))
+        r.turn()
+        assert text_of(events_in(client.answer.body)) == "one two three three four "
+        assert client.answer.whole
+
+
+@pytest.mark.parametrize("policy", ["coalesce", "drop_oldest", "close"])
+@pytest.mark.parametrize("others", [0, 2, 80])
+def test_tokens_read_together_reach_readers_as_tokens_read_alone_do(policy: str, others: int) -> None:
+    """The same events for readers that are on time, stalled or many, under each policy."""
+    texts = [f"{k} " for k in range(60)]
+    bodies = []
+    for together in (1, 5):
+        with rig(policy=policy, ring_slots=32) as r:
+            ((client, link),) = relays(r, 1)
+            address = f"/v1/streams/{client.answer.get('x-stream-id')}"
+            joined = [r.client(get(address)) for _ in range(others)]
+            stalled = r.client(get(address))
+            r.turn()
+            for k in range(0, len(texts), together):
+                if k == 20:
+                    stalled.transport.capacity = 300
+                link.feed(b"".join(chunk(event(text)) for text in texts[k : k + together]))
+                r.turn()
+            stalled.take()
+            link.feed(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+            r.turn()
+            on_time = [[(each.seq, each.data) for each in events_in(c.answer.body)] for c in (client, *joined)]
+            assert all([seq for seq, _ in each][-1:] == [63] for each in on_time)
+            late = text_of(events_in(stalled.answer.body))
+            if policy == "coalesce":
+                assert late == "one two " + "".join(texts)
+            elif policy == "close":
+                assert "".join(("one two ", *texts)).startswith(late)
+            bodies.append(on_time[0])
+    assert bodies[0] == bodies[1]
+    assert len(bodies[0]) == 63
 
 
 def test_a_connection_closed_in_the_same_turn_is_skipped() -> None:

@@ -1,4 +1,4 @@
-"""one_chunk(): the same payload as the chunked decoder's, or nothing."""
+"""one_chunk() and several_chunks(): the same payloads as the chunked decoder's, or nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamd.wire.chunked import ChunkedDecoder, encode_chunk
-from streamd.wire.fast_chunk import one_chunk
+from streamd.wire.fast_chunk import CHUNKS_MAX, chunk_bytes, one_chunk, several_chunks
 from streamd.wire.http1 import RemoteProtocolError
 
 EVENT = b'data: {"choices":[{"delta":{"content":"hello"}}]}\n\n'
@@ -62,3 +62,37 @@ def test_the_payload_is_the_same_as_the_decoders(payload: bytes, before: bytes, 
         assert long_way(read) == [quick]
     elif not before and not after and 16 <= len(payload) <= 4095:
         raise AssertionError("an ordinary chunk took the long way")
+
+
+@pytest.mark.parametrize("count", [1, 2, CHUNKS_MAX])
+@pytest.mark.parametrize("size", [16, 255, 256, 4095])
+def test_a_read_of_whole_chunks_gives_their_payloads(size: int, count: int) -> None:
+    payloads = [b"data: " + b"%d" % (k % 10) * (size - 8) + b"\n\n" for k in range(count)]
+    assert several_chunks(b"".join(map(encode_chunk, payloads))) == payloads
+    assert several_chunks(b"".join(b"%X\r\n%b\r\n" % (size, payload) for payload in payloads)) == payloads
+    assert [chunk_bytes(payload) for payload in payloads] == [len(encode_chunk(payload)) for payload in payloads]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"0\r\n\r\n",
+        b"5",
+        encode_chunk(EVENT)[:-1],
+        encode_chunk(EVENT)[:-2] + b"xx",
+        encode_chunk(b"data: x\n\n"),
+        encode_chunk(EVENT) * CHUNKS_MAX,
+    ],
+)
+def test_a_read_with_more_than_whole_chunks_is_left_to_the_decoder(end: bytes) -> None:
+    assert several_chunks(encode_chunk(EVENT) * 2 + end) is None
+
+
+@given(
+    payloads=st.lists(st.binary(max_size=300).map(lambda tail: b"data: " + tail), max_size=5),
+    after=st.sampled_from([b"", b"\r", b"\r\n", b"0\r\n\r\n", b"5", b"+5\r\nhello\r\n"]),
+)
+def test_several_payloads_are_the_same_as_the_decoders(payloads: list[bytes], after: bytes) -> None:
+    read = b"".join(map(encode_chunk, payloads)) + after
+    quick = several_chunks(read)
+    assert quick is None or quick == long_way(read)

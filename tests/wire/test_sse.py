@@ -8,7 +8,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamd.wire import sse
-from streamd.wire.sse import EVENT_LINES_MAX, HEARTBEAT, EventSplitter, EventTooLarge, data_lines, frame, parse_event
+from streamd.wire.sse import (
+    EVENT_LINES_MAX,
+    HEARTBEAT,
+    EventSplitter,
+    EventTooLarge,
+    data_lines,
+    frame,
+    frames,
+    parse_event,
+)
 
 MAX = 1 << 20
 
@@ -148,6 +157,27 @@ def test_any_stream_in_any_cut_is_split_as_the_standard_says(stream: bytes, at: 
     expected = reference(stream)
     assert split(*cut(stream, at)) == expected
     assert split(*byte_wise(stream)) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(streams, st.just(b"data: x\n\n")), max_size=6), streams, st.integers(4, 60))
+def test_chunks_fed_together_give_the_same_as_end_to_end(chunks: list[bytes], first: bytes, size_max: int) -> None:
+    def fed(together: bool) -> list[bytes]:
+        splitter = EventSplitter(event_bytes_max=size_max)
+        try:
+            pieces = splitter.feed(first)
+            more = splitter.feed_all(chunks) if together else splitter.feed(b"".join(chunks))
+            return [*pieces, *more, *splitter.finish(), b"%d" % splitter.pending]
+        except EventTooLarge as large:
+            return [*large.before, large.bound.encode()]
+
+    assert fed(together=True) == fed(together=False)
+
+
+@given(st.integers(1, 5000), st.lists(st.binary(min_size=1, max_size=3000), max_size=5))
+def test_frames_end_to_end_are_the_frames_of_each_event(seq: int, some: list[bytes]) -> None:
+    expected = b"".join(frame(b"id: s:", seq + k, event, chunked=True) for k, event in enumerate(some))
+    assert frames(b"id: s:", seq, some) == expected
 
 
 value = st.binary(max_size=12).map(lambda raw: raw.replace(b"\r", b"").replace(b"\n", b""))

@@ -189,8 +189,8 @@ def test_an_event_with_more_or_less_than_a_text_is_not_learnt(parsed: dict[str, 
 @pytest.mark.parametrize(
     "more",
     [
-        {"usage": {"completion_tokens": 1}},
-        {"timings": {"predicted_n": 1}},
+        {"usage": {"completion_tokens": 1, "cost": 0.5}},
+        {"timings": {"predicted_n": 1, "predicted_ms": 20.5}},
     ],
 )
 def test_events_with_changing_fields_are_merged_by_value_only(more: dict[str, Any]) -> None:

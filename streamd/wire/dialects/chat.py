@@ -12,6 +12,7 @@ that SDK concatenates or adds up.
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Final
 
 import orjson
@@ -110,6 +111,8 @@ class Chat(Api):
     text_keys: ClassVar = (*_DELTA_TEXTS, *_DETAIL_TEXTS, "arguments")
     listed: ClassVar = "choices"
     merging: ClassVar = _MERGING
+    # vLLM's continuous_usage_stats and SGLang state the usage so far in each chunk.
+    counts: ClassVar = re.compile(rb'"[a-z_]*tokens"\s*:\s*')
 
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
         if not progress.chunk_head:
