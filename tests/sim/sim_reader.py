@@ -355,6 +355,8 @@ class Answer:
     def _unusual(self, seq: int, event: bytes) -> None:
         if self.script is None:
             self.script = self.world.script_of(self.errand.stream_id)
+        if self.script is not None:
+            self.script.confirm(self.stream.events)
         if self.error_seen:
             raise Violation(f"an event after the error: {event[:200]!r}")
         if seq < self.position:

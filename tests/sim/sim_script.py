@@ -86,6 +86,7 @@ class Script:
         "said",
         "terminal_at",
         "total",
+        "unread",
     )
 
     def __init__(self, rng: random.Random, dialect: str, name: str, total: int) -> None:
@@ -95,6 +96,7 @@ class Script:
         self.total = total
         self.said = 0
         self.events: list[bytes] = []  # the second model
+        self.unread: list[bytes] = []  # published, perhaps before its request's head was read
         self.pending: list[tuple[int, bytes]] = []  # (offset on the wire at which the event is whole, the event)
         # The numbers of events with which all choices are finished, and with which the dialect's terminal is sent.
         self.finished_at = self.terminal_at = 1 << 60
@@ -109,6 +111,12 @@ class Script:
         self._number = 0
         self._begun = -1  # the candidate of the last event with a candidate
         self._half = 0
+
+    def confirm(self, count: int) -> None:
+        """`count` events are in the log: as many of the published lines were read."""
+        taken = max(0, count - len(self.events))
+        self.events += self.unread[:taken]
+        del self.unread[:taken]
 
     # -- events
 

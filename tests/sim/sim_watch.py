@@ -303,7 +303,9 @@ class Watch:
         side = "a client" if isinstance(connection, net_client.ClientConnection) else "an upstream"
         self.seen[f"{side}'s bytes wait for a turn"] += 1
         original(connection)
-        must(connection.pauses & TURN and not connection.transport.reading, "a connection that waits is read")
+        transport = connection.transport
+        is_over = transport.closing or transport.gone or transport.lost or transport.eof_received
+        must(connection.pauses & TURN and (is_over or not transport.reading), "a connection that waits is read")
 
     # -- reads and coalescing
 
@@ -451,4 +453,6 @@ class Watch:
             silent = not silent_s or silent_s >= settings.idle_timeout_s - ROUNDING_S
             must(silent, "an upstream that spoke counts as silent", silent_s)
         elif reason is CloseReason.UPSTREAM_TTFT_TIMEOUT:
-            must(not script.events, "a first event that came in time counts as late", stream.id)
+            # An event of this very turn may still wait for the turn's end.
+            late = not script.events or now == script.event_at
+            must(late, "a first event that came in time counts as late", stream.id, now - script.event_at)

@@ -27,7 +27,7 @@ from streamd.daemon import logs, machine
 from streamd.daemon import worker as worker_module
 from streamd.daemon.worker import Worker
 from streamd.net import sweep
-from streamd.net.client import ClientConnection, ClientState
+from streamd.net.client import EXPECTING, ClientConnection, ClientState
 from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 from streamd.policy import Policy
@@ -130,6 +130,7 @@ class World:
         self.buffer_bytes_max = 3 * 64 * 1024
         self.crowded = rng.random() < 0.4  # many read the same stream, a long one
         self.jumped_at = self.jumped_s = 0.0
+        self._stood_still: list[tuple[float, float]] = []  # (when it was over, for how long): one in 10 to 20 s
         self.worker = self._hire()
         self.servers = {each.name: Server(self, each.name) for each in self.settings.upstreams}
         # life
@@ -292,8 +293,13 @@ class World:
             self.jumped_s = self.rng.choice((0.3, 2.0, 5.0))
             self.loop.jump(self.jumped_s)
             self.jumped_at = self.loop.now
+            self._stood_still.append((self.loop.now, self.jumped_s))
         if not self.winding_down:
             self.loop.io(self.rng.uniform(1, 20), self._stumble)
+
+    def stood_still_s(self, since: float) -> float:
+        """For how long the process stood still after this time."""
+        return sum(seconds for at, seconds in self._stood_still if at > since)
 
     @property
     def slack_s(self) -> float:
@@ -453,6 +459,7 @@ class World:
         errand = Errand("publish", "POST", f"/v1/streams/{stream_id}/events", self._rid())
         errand.stream_id = stream_id
         if stream_id in self.scripts:
+            self.scripts[stream_id].unread.clear()
             return errand
         self.scripts[stream_id] = Script(self.rng, "unknown", stream_id, 0)
         self.known(stream_id)
@@ -462,13 +469,18 @@ class World:
         """A line is about to be whole."""
         stream = self.worker.runtime.hub.get(errand.stream_id)
         protocol = transport.protocol
-        if stream is None or stream.reason is not None or transport.is_closing() or protocol.answer is None:
-            return
-        if protocol.at is not ClientState.BODY or protocol.answer.request.id != errand.rid:
+        if stream is None or stream.reason is not None or transport.is_closing():
             return
         script = self.scripts[errand.stream_id]
+        line = b"data: %b\n\n" % body
+        if protocol.at in EXPECTING:
+            script.unread.append(line)  # the request's head still waits for a turn
+            return
+        if protocol.at is not ClientState.BODY or protocol.answer is None or protocol.answer.request.id != errand.rid:
+            return
         script.ended = body == b"[DONE]"
-        script.events.append(b"data: %b\n\n" % body)
+        script.events += [*script.unread, line]
+        script.unread.clear()
 
     @staticmethod
     def plain_body(rid: str) -> bytes:
@@ -553,6 +565,8 @@ class World:
         whole = script is not None and script.complete and (script.ended or script.said_terminal)
         if stream.ended_clean and not whole:
             raise Violation(f"{stream.id} ended cleanly, its answer didn't")
+        if script is not None:
+            script.confirm(stream.events)
         if stream.ended_clean and script is not None and stream.events != len(script.events):
             raise Violation(f"{stream.id} has {stream.events} events of {len(script.events)}")
 
@@ -618,6 +632,9 @@ class World:
                 raise Violation(f"{stream.id} was stopped and runs on")
         elif how == "done" and errand.kind == "publish" and answer.status == 200:
             script = self.scripts.get(errand.stream_id)
+            stream = self.worker.runtime.hub.get(errand.stream_id)
+            if script is not None and stream is not None:
+                script.confirm(stream.events)
             if script is not None and answer.body != b'{"last_seq":%d}' % len(script.events):
                 raise Violation(f"{len(script.events)} events were published, {answer.body!r}")
         if errand.kind != "generate":
