@@ -736,8 +736,8 @@ WIRE: Final = (
         "tokens read together with an unknown event are written twice",
         "net/upstream.py",
         "UpstreamConnection.append_run",
-        " if len(events) < count else None",
-        "",
+        "data[sum(map(chunk_bytes, events)) :] if",
+        "data if",
     ),
     Mutant(
         "a paused reader loses tokens that were read together",
