@@ -350,7 +350,7 @@ SEEDS_MAX = 40
 BROKEN = {
     drops_a_frame: "a frame that fits is not held|nothing was dropped|the ring does not count the dropped frames",
     forgets_the_gap: "coalesced to|gap|seq",
-    repeats_on_resume: r"seq \d+ at position \d+|coalesced to",
+    repeats_on_resume: r"seq \d+ at (position )?\d+|coalesced to",
     ends_cleanly: "ended cleanly, its answer didn't",
     keeps_the_place: "in_flight",
     never_aborts: "closing without a deadline",
