@@ -314,7 +314,7 @@ class Answer:
             self._unusual(json.loads(block[6:])["gap"]["to"], block)
         elif b'"last_id"' in block:
             self._loose_block(block)
-        elif b'"error"' in block:
+        elif b'"error"' in block or (not events and self.world.is_plain(block)):
             self._unusual(self.position, block)
         else:
             self._unusual(self._end_of(block, events), block)
