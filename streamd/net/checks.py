@@ -54,7 +54,7 @@ class Check:
         fetch = self._fetch = Fetch(
             self._runtime, self.upstream, _ask(self.upstream), self._done, counters.upstream_checks
         )
-        fetch.start()
+        fetch.start(pooled=False)  # whether connections can be established is a part of the question
 
     def stop(self) -> None:
         """End the check under way."""

@@ -42,14 +42,27 @@ class Fetch:
         self.head: ResponseHead | None = None  # of the answer
         self._body = bytearray()
 
-    def start(self) -> None:
+    def start(self, *, pooled: bool = True) -> None:
         """Ask. Raises LocalProtocolError if the parts make no valid request; then no place is taken."""
         attempt = self._attempt = Attempt(self._runtime, self._upstream, self._ask, self)
         self._timer = self._runtime.loop.call_later(TIMEOUT_S, self._finish, 0)
+        self._begin(attempt, pooled=pooled)
+
+    def _begin(self, attempt: Attempt, *, pooled: bool) -> None:
         try:
-            attempt.start()
+            attempt.start(pooled=pooled)
         except Exception as error:  # the others of the same list would wait for this one for ever
             self.on_bug("fetch.start", error)
+
+    def _ask_again(self) -> bool:
+        """Ask on a fresh connection if the pooled connection was stale; a fresh connection never is."""
+        attempt = self._attempt
+        if attempt is None or not attempt.is_stale:
+            return False
+        attempt.end()
+        self._attempt = Attempt(self._runtime, self._upstream, self._ask, self)
+        self._begin(self._attempt, pooled=False)
+        return True
 
     def cancel(self) -> None:
         """The answer isn't wanted any more; may be called before start()."""
@@ -82,6 +95,8 @@ class Fetch:
         self._finish(0)
 
     def on_head(self, link: UpstreamConnection, head: ResponseHead) -> None:
+        if head.status == 408 and self._ask_again():
+            return
         self.head = head
         link.take_body(head)
 
@@ -96,7 +111,8 @@ class Fetch:
         self._finish(self.head.status)
 
     def on_broken(self, link: UpstreamConnection, reason: CloseReason, text: str) -> None:
-        self._finish(0)
+        if link.any_byte or not self._ask_again():
+            self._finish(0)
 
     def on_bug(self, where: str, error: Exception) -> None:
         self._runtime.bug(where, error)

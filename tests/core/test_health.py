@@ -110,6 +110,17 @@ def test_a_silent_probe_of_a_server_that_failed_to_answer_proves_nothing() -> No
     assert not health.takes("a", 100.0)
 
 
+def test_no_request_probes_a_server_whose_checks_find_out() -> None:
+    health = Health()
+    health.is_checked = True
+    health.unreachable(0.0, 0.0, RNG)
+    assert not health.takes("a", 1000.0)
+    health.all.let_in()
+    assert health.takes("a", 1000.0)
+    fails(health, "a", 1000.0)
+    assert health.takes("a", 2000.0), "its answers failed, and of these a check says nothing"
+
+
 # -- whose failure it is
 
 

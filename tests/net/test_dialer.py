@@ -136,6 +136,13 @@ def test_a_dead_address_is_passed_over_and_comes_last_from_then_on(first: Any, a
         assert n.connect()[0] == "10.0.0.1", "it has another chance"
 
 
+def test_of_two_connections_at_the_same_moment_one_is_closed() -> None:
+    with net("10.0.0.1", "10.0.0.2") as n:
+        n.acts = {"10.0.0.1": HEADSTART_S + 0.5, "10.0.0.2": 0.5}
+        n.connect()
+        assert len(n.made) == 2
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.1, 1.0, "mute", "refused"]), min_size=2, max_size=6))
 def test_whatever_the_addresses_do_one_that_takes_connections_is_found(acts: list[Any]) -> None:

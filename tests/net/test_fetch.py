@@ -108,6 +108,35 @@ def test_the_whole_answer_is_reported_and_the_connection_is_kept(f: Fetching) ->
     assert f.told[1:] == [(404, b"another")]
 
 
+@pytest.mark.parametrize("end", ["fin", "reset", "408"])
+def test_a_stale_connection_is_replaced_by_a_fresh_one_once(f: Fetching, end: str) -> None:
+    for _ in range(2):
+        f.begun()
+    for link in f.r.links:
+        link.feed(whole_answer(b"pooled"))
+    f.begun()
+    assert len(f.r.links) == 2 and f.upstream.idle == 1
+    used = f.r.links[-1]
+    for link in (used, None):
+        link = link or f.r.link
+        if end == "408":
+            link.feed(whole_answer(b"late", "408 Request Timeout"))
+        else:
+            getattr(link, end)()
+        f.r.turn()
+    assert len(f.r.links) == 3 and [status for status, _ in f.told[2:]] == [408 if end == "408" else 0]
+
+
+def test_a_connection_that_ends_later_than_a_second_was_not_stale(f: Fetching) -> None:
+    f.begun()
+    f.r.reply(whole_answer(b"pooled"))
+    f.begun()
+    f.r.pass_time(1.1)
+    f.r.link.fin()
+    f.r.turn()
+    assert len(f.r.links) == 1 and f.told[1:] == [(0, b"")]
+
+
 def test_an_answer_that_ends_with_its_connection_is_whole(f: Fetching) -> None:
     f.begun()
     f.r.reply(b"HTTP/1.1 200 OK\r\n\r\na list")
@@ -234,7 +263,7 @@ def test_a_bug_while_connecting_is_reported_at_once_and_counted(f: Fetching) -> 
 def test_a_bug_while_reading_the_answer_is_reported_at_once_and_counted(
     f: Fetching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mistaken(*args: object) -> None:
+    def mistaken(*args: object, **options: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(upstream_module, "decoder_for", mistaken)
