@@ -253,8 +253,11 @@ class Relay:
                 stream=stream,
                 policy=policy,
                 charge=charge,
-                open_stream=lambda: (
-                    self._count_unasked(charge) if wants_whole else self._open_unasked(request, policy, grace_s, key)
+                may_be_foreign=request.dialect is Dialect.UNKNOWN and not wants_whole,
+                open_stream=lambda as_bytes: (
+                    self._count_unasked(charge)
+                    if wants_whole or as_bytes
+                    else self._open_unasked(request, policy, grace_s, key)
                 ),
                 on_over=over,
                 learns=self._kept.reader(request),

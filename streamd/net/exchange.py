@@ -48,7 +48,8 @@ from streamd.wire import active_content, answer_fields, retry_after
 from streamd.wire.answer_fields import Fields, Whereabouts
 from streamd.wire.dialect import whole_events
 from streamd.wire.http1 import Framing, Headers, ResponseHead
-from streamd.wire.opening import BodyKind
+from streamd.wire.opening import BodyKind, has_own_ids
+from streamd.wire.sse import pieces_of_whole
 
 # Time for an error text to come, once its head is there: the reader waits for nothing else.
 COLLECTED_S_MAX = 5.0
@@ -103,6 +104,7 @@ class Exchange(Pending):
         "_collected",
         "_ends_at",
         "_learns",
+        "_may_be_foreign",
         "_on_over",
         "_open_stream",
         "_request",
@@ -130,11 +132,13 @@ class Exchange(Pending):
         stream: Stream | None,
         policy: Policy,
         charge: Charge | None,
-        open_stream: Callable[[], Stream | None],
+        may_be_foreign: bool,
+        open_stream: Callable[[bool], Stream | None],
         on_over: Callable[[], None],
         learns: Callable[[str, bytes], None] | None = None,
     ) -> None:
-        """`open_stream` makes the Stream of an answer that unexpectedly is a stream, or None: its bytes pass.
+        """`open_stream` makes the Stream of an answer that unexpectedly is a stream, or None: its bytes pass, as they
+        do if its argument says so, for a stream with ids of its server's own, which `may_be_foreign` permits.
         It raises HttpError if the client may have no further stream. `on_over` is called once.
         """
         # process
@@ -148,6 +152,7 @@ class Exchange(Pending):
         self.answer = answer
         self.policy = policy
         self.stream = stream
+        self._may_be_foreign = may_be_foreign
         self._open_stream = open_stream
         self._on_over = on_over
         self._charge = charge  # to the client's key, if it has one
@@ -255,16 +260,12 @@ class Exchange(Pending):
         if head.status in REFUSED_STATUSES and self._elsewhere(attempt):
             return
         self._request.upstream_id = answer_fields.request_id_of(head.headers, self._request.id.encode())
-        is_stream = _is_event_stream(head)
-        if is_stream and self.stream is None:
-            try:
-                self.stream = self._open_stream()
-            except HttpError as problem:
-                # The request didn't look like a request for a stream, so the limit is held here: the generation is cut.
-                bump(self._runtime.counters.upstream_cancels, self._request.upstream)
-                problem.should_retry = False
-                self._fail(problem)
-                return
+        is_unasked = self.stream is None and _is_event_stream(head)
+        if is_unasked and self._may_be_foreign and head.get(b"x-stream-id") is None:
+            self._open(None, link, head, attempt.asked_at)
+            return
+        if is_unasked and not self._open_unasked(as_bytes=False):
+            return
         answer = self.answer if self.answer is not None and self.answer.is_open else None
         if self.stream is not None and may_hold_events(head) and (head.status == 200 or answer is None):
             self._open(self.stream, link, head, attempt.asked_at)
@@ -298,10 +299,24 @@ class Exchange(Pending):
         self._go(ExchangeState.CONNECTING)
         self._try(attempt.upstream)
 
-    def _open(self, stream: Stream, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
-        """A stream was asked for: the first bytes of the body decide. A head that says so is passed on at once."""
-        stream.source = self
-        stream.upstream = self._request.upstream
+    def _open_unasked(self, *, as_bytes: bool) -> bool:
+        """Open the stream of an answer that is one unasked, or count its bytes as one. False: the client may have no
+        more streams, and is refused.
+        """
+        try:
+            self.stream = self._open_stream(as_bytes)
+        except HttpError as problem:
+            # The request didn't look like a request for a stream, so the limit is held here: the generation is cut.
+            bump(self._runtime.counters.upstream_cancels, self._request.upstream)
+            problem.should_retry = False
+            self._fail(problem)
+            return False
+        return True
+
+    def _open(self, stream: Stream | None, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
+        """The first bytes of the body decide. A head that says that it is a stream is passed on at once; without a
+        stream yet, on a route of no known dialect, it waits for the first event, which tells whose ids the events have.
+        """
         self._let_ask_go()
         self._runtime.counters.added_s.observe(asked_at - self._request.started_at)
         self._go(ExchangeState.OPENING)
@@ -309,30 +324,41 @@ class Exchange(Pending):
         self._collected = collected
         link.take_opening(head)
         self.due_at = self._next_due()
-        if collected.is_typed:
-            self._attach(stream, head)
+        if stream is not None:
+            stream.source, stream.upstream = self, self._request.upstream
+            if collected.is_typed:
+                self._attach(stream, head)
 
-    def _decide(self, link: UpstreamConnection, *, at_end: bool) -> None:
+    def _decide(self, link: UpstreamConnection, *, at_end: bool, is_late: bool = False) -> None:
         """The answer's first bytes are there, or all of it: is it a stream, JSON, or neither? At the end the link is
-        free already.
+        free already. is_late: a stream whose first event doesn't come passes as its bytes.
         """
-        opened, stream, attempt = self._collected, self.stream, self._attempt
-        assert opened is not None and stream is not None and attempt is not None
+        opened, attempt = self._collected, self._attempt
+        assert opened is not None and attempt is not None
+        if self.stream is None:
+            as_bytes = has_own_ids(bytes(opened.body), at_end=at_end, is_late=is_late)
+            if as_bytes is None or not self._open_unasked(as_bytes=as_bytes):
+                return
+            if self.stream is not None:
+                self.stream.source, self.stream.upstream = self, self._request.upstream
+        stream = self.stream
         answer = self.answer if self.answer is not None and self.answer.is_open else None
         if answer is None:
             opened.skip_blanks()
-        kind = opened.kind(at_end=at_end)
+        kind = opened.kind(at_end=at_end) if stream is not None else BodyKind.BYTES
         if kind is None:
             return
         if kind is not BodyKind.EVENTS and not at_end:
             link.read_body()
-        if kind is BodyKind.EVENTS:
+        if kind is BodyKind.EVENTS and stream is not None:
             self._go(ExchangeState.STREAMING)
             self.due_at = self._next_due()
             self._attach(stream, opened.head)
             first, self._collected = opened.let_go(), None
             if not at_end:
                 link.read_events(stream, first)
+            elif first:
+                stream.append_pieces(pieces_of_whole(first, stream), self._runtime.time())
         elif answer is not None:
             first, self._collected = opened.let_go(), None
             self._proxy(link, attempt.upstream, opened.head, answer)
@@ -342,8 +368,10 @@ class Exchange(Pending):
             self._go(ExchangeState.COLLECTING)
             self._await_end(opened)
             self.due_at = self._next_due()
-        else:
+        elif stream is not None:
             self._refuse(opened, stream)
+        else:
+            self.cancel(CloseReason.READER_GONE)
 
     def _attach(self, stream: Stream, head: ResponseHead | None = None) -> None:
         """Make the client that sent the request a reader of the stream, if it still waits; `head` is the upstream's."""
@@ -448,9 +476,6 @@ class Exchange(Pending):
         else:
             self._truncated(reason, text)
 
-    def on_bug(self, where: str, error: Exception) -> None:
-        self.crash(where, error)
-
     def crash(self, where: str, error: Exception) -> None:
         """A callback raised: count the error, and end this exchange alone. Never raises, and acts once."""
         runtime = self._runtime
@@ -465,6 +490,8 @@ class Exchange(Pending):
                 self._truncated(problem.reason, problem.message)
             else:
                 self._fail(problem)
+
+    on_bug = crash  # as the Asker of its connection
 
     # -- ends
 
@@ -631,6 +658,8 @@ class Exchange(Pending):
         if self.stream is not None and now >= self._commit_at():
             # A long prefill: the reader gets 200 now, and heartbeats, so that no proxy in between gives up.
             self._attach(self.stream, self._collected.head if self._collected is not None else None)
+        elif self._state is ExchangeState.OPENING and attempt.link is not None and now >= self._commit_at():
+            self._decide(attempt.link, at_end=False, is_late=True)
         return self._next_due()
 
     def _time_out(self, now: float, attempt: Attempt) -> CloseReason | None:
@@ -671,7 +700,8 @@ class Exchange(Pending):
 
     def _commit_at(self) -> float:
         """When the reader gets its 200, without waiting for the upstream's answer any longer."""
-        is_awaited = self.stream is not None and self.answer is not None and self.answer.is_open
+        is_stream = self.stream is not None or self._state is ExchangeState.OPENING
+        is_awaited = is_stream and self.answer is not None and self.answer.is_open
         return self._started_at + self._route.commit_after_s if is_awaited else NEVER
 
     def _next_due(self) -> float:

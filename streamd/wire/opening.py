@@ -11,7 +11,7 @@ import enum
 import re
 from typing import Final
 
-from streamd.wire.sse import BOM
+from streamd.wire.sse import BOM, first_has_id
 
 # Blank bytes in front of a decision that are held while an answer may still pass as it is. Servers that send them as
 # signs of life send a line in some seconds, and the commit comes first.
@@ -27,6 +27,27 @@ class BodyKind(enum.Enum):
     EVENTS = "events"
     JSON = "json"
     BYTES = "bytes"  # neither
+
+
+# Bound of the bytes in which the end of a first event is looked for: MCP's are JSON-RPC messages of some KB.
+FIRST_EVENT_BYTES_MAX: Final = 16 * 1024
+_begins_id = re.compile(rb"^id[:\r\n]", re.MULTILINE).search
+_begins_data = re.compile(rb"^data[:\r\n]", re.MULTILINE).search
+
+
+def has_own_ids(opening: bytes, *, at_end: bool = False, is_late: bool = False) -> bool | None:
+    """Whether the events of a stream that begins like this have ids of the server's own; None: more bytes decide.
+
+    at_end: no more bytes come. is_late: they aren't waited for any longer; the first event may still have an id.
+    """
+    found = first_has_id(opening + b"\n\n" if at_end else opening)
+    if found is not None or at_end:
+        return bool(found)
+    if is_late:
+        return True
+    if len(opening) < FIRST_EVENT_BYTES_MAX:
+        return None
+    return _begins_id(opening) is not None or _begins_data(opening) is None
 
 
 def kind_of(opening: bytes, *, is_typed: bool, at_end: bool = False) -> BodyKind | None:

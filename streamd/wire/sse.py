@@ -77,6 +77,27 @@ class StrayTaker(Protocol):
         """
 
 
+def first_has_id(data: bytes) -> bool | None:
+    """Whether the first event of these bytes, or a block without data in front of it, has an id; None: more is needed.
+
+    The bytes are the beginning of a body as it came, with line ends of any kind.
+    """
+    text = data.removeprefix(BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    for block in text.split(b"\n\n")[:-1]:
+        names = {line.partition(b":")[0] for line in block.split(b"\n")}
+        if b"id" in names:
+            return True
+        if b"data" in names:
+            return False
+    return None
+
+
+def pieces_of_whole(body: bytes, strays: StrayTaker) -> list[bytes]:
+    """The pieces of a small body that has come to its end."""
+    splitter = EventSplitter(event_bytes_max=len(body) + 2, strays=strays)
+    return splitter.feed(body) + splitter.finish()
+
+
 class EventSplitter:
     """Cuts an upstream's bytes into events. Any split of the input gives the same output.
 

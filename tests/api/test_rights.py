@@ -635,7 +635,7 @@ def test_a_stream_that_shows_itself_in_its_answer_is_refused_above_the_limit(
     speech = post(body, bearer("alice"), path="/v1/audio/speech")
     with rig(**limited(tmp_path / "keys", **limits)) as r:
         r.client(speech)
-        r.reply(SSE_HEAD)
+        r.reply(SSE_HEAD + chunk(event("a")))
         first = r.link
         second = r.client(speech)
         r.reply(SSE_HEAD + chunk(event("a")))

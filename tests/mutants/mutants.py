@@ -1215,6 +1215,22 @@ NET: Final = (
         "if self._state is ExchangeState.ASKED:",
     ),
     Mutant(
+        "an MCP client that comes back sends its server an id of streamd's",
+        "net/exchange.py",
+        "Exchange.on_head",
+        "if is_unasked and self._may_be_foreign and",
+        "if False and",
+        ("tests/net/test_first_event.py",),
+    ),
+    Mutant(
+        "the events of a stream that ends with its first read are lost",
+        "net/exchange.py",
+        "Exchange._decide",
+        "elif first:",
+        "elif False:",
+        ("tests/net/test_first_event.py",),
+    ),
+    Mutant(
         "an upstream that sends comments for ever keeps its place for ever",
         "net/exchange.py",
         "_first_by",

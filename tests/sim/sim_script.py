@@ -314,10 +314,12 @@ class Script:
 class Wire:
     """Events to bytes: the upstream's choice of line ends, ids, comments and framing; where each event is whole."""
 
-    __slots__ = ("_chunked", "_ends", "_first", "_frills", "_rng", "cut", "offset")
+    __slots__ = ("_chunked", "_ends", "_first", "_first_id", "_frills", "_rng", "cut", "offset")
 
-    def __init__(self, rng: random.Random, *, chunked: bool, offset: int) -> None:
+    def __init__(self, rng: random.Random, *, chunked: bool, offset: int, first_id: bool) -> None:
+        """first_id: the first event may have an id, which in no known dialect makes the stream its server's own."""
         self._rng = rng
+        self._first_id = first_id
         self._chunked = chunked
         self._ends = rng.choice((b"\n", b"\n", b"\n", b"\n", b"\r\n", b"\r"))
         self._frills = rng.random() < 0.15
@@ -346,9 +348,10 @@ class Wire:
         return wire
 
     def _raw(self, event: bytes) -> bytes:
-        if self._frills and self._rng.random() < 0.3:
+        may_have_id = self._frills and (self._first_id or not self._first)
+        if may_have_id and self._rng.random() < 0.3:
             event = b"id: %d\n" % self._rng.randrange(9999) + event
-        if self._frills and self._rng.random() < 0.1:
+        if may_have_id and self._rng.random() < 0.1:
             event = b"id\n" + event
         if self._first and self._frills:
             event = b"\xef\xbb\xbf" + event

@@ -263,7 +263,7 @@ class Link:
         if rng.random() < 0.1:
             head = b"HTTP/1.1 102 Processing\r\n\r\n" + head
         self._made += len(head)
-        self._wire = Wire(rng, chunked=self._chunked, offset=self._made)
+        self._wire = Wire(rng, chunked=self._chunked, offset=self._made, first_id=script.dialect != "unknown")
         self.world.stream_begins(self, script)
         # The relay opens a stream of an unknown dialect when it sees the head: before that there is no stream to name.
         if script.dialect == "unknown":

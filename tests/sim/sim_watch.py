@@ -25,6 +25,7 @@ from streamd.net import client as net_client
 from streamd.net import turns as net_turns
 from streamd.net import upstream as net_upstream
 from streamd.net.answer import Answer
+from streamd.net.exchange import Exchange
 from streamd.net.read_batch import ReadBatch
 from streamd.net.reading import TURN
 from streamd.net.turns import STEP_LINES_MAX, TakesTurns, Turns
@@ -141,6 +142,7 @@ class Watch:
         self._around(SlicedFanout, "flush", self._fanout_flush)
         self._around(Stream, "append_all", self._append_all)
         self._around(UpstreamConnection, "take_opening", self._take_opening)
+        self._around(Exchange, "_open_unasked", self._open_unasked)
         self._around(Stream, "use_fanout", self._use_fanout)
         self._around(Stream, "maybe_direct", self._maybe_direct)
         self._around(replay._Coalescing, "_take_whole", self._take_whole)
@@ -191,6 +193,15 @@ class Watch:
         peer: Any = getattr(link.transport, "peer", None)
         if is_event_stream(head.get(b"content-type")) and peer is not None and peer.script is not None:
             self.world.stream_begins(peer, peer.script)
+
+    def _open_unasked(self, original: Any, exchange: Exchange, **kwargs: Any) -> bool:
+        """In no known dialect the first event opens the stream."""
+        is_open = bool(original(exchange, **kwargs))
+        link = exchange._attempt.link if exchange._attempt is not None else None
+        peer: Any = getattr(link.transport, "peer", None) if link is not None else None
+        if exchange.stream is not None and peer is not None and peer.script is not None:
+            self.world.stream_has(exchange.stream, peer.script)
+        return is_open
 
     # -- slow readers
 

@@ -18,7 +18,7 @@ from sim_transport import Transport
 from sim_upstream import EVENT_BYTES_MAX, LONG, Link, Server, weighted
 from sim_watch import ROUNDING_S, Watch
 
-from streamd.config import Settings, UpstreamSettings
+from streamd.config import RouteOverride, Settings, UpstreamSettings
 from streamd.core import fanout
 from streamd.core import stream as core_stream
 from streamd.core.admission import Admission, Budget, Demands, Limits, Prices, Resources
@@ -80,6 +80,8 @@ def settings_for(rng: random.Random) -> Settings:
     log_bytes = pick((16 * 1024, 64 * 1024, 1 << 20))
     return Settings(
         upstreams=upstreams,
+        # A stream of no known dialect that has no event by commit_after passes as its bytes, which have no script.
+        routes=(RouteOverride(path=PATHS["unknown"], commit_after_s=3600.0),),
         head_timeout_s=2.0,
         body_grace_s=2.0,
         keepalive_timeout_s=3.0,
@@ -542,10 +544,14 @@ class World:
         protocol = transport.protocol if transport is not None else None
         asker = getattr(protocol, "_asker", None)
         stream = getattr(asker, "stream", None) or getattr(protocol, "_stream", None)
-        if stream is not None and self.scripts.setdefault(stream.id, script) is not script:
-            raise Violation(f"{stream.id} is fed twice")
         if stream is not None:
-            self._stream_of[script.name.decode()] = stream.id
+            self.stream_has(stream, script)
+
+    def stream_has(self, stream: Stream, script: Script) -> None:
+        """A stream's readers have to get this script."""
+        if self.scripts.setdefault(stream.id, script) is not script:
+            raise Violation(f"{stream.id} is fed twice")
+        self._stream_of[script.name.decode()] = stream.id
 
     def _removed(self, stream: Stream) -> None:
         self._was_removed(stream)
