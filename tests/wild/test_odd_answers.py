@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
 import pytest
-from fakes import LAST, WHOLE, Rig, chunk, get, post, rig, whole_answer
+from fakes import DONE, LAST, SSE_HEAD, WHOLE, Rig, chunk, event, get, post, rig, whole_answer
 
 OK = whole_answer(b'{"ok": true}', "200 OK", "content-type: application/json")
 CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -126,3 +127,49 @@ def test_a_refusal_of_any_shape_arrives_as_it_is(error: bytes) -> None:
         client = r.client(post({**WHOLE, "stream": True}))
         r.reply(whole_answer(error, "400 Bad Request", "content-type: application/json"))
         assert (client.answer.status, client.answer.body) == (400, error)
+
+
+def test_a_streams_length_in_bytes_is_never_the_upstreams() -> None:
+    body = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with rig() as r:
+        client = r.client(post({**WHOLE, "stream": True}))
+        r.reply(head + body)
+        r.pass_time(2)
+        answer = client.answer
+        assert answer.get("content-length") is None and answer.get("transfer-encoding") == "chunked" and answer.whole
+
+
+def test_the_length_of_an_encoded_answer_belongs_to_its_encoded_bytes() -> None:
+    packed = gzip.compress(b'{"ok": true}')
+    with rig() as r:
+        client = r.client(post(WHOLE, "Accept-Encoding: gzip"))
+        r.reply(whole_answer(packed, "200 OK", "content-type: application/json", "content-encoding: gzip"))
+        answer = client.answer
+        assert answer.body == packed and answer.get("content-encoding") == "gzip"
+        assert answer.get("content-length") == str(len(packed))
+
+
+def test_each_token_goes_on_when_it_comes_however_small() -> None:
+    with rig() as r:
+        client = r.client(post({**WHOLE, "stream": True}))
+        r.reply(SSE_HEAD)
+        assert client.raw.startswith(b"HTTP/1.1 200 OK\r\n"), "the head waits for no token"
+        for count in range(1, 4):
+            before, writes = len(client.raw), client.transport.writes
+            r.reply(chunk(event("a")))
+            assert client.raw[before:].count(b'"content":"a"') == 1 and client.transport.writes == writes + 1, count
+        r.reply(chunk(DONE) + LAST)
+        answer = client.answer
+        assert answer.whole and answer.get("x-accel-buffering") == "no"
+        assert "no-transform" in (answer.get("cache-control") or "")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_upstream_that_isnt_there_is_named_with_the_reason(stream: bool) -> None:
+    with rig() as r:
+        r.refusing.add(1)
+        answer = r.client(post({**WHOLE, "stream": stream})).answer
+        assert answer.status == 502 and answer.error["code"] == "upstream_unreachable"
+        assert "up" in answer.error["message"] and "refused" in answer.error["message"]
+        assert answer.get("x-should-retry") in (None, "true")

@@ -193,3 +193,13 @@ def test_a_version_that_a_client_wrote_twice_is_the_upstreams_404() -> None:
         client = r.client(post(WHOLE, path="/v1/v1/chat/completions"))
         r.reply(whole_answer(b'{"error": {"message": "not found"}}', "404 Not Found"))
         assert client.answer.status == 404 and client.answer.get("x-upstream") == "up"
+
+
+@pytest.mark.parametrize("word", ["false", "False", "0", "no", "off", ""])
+def test_a_word_that_means_no_asks_for_no_stream(word: str) -> None:
+    with rig(commit_after_s=1.0) as r:
+        client = r.client(post({**CHAT, "stream": word}))
+        r.pass_time(2)
+        assert client.raw == b"", "nothing is committed"
+        r.reply(OK)
+        assert client.answer.body == b'{"ok": true}'
