@@ -478,6 +478,16 @@ class Settings:
         "uvicorn, under vLLM, closes at 5 s; a second less keeps requests off connections that are just closing",
         zero="never reused",
     )
+    models_refresh_s: float = duration_row(
+        RELAY,
+        "60s",
+        "1s",
+        "1h",
+        "Interval at which upstreams that share a model are asked for the models that they list",
+        "of several that may take a model, one that lists it is preferred; a model that was loaded is noticed within a "
+        "minute, at one small question",
+        zero="no upstream is asked unless a client asks",
+    )
     pool_idle_max: int = count_row(
         RELAY, 64, 0, 10_000, "Idle connections kept for each upstream and worker", "16 requests/s x 4 s"
     )

@@ -66,7 +66,9 @@ class Counters:
     )
     # upstreams
     upstream_requests: dict[str, int] = counter("streamd_upstream_requests", "Requests sent.", Label.UPSTREAM)
-    upstream_checks: dict[str, int] = counter("streamd_upstream_checks", "Health checks sent.", Label.UPSTREAM)
+    upstream_checks: dict[str, int] = counter(
+        "streamd_upstream_checks", "Streamd's own questions sent: health checks, lists of models.", Label.UPSTREAM
+    )
     upstream_connects: dict[str, int] = counter("streamd_upstream_connects", "Connections established.", Label.UPSTREAM)
     upstream_cancels: dict[str, int] = counter(
         "streamd_upstream_cancels", "Requests cut off because no reader is left.", Label.UPSTREAM

@@ -314,6 +314,7 @@ class Rig:
         self.loop = FakeLoop()
         self.loop.set_exception_handler(self._unhandled)
         self.loop.dial = self._dial
+        settings.setdefault("models_refresh_s", 0.0)
         settings.setdefault("upstreams", (UpstreamSettings(name="up", url="http://up.test:1"),))
         self.worker = Worker(self.loop, Settings(**settings))
         self.runtime = self.worker.runtime

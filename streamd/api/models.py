@@ -30,6 +30,7 @@ from streamd.wire import active_content, retry_after
 from streamd.wire.dialect import KEY_FIELDS
 from streamd.wire.dialects.api import Api
 from streamd.wire.dialects.members import Json, json_object
+from streamd.wire.model_names import names_listed
 
 PATHS = ("/v1/models", "/v1beta/models")
 
@@ -219,6 +220,8 @@ def _digest(ask: Ask, upstream: Upstream) -> bytes:
 def _offered_in(api: Api, upstream: Upstream, status: int, body: bytes) -> Parts | None:
     """The models offered here of an upstream's answer, as JSON; None for an answer that is no list of any."""
     listed = api.models_listed(json_object(body) or {}) if status == 200 else []
+    if listed and not upstream.settings.pass_client_key:  # with the client's key the list is the client's
+        upstream.listed = names_listed(body)
     if not listed:
         return None
     parts = []

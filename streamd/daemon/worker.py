@@ -369,6 +369,7 @@ class Worker:
         self._resident_bytes = machine.private_bytes()
         self._show(self.loop.time())
         self.runtime.sweep.start()
+        self.upstreams.start()
         self.state = DaemonState.SERVING
 
     def reload(self, settings: Settings) -> None:

@@ -16,6 +16,8 @@ from streamd.counters import bump
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Asker, Upstream, UpstreamConnection, UpstreamState
 from streamd.reasons import CloseReason
+from streamd.wire import via
+from streamd.wire.dialect import Dialect
 from streamd.wire.http1 import encode_request_head
 
 # A pooled connection that the server was just closing ends within a round trip of the request; a second is a round trip
@@ -45,6 +47,18 @@ class Ask:
     body: Callable[[Upstream], bytes]
     principal: str | None = None  # of the asker; None: streamd's own question, which judges no upstream
     at: str = ""  # the only upstream that may be asked, by name: it keeps what the request is about. "": any
+
+
+def own_ask(upstream: Upstream, path: str, accept: bytes) -> Ask:
+    """A question of streamd's own for a server, with the server's own key."""
+    settings = upstream.settings
+    fields = [(b"host", settings.origin.authority.encode()), (b"accept", accept)]
+    fields += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
+    fields += [(b"accept-encoding", b"identity"), (b"via", via.OWN)]
+    if settings.key:
+        fields += Dialect.UNKNOWN.api.credentials(settings.key.encode())
+    target = path.encode()
+    return Ask("GET", lambda upstream: target, "", lambda upstream, length: fields, lambda upstream: b"")
 
 
 class Owner(Asker, Protocol):

@@ -12,14 +12,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from streamd.counters import bump
-from streamd.net.attempt import Ask
+from streamd.net.attempt import own_ask
 from streamd.net.dialer import is_own_shortage
 from streamd.net.fetch import Fetch
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream
 from streamd.reasons import CloseReason
-from streamd.wire import via
-from streamd.wire.dialect import Dialect
 
 # Between two checks of a server: a server that died is left out before many requests have waited for it, and its log
 # has 12 lines a minute more. Jitter keeps the workers apart.
@@ -52,7 +50,11 @@ class Check:
         standing.begin(self, now)
         counters = self._runtime.counters
         fetch = self._fetch = Fetch(
-            self._runtime, self.upstream, _ask(self.upstream), self._done, counters.upstream_checks
+            self._runtime,
+            self.upstream,
+            own_ask(self.upstream, self.upstream.settings.health_path, b"*/*"),
+            self._done,
+            counters.upstream_checks,
         )
         fetch.start(pooled=False)  # whether connections can be established is a part of the question
 
@@ -104,14 +106,3 @@ class Checks:
 
     def stop(self) -> None:
         self.take(())
-
-
-def _ask(upstream: Upstream) -> Ask:
-    settings = upstream.settings
-    fields = [(b"host", settings.origin.authority.encode()), (b"accept", b"*/*")]
-    fields += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
-    fields += [(b"accept-encoding", b"identity"), (b"via", via.OWN)]
-    if settings.key:
-        fields += Dialect.UNKNOWN.api.credentials(settings.key.encode())
-    path = settings.health_path.encode()
-    return Ask("GET", lambda upstream: path, "", lambda upstream, length: fields, lambda upstream: b"")

@@ -658,7 +658,18 @@ def context_of(settings: UpstreamSettings) -> ssl.SSLContext:
 class Upstream:
     """An inference server: its requests in flight, its pooled connections, its health."""
 
-    __slots__ = ("_dialer", "_idle", "_in_flight", "_runtime", "_tls", "board", "health", "removed", "settings")
+    __slots__ = (
+        "_dialer",
+        "_idle",
+        "_in_flight",
+        "_runtime",
+        "_tls",
+        "board",
+        "health",
+        "listed",
+        "removed",
+        "settings",
+    )
 
     def __init__(self, runtime: Runtime, settings: UpstreamSettings) -> None:
         self._runtime = runtime
@@ -672,6 +683,7 @@ class Upstream:
         self._in_flight = 0
         self.board: InFlightBoard | None = None  # shows `in_flight` to the other workers
         self.health = Health()
+        self.listed: frozenset[str] = frozenset()  # the models of its list when it was last read; empty: not known
         self.removed = False  # by a reload: running requests go on, new requests go elsewhere
 
     # -- choice
@@ -682,6 +694,10 @@ class Upstream:
 
     def names(self, model: str) -> bool:
         return model in self.settings.models or model in self.settings.aliases
+
+    def lists(self, model: str) -> bool:
+        """Whether the model, by the upstream's own name for it, was in its list."""
+        return self.settings.aliases.get(model, model) in self.listed
 
     @property
     def in_flight(self) -> int:

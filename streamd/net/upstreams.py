@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from streamd.config import Settings
 from streamd.core.refusal import Refusal, Retry
+from streamd.net.catalogue import Catalogue
 from streamd.net.checks import Checks
 from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
@@ -28,7 +29,12 @@ class Upstreams:
         self._all = [Upstream(runtime, each) for each in settings.upstreams]
         self._board: InFlightBoard | None = None
         self._checks = Checks(runtime)
+        self._catalogue = Catalogue(runtime)
+        self._take_all()
+
+    def _take_all(self) -> None:
         self._checks.take(self._all)
+        self._catalogue.take(self._all)
 
     def __iter__(self) -> Iterator[Upstream]:
         return iter(self._all)
@@ -56,7 +62,7 @@ class Upstreams:
                 upstream.removed = True
                 upstream.close_idle()
         self._all = fresh
-        self._checks.take(fresh)
+        self._take_all()
         if self._board is not None:
             self.share(self._board)
 
@@ -67,13 +73,19 @@ class Upstreams:
             upstream.board = board
 
     def tick(self, now: float, lag_s: float) -> None:
-        """Every sweep: close connections that have been idle too long, and begin checks that are due."""
+        """Every sweep: close connections that have been idle too long, and ask what is due to be asked."""
         for upstream in self._all:
             upstream.trim(now)
         self._checks.tick(now)
+        self._catalogue.tick(now)
+
+    def start(self) -> None:
+        """The worker begins to serve: learn which upstream has which model."""
+        self._catalogue.tick(self._runtime.time())
 
     def close(self) -> None:
         self._checks.stop()
+        self._catalogue.stop()
         for upstream in self._all:
             upstream.close_idle()
 
@@ -100,16 +112,16 @@ class Upstreams:
         able = [up for up in candidates if up not in without and up.health.is_reachable() and not up.full()]
         if not able:
             raise self._runtime.refused(NONE_AVAILABLE)
-        return min(able, key=lambda up: _order(up, principal, now))
+        return min(able, key=lambda up: _order(up, model, principal, now))
 
     def free(
         self, model: str, now: float, *, principal: str = "", at: str = "", without: tuple[Upstream, ...] = ()
     ) -> Upstream | None:
         """The least busy upstream that serves the model, isn't full, and isn't left out for its failures.
 
-        Of equally busy upstreams the one that failed most recently comes last, and behind all others an upstream at
-        which a connection has been awaited for long. A model's only upstream is never left
-        out: trying it is the only way to serve at all.
+        Upstreams that list the model come before others. Of equally busy upstreams the one that failed most recently
+        comes last, and behind all others an upstream at which a connection has been awaited for long. A model's only
+        upstream is never left out: trying it is the only way to serve at all.
         """
         candidates = self._candidates(model, at)
         alone = len(candidates) == 1
@@ -118,7 +130,7 @@ class Upstreams:
             for up in candidates
             if up not in without and not up.full() and (alone or up.health.takes(principal, now))
         ]
-        return min(able, key=lambda up: _order(up, principal, now), default=None)
+        return min(able, key=lambda up: _order(up, model, principal, now), default=None)
 
     def names_for(self, model: str, at: str = "") -> tuple[str, ...]:
         """The names of the upstreams that serve the model, busy or not."""
@@ -150,7 +162,7 @@ class Upstreams:
         )
 
 
-def _order(upstream: Upstream, principal: str, now: float) -> tuple[bool, int, float]:
+def _order(upstream: Upstream, model: str, principal: str, now: float) -> tuple[bool, bool, int, float]:
     """The least comes first."""
     health = upstream.health
-    return (health.is_awaited(now), upstream.in_flight, health.failed_at(principal))
+    return (health.is_awaited(now), not upstream.lists(model), upstream.in_flight, health.failed_at(principal))

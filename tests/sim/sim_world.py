@@ -79,6 +79,7 @@ def settings_for(rng: random.Random) -> Settings:
     )
     log_bytes = pick((16 * 1024, 64 * 1024, 1 << 20))
     return Settings(
+        models_refresh_s=0.0,
         upstreams=upstreams,
         # A stream of no known dialect that has no event by commit_after passes as its bytes, which have no script.
         routes=(RouteOverride(path=PATHS["unknown"], commit_after_s=3600.0),),
