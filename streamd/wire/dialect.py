@@ -22,7 +22,7 @@ from streamd.wire.dialects.chat import Chat
 from streamd.wire.dialects.completions import Completions
 from streamd.wire.dialects.failure import TEXT_CHARS_MAX, Failure, failure_in
 from streamd.wire.dialects.gemini import Gemini
-from streamd.wire.dialects.members import Json, clean, json_object, object_of, objects_of, shallow_object, string_of
+from streamd.wire.dialects.members import Json, clean, object_of, objects_of, readable_object, shallow_object, string_of
 from streamd.wire.dialects.messages import Messages
 from streamd.wire.dialects.published import Published
 from streamd.wire.dialects.responses import Responses, sequence_number_of
@@ -229,7 +229,7 @@ def _objects_in(data: bytes) -> list[Json] | None:
     bytes are none of these.
     """
     for form in (b'{"a":%b}' % data, b'{"a":[%b]}' % b",".join(filter(None, data.splitlines()))):
-        found = json_object(form)
+        found = readable_object(form)
         if found is not None:
             whole = object_of(found, "a")
             return [] if is_deep(form) else [whole] if whole else objects_of(found, "a")

@@ -349,14 +349,14 @@ SEEDS_MAX = 40
 # The message is pinned: a broken rule must be found as itself, not by a later consequence.
 BROKEN = {
     drops_a_frame: "a frame that fits is not held|nothing was dropped|the ring does not count the dropped frames",
-    forgets_the_gap: "coalesced to|gap|seq",
+    forgets_the_gap: "coalesced to|gap|seq|merge to",
     repeats_on_resume: r"seq \d+ at (position )?\d+|coalesced to",
     ends_cleanly: "ended cleanly, its answer didn't",
     keeps_the_place: "in_flight",
     never_aborts: "closing without a deadline",
     forgets_the_charge: "sealed and detached|detached with a reader",
-    charges_the_removed: "log_bytes",
-    merges_too_much: "coalesced to",
+    charges_the_removed: "log.bytes",
+    merges_too_much: "coalesced to|merge to",
     pays_twice: "was paid for twice",
     pools_forever: "pooled for too long",
     grants_no_resume_grace: "a grace",

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from streamd.wire.dialect import Dialect, Progress, dialect_named, whole_events
+from streamd.wire.dialect import Dialect, Progress, dialect_named, failure_event, whole_events
 from streamd.wire.dialects.failure import failure_of
 from streamd.wire.dialects.members import Json
-from streamd.wire.sse import parse_event
+from streamd.wire.sse import is_event, parse_event
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -148,9 +150,9 @@ def test_openais_sdk_accumulates_the_same_completion() -> None:
         client.chat.completions.stream(model="m", messages=[]) as stream,
     ):
         final = stream.get_final_completion().model_dump()
-    for choice, given in zip(final["choices"], CHAT["choices"], strict=True):
-        assert choice["finish_reason"] == given["finish_reason"]
-        assert choice["message"]["content"] == given["message"]["content"]
+    for choice, wanted in zip(final["choices"], CHAT["choices"], strict=True):
+        assert choice["finish_reason"] == wanted["finish_reason"]
+        assert choice["message"]["content"] == wanted["message"]["content"]
     (call,) = final["choices"][0]["message"]["tool_calls"]
     assert (call["id"], call["function"]["arguments"]) == ("call_1", '{"a": 1}')
     assert final["usage"]["completion_tokens"] == 5 and final["id"] == "c-1"
@@ -164,8 +166,8 @@ def test_anthropics_sdk_accumulates_the_same_message() -> None:
         client.messages.stream(model="m", max_tokens=9, messages=[]) as stream,
     ):
         final = stream.get_final_message().model_dump(exclude_none=True)
-    for block, given in zip(final["content"], MESSAGE["content"], strict=True):
-        assert {name: block[name] for name in given} == given
+    for block, wanted in zip(final["content"], MESSAGE["content"], strict=True):
+        assert {name: block[name] for name in wanted} == wanted
     assert final["stop_reason"] == "tool_use" and final["usage"]["output_tokens"] == 5
 
 
@@ -255,8 +257,14 @@ def test_every_member_of_a_chat_answer_stands_in_some_chunk() -> None:
     assert {chunk["id"] for chunk in chunks} == {"c-1"} and {chunk["object"] for chunk in chunks} == {
         "chat.completion.chunk"
     }
-    given = set().union(*(choice for choice in CHAT["choices"])) - {"message"}
-    assert set().union(*(choice for chunk in chunks for choice in chunk["choices"])) - {"delta"} == given
+    members = set().union(*(choice for choice in CHAT["choices"])) - {"message"}
+    assert set().union(*(choice for chunk in chunks for choice in chunk["choices"])) - {"delta"} == members
+
+
+def test_half_a_surrogate_pair_costs_no_answer() -> None:
+    data = rb'{"choices": [{"message": {"content": "all \ud83d"}, "finish_reason": "length"}]}'
+    first, _ = bodies_in(whole_events(Dialect.CHAT, data))
+    assert first["choices"][0]["delta"]["content"] == "all \ufffd"
 
 
 def test_json_lines_of_chunks_are_events() -> None:
@@ -335,3 +343,58 @@ def test_type_code_and_text_of_an_error_are_found(body: Json, message: str, type
 )
 def test_a_body_without_an_error_tells_none(data: bytes) -> None:
     assert failure_of(data, 500, "own") is None
+
+
+# Members that some dialect looks at, with any value under each.
+WORDS = (
+    *(
+        "choices",
+        "message",
+        "delta",
+        "text",
+        "content",
+        "role",
+        "tool_calls",
+        "function",
+        "arguments",
+        "index",
+        "usage",
+    ),
+    *(
+        "type",
+        "input",
+        "thinking",
+        "signature",
+        "citations",
+        "output",
+        "status",
+        "summary",
+        "annotations",
+        "object",
+        "id",
+    ),
+    *("candidates", "promptFeedback", "error", "detail", "errors", "code", "param", "finish_reason", "output_tokens"),
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3)
+TYPES = st.sampled_from(
+    ("message", "response", "text", "tool_use", "output_text", "function_call", "error", "assistant")
+)
+ANY = st.recursive(
+    SCALARS | TYPES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=25,
+)
+
+
+@given(body=st.dictionaries(st.sampled_from(WORDS), ANY, max_size=5) | ANY, word=st.sampled_from(sorted(WHOLE)))
+@settings(max_examples=100, deadline=None)
+def test_any_json_becomes_whole_events_or_none(body: Any, word: str) -> None:
+    dialect = dialect_named(word)
+    data = json.dumps(body).encode("utf-8", "replace")
+    events = whole_events(dialect, data)
+    assert bool(events) is isinstance(body, dict | list)
+    for event in events:
+        assert is_event(event) and event.count(b"\n\n") == 1 and len(bodies_in([event])) <= 1
+    progress_after(dialect, events)
+    failure = failure_of(data, 500, "own")
+    assert failure is None or json.loads(parse_event(failure_event(dialect, failure))[1])["error"]["message"]
