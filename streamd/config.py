@@ -882,9 +882,11 @@ def _check_tls_files(sources: Sources, upstream: UpstreamSettings, where: str) -
 def _with_proxy(sources: Sources, upstream: UpstreamSettings, index: int = -1) -> UpstreamSettings:
     """The upstream with the proxy that its table or the environment names. No problem's text shows credentials."""
     origin, file = upstream.origin, upstream.proxy_auth_file
-    if upstream.proxy == forward_proxy.DIRECT or origin.socket:
+    if upstream.proxy == forward_proxy.DIRECT:
         return upstream
-    if upstream.proxy:
+    if upstream.proxy and origin.socket:
+        sources.refuse(sources.at("upstream", index), "upstream.proxy", upstream.proxy, "must be left out for a socket")
+    elif upstream.proxy:
         proxy = forward_proxy.parse_proxy(upstream.proxy)
         if file:
             proxy = proxy._replace(credentials=_proxy_credentials(sources, file, index))

@@ -31,6 +31,7 @@ from streamd.net import fetch, sweep, tunnel
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire import chunked
+from streamd.wire import publish as wire_publish
 from streamd.wire.dialect import APIS
 
 PROJECT = Path(__file__).parents[1]
@@ -252,6 +253,9 @@ REPEATED = [
     ("docs/HTTP.md", "`/streams` are the {} whose readers lag most", admin.STREAMS_SHOWN_MAX),
     ("docs/OPERATIONS.md", "a reserve of {} connections", Demands().reserve_connections),
     ("docs/OPERATIONS.md", "the {} streams whose readers lag most", admin.STREAMS_SHOWN_MAX),
+    ("docs/PROTOCOL.md", "a published line above {} KiB has the bounds", wire_publish.PARSED_LINE_BYTES_MAX / 1024),
+    ("docs/ARCHITECTURE.md", "An event of {} KiB or more reaches every reader", replay.LARGE_EVENT_BYTES_MIN / 1024),
+    ("docs/ARCHITECTURE.md", "A published line above {} KiB is scanned", wire_publish.PARSED_LINE_BYTES_MAX / 1024),
     ("docs/PROTOCOL.md", "at most {} KiB of text unless", replay.COALESCED_TEXT_BYTES_MAX / 1024),
     ("docs/PROTOCOL.md", "is left out for {} to 30 s", health.LEFT_OUT_S_MIN),
     ("docs/PROTOCOL.md", "is left out for 0.5 to {} s", health.LEFT_OUT_S_MAX),

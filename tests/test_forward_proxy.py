@@ -150,6 +150,7 @@ def test_an_upstream_of_a_flag_has_the_environments_proxy_too() -> None:
 @pytest.mark.parametrize(
     ("text", "environ", "problem"),
     [
+        ("proxy = 'http://p:1'\nurl = 'unix:/a'", {}, "must be left out for a socket"),
         ("", {"HTTPS_PROXY": "socks5://me:secret@p"}, "environment HTTPS_PROXY: upstream.proxy: must be http://"),
         ("proxy_auth_file = 'auth'", {}, "must be set for proxy_auth_file"),
         ("proxy = 'http://p:1'\nproxy_auth_file = 'bad'", {}, "must hold USER:PASSWORD on one line"),
@@ -162,7 +163,8 @@ def test_a_proxy_that_can_not_be_used_ends_the_start(
     (tmp_path / "auth").write_text("a:b")
     (tmp_path / "bad").write_text("secret without a colon")
     with pytest.raises(ConfigError) as caught:
-        loaded(tmp_path, f"[[upstream]]\nurl = 'https://api.example'\n{text}\n", environ)
+        url = "" if "url" in text else "url = 'https://api.example'"
+        loaded(tmp_path, f"[[upstream]]\n{url}\n{text}\n", environ)
     assert problem in str(caught.value) and "secret" not in str(caught.value)
 
 
