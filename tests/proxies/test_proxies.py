@@ -81,7 +81,7 @@ def test_a_stream_through_a_proxy_is_whole(front: tuple[Live, Path], version: st
     ran = run(post(socket, version, "--write-out", written))
     assert ran.returncode == 0 and text_of(ran.stdout) == served.said("Hello.")
     spoken = {"http1.1": "1.1", "http2": "2"}[version]
-    assert ran.stdout.endswith(f"\n{spoken} 200 text/event-stream".encode())
+    assert ran.stdout.endswith(f"\n{spoken} 200 text/event-stream; charset=utf-8".encode())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
