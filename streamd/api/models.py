@@ -1,9 +1,13 @@
 """GET /v1/models and /v1beta/models: the models of all upstreams, merged, with their aliases.
 
+The list of a single upstream passes as it is, page by page, as the client's query asks for it. What is
+changed in it, or merged, is put together in wire/model_list.py; a key that is limited to some models sees no others.
+
 An upstream that fails is left out; where none has a list, the first upstream's error is the answer, for a wrong key of
 streamd's says so there. The question that goes upstream is streamd's own: of the asker it has the
-credentials, if that upstream gets them, and the fields that an API's list may depend on. So askers share it
-(net/questions.py), whatever else they send. It counts against the limits of the key that caused it.
+credentials, if that upstream gets them, the fields that an API's list may depend on, and the query if the list is a
+single upstream's. So askers share it (net/questions.py), whatever else they send. It counts against the limits of the
+key that caused it.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -20,16 +24,17 @@ from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
 from streamd.net.http_error import HttpError
-from streamd.net.questions import ErrorAnswer, Key, Parts, Question, Questions
+from streamd.net.questions import ErrorAnswer, Key, Question, Questions
 from streamd.net.request import Request
-from streamd.net.runtime import Runtime
+from streamd.net.runtime import Runtime, head_of
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
-from streamd.wire import active_content, retry_after
+from streamd.wire import active_content, query, retry_after
 from streamd.wire.dialect import KEY_FIELDS
 from streamd.wire.dialects.api import Api
-from streamd.wire.dialects.members import Json, json_object
+from streamd.wire.dialects.members import Json
+from streamd.wire.model_list import CURSORS, ModelList, list_in, on_one_page
 from streamd.wire.model_names import names_listed
 
 PATHS = ("/v1/models", "/v1beta/models")
@@ -47,6 +52,9 @@ _ASKERS_FIELDS: Final = frozenset(
         b"x-goog-user-project",
     )
 )
+
+# Anthropic's largest page, for clients with Anthropic's version; other servers ignore it or have no pages.
+_ANTHROPICS_MOST: Final = "limit=1000"
 
 # Fields of an upstream's error that pass.
 _ERROR_FIELDS: Final = frozenset((b"content-type", b"content-encoding", b"www-authenticate", b"retry-after"))
@@ -70,7 +78,7 @@ class Models:
         self._methods = {"GET": Plan(answer=self.answer)}
 
     def routes(self, request: Request) -> dict[str, Plan] | None:
-        return self._methods if request.path in PATHS and request.method in ("GET", "HEAD") else None
+        return self._methods if request.path.rstrip("/") in PATHS and request.method in ("GET", "HEAD") else None
 
     def answer(self, answer: Answer) -> None:
         """Answer from what is kept, from questions under way, and from new ones. Raises HttpError."""
@@ -81,7 +89,7 @@ class Models:
         merge = _Merge(self._runtime, self._questions, answer, upstreams)
         fresh: list[tuple[Key, Ask]] = []
         for upstream in upstreams:
-            ask = _question(asked, request, upstream)
+            ask = _question(asked, request, upstream, is_own=merge.is_own)
             key = (upstream, _digest(ask, upstream))
             if not merge.has(key):
                 fresh.append((key, ask))
@@ -97,7 +105,10 @@ class Models:
         if not fresh:
             return
         self._rights.check_limits(request)
-        read = partial(_offered_in, request.dialect.api)
+        asked = query.fields(head_of(request).query)
+        paged = CURSORS.intersection(name for name, _ in asked)
+        is_first = merge.is_own or not paged
+        read = partial(_offered_in, request.dialect.api, is_first=is_first, is_all=merge.is_own or not asked)
         refusals = [problem for key, ask in fresh if (problem := merge.begin(key, ask, read)) is not None]
         if len(refusals) == len(fresh):
             if merge.has_any:
@@ -121,15 +132,18 @@ class _Merge(Pending):
         self._answer = answer
         self._api = answer.request.dialect.api
         self._upstreams = upstreams
-        self._lists: dict[Upstream, Parts] = {}
+        self._key = answer.request.principal.key
+        is_limited = self._key is not None and "*" not in self._key.models
+        self.is_own = len(upstreams) > 1 or is_limited  # the list is made here, and not a single upstream's
+        self._lists: dict[Upstream, ModelList] = {}
         self._errors: dict[Upstream, ErrorAnswer] = {}
         self._waits: set[Question] = set()
 
     def has(self, key: Key) -> bool:
         """Whether an upstream's part is known, or its question under way, which is joined then."""
-        parts = self._questions.kept(key)
-        if parts is not None:
-            self._lists[key[0]] = parts
+        models = self._questions.kept(key)
+        if models is not None:
+            self._take(key[0], models)
             return True
         question = self._questions.join(key, self)
         if question is not None:
@@ -141,7 +155,7 @@ class _Merge(Pending):
         """Whether a part is known, or may come."""
         return bool(self._lists or self._waits)
 
-    def begin(self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], Parts | None]) -> HttpError | None:
+    def begin(self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], ModelList | None]) -> HttpError | None:
         """Ask an upstream; the error if it can't be asked now."""
         try:
             self._waits.add(self._questions.begin(key, ask, read, self))
@@ -156,14 +170,21 @@ class _Merge(Pending):
         else:
             self._respond()
 
-    def arrived(self, question: Question, parts: Parts | None) -> None:
+    def arrived(self, question: Question, models: ModelList | None) -> None:
         self._waits.discard(question)
-        if parts is not None:
-            self._lists[question.upstream] = parts
+        if models is not None:
+            self._take(question.upstream, models)
         elif question.error is not None:
             self._errors[question.upstream] = question.error
         if not self._waits:
             self._answer.settle(self._respond)
+
+    def _take(self, upstream: Upstream, models: ModelList) -> None:
+        if models.is_list or not self.is_own:
+            self._lists[upstream] = models
+
+    def _shows(self, name: str) -> bool:
+        return self._key is None or self._key.refuse_model(name) is None
 
     def _respond(self) -> None:
         if not self._lists and self._errors:
@@ -172,12 +193,11 @@ class _Merge(Pending):
         if not self._lists:
             text = "No upstream answered with a list of models."
             raise HttpError(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
-        merged: dict[str, bytes] = {}
-        for upstream in self._upstreams:
-            for name, model in self._lists.get(upstream, ()):
-                merged.setdefault(name, model)
-        entries: list[Any] = [orjson.Fragment(model) for model in merged.values()]
-        body = orjson.dumps(self._api.model_list(entries))
+        lists = [self._lists[upstream] for upstream in self._upstreams if upstream in self._lists]
+        if self.is_own:
+            body = on_one_page(self._api, lists, self._shows, keeps_shape=len(self._upstreams) == 1)
+        else:
+            body = lists[0].whole or lists[0].joined()
         self._answer.send(200, body, [(b"content-type", b"application/json")])
 
     def _pass_error(self) -> None:
@@ -199,16 +219,23 @@ class _Merge(Pending):
             self._questions.leave(question, self)
 
 
-def _question(asked: Ask, request: Request, upstream: Upstream) -> Ask:
-    """The question for an upstream: the asker's request without its body, its query and most of its fields."""
+def _question(asked: Ask, request: Request, upstream: Upstream, *, is_own: bool) -> Ask:
+    """The question for an upstream: the asker's request without its body and most of its fields.
+
+    Its query goes along, unless the list is streamd's own (`is_own`): that has all models on a single page.
+    """
     own = {name.lower().encode() for name in upstream.settings.headers}
     kept = own | _ASKERS_FIELDS | {b"host", b"accept-encoding", b"via"}
     fields = [field for field in asked.fields(upstream, 0) if field[0] in kept]
     if b"accept" not in own:
         fields.append((b"accept", b"application/json"))
-    fields += request.dialect.api.list_fields
-    query = request.dialect.api.list_query
-    target = f"{request.path}?{query}".encode() if query else request.path.encode()
+    api, path = request.dialect.api, request.path.rstrip("/").encode()
+    fields += api.list_fields
+    if not is_own:
+        sent = asked.target(upstream).partition(b"?")[2]
+    else:
+        sent = (api.list_query or (_ANTHROPICS_MOST if request.get(b"anthropic-version") is not None else "")).encode()
+    target = path + b"?" + sent if sent else path
     return Ask("GET", lambda upstream: target, "", lambda upstream, length: fields, lambda upstream: b"")
 
 
@@ -217,27 +244,38 @@ def _digest(ask: Ask, upstream: Upstream) -> bytes:
     return hashlib.blake2b(ask.target(upstream) + b"\n" + fields, digest_size=16).digest()
 
 
-def _offered_in(api: Api, upstream: Upstream, status: int, body: bytes) -> Parts | None:
-    """The models offered here of an upstream's answer, as JSON; None for an answer that is no list of any."""
-    listed = api.models_listed(json_object(body) or {}) if status == 200 else []
-    if listed and not upstream.settings.pass_client_key:  # with the client's key the list is the client's
-        upstream.listed = names_listed(body)
-    if not listed:
+def _offered_in(
+    api: Api, upstream: Upstream, status: int, body: bytes, *, is_first: bool, is_all: bool
+) -> ModelList | None:
+    """The models offered here of an upstream's answer; None for an answer that is no list.
+
+    `is_first`: it is the first page, which has the aliases; `is_all`: no other page was asked for.
+    """
+    if status != 200:
         return None
-    parts = []
-    for name, model in _offered(api, upstream, listed):
+    settings = upstream.settings
+    whole = body if "*" in settings.models and not settings.aliases and body.lstrip()[:1] in (b"{", b"[") else b""
+    found = list_in(body, api, settings.name)
+    if found is None:
+        return ModelList((), whole=whole) if whole else None
+    models, around = found
+    names = names_listed(body)
+    if names and is_all and not settings.pass_client_key:  # with the client's key the list is the client's
+        upstream.listed = names
+    entries = []
+    for name, model in _offered(api, upstream, models, is_first=is_first):
         try:
-            parts.append((name, orjson.dumps(model)))
+            entries.append((name, orjson.dumps(model)))
         except TypeError:  # orjson reads deeper nesting than it writes
             continue
-    return tuple(parts)
+    return around._replace(entries=tuple(entries), whole=whole)
 
 
-def _offered(api: Api, upstream: Upstream, models: list[tuple[str, Json]]) -> list[tuple[str, Json]]:
+def _offered(api: Api, upstream: Upstream, models: list[tuple[str, Json]], *, is_first: bool) -> list[tuple[str, Json]]:
     """The models offered here: those that the configuration lets through, then the upstream's aliases."""
     settings = upstream.settings
     offered = [(name, model) for name, model in models if upstream.serves(name)]
     by_name = dict(models)
-    for alias, name in settings.aliases.items():
+    for alias, name in settings.aliases.items() if is_first else ():
         offered.append((alias, api.alias_listed(alias, by_name.get(name), settings.name)))
     return offered

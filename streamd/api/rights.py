@@ -138,14 +138,17 @@ class Rights:
 
         return tokens.EXPIRED
 
-    def check_relay(self, request: Request) -> None:
-        """A request for an upstream needs a key, if there is a key file. Raises HttpError."""
+    def check_relay(self, request: Request, path: str = "") -> None:
+        """A request for an upstream needs a key, if there is a key file. Raises HttpError.
+
+        `path`: the path that is acted on, if it isn't the request's own.
+        """
         principal = request.principal
         if self.keys is None or principal.admin:
             return
         if principal.key is None:
             raise self._runtime.refused(REQUIRED)
-        refusal = principal.key.refuse_route(request.path)
+        refusal = principal.key.refuse_route(path or request.path)
         if refusal is not None:
             raise self._runtime.refused(refusal)
 

@@ -97,7 +97,7 @@ class Router:
             return known
         methods = self._models.routes(request)
         if methods is not None:
-            self._rights.check_relay(request)
+            self._rights.check_relay(request, request.path.rstrip("/"))
             return _of(methods, request)
         relayed = request.path in RELAYED or request.path.startswith(RELAYED_BELOW)
         if request.path.startswith(("/v1/streams", "/v1/stream/")) or not relayed:

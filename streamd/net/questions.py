@@ -24,13 +24,12 @@ from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import NONE_AVAILABLE
 from streamd.wire.http1 import Headers
+from streamd.wire.model_list import ModelList
 
 # A page that asks for the list several times as it opens gets the same; a model that was loaded shows soon.
 KEPT_S: Final = 3.0
-# Two of the largest answers (net/fetch.py). An OpenAI-compatible server's list is a few KB.
+# Two of the largest answers (net/fetch.py), or one and its models. An OpenAI-compatible server's list is a few KB.
 KEPT_BYTES_MAX: Final = 4 * 1024 * 1024
-# A part beside its bytes: a tuple with its head for the collector, a str, a bytes object, and its place.
-PART_BYTES: Final = 72 + 49 + 33 + 8
 # With keys of their own upstream (pass_client_key) clients can't share: two of them are answered at a time.
 AT_ONCE_MAX: Final = 2
 # Two at a time within the time limit of a question, at 25 ms each: 400. The next is refused.
@@ -38,9 +37,6 @@ QUEUED_MAX: Final = 400
 
 # An error that is passed on: the error object of an OpenAI-compatible server takes a few hundred bytes, a page 10 KB.
 ERROR_BYTES_MAX: Final = 64 * 1024
-
-Parts = tuple[tuple[str, bytes], ...]
-"""A list of models: names, and the entries as JSON."""
 
 Key = tuple[Upstream, bytes]
 """A question: its upstream, and a digest of the bytes that go there."""
@@ -57,7 +53,7 @@ class ErrorAnswer(NamedTuple):
 class Listener(Protocol):
     """An asker that waits."""
 
-    def arrived(self, question: Question, parts: Parts | None) -> None:
+    def arrived(self, question: Question, models: ModelList | None) -> None:
         """The answer; None for a failure."""
 
 
@@ -66,7 +62,7 @@ class Question:
 
     __slots__ = ("ask", "error", "fetch", "key", "listeners", "read", "timer")
 
-    def __init__(self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], Parts | None]) -> None:
+    def __init__(self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], ModelList | None]) -> None:
         self.key = key
         self.ask = ask
         self.read = read
@@ -83,7 +79,7 @@ class Question:
 class Kept(NamedTuple):
     """An answer that is still good."""
 
-    parts: Parts
+    models: ModelList
     size_bytes: int
 
 
@@ -99,10 +95,10 @@ class Questions:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def kept(self, key: Key) -> Parts | None:
+    def kept(self, key: Key) -> ModelList | None:
         """The answer, if it came within KEPT_S."""
         kept = self._kept.get(key)
-        return kept.parts if kept is not None else None
+        return kept.models if kept is not None else None
 
     def join(self, key: Key, listener: Listener) -> Question | None:
         """Wait for a question that is under way; None if it isn't."""
@@ -119,11 +115,11 @@ class Questions:
                 self._end(question)
 
     def begin(
-        self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], Parts | None], listener: Listener
+        self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], ModelList | None], listener: Listener
     ) -> Question:
         """Ask, or wait for a turn. Raises HttpError 503 if the upstream is full, or streamd has no room for it.
 
-        `read` makes the parts of status and body; None, and nothing is kept, for an answer that is no list.
+        `read` makes the list of status and body; None, and nothing is kept, for an answer that is no list.
         """
         question = Question(key, ask, read)
         asked = sum(each.fetch is not None for each in self._under_way.values() if each.upstream is key[0])
@@ -154,15 +150,15 @@ class Questions:
 
     def _arrived(self, question: Question, status: int, body: bytes) -> None:
         listeners, question.listeners = question.listeners, []
-        parts = question.read(question.upstream, status, body) if status else None
-        if parts is not None:
-            self._keep(question.key, Kept(parts, _size_of(parts)))
+        models = question.read(question.upstream, status, body) if status else None
+        if models is not None:
+            self._keep(question.key, Kept(models, models.size_bytes))
         head = question.fetch.head if question.fetch is not None else None
         if head is not None and status >= 400 and len(body) <= ERROR_BYTES_MAX:
             question.error = ErrorAnswer(status, head.headers, body)
         self._end(question)
         for listener in listeners:
-            listener.arrived(question, parts)
+            listener.arrived(question, models)
 
     def _end(self, question: Question) -> None:
         """Give the places back, and let the next question have its turn."""
@@ -212,7 +208,3 @@ class Questions:
     def _count(self, more_bytes: int) -> None:
         self._kept_bytes += more_bytes
         self._runtime.admission.charge_held(more_bytes)
-
-
-def _size_of(parts: Parts) -> int:
-    return sum(len(name) + len(entry) + PART_BYTES for name, entry in parts)

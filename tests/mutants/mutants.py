@@ -1319,7 +1319,7 @@ NET: Final = (
         "an error of one moment is the list of models for some seconds",
         "net/questions.py",
         "Questions._arrived",
-        "if parts is not None:",
+        "if models is not None:",
         "if True:",
     ),
     Mutant(
@@ -1336,6 +1336,14 @@ NET: Final = (
         'ask.target(upstream) + b"\\n" + fields',
         "ask.target(upstream)",
         ("tests/api/test_operating.py",),
+    ),
+    Mutant(
+        "a key limited to some models sees others in a list",
+        "wire/model_list.py",
+        "on_one_page",
+        "if shows(name):",
+        "if True:",
+        ("tests/api/test_model_lists.py",),
     ),
     Mutant(
         "a list of models without an end fills the memory",

@@ -12,14 +12,15 @@ from streamd.net import questions as questions_module
 from streamd.net.attempt import Ask
 from streamd.net.fetch import TIMEOUT_S
 from streamd.net.http_error import HttpError
-from streamd.net.questions import AT_ONCE_MAX, KEPT_S, Key, Parts, Question, Questions
+from streamd.net.questions import AT_ONCE_MAX, KEPT_S, Key, Question, Questions
 from streamd.net.upstream import Upstream
+from streamd.wire.model_list import PART_BYTES, ModelList
 
 ASK = Ask("GET", lambda upstream: b"/list", "", lambda upstream, length: [(b"host", b"up.test")], lambda upstream: b"")
 
 
-def read(upstream: Upstream, status: int, body: bytes) -> Parts | None:
-    return ((body.decode(), body),) if status == 200 else None
+def read(upstream: Upstream, status: int, body: bytes) -> ModelList | None:
+    return ModelList(((body.decode(), body),)) if status == 200 else None
 
 
 class Asker:
@@ -32,14 +33,14 @@ class Asker:
         self.question: Question | None = None
         kept = q.questions.kept(self.key)
         if kept is not None:
-            self.told.append(kept[0][0])
+            self.told.append(kept.entries[0][0])
             return
         self.question = q.questions.join(self.key, self) or q.questions.begin(self.key, ASK, read, self)
         q.r.turn()
 
-    def arrived(self, question: Question, parts: Parts | None) -> None:
+    def arrived(self, question: Question, parts: ModelList | None) -> None:
         assert question is self.question
-        self.told.append(parts[0][0] if parts else None)
+        self.told.append(parts.entries[0][0] if parts else None)
 
     def leave(self) -> None:
         assert self.question is not None
@@ -83,7 +84,7 @@ def test_a_list_that_is_kept_is_counted(q: Asking) -> None:
     before = memory(q.r)
     Asker(q)
     q.reply(b"x" * 10_000)
-    assert memory(q.r) == before + 2 * 10_000 + questions_module.PART_BYTES
+    assert memory(q.r) == before + 2 * 10_000 + PART_BYTES
 
 
 def test_all_who_ask_the_same_wait_for_one_answer_and_later_askers_get_it_too(q: Asking) -> None:
@@ -181,9 +182,9 @@ def test_the_number_that_waits_is_bounded(q: Asking, monkeypatch: pytest.MonkeyP
 
 
 def test_the_bytes_that_are_kept_are_bounded(q: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(questions_module, "KEPT_BYTES_MAX", 2 * (8 + questions_module.PART_BYTES))
+    monkeypatch.setattr(questions_module, "KEPT_BYTES_MAX", 2 * (8 + PART_BYTES))
     for k in range(4):
         Asker(q, b"%d" % k)
         q.reply(b"four")
     assert [q.questions.kept((q.upstream, b"%d" % k)) is not None for k in range(4)] == [False, False, True, True]
-    assert q.questions._kept_bytes == 2 * (8 + questions_module.PART_BYTES)
+    assert q.questions._kept_bytes == 2 * (8 + PART_BYTES)

@@ -27,9 +27,7 @@ from streamd.wire.dialects.members import (
     clean,
     count_of,
     object_of,
-    objects_of,
     says_yes,
-    string_of,
     updated,
     whole_in,
 )
@@ -150,10 +148,9 @@ class Api:
     list_query: ClassVar[str] = ""  # the query that asks for all models on one page,
     list_fields: ClassVar[tuple[tuple[bytes, bytes], ...]] = ()  # and the fields that ask for the list in this shape
 
-    def models_listed(self, body: Json) -> list[tuple[str, Json]]:
-        """A server's list of models as (name, entry); entries without a name are left out."""
-        entries = objects_of(body, "data")
-        return [(name, entry) for entry in entries if (name := string_of(entry, "id")) is not None]
+    list_member: ClassVar[str] = "data"  # the member that holds the list,
+    entry_name: ClassVar[str] = "id"  # and that of an entry that holds the model's name,
+    entry_prefix: ClassVar[str] = ""  # behind this
 
     def alias_listed(self, alias: str, entry: Json | None, owner: str) -> Json:
         """A list's entry for an alias: made from the model's own `entry`, or from nothing if that isn't listed."""

@@ -153,9 +153,9 @@ class Gemini(Api):
     list_query: ClassVar = "pageSize=1000"
     list_fields: ClassVar = ((_CLIENT_FIELD, b"streamd"),)
 
-    def models_listed(self, body: Json) -> list[tuple[str, Json]]:
-        entries = [(string_of(entry, "name"), entry) for entry in objects_of(body, "models")]
-        return [(name.removeprefix("models/"), entry) for name, entry in entries if name is not None]
+    list_member: ClassVar = "models"
+    entry_name: ClassVar = "name"
+    entry_prefix: ClassVar = "models/"
 
     def alias_listed(self, alias: str, entry: Json | None, owner: str) -> Json:
         return {**(entry or {}), "name": alias if "/" in alias else f"models/{alias}"}
