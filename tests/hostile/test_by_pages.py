@@ -61,19 +61,35 @@ def test_an_origin_that_looks_like_the_configured_one_reads_nothing(origin: str)
         assert not two.statuses or not allows(two.answer)
 
 
-@pytest.mark.parametrize("origin", [ORIGIN, "https://evil.test"])
-def test_no_preflight_opens_the_private_network(origin: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/streams", "/v1/chat/completions", "/healthz"])
+@pytest.mark.parametrize("origins", [(), (ORIGIN,)])
+@pytest.mark.parametrize("origin", [ORIGIN, "https://evil.test", *NEAR_ORIGINS])
+def test_a_preflight_opens_the_private_network_to_a_configured_origin_alone(
+    origin: str, origins: tuple[str, ...], path: str
+) -> None:
     """Browsers ask before a public page may reach a private address; a server that echoes all it is asked says yes.
 
-    Attacker: a page anywhere, where streamd runs on loopback or in a company's network. Expected: never allowed, not
-    even to the configured origin. Source: Private Network Access (WICG); "0.0.0.0 day" (Oligo, 2024).
+    Attacker: a page anywhere, where streamd runs on loopback or in a company's network. Expected: allowed to an origin
+    that `cors_origins` names exactly, if its preflight asks with `true`, and never to any other or on another answer.
+    Source: Private Network Access (WICG); "0.0.0.0 day" (Oligo, 2024).
     """
-    with rig(cors_origins=(ORIGIN,)) as r:
-        for name in ("Private-Network", "Local-Network"):
-            fields = (f"Origin: {origin}", "Access-Control-Request-Method: GET", f"Access-Control-Request-{name}: true")
-            answer = r.client(get("/v1/streams", *fields, method="OPTIONS")).answer
+    is_named = origin in origins
+    asking = (f"Origin: {origin}", "Access-Control-Request-Method: GET")
+    with rig(cors_origins=origins) as r:
+        for name, value, may in (
+            ("Private-Network", "true", is_named),
+            ("Private-Network", "false", False),
+            ("Private-Network", "TRUE, true", False),
+            ("Local-Network", "true", False),
+            ("X", "true", False),
+        ):
+            field = f"Access-Control-Request-{name}: {value}"
+            answer = r.client(get(path, *asking, field, method="OPTIONS")).answer
             assert answer.status == 204
-            assert answer.get(f"access-control-allow-{name.lower()}") is None
+            allowed = {key for key, _ in answer.head.headers if key.endswith(b"-network")}
+            assert allowed == ({b"access-control-allow-private-network"} if may else set())
+        plain = r.client(get("/healthz", *asking, "Access-Control-Request-Private-Network: true")).answer
+        assert plain.get("access-control-allow-private-network") is None
 
 
 @pytest.fixture
