@@ -13,7 +13,6 @@ a type that readers take for streamd's own word.
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -29,7 +28,6 @@ _BOM = b"\xef\xbb\xbf"  # shells and editors on Windows put it in front of what 
 # The types of streamd's own events: a loss, and a farewell with a position.
 RESERVED_TYPES = ("gap", "reconnect")
 
-_without_retry_lines = re.compile(rb"^retry(?::[^\n]*)?\n", re.MULTILINE).sub
 
 # Containers in each other up to which orjson reads.
 ORJSON_DEPTH_MAX = 1024
@@ -251,10 +249,7 @@ class EventsPublication:
             except PublishError as error:
                 error.before = good
                 raise
-            if b"retry" in piece:  # when readers come back is for streamd to say
-                piece = _without_retry_lines(b"", piece)
-            if piece:
-                good.append(piece)
+            good.append(piece)
         return good
 
     def _check(self, piece: bytes) -> None:

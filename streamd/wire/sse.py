@@ -1,14 +1,15 @@
 """Server-sent events: a byte stream cut into whole events, and events framed for a reader (WHATWG HTML, 9.2).
 
 Nothing is re-encoded. An event goes downstream as the bytes that came, but for four rules (docs/PROTOCOL.md, section
-3): line ends become LF, the stream's leading BOM is removed, upstream `id` lines are removed, and streamd's own `id`
-line is put in front.
+3): line ends become LF, the stream's leading BOM is removed, upstream `id` and `retry` lines are removed, and streamd's
+own `id` line is put in front. Readers come back to streamd, so when they come is streamd's to say: with a server's
+`retry: 1` in each answer, all readers of a restarted daemon would come at once.
 
 **No blank line is ever written without a `data` line before it.** Once they have seen an `id` or `retry` line, the
 OpenAI SDKs dispatch at *every* blank line and raise on the empty data. So a block without a data line never leaves here
-as a block. Its comments and `retry`, which a reader may still want, become *loose lines*: they end in a single LF and
-stand in front of the next write. Its other lines have no effect by the standard ("if the data buffer is an empty
-string, set the event type buffer to the empty string and return"), and neither have lines of other fields beside data.
+as a block. Its comments, which a reader may still want, become *loose lines*: they end in a single LF and stand in
+front of the next write. Its other lines have no effect by the standard ("if the data buffer is an empty string, set the
+event type buffer to the empty string and return"), and neither have lines of other fields beside data.
 They may be an upstream's error all the same, so the splitter shows them to a StrayTaker, whose events take their place.
 
 Where an event ends: at the first byte that ends its blank line. After CR CR the event is whole, and delivered, though
@@ -17,7 +18,7 @@ until the next token.
 
 Line ends become LF as the bytes arrive, so that a block's end is always two LFs, and the search for it never looks at a
 byte twice. A pending block is bounded by `event_bytes_max`: it counts as it will be delivered, blank line included, but
-with its id lines. The bound falls on the same byte however the stream was cut.
+with its id and retry lines. The bound falls on the same byte however the stream was cut.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ _CR: Final = 0x0D
 BOM: Final = b"\xef\xbb\xbf"
 
 _has_data_line = re.compile(rb"^data[:\n]", re.MULTILINE).search
-_without_id_lines = re.compile(rb"^id(?::[^\n]*)?\n", re.MULTILINE).sub
-_loose_lines = re.compile(rb"^(?::[^\n]*|retry(?::[^\n]*)?)\n", re.MULTILINE).findall
+_without_own_lines = re.compile(rb"^(?:id|retry)(?::[^\n]*)?\n", re.MULTILINE).sub
+_loose_lines = re.compile(rb"^:[^\n]*\n", re.MULTILINE).findall
 _not_lf = re.compile(rb"[^\n]").search
-# Lines of no field that parsers know; and of a block without data, all lines that are dropped but `id`.
+# Lines of no field that parsers know; and of a block without data, all that are dropped but `id` and `retry`.
 _stray_lines = re.compile(rb"^(?!(?:data|event|id|retry)[:\n]|[:\n])[^\n]*\n", re.MULTILINE).findall
 _dropped_lines = re.compile(rb"^(?!(?:id|retry)[:\n]|[:\n])[^\n]*\n", re.MULTILINE).findall
 
@@ -101,8 +102,8 @@ def pieces_of_whole(body: bytes, strays: StrayTaker) -> list[bytes]:
 class EventSplitter:
     """Cuts an upstream's bytes into events. Any split of the input gives the same output.
 
-    Each piece returned is either an *event*: it ends in a blank line, has a data line, LF line ends and no id; or
-    *loose lines*: comments and `retry` of a block without data, ending in exactly one LF. is_event() tells which.
+    Each piece returned is either an *event*: it ends in a blank line, has a data line, LF line ends, no id and no
+    retry; or *loose lines*: comments of a block without data, ending in exactly one LF. is_event() tells which.
     """
 
     __slots__ = ("_edge", "_event_bytes_max", "_held", "_strays", "pending", "stray_blocks")
@@ -233,7 +234,7 @@ class EventSplitter:
             if lines:
                 self.stray_blocks += 1
                 pieces += self._strays.take_strays(b"".join(lines), pieces, dropped=not has_data)
-        piece = _without_ids(block) if has_data else b"".join(_loose_lines(block))
+        piece = _for_readers(block) if has_data else b"".join(_loose_lines(block))
         if piece:
             pieces.append(piece)
 
@@ -260,9 +261,10 @@ def _is_plain(block: bytes) -> bool:
     return block[data : data + 5] == b"data:" and _LF not in block[data + 5 : -2]
 
 
-def _without_ids(block: bytes) -> bytes:
-    if block.startswith(b"id") or b"\nid" in block:
-        return _without_id_lines(b"", block)
+def _for_readers(block: bytes) -> bytes:
+    """The block without the lines that are streamd's to write: ids, and when to come back."""
+    if block.startswith((b"id", b"retry")) or b"\nid" in block or b"\nretry" in block:
+        return _without_own_lines(b"", block)
     return block
 
 

@@ -76,10 +76,10 @@ class Sent:
         for lines in self.blocks:
             if any(each == b"data" or each.startswith(b"data:") for each in lines):
                 seq += 1
-                kept = [each for each in lines if not (each == b"id" or each.startswith(b"id:"))]
+                kept = [each for each in lines if each.partition(b":")[0] not in (b"id", b"retry")]
                 out.append(f"id: {stream_id}:{seq}\n".encode() + b"".join(each + b"\n" for each in kept) + b"\n")
             else:
-                out += [each + b"\n" for each in lines if each.startswith((b":", b"retry:")) or each == b"retry"]
+                out += [each + b"\n" for each in lines if each.startswith(b":")]
         return b"".join(out)
 
 

@@ -756,9 +756,16 @@ WIRE: Final = (
     Mutant(
         "an upstream's ids in the middle of an event reach the reader",
         "wire/sse.py",
-        "_without_ids",
-        'block.startswith(b"id") or b"\\nid" in block',
-        'block.startswith(b"id")',
+        "_for_readers",
+        ' or b"\\nid" in block',
+        "",
+    ),
+    Mutant(
+        "an upstream's retry in the middle of an event reaches the reader",
+        "wire/sse.py",
+        "_for_readers",
+        ' or b"\\nretry" in block',
+        "",
     ),
     Mutant(
         "a plain event of any size passes event_bytes_max",

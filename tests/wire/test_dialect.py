@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -53,7 +54,8 @@ def seen(dialect: Dialect, *events: bytes) -> Progress:
 
 
 def json_of(event: bytes) -> Any:
-    assert EventSplitter(event_bytes_max=1 << 20).feed(event) == [event]
+    own = re.sub(rb"^retry: [0-9]+\n", b"", event)  # streamd's own line: an upstream's is removed
+    assert EventSplitter(event_bytes_max=1 << 20).feed(own) == [own]
     return json.loads(parse_event(event)[1])
 
 

@@ -44,10 +44,10 @@ def reference(stream: bytes) -> list[bytes]:
         elif block:
             names = [row.split(b":")[0] for row in block]
             if b"data" in names:
-                kept = [row for row, name in zip(block, names, strict=True) if name != b"id"]
+                kept = [row for row, name in zip(block, names, strict=True) if name not in (b"id", b"retry")]
                 pieces.append(b"\n".join(kept) + b"\n\n")
             else:
-                kept = [row for row, name in zip(block, names, strict=True) if name == b"retry" or row.startswith(b":")]
+                kept = [row for row in block if row.startswith(b":")]
                 pieces += [b"".join(row + b"\n" for row in kept)] if kept else []
             block = []
     return pieces
@@ -75,6 +75,13 @@ WHOLE = {
     "data in a value is no data": (b"event: data: a\n\n", []),
     "space before data is no data": (b" data: a\n\n", []),
     "id removed": (b"id: 1\ndata: a\nid\nid:\nid:2\n\n", [b"data: a\n\n"]),
+    "retry removed": (b"retry: 1\ndata: a\nretry\nretry:\nretry:2\n\n", [b"data: a\n\n"]),
+    "retry removed, CRLF": (b"retry: 1\r\ndata: a\r\nretry: 2\r\n\r\n", [b"data: a\n\n"]),
+    "retry removed, CR": (b"event: x\rdata: a\rretry: 2\r\r", [b"event: x\ndata: a\n\n"]),
+    "other names with retry stay": (
+        b"retryx: 1\nretry : 2\n retry: 3\ndata: retry: 4\n\n",
+        [b"retryx: 1\nretry : 2\n retry: 3\ndata: retry: 4\n\n"],
+    ),
     "other names with id stay": (
         b"idx: 1\nid : 2\n id: 3\ndata: id: 4\n\n",
         [b"idx: 1\nid : 2\n id: 3\ndata: id: 4\n\n"],
@@ -82,11 +89,11 @@ WHOLE = {
     "comment in an event": (b": c\ndata: a\n: d\n\n", [b": c\ndata: a\n: d\n\n"]),
     "comment alone": (b": ping\n\ndata: a\n\n", [b": ping\n", b"data: a\n\n"]),
     "bare colon": (b":\n\n", [b":\n"]),
-    "retry alone": (b"retry: 5\n\n", [b"retry: 5\n"]),
-    "retry without colon": (b"retry\nevent: x\n\n", [b"retry\n"]),
+    "retry alone": (b"retry: 5\n\n", []),
+    "retry without colon": (b"retry\nevent: x\n\n", []),
     "loose lines of a block": (
         b": a\nevent: x\nid: 1\nretry:2\nretryx: 3\n:b\n\n",
-        [b": a\nretry:2\n:b\n"],
+        [b": a\n:b\n"],
     ),
     "fields without data": (b"event: x\nid: 1\nfoo\n\n", []),
     "bom": (b"\xef\xbb\xbfdata: a\n\n", [b"data: a\n\n"]),
@@ -208,9 +215,9 @@ def test_every_piece_is_an_event_or_loose_lines(stream: bytes, at: list[int]) ->
         assert b"\r" not in piece and b"\n\n" not in piece[:-2] and not piece.startswith(b"\n")
         names = [line.split(b":")[0] for line in piece.rstrip(b"\n").split(b"\n")]
         if piece.endswith(b"\n\n"):
-            assert b"data" in names and b"id" not in names
+            assert b"data" in names and not {b"id", b"retry"} & set(names)
         else:
-            assert piece.endswith(b"\n") and set(names) <= {b"", b"retry"}
+            assert piece.endswith(b"\n") and set(names) == {b""}
         assert split(b"\n", piece) == [piece]  # not at the start, where a BOM would be removed
 
 
@@ -239,7 +246,7 @@ STRAYS = {
     "in front of its block": (b"data: a\n!\n\n", [b"data: !\n\n", b"data: a\n!\n\n"], [(b"!\n", False)]),
     "names that only begin like fields": (b"dataset: 1\nidx\n\n", [], [(b"dataset: 1\nidx\n", True)]),
     "CRLF, and no blank line": (b"x: 1\r\ny", [], [(b"x: 1\ny\n", True)]),
-    "none": (b"data: a\nevent: b\nretry: 1\n\n: c\n\nid: 7\n\n", [b"data: a\nevent: b\nretry: 1\n\n", b": c\n"], []),
+    "none": (b"data: a\nevent: b\nretry: 1\n\n: c\n\nid: 7\n\n", [b"data: a\nevent: b\n\n", b": c\n"], []),
 }
 
 
@@ -400,7 +407,7 @@ def test_a_frame_read_back_is_the_event() -> None:
     for event in [
         b"data: a\n\n",
         b"event: x\ndata: a\ndata: b\n\n",
-        b": c\nretry: 3\ndata\n\n",
+        b": c\nretryx: 3\ndata\n\n",
     ]:
         assert split(HEARTBEAT + frame(PREFIX, 7, event, chunked=False)) == [HEARTBEAT + event]
 
