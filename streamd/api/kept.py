@@ -1,6 +1,7 @@
 """A request for an object that an upstream keeps goes to the upstream that made it, for the principal of the object.
 
-A response's id is read from its first event or from the answer's first bytes, and told to the other workers. An id that
+A response's id is read from its first event or from the answer's first bytes, that of a stored chat completion at its
+end if it is a stream, and told to the other workers. An id that
 isn't known here may be known to another worker (a note is on its way, or this worker has begun after it), so they are
 asked. An id that no worker knows was made before this daemon, or past it: it may belong to any principal. So it is off
 for keys with limits, and goes where a request without an id would go for all others (SECURITY.md).
@@ -24,7 +25,8 @@ from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
-from streamd.wire.kept_objects import IdReader, ids_in, in_path
+from streamd.wire.dialects.members import says_yes
+from streamd.wire.kept_objects import STORE, IdReader, ids_in, in_path
 
 # A note to the other workers, and a question.
 MADE, MAKERS = "made", "makers"
@@ -75,9 +77,10 @@ class KeptObjects:
 
     # -- answers
 
-    def reader(self, request: Request) -> Callable[[str, bytes], None] | None:
+    def reader(self, request: Request, fields: dict[str, Any]) -> Callable[[str, bytes], None] | None:
         """Takes an answer's upstream and bytes, to learn what it has made; None for a request that makes nothing."""
-        if not in_path(request.method, request.path).makes:
+        path = in_path(request.method, request.path)
+        if not path.makes and not (path.stores and says_yes(fields.get(STORE))):
             return None
         ids, principal_id = IdReader(), request.principal.id
 

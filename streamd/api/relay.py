@@ -260,7 +260,7 @@ class Relay:
                     else self._open_unasked(request, policy, grace_s, key)
                 ),
                 on_over=over,
-                learns=self._kept.reader(request),
+                learns=self._kept.reader(request, _fields_of(request)),
             )
             exchange.start()
         except Exception:  # then it has not begun; once it has, it ends by itself

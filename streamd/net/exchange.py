@@ -156,7 +156,7 @@ class Exchange(Pending):
         self._open_stream = open_stream
         self._on_over = on_over
         self._charge = charge  # to the client's key, if it has one
-        self._learns = learns  # takes the upstream's name and the bytes of a good whole answer
+        self._learns = learns  # takes the upstream's name and a good answer: its bytes, or a stream's head
         # tries
         self._state = ExchangeState.CONNECTING
         self._tried: tuple[Upstream, ...] = ()
@@ -498,6 +498,8 @@ class Exchange(Pending):
     def on_terminal(self, now: float) -> None:
         """The stream has its last event. The framing's end is awaited for a moment, and not needed."""
         self._ends_at = self.due_at = now + TERMINAL_GRACE_S
+        if self.stream is not None:
+            _learn_of(self.stream, self._learns)
 
     def _await_end(self, collected: Collected) -> None:
         """JSON that may be whole is read as soon as no more comes: its own end is enough, whatever the framing does."""
@@ -546,6 +548,7 @@ class Exchange(Pending):
         if stream.progress.failed and attempt is not None:
             bump(self._runtime.counters.upstream_failures, (attempt.upstream.settings.name, reason))
         self._over()
+        _learn_of(stream, self._learns)
         stream.seal(reason, self._runtime.time(), clean=True)
 
     def _truncated(self, reason: CloseReason, text: str) -> None:
@@ -734,6 +737,12 @@ class Exchange(Pending):
     def state(self) -> ExchangeState:
         """How far the exchange has come."""
         return self._state
+
+
+def _learn_of(stream: Stream, learns: Callable[[str, bytes], None] | None) -> None:
+    """A stream of chat completions has all its events: their head holds the id of a completion that is kept."""
+    if learns is not None and stream.progress.chunk_head:
+        learns(stream.upstream, b"{%b}" % stream.progress.chunk_head)
 
 
 def _first_by(attempt: Attempt, route: RouteSettings, settings: Settings) -> float:

@@ -18,7 +18,7 @@ _COLLECTION: Final = re.compile(
 )
 # Operations on no object: POST /v1/responses/compact.
 _OPERATIONS: Final = ("input_tokens", "compact")
-# Of these the ids are learned. Chat completions are kept only where a client asks for it, and hardly any does.
+# Each POST makes one of these. Chat completions are kept only where the body's `store` asks for it.
 _LEARNED: Final = ("responses", "conversations")
 # A path that is decoded twice on its way names another object at each time.
 _DECODED_MAX: Final = 3
@@ -28,6 +28,9 @@ WATCHED: Final = Watched(
     {"model": None, "stream": None, "previous_response_id": None, "conversation": Watched({"id": None})}
 )
 
+# The member of a request for a chat completion that asks the server to keep it.
+STORE: Final = "store"
+
 # An answer without its id in front of that may be long: its output, 16,000 tokens.
 READ_BYTES_MAX: Final = 64 * 1024
 
@@ -36,7 +39,8 @@ class InPath(NamedTuple):
     """What a path says of kept objects."""
 
     ids: tuple[str, ...] = ()  # of the object that it names, once for each way in which it may be decoded
-    makes: bool = False  # the answer's id is that of a new object
+    makes: bool = False  # the answer's id is that of a new object,
+    stores: bool = False  # or is if the body asks for it
     lists: bool = False  # the answer tells of all objects
 
 
@@ -48,7 +52,8 @@ def in_path(method: str, path: str) -> InPath:
     first, _, rest = (found[2] or "").partition("/")
     if not first:
         is_post = method == "POST"
-        return InPath(makes=is_post and found[1].lower() in _LEARNED, lists=not is_post)
+        is_made = found[1].lower() in _LEARNED
+        return InPath(makes=is_post and is_made, stores=is_post and not is_made, lists=not is_post)
     if method == "POST" and not rest.strip("/") and first.lower() in _OPERATIONS:
         return InPath()
     ids: dict[str, None] = {}

@@ -144,6 +144,51 @@ def test_what_has_no_known_maker_is_off_for_a_key_with_limits(tmp_path: Path, ri
         assert asked(r, odd) is None
 
 
+STORED = [
+    ("GET", "/v1/chat/completions/{}", None),
+    ("GET", "/v1/chat/completions/{}/messages", None),
+    ("POST", "/v1/chat/completions/{}", {"metadata": {"a": "b"}}),
+    ("DELETE", "/v1/chat/completions/{}", None),
+]
+
+
+def complete(r: Rig, store: Any, how: str, at: int) -> None:
+    """A chat completion of alice's by that upstream; the other is kept busy meanwhile."""
+    busy = r.client(post({"model": "m"}, bearer("bob"))) if at == 2 else None
+    asks_for = {"model": "m", "stream": how != "whole"} | ({} if store is None else {"store": store})
+    client = r.client(post(asks_for, bearer("alice")))
+    assert r.dialled[-1] == at
+    if how == "whole":
+        r.reply(whole_answer(b'{"id": "c1", "choices": []}'))
+    else:
+        event = b'data: {"id": "c1", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+        r.reply(SSE_HEAD + chunk(event) + {"ended": LAST, "done": chunk(b"data: [DONE]\n\n")}[how])
+    assert client.answer.status == 200
+    if busy is not None:
+        busy.fin()
+
+
+@pytest.mark.parametrize("how", ["whole", "ended", "done"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_stored_chat_completion_is_asked_of_its_maker_for_its_principal(tmp_path: Path, how: str, at: int) -> None:
+    with two(tmp_path, models=("m",)) as r:
+        complete(r, True, how, at)
+        for method, path, body in STORED:
+            body = body and {"model": "m", **body}
+            assert asked(r, wire(method, path, body, "c1", bearer("alice"))) == at
+            assert asked(r, wire(method, path, body, "c1", bearer("bob"))) is None
+        r.pass_time(4)
+
+
+@pytest.mark.parametrize("store", [None, False, "false", {}, []])
+@pytest.mark.parametrize("how", ["whole", "done"])
+def test_a_chat_completion_that_is_not_stored_is_not_remembered(tmp_path: Path, store: Any, how: str) -> None:
+    with two(tmp_path) as r:
+        complete(r, store, how, 1)
+        assert len(r.worker.kept.makers) == 0
+        r.pass_time(4)
+
+
 @pytest.mark.parametrize("status", ["404 Not Found", "500 Internal Server Error"])
 def test_an_error_makes_nothing(tmp_path: Path, status: str) -> None:
     with two(tmp_path) as r:

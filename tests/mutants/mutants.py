@@ -1353,6 +1353,14 @@ NET: Final = (
         ("tests/api/test_model_lists.py",),
     ),
     Mutant(
+        "a stored chat completion that came as a stream is any key's",
+        "net/exchange.py",
+        "_learn_of",
+        "learns is not None and stream.progress.chunk_head",
+        "False",
+        ("tests/api/test_kept.py",),
+    ),
+    Mutant(
         "a list of models without an end fills the memory",
         "net/fetch.py",
         "Fetch.on_piece",

@@ -16,7 +16,7 @@ from streamd.wire.kept_objects import READ_BYTES_MAX, WATCHED, IdReader, InPath,
 @pytest.mark.parametrize(
     ("method", "path", "said"),
     [
-        ("POST", "/v1/chat/completions", InPath()),
+        ("POST", "/v1/chat/completions", InPath(stores=True)),
         ("POST", "/v1/embeddings", InPath()),
         ("GET", "/v1/files/responses", InPath(lists=True)),  # read as a collection: refused rather than granted
         ("POST", "/v1/responses", InPath(makes=True)),

@@ -29,6 +29,8 @@ from streamd.wire.dialects.members import (
     whole,
 )
 from streamd.wire.dialects.merging import Merge, Merging, merges
+from streamd.wire.json_scan import Watched
+from streamd.wire.kept_objects import STORE
 
 _DELTA_TEXTS: Final = ("content", "reasoning_content", "reasoning", "refusal")
 # Texts in OpenRouter's `reasoning_details`, which repeat that of `reasoning`.
@@ -107,6 +109,7 @@ class Chat(Api):
 
     paths: ClassVar = ("/v1/chat/completions",)
     chunk: ClassVar[str] = "chat.completion.chunk"  # the `object` of a chunk that has none
+    watched: ClassVar = Watched({"model": None, "stream": None, STORE: None})
     done_ends: ClassVar = True
     text_keys: ClassVar = (*_DELTA_TEXTS, *_DETAIL_TEXTS, "arguments")
     listed: ClassVar = "choices"
