@@ -92,7 +92,7 @@ def response_outcome(request_method: str, wire: bytes, size: int) -> int | str:
                     head, chunk = found
                     response = parse_response(head, request_method)
                     if response.status >= 200:
-                        decoder = decoder_for(response.framing, response.content_length)
+                        decoder = decoder_for(response.framing, response.content_length, loose=True)
                 elif decoder.done:
                     surplus += chunk
                     break
