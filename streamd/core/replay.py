@@ -63,6 +63,8 @@ COALESCED_TEXT_BYTES_MAX: Final = 16 * 1024
 # A byte names a template. An answer of many parts (tool calls, choices, outputs of Responses) needs a few dozen: a
 # template for each part. An event that fits none is compared with all of them, which takes 10-20 us.
 TEMPLATES_MAX: Final = 64
+# Templates that take turns: as many choices or parallel tool calls as an answer usually has. Each takes some 400 bytes.
+AIMS_MAX: Final = 8
 # Attempts to learn a template: this many at first, then in every 16th event. An attempt parses, 10-30 us, so an append
 # to a stream that never repeats itself costs 2 us more on average.
 LEARNT_AT_ONCE_MAX: Final = 24
@@ -80,7 +82,7 @@ LARGE_EVENT_BYTES_MIN: Final = 64 * 1024
 _BYTES_OBJECT: Final = 33
 _TEMPLATE_OBJECT: Final = 64 + 64  # the object, and the tuple of its three pieces
 _LOG_OBJECT: Final = 256 + 8 * 32  # slots and the garbage collector's head; the log's integers
-_AIMS: Final = 64 + 168  # a dictionary of up to five
+_AIMS: Final = 64 + 288  # a dictionary of up to ten
 _AIM: Final = 72
 _LIST: Final = 56
 _LIST_PLACE: Final = 9  # a pointer, over-allocated by an eighth
@@ -428,8 +430,9 @@ class ReplayLog(_Joined):
         if self._aims is None:
             self._aims = {}
             self.bytes_held += _AIMS
-        aim = self._aims[self._current] = self._prefix, self._suffix, self._padding, self._counting
-        self.bytes_held += _aim_held(aim)
+        if self._current not in self._aims and len(self._aims) < AIMS_MAX:
+            aim = self._aims[self._current] = self._prefix, self._suffix, self._padding, self._counting
+            self.bytes_held += _aim_held(aim)
 
     def _drop_aims(self) -> None:
         """`created` has changed, which is a part of each aim."""
@@ -482,7 +485,7 @@ class ReplayLog(_Joined):
     def _put_switching(self, k: int, fill: Fill) -> bytes:
         """Write a text of template `k` with the marks that it needs; return the record without them."""
         marks = b""
-        if k != self._current and self._number < 0 <= self._current and self._current not in (self._aims or ()):
+        if k != self._current and self._number < 0 <= self._current:
             self._keep_aim()
         if k != self._current or fill.number != self._number:
             self._current, self._number = k, fill.number

@@ -59,6 +59,9 @@ COLLECTED_S_MAX = 5.0
 TERMINAL_GRACE_S = 1.0
 
 
+_TOO_LARGE = "The upstream sent too much: its answer came whole, and is larger than event_bytes_max."
+
+
 class ExchangeState(Choice):
     """The state of an exchange; the module's docstring explains each."""
 
@@ -431,8 +434,7 @@ class Exchange(Pending):
             elif opened.is_error and not has_room:
                 self._refuse(opened, self.stream)
             elif not has_room:
-                text = "The upstream sent too much: its answer came whole, and is larger than event_bytes_max."
-                self._truncated(CloseReason.EVENT_TOO_LARGE, text)
+                self._truncated(CloseReason.EVENT_TOO_LARGE, _TOO_LARGE)
 
     def on_end(self, link: UpstreamConnection) -> None:
         if self._state is ExchangeState.OPENING:
@@ -521,6 +523,9 @@ class Exchange(Pending):
 
     def _deliver(self, collected: Collected, stream: Stream) -> bool:
         """A whole answer to a reader that has a stream's head: its events follow. False: it is no whole JSON."""
+        if len(collected.body) > self._runtime.settings.event_bytes_max:
+            self._truncated(CloseReason.EVENT_TOO_LARGE, _TOO_LARGE)
+            return True
         events = [] if collected.is_error else whole_events(stream.dialect, bytes(collected.body))
         if not events:
             return False

@@ -257,6 +257,20 @@ def test_a_whole_answer_is_bounded_and_counted_while_it_is_held() -> None:
         assert json.loads(datas(client)[-1])["error"]["code"] == "event_too_large"
 
 
+@pytest.mark.parametrize("framing", ["chunked", "length", "until close"])
+def test_a_whole_answer_above_the_bound_of_an_event_is_refused_even_if_it_comes_at_once(framing: str) -> None:
+    body = json.dumps(WHOLE["chat"] | {"padding": "x" * 60_000}).encode()
+    with rig(commit_after_s=COMMIT_S, event_bytes_max=50_000) as r:
+        client = ask(r, PATHS["chat"], committed=True)
+        (answer,) = wire(body, framing, "application/json")
+        r.reply(answer)
+        if framing == "until close":
+            r.link.fin()
+        r.pass_time(BROKEN_END_S)
+        assert json.loads(datas(client)[-1])["error"]["code"] == "event_too_large"
+        assert b"padding" not in client.raw
+
+
 def test_a_reader_that_resumes_gets_the_same_events() -> None:
     body = json.dumps(WHOLE["chat"]).encode()
     with rig(commit_after_s=COMMIT_S) as r:

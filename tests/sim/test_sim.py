@@ -344,7 +344,7 @@ def reads_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(net_turns, "pause_reading", lambda connection, reason: None)
 
 
-SEEDS_MAX = 40
+SEEDS_MAX = 120
 
 # The message is pinned: a broken rule must be found as itself, not by a later consequence.
 BROKEN = {
@@ -381,11 +381,21 @@ BROKEN = {
 }
 
 
+# Seeds that found a rare case when they were looked for; a search from 1 takes 10 to 30 s for each of these.
+FIRST_SEEDS = {
+    charges_the_removed: (94,),
+    says_farewell_behind_the_gap: (32,),
+    merges_two_messages: (12, 14),
+    forgets_to_catch_up: (7,),
+}
+
+
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__)
 def test_each_broken_rule_is_found_by_its_own_check(
     break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
     with pytest.raises(Violation, match=BROKEN[break_it]):
-        for seed in range(1, SEEDS_MAX):  # most are found by the first two; any change of the code changes the runs
+        # Most are found by the first two; any change of the code changes the runs.
+        for seed in (*FIRST_SEEDS.get(break_it, ()), *range(1, SEEDS_MAX)):
             World(seed).play(STEPS)
