@@ -71,7 +71,7 @@ class KeptObjects:
             made = [each for object_id in ids for each in self.makers.of(object_id)]
             own = [each.upstream for each in made if principal.admin or each.principal == principal.id]
             if not own and (made or _is_limited(principal)):
-                raise _no_object(ids)
+                raise _no_object()
             places += [each for each in own if self._upstreams.has(each)]
         return places[0] if places else ""
 
@@ -126,7 +126,6 @@ def _is_limited(principal: Principal) -> bool:
     return principal.key is not None and principal.key.is_limited
 
 
-def _no_object(ids: tuple[str, ...]) -> HttpError:
-    named = f"object {ids[0][:100]!r}" if ids else "such object"
-    text = f"There is no {named} here: it was made for another key, or it isn't known for which."
+def _no_object() -> HttpError:
+    text = "There is no such object here: it was made for another key, or it isn't known for which."
     return HttpError(404, text, code="not_found", reason=CloseReason.NOT_FOUND)

@@ -223,7 +223,7 @@ def test_an_object_is_known_at_every_worker() -> None:
                 await ask.until(lambda ask=ask, object_id=object_id: ask.worker.kept.makers.of(object_id))
                 for each in p.both:
                     other = await each.ask(get(f"/v1/responses/{object_id}", "x-api-key: b"))
-                    assert other.status == 404 and other.error["message"].startswith("There is no object")
+                    assert other.status == 404 and other.error["message"].startswith("There is no such object")
 
     run(main)
 

@@ -191,7 +191,8 @@ class Transport(asyncio.Transport):
         self._incoming.clear()
         protocol, self.protocol = self.protocol, None
         protocol.connection_lost(exc)
-        if protocol.at.value not in ("lost", "closed"):
+        waits = getattr(protocol, "_ended_by", None) is not None  # for a turn, behind bytes that came before the end
+        if protocol.at.value not in ("lost", "closed") and not waits:
             self._loop.failed.append(Violation(f"lost, but {protocol.at}"))
         peer, self.peer = self.peer, None
         if peer is not None and not self.gone:
