@@ -359,7 +359,7 @@ class Exchange(Pending):
             self._attach(stream, opened.head)
             first, self._collected = opened.let_go(), None
             if not at_end:
-                link.read_events(stream, first)
+                link.read_events(stream, first, is_inner=opened.head.get(b"x-stream-id") is not None)
             elif first:
                 stream.append_pieces(pieces_of_whole(first, stream), self._runtime.time())
         elif answer is not None:

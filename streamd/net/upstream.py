@@ -40,6 +40,7 @@ from streamd.net.runtime import Runtime
 from streamd.net.tls_files import TlsFilesError, load_pair
 from streamd.net.turns import CONNECTION_PIECES_MAX, STEP_SIZES_BYTES, TakesTurns, event_pieces, pieces_of, step_bytes
 from streamd.reasons import CloseReason
+from streamd.wire import inner
 from streamd.wire.chunked import BodyDecoder, ChunkedDecoder, decoder_for
 from streamd.wire.fast_chunk import chunk_bytes, one_chunk, several_chunks
 from streamd.wire.http1 import (
@@ -303,6 +304,10 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         except EventTooLarge as large:
             self._append(large.before)
             self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
+        except inner.SentAway as away:
+            self._append(away.before)
+            text = "The upstream, another streamd, drains and has sent its readers away."
+            self._break(CloseReason.UPSTREAM_TRUNCATED, text)
         return pieces_of(len(data))
 
     def _take_before(self, payloads: list[bytes]) -> None:
@@ -352,11 +357,17 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._go(UpstreamState.OPENING)
         self._begin_body(head)
 
-    def read_events(self, stream: Stream, first: bytes) -> None:
-        """The body is a stream; called from on_piece(), with all of it that has come."""
+    def read_events(self, stream: Stream, first: bytes, *, is_inner: bool = False) -> None:
+        """The body is a stream; called from on_piece(), with all of it that has come. is_inner: the upstream is another
+        streamd.
+        """
         self._go(UpstreamState.EVENTS)
         self.stream = stream
-        self._splitter = EventSplitter(event_bytes_max=self._runtime.settings.event_bytes_max, strays=stream)
+        size = self._runtime.settings.event_bytes_max
+        if is_inner:
+            self._splitter = inner.InnerSplitter(stream.dialect.api.heartbeat, event_bytes_max=size, strays=stream)
+        else:
+            self._splitter = EventSplitter(event_bytes_max=size, strays=stream)
         self._split([first], self._splitter, stream)
 
     def read_body(self) -> None:

@@ -1,0 +1,69 @@
+"""The events of a streamd behind this streamd. Its own events speak of its ids, which mean nothing to readers here.
+
+    heartbeat   a sign of life, and no event: this streamd's readers have heartbeats of its own
+    gap         stays a gap, at its own place: the inner seqs would point somewhere else in this stream
+    farewell    SentAway: the inner daemon drains, and its stream ends with it. To readers here that is a truncation,
+                and the inner `last_id` would lead nowhere
+
+An error event passes as any upstream's does.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from streamd.wire.dialects.members import Json, json_object
+from streamd.wire.sse import HEARTBEAT, EventSplitter, StrayTaker, is_event, parse_event
+
+# Heartbeats that are lines have no blank line: the splitter sees them as the first lines of the event behind them.
+_heartbeat_lines: Final = re.compile(rb"\A(?:%b)+" % re.escape(HEARTBEAT)).sub
+# As gap_event() writes it. In a text of a model the quotes have backslashes.
+_gap: Final = re.compile(rb'"gap":\{"from":[0-9]+,"to":[0-9]+(?:,"reset":true)?\}').sub
+
+
+class SentAway(Exception):
+    """The inner streamd asks its reader to come back. `before`: the pieces in front of that, of the same read."""
+
+    def __init__(self, before: list[bytes]) -> None:
+        super().__init__("sent away")
+        self.before = before
+
+
+class InnerSplitter(EventSplitter):
+    """An EventSplitter whose pieces are those for the outer stream. feed() and feed_all() may raise SentAway."""
+
+    __slots__ = ("_heartbeat", "_next_seq")
+
+    def __init__(self, heartbeat: bytes, *, event_bytes_max: int, strays: StrayTaker) -> None:
+        super().__init__(event_bytes_max=event_bytes_max, strays=strays)
+        self._heartbeat = heartbeat
+        self._next_seq = 1
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        out: list[bytes] = []
+        for piece in super().feed(chunk):
+            if piece.startswith(HEARTBEAT):
+                piece = _heartbeat_lines(b"", piece)
+            if not piece or piece == self._heartbeat:
+                continue
+            if b'"last_id"' in piece and _is_farewell(json_object(parse_event(piece)[1]) or {}):
+                raise SentAway(out)
+            if b'"gap":' in piece:
+                piece = _gap(b'"gap":{"from":%d,"to":%d}' % (self._next_seq, self._next_seq), piece, count=1)
+            self._next_seq += is_event(piece)
+            out.append(piece)
+        return out
+
+    def feed_all(self, chunks: list[bytes]) -> list[bytes]:
+        return self.feed(b"".join(chunks))
+
+    @property
+    def at_rest(self) -> bool:
+        """Never: any event may be the inner daemon's own, and is looked at."""
+        return False
+
+
+def _is_farewell(body: Json) -> bool:
+    is_placed = isinstance(body.get("last_id"), str) and isinstance(body.get("retry_ms"), int)
+    return is_placed and isinstance(body.get("error"), dict)
