@@ -35,7 +35,7 @@ from streamd.core.stream import Stream
 from streamd.core.terms import Terms
 from streamd.net.answer import Answer, Pending
 from streamd.net.application import BodySink, Plan
-from streamd.net.http_error import HttpError, bad_json
+from streamd.net.http_error import HttpError, bad_json, unsupported_encoding
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.sweep import NEVER
@@ -43,6 +43,7 @@ from streamd.net.turns import CONNECTION_PIECES_MAX, CONTAINERS_PER_PIECE, event
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.rows import Refused, parse_bytes, parse_duration
+from streamd.wire import content_coding
 from streamd.wire.dialect import Dialect
 from streamd.wire.event_id import valid_name
 from streamd.wire.http1 import Framing
@@ -269,6 +270,8 @@ class Publish:
         if make is None:
             text = f"Publish {', '.join(PUBLICATIONS)}, not {media_type[:100]}."
             raise HttpError(415, text, code="bad_content_type", param="content-type")
+        if not content_coding.is_plain(request.get(b"content-encoding")):
+            raise unsupported_encoding(request.get(b"content-encoding") or b"")
         seal = query_of(request).get("seal")
         if seal not in (None, "finished", "failed"):
             raise HttpError(400, "seal is finished or failed.", code="bad_seal", param="seal")

@@ -28,14 +28,14 @@ from streamd.net.answer import Answer
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
 from streamd.net.exchange import Exchange
-from streamd.net.http_error import HttpError, bad_json, not_found
+from streamd.net.http_error import HttpError, bad_json, not_found, unsupported_encoding
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire import charset, via
+from streamd.wire import charset, content_coding, via
 from streamd.wire.cors import Cors
 from streamd.wire.dialect import KEY_FIELDS, KEY_OPENING, KEY_PARAMETER, Dialect, generates
 from streamd.wire.dialects.api import Api
@@ -103,7 +103,7 @@ class Relay:
         self._rights = rights
         self._upstreams = upstreams
         self._streams = streams
-        self._plan = Plan(answer=self.answer, keeps_body=True)
+        self._plan = Plan(answer=self.answer, keeps_body=True, passes_encoded=True)
 
     def plan(self, request: Request) -> Plan:
         """Refuse requests that no body can make valid. Raises HttpError."""
@@ -128,20 +128,13 @@ class Relay:
 
         It has to if the key's rights or limits depend on the body, or if a model may have another name upstream.
         """
-        coding = (request.get(b"content-encoding") or b"identity").strip().lower()
-        if coding in (b"identity", b"") or head_of(request).framing is Framing.NONE:
+        coding = request.get(b"content-encoding")
+        if coding is None or content_coding.is_plain(coding) or head_of(request).framing is Framing.NONE:
             return False
         key = request.principal.key
         if (key is None or not key.depends_on_bodies) and not any(up.settings.aliases for up in self._upstreams):
             return True
-        shown = coding[:50].decode("latin-1")
-        raise HttpError(
-            415,
-            f"This body has to be read here, and its Content-Encoding is {shown!r}: send it without an encoding.",
-            code="unsupported_encoding",
-            param="content-encoding",
-            headers=((b"accept-encoding", b"identity"),),
-        )
+        raise unsupported_encoding(coding)
 
     def _may_join(self, request: Request) -> bool:
         """Whether a request may turn out to join a generation that is paid for, which no spent limit prevents."""

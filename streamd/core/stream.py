@@ -90,6 +90,9 @@ from streamd.wire.strays import Strays
 # at once: 64 writes of 10 us are 0.6 ms, about the time of a TLS handshake.
 DIRECT_READERS_MAX = 64
 
+# The `code` of an error where an upstream sent lines in place of events.
+NOT_EVENTS = "upstream_not_events"
+
 # Bound of the events of a read that go out in a single write. The whole write may stay in the buffer of a reader that
 # stalls at it; the next write goes to the reader's ring. 64 KiB are more than most servers write at once.
 APPEND_BYTES_MAX = 64 * 1024
@@ -928,14 +931,14 @@ class Stream(_StreamPerToken):
         """The first pieces, behind lines that were dropped. An error goes in front of `[DONE]`: an answer that was lost
         must not look like an empty answer.
         """
-        first = next(filter(sse.is_event, pieces), b"")
-        if not sse.parse_event(first)[1].startswith(b"[DONE]"):
+        first, strays = next(filter(sse.is_event, pieces), b""), self.progress.strays
+        if strays is None or not sse.parse_event(first)[1].startswith(b"[DONE]"):
             return pieces
         lost = error_event(
             self.dialect,
-            message="The upstream sent no events, but lines of another kind.",
+            message=f"The upstream sent no event, but {strays.told()}.",
             type=UPSTREAM_ERROR,
-            code="upstream_not_events",
+            code=NOT_EVENTS,
             sequence_number=0,
         )
         self.progress.failed = True

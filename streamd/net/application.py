@@ -50,6 +50,7 @@ class Plan:
     take_body: Callable[[Answer], BodySink] | None = None
     owner: int | None = None
     keeps_body: bool = False
+    passes_encoded: bool = False  # whether `answer` takes a body with a Content-Encoding, which is read nowhere here
     check: Callable[[Request], None] | None = None  # called with the head; raises HttpError
     body_bytes_max: int = 0  # for `answer`; 0: the configured limit
 

@@ -8,6 +8,7 @@ whole, or for the text of an error.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from streamd.core.admission import Admission
 from streamd.reasons import CloseReason
@@ -74,16 +75,16 @@ class Collected:
         """Whether JSON can end where these bytes end."""
         return self.body[-64:].rstrip().endswith((b"}", b"]"))
 
-    def failure(self) -> Failure:
-        """The error that the body tells, or else the fact that this is no stream."""
+    def failure(self, wait_s: int | None) -> Failure:
+        """The error that the body tells, or else the fact that this is no stream. `wait_s`: the head's Retry-After."""
         head, code = self.head, CloseReason.UPSTREAM_REFUSED.word
         said = f"The upstream answered {head.status}"
         coding = coding_of(head)
         if coding is not None:
             text = f"{said} in the content coding {coding!r}, which can't be undone here: identity was asked for."
-            return Failure(text, head.status, code=code)
+            return Failure(text, head.status, code=code, wait_s=wait_s)
         found = failure_of(bytes(self.body), head.status, code) if not 200 <= head.status < 300 else None
-        return found or Failure(said + self._text(), head.status, code=code)
+        return replace(found or Failure(said + self._text(), head.status, code=code), wait_s=wait_s)
 
     def _text(self) -> str:
         """The body's own words, as far as a person can read them."""

@@ -29,7 +29,7 @@ from streamd.choice import Choice
 from streamd.config import RouteSettings, Settings, UpstreamSettings
 from streamd.core.guard import guarded
 from streamd.core.health import REFUSED_STATUSES
-from streamd.core.stream import Stream
+from streamd.core.stream import NOT_EVENTS, Stream
 from streamd.core.usage import Charge
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
@@ -541,9 +541,10 @@ class Exchange(Pending):
         """A reader that has a stream's head is told an upstream's error, or that the answer is no stream."""
         if self._charge is not None:
             self._charge.passed(bytes(collected.body))
-        failure = collected.failure()
+        runtime = self._runtime
+        now, most_s = runtime.time(), runtime.settings.upstream_retry_after_max_s
+        failure = collected.failure(retry_after.wait_s_in(collected.head.headers, most_s, runtime.unix_time()))
         self._over()
-        now = self._runtime.time()
         stream.fail(CloseReason.UPSTREAM_REFUSED, now, message=failure.message, failure=failure)
 
     def _complete(self, stream: Stream) -> None:
@@ -561,7 +562,11 @@ class Exchange(Pending):
         answer, stream = self.answer, self.stream
         self._over()
         if stream is not None:
-            stream.fail(reason, self._runtime.time(), message=text)
+            strays, code = stream.progress.strays, ""
+            if strays is not None:
+                text = f"{text} Dropped: {strays.told()}."
+                code = NOT_EVENTS if reason is CloseReason.UPSTREAM_TRUNCATED and not stream.events else ""
+            stream.fail(reason, self._runtime.time(), message=text, code=code)
         elif answer is not None:
             answer.abandon(reason)
 

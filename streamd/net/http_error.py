@@ -10,6 +10,9 @@ from __future__ import annotations
 from streamd.reasons import CloseReason
 from streamd.wire.json_scan import JsonError
 
+# Longest name of a coding that an error repeats: those that are registered have 13 characters at most.
+CODING_CHARS_MAX = 50
+
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -65,6 +68,18 @@ class HttpError(Exception):
 def bad_json(error: JsonError) -> HttpError:
     """400 for a body whose JSON isn't taken."""
     return HttpError(400, str(error), code=error.code, param=error.param)
+
+
+def unsupported_encoding(coding: bytes) -> HttpError:
+    """415 for a body in a Content-Encoding that would have to be undone here."""
+    shown = coding.strip().lower()[:CODING_CHARS_MAX].decode("latin-1")
+    return HttpError(
+        415,
+        f"This body has to be read here, and its Content-Encoding is {shown!r}: send it without an encoding.",
+        code="unsupported_encoding",
+        param="content-encoding",
+        headers=((b"accept-encoding", b"identity"),),
+    )
 
 
 def not_found(path: str) -> HttpError:

@@ -10,12 +10,13 @@ from streamd.config import Settings
 from streamd.core.body_charge import BodyCharge
 from streamd.net.answer import Answer
 from streamd.net.application import BodySink, Plan
-from streamd.net.http_error import HttpError, bad_json
+from streamd.net.http_error import HttpError, bad_json, unsupported_encoding
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
 from streamd.net.turns import STEP_SIZES_BYTES, pieces_of, step_bytes
 from streamd.reasons import CloseReason
+from streamd.wire import content_coding
 from streamd.wire.chunked import BodyDecoder, LengthDecoder, decoder_for
 from streamd.wire.http1 import RequestHead
 from streamd.wire.json_scan import JsonError
@@ -70,7 +71,7 @@ class Intake:
         return self._decoder is not None and self._decoder.done
 
     def begin(self, plan: Plan, answer: Answer, content_length: int) -> None:
-        """Prepare for the body. Raises HttpError for a body that is too large, before it is read."""
+        """Prepare for the body. Raises HttpError for a body that is too large or encoded, before it is read."""
         self._plan = plan
         self._request = answer.request
         if plan.take_body is not None:
@@ -80,6 +81,9 @@ class Intake:
         if content_length > self._body_bytes_max:
             raise self._too_large()
         if plan.keeps_body:
+            coding = self._request.get(b"content-encoding")
+            if not plan.passes_encoded and not content_coding.is_plain(coding) and not self.is_whole:
+                raise unsupported_encoding(coding or b"")
             self.held = bytearray()
             self._request.body_charge = BodyCharge(self._runtime.admission, answer.origin.holders(self._request))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -30,6 +31,16 @@ def bounded(name: bytes, value: bytes, seconds_max: float, now_unix: float) -> b
         found = _number(value.decode("latin-1").strip())
         return None if found is None else b"%d" % min(math.ceil(float(found[0])), seconds_max * 1000)
     return value
+
+
+def wait_s_in(headers: Iterable[tuple[bytes, bytes]], seconds_max: float, now_unix: float) -> int | None:
+    """The wait that an answer with these fields asks for: whole seconds, rounded up, at most `seconds_max`.
+
+    None if no field says it in a form that can be read. Milliseconds come first, as the SDKs read them.
+    """
+    waits = [(name, bounded(name, value, seconds_max, now_unix)) for name, value in headers]
+    found = {name: int(value) for name, value in waits if name in (SECONDS, MILLISECONDS) and value is not None}
+    return -(-found[MILLISECONDS] // 1000) if MILLISECONDS in found else found.get(SECONDS)
 
 
 def _seconds(text: str, now_unix: float) -> float | None:

@@ -34,6 +34,11 @@ class Strays:
             found = (_field_of(line) for line in lines.splitlines()[:NAMES_MAX])
             self.names = tuple(dict.fromkeys((*self.names, *found)))[:NAMES_MAX]
 
+    def told(self) -> str:
+        """The lines in words, for the reader that doesn't get them."""
+        lines = "1 line that is no event" if self.lines == 1 else f"{self.lines} lines that are no events"
+        return f"{lines} ({', '.join(self.names)})"
+
 
 def _field_of(line: bytes) -> str:
     if line.startswith(_JSON):

@@ -338,6 +338,35 @@ def test_other_types_are_refused_before_the_body_is_sent(media_type: str) -> Non
         assert (client.answer.status, client.answer.error["code"]) == (415, "bad_content_type")
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd, gzip", "identity, deflate"])
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-ndjson", "text/event-stream"])
+def test_an_encoded_publication_is_refused_before_it_is_sent_and_its_coding_named(media_type: str, coding: str) -> None:
+    with publishing() as r:
+        opened(r)
+        fields = (f"Content-Type: {media_type}", f"Content-Encoding: {coding}", "Expect: 100-continue")
+        client = r.client(begin(*fields))
+        assert b"100 Continue" not in client.raw
+        assert (client.answer.status, client.answer.error["code"]) == (415, "unsupported_encoding")
+        assert coding in client.answer.error["message"] and client.answer.get("accept-encoding") == "identity"
+
+
+@pytest.mark.parametrize("coding", ["identity", "none", "Identity, none"])
+def test_a_coding_that_names_no_coding_is_published(coding: str) -> None:
+    with publishing() as r:
+        stream = opened(r)
+        assert ask(r, send(b"1\n", LINES, f"Content-Encoding: {coding}")).status == 200
+        assert data_of(stream) == [b"1"]
+
+
+@pytest.mark.parametrize("path", ["/v1/streams/other", "/v1/streams", "/v1/streams/lookup"])
+def test_an_encoded_body_that_streamd_reads_itself_is_refused_with_its_coding(path: str) -> None:
+    method = "PUT" if path.endswith("other") else "POST"
+    with publishing() as r:
+        request = get(path, "Content-Length: 2", "Content-Encoding: gzip", method=method) + b"\x1f\x8b"
+        answer = r.client(request).answer
+        assert (answer.status, answer.error["code"]) == (415, "unsupported_encoding")
+
+
 def test_each_piece_of_a_chunked_body_goes_out_as_it_comes() -> None:
     with publishing() as r:
         stream = opened(r)

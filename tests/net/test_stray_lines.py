@@ -222,3 +222,51 @@ def test_an_answer_that_was_dropped_does_not_look_empty_and_whole(text: bytes, t
         first, done = events_in(client.answer.body)
         assert first.json["error"]["code"] == "upstream_not_events" and done.data == b"[DONE]"
         assert only_stream(r).reason is CloseReason.UPSTREAM_ERROR
+
+
+PLAIN = {
+    "free text": (b"Once upon a time\nthere was a server.\n", "2 lines that are no events ((text))"),
+    "without a line end": (b"Once upon a time", "1 line that is no event ((text))"),
+    "fields": (b"meta: x\nusage: y\n\n", "2 lines that are no events (meta, usage)"),
+    "a page": (b"<html>\n<p>502</p>\n</html>\n", "3 lines that are no events ((text))"),
+    "JSON of no answer": (b'meta: {"a": 1}\n\n', "1 line that is no event (meta)"),
+}
+
+
+@pytest.mark.parametrize(("framing", "size"), [("chunked", 1), ("length", 7), ("until close", 1000)])
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("path", MIDDLES)
+def test_text_in_place_of_events_ends_with_an_error_that_says_so(path: str, kind: str, size: int, framing: str) -> None:
+    text, told = PLAIN[kind]
+    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    fields = {"chunked": "transfer-encoding: chunked\r\n", "length": f"content-length: {len(text)}\r\n"}
+    with rig() as r:
+        client = asked(r, path)
+        r.reply(f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n{fields.get(framing, '')}\r\n".encode())
+        for part in parts:
+            r.reply(chunk(part) if framing == "chunked" else part)
+        if framing == "chunked":
+            r.reply(LAST)
+        elif framing == "until close":
+            r.link.fin()
+        r.pass_time(1)
+        (error,) = events_in(client.answer.body)
+        assert told in error.json["error"]["message"] and not client.answer.whole
+        if path not in ("/v1/messages", "/v1beta/models/m:streamGenerateContent?alt=sse"):
+            assert error.json["error"]["code"] == "upstream_not_events"
+        assert only_stream(r).reason is CloseReason.UPSTREAM_TRUNCATED
+
+
+@pytest.mark.parametrize("how", ["end", "fin", "silence"])
+def test_a_cut_behind_lines_that_were_dropped_names_both(how: str) -> None:
+    with rig(idle_timeout_s=20.0) as r:
+        client = asked(r, CHAT_PATH)
+        r.reply(SSE_HEAD + chunk(event("half"), b"meta: x\n\n"))
+        if how == "end":
+            r.reply(LAST)
+        elif how == "fin":
+            r.link.fin()
+        r.pass_time(25)
+        *_, error = events_in(client.answer.body)
+        assert error.json["error"]["code"] != "upstream_not_events"
+        assert error.json["error"]["message"].endswith("Dropped: 1 line that is no event (meta).")

@@ -315,6 +315,37 @@ def test_after_the_commit_an_error_status_keeps_type_code_and_text(
             )
 
 
+@pytest.mark.parametrize("field", ["retry-after: 7", "retry-after-ms: 6500", "retry-after: 7\r\nx-should-retry: true"])
+@pytest.mark.parametrize("form", ["json", "text"])
+@pytest.mark.parametrize("word", PATHS)
+def test_after_the_commit_the_wait_of_an_error_stands_in_its_object(word: str, form: str, field: str) -> None:
+    body = json.dumps({"error": ERROR}).encode() if form == "json" else b"slow down"
+    with rig(commit_after_s=COMMIT_S) as r:
+        client = ask(r, PATHS[word], committed=True)
+        r.reply(wire(body, "length", "application/json", field, status="429 Too Many Requests")[0])
+        r.pass_time(BROKEN_END_S)
+        error = json.loads(datas(client)[-1])["error"]
+        if word == "gemini":
+            wait = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "7s"}
+            assert error["details"][-1] == wait
+        else:
+            assert error["retry_after"] == 7
+        assert "slow down" in error["message"]
+
+
+@pytest.mark.parametrize("word", ["chat", "gemini"])
+def test_a_wait_that_the_error_itself_tells_stays(word: str) -> None:
+    info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "3.5s"}
+    told = {"retry_after": "soon", "details": [info]}
+    with rig(commit_after_s=COMMIT_S) as r:
+        client = ask(r, PATHS[word], committed=True)
+        body = json.dumps({"error": ERROR | told}).encode()
+        r.reply(wire(body, "length", "application/json", "retry-after: 7", status="429 Too Many Requests")[0])
+        r.pass_time(BROKEN_END_S)
+        error = json.loads(datas(client)[-1])["error"]
+        assert {name: error[name] for name in told} == told
+
+
 def test_before_the_commit_an_error_status_passes_as_it_is() -> None:
     for kind in ("application/json", SSE):
         with rig() as r:

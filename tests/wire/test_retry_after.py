@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamd.wire.retry_after import bounded
+from streamd.wire.retry_after import bounded, wait_s_in
 
 NOW = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
 
@@ -54,3 +54,21 @@ def test_every_value_is_a_short_wait_or_none(value: bytes) -> None:
     passed = bounded(b"retry-after", value, 60.0, NOW)
     assert passed is None or 0 <= int(passed) <= 60
     assert bounded(b"x-other", value, 60.0, NOW) == value
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ([(b"retry-after", b"7")], 7),
+        ([(b"retry-after", b"7"), (b"retry-after-ms", b"1200")], 2),
+        ([(b"retry-after-ms", b"0")], 0),
+        ([(b"retry-after-ms", b"soon"), (b"retry-after", b"9000")], 60),
+        ([(b"retry-after", b"Fri, 15 Jan 2027 08:00:09 GMT")], 9),
+        ([(b"retry-after", b"soon"), (b"x-retry", b"5")], None),
+        ([], None),
+    ],
+)
+def test_the_wait_of_an_answer_is_read_as_the_sdks_read_it(
+    headers: list[tuple[bytes, bytes]], wait_s: int | None
+) -> None:
+    assert wait_s_in(headers, 60, NOW) == wait_s

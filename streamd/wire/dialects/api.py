@@ -194,10 +194,12 @@ class Api:
         return {"error": openai_error(message, type, code, param)}
 
     def failure_event(self, failure: Failure) -> Json:
-        """The data of an error event that tells an upstream's own error: its type, code and text, as it gave them."""
+        """The data of an error event that tells an upstream's own error: its type, code and text, as it gave them, and
+        its Retry-After as `retry_after` in seconds: the SDKs hand out the object, and read no header here any more.
+        """
         own = {"message": failure.message, "type": failure.type or UPSTREAM_ERROR, "code": failure.code}
         status = {"status": failure.status} if failure.status >= 400 else {}
-        return {"error": {"param": failure.param, **status, **failure.given, **own}}
+        return {"error": {"param": failure.param, **status, **waits(failure), **failure.given, **own}}
 
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
         """Type and data of an event that the SDKs take for an event without content; `gap` is a member of it."""
@@ -336,6 +338,11 @@ def google_tokens_of(body: Json, before: Usage | None) -> Usage | None:
     made = [count_of(usage, name) for name in ("candidatesTokenCount", "thoughtsTokenCount")]
     counted = [count for count in made if count is not None]
     return updated(before, count_of(usage, "promptTokenCount"), sum(counted) if counted else None)
+
+
+def waits(failure: Failure) -> Json:
+    """The member of an error object that says when to ask again; none if the upstream didn't say it."""
+    return {} if failure.wait_s is None else {"retry_after": failure.wait_s}
 
 
 def openai_error(message: str, type: str, code: str, param: str | None) -> Json:

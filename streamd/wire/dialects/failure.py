@@ -28,6 +28,7 @@ class Failure:
     type: str = ""
     code: str | int | None = None
     param: str | None = None
+    wait_s: int | None = None  # the Retry-After of that answer
     given: Json = field(default_factory=dict)
     envelope: Json = field(default_factory=dict)
 
@@ -56,8 +57,8 @@ def failure_in(body: Json, status: int = 0) -> Failure | None:
         clean(kind),
         code if type(code) is int else clean(code) if isinstance(code, str) else None,
         string_of(given, "param"),
-        {} if given is body else given,
-        body,
+        given={} if given is body else given,
+        envelope=body,
     )
 
 

@@ -84,6 +84,8 @@ _MERGING: Final = Merging(
 _CANDIDATE_RULES: Final = _MERGING.at("candidates[]")
 _CONTENT_RULES: Final = _MERGING.at("candidates[].content")
 _PART_RULES: Final = _MERGING.at("candidates[].content.parts[]")
+# The kind of an error's detail that says when to ask again (google/rpc/error_details.proto).
+_RETRY_INFO: Final = "type.googleapis.com/google.rpc.RetryInfo"
 # finishReason's value for "not finished"; servers leave it out.
 _UNFINISHED: Final = "FINISH_REASON_UNSPECIFIED"
 
@@ -202,13 +204,19 @@ class Gemini(Api):
         return self.error(status, message, type, code, param)
 
     def failure_event(self, failure: Failure) -> Json:
-        """Google's clients read the code as an HTTP status, and look at the object's first member."""
+        """Google's clients read the code as an HTTP status, look at the object's first member, and wait as long as a
+        RetryInfo says.
+        """
         status = failure.code if type(failure.code) is int else failure.status
         status = status if status >= 400 else 502
         code = failure.code if isinstance(failure.code, str) else ""
         own: Json = self.error(status, failure.message, failure.type, code, failure.param)["error"]
         named = {"type": failure.type} if failure.type else {}
-        return {"error": own | named | failure.given | {"code": status, "message": failure.message}}
+        error: Json = own | named | failure.given | {"code": status, "message": failure.message}
+        details = error["details"]
+        if failure.wait_s is not None and isinstance(details, list) and not any(map(_is_wait, details)):
+            error["details"] = [*details, {"@type": _RETRY_INFO, "retryDelay": f"{failure.wait_s}s"}]
+        return {"error": error}
 
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
         return None, b"{%b}" % gap
@@ -233,6 +241,10 @@ class Gemini(Api):
 def _is_finish(reason: object) -> bool:
     """Whether a finishReason says that its candidate has ended."""
     return is_text(reason) and reason not in ("null", _UNFINISHED)
+
+
+def _is_wait(detail: Any) -> bool:
+    return isinstance(detail, dict) and detail.get("@type") == _RETRY_INFO
 
 
 def _resource(path: str) -> re.Match[str] | None:

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 import orjson
 
-from streamd.wire.dialects.api import UPSTREAM_ERROR, Api, NamedEvent, Part, Progress, is_error, tokens_of
+from streamd.wire.dialects.api import UPSTREAM_ERROR, Api, NamedEvent, Part, Progress, is_error, tokens_of, waits
 from streamd.wire.dialects.chat import is_finish
 from streamd.wire.dialects.failure import Failure
 from streamd.wire.dialects.members import Json, Usage, clean, is_text, object_of, objects_of, string_of
@@ -91,7 +91,11 @@ class Messages(Api):
         kind = failure.type or _TYPES.get(failure.status, UPSTREAM_ERROR)
         request_id = failure.envelope.get("request_id")
         named = {"request_id": request_id} if isinstance(request_id, str) else {}
-        return {"type": "error", "error": {**failure.given, "type": kind, "message": failure.message}, **named}
+        return {
+            "type": "error",
+            "error": {**waits(failure), **failure.given, "type": kind, "message": failure.message},
+            **named,
+        }
 
     def gap_event(self, progress: Progress, gap: bytes) -> tuple[str | None, bytes]:
         return "ping", b'{"type":"ping",%b}' % gap
