@@ -40,7 +40,7 @@ from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
-from streamd.net.upstream import Upstream, UpstreamConnection
+from streamd.net.upstream import Upstream, UpstreamConnection, reason_of
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
@@ -48,8 +48,9 @@ from streamd.wire import active_content, answer_fields, retry_after
 from streamd.wire.answer_fields import Fields, Whereabouts
 from streamd.wire.dialect import whole_events
 from streamd.wire.http1 import Framing, Headers, ResponseHead
+from streamd.wire.inner import SentAway, splitter_for
 from streamd.wire.opening import BodyKind, has_own_ids
-from streamd.wire.sse import pieces_of_whole
+from streamd.wire.sse import EventTooLarge
 
 # Time for an error text to come, once its head is there: the reader waits for nothing else.
 COLLECTED_S_MAX = 5.0
@@ -264,7 +265,7 @@ class Exchange(Pending):
             return
         self._request.upstream_id = answer_fields.request_id_of(head.headers, self._request.id.encode())
         is_unasked = self.stream is None and _is_event_stream(head)
-        if is_unasked and self._may_be_foreign and head.get(b"x-stream-id") is None:
+        if is_unasked and self._may_be_foreign and not _is_inner(head):
             self._open(None, link, head, attempt.asked_at)
             return
         if is_unasked and not self._open_unasked(as_bytes=False):
@@ -359,9 +360,11 @@ class Exchange(Pending):
             self._attach(stream, opened.head)
             first, self._collected = opened.let_go(), None
             if not at_end:
-                link.read_events(stream, first, is_inner=opened.head.get(b"x-stream-id") is not None)
-            elif first:
-                stream.append_pieces(pieces_of_whole(first, stream), self._runtime.time())
+                link.read_events(stream, first, is_inner=_is_inner(opened.head))
+            else:
+                end = _append_whole(stream, first, opened.head, self._runtime)
+                if end is not None:
+                    self._truncated(*reason_of(end))
         elif answer is not None:
             first, self._collected = opened.let_go(), None
             self._proxy(link, attempt.upstream, opened.head, answer)
@@ -749,6 +752,19 @@ class Exchange(Pending):
         return self._state
 
 
+def _append_whole(stream: Stream, body: bytes, head: ResponseHead, runtime: Runtime) -> EventTooLarge | SentAway | None:
+    """All of a small stream has come. Returns the thing in it that ends it, if there is one."""
+    heartbeat, size = stream.dialect.api.heartbeat, runtime.settings.event_bytes_max
+    splitter = splitter_for(heartbeat, is_inner=_is_inner(head), event_bytes_max=size, strays=stream)
+    try:
+        stream.append_pieces(splitter.feed(body), runtime.time())
+        stream.append_pieces(splitter.finish(), runtime.time())
+    except (EventTooLarge, SentAway) as end:
+        stream.append_pieces(end.before, runtime.time())
+        return end
+    return None
+
+
 def _learn_of(stream: Stream, learns: Callable[[str, bytes], None] | None) -> None:
     """A stream of chat completions has all its events: their head holds the id of a completion that is kept."""
     if learns is not None and stream.progress.chunk_head:
@@ -773,6 +789,11 @@ _TIME_OUT_TEXTS = {
     CloseReason.UPSTREAM_IDLE_TIMEOUT: "The upstream fell silent in the middle of its answer.",
     CloseReason.UPSTREAM_STREAM_TIMEOUT: "The answer took longer than stream_timeout allows.",
 }
+
+
+def _is_inner(head: ResponseHead) -> bool:
+    """Whether the answer is the stream of another streamd."""
+    return head.get(b"x-stream-id") is not None
 
 
 def _is_event_stream(head: ResponseHead) -> bool:

@@ -301,14 +301,14 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         except RemoteProtocolError as broken:
             self._take_before(broken.before)
             self._break(CloseReason.UPSTREAM_PROTOCOL, f"The upstream's answer is malformed: {broken}.")
-        except EventTooLarge as large:
-            self._append(large.before)
-            self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
-        except inner.SentAway as away:
-            self._append(away.before)
-            text = "The upstream, another streamd, drains and has sent its readers away."
-            self._break(CloseReason.UPSTREAM_TRUNCATED, text)
+        except (EventTooLarge, inner.SentAway) as end:
+            self._end_by(end)
         return pieces_of(len(data))
+
+    def _end_by(self, end: EventTooLarge | inner.SentAway) -> None:
+        """Something in the stream ends it; the pieces in front are delivered."""
+        self._append(end.before)
+        self._break(*reason_of(end))
 
     def _take_before(self, payloads: list[bytes]) -> None:
         """Deliver the payloads that were complete before a malformed part of the same read."""
@@ -317,8 +317,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
                 self._append(self._splitter.feed(b"".join(payloads)))
             elif payloads and self._asker is not None:
                 self._asker.on_piece(b"".join(payloads))
-        except EventTooLarge as large:
-            self._append(large.before)
+        except (EventTooLarge, inner.SentAway) as end:
+            self._append(end.before)
 
     @guarded
     def eof_received(self) -> bool:
@@ -363,11 +363,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         """
         self._go(UpstreamState.EVENTS)
         self.stream = stream
-        size = self._runtime.settings.event_bytes_max
-        if is_inner:
-            self._splitter = inner.InnerSplitter(stream.dialect.api.heartbeat, event_bytes_max=size, strays=stream)
-        else:
-            self._splitter = EventSplitter(event_bytes_max=size, strays=stream)
+        size, heartbeat = self._runtime.settings.event_bytes_max, stream.dialect.api.heartbeat
+        self._splitter = inner.splitter_for(heartbeat, is_inner=is_inner, event_bytes_max=size, strays=stream)
         self._split([first], self._splitter, stream)
 
     def read_body(self) -> None:
@@ -564,8 +561,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
                 if self._splitter is not None:
                     self._append(self._splitter.finish())
                 self._finish()
-            except EventTooLarge as large:
-                self._break(CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {large}.")
+            except (EventTooLarge, inner.SentAway) as end:
+                self._end_by(end)
         elif self.at is UpstreamState.IDLE:
             self.close()
         elif self.at is UpstreamState.HEAD:
@@ -619,6 +616,13 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
     def _go(self, at: UpstreamState) -> None:
         assert at in TRANSITIONS[self.at], f"{self.at} to {at}"
         self.at = at
+
+
+def reason_of(end: EventTooLarge | inner.SentAway) -> tuple[CloseReason, str]:
+    """Why a stream ends by something in it, for programs and for people."""
+    if isinstance(end, EventTooLarge):
+        return CloseReason.EVENT_TOO_LARGE, f"The upstream sent too much: {end}."
+    return CloseReason.UPSTREAM_TRUNCATED, f"{end}."
 
 
 def _hang_up(transport: asyncio.Transport) -> None:

@@ -14,7 +14,7 @@ import re
 from typing import Final
 
 from streamd.wire.dialects.members import Json, json_object
-from streamd.wire.sse import HEARTBEAT, EventSplitter, StrayTaker, is_event, parse_event
+from streamd.wire.sse import HEARTBEAT, EventSplitter, EventTooLarge, StrayTaker, is_event, parse_event
 
 # Heartbeats that are lines have no blank line: the splitter sees them as the first lines of the event behind them.
 _heartbeat_lines: Final = re.compile(rb"\A(?:%b)+" % re.escape(HEARTBEAT)).sub
@@ -26,12 +26,12 @@ class SentAway(Exception):
     """The inner streamd asks its reader to come back. `before`: the pieces in front of that, of the same read."""
 
     def __init__(self, before: list[bytes]) -> None:
-        super().__init__("sent away")
+        super().__init__("The upstream, another streamd, drains and has sent its readers away")
         self.before = before
 
 
 class InnerSplitter(EventSplitter):
-    """An EventSplitter whose pieces are those for the outer stream. feed() and feed_all() may raise SentAway."""
+    """An EventSplitter whose pieces are those for the outer stream. All of its ways to give some may raise SentAway."""
 
     __slots__ = ("_heartbeat", "_next_seq")
 
@@ -41,8 +41,19 @@ class InnerSplitter(EventSplitter):
         self._next_seq = 1
 
     def feed(self, chunk: bytes) -> list[bytes]:
+        try:
+            pieces = super().feed(chunk)
+        except EventTooLarge as large:
+            large.before = self._outer(large.before)
+            raise
+        return self._outer(pieces)
+
+    def finish(self) -> list[bytes]:
+        return self._outer(super().finish())
+
+    def _outer(self, pieces: list[bytes]) -> list[bytes]:
         out: list[bytes] = []
-        for piece in super().feed(chunk):
+        for piece in pieces:
             if piece.startswith(HEARTBEAT):
                 piece = _heartbeat_lines(b"", piece)
             if not piece or piece == self._heartbeat:
@@ -62,6 +73,15 @@ class InnerSplitter(EventSplitter):
     def at_rest(self) -> bool:
         """Never: any event may be the inner daemon's own, and is looked at."""
         return False
+
+
+def splitter_for(
+    heartbeat: bytes, *, is_inner: bool, event_bytes_max: int, strays: StrayTaker
+) -> EventSplitter | InnerSplitter:
+    """The splitter for an upstream's stream; `is_inner`: that is another streamd, and `heartbeat` its dialect's."""
+    if is_inner:
+        return InnerSplitter(heartbeat, event_bytes_max=event_bytes_max, strays=strays)
+    return EventSplitter(event_bytes_max=event_bytes_max, strays=strays)
 
 
 def _is_farewell(body: Json) -> bool:

@@ -93,12 +93,6 @@ def first_has_id(data: bytes) -> bool | None:
     return None
 
 
-def pieces_of_whole(body: bytes, strays: StrayTaker) -> list[bytes]:
-    """The pieces of a small body that has come to its end."""
-    splitter = EventSplitter(event_bytes_max=len(body) + 2, strays=strays)
-    return splitter.feed(body) + splitter.finish()
-
-
 class EventSplitter:
     """Cuts an upstream's bytes into events. Any split of the input gives the same output.
 

@@ -134,3 +134,11 @@ def test_the_first_event_decides_as_soon_as_it_is_whole(data: bytes) -> None:
     known = [each for each in verdicts if each is not None]
     assert known and set(known) == {data in FOREIGN.values()}
     assert verdicts == [None] * (len(verdicts) - len(known)) + known, "once it is known it stays so"
+
+
+def test_a_stream_that_ends_before_its_first_event_is_whole_has_the_bound_of_events() -> None:
+    with rig(event_bytes_max=5000) as r:
+        client = r.client(ASKED["a GET"])
+        r.reply(SSE_HEAD + chunk(b"data: " + b"x" * 6000) + LAST)
+        r.pass_time(1)
+        assert events_in(client.answer.body)[-1].json["error"]["code"] == "event_too_large"

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from fakes import DONE, LAST, Client, Rig, chunk, event, events_in, post, rig
+from fakes import DONE, LAST, Client, Rig, chunk, event, events_in, post, rig, whole_answer
 
 from streamd.core.stream import Stream
+from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect, Progress, gap_event, reconnect_event
 from streamd.wire.sse import HEARTBEAT, frame
 
@@ -110,3 +111,53 @@ def test_an_upstream_that_is_no_streamd_may_have_any_members() -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         r.reply(head + chunk(odd, DONE) + LAST)
         assert client.answer.whole and odd in client.answer.body
+
+
+@dialects
+@pytest.mark.parametrize("framing", ["length", "until close"])
+def test_an_inner_answer_in_a_single_read_is_understood_however_it_is_framed(dialect: Dialect, framing: str) -> None:
+    first, _, last = ANSWERS[dialect][1]
+    gap = gap_event(dialect, Progress(dialect.api), 500, 900)
+    body = b"".join([framed(499, first), dialect.api.heartbeat, framed(900, gap), framed(901, last)]).rstrip(b"\n")
+    fields = (f"X-Stream-Id: {INNER}", "Content-Type: text/event-stream")
+    with rig() as r:
+        client = r.client(post({"model": "m", "stream": 1}, path=ANSWERS[dialect][0]))
+        answer = whole_answer(body, "200 OK", *fields)
+        r.reply(answer if framing == "length" else answer.replace(b"content-length", b"x-length"))
+        if framing == "until close":
+            r.link.fin()
+        r.pass_time(2)
+        seqs = dict(shown(client))
+        assert client.answer.whole and json.loads(seqs[2])["gap"] == {"from": 2, "to": 2}
+        assert INNER.encode() not in client.answer.body and b"keepalive" not in client.answer.body
+
+
+@dialects
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_inner_events_in_front_of_one_that_is_too_large_are_understood(dialect: Dialect, size: int) -> None:
+    first = ANSWERS[dialect][1][0]
+    gap = gap_event(dialect, Progress(dialect.api), 500, 900)
+    large = b"data: " + b"x" * 6000 + b"\n\n"
+    with rig(event_bytes_max=5000) as r:
+        pieces = [framed(499, first), dialect.api.heartbeat, framed(900, gap), framed(901, large)]
+        client = answered(r, dialect, pieces, size, is_whole=False)
+        seqs = dict(shown(client))
+        assert json.loads(seqs[2])["gap"] == {"from": 2, "to": 2} and not client.answer.whole
+        stream: Stream = next(iter(r.runtime.hub))
+        assert stream.reason is CloseReason.EVENT_TOO_LARGE and stream.events == 3
+        assert b"keepalive" not in client.answer.body
+
+
+@dialects
+@pytest.mark.parametrize("end", ["end", "fin"])
+def test_an_inner_farewell_without_its_blank_line_is_a_truncation(dialect: Dialect, end: str) -> None:
+    first = ANSWERS[dialect][1][0]
+    farewell = reconnect_event(dialect, message="streamd is restarting", last_id=f"{INNER}:1", retry_ms=77)
+    with rig() as r:
+        client = answered(r, dialect, [framed(1, first), farewell.rstrip(b"\n")], 10_000, is_whole=end == "end")
+        if end == "fin":
+            r.link.fin()
+        r.pass_time(2)
+        assert not client.answer.whole and INNER.encode() not in client.answer.body
+        stream: Stream = next(iter(r.runtime.hub))
+        assert stream.reason is not None and stream.reason.word == "upstream_truncated"
