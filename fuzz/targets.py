@@ -6,6 +6,7 @@
     sse             the event splitter: cuts don't change the outcome, and its output splits into itself
     json_scan       the scan of JSON: cuts don't change the outcome, and it takes what orjson takes and finds the same
     replay_log      the replay log: events come back byte for byte, coalesced text is the same text
+    log_record      records of a log's copy: refused, or readable to their end, and cuts don't change the copy
     state           kept streams of another process: refused, or readable to their end
 
 An AssertionError, or any other exception, is a finding. This module doesn't depend on atheris: tests/test_fuzz.py runs
@@ -29,7 +30,8 @@ from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, get, po
 
 from streamd.core import snapshot
 from streamd.core.hub import Hub
-from streamd.core.replay import ReplayLog
+from streamd.core.log_record import pack, unpack
+from streamd.core.replay import Mark, ReplayLog
 from streamd.core.stream import Stream
 from streamd.daemon import logs
 from streamd.reasons import CloseReason
@@ -256,6 +258,45 @@ def texts(events: Iterator[bytes]) -> dict[str, str]:
     return {index: text.encode("utf-16", "surrogatepass").hex() for index, text in said.items() if text}
 
 
+def log_record(data: bytes) -> None:
+    """The first byte sets the size of the good records; the input is the events of a log, and a record behind it."""
+    if not data:
+        return
+    events = [each for each in split(data[1:], 0) or [] if each.endswith(b"\n\n")]
+    log, copy = ReplayLog(bytes_max=1 << 20, events_max=1000), ReplayLog(bytes_max=1 << 20, events_max=1000)
+    mark = log.mark_at_start()
+    for each in events:
+        log.append(each)
+        if len(each) % 3 == 0:
+            follow(copy, log, mark, data[0])
+    follow(copy, log, mark, data[0])
+    assert copy.parts() == log.parts()
+    last = copy.seq_next - 1
+    for wire in (data[1:], data[2:], b"\0\1" + data[1:]):
+        for seq_last in (last + 1, last + 2, last + 9):
+            try:
+                copy.extend(unpack(wire, seq_last))
+            except ValueError:
+                continue
+    copy.append(b"data: more\n\n")
+    cursor = copy.seek(copy.seq_first)
+    while copy.read(cursor, bytes_max=4096):
+        pass
+    assert cursor.seq == copy.seq_next
+    cursor = copy.seek(copy.seq_first)
+    while copy.read_coalesced(cursor, bytes_max=4096):
+        pass
+    assert cursor.seq == copy.seq_next
+
+
+def follow(copy: ReplayLog, log: ReplayLog, mark: Mark, bytes_max: int) -> None:
+    while record := log.since(mark, bytes_max=bytes_max * 16):
+        wire = pack(record)
+        again = unpack(wire, record.seq_last)
+        assert pack(again) == wire and again == record
+        copy.extend(again)
+
+
 def state(data: bytes) -> None:
     """As a file, and as the body of a record with a right checksum: accepted streams can be read to their end."""
     restored(data)
@@ -301,6 +342,7 @@ TARGETS: dict[str, Target] = {
     "sse": sse,
     "json_scan": json_scan,
     "replay_log": replay_log,
+    "log_record": log_record,
     "state": state,
 }
 
@@ -341,6 +383,19 @@ def event_seeds() -> list[bytes]:
     return [first + body for first in (b"\0", b"\1", b"\5") for body in (chats, two, odd, b"\xef\xbb\xbf" + chats)]
 
 
+def record_seeds() -> list[bytes]:
+    """Events, and records of every form, the last of them cut at the end of a log."""
+    records = []
+    for body in event_seeds()[:4]:
+        log = ReplayLog(bytes_max=1 << 20, events_max=1000)
+        for each in split(body[1:], 0) or []:
+            log.append(each)
+        for mark in (log.mark_at_start(), log.mark_behind(1)):
+            record = log.since(mark, bytes_max=600)
+            records += [b"\0" + pack(record)] if record else []
+    return [b"\1" + event_seeds()[0][1:], *event_seeds(), *records]
+
+
 def json_seeds() -> list[bytes]:
     texts = [
         b'{"model":"m","stream":true,"messages":[{"role":"user","content":"a, \\"b\\" [c]"}],"seed":1e-3}',
@@ -376,5 +431,6 @@ MADE: dict[str, Callable[[], list[bytes]]] = {
     "sse": event_seeds,
     "json_scan": json_seeds,
     "replay_log": event_seeds,
+    "log_record": record_seeds,
     "state": state_seeds,
 }

@@ -34,7 +34,15 @@ TEMPTING = (
     b",",
     b'"model":',
 )
-MUTATIONS = {"request_path": 400, "chunked": 1500, "sse": 800, "json_scan": 1500, "replay_log": 500, "state": 1500}
+MUTATIONS = {
+    "request_path": 400,
+    "chunked": 1500,
+    "sse": 800,
+    "json_scan": 1500,
+    "replay_log": 500,
+    "log_record": 300,
+    "state": 1500,
+}
 
 
 def mutated(rng: random.Random, seed: bytes, other: bytes) -> bytes:

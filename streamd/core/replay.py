@@ -36,9 +36,11 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from streamd.core.log_record import TEMPLATES_MAX, LogRecord, TemplateParts
 from streamd.wire.template import (
     AGAIN,
     COUNT,
@@ -48,6 +50,7 @@ from streamd.wire.template import (
     PAD,
     PLAIN,
     SPACES,
+    TEMPLATE_BYTES_MAX,
     TEXT,
     Delta,
     Fill,
@@ -60,9 +63,6 @@ from streamd.wire.template import (
 SEGMENT_BYTES_MAX: Final = 479  # see above
 # Most text in a coalesced event (docs/PROTOCOL.md, section 3); a single event with more text stays whole.
 COALESCED_TEXT_BYTES_MAX: Final = 16 * 1024
-# A byte names a template. An answer of many parts (tool calls, choices, outputs of Responses) needs a few dozen: a
-# template for each part. An event that fits none is compared with all of them, which takes 10-20 us.
-TEMPLATES_MAX: Final = 64
 # Templates that take turns: as many choices or parallel tool calls as an answer usually has. Each takes some 400 bytes.
 AIMS_MAX: Final = 8
 # Attempts to learn a template: this many at first, then in every 16th event. An attempt parses, 10-30 us, so an append
@@ -115,7 +115,7 @@ class LogParts(NamedTuple):
     seq_next: int
     text_events: int
     text_bytes: int
-    templates: tuple[tuple[tuple[bytes, ...], bytes, bool], ...]  # fixed pieces, holes, merges
+    templates: tuple[TemplateParts, ...]
     segments: tuple[bytes, ...]
 
 
@@ -131,6 +131,18 @@ class Cursor:
         self._template: Template | None = None
         self._created = b""
         self._number = -1
+
+
+class Mark:
+    """How far a log is known in another place: all events before `seq_next`. since() moves it."""
+
+    __slots__ = ("_offset", "_segment", "_templates", "seq_next")
+
+    def __init__(self, seq_next: int, segment: int, offset: int, templates: int) -> None:
+        self.seq_next = seq_next
+        self._segment = segment  # as in a Cursor
+        self._offset = offset  # 0: the next record starts over
+        self._templates = templates  # at least this many templates are known there
 
 
 class _Joined:
@@ -485,7 +497,7 @@ class ReplayLog(_Joined):
     def _put_switching(self, k: int, fill: Fill) -> bytes:
         """Write a text of template `k` with the marks that it needs; return the record without them."""
         marks = b""
-        if k != self._current and self._number < 0 <= self._current:
+        if k != self._current and self._number < 0 <= self._current and self._from:
             self._keep_aim()
         if k != self._current or fill.number != self._number:
             self._current, self._number = k, fill.number
@@ -494,7 +506,7 @@ class ReplayLog(_Joined):
             self._created = fill.created
             self._drop_aims()
             marks += self._date()
-        if marks:
+        if marks or not self._from:  # extend() leaves the template in use without an aim
             self._aim()
         record = self._record(fill.text, fill.pad)
         tail = b"%b%b%b" % (self._tail, marks, record)
@@ -515,11 +527,7 @@ class ReplayLog(_Joined):
     def _roll(self, record: bytes) -> None:
         """Seal the tail and begin another with `record`, whose event is seq_next."""
         if self._tail:
-            if self._segments is None:
-                self._segments = []
-                self.bytes_held += _LIST
-            self._segments.append(self._tail)
-            self.bytes_held += _held(self._tail) - _tail_held(self._tail)
+            self._seal_tail()
         head = self.seq_next.to_bytes(_HEAD, "big")
         if self._current >= 0:
             head += self._switch()
@@ -529,6 +537,14 @@ class ReplayLog(_Joined):
         self._tail = head + record
         self.bytes_held += _tail_held(self._tail)
         self._keep_bounds()
+
+    def _seal_tail(self) -> None:
+        """The tail becomes a segment; the caller begins another."""
+        if self._segments is None:
+            self._segments = []
+            self.bytes_held += _LIST
+        self._segments.append(self._tail)
+        self.bytes_held += _held(self._tail) - _tail_held(self._tail)
 
     # Forgetting.
 
@@ -604,6 +620,130 @@ class ReplayLog(_Joined):
         log._text_base = parts.text_bytes + parts.text_events - len(log._tail)
         log._keep_bounds()
         return log
+
+    # A copy in another place (core/log_record.py).
+
+    def mark_at_start(self) -> Mark:
+        """The mark of a log that isn't known elsewhere: the next record starts over with the oldest event held."""
+        return Mark(self.seq_first, self._base, 0, 0)
+
+    def mark_behind(self, seq: int) -> Mark:
+        """The mark of a log that is known elsewhere up to event `seq`. LookupError unless the log holds that event.
+
+        It stands at the end of that event's segment, not at the start of the next. Else the copy would not learn that a
+        segment was sealed between the two.
+        """
+        if seq >= self.seq_next:
+            raise LookupError(seq)
+        cursor = self.seek(seq)
+        self._skip(cursor, seq + 1)
+        # The templates that were in use at an older event aren't known here, so the next record has all of them.
+        templates = len(self._templates or ()) if seq + 1 == self.seq_next else 0
+        return Mark(seq + 1, cursor._segment, cursor._offset, templates)
+
+    def since(self, mark: Mark, *, bytes_max: int) -> LogRecord | None:
+        """The events behind the mark, which moves to their end; None if there are none.
+
+        A record has at most `bytes_max` bytes and a segment, beside its templates: the next call returns the rest.
+        LookupError if the log has dropped the segment at the mark: then mark_at_start() is the way on.
+        """
+        if mark.seq_next == self.seq_next:
+            return None
+        if mark._segment < self._base:
+            raise LookupError(mark.seq_next)
+        segments = self._segments or ()
+        index = mark._segment - self._base
+        held = segments[index] if index < len(segments) else self._tail
+        pieces = [held[mark._offset :]]
+        length = len(pieces[0])
+        while index < len(segments) and length <= bytes_max:
+            index += 1
+            held = segments[index] if index < len(segments) else self._tail
+            pieces.append(held)
+            length += len(held)
+        seq_next = self.seq_next
+        if index < len(segments):
+            seq_next = _first(segments[index + 1] if index + 1 < len(segments) else self._tail)
+        known, templates = mark._templates, self._templates or []
+        new = tuple([(each.fixed, each.holes, each.merges) for each in templates[known:]])
+        record = LogRecord(
+            mark._offset == 0, seq_next - mark.seq_next, seq_next - 1, known if new else 0, new, tuple(pieces)
+        )
+        mark.seq_next, mark._templates = seq_next, len(templates)
+        mark._segment, mark._offset = self._base + index, len(held)
+        return record
+
+    def extend(self, record: LogRecord) -> None:
+        """Add a record that since() of another log returned: the bytes of both logs are equal then, up to its end.
+
+        The record may come from a stranger. Raises ValueError, with nothing changed, unless the record continues this
+        log, or starts over and this log is new, and every byte of it can be read. Texts are counted from the bytes, so
+        events that the other log had dropped before it started over count as events without text.
+        """
+        if record.seq_first != self.seq_next if not record.starts_over else self.seq_next != 1:
+            raise ValueError("a record that doesn't begin with the event after the log's last event")
+        known = len(self._templates or ())
+        new = self._new_templates(record)
+        holes = [*(each.holes for each in self._templates or ()), *(holes for _, holes, _ in new)]
+        walk = _Check(holes, min(self._learnt, known))
+        pieces = record.pieces
+        if not record.starts_over:
+            if not self._tail or not pieces:
+                raise ValueError("a record that continues a segment which isn't there")
+            walk.go_on(self._current, self._created, self._number)
+            pieces = (self._tail + pieces[0], *pieces[1:])
+        walk.check(pieces, record.seq_first, 0 if record.starts_over else len(self._tail))
+        if walk.events != record.events:
+            raise ValueError("a record with another number of events than it says")
+        if record.starts_over:
+            self.seq_first = self.seq_next = record.seq_first
+            self._other_events = record.seq_first - 1
+        texts = self._text_base + len(self._tail)
+        for parts in new:
+            self._add_template(Template(*parts))
+        self._add_pieces(pieces)
+        self._text_base = texts + walk.text_bytes + walk.text_events - len(self._tail)
+        self.seq_next += walk.events
+        self._other_events += walk.events - walk.text_events
+        self._stop_writing(walk)
+        self._keep_bounds()
+
+    def _new_templates(self, record: LogRecord) -> tuple[TemplateParts, ...]:
+        """The templates of the record that this log lacks. ValueError if others are missing, differ or can't be."""
+        if not record.templates:
+            return ()
+        known = self._templates or []
+        first = record.templates_from
+        if first > len(known):
+            raise ValueError("a record that lacks templates")
+        both = zip(known[first:], record.templates, strict=False)
+        if any((each.fixed, each.holes, each.merges) != given for each, given in both):
+            raise ValueError("a record with another template in the place of one that the log has")
+        new = record.templates[len(known) - first :]
+        for fixed, holes, _ in new:
+            _check_template(fixed, holes)
+            if sum(map(len, fixed)) > TEMPLATE_BYTES_MAX:
+                raise ValueError("a template larger than a log learns")
+        return new
+
+    def _add_pieces(self, pieces: Sequence[bytes]) -> None:
+        """The first piece takes the tail's place, each further piece begins a segment."""
+        for number, piece in enumerate(pieces):
+            if self._tail and number == 0:
+                self.bytes_held -= _tail_held(self._tail)
+            elif self._tail:
+                self._seal_tail()
+            self._tail = piece
+            self.bytes_held += _tail_held(piece)
+
+    def _stop_writing(self, walk: _Check) -> None:
+        """Keep the state at the log's end for readers. An append() finds its template anew."""
+        self._current, self._created, self._number, self._learnt = walk.current, walk.created, walk.number, walk.used
+        if self._from:
+            self._prefix = self._suffix = _NEVER
+            self._from = self._cut = 0
+            self._padding = self._counting = self._numbering = None
+            self._drop_aims()
 
     # Reading.
 
@@ -781,17 +921,11 @@ def check_parts(parts: LogParts) -> None:
         raise ValueError("too many templates")
     for fixed, holes, _ in parts.templates:
         _check_template(fixed, holes)
-    seq = parts.seq_first
-    if not (seq >= 1 and 0 <= parts.text_events < parts.seq_next and parts.text_bytes >= 0):
+    if not (parts.seq_first >= 1 and 0 <= parts.text_events < parts.seq_next and parts.text_bytes >= 0):
         raise ValueError("impossible counts")
-    for segment in parts.segments:
-        if len(segment) <= _HEAD or _first(segment) != seq:
-            raise ValueError("a segment that doesn't begin with the seq after its predecessor")
-        events = _Check(segment, parts.templates).events()
-        if not events:
-            raise ValueError("a segment without events")
-        seq += events
-    if seq != parts.seq_next:
+    walk = _Check([holes for _, holes, _ in parts.templates], 0)
+    walk.check(parts.segments, parts.seq_first, 0)
+    if parts.seq_first + walk.events != parts.seq_next:
         raise ValueError("events are missing")
 
 
@@ -809,33 +943,63 @@ def _check_template(fixed: tuple[bytes, ...], holes: bytes) -> None:
 
 
 class _Check:
-    """Checks a segment, step by step as reading goes through it."""
+    """Goes over segments as reading does, with a check of every byte and a count of the texts."""
 
-    def __init__(self, segment: bytes, templates: tuple[tuple[tuple[bytes, ...], bytes, bool], ...]) -> None:
-        self._segment = segment
-        self._templates = templates
-        self._holes: bytes | None = None  # of the current template
-        self._dated = False
-        self._at = _HEAD
+    def __init__(self, holes: Sequence[bytes], used: int) -> None:
+        self._holes = holes  # of each template
+        self.used = used  # templates that earlier segments use: templates are learnt in their order
+        self._segment = b""
+        self._at = 0
+        self._is_learning = False
+        self.events = 0
+        # Texts of a known template, as ReplayLog counts them: not the event that a template was learnt from.
+        self.text_events = 0
+        self.text_bytes = 0
+        self._begin()
 
-    def events(self) -> int:
-        """The number of events in the segment. Raises ValueError if reading would fail or go astray."""
-        segment, events = self._segment, 0
+    def _begin(self) -> None:
+        """The state at the start of a segment, which can be read without those before it."""
+        self.go_on(-1, b"", -1)
+
+    def go_on(self, current: int, created: bytes, number: int) -> None:
+        """Take up the state at the end of a log."""
+        self.current, self.created, self.number = current, created, number
+
+    def check(self, segments: Sequence[bytes], seq: int, checked: int) -> None:
+        """Go over the segments, the first event of which is `seq`. The first `checked` bytes of the first are known.
+
+        Raises ValueError if reading would fail or go astray.
+        """
+        for number, segment in enumerate(segments):
+            at = checked if number == 0 else 0
+            if not at:
+                if len(segment) <= _HEAD or _first(segment) != seq + self.events:
+                    raise ValueError("a segment that doesn't begin with the seq after its predecessor")
+                self._begin()
+            before = self.events
+            self._over(segment, at or _HEAD)
+            events = self.events - before
+            if not events and not at:
+                raise ValueError("a segment without events")
+            if len(segment) > SEGMENT_BYTES_MAX and (events != 1 if not at else len(segment) > at):
+                raise ValueError("a segment of several events, larger than a log makes them")
+
+    def _over(self, segment: bytes, at: int) -> None:
+        self._segment, self._at = segment, at
         while self._at < len(segment):
             if segment[self._at] != _MARK:
-                events += self._texts()
+                self._texts()
             elif (kind := self._take(2)[1]) == _WHOLE:
                 event = self._take(int.from_bytes(self._take(4), "big"))
                 if event[-2:] != b"\n\n":
                     raise ValueError("an event without its blank line")
-                events += 1
+                self.events += 1
             elif kind == _DATE:
-                self._dated = True
-                if not self._take(10).isdigit():
+                self.created = self._take(10)
+                if not self.created.isdigit():
                     raise ValueError("a `created` that isn't 10 digits")
             else:
                 self._switch(kind)
-        return events
 
     def _take(self, count: int) -> bytes:
         taken = self._segment[self._at : self._at + count]
@@ -845,20 +1009,35 @@ class _Check:
         return taken
 
     def _switch(self, kind: int) -> None:
-        if kind >= len(self._templates):
+        if kind >= len(self._holes):
             raise ValueError("a mark for a template that the log doesn't have")
-        self._holes = self._templates[kind][1]
-        if NUMBER in self._holes:
-            self._take(5)
+        self.current = kind
+        self.number = int.from_bytes(self._take(5), "big") if NUMBER in self._holes[kind] else -1
+        if kind >= self.used:
+            self.used = kind + 1
+            self._is_learning = True
 
-    def _texts(self) -> int:
+    def _texts(self) -> None:
         end = self._segment.find(_MARK_BYTE, self._at)
         run = self._take((end if end >= 0 else len(self._segment)) - self._at)
-        if self._holes is None or (CREATED in self._holes and not self._dated):
+        if self.current < 0 or (CREATED in self._holes[self.current] and not self.created):
             raise ValueError("texts without a template")
         if run[-1:] != _LF or run.translate(None, _IN_TEXTS):
             raise ValueError("texts with a forbidden byte, or without their line end")
-        return run.count(_LF)
+        lines = run.count(_LF)
+        if self.number >= 0:
+            self.number += lines
+            if self.number >> 8 * 5:
+                raise ValueError("a sequence_number beyond five bytes")
+        self.events += lines
+        if _PAD_MARK in run:
+            run = _PADDING.sub(b"", run)
+        if self._is_learning:
+            self._is_learning = False
+            lines -= 1
+            run = run[run.index(_LF) + 1 :]
+        self.text_events += lines
+        self.text_bytes += len(run) - lines
 
 
 class _Coalescing:
