@@ -263,6 +263,20 @@ class Settings:
         wanted="unix:/path or a loopback HOST:PORT",
         restart=True,
     )
+    metrics_listen: str = text_row(
+        LISTENING,
+        "",
+        "Address for a scraper: /metrics, /healthz and /readyz, without TLS and keys, and nothing else",
+        "Prometheus scrapes no Unix socket. Loopback unless metrics_public",
+        check=check_address,
+        wanted="HOST:PORT, [IPV6]:PORT or unix:/path",
+        restart=True,
+    )
+    metrics_public: bool = flag_row(
+        LISTENING,
+        "Whether metrics_listen may be beyond loopback",
+        "Metrics tell the load and the names of upstreams and models: a firewall has to keep all but the scraper out",
+    )
     workers: int = count_row(
         LISTENING,
         1,
@@ -1001,6 +1015,11 @@ LISTEN_WITHOUT_KEYS = (
 )
 
 
+METRICS_BEYOND_LOOPBACK = (
+    "must be loopback or a Unix socket, unless metrics_public = true: each machine that reaches it reads the metrics"
+)
+
+
 def _relations_of_access(s: Settings) -> Iterator[tuple[str, str]]:
     addresses = [parse_address(text) for text in s.listen]
     if not (s.keys_file or s.insecure_public or all(address.is_loopback for address in addresses)):
@@ -1010,6 +1029,12 @@ def _relations_of_access(s: Settings) -> Iterator[tuple[str, str]]:
         yield "listen", "must not have an address twice"
     if s.admin and parse_address(s.admin) in fixed:
         yield "admin", "must not be an address of listen too"
+    if s.metrics_listen:
+        scraped = parse_address(s.metrics_listen)
+        if (scraped.is_unix or scraped.port) and scraped in (*fixed, *([parse_address(s.admin)] if s.admin else ())):
+            yield "metrics_listen", "must not be an address of listen or admin too"
+        if not (s.metrics_public or scraped.is_loopback):
+            yield "metrics_listen", METRICS_BEYOND_LOOPBACK
     if bool(s.tls_cert) != bool(s.tls_key):
         yield ("tls_key" if s.tls_cert else "tls_cert"), "must be set, because tls_cert and tls_key are used together"
     if s.proxy_protocol and not s.trusted_proxies:

@@ -9,6 +9,7 @@ import orjson
 
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
+from streamd.net.http_error import not_found
 from streamd.net.runtime import Runtime
 
 JSON = (b"content-type", b"application/json")
@@ -39,8 +40,10 @@ class Ops:
             "/health": public,
             "/readyz": {"GET": Plan(answer=self.readiness)},
         }
+        scraped = {"GET": Plan(answer=self.metrics)}
+        self._scraped = {"/metrics": scraped, "/healthz": public, "/readyz": self._public["/readyz"]}
         self._private = {
-            "/metrics": {"GET": Plan(answer=self.metrics)},
+            "/metrics": scraped,
             "/status": {"GET": Plan(answer=self.status)},
         }
 
@@ -50,6 +53,13 @@ class Ops:
         if private is not None and (self._runtime.settings.ops_public or not answer.origin.is_outside(answer.request)):
             return private
         return self._public.get(answer.request.path)
+
+    def routes_of_scraper(self, answer: Answer) -> dict[str, Plan]:
+        """The methods of a path on the listener of `metrics_listen`. Raises HttpError 404 for every other path."""
+        methods = self._scraped.get(answer.request.path)
+        if methods is None:
+            raise not_found(answer.request.path)
+        return methods
 
     def root(self, answer: Answer) -> None:
         """An answer for clients that knock at their base address before they ask (Claude Code does)."""

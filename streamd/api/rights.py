@@ -81,7 +81,8 @@ class Rights:
             text = "A page of another origin asks for this; the admin surface answers its own pages and programs alone."
             raise HttpError(403, text, code="cross_origin", reason=CloseReason.FORBIDDEN)
         settings = self._runtime.settings
-        if not is_admin and (self.keys is not None or settings.insecure_public):
+        is_keyless = self.keys is None and not settings.insecure_public
+        if not is_keyless and origin.listener not in ("admin", "metrics"):
             return
         if not origin.may_be_rebound(answer.request):
             return

@@ -72,6 +72,8 @@ class Router:
         head = request.head
         assert head is not None
         self._rights.check_page(answer)
+        if answer.origin.listener == "metrics":
+            return _of(self._ops.routes_of_scraper(answer), request)
         if head.upgrade:
             # Clients that try a WebSocket first (Codex) go over to HTTP at once only after a 426.
             text = "streamd speaks HTTP/1.1 and Server-Sent Events: ask without Upgrade."

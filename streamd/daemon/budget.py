@@ -54,7 +54,7 @@ def budget_of(settings: Settings) -> Budget:
 
 def descriptors_base(settings: Settings) -> int:
     """Descriptors of a worker that aren't connections: listeners with their dups, peers, and OTHER_DESCRIPTORS."""
-    listeners = len(settings.listen) * (1 + DUPS) + (2 if settings.admin else 0)
+    listeners = len(settings.listen) * (1 + DUPS) + 2 * bool(settings.admin) + 2 * bool(settings.metrics_listen)
     # An outlet to each worker, the inbox, and the descriptors that wait to be sent.
     peers = settings.workers + 1 + DESCRIPTORS_MAX if settings.workers > 1 else 0
     return OTHER_DESCRIPTORS + listeners + peers

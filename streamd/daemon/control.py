@@ -112,6 +112,8 @@ class Launch(NamedTuple):
     public_kept: bool  # systemd holds these listeners too, so a connection in their queues outlives the daemon
     admin: tuple[int, ...]
     admin_kept: bool
+    metrics: tuple[int, ...] = ()  # the listener of a scraper
+    metrics_kept: bool = False
     # With a single worker, which restores and saves streams by itself:
     stored: tuple[int, ...] = ()  # systemd's descriptors with saved streams
     under_systemd: bool = False  # systemd can store a descriptor, and shows a status
@@ -127,6 +129,7 @@ class Launch(NamedTuple):
             self.pipe,
             *self.public,
             *self.admin,
+            *self.metrics,
             *self.stored,
             self.counters,
             self.snapshots,

@@ -37,7 +37,7 @@ from pathlib import Path
 
 from streamd import __version__
 from streamd.addresses import parse_address
-from streamd.config import LISTEN_WITHOUT_KEYS, ConfigError, Settings
+from streamd.config import LISTEN_WITHOUT_KEYS, METRICS_BEYOND_LOOPBACK, ConfigError, Settings
 from streamd.daemon import control, listen, logs, slot, systemd
 from streamd.daemon.control import (
     EXIT_FAILED,
@@ -103,7 +103,8 @@ class Parent:
         # the listeners
         self._public: list[socket.socket] = []
         self._admin: list[socket.socket] = []
-        self._public_kept = self._admin_kept = False  # systemd holds them too
+        self._metrics: list[socket.socket] = []
+        self._public_kept = self._admin_kept = self._metrics_kept = False  # systemd holds them too
         # the workers
         self._slots = [Slot(number) for number in range(settings.workers)]
         self._reloads = Reloads(settings, load, notifier, self._slots)
@@ -162,11 +163,13 @@ class Parent:
     # -- listeners
 
     def _take_sockets(self, inherited: systemd.Inherited) -> None:
-        self._public = [sock for name, sock in inherited.listeners if name != "admin"]
+        self._public = [sock for name, sock in inherited.listeners if name not in ("admin", "metrics")]
         self._admin = [sock for name, sock in inherited.listeners if name == "admin"]
+        self._metrics = [sock for name, sock in inherited.listeners if name == "metrics"]
         self._stored = list(inherited.stored)
-        check_inherited(self._settings, self._public)
+        check_inherited(self._settings, self._public, self._metrics)
         self._public_kept, self._admin_kept = bool(self._public), bool(self._admin)
+        self._metrics_kept = bool(self._metrics)
         for sock in self._public:  # now, not when a worker is up: connections come meanwhile
             listen.set_options(sock, self._settings)
         if not self._public:
@@ -177,6 +180,8 @@ class Parent:
             self._public = [listen.bind(address, self._settings, listens=waits) for address in addresses]
         if self._settings.admin and not self._admin:
             self._admin = [listen.bind(parse_address(self._settings.admin), self._settings, mode=listen.ADMIN_MODE)]
+        if self._settings.metrics_listen and not self._metrics:
+            self._metrics = [listen.bind(parse_address(self._settings.metrics_listen), self._settings)]
 
     def _close_listeners(self) -> None:
         """Close the parent's copies first: the last copy must be a worker's, which empties the accept queue.
@@ -188,9 +193,15 @@ class Parent:
             listen.close(sock, remove=unused and not kept)
         self._public.clear()
         self._admin.clear()
+        self._metrics.clear()
 
     def _listeners(self) -> list[tuple[socket.socket, bool]]:
-        return [(sock, self._public_kept) for sock in self._public] + [(sock, self._admin_kept) for sock in self._admin]
+        kinds = (
+            (self._public, self._public_kept),
+            (self._admin, self._admin_kept),
+            (self._metrics, self._metrics_kept),
+        )
+        return [(sock, kept) for sockets, kept in kinds for sock in sockets]
 
     # -- saved streams of several workers; a single worker saves and restores by itself
 
@@ -279,6 +290,8 @@ class Parent:
             public_kept=self._public_kept,
             admin=tuple(sock.fileno() for sock in self._admin),
             admin_kept=self._admin_kept,
+            metrics=tuple(sock.fileno() for sock in self._metrics),
+            metrics_kept=self._metrics_kept,
             under_systemd=self._notifier.enabled,
         )
         if not self._pairs:
@@ -342,6 +355,7 @@ class Parent:
             version=__version__,
             listen=tuple(map(listen.shown, self._public)),
             admin=tuple(map(listen.shown, self._admin)) or None,
+            metrics=tuple(map(listen.shown, self._metrics)) or None,
             upstreams=tuple(each.name for each in self._settings.upstreams),
             keys="yes" if self._settings.keys_file else "none: every client may use the upstreams",
             workers=len(self._slots) if len(self._slots) > 1 else None,
@@ -546,14 +560,17 @@ def lock_state(state_dir: str) -> int:
     return fd
 
 
-def check_inherited(settings: Settings, public: Sequence[socket.socket]) -> None:
-    """The rule for `listen`, applied to the sockets of systemd that replace it. Raises ConfigError."""
-    if settings.keys_file or settings.insecure_public:
-        return
+def check_inherited(settings: Settings, public: Sequence[socket.socket], metrics: Sequence[socket.socket] = ()) -> None:
+    """The rules for `listen` and `metrics_listen`, applied to systemd's sockets in their place. Raises ConfigError."""
+    rules = (
+        (public, settings.keys_file or settings.insecure_public, LISTEN_WITHOUT_KEYS),
+        (metrics, settings.metrics_public, METRICS_BEYOND_LOOPBACK),
+    )
     problems = [
-        ConfigProblem("streamd.socket", "ListenStream", listen.shown(sock), LISTEN_WITHOUT_KEYS)
-        for sock in public
-        if not listen.is_loopback(sock)
+        ConfigProblem("streamd.socket", "ListenStream", listen.shown(sock), wanted)
+        for sockets, may_be_public, wanted in rules
+        for sock in sockets
+        if not (may_be_public or listen.is_loopback(sock))
     ]
     if problems:
         raise ConfigError(problems)

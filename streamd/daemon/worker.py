@@ -286,8 +286,8 @@ class Worker:
     async def listen(self, sockets: Iterable[socket.socket], kind: str = "", *, keep_open: bool = False) -> None:
         """Accept on each socket, through several dups of it.
 
-        `kind` is "admin" or "" (public or loopback, as the address says). `keep_open`: systemd holds the socket too, so
-        that connections in its accept queue aren't lost when this process stops.
+        `kind` is "admin", "metrics" or "" (public or loopback, as the address says). `keep_open`: systemd holds the
+        socket too, so that connections in its accept queue aren't lost when this process stops.
         """
         for sock in sockets:
             listen.set_options(sock, self.settings)
@@ -295,8 +295,8 @@ class Worker:
             if keep_open:
                 self._kept_open.add(sock.fileno())
             name = kind or ("loopback" if listen.is_loopback(sock) else "public")
-            make = protocol_factory(self.application, self.entrance(name, self._price(sock)), sock)
-            for _ in range(1 if kind == "admin" else listen.DUPS):
+            make = protocol_factory(self.application, self.entrance(name, self._price(sock, plain=bool(kind))), sock)
+            for _ in range(1 if kind else listen.DUPS):
                 if sock.family == socket.AF_UNIX:
                     server = await self.loop.create_unix_server(make, sock=sock.dup(), backlog=listen.BACKLOG)
                 else:
@@ -310,11 +310,11 @@ class Worker:
             self._entrances[key] = Entrance(self.runtime, *key)
         return self._entrances[key]
 
-    def _price(self, sock: socket.socket) -> int:
+    def _price(self, sock: socket.socket, *, plain: bool) -> int:
         prices = prices_of(self.settings)
         if sock.family == socket.AF_UNIX:
             return prices.unix_bytes
-        return prices.tls_tcp_bytes if self.settings.tls_cert else prices.tcp_bytes
+        return prices.tls_tcp_bytes if self.settings.tls_cert and not plain else prices.tcp_bytes
 
     def join(self, peers: Peers, shared: Shared) -> None:
         """Join the other workers: own a part of the streams, take connections from them, count where all can see it."""

@@ -56,6 +56,7 @@ class WorkerProcess:
         loop.add_reader(self._pipe.fileno(), self._hear)
         await worker.listen([_socket(fd) for fd in launch.public], keep_open=launch.public_kept)
         await worker.listen([_socket(fd) for fd in launch.admin], "admin", keep_open=launch.admin_kept)
+        await worker.listen([_socket(fd) for fd in launch.metrics], "metrics", keep_open=launch.metrics_kept)
         worker.runtime.sweep.on_tick.append(self._beat)
         worker.start()
         self._say(ToParent.READY, worker.budget.describe())

@@ -22,16 +22,16 @@ def protocol_factory(
 ) -> Callable[[], asyncio.BaseProtocol]:
     """Makes the protocol of each connection of `sock`. It reads the runtime each time, so a reload takes effect.
 
-    TCP listeners speak TLS if there is a certificate; the admin listener is for this machine and stays plain. With
-    several workers a connection may go to another worker at once, unless it `stays`.
+    TCP listeners speak TLS if there is a certificate, except for those of operators, who come without a proxy between.
+    With several workers a connection may go to another worker at once, unless it `stays`.
     """
-    runtime, is_admin = entrance.runtime, entrance.listener == "admin"
+    runtime, is_for_operators = entrance.runtime, entrance.listener in ("admin", "metrics")
     over_tcp = sock.family != socket.AF_UNIX
 
     def make() -> asyncio.BaseProtocol:
         connection = ClientConnection(application, entrance)
         below: ClientConnection | TlsLayer = connection
-        if is_admin:
+        if is_for_operators:
             return below
         if runtime.tls is not None and over_tcp:
             below = TlsLayer(runtime.tls, connection)
@@ -41,7 +41,7 @@ def protocol_factory(
 
     def begin() -> asyncio.BaseProtocol:
         try:
-            return make() if stays or is_admin or runtime.peers is None else Arriving(entrance, make)
+            return make() if stays or is_for_operators or runtime.peers is None else Arriving(entrance, make)
         except Exception as error:  # no memory for a connection: the listener goes on
             runtime.bug("layers.begin", error)
             return Unbegun()

@@ -29,7 +29,7 @@ class Entrance:
     """A way in for connections. All connections of a listener share the object, so that it costs each nothing."""
 
     runtime: Runtime
-    listener: str = "public"  # "public", "loopback" or "admin"
+    listener: str = "public"  # "public", "loopback", "admin" or "metrics"
     price_bytes: int = 0
     is_tunnelled: bool = False  # another worker carries the bytes (net/tunnel.py)
 
@@ -151,7 +151,7 @@ class Origin:
 
     @property
     def listener(self) -> str:
-        """ "public", "loopback" or "admin"."""
+        """ "public", "loopback", "admin" or "metrics"."""
         return self.entrance.listener
 
     @property
@@ -212,7 +212,7 @@ class Origin:
             return self.entrance.listener == "admin"
         gates = self.entrance.runtime.gates
         is_told = self._remote is not None and self.entrance.runtime.settings.proxy_protocol
-        if self.entrance.listener != "admin" and (is_told or gates.proxies.trusts(address)):
+        if self.entrance.listener not in ("admin", "metrics") and (is_told or gates.proxies.trusts(address)):
             return False
         return is_loopback(address)
 

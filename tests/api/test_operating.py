@@ -67,6 +67,29 @@ def test_metrics_and_status_are_served_outside_only_if_made_public(path: str) ->
         assert r.client(get(path), listener="public").answer.status == 200
 
 
+def test_a_scrapers_listener_has_metrics_and_health_and_nothing_else() -> None:
+    elsewhere = ("/status", "/v1/models", "/v1/streams", "/drain", "/streams", "/", "/health", "/nowhere")
+    with rig() as r:
+        for path in ("/metrics", "/healthz", "/readyz"):
+            assert r.client(get(path), listener="metrics").answer.status == 200
+            assert r.client(get(path, "Content-Length: 0", method="POST"), listener="metrics").answer.status == 405
+        for path in elsewhere:
+            for method in ("GET", "POST", "DELETE"):
+                answer = r.client(get(path, "Content-Length: 0", method=method), listener="metrics").answer
+                assert (answer.status, answer.error["code"]) == (404, "not_found"), path
+        page = ("Origin: https://a.test", "Access-Control-Request-Method: GET")
+        assert r.client(get("/metrics", *page, method="OPTIONS"), listener="metrics").answer.status == 405
+        assert r.links == []
+
+
+def test_a_scraper_is_answered_when_streamd_is_full() -> None:
+    with rig(conns_max=1) as r:
+        reader = r.client(post(CHAT))
+        assert r.client(get("/v1/streams")).answer.status == 503
+        assert r.client(get("/metrics"), listener="metrics").answer.status == 200
+        reader.fin()
+
+
 def test_metrics_count_a_running_stream() -> None:
     with rig() as r:
         reader = r.client(post(CHAT))

@@ -1499,6 +1499,12 @@ HOSTS: list[tuple[str, Any, str, dict[str, Any], int]] = [
     ("admin", HERE, "evil.example", {"insecure_public": True}, 421),
     ("admin", HERE, "evil.example", {"trusted_proxies": ("127.0.0.1",)}, 421),
     ("admin", HERE, "llm.home.example", {"hosts": ("llm.home.example",)}, 200),
+    ("metrics", HERE, "127.0.0.1:9464", {}, 200),
+    ("metrics", HERE, "evil.example", {}, 421),
+    ("metrics", HERE, "evil.example", {"insecure_public": True}, 421),
+    ("metrics", HERE, "evil.example", {"trusted_proxies": ("127.0.0.1",)}, 421),
+    ("metrics", HERE, "llm.home.example", {"hosts": ("llm.home.example",)}, 200),
+    ("metrics", ("192.0.2.1", 4), "llm.home.example", {"metrics_public": True}, 200),
     ("admin", "", "streamd", {}, 200),
     ("admin", "", "evil.example", {}, 421),
     ("admin", "", "llm.home.example", {"hosts": ("llm.home.example",)}, 200),
@@ -1510,7 +1516,7 @@ def test_a_name_that_may_lead_here_from_anywhere_is_not_served_without_keys(
     listener: str, peer: Any, host: str, settings: dict[str, Any], status: int
 ) -> None:
     with rig(**settings) as r:
-        for path in ("/healthz", "/v1/streams"):
+        for path in ("/healthz", "/metrics" if listener == "metrics" else "/v1/streams"):
             client = Client(r, listener=listener)
             client.transport.peer = peer
             client.send(get(path).replace(b"streamd.localhost", host.encode()))
@@ -1518,12 +1524,13 @@ def test_a_name_that_may_lead_here_from_anywhere_is_not_served_without_keys(
             assert status == 200 or "`hosts`" in client.answer.error["message"]
 
 
-def test_with_keys_any_name_is_served(keys_file: Path) -> None:
+def test_with_keys_any_name_is_served_but_not_where_no_key_is_asked_for(keys_file: Path) -> None:
     with rig(keys_file=str(keys_file)) as r:
-        client = Client(r)
-        client.transport.peer = HERE
-        client.send(get().replace(b"streamd.localhost", b"llm.example"))
-        assert client.answer.status == 200
+        for listener, status in (("loopback", 200), ("metrics", 421)):
+            client = Client(r, listener=listener)
+            client.transport.peer = HERE
+            client.send(get().replace(b"streamd.localhost", b"llm.example"))
+            assert client.answer.status == status
 
 
 # -- key sets

@@ -327,9 +327,9 @@ def test_a_single_worker_has_none_of_the_objects_that_workers_share(mock: str) -
 
 
 def test_a_launch_decodes_to_itself() -> None:
-    launch = Launch(3, 4, 12.5, 5, (7, 8), True, (9,), False, (14,), True, 6, 15, 10, (11, 12, 13))
+    launch = Launch(3, 4, 12.5, 5, (7, 8), True, (9,), False, (16,), True, (14,), True, 6, 15, 10, (11, 12, 13))
     assert Launch.decode(launch.encode()) == launch
-    assert launch.descriptors() == (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+    assert launch.descriptors() == (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
     alone = Launch(0, 1, 12.5, 5, (7,), False, (), False)
     assert Launch.decode(alone.encode()) == alone and alone.descriptors() == (5, 7)
     mover = StateLaunch(True, 5, (6, 7), (8,), True, "/state", "info", "text")
@@ -695,7 +695,7 @@ NOT_RIGHT = {
 
 def test_a_wrong_file_changes_nothing_and_is_logged_with_its_fault(mock: str, count: str, tmp_path: Path) -> None:
     path = write(tmp_path / "s.toml", "one", mock)
-    with served("--config", str(path), "--workers", count) as d:
+    with served("--config", str(path), "--workers", count, "--metrics-listen", "127.0.0.1:0") as d:
         d.notify.until("READY=1")
         for line, why in NOT_RIGHT.items():
             write(path, "two", mock, line)
@@ -707,6 +707,9 @@ def test_a_wrong_file_changes_nothing_and_is_logged_with_its_fault(mock: str, co
         write(path, "two", mock, 'admin = "127.0.0.1:1"')
         assert "reloaded upstreams=two" in reload(d)
         assert d.line(r"settings need a restart.*settings=(\S+)")[1] == "admin"
+        scraping = http.client.HTTPConnection("127.0.0.1", int(d.line(r" serving .*metrics=\S*?:(\d+)")[1]))
+        scraping.request("GET", "/readyz")
+        assert scraping.getresponse().status == 200
 
 
 def test_a_reload_takes_all_settings_except_those_that_need_a_restart() -> None:
@@ -851,11 +854,22 @@ def logs_requests(d: Served) -> bool:
 
 
 def test_sockets_from_systemd_are_served_by_their_names_and_stay_open(mock: str, count: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as public, socket.create_server(("127.0.0.1", 0)) as admin:
-        fds = (("public", public.fileno()), ("admin", admin.fileno()))
+    here = ("127.0.0.1", 0)
+    with (
+        socket.create_server(here) as public,
+        socket.create_server(here) as admin,
+        socket.create_server(here) as metrics,
+    ):
+        fds = (("public", public.fileno()), ("admin", admin.fileno()), ("metrics", metrics.fileno()))
         with served("--upstream", mock, "--workers", count, listen_fds=fds) as d:
             assert d.port == public.getsockname()[1]
             assert d.request("GET", "/streams").status == 404
+            scraping = http.client.HTTPConnection(*metrics.getsockname())
+            scraping.request("GET", "/metrics")
+            assert b"streamd_build_info" in scraping.getresponse().read()
+            scraping.request("GET", "/v1/streams")
+            assert scraping.getresponse().status == 404
+            scraping.close()
             asking = http.client.HTTPConnection(*admin.getsockname())
             asking.request("GET", "/streams")
             assert asking.getresponse().status == 200
@@ -875,8 +889,10 @@ def test_a_socket_from_systemd_beyond_loopback_needs_keys_as_listen_does(mock: s
             assert "streamd.socket: ListenStream = 0.0.0.0:" in d.lines[-1] and "keys_file" in d.lines[-1]
         check_inherited(Settings(insecure_public=True), [public])
         check_inherited(Settings(keys_file="/keys"), [public])
-        with pytest.raises(ConfigError):
-            check_inherited(Settings(), [public])
+        check_inherited(Settings(metrics_public=True), [], [public])
+        for sockets in ([public], []), ([], [public]):
+            with pytest.raises(ConfigError):
+                check_inherited(Settings(), *sockets)
 
 
 def test_a_connection_on_a_passed_socket_has_the_options_before_a_worker_is_up() -> None:
