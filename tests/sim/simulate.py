@@ -1,5 +1,8 @@
 """Run the simulation: `simulate.py --steps N` searches with new seeds, `--seed S` replays a seed exactly.
 
+A search plays consecutive seeds, so its first seed and its steps play it again. Searches with `--page FILE` are parts
+of a longer search: the page has the sums of all its parts.
+
 The summary counts the situations of sim_watch.py. A search of SITUATIONS_STEPS_MIN steps or more fails when a situation
 never came up: rules about a situation that isn't reached prove nothing.
 """
@@ -20,7 +23,8 @@ from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from sim_watch import SITUATIONS  # noqa: E402 (the path has to be set first)
+import sim_page  # noqa: E402 (the path has to be set first)
+from sim_watch import SITUATIONS  # noqa: E402
 from sim_world import World  # noqa: E402
 
 RUN_STEPS = 100_000  # of each seed; the seed alone decides all of them
@@ -34,6 +38,7 @@ class Run(NamedTuple):
     """The run of a seed."""
 
     steps: int
+    seconds: float
     results: Counter[str]  # answers by kind, status and end
     seen: Counter[str]  # situations
     wrong: str  # the violation and how to replay it; "" if there was none
@@ -41,20 +46,22 @@ class Run(NamedTuple):
 
 def run(seed: int, steps: int) -> Run:
     """Play a seed to its end, or to the first violation."""
+    began = time.perf_counter()
     world = World(seed)
     try:
         world.play(steps)
     except Exception:
         done = world.steps or world.loop.steps
         where = f"seed {seed}: FAILED at step {done}\nto replay: make sim SEED={seed} ARGS='--run-steps {steps}'\n"
-        return Run(done, world.results, world.seen, f"{traceback.format_exc()}\n{where}")
-    return Run(world.steps, world.results, world.seen, "")
+        seconds = time.perf_counter() - began
+        return Run(done, seconds, world.results, world.seen, f"{traceback.format_exc()}\n{where}")
+    return Run(world.steps, time.perf_counter() - began, world.results, world.seen, "")
 
 
-def search(steps: int, run_steps: int, jobs: int) -> Iterator[Run]:
-    """Random seeds, until their steps reach this number."""
+def search(first_seed: int, steps: int, run_steps: int, jobs: int) -> Iterator[Run]:
+    """Consecutive seeds, until their steps reach this number."""
     with ProcessPoolExecutor(jobs) as pool:
-        seeds = [random.SystemRandom().randrange(1 << 32) for _ in range(-(-steps // run_steps))]
+        seeds = range(first_seed, first_seed - (-steps // run_steps))
         yield from pool.map(run, seeds, [run_steps] * len(seeds))
 
 
@@ -67,22 +74,28 @@ def main() -> None:
     """Exit status 1 at the first violation, or when a situation was never reached."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, help="replay this seed")
+    parser.add_argument("--first-seed", type=int, help="of the search; random by default")
     parser.add_argument("--steps", type=int, default=1_000_000, help="callbacks into the code under test, in all")
     parser.add_argument("--run-steps", type=int, default=RUN_STEPS, help="of them for each seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--verbose", action="store_true", help="count the answers as well")
+    parser.add_argument("--page", type=Path, help="add the search's figures to this page")
     options = parser.parse_args()
+    commit = sim_page.commit() if options.page else ""  # of the code at the start: files may change meanwhile
     began = time.perf_counter()
+    first_seed = random.SystemRandom().randrange(1 << 32) if options.first_seed is None else options.first_seed
     done = runs = 0
+    process_s = 0.0
     results: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     if options.seed is not None:
         played = iter([run(options.seed, options.run_steps)])
     else:
-        played = search(options.steps, options.run_steps, options.jobs)
+        played = search(first_seed, options.steps, options.run_steps, options.jobs)
     for each in played:
         done += each.steps
         runs += 1
+        process_s += each.seconds
         results += each.results
         seen += each.seen
         if each.wrong:
@@ -93,6 +106,12 @@ def main() -> None:
         print(table(results, sorted(results)))
     print(table(seen, list(SITUATIONS)))
     print(f"{done} steps of {runs} seeds in {took_s:.1f} s: {done / took_s * 60 / 1e6:.2f} million a minute")
+    if options.seed is None:
+        last_seed = first_seed + runs - 1
+        print(f"seeds {first_seed} to {last_seed}")
+        if options.page:
+            part = sim_page.Part(commit, first_seed, last_seed, options.run_steps, done, process_s / 60)
+            sim_page.add(options.page, part, seen, SITUATIONS)
     missed = [name for name in SITUATIONS if not seen[name]]
     if missed and done >= SITUATIONS_STEPS_MIN:
         print("never reached: " + "; ".join(missed), file=sys.stderr)
