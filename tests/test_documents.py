@@ -22,7 +22,7 @@ import pytest
 from fakes import get, rig
 
 from streamd import cli, reference
-from streamd.api import admin, publish, streams
+from streamd.api import publish, streams, tables
 from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings
 from streamd.core import fanout, health, replay, ring, stream
 from streamd.core.admission import Demands
@@ -250,9 +250,10 @@ REPEATED = [
     ("docs/HTTP.md", "`?limit=` ({}, at most 1,000)", streams.PAGE_STREAMS),
     ("docs/HTTP.md", "`?limit=` (100, at most {})", streams.PAGE_STREAMS_MAX),
     ("docs/HTTP.md", "| a duration up to {} h |", publish.RETENTION_S_MAX / 3600),
-    ("docs/HTTP.md", "`/streams` are the {} whose readers lag most", admin.STREAMS_SHOWN_MAX),
+    ("docs/HTTP.md", "within a second. `?limit=` ({}, at most 1,000)", tables.ROWS),
+    ("docs/HTTP.md", "within a second. `?limit=` (100, at most {})", tables.ROWS_MAX),
     ("docs/OPERATIONS.md", "a reserve of {} connections", Demands().reserve_connections),
-    ("docs/OPERATIONS.md", "the {} streams whose readers lag most", admin.STREAMS_SHOWN_MAX),
+    ("docs/OPERATIONS.md", "the {} readers that lag most", tables.ROWS),
     ("docs/PROTOCOL.md", "a published line above {} KiB has the bounds", wire_publish.PARSED_LINE_BYTES_MAX / 1024),
     ("docs/ARCHITECTURE.md", "An event of {} KiB or more reaches every reader", replay.LARGE_EVENT_BYTES_MIN / 1024),
     ("docs/ARCHITECTURE.md", "A published line above {} KiB is scanned", wire_publish.PARSED_LINE_BYTES_MAX / 1024),

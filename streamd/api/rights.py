@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamd.core.auth import ADMIN, ANONYMOUS, Principal, presented_keys, principal_without_keys
+from streamd.core.auth import ADMIN, ANONYMOUS, Key, Principal, presented_keys, principal_without_keys
 from streamd.core.keys import EXPIRED, REQUIRED, Keys
-from streamd.core.limits import Account, Accounts, SpendingBoard
+from streamd.core.limits import Account, Accounts, KeyUsage, SpendingBoard
 from streamd.core.refusal import Refusal
 from streamd.core.stream import Stream
 from streamd.core.usage import Charge
@@ -189,6 +189,26 @@ class Rights:
         request = answer.request
         request.extra_headers = self._runtime.cors.preflight_headers(request.get)
         answer.send(204)
+
+    # -- keys, for operators
+
+    def key_of(self, principal_id: str) -> Key | None:
+        """The key of a principal; None if it has none, or its key has left the file."""
+        return self.keys.get(principal_id) if self.keys is not None else None
+
+    def name_of(self, principal_id: str) -> str | None:
+        """The name of a principal's key."""
+        key = self.key_of(principal_id)
+        return key.name if key is not None else None
+
+    def principals_named(self, word: str) -> tuple[str, ...]:
+        """The principals that an operator means by this word: an id, and the keys of this name."""
+        named = [key.id for key in self.keys or () if key.name == word and key.id != word]
+        return (word, *named)
+
+    def usage_of(self, key: Key) -> KeyUsage:
+        """The key's counts over all workers, and the rest of its limits."""
+        return self._accounts.usage(key, self._runtime.time())
 
     # -- limits
 

@@ -108,6 +108,10 @@ class Keys:
     def __contains__(self, key_id: object) -> bool:
         return key_id in self._by_id
 
+    def get(self, key_id: str) -> Key | None:
+        """The key of this id."""
+        return self._by_id.get(key_id)
+
     def refuse_later(self, key: Key, now_unix: float) -> Refusal | None:
         """None if a key that was authenticated earlier still holds: its line is there, and it has not expired."""
         present = self._by_id.get(key.id)

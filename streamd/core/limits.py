@@ -20,6 +20,7 @@ floor, and what the floor forgave is remembered, so that a credit gives back no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from typing import Final, NamedTuple, Protocol
 
@@ -94,6 +95,43 @@ def look_at(bucket: Bucket | None, per_minute: int | None, total: int, elapsed_s
     return Bucket(level, forgiven if level < per_minute else 0.0, total)
 
 
+def look_again(last: Look, rates: tuple[int | None, int | None], spent: Spent, now: float) -> Look:
+    """The buckets of now: `last`, brought up to date. `spent` is the spending of all workers, `rates` are the requests
+    and tokens a minute of the key.
+    """
+    requests_rate, tokens_rate = rates
+    elapsed_s = now - last.at
+    requests = look_at(last.requests, requests_rate, spent.requests_total, elapsed_s)
+    # Requests are counted right after a look, tokens come at any time, and publish() looks once a second while they do:
+    # so the refill comes first here, or ten idle minutes would pay for the tokens of the last second.
+    tokens = last.tokens and look_at(last.tokens, tokens_rate, last.tokens.total, elapsed_s)
+    tokens = look_at(tokens, tokens_rate, spent.tokens_total, 0.0)
+    return Look(max(now, last.at), last.number + 1, requests, tokens)
+
+
+class KeyUsage(NamedTuple):
+    """The counts of a key over all workers, and the rest of its limits; None where there is no limit."""
+
+    streams_now: int
+    requests_total: int
+    tokens_total: int
+    requests_left: int | None  # of this minute
+    tokens_left: int | None  # below 0: a debt
+    wait_s: float  # until the next request is let in
+
+
+def usage_of(key: Key, spent: Spent, last: Look | None, now: float) -> KeyUsage:
+    """The usage of a key by the spending of all workers and the newest look of any. Changes nothing."""
+    rates = (key.requests_per_minute, key.tokens_per_minute)
+    look = look_again(last or Look(now, 0, None, None), rates, spent, now)
+    left = [
+        None if bucket is None or rate is None else math.floor(bucket.level + LEVEL_SLACK)
+        for bucket, rate in zip((look.requests, look.tokens), rates, strict=True)
+    ]
+    wait_s = max(_wait_s(look.requests, rates[0]), _wait_s(look.tokens, rates[1]))
+    return KeyUsage(spent.streams_now, spent.requests_total, spent.tokens_total, left[0], left[1], wait_s)
+
+
 class SharedAccount(Protocol):
     """What the workers show each other of a key (daemon/shared.py)."""
 
@@ -112,6 +150,9 @@ class SpendingBoard(Protocol):
 
     def account_of(self, key_id: str) -> SharedAccount | None:
         """The key's place; None if the board is full."""
+
+    def usage_in_all(self, key_id: str) -> tuple[Spent, Look | None]:
+        """The sum of all workers' counts, and the newest look of any worker. Makes no place."""
 
 
 class _Alone:
@@ -165,20 +206,19 @@ class Account:
         self._shared.publish(self._published)
 
     def _look(self, rates: tuple[int | None, int | None], now: float) -> tuple[Bucket | None, Bucket | None]:
-        requests_rate, tokens_rate = rates
         elsewhere, last = self._shared.seen()
         if last is None:
-            if requests_rate is None and tokens_rate is None:
+            if rates == (None, None):
                 return None, None
             last = Look(now, 0, None, None)
-        elapsed_s = now - last.at
-        requests = look_at(last.requests, requests_rate, self.requests_total + elsewhere.requests_total, elapsed_s)
-        # Requests are counted right after a look, tokens come at any time, and publish() looks once a second while they
-        # do: so the refill comes first here, or ten idle minutes would pay for the tokens of the last second.
-        tokens = last.tokens and look_at(last.tokens, tokens_rate, last.tokens.total, elapsed_s)
-        tokens = look_at(tokens, tokens_rate, self.tokens_total + elsewhere.tokens_total, 0.0)
-        self._shared.keep(Look(max(now, last.at), last.number + 1, requests, tokens))
-        return requests, tokens
+        look = look_again(last, rates, _both(self.spent(), elsewhere), now)
+        self._shared.keep(look)
+        return look.requests, look.tokens
+
+    def usage(self, key: Key, now: float) -> KeyUsage:
+        """The usage of the key over all workers."""
+        elsewhere, last = self._shared.seen()
+        return usage_of(key, _both(self.spent(), elsewhere), last, now)
 
     # -- requests
 
@@ -264,6 +304,14 @@ class Accounts:
             self._by_id[key.id] = account
         return account
 
+    def usage(self, key: Key, now: float) -> KeyUsage:
+        """The usage of a key over all workers. Makes no account for a key that this worker has not seen."""
+        account = self._by_id.get(key.id)
+        if account is not None:
+            return account.usage(key, now)
+        spent, last = self.board.usage_in_all(key.id) if self.board is not None else (NOTHING, None)
+        return usage_of(key, spent, last, now)
+
     def publish(self, now: float) -> None:
         """Show all counts to the other workers, tokens above all. For the sweep, once a second."""
         for account in (*self._by_id.values(), *self._gone.values()):
@@ -275,6 +323,14 @@ class Accounts:
             self._gone[key_id] = self._by_id.pop(key_id)
         for key_id in list(self._gone)[: max(0, len(self._gone) - KEYS_MAX)]:
             del self._gone[key_id]
+
+
+def _both(here: Spent, elsewhere: Spent) -> Spent:
+    return Spent(
+        here.requests_total + elsewhere.requests_total,
+        here.tokens_total + elsewhere.tokens_total,
+        here.streams_now + elsewhere.streams_now,
+    )
 
 
 def _wait_s(bucket: Bucket | None, per_minute: int | None) -> float:

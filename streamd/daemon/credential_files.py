@@ -24,7 +24,7 @@ from streamd.api.rights import Rights
 from streamd.config import ConfigError, Settings, UpstreamSettings
 from streamd.core.keys import KeyFileError, Keys
 from streamd.daemon import keyfile, logs
-from streamd.daemon.in_turns import Steps, at_once, in_turns
+from streamd.net.in_turns import Steps, at_once, in_turns
 from streamd.net.runtime import Runtime
 from streamd.net.tls import load_context
 from streamd.net.tls_files import TlsFilesError

@@ -127,7 +127,7 @@ class Drain:
             if client.reader is not None:
                 self.report.cut += bool(client.send_away(CloseReason.DRAINING, CUT))
             else:
-                client.close_for_drain(self._too_late())
+                client.give_up(self._too_late())
             if k % TOLD_PER_STEP_MAX == TOLD_PER_STEP_MAX - 1:
                 await asyncio.sleep(0)
         now = runtime.time()

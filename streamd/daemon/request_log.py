@@ -123,6 +123,7 @@ class RequestLog:
             upstream_id=without_secrets(request.upstream_id) or None,
             model=without_secrets(request.model) or None,
             principal=request.principal.id if request.principal is not ANONYMOUS else None,
+            key_name=request.principal.key.name if request.principal.key is not None else None,
             traceparent=request.traceparent or None,
             left_out=left_out or None,
         )

@@ -161,16 +161,21 @@ class KeySpending:
 
     def seen(self) -> tuple[Spent, Look | None]:
         """The counts of all other workers, including the dead, and the newest look of any."""
-        requests = tokens = streams = 0
-        newest: Look | None = None
-        for ledger in self._ledgers:
-            look = ledger.look(self._hash)
-            if look is not None and (newest is None or look[:2] > newest[:2]):
-                newest = look
-        for ledger in self._others:
-            spent = ledger.spent(self._hash)
-            requests, tokens, streams = requests + spent[0], tokens + spent[1], streams + spent[2]
-        return Spent(requests, tokens, streams), newest
+        return _seen(self._hash, self._ledgers, self._others)
+
+
+def _seen(key_hash: int, looked_at: Sequence[KeyLedger], counted: Sequence[KeyLedger]) -> tuple[Spent, Look | None]:
+    """The newest look of a key in some ledgers, and the sum of its counts in others."""
+    requests = tokens = streams = 0
+    newest: Look | None = None
+    for ledger in looked_at:
+        look = ledger.look(key_hash)
+        if look is not None and (newest is None or look[:2] > newest[:2]):
+            newest = look
+    for ledger in counted:
+        spent = ledger.spent(key_hash)
+        requests, tokens, streams = requests + spent[0], tokens + spent[1], streams + spent[2]
+    return Spent(requests, tokens, streams), newest
 
 
 # Times are shared in microseconds, levels in millionths, both as unsigned numbers.
@@ -291,6 +296,10 @@ class Shared:
         key_hash, own = _hash(key_id), 1 + self._slot
         entry = self._ledgers[own].entry(key_hash)
         return None if entry is None else KeySpending(key_hash, entry, self._ledgers, own)
+
+    def usage_in_all(self, key_id: str) -> tuple[Spent, Look | None]:
+        """The sum of all workers' counts of a key, and the newest look of any worker."""
+        return _seen(_hash(key_id), self._ledgers, self._ledgers)
 
     # -- sums
 

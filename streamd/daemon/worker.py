@@ -15,19 +15,25 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from streamd import metrics
-from streamd.api.admin import WORST, Admin
+from streamd.api.admin import Admin
+from streamd.api.ending import Ended, EndedCounts, Ending
 from streamd.api.kept import MAKERS, KeptObjects
+from streamd.api.key_table import KeyTable
 from streamd.api.llama import LOOKUP, Llama
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
+from streamd.api.reader_table import ReaderTable
 from streamd.api.relay import Relay, ask_of
 from streamd.api.responses import ResponsesRoute
 from streamd.api.rights import Rights
 from streamd.api.router import Router
+from streamd.api.stream_table import StreamTable
 from streamd.api.streams import LIST, Streams
+from streamd.api.tables import Table
 from streamd.config import Settings
 from streamd.core.admission import Admission, Budget
+from streamd.core.auth import ANONYMOUS
 from streamd.core.hub import CHARGE_TURNS, KEPT_STREAM_BYTES, Hub
 from streamd.core.stream import Stream
 from streamd.daemon import listen, logs, machine
@@ -35,14 +41,14 @@ from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
 from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain
-from streamd.daemon.in_turns import Steps, at_once
 from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets
 from streamd.daemon.shared import Shared
 from streamd.net import totals
 from streamd.net.application import Application
 from streamd.net.client import ClientConnection
 from streamd.net.handover import hand_over
-from streamd.net.inquiry import Inquiries
+from streamd.net.in_turns import SlowWork, Steps, at_once
+from streamd.net.inquiry import Answerer, Inquiries
 from streamd.net.layers import Adopted, protocol_factory
 from streamd.net.origin import Entrance
 from streamd.net.peers import Malformed, Note, Passed, Peers
@@ -143,6 +149,14 @@ class Worker:
         runtime, upstreams, rights = self.runtime, self.upstreams, self.rights
         self.kept = KeptObjects(runtime, upstreams)
         self.streams = streams = Streams(runtime, rights)
+        slow_work = self.slow_work = SlowWork(self.loop, runtime.bug)
+        readers = ReaderTable(runtime, rights, slow_work)
+        tables: dict[str, Table] = {
+            Ended.READER.value: readers,
+            Ended.STREAM.value: StreamTable(runtime, rights, slow_work),
+            Ended.KEY.value: KeyTable(runtime, rights, slow_work),
+        }
+        ending = Ending(runtime, rights, streams, readers, slow_work, self._note_ending)
         self.router = Router(
             runtime,
             rights,
@@ -151,14 +165,15 @@ class Worker:
             Publish(runtime, streams, rights),
             Models(runtime, upstreams, rights, lambda request: ask_of(request, runtime.cors)),
             Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
-            admin := Admin(runtime, drain=self._on_drain, set_level=self._on_level),
+            Admin(tables=tables, ending=ending, drain=self._on_drain, set_level=self._on_level),
             llama := Llama(runtime, streams, rights),
             responses := ResponsesRoute(runtime, streams, rights),
         )
         self.responses = responses
-        self._answerers: dict[str, Callable[[bytes], bytes]] = {
+        self._answerers: dict[str, Answerer] = {
             LIST: streams.answer_list,
-            WORST: admin.answer_worst,
+            **{table.kind: table.answer_question for table in tables.values()},
+            ending.kind: ending.answer_question,
             LOOKUP: llama.answer_lookup,
             MAKERS: self.kept.answer_makers,
         }
@@ -240,7 +255,12 @@ class Worker:
             stray_fields=",".join(strays.names) if strays else None,
             upstream=stream.upstream or None,
             model=without_secrets(stream.terms.model) or None,
+            principal=stream.terms.owner if stream.terms.owner not in ("", ANONYMOUS.id) else None,
+            key_name=self.rights.name_of(stream.terms.owner),
         )
+
+    def _note_ending(self, path: str, counts: EndedCounts) -> None:
+        self._lines.info("ended by an operator", path=without_secrets(path), **counts._asdict())
 
     # -- clock work
 
@@ -320,7 +340,7 @@ class Worker:
         """Join the other workers: own a part of the streams, take connections from them, count where all can see it."""
         self.shared = shared
         self.runtime.peers = peers
-        self.runtime.inquiries = Inquiries(self.loop, peers, self._answerers, self.runtime.guard)
+        self.runtime.inquiries = Inquiries(self.loop, peers, self._answerers, self.runtime.guard, self.slow_work)
         self.upstreams.share(shared)
         self.rights.share(shared)
         peers.start()

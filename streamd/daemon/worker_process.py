@@ -17,12 +17,12 @@ from streamd.core.admission import BudgetError, SharedNumber
 from streamd.daemon import control, logs, machine
 from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.control import EXIT_FAILED, EXIT_SETTINGS, WORKER_VARIABLE, Launch, ToParent, ToWorker
-from streamd.daemon.in_turns import in_turns
 from streamd.daemon.shared import Shared
 from streamd.daemon.slot import unblock_signals
 from streamd.daemon.state_store import StateStore, leave_streams, put_streams, read_snapshots, take_streams
 from streamd.daemon.store_relay import StoreRelay
 from streamd.daemon.worker import Prepared, Worker
+from streamd.net.in_turns import in_turns
 from streamd.net.peers import Peers
 
 # Interval of the numbers for `systemctl status`, which need be no fresher.

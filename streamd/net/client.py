@@ -163,13 +163,13 @@ class ClientConnection(TakesTurns, SmallReads):
         "_intake",
         "_last_bytes",
         "_runtime",
-        "_stall",
         "answer",
         "at",
         "due_at",
         "origin",
         "paused",
         "pauses",
+        "stall",
         "transport",
     )
 
@@ -186,7 +186,7 @@ class ClientConnection(TakesTurns, SmallReads):
         self.transport: asyncio.Transport
         self.due_at = NEVER
         self.paused = False
-        self._stall: Stall | None = None  # watches the kernel's queue since the last pause
+        self.stall: Stall | None = None  # watches the kernel's queue since the last pause
         self._last_bytes: LastBytes | None = None  # from the close on
         self.pauses = 0  # reasons for which the socket isn't read (net/reading.py)
         self._behind = adopted  # bytes that were read and not processed yet
@@ -272,7 +272,7 @@ class ClientConnection(TakesTurns, SmallReads):
         self.paused = True
         runtime = self._runtime
         runtime.counters.paused += 1
-        self._stall = Stall(runtime.time())
+        self.stall = Stall(runtime.time())
         self.due_at = min(self.due_at, self._next_look())
         if self.answer is not None:
             self.answer.on_paused()
@@ -615,15 +615,15 @@ class ClientConnection(TakesTurns, SmallReads):
         due_at = answer.on_due(now) if not self.paused else answer.expires_at
         if not self.paused:
             return due_at
-        assert self._stall is not None  # a heartbeat may have paused it just now
-        if self._stall.is_over(self.transport, now, self._runtime.settings):
+        assert self.stall is not None  # a heartbeat may have paused it just now
+        if self.stall.is_over(self.transport, now, self._runtime.settings):
             self.abort(CloseReason.STALLED)
             return NEVER
         return min(self._next_look(), answer.expires_at)
 
     def _next_look(self) -> float:
         """When to check again whether a paused client still takes bytes."""
-        return self._stall.next_look(self._runtime.settings) if self.paused and self._stall is not None else NEVER
+        return self.stall.next_look(self._runtime.settings) if self.paused and self.stall is not None else NEVER
 
     def _due_head(self, now: float) -> float:
         if self.at is not ClientState.FRESH and not self._mid_head():
@@ -677,7 +677,7 @@ class ClientConnection(TakesTurns, SmallReads):
         return self.answer is not None and self.answer.send_away(reason, message)
 
     @guarded
-    def close_for_drain(self, problem: HttpError) -> None:
+    def give_up(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
         answer = self.answer
         if answer is not None and answer.is_open:

@@ -1,7 +1,8 @@
 """Inquiries: questions of a worker to all others, and their answers, as notes between peers.
 
-A question is a kind and bytes; a worker answers a question at once, from its own state. A worker that doesn't answer
-within ANSWER_S, because it is starting, stuck or dead, is missing in the result, and the asker reports it.
+A question is a kind and bytes; a worker answers a question from its own state: at once, or in slices where the answer
+takes long (net/in_turns.py). A worker that doesn't answer within ANSWER_S, because it is starting, stuck or dead, is
+missing in the result, and the asker reports it.
 
 Bounds: INQUIRIES_MAX at once; further inquiries get no answers. A question or an answer is at most
 peers.MEMORY_BYTES_MAX.
@@ -14,6 +15,7 @@ import struct
 from collections.abc import Callable, Mapping
 
 from streamd.core.guard import BARE, Guard
+from streamd.net.in_turns import SlowWork, Steps
 from streamd.net.peers import Note, Peers
 
 ANSWER_S = 1.0  # a loop that is later than this takes no new streams, either
@@ -21,6 +23,9 @@ INQUIRIES_MAX = 64  # lists of streams: some ms of work each in every worker
 
 Answers = dict[int, bytes]
 """The answers by slot."""
+
+Answerer = Callable[[bytes], "bytes | Steps[bytes]"]
+"""Answers a question: with the answer, or with the work that makes it."""
 
 _number = struct.Struct(">Q")
 
@@ -42,10 +47,12 @@ class Inquiries:
         self,
         loop: asyncio.AbstractEventLoop,
         peers: Peers,
-        answerers: Mapping[str, Callable[[bytes], bytes]],
+        answerers: Mapping[str, Answerer],
         guard: Guard = BARE,
+        slow_work: SlowWork | None = None,
     ) -> None:
         self._loop = loop
+        self._slow_work = slow_work or SlowWork(loop, guard.caught)
         self._guard = guard
         self._peers = peers
         self._under_way: dict[int, Inquiry] = {}
@@ -71,10 +78,9 @@ class Inquiries:
         inquiry.timer = self._loop.call_later(ANSWER_S, self._end, number)
 
     def take(self, note: Note) -> bool:
-        """Whether a note is a question, which is answered now, or an answer."""
+        """Whether a note is a question, which is answered now or in later turns, or an answer."""
         if note.kind.startswith("?"):
-            answer = self._answerers[note.kind[1:]](note.body[_number.size :])
-            self._peers.tell(note.slot, "!", note.body[: _number.size] + answer)
+            self._answer(note)
             return True
         if note.kind != "!":
             return False
@@ -86,6 +92,20 @@ class Inquiries:
             if not inquiry.awaited:
                 self._end(number)
         return True
+
+    def _answer(self, question: Note) -> None:
+        """A question that can't be answered gets no answer: the asker misses this worker."""
+        number, body = question.body[: _number.size], question.body[_number.size :]
+        kind = question.kind[1:]
+
+        def tell(answer: bytes) -> None:
+            self._peers.tell(question.slot, "!", number + answer)
+
+        answer = self._answerers[kind](body)
+        if isinstance(answer, bytes):
+            tell(answer)
+        else:
+            self._slow_work.do(answer, tell, lambda error: self._guard.caught(f"inquiry.{kind}", error))
 
     def _end(self, number: int) -> None:
         inquiry = self._under_way.pop(number)

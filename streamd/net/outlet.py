@@ -72,11 +72,11 @@ class LargeWrite:
 class Stall:
     """A pause of a connection. It is stalled if the kernel took no outstanding byte for stall_timeout."""
 
-    __slots__ = ("_left", "_looked_at", "progress_at")
+    __slots__ = ("_left", "_looked_at", "progress_at", "since")
 
     def __init__(self, now: float) -> None:
         self._left = UNKNOWN
-        self._looked_at = self.progress_at = now
+        self.since = self._looked_at = self.progress_at = now
 
     def is_over(self, transport: asyncio.Transport, now: float, settings: Settings) -> bool:
         """Check whether the peer takes bytes; True if it has taken none for stall_timeout."""

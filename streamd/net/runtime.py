@@ -71,7 +71,7 @@ class Client(Protocol):
     def send_away(self, reason: CloseReason, message: str) -> bool:
         """End a reader's answer in mid-stream, with its position. False: no reader is here, or it can't be told."""
 
-    def close_for_drain(self, problem: HttpError) -> None:
+    def give_up(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
 
     def abort(self, reason: CloseReason) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import CHAT, Read, events_in, get, post
 from loopback import PATIENCE_S, Daemon, run
 from pair import Pair, pair
+from test_rights import bearer, line, write
 
 from streamd.addresses import parse_address
 from streamd.api import responses as responses_module
@@ -128,7 +131,7 @@ def test_a_long_list_comes_whole() -> None:
     run(main)
 
 
-def test_a_list_counts_a_worker_that_does_not_answer_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_counts_a_worker_that_does_not_answer_as_missing() -> None:
     async def main() -> None:
         async with pair(answer_s=0.05) as p:
             names = await publish(p, 10, MINE)
@@ -140,7 +143,7 @@ def test_a_list_counts_a_worker_that_does_not_answer_as_missing(monkeypatch: pyt
             ]
             answer = await p.a.ask(post({"conversation_ids": [f"c{k}" for k in range(9)]}, path="/v1/streams/lookup"))
             assert answer.status == 503 and answer.error["code"] == "worker_busy"
-            monkeypatch.setattr(inquiry, "ANSWER_S", PATIENCE_S)
+            inquiry.ANSWER_S = PATIENCE_S  # the pair sets it back
             p.hears_again(p.b)  # late questions are answered, and late answers go nowhere
             assert "workers_missing" not in await listed(p.a, "", MINE)
             inquiries = p.a.runtime.inquiries
@@ -175,24 +178,92 @@ def test_a_client_that_leaves_while_workers_are_asked_gets_no_answer() -> None:
     run(main)
 
 
-def test_the_streams_with_the_largest_lag_come_from_all_workers() -> None:
+# -- tables
+
+
+class Operator:
+    """A client of a worker's admin surface."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.sock = listen.bind(parse_address("127.0.0.1:0"))
+
+    async def ask(self, path: str, method: str = "GET") -> dict[str, Any]:
+        daemon = self.daemon
+        if not any(sock is self.sock for sock in daemon.worker._sockets):
+            await daemon.worker.listen([self.sock], "admin")
+        port, daemon.port = daemon.port, self.sock.getsockname()[1]
+        answer = await daemon.ask(get(path, method=method), method=method)
+        daemon.port = port
+        assert answer.status == 200, answer.body
+        found: dict[str, Any] = json.loads(answer.body)
+        return found
+
+
+def test_the_streams_and_readers_of_all_workers_are_in_the_tables_of_each() -> None:
     async def main() -> None:
         async with pair(ENDLESS) as p:
             for each in p.both:
-                await (await each.connect(post(CHAT))).begun()
-            states = await gathered(p.a, "/streams")
-            assert {state["id"] for state in states} == {stream.id for each in p.both for stream in each.streams}
-            assert len(states) == 2
+                await (await each.connect(post(CHAT, "X-Mock-Interval-Ms: 5"))).begun()
+            for each in p.both:
+                operator = Operator(each)
+                for path in ("/streams", "/readers"):
+                    found = (await operator.ask(path))["data"]
+                    member = "id" if path == "/streams" else "stream"
+                    assert {row[member] for row in found} == {s.id for each in p.both for s in each.streams}
+                    assert {row["worker"] for row in found} == {0, 1}
 
-    async def gathered(daemon: Daemon, path: str) -> list[dict[str, Any]]:
-        sock = listen.bind(parse_address("127.0.0.1:0"))
-        await daemon.worker.listen([sock], "admin")
-        port, daemon.port = daemon.port, sock.getsockname()[1]
-        answer = await daemon.ask(get(path))
-        daemon.port = port
-        assert answer.status == 200
-        found: list[dict[str, Any]] = json.loads(answer.body)["data"]
-        return found
+    run(main)
+
+
+def test_the_slow_reader_is_found_and_named_and_ended_through_any_worker(tmp_path: Path) -> None:
+    """On call: memory grows. The table names the reader that takes nothing, by its key and its address."""
+    keys = tmp_path / "keys"
+    write(keys, line("batch"), line("web"))
+
+    async def main() -> None:
+        large = MockOptions(interval_s=0.001, ttft_s=0, tokens=100_000)
+        async with pair(large, keys_file=str(keys), resume_grace_s=0.0) as p:
+            quick = [await each.connect(post(CHAT, bearer("web"))) for each in p.both]
+            reading = [asyncio.ensure_future(conn.to_the_end()) for conn in quick]
+            slow = await p.b.connect(post(CHAT, bearer("batch")), receive_bytes=4096, limit=1024)
+            await p.b.until(lambda: any(client.paused for client in p.b.runtime.clients))
+            found = (await Operator(p.a).ask("/readers?sort=paused&limit=1"))["data"][0]
+            own_end = slow._writer.get_extra_info("sockname")
+            assert (found["key"], found["peer"]) == ("batch", f"127.0.0.1:{own_end[1]}")
+            assert found["paused_s"] > 0 and found["unsent_bytes"] > 0 and found["worker"] == 1
+            ended = await Operator(p.a).ask(f"/readers/{found['id']}", "DELETE")
+            assert ended == {"streams": 0, "readers": 1, "requests": 0}
+            assert b"event: reconnect" in await slow.to_the_end()
+            await p.b.until(lambda: len([s for s in p.b.streams if s.reason is None]) == 1)
+            assert not any(task.done() for task in reading), "the other readers notice nothing"
+            for conn in quick:
+                conn.close()
+            await asyncio.gather(*reading, return_exceptions=True)
+
+    run(main)
+
+
+def test_the_key_that_takes_everything_is_found_and_ended_in_all_workers(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    write(keys, line("greedy", streams_max=50, tokens_per_minute=100_000), line("modest"))
+
+    async def main() -> None:
+        async with pair(ENDLESS, keys_file=str(keys), detach_grace_s=0.0) as p:
+            for each in p.both:
+                for _ in range(3):
+                    await (await each.connect(post(CHAT, bearer("greedy")))).begun()
+            modest = await p.a.connect(post(CHAT, bearer("modest")))
+            await modest.begun()
+            await p.a.until(lambda: sum(s.text_events for each in p.both for s in each.streams) > 70)
+            operator = Operator(p.b)
+            first, second = (await operator.ask("/keys"))["data"]
+            assert (first["key_name"], first["streams"], first["streams_max"]) == ("greedy", 6, 50)
+            assert first["tokens_per_s"] > second["tokens_per_s"] > 0 and first["tokens_left"] <= 100_000
+            assert (second["key_name"], second["streams"]) == ("modest", 1)
+            assert await operator.ask("/keys/greedy", "DELETE") == {"streams": 6, "readers": 0, "requests": 0}
+            first, second = (await operator.ask("/keys"))["data"]
+            assert (first["key_name"], second["streams"]) == ("modest", 0)
 
     run(main)
 

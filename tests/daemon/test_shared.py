@@ -271,3 +271,20 @@ def test_a_full_ledger_takes_no_further_key_and_goes_on(fd: int) -> None:
     accounts.board = one
     more = Key(id="one more", name="", salt=b"", digest=b"", requests_per_minute=1)
     assert [admit(accounts.of(more), more, 0.0) for _ in range(2)] == [True, False]
+
+
+def test_a_worker_that_has_not_seen_a_key_shows_its_usage_and_makes_no_place(fd: int) -> None:
+    limited = key(requests_per_minute=60, tokens_per_minute=1000, streams_max=5)
+    for slot in (0, 1):
+        accounts = accounts_of(fd, slot)
+        assert admit(accounts.of(limited), limited, 100.0)
+        assert accounts.of(limited).open_stream(limited) is None
+        accounts.of(limited).count_tokens(300)
+        accounts.publish(100.0)
+    stranger = accounts_of(fd, 2)
+    seen = stranger.usage(limited, 100.0)
+    assert (seen.streams_now, seen.requests_total, seen.tokens_total) == (2, 2, 600)
+    assert (seen.requests_left, seen.tokens_left, seen.wait_s) == (58, 400, 0.0)
+    assert stranger.usage(limited, 160.0).requests_left == 60
+    assert len(stranger) == 0
+    assert accounts.usage(limited, 100.0) == seen, "the worker that counts sees the same"

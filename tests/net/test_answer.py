@@ -95,7 +95,7 @@ def test_a_refusal_by_the_drain_is_told_to_the_work() -> None:
     with rig() as r:
         work = Work()
         client = asked(r, work)
-        client.connection.close_for_drain(not_found("/"))
+        client.connection.give_up(not_found("/"))
         assert client.answer.status == 404 and work.told == [CloseReason.NOT_FOUND]
         work.answer.settle(refuse)
         assert client.statuses == [404]

@@ -990,7 +990,7 @@ def test_a_problem_between_requests_ends_the_connection() -> None:
 
     with rig() as r:
         client = r.client()
-        client.connection.close_for_drain(not_found("/"))
+        client.connection.give_up(not_found("/"))
         r.turn()
         assert client.gone and r.closed == {CloseReason.NOT_FOUND: 1}
 
@@ -1004,7 +1004,7 @@ def test_a_drain_never_makes_an_unfinished_proxied_answer_look_whole(version: st
         r.reply(
             b"HTTP/1.1 200 OK\r\n" + fields[framing] + b"\r\n\r\n" + (chunk(b"ha") if framing == "chunked" else b"ha")
         )
-        client.connection.close_for_drain(HttpError(503, "too late", code="draining"))
+        client.connection.give_up(HttpError(503, "too late", code="draining"))
         r.turn()
         assert client.gone
         ended_by_close = version == "1.0" and framing != "length"

@@ -244,7 +244,7 @@ CALLBACKS: dict[str, Callable[[Rig], Prepared]] = {
     "reading: due": lambda r: due(r, reading(r)[0]),
     "reading: sent away": lambda r: on(reading(r)[0], lambda c: c.connection.send_away(CloseReason.DRAINING, "bye")),
     "reading: a last word": lambda r: on(
-        asking(r)[0], lambda c: c.connection.close_for_drain(HttpError(503, "bye", code="bye"))
+        asking(r)[0], lambda c: c.connection.give_up(HttpError(503, "bye", code="bye"))
     ),
     "paused: takes more": lambda r: paused(r)[0].transport.take,
     "paused: due": lambda r: due(r, paused(r)[0]),

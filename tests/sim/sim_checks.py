@@ -306,7 +306,7 @@ def check_deadlines(world: World, clients: list[ClientConnection]) -> None:
         if at in EXPECTING or closing or (at is ClientState.BODY and held):
             must(client.due_at < NEVER, "no deadline", client.at)
         if client.paused and answer is not None and not answer.is_open and world.settings.stall_timeout_s:
-            latest = max(client._stall.progress_at, now) + world.settings.stall_timeout_s + world.slack_s
+            latest = max(client.stall.progress_at, now) + world.settings.stall_timeout_s + world.slack_s
             must(client.due_at <= latest, "a paused connection is not checked in time", client.due_at - now)
         if client.due_at < NEVER:
             late_s = now - client.due_at
