@@ -2,6 +2,7 @@
 
     request_path    a ClientConnection with all routes behind it, over a transport with a capacity from the input;
                     the bytes after FOUR_FF are the upstream's answer
+    quick_head      the quick path for heads: what it takes is read as the gates and h11 read it
     chunked         the chunked decoder: cuts don't change the outcome
     sse             the event splitter: cuts don't change the outcome, and its output splits into itself
     json_scan       the scan of JSON: cuts don't change the outcome, and it takes what orjson takes and finds the same
@@ -37,8 +38,10 @@ from streamd.daemon import logs
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import ChunkedDecoder
 from streamd.wire.dialect import Dialect
-from streamd.wire.http1 import RemoteProtocolError
+from streamd.wire.heads import HEAD_LIMITS
+from streamd.wire.http1 import RemoteProtocolError, judged_request, judged_response
 from streamd.wire.json_scan import JsonError, JsonScan, Watched
+from streamd.wire.quick_head import quick_request, quick_response, whole_head
 from streamd.wire.sse import EventSplitter, EventTooLarge
 
 FOUR_FF = b"\xff\xff\xff\xff"
@@ -113,6 +116,16 @@ def check_output(raw: bytes) -> None:
 
 
 # -- pure parts
+
+
+def quick_head(data: bytes) -> None:
+    """A head of a request or of an answer, with any bytes behind it."""
+    head = data[: whole_head(data, HEAD_LIMITS)]
+    asked = quick_request(head, HEAD_LIMITS)
+    assert asked is None or asked == judged_request(head)
+    for method in ("GET", "HEAD"):
+        answered = quick_response(head, method, HEAD_LIMITS)
+        assert answered is None or answered == judged_response(head, method)
 
 
 def chunked(data: bytes) -> None:
@@ -338,6 +351,7 @@ def new_hub() -> Hub:
 
 TARGETS: dict[str, Target] = {
     "request_path": RequestPath(),
+    "quick_head": quick_head,
     "chunked": chunked,
     "sse": sse,
     "json_scan": json_scan,
@@ -368,6 +382,12 @@ def request_seeds() -> list[bytes]:
         bytes((number % 7, number % 5)) + asks[number % len(asks)] + FOUR_FF + answer
         for number, answer in enumerate(answers)
     ]
+
+
+def head_seeds() -> list[bytes]:
+    asks = [row[1] for row in runpy.run_path(str(TABLES / "http_requests.py"))["ROWS"]]
+    answers = [row[2] for row in runpy.run_path(str(TABLES / "http_responses.py"))["ROWS"]]
+    return [*asks, *answers, SSE_HEAD, post(CHAT), get("/v1/x?a=%41", "Cookie: a", "Cookie: b", "Connection: close")]
 
 
 def chunked_seeds() -> list[bytes]:
@@ -427,6 +447,7 @@ def state_seeds() -> list[bytes]:
 
 MADE: dict[str, Callable[[], list[bytes]]] = {
     "request_path": request_seeds,
+    "quick_head": head_seeds,
     "chunked": chunked_seeds,
     "sse": event_seeds,
     "json_scan": json_seeds,

@@ -36,6 +36,7 @@ TEMPTING = (
 )
 MUTATIONS = {
     "request_path": 400,
+    "quick_head": 3000,
     "chunked": 1500,
     "sse": 800,
     "json_scan": 1500,

@@ -81,6 +81,7 @@ from streamd.wire.http1 import (
     parse_request,
 )
 from streamd.wire.query import FIELDS_MAX, has_too_many_fields
+from streamd.wire.quick_head import whole_head
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -338,19 +339,22 @@ class ClientConnection(TakesTurns, SmallReads):
 
     def _take_head(self) -> int:
         """Process the next step of a head, and of the body behind it. Returns the pieces spent."""
-        heads, runtime = self._heads, self._runtime
-        if heads is None:
-            heads = self._heads = HeadReader(runtime.limits)
-            if self.at is not ClientState.FRESH:  # a FRESH connection's time began at accept
-                self._allow(runtime.settings.head_timeout_s)
-        data = self._behind
-        step, self._behind = data[:HEAD_STEP_BYTES], data[HEAD_STEP_BYTES:]
-        found = heads.feed(step)
-        if found is None:
-            return pieces_of(len(step))
-        self._heads = None
-        head_bytes, rest = found
-        self._behind = rest + self._behind
+        heads, runtime, data = self._heads, self._runtime, self._behind
+        if heads is None and self.at is not ClientState.FRESH:  # a FRESH connection's time began at accept
+            self._allow(runtime.settings.head_timeout_s)
+        size = whole_head(data, runtime.limits) if heads is None else 0
+        if size:
+            head_bytes, self._behind = data[:size], data[size:]
+        else:
+            if heads is None:
+                heads = self._heads = HeadReader(runtime.limits)
+            step, self._behind = data[:HEAD_STEP_BYTES], data[HEAD_STEP_BYTES:]
+            found = heads.feed(step)
+            if found is None:
+                return pieces_of(len(step))
+            self._heads = None
+            head_bytes, rest = found
+            self._behind = rest + self._behind
         owner = self._begin(parse_request(head_bytes, runtime.limits))
         if owner is not None:
             self._hand_over(owner, head_bytes)

@@ -105,6 +105,8 @@ class Request(Outcome):
             keep_alive=False,
             expect_continue=False,
             upgrade=False,
+            bytes_read=0,
+            by_name={},
         )
         return cls(head, now=now, route=route, dialect=Dialect.UNKNOWN)
 

@@ -51,6 +51,7 @@ from streamd.wire.http1 import (
     ResponseHead,
     parse_response,
 )
+from streamd.wire.quick_head import whole_head
 from streamd.wire.sse import EventSplitter, EventTooLarge
 
 # The work on an answer's head, in pieces: 30 to 60 us.
@@ -349,7 +350,6 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._bodiless = method
         self.any_byte = False
         self._interim_answers = 0
-        self._heads = HeadReader(self._runtime.limits, opening=RESPONSE_OPENING)
         self.transport.write(request)
 
     def take_opening(self, head: ResponseHead) -> None:
@@ -424,14 +424,22 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
     def _take_head(self, data: bytes) -> int:
         self.any_byte = True
         spent = pieces_of(len(data))
+        asker, limits = self._asker, self._runtime.limits
+        assert asker is not None
         while True:
-            assert self._heads is not None and self._asker is not None
-            found = self._heads.feed(data)
-            if found is None:
-                self._charge_held()
-                return spent
-            head_bytes, data = found
-            head = parse_response(head_bytes, self._bodiless, self._runtime.limits)
+            size = whole_head(data, limits) if self._heads is None else 0
+            if size:
+                head_bytes, data = data[:size], data[size:]
+            else:
+                if self._heads is None:
+                    self._heads = HeadReader(limits, opening=RESPONSE_OPENING)
+                found = self._heads.feed(data)
+                if found is None:
+                    self._charge_held()
+                    return spent
+                head_bytes, data = found
+                self._heads = None
+            head = parse_response(head_bytes, self._bodiless, limits)
             spent += HEAD_PIECES
             if head.status >= 200:
                 break
@@ -439,11 +447,10 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             if self._interim_answers > INTERIM_ANSWERS_MAX:
                 text = f"send at most {INTERIM_ANSWERS_MAX} interim answers (1xx) in front of an answer"
                 raise RemoteProtocolError(text, "too_many_interim_answers", 502)
-        self._heads = None
         self._charge_held()
         if data:
             self._read = data + (self._read or b"")
-        self._asker.on_head(self, head)
+        asker.on_head(self, head)
         if self._decoder is not None and self._decoder.done and self.at is not UpstreamState.CLOSED:
             self._finish()  # an answer without a body
         return spent

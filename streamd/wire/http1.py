@@ -1,6 +1,7 @@
 """HTTP/1.1 heads: collected under limits, checked strictly, parsed by h11; and written.
 
-A head goes through three gates, and the first that refuses it wins:
+Most heads are of a few usual forms, which quick_head.py reads in a tenth of the time. All other heads, and all that may
+be wrong, go through three gates, and the first that refuses a head wins:
 
 1. `HeadReader` collects its bytes. Limits hold before a parser sees anything: a head over `head_bytes_max` is refused
    before its end has come. So are bytes that can't become a head any more (a bare LF, a TLS hello on a plain port), so
@@ -10,7 +11,7 @@ A head goes through three gates, and the first that refuses it wins:
    HTTP/9.9, and merges equal Content-Lengths. RFC 9112 lets a recipient refuse all of these. A proxy that reads them
    differently from its neighbour is the whole of request smuggling, so they are refused here.
 3. h11, with a fresh `h11.Connection` per head that is thrown away afterwards, so that it takes no memory between heads.
-   (It costs 50 us a head, and 7 us for each body chunk: heads go through it, bodies never.) Its refusals are streamd's,
+   (It costs 50 us a head, and 7 us for each body chunk: bodies never go through it.) Its refusals are streamd's,
    but for the CRLF in front of a request, which it never gets to see.
 
 Accepted beside the everyday form, because the RFCs say so: absolute-form targets (their authority replaces Host), up to
@@ -30,17 +31,26 @@ h11.Connection per connection (its state machine would have to be told of bodies
 
 from __future__ import annotations
 
-import enum
 import http
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NoReturn
 
 import h11
 
-Headers = tuple[tuple[bytes, bytes], ...]
+from streamd.wire.heads import (
+    HEAD_LIMITS,
+    Framing,
+    Headers,
+    HeadLimits,
+    RequestHead,
+    ResponseHead,
+    joined,
+)
+from streamd.wire.quick_head import quick_request, quick_response
+
+__all__ = ("HEAD_LIMITS", "Framing", "HeadLimits", "Headers", "RequestHead", "ResponseHead")
 
 
 class RemoteProtocolError(Exception):
@@ -62,21 +72,7 @@ class LocalProtocolError(Exception):
     """streamd was about to break the rules: a bug, or an injection that got this far."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLimits:
-    """Limits of a head. RFC 9112 3 asks for 8,000 bytes of request line; 100 fields is Apache's number."""
-
-    head_bytes_max: int = 16384  # request or status line, fields and blank line
-    headers_max: int = 100
-    target_bytes_max: int = 8192
-
-
-HEAD_LIMITS = HeadLimits()
-
 RESPONSE_OPENING = b"HTTP/1."  # `opening` of a HeadReader for responses
-
-# Memory of a parsed field beside its own bytes: a tuple, two bytes objects, and a place in the tuple of all.
-FIELD_BYTES = 150
 
 LEADING_LINES_MAX = 2  # RFC 9112 2.2 asks for at least one: old clients send a CRLF behind a body
 
@@ -84,6 +80,7 @@ _TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"  # RFC 9110 5.6.2
 _TOKEN = re.compile(rb"[" + _TCHAR + rb"]+")
 _TOKEN_BYTES = bytes(byte for byte in range(256) if _TOKEN.fullmatch(bytes([byte])))
 _FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")  # RFC 9110 5.5, obs-text included
+_VALUE_BYTES = bytes(byte for byte in range(256) if _FIELD_VALUE.fullmatch(bytes([byte])))
 _FIELDS = re.compile(rb"(?:[" + _TCHAR + rb"]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
 _REQUEST_LINE = re.compile(rb"([" + _TCHAR + rb"]++) ([\x21-\x7e]++) HTTP/([0-9])\.([0-9])\r\n")
 _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n")
@@ -195,68 +192,13 @@ def _bad_status_line() -> RemoteProtocolError:
     return RemoteProtocolError("begin the answer with an HTTP/1.1 status line", "bad_status_line", 502)
 
 
-class Framing(enum.Enum):
-    """How a message tells the end of its body (RFC 9112 6.3)."""
-
-    NONE = "none"
-    LENGTH = "length"
-    CHUNKED = "chunked"
-    UNTIL_CLOSE = "until_close"  # responses only
-
-
-def _get(headers: Headers, name: bytes) -> bytes | None:
-    values = [value for field_name, value in headers if field_name == name]
-    return b", ".join(values) if values else None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestHead:
-    """A request's head, valid by all rules. `target` is origin-form or `*`, `path` and `query` its parts: the path in
-    its normal form (normal_path), the others as sent.
-    """
-
-    method: str
-    target: bytes
-    path: str
-    query: str
-    http10: bool
-    headers: Headers  # lower-case names, in order
-    authority: bytes  # absolute-form's, else Host's; empty for HTTP/1.0 without either
-    framing: Framing  # NONE, LENGTH or CHUNKED
-    content_length: int  # 0 unless LENGTH
-    keep_alive: bool  # an HTTP/1.0 client has to ask for it
-    expect_continue: bool
-    upgrade: bool  # asks for another protocol; h2c isn't counted, see above
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory of the target and of the fields."""
-        fields = sum(len(name) + len(value) for name, value in self.headers)
-        return 3 * len(self.target) + fields + FIELD_BYTES * len(self.headers)
-
-    def get(self, name: bytes) -> bytes | None:
-        """The field's value by lower-case name, several joined with a comma (RFC 9110 5.3); None if absent."""
-        return _get(self.headers, name)
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """A response's head, valid by all rules. So is that of a 1xx, with framing NONE: another head follows it."""
-
-    status: int
-    reason: bytes
-    headers: Headers
-    framing: Framing
-    content_length: int  # 0 unless LENGTH
-    keep_alive: bool
-
-    def get(self, name: bytes) -> bytes | None:
-        """The field's value by lower-case name, several joined with a comma (RFC 9110 5.3); None if absent."""
-        return _get(self.headers, name)
-
-
 def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
     """The parts of a whole head with its blank line. Raises RemoteProtocolError with the status to answer."""
+    return quick_request(head, limits) or judged_request(head, limits)
+
+
+def judged_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
+    """As parse_request(), through all gates."""
     _check_size(head, limits, 431)
     line = _REQUEST_LINE.match(head)
     if line is None:
@@ -278,7 +220,8 @@ def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
     origin_form, authority = _resolve_target(method, target, host)
     path, _, query = origin_form.decode("ascii").partition("?")
     path = normal_path(path)
-    options = _connection_options(headers, 400)
+    by_name = joined(headers)
+    options = _connection_options(by_name, 400)
     return RequestHead(
         method=method.decode("ascii"),
         target=origin_form,
@@ -290,8 +233,10 @@ def parse_request(head: bytes, limits: HeadLimits = HEAD_LIMITS) -> RequestHead:
         framing=framing,
         content_length=content_length,
         keep_alive=b"close" not in options and (not http10 or b"keep-alive" in options),
-        expect_continue=_expects_continue(headers) and not http10,
-        upgrade=not http10 and (_get(headers, b"upgrade") or b"").lower() not in _UPGRADES_IGNORED,
+        expect_continue=_expects_continue(by_name) and not http10,
+        upgrade=not http10 and by_name.get(b"upgrade", b"").lower() not in _UPGRADES_IGNORED,
+        bytes_read=len(head),
+        by_name=by_name,
     )
 
 
@@ -303,6 +248,11 @@ _ASKED = h11.Request(method=b"GET", target=b"/", headers=[(b"host", b"a")])
 
 def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_LIMITS) -> ResponseHead:
     """The parts of a whole head that answers a `request_method`. Raises RemoteProtocolError, always a 502."""
+    return quick_response(head, request_method, limits) or judged_response(head, request_method, limits)
+
+
+def judged_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_LIMITS) -> ResponseHead:
+    """As parse_response(), through all gates."""
     _check_size(head, limits, 502)
     line = _STATUS_LINE.match(head)
     if line is None:
@@ -322,7 +272,8 @@ def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_L
     event = _through_h11(connection, head, 502)
     assert isinstance(event, h11.Response | h11.InformationalResponse)
     headers = tuple(event.headers)
-    options = _connection_options(headers, 502)
+    by_name = joined(headers)
+    options = _connection_options(by_name, 502)
     if request_method == "HEAD" or status < 200 or status in (204, 304):
         framing, content_length = Framing.NONE, 0
     elif framing is Framing.NONE:
@@ -334,6 +285,7 @@ def parse_response(head: bytes, request_method: str, limits: HeadLimits = HEAD_L
         framing=framing,
         content_length=content_length,
         keep_alive=not http10 and b"close" not in options and framing is not Framing.UNTIL_CLOSE,
+        by_name=by_name,
     )
 
 
@@ -524,12 +476,12 @@ def _framing(head: bytes, http10: bool, status: int) -> tuple[Framing, int]:
 _FIXED_FIELDS = frozenset((b"content-length", b"host", b"content-type", b"content-encoding", b"authorization"))
 
 
-def _connection_options(headers: Headers, status: int) -> frozenset[bytes]:
+def _connection_options(by_name: dict[bytes, bytes], status: int) -> frozenset[bytes]:
     """The options of Connection. RFC 9110 7.6.1: a sender must not name fields there that are for all recipients.
 
     Obeying such an option would let a client strip the framing or the credentials off the request for the next hop.
     """
-    named = _get(headers, b"connection")
+    named = by_name.get(b"connection")
     if named is None:
         return frozenset()
     options = frozenset(option.strip(b" \t").lower() for option in named.split(b","))
@@ -538,8 +490,8 @@ def _connection_options(headers: Headers, status: int) -> frozenset[bytes]:
     return options
 
 
-def _expects_continue(headers: Headers) -> bool:
-    expect = _get(headers, b"expect")
+def _expects_continue(by_name: dict[bytes, bytes]) -> bool:
+    expect = by_name.get(b"expect")
     if expect is None:
         return False
     if any(option.strip(b" \t").lower() not in (b"100-continue", b"") for option in expect.split(b",")):
@@ -567,10 +519,8 @@ HOP_BY_HOP: frozenset[bytes] = frozenset(
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers for the next hop: without hop-by-hop fields and those that Connection names (RFC 9110 7.6.1)."""
     headers = tuple(headers)
-    dropped = HOP_BY_HOP
-    named = _get(headers, b"connection")
-    if named is not None:
-        dropped = HOP_BY_HOP | {option.strip(b" \t").lower() for option in named.split(b",")}
+    named = [option for name, value in headers if name == b"connection" for option in value.split(b",")]
+    dropped = HOP_BY_HOP.union(option.strip(b" \t").lower() for option in named) if named else HOP_BY_HOP
     return [field for field in headers if field[0] not in dropped]
 
 
@@ -598,10 +548,24 @@ def encode_request_head(method: str, target: bytes, headers: Iterable[tuple[byte
 
 
 def _encode_fields(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    parts: list[bytes] = []
-    for name, value in headers:
-        if not _TOKEN.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            raise LocalProtocolError(f"no header field can be made of {name!r}: {value!r}")
-        parts += (name, b": ", value, b"\r\n")
-    parts.append(b"\r\n")
-    return b"".join(parts)
+    headers = tuple(headers)
+    if not headers:
+        return b"\r\n"
+    # All names at once, and all values: no name holds a colon and no value an LF, so each separator is one that was put
+    # between two of them.
+    names, values = zip(*headers, strict=True)
+    between = len(headers) - 1
+    if (
+        b":".join(names).translate(None, _TOKEN_BYTES) != b":" * between
+        or b"\n".join(values).translate(None, _VALUE_BYTES) != b"\n" * between
+        or not all(names)
+    ):
+        _refuse_field(headers)
+    return b"".join([b"%b: %b\r\n" % field for field in headers]) + b"\r\n"
+
+
+def _refuse_field(headers: Headers) -> NoReturn:
+    name, value = next(
+        field for field in headers if not _TOKEN.fullmatch(field[0]) or not _FIELD_VALUE.fullmatch(field[1])
+    )
+    raise LocalProtocolError(f"no header field can be made of {name!r}: {value!r}")

@@ -23,6 +23,8 @@ from streamd.wire.http1 import (
     encode_request_head,
     encode_response_head,
     end_to_end,
+    judged_request,
+    judged_response,
     parse_request,
     parse_response,
 )
@@ -468,8 +470,8 @@ def test_a_head_that_only_h11_refuses_is_refused_with_its_text(monkeypatch: pyte
 
     monkeypatch.setattr(h11.Connection, "next_event", refuse)
     with pytest.raises(RemoteProtocolError, match="no") as caught:
-        parse_request(HEAD)
+        judged_request(HEAD)
     assert caught.value.status == 501
     with pytest.raises(RemoteProtocolError, match="no") as caught:
-        parse_response(b"HTTP/1.1 200 OK\r\n\r\n", "GET")
+        judged_response(b"HTTP/1.1 200 OK\r\n\r\n", "GET")
     assert caught.value.status == 502
