@@ -2,7 +2,7 @@
 
     request_path    a ClientConnection with all routes behind it, over a transport with a capacity from the input;
                     the bytes after FOUR_FF are the upstream's answer
-    quick_head      the quick path for heads: what it takes is read as the gates and h11 read it
+    quick_head      the quick path for heads reads a head as the gates and h11 do, or leaves it to them
     chunked         the chunked decoder: cuts don't change the outcome
     sse             the event splitter: cuts don't change the outcome, and its output splits into itself
     json_scan       the scan of JSON: cuts don't change the outcome, and it takes what orjson takes and finds the same

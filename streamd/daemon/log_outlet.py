@@ -11,7 +11,9 @@ workers, and with the shell that started us. So each kind has its own way:
     file            write(2): a disk has no reader to wait for
 
 A line that finds no room waits in at most WAITING_BYTES_MAX, and leaves before the next line or at the next flush().
-Lines beyond that are lost. The loss is counted, and told in a line of its own as soon as there is room.
+Lines beyond that are lost. The loss is counted, and told in a line of its own as soon as there is room. Lines that wait
+leave several at once, as far as a pipe takes them in one piece; so do those of a loop's turn, which the outlet holds
+while it is `corked`.
 """
 
 from __future__ import annotations
@@ -47,19 +49,23 @@ class LogOutlet:
         self._waiting_bytes = 0
         self.lost = 0  # lines, since the start
         self._untold = 0  # of these
+        self.corked = False  # lines wait for the next flush(), as far as there is room for them
 
     def write(self, line: bytes) -> None:
         """Send the line, or keep it until there is room, or lose it."""
         self._waiting.append(line)
         self._waiting_bytes += len(line)
+        if self.corked and self._waiting_bytes <= WAITING_BYTES_MAX:
+            return
         if not self.flush() and self._waiting_bytes > WAITING_BYTES_MAX:
-            self._waiting_bytes -= len(self._waiting.pop())
-            self.lose()
+            last = self._waiting.pop()
+            self._waiting_bytes -= len(last)
+            self.lose(last.count(b"\n"))
 
-    def lose(self) -> None:
-        """Count a line that is lost."""
-        self.lost += 1
-        self._untold += 1
+    def lose(self, count: int = 1) -> None:
+        """Count lines that are lost."""
+        self.lost += count
+        self._untold += count
 
     def flush(self) -> bool:
         """Send the lines that wait, as far as there is room; False if some still wait."""
@@ -71,20 +77,30 @@ class LogOutlet:
                     self._untold += told
                     return True
                 continue
-            line = self._waiting.popleft()
-            self._waiting_bytes -= len(line)
+            lines = self._next_piece()
             try:
-                sent = self._send(line)
+                sent = self._send(lines)
             except BlockingIOError:
                 sent = 0
             except OSError:  # a pipe without a reader, a full disk, a closed descriptor
-                self.lose()
+                self.lose(lines.count(b"\n"))
                 return not self._waiting
-            if sent < len(line):
-                self._waiting.appendleft(line[sent:])
-                self._waiting_bytes += len(line) - sent
+            if sent < len(lines):
+                self._waiting.appendleft(lines[sent:])
+                self._waiting_bytes += len(lines) - sent
                 return False
         return True
+
+    def _next_piece(self) -> bytes:
+        """Take the first lines that wait, as many as a pipe takes in one piece."""
+        waiting = self._waiting
+        lines = [waiting.popleft()]
+        size = len(lines[0])
+        while waiting and size + len(waiting[0]) <= PIECE_BYTES_MAX:
+            size += len(waiting[0])
+            lines.append(waiting.popleft())
+        self._waiting_bytes -= size
+        return b"".join(lines) if len(lines) > 1 else lines[0]
 
     def _put(self, line: bytes) -> bool:
         """Whether a line was sent whole; its rest, if any, waits."""

@@ -2,8 +2,8 @@
 
 No peer can forge a line: a value with anything but plain visible ASCII is quoted and escaped, so a header with a
 newline stays within its field. In JSON, control, format and separator characters are escaped, and letters stay. A line
-leaves in a single write(2), so that the lines of several workers don't mix. Logging never raises and never waits
-(daemon/log_outlet.py). It costs some microseconds, once per request: no token is worth a line.
+leaves in a single write(2), alone or with its neighbours, so that the lines of several workers don't mix. Logging never
+raises and never waits (daemon/log_outlet.py). It costs some microseconds, once per request: no token is worth a line.
 
 Under journald (JOURNAL_STREAM names the process's standard error, systemd.exec(5)) a line begins with its priority,
 `<6>`, and journald adds the time; elsewhere a line begins with the time and the level.
@@ -11,14 +11,16 @@ Under journald (JOURNAL_STREAM names the process's standard error, systemd.exec(
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import enum
+import functools
 import json
 import logging
 import os
 import re
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from streamd.daemon.log_outlet import LogOutlet
 
@@ -31,7 +33,7 @@ VALUE_CHARS_MAX = 2000
 
 _PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}  # syslog(3)
 _WORDS = {number: word for word, number in LEVELS.items()}
-_PLAIN = re.compile(r"[!#-<>-\[\]-~]+", re.A)  # visible ASCII without quote, equals sign and backslash
+_plain_text = re.compile(r"[!#-<>-\[\]-~]+", re.A).fullmatch  # visible ASCII without quote, equals sign and backslash
 
 _ODD = re.compile(r"[\x7f-\U0010ffff]")
 
@@ -59,9 +61,15 @@ class _Sink:
         return self._json(level, name, fields) if self.as_json else self._text(level, name, fields)
 
     def _text(self, level: int, name: str, fields: Mapping[str, Value]) -> bytes:
-        head = f"<{_PRIORITIES[level]}>" if self._journal else f"{_now()} {_WORDS[level].upper()} "
-        pairs = [f" {key}={_quoted(value)}" for key, value in fields.items() if value is not None]
-        return f"{head}{name}{''.join(pairs)}\n".encode()
+        parts = [f"<{_PRIORITIES[level]}>{name}" if self._journal else f"{_now()} {_WORDS[level].upper()} {name}"]
+        for key, value in fields.items():
+            if value is None:
+                continue
+            if type(value) is str and len(value) <= VALUE_CHARS_MAX and _plain_text(value):  # most values
+                parts.append(f"{key}={value}")
+            else:
+                parts.append(f"{key}={_quoted(value)}")
+        return (" ".join(parts) + "\n").encode()
 
     def _json(self, level: int, name: str, fields: Mapping[str, Value]) -> bytes:
         head = {"time": _now(), "level": _WORDS[level], "event": name}
@@ -94,7 +102,13 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, ms = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_second_shown(second)}.{ms:03}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _second_shown(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _plain(value: Value) -> str | int | float | bool | list[str] | None:
@@ -112,13 +126,15 @@ def _plain(value: Value) -> str | int | float | bool | list[str] | None:
 
 def _quoted(value: Value) -> str:
     """A field's value as text: plain text as it is, anything else as a JSON string in ASCII."""
+    if type(value) is int:
+        return str(value)
     plain = _plain(value)
     if isinstance(plain, bool):
         return "true" if plain else "false"
     if isinstance(plain, (int, float)):
         return str(plain)
     text = ",".join(plain) if isinstance(plain, list) else str(plain)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text).replace("\x7f", "\\u007f")
+    return text if _plain_text(text) else json.dumps(text).replace("\x7f", "\\u007f")
 
 
 class _FromLogging(logging.Handler):
@@ -196,6 +212,21 @@ def event(level: int, name: str, /, **fields: Value) -> None:
     """
     if level >= _sink.level:
         _sink.write(level, name, fields)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Lines that are written meanwhile leave at the end, several of them in a single write(2)."""
+    outlet = _sink.outlet
+    outlet.corked = True
+    try:
+        yield
+    finally:
+        outlet.corked = False
+        try:
+            outlet.flush()
+        except Exception:  # Why: no memory; a daemon goes on without the lines
+            outlet.lose()
 
 
 def bug(name: str, error: BaseException, /, **fields: Value) -> None:

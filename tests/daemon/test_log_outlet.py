@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from streamd.daemon import log_outlet
-from streamd.daemon.log_outlet import WAITING_BYTES_MAX, LogOutlet
+from streamd.daemon.log_outlet import PIECE_BYTES_MAX, WAITING_BYTES_MAX, LogOutlet
 
 LINE = b"x" * 999 + b"\n"
 FULL = 4 * WAITING_BYTES_MAX // len(LINE)  # lines: more than a pipe and the outlet take together
@@ -82,6 +82,43 @@ def test_lines_leave_in_order_and_whole(ends: tuple[int, int]) -> None:
     while not outlet.flush():
         found += read_all(reader)
     assert found + read_all(reader) == b"".join(wanted) and not outlet.lost
+
+
+def test_lines_that_wait_leave_several_at_once_as_far_as_a_pipe_takes_them_whole() -> None:
+    near, far = os.pipe()
+    outlet = LogOutlet(far, told)
+    sent: list[bytes] = []
+    send = outlet._send
+    outlet._send = lambda lines: sent.append(lines) or send(lines)  # type: ignore[func-returns-value]
+    outlet.corked = True
+    for _ in range(30):
+        outlet.write(LINE)
+    assert sent == [] and outlet._waiting_bytes == 30 * len(LINE)
+    outlet.corked = False
+    assert outlet.flush()
+    most = PIECE_BYTES_MAX // len(LINE)
+    assert read_all(near) == 30 * LINE
+    assert all(piece == LINE * most for piece in sent[:-1]) and len(sent) == -(-30 // most)
+    outlet.write(b"x" * PIECE_BYTES_MAX + b"\n")  # a line that is longer leaves alone
+    assert len(sent[-1]) == PIECE_BYTES_MAX + 1
+    os.close(near)
+    os.close(far)
+
+
+def test_lines_that_are_held_back_are_bounded_and_each_lost_line_counts() -> None:
+    outlet = LogOutlet(without_reader(), told)
+    outlet.corked = True
+    many = WAITING_BYTES_MAX // len(LINE)
+    for _ in range(many):
+        outlet.write(LINE)
+    assert outlet.lost == 0
+    for _ in range(3):
+        outlet.write(LINE)
+    assert outlet._waiting_bytes <= WAITING_BYTES_MAX
+    outlet.corked = False
+    while outlet._waiting:
+        outlet.flush()
+    assert outlet.lost == many + 3
 
 
 def without_reader() -> int:

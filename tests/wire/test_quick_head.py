@@ -1,4 +1,4 @@
-"""The quick path for heads: what it takes, it reads as the gates and h11 do; all else it leaves to them."""
+"""The quick path reads a usual head as the gates and h11 do, and leaves every other head to them."""
 
 from __future__ import annotations
 
