@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1beta/models: the models of all upstreams, merged, with their aliases.
+"""GET /v1/models, /v1beta/models and their like: the models of all upstreams, merged, with their aliases.
 
 The list of a single upstream passes as it is, page by page, as the client's query asks for it. What is
 changed in it, or merged, is put together in wire/model_list.py; a key that is limited to some models sees no others.
@@ -12,8 +12,9 @@ key that caused it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Final
 
@@ -24,20 +25,23 @@ from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
 from streamd.net.http_error import HttpError
-from streamd.net.questions import ErrorAnswer, Key, Question, Questions
+from streamd.net.questions import ErrorAnswer, Key, Question, Questions, Read, Reading
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
+from streamd.net.turns import CONNECTION_PIECES_MAX
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.reasons import CloseReason
 from streamd.wire import active_content, query, retry_after
-from streamd.wire.dialect import KEY_FIELDS
+from streamd.wire.dialect import KEY_FIELDS, Dialect
 from streamd.wire.dialects.api import Api
 from streamd.wire.dialects.members import Json
 from streamd.wire.model_list import CURSORS, ModelList, list_in, on_one_page
-from streamd.wire.model_names import names_listed
+from streamd.wire.model_names import ListTooLarge, names_in, parsed_list
 
-PATHS = ("/v1/models", "/v1beta/models")
+# OpenAI's, Google's, and two more with OpenAI's shape: Google's for OpenAI's clients, and OpenAI's own before 2022.
+_OPENAIS: Final = ("/v1beta/openai/models", "/v1/engines")
+PATHS = ("/v1/models", "/v1beta/models", *_OPENAIS)
 
 # Of the asker's fields go upstream: credentials (streamd's own or the client's, as the upstream's settings say), and
 # those that decide which list a server gives. Anthropic gives none without its version.
@@ -52,6 +56,9 @@ _ASKERS_FIELDS: Final = frozenset(
         b"x-goog-user-project",
     )
 )
+
+# Patterns of a key that are compared with a model's name in the time of a piece of work.
+PATTERNS_PER_PIECE: Final = 4
 
 # Anthropic's largest page, for clients with Anthropic's version; other servers ignore it or have no pages.
 _ANTHROPICS_MOST: Final = "limit=1000"
@@ -108,7 +115,7 @@ class Models:
         asked = query.fields(head_of(request).query)
         paged = CURSORS.intersection(name for name, _ in asked)
         is_first = merge.is_own or not paged
-        read = partial(_offered_in, request.dialect.api, is_first=is_first, is_all=merge.is_own or not asked)
+        read = partial(_offered_in, merge.api, is_first=is_first, is_all=merge.is_own or not asked)
         refusals = [problem for key, ask in fresh if (problem := merge.begin(key, ask, read)) is not None]
         if len(refusals) == len(fresh):
             if merge.has_any:
@@ -130,14 +137,16 @@ class _Merge(Pending):
         self._runtime = runtime
         self._questions = questions
         self._answer = answer
-        self._api = answer.request.dialect.api
+        self.api = _api_of(answer.request)
         self._upstreams = upstreams
         self._key = answer.request.principal.key
         is_limited = self._key is not None and "*" not in self._key.models
         self.is_own = len(upstreams) > 1 or is_limited  # the list is made here, and not a single upstream's
         self._lists: dict[Upstream, ModelList] = {}
         self._errors: dict[Upstream, ErrorAnswer] = {}
+        self._faults: dict[Upstream, str] = {}  # why a list that came isn't shown
         self._waits: set[Question] = set()
+        self._steps: Generator[None, None, bytes] | None = None  # makes the page
 
     def has(self, key: Key) -> bool:
         """Whether an upstream's part is known, or its question under way, which is joined then."""
@@ -155,7 +164,7 @@ class _Merge(Pending):
         """Whether a part is known, or may come."""
         return bool(self._lists or self._waits)
 
-    def begin(self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], ModelList | None]) -> HttpError | None:
+    def begin(self, key: Key, ask: Ask, read: Read) -> HttpError | None:
         """Ask an upstream; the error if it can't be asked now."""
         try:
             self._waits.add(self._questions.begin(key, ask, read, self))
@@ -165,10 +174,9 @@ class _Merge(Pending):
 
     def begun(self) -> None:
         """Everything is asked: wait for it, or answer now."""
-        if self._waits:
-            self._answer.later(self)
-        else:
-            self._respond()
+        self._answer.later(self)
+        if not self._waits:
+            self._finish()
 
     def arrived(self, question: Question, models: ModelList | None) -> None:
         self._waits.discard(question)
@@ -177,28 +185,66 @@ class _Merge(Pending):
         elif question.error is not None:
             self._errors[question.upstream] = question.error
         if not self._waits:
-            self._answer.settle(self._respond)
+            self._finish()
 
     def _take(self, upstream: Upstream, models: ModelList) -> None:
-        if models.is_list or not self.is_own:
+        if models.fault and (self.is_own or not models.whole):
+            self._faults[upstream] = f"The list of models of {upstream.settings.name} is too large: {models.fault}."
+        elif models.is_list or not self.is_own:
             self._lists[upstream] = models
 
     def _shows(self, name: str) -> bool:
         return self._key is None or self._key.refuse_model(name) is None
 
-    def _respond(self) -> None:
-        if not self._lists and self._errors:
+    def _finish(self) -> None:
+        """All parts are here: make the page, a share of it in each turn."""
+        lists = [self._lists[upstream] for upstream in self._upstreams if upstream in self._lists]
+        if not lists:
+            self._answer.settle(self._refuse)
+        elif self.is_own:
+            self._steps = on_one_page(self.api, lists, self._shows, keeps_shape=len(self._upstreams) == 1)
+            if self.work():
+                self._runtime.turns.wait(self)
+        else:
+            self._answer.settle(partial(self._send, lists[0].whole or lists[0].joined()))
+
+    def _send(self, body: bytes) -> None:
+        self._answer.send(200, body, [(b"content-type", b"application/json")])
+
+    def _refuse(self) -> None:
+        if self._errors:
             self._pass_error()
             return
-        if not self._lists:
-            text = "No upstream answered with a list of models."
-            raise HttpError(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
-        lists = [self._lists[upstream] for upstream in self._upstreams if upstream in self._lists]
-        if self.is_own:
-            body = on_one_page(self._api, lists, self._shows, keeps_shape=len(self._upstreams) == 1)
-        else:
-            body = lists[0].whole or lists[0].joined()
-        self._answer.send(200, body, [(b"content-type", b"application/json")])
+        if self._faults:
+            text = next(iter(self._faults.values()))
+            raise HttpError(502, text, code="models_too_many", reason=CloseReason.UPSTREAM_REFUSED, should_retry=False)
+        text = "No upstream answered with a list of models."
+        raise HttpError(502, text, code="no_models", reason=CloseReason.UPSTREAM_CONNECT, should_retry=True)
+
+    # -- TurnMember
+
+    @property
+    def share(self) -> str:
+        return f"key {self._answer.request.principal.id}"
+
+    def work(self) -> bool:
+        """Look at a turn's share of the models. True: more are left. The client may have left meanwhile."""
+        left, steps = CONNECTION_PIECES_MAX, self._steps
+        price = 1 + (len(self._key.models) // PATTERNS_PER_PIECE if self._key is not None else 0)
+        try:
+            while steps is not None and left > 0:
+                next(steps)
+                left -= price
+        except StopIteration as end:
+            self._steps = steps = None
+            self._answer.settle(partial(self._send, end.value))
+        self._runtime.turns.spend(CONNECTION_PIECES_MAX - left)
+        return steps is not None
+
+    def crash(self, where: str, error: Exception) -> None:
+        """work() raised: the request ends. Never raises."""
+        self._steps = None
+        self._answer.crash(where, error)
 
     def _pass_error(self) -> None:
         """Answer with the first upstream's error; the mistake of a client or of a key (4xx) says most."""
@@ -214,9 +260,15 @@ class _Merge(Pending):
         self._answer.send(status, body, [*passed, *active_content.holding(types[0] if types else None)])
 
     def on_gone(self, reason: CloseReason) -> None:
+        self._steps = None
         waits, self._waits = self._waits, set()
         for question in waits:
             self._questions.leave(question, self)
+
+
+def _api_of(request: Request) -> Api:
+    """The API whose list a path asks for."""
+    return Dialect.CHAT.api if request.path.rstrip("/") in _OPENAIS else request.dialect.api
 
 
 def _question(asked: Ask, request: Request, upstream: Upstream, *, is_own: bool) -> Ask:
@@ -229,7 +281,7 @@ def _question(asked: Ask, request: Request, upstream: Upstream, *, is_own: bool)
     fields = [field for field in asked.fields(upstream, 0) if field[0] in kept]
     if b"accept" not in own:
         fields.append((b"accept", b"application/json"))
-    api, path = request.dialect.api, request.path.rstrip("/").encode()
+    api, path = _api_of(request), request.path.rstrip("/").encode()
     fields += api.list_fields
     if not is_own:
         sent = asked.target(upstream).partition(b"?")[2]
@@ -244,9 +296,7 @@ def _digest(ask: Ask, upstream: Upstream) -> bytes:
     return hashlib.blake2b(ask.target(upstream) + b"\n" + fields, digest_size=16).digest()
 
 
-def _offered_in(
-    api: Api, upstream: Upstream, status: int, body: bytes, *, is_first: bool, is_all: bool
-) -> ModelList | None:
+def _offered_in(api: Api, upstream: Upstream, status: int, body: bytes, *, is_first: bool, is_all: bool) -> Reading:
     """The models offered here of an upstream's answer; None for an answer that is no list.
 
     `is_first`: it is the first page, which has the aliases; `is_all`: no other page was asked for.
@@ -255,19 +305,23 @@ def _offered_in(
         return None
     settings = upstream.settings
     whole = body if "*" in settings.models and not settings.aliases and body.lstrip()[:1] in (b"{", b"[") else b""
-    found = list_in(body, api, settings.name)
+    try:
+        parsed = parsed_list(body)
+        found = list_in(parsed, api, settings.name)
+    except ListTooLarge as large:
+        return ModelList((), whole=whole, fault=str(large))
     if found is None:
         return ModelList((), whole=whole) if whole else None
+    yield
     models, around = found
-    names = names_listed(body)
+    names = names_in(parsed)
     if names and is_all and not settings.pass_client_key:  # with the client's key the list is the client's
         upstream.listed = names
     entries = []
     for name, model in _offered(api, upstream, models, is_first=is_first):
-        try:
+        with contextlib.suppress(TypeError):  # orjson reads deeper nesting than it writes
             entries.append((name, orjson.dumps(model)))
-        except TypeError:  # orjson reads deeper nesting than it writes
-            continue
+        yield
     return around._replace(entries=tuple(entries), whole=whole)
 
 

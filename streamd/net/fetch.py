@@ -41,6 +41,7 @@ class Fetch:
         self._timer: asyncio.TimerHandle | None = None
         self.head: ResponseHead | None = None  # of the answer
         self._body = bytearray()
+        self.is_too_large = False  # the answer has more than ANSWER_BYTES_MAX
 
     def start(self, *, pooled: bool = True) -> None:
         """Ask. Raises LocalProtocolError if the parts make no valid request; then no place is taken."""
@@ -104,6 +105,7 @@ class Fetch:
         self._body += piece
         self._runtime.admission.charge_held(len(piece))
         if len(self._body) > ANSWER_BYTES_MAX:
+            self.is_too_large = True
             self._finish(0)
 
     def on_end(self, link: UpstreamConnection) -> None:

@@ -14,13 +14,14 @@ Bounds: AT_ONCE_MAX for each upstream, QUEUED_MAX waiting, KEPT_BYTES_MAX of ans
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Final, NamedTuple, Protocol
 
 from streamd.net.attempt import Ask
-from streamd.net.fetch import TIMEOUT_S, Fetch
+from streamd.net.fetch import ANSWER_BYTES_MAX, TIMEOUT_S, Fetch
 from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
+from streamd.net.turns import CONNECTION_PIECES_MAX
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import NONE_AVAILABLE
 from streamd.wire.http1 import Headers
@@ -41,6 +42,12 @@ ERROR_BYTES_MAX: Final = 64 * 1024
 Key = tuple[Upstream, bytes]
 """A question: its upstream, and a digest of the bytes that go there."""
 
+Reading = Generator[None, None, ModelList | None]
+"""The work on an answer, in steps of a model each. It returns None for an answer that is no list."""
+
+Read = Callable[[Upstream, int, bytes], Reading]
+"""Begins that work, of an answer's status and body."""
+
 
 class ErrorAnswer(NamedTuple):
     """An upstream's answer with an error status."""
@@ -58,11 +65,16 @@ class Listener(Protocol):
 
 
 class Question:
-    """A question under way, or waiting for its turn."""
+    """A question under way, or waiting for its turn, or an answer that is being read: a TurnMember then."""
 
-    __slots__ = ("ask", "error", "fetch", "key", "listeners", "read", "timer")
+    __slots__ = ("_done", "_runtime", "ask", "error", "fetch", "key", "listeners", "read", "steps", "timer")
 
-    def __init__(self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], ModelList | None]) -> None:
+    def __init__(
+        self, runtime: Runtime, key: Key, ask: Ask, read: Read, done: Callable[[Question, ModelList | None], None]
+    ) -> None:
+        self._runtime = runtime
+        self._done = done  # called once the answer is read
+        self.steps: Reading | None = None
         self.key = key
         self.ask = ask
         self.read = read
@@ -74,6 +86,33 @@ class Question:
     @property
     def upstream(self) -> Upstream:
         return self.key[0]
+
+    # -- TurnMember
+
+    @property
+    def share(self) -> str:
+        return f"upstream {self.upstream.settings.name}"
+
+    def work(self) -> bool:
+        """Read a turn's share of the answer. True: more is left."""
+        left, steps = CONNECTION_PIECES_MAX, self.steps
+        try:
+            while steps is not None and left > 0:
+                next(steps)
+                left -= 1
+        except StopIteration as end:
+            self.steps = steps = None
+            self._done(self, end.value)
+        self._runtime.turns.spend(CONNECTION_PIECES_MAX - left)
+        return steps is not None
+
+    def crash(self, where: str, error: Exception) -> None:
+        """work() raised: nobody gets an answer. Never raises."""
+        self._runtime.bug(where, error)
+        if self.steps is not None:
+            self.steps = None
+            with self._runtime.guard:
+                self._done(self, None)
 
 
 class Kept(NamedTuple):
@@ -114,14 +153,12 @@ class Questions:
             if not question.listeners:
                 self._end(question)
 
-    def begin(
-        self, key: Key, ask: Ask, read: Callable[[Upstream, int, bytes], ModelList | None], listener: Listener
-    ) -> Question:
+    def begin(self, key: Key, ask: Ask, read: Read, listener: Listener) -> Question:
         """Ask, or wait for a turn. Raises HttpError 503 if the upstream is full, or streamd has no room for it.
 
-        `read` makes the list of status and body; None, and nothing is kept, for an answer that is no list.
+        Nothing is kept of an answer that is no list.
         """
-        question = Question(key, ask, read)
+        question = Question(self._runtime, key, ask, read, self._told)
         asked = sum(each.fetch is not None for each in self._under_way.values() if each.upstream is key[0])
         if asked < AT_ONCE_MAX:
             self._start(question)
@@ -149,19 +186,30 @@ class Questions:
             raise
 
     def _arrived(self, question: Question, status: int, body: bytes) -> None:
+        fetch = question.fetch
+        if fetch is not None and fetch.head is not None and status >= 400 and len(body) <= ERROR_BYTES_MAX:
+            question.error = ErrorAnswer(status, fetch.head.headers, body)
+        if status:
+            question.steps = question.read(question.upstream, status, body)
+            if question.work():
+                self._runtime.turns.wait(question)
+        elif fetch is not None and fetch.is_too_large:
+            self._told(question, ModelList((), fault=f"it has more than {ANSWER_BYTES_MAX} bytes"))
+        else:
+            self._told(question, None)
+
+    def _told(self, question: Question, models: ModelList | None) -> None:
+        """The answer is read; None: there is none."""
         listeners, question.listeners = question.listeners, []
-        models = question.read(question.upstream, status, body) if status else None
         if models is not None:
             self._keep(question.key, Kept(models, models.size_bytes))
-        head = question.fetch.head if question.fetch is not None else None
-        if head is not None and status >= 400 and len(body) <= ERROR_BYTES_MAX:
-            question.error = ErrorAnswer(status, head.headers, body)
         self._end(question)
         for listener in listeners:
             listener.arrived(question, models)
 
     def _end(self, question: Question) -> None:
         """Give the places back, and let the next question have its turn."""
+        question.steps = None
         del self._under_way[question.key]
         if question.timer is not None:
             question.timer.cancel()

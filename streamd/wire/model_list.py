@@ -2,23 +2,25 @@
 
 The shape of a list stays where a single server answers: an object with its further members, or an array alone. Pages
 (`has_more`, `first_id`, `last_id`, `nextPageToken`) are the server's own then. A list that streamd makes, of several
-servers or for a key with fewer models, is a single page.
+servers or for a key with fewer models, is a single page. It is put together in steps, a turn of the loop each: a key
+may have many patterns, and each model that it may not see is searched for in the members around the list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 from streamd.wire.dialects.api import Api
 from streamd.wire.dialects.members import Json
+from streamd.wire.model_names import MODELS_MAX, ListTooLarge
 
 # A part beside its bytes: a tuple with its head for the collector, a str, a bytes object, and its place.
 PART_BYTES: Final = 72 + 49 + 33 + 8
-# Members beside the list that a key with fewer models may see, and their bytes: each is searched for the names of all
-# other models. OpenAI's list has one such member, Anthropic's three.
+# Members beside the list that are kept where it is taken apart, and their bytes where a key sees fewer models: each is
+# searched for the names of all others. OpenAI's list has one such member, Anthropic's three.
 AROUND_MEMBERS_MAX: Final = 32
 AROUND_BYTES_MAX: Final = 4096
 
@@ -42,6 +44,7 @@ class ModelList(NamedTuple):
     around: tuple[Entry, ...] | None = ()
     member: str = ""  # the name of the list in its object
     whole: bytes = b""  # the server's answer, for a list that is shown as it is
+    fault: str = ""  # why a list that would have to be taken apart was not
 
     @property
     def is_list(self) -> bool:
@@ -59,15 +62,12 @@ class ModelList(NamedTuple):
         return _joined(self.entries, self.around, self.member)
 
 
-def list_in(body: bytes, api: Api, owner: str) -> tuple[list[tuple[str, Json]], ModelList] | None:
-    """A server's list: its models as (name, entry), and the list around them, without entries; None for any other body.
+def list_in(found: Any, api: Api, owner: str) -> tuple[list[tuple[str, Json]], ModelList] | None:
+    """A server's parsed list: its models as (name, entry), and the list around them, without entries; None for any
+    other value. Raises ListTooLarge.
 
     An entry that is a name alone becomes an object of the API's; entries without a name are left out.
     """
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
     if isinstance(found, list):
         return _models_of(found, api, owner), ModelList((), None)
     if not isinstance(found, dict):
@@ -75,55 +75,62 @@ def list_in(body: bytes, api: Api, owner: str) -> tuple[list[tuple[str, Json]], 
     member = next((each for each in (api.list_member, *_LISTS) if isinstance(found.get(each), list)), None)
     if member is None:
         return None
-    around = []
+    around: list[Entry] = []
     for name, value in found.items():
-        if name == member or name not in _LISTS:
+        if name == member or (name not in _LISTS and len(around) < AROUND_MEMBERS_MAX):
             around.append((name, b"" if name == member else _written(value)))
     return _models_of(found[member], api, owner), ModelList((), tuple(around), member)
 
 
-def on_one_page(api: Api, lists: Iterable[ModelList], shows: Callable[[str], bool], *, keeps_shape: bool) -> bytes:
-    """The models of these lists that may be shown, as JSON; of two with a name the first.
+def on_one_page(
+    api: Api, lists: Iterable[ModelList], shows: Callable[[str], bool], *, keeps_shape: bool
+) -> Generator[None, None, bytes]:
+    """The models of these lists that may be shown, as JSON; of two with a name the first. Yields after each model.
 
     The members around are the first list's, or with `keeps_shape` its whole shape, less those that name a model which
     may not be shown.
     """
     lists = tuple(lists)
+    first = next((each for each in lists if each.around is not None or keeps_shape), None)
+    around = _around(api, first, keeps_shape=keeps_shape) if first is None or first.around is not None else None
+    seen = tuple(around or ())[:AROUND_MEMBERS_MAX]
+    texts = {name: _written(name) + value for name, value in seen if len(name) + len(value) <= AROUND_BYTES_MAX}
     merged: dict[str, bytes] = {}
-    hidden = set()
+    hides = False
     for each in lists:
         for name, entry in each.entries:
             if shows(name):
                 merged.setdefault(name, entry)
             else:
-                hidden |= {_written(name), b"/" + _written(name)[1:]}
+                hides, written = True, _written(name)
+                texts = {own: text for own, text in texts.items() if not _tells(text, written)}
+            yield
     entries = tuple(merged.items())
-    first = next((each for each in lists if each.around is not None or keeps_shape), None)
-    if first is not None and first.around is None:
+    if around is None:
         return _joined(entries, None, "")
-    member = api.list_member
-    if first is None or first.around is None:
-        around: tuple[Entry, ...] = tuple((name, _written(value)) for name, value in api.model_list([]).items())
-    else:
-        member = first.member if keeps_shape else member
-        around = tuple((member if name == first.member else name, value) for name, value in first.around)
+    member = first.member if first is not None and keeps_shape else api.list_member
     names = {"first_id": next(iter(merged), None), "last_id": next(reversed(merged), None), "has_more": False}
-    paged = [
+    if hides:
+        around = tuple(part for part in seen if part[0] in names or part[0] in texts)
+        if all(name != member for name, _ in around):
+            around = (*around, (member, b""))
+    paged = (
         (name, _written(names[name]) if name in names else value) for name, value in around if name not in _NEXT_PAGE
-    ]
-    if hidden:
-        paged = [each for each in paged[:AROUND_MEMBERS_MAX] if each[0] in names or not _tells(each, hidden)]
-        if all(name != member for name, _ in paged):
-            paged.append((member, b""))
+    )
     return _joined(entries, tuple(paged), member)
 
 
-def _tells(member: Entry, hidden: set[bytes]) -> bool:
-    name, value = member
-    if len(name) + len(value) > AROUND_BYTES_MAX:
-        return True
-    text = _written(name) + value
-    return any(each in text for each in hidden)
+def _around(api: Api, first: ModelList | None, *, keeps_shape: bool) -> tuple[Entry, ...]:
+    """The members around a page: those of its first list, or else the API's own."""
+    if first is None or first.around is None:
+        return tuple((name, _written(value)) for name, value in api.model_list([]).items())
+    member = first.member if keeps_shape else api.list_member
+    return tuple((member if name == first.member else name, value) for name, value in first.around)
+
+
+def _tells(text: bytes, name: bytes) -> bool:
+    """Whether a member names a model: its name as JSON, alone or at the end of a path."""
+    return name in text or b"/" + name[1:] in text
 
 
 def _joined(entries: Iterable[Entry], around: tuple[Entry, ...] | None, member: str) -> bytes:
@@ -134,6 +141,8 @@ def _joined(entries: Iterable[Entry], around: tuple[Entry, ...] | None, member: 
 
 
 def _models_of(entries: list[Any], api: Api, owner: str) -> list[tuple[str, Json]]:
+    if len(entries) > MODELS_MAX:
+        raise ListTooLarge(f"it names more than {MODELS_MAX} models")
     models = []
     for entry in entries:
         if isinstance(entry, str) and entry:

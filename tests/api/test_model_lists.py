@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 from fakes import Answer, Rig, get, rig, whole_answer
+from hypothesis import given
+from hypothesis import strategies as st
+from streamd.daemon.in_turns import at_once
 
+from streamd.api import models as api_models
 from streamd.config import UpstreamSettings
 from streamd.core.keys import SALT_BYTES, Key, digest, encode
+from streamd.net.fetch import ANSWER_BYTES_MAX
+from streamd.wire.dialect import Dialect
+from streamd.wire.model_list import list_in, on_one_page
+from streamd.wire.model_names import MARKS_MAX, MODELS_MAX
 
+CHAT = Dialect.CHAT.api
 SALT = bytes(SALT_BYTES)
 KEY = "sk-alice-0123456789abcdefghij"
 SEEN, HIDDEN = "llama-3", "secret-model"
@@ -19,6 +28,8 @@ SEEN, HIDDEN = "llama-3", "secret-model"
 OPENAI = ("/v1/models", ())
 ANTHROPIC = ("/v1/models", ("Anthropic-Version: 2023-06-01",))
 GOOGLE = ("/v1beta/models", ())
+OPENAIS_AT_GOOGLE = ("/v1beta/openai/models", ())
+ENGINES = ("/v1/engines", ())
 GOOGLES_V1 = ("/v1/models", ("X-Goog-Api-Client: google-genai-sdk/3.6.0",))
 
 Api = tuple[str, tuple[str, ...]]
@@ -26,6 +37,8 @@ Api = tuple[str, tuple[str, ...]]
 # The API, and a server's list of two models in a shape of its own; unusual spaces show whether its bytes stay.
 SHAPES: dict[str, tuple[Api, Any]] = {
     "OpenAI": (OPENAI, {"object": "list", "data": [{"id": SEEN, "x": 1.50}, {"id": HIDDEN}], "extra": {"a": [1]}}),
+    "OpenAI's at Google": (OPENAIS_AT_GOOGLE, {"object": "list", "data": [{"id": SEEN}, {"id": HIDDEN}]}),
+    "engines": (ENGINES, {"object": "list", "data": [{"id": SEEN, "object": "engine"}, {"id": HIDDEN, "ready": True}]}),
     "an array": (OPENAI, [{"id": SEEN, "type": "chat"}, {"id": HIDDEN}]),
     "an array of names": (OPENAI, [SEEN, HIDDEN]),
     "models alone": (OPENAI, {"models": [{"name": SEEN}, {"name": HIDDEN}]}),
@@ -244,7 +257,7 @@ def test_a_slash_at_the_end_gives_and_takes_no_right(tmp_path: Path, route: str,
         r.pass_time(4)
 
 
-@pytest.mark.parametrize("api", [OPENAI, ANTHROPIC, GOOGLE, GOOGLES_V1])
+@pytest.mark.parametrize("api", [OPENAI, ANTHROPIC, GOOGLE, GOOGLES_V1, OPENAIS_AT_GOOGLE, ENGINES])
 def test_a_slash_at_the_end_changes_nothing(api: Api) -> None:
     with rig(upstreams=(upstream(0), upstream(1))) as r:
         member = "models" if api in (GOOGLE, GOOGLES_V1) else "data"
@@ -253,3 +266,105 @@ def test_a_slash_at_the_end_changes_nothing(api: Api) -> None:
         assert all(not target.partition("?")[0].endswith("/") for target in targets(r))
         assert r.client(get(api[0], *api[1])).answer.status == 200 and len(r.links) == 2
         r.pass_time(4)
+
+
+# Lists that would hold the loop for long, and the bound that each is beyond.
+TOO_LARGE = {
+    "models": (json.dumps([{"id": f"m-{k}"} for k in range(MODELS_MAX + 1)]).encode(), f"{MODELS_MAX} models"),
+    "names": (json.dumps([f"m-{k}" for k in range(MODELS_MAX + 1)]).encode(), f"{MODELS_MAX} models"),
+    "no models": (b"[%b]" % b",".join([b"{}"] * (MODELS_MAX + 1)), f"{MODELS_MAX} models"),
+    "values": (b'{"data":[{"id":"a","x":[%b]}]}' % b",".join([b"1"] * MARKS_MAX), f"{MARKS_MAX} values"),
+    "lists": (b'{"data":[],"x":[%b]}' % b",".join([b"[]"] * MARKS_MAX), f"{MARKS_MAX} values"),
+    "bytes": (b'{"data":[{"id":"%b"}]}' % (b"x" * ANSWER_BYTES_MAX), f"{ANSWER_BYTES_MAX} bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_LARGE)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_list_that_is_too_large_to_be_read_is_named_with_the_bound(tmp_path: Path, kind: str, count: int) -> None:
+    body, bound = TOO_LARGE[kind]
+    ups = tuple(upstream(k) for k in range(count))
+    with rig(upstreams=ups, keys_file=keys_file(tmp_path, "llama-*")) as r:
+        answer = asked(r, OPENAI, body, *[b"nonsense"] * (count - 1))
+        assert (answer.status, answer.error["code"]) == (502, "models_too_many")
+        assert answer.error["message"].startswith("The list of models of up-0 is too large: it ")
+        assert answer.error["message"].endswith(f" more than {bound}.")
+        assert all(each.health.is_reachable() for each in r.worker.upstreams)
+        if count == 1:
+            again = r.client(get("/v1/models", f"Authorization: Bearer {KEY}")).answer
+            assert again.status == 502 and len(r.links) == 1
+        r.pass_time(4)
+
+
+@pytest.mark.parametrize("kind", ["models", "names", "values", "lists"])
+def test_a_large_list_that_nobody_has_to_read_passes_as_its_bytes(kind: str) -> None:
+    body, _ = TOO_LARGE[kind]
+    with rig(upstreams=(upstream(),)) as r:
+        assert asked(r, OPENAI, body).body == body
+        assert r.client(get("/v1/models")).answer.body == body and len(r.links) == 1
+        r.pass_time(4)
+
+
+def test_of_several_lists_one_that_is_too_large_is_left_out() -> None:
+    with rig(upstreams=(upstream(0), upstream(1))) as r:
+        answer = asked(r, OPENAI, TOO_LARGE["models"][0], {"data": [{"id": "a"}]})
+        assert names_of(json.loads(answer.body)) == ["a"]
+        r.pass_time(4)
+
+
+@pytest.mark.parametrize(("patterns", "a_turn"), [(("m-*",), 256), (tuple(f"x-{k}" for k in range(40)), 23)])
+def test_a_page_is_made_in_shares_of_a_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patterns: tuple[str, ...], a_turn: int
+) -> None:
+    shares: list[int] = []
+    made = api_models._Merge.work
+
+    def work(merge: Any) -> bool:
+        before = len(looked)
+        more = made(merge)
+        shares.append(len(looked) - before)
+        return more
+
+    looked: list[str] = []
+    refuse = Key.refuse_model
+    monkeypatch.setattr(Key, "refuse_model", lambda key, name: looked.append(name) or refuse(key, name))
+    monkeypatch.setattr(api_models._Merge, "work", work)
+    body = json.dumps({"data": [{"id": f"m-{k}"} for k in range(600)], "default": "m-7"}).encode()
+    with rig(upstreams=(upstream(),), keys_file=keys_file(tmp_path, *patterns)) as r:
+        answer = asked(r, OPENAI, body)
+        assert sum(shares) == 600 and max(shares) <= a_turn + 1
+        assert len(entries_of(json.loads(answer.body))) == (600 if patterns == ("m-*",) else 0)
+        client = r.client()
+        client.transport.feed(get("/v1/models", f"Authorization: Bearer {KEY}"))
+        client.reset()  # in the middle of the page
+        r.pass_time(4)
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "data", "first_id", "x/y"]), max_size=4)
+AROUND = st.dictionaries(
+    st.sampled_from(["default", "has_more", "first_id", "a", "models", "next"]),
+    st.sampled_from(["a", "b", "x/y", 1, None, ["a"], "models/b"]),
+)
+
+
+@given(
+    NAMES,
+    AROUND,
+    st.lists(st.tuples(NAMES, AROUND), max_size=2),
+    st.sets(st.sampled_from(["a", "b", "data", "first_id", "x/y"])),
+)
+def test_no_page_tells_a_model_that_may_not_be_seen(
+    names: list[str], around: dict[str, Any], others: list[tuple[list[str], dict[str, Any]]], seen: set[str]
+) -> None:
+    lists = []
+    for own, members in [(names, around), *others]:
+        found = list_in({**members, "data": [{"id": name} for name in own]}, CHAT, "up")
+        assert found is not None
+        models, of_list = found
+        lists.append(of_list._replace(entries=tuple((name, json.dumps(entry).encode()) for name, entry in models)))
+    page = json.loads(at_once(on_one_page(CHAT, lists, seen.__contains__, keeps_shape=not others)))
+    listed = [each for own, _ in [(names, around), *others] for each in own]
+    assert [each["id"] for each in page["data"]] == list(dict.fromkeys(name for name in listed if name in seen))
+    rest = json.dumps({name: value for name, value in page.items() if name != "data"})
+    for hidden in set(listed) - seen - {"first_id"}:
+        assert f'"{hidden}"' not in rest.replace('"data"', "")

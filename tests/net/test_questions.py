@@ -12,14 +12,16 @@ from streamd.net import questions as questions_module
 from streamd.net.attempt import Ask
 from streamd.net.fetch import TIMEOUT_S
 from streamd.net.http_error import HttpError
-from streamd.net.questions import AT_ONCE_MAX, KEPT_S, Key, Question, Questions
+from streamd.net.questions import AT_ONCE_MAX, KEPT_S, Key, Question, Questions, Reading
+from streamd.net.turns import CONNECTION_PIECES_MAX
 from streamd.net.upstream import Upstream
 from streamd.wire.model_list import PART_BYTES, ModelList
 
 ASK = Ask("GET", lambda upstream: b"/list", "", lambda upstream, length: [(b"host", b"up.test")], lambda upstream: b"")
 
 
-def read(upstream: Upstream, status: int, body: bytes) -> ModelList | None:
+def read(upstream: Upstream, status: int, body: bytes) -> Reading:
+    yield
     return ModelList(((body.decode(), body),)) if status == 200 else None
 
 
@@ -188,3 +190,36 @@ def test_the_bytes_that_are_kept_are_bounded(q: Asking, monkeypatch: pytest.Monk
         q.reply(b"four")
     assert [q.questions.kept((q.upstream, b"%d" % k)) is not None for k in range(4)] == [False, False, True, True]
     assert q.questions._kept_bytes == 2 * (8 + PART_BYTES)
+
+
+def slowly(upstream: Upstream, status: int, body: bytes) -> Reading:
+    for _ in range(3 * CONNECTION_PIECES_MAX):
+        yield
+    if body == b"bug":
+        raise RuntimeError("a mistake")
+    return ModelList(((body.decode(), body),))
+
+
+@pytest.mark.parametrize("body", [b"list", b"bug"])
+def test_an_answer_is_read_in_shares_of_a_turn(q: Asking, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    asker = Asker(q, b"slow")
+    assert asker.question is not None
+    asker.question.read = slowly
+    shares: list[bool] = []
+    work = Question.work
+    monkeypatch.setattr(Question, "work", lambda question: shares.append(more := work(question)) or more)
+    q.reply(body)
+    assert asker.told == ["list" if body == b"list" else None]
+    assert shares == ([True, True, True, False] if body == b"list" else [True, True, True])
+    assert [str(bug) for bug in q.r.bugs] == ["a mistake"] * (body == b"bug")
+    q.r.bugs.clear()
+    q.r.runtime.counters.bugs = 0
+
+
+def test_an_answer_that_nobody_waits_for_is_not_read_on(q: Asking) -> None:
+    asker = Asker(q, b"slow")
+    assert asker.question is not None
+    asker.question.read = slowly
+    q.r.links[-1].feed(whole_answer(b"list"))
+    asker.leave()
+    assert asker.told == [] and asker.question.steps is None

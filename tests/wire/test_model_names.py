@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from streamd.wire.model_names import NAME_CHARS_MAX, NAMES_MAX, names_listed
+from streamd.wire.model_names import MODELS_MAX, NAME_CHARS_MAX, names_listed
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,6 @@ def test_the_names_of_a_list_are_read_in_every_known_shape(body: Any, names: set
 
 def test_a_list_is_read_to_a_bound() -> None:
     assert names_listed(b"not JSON") == frozenset()
-    many = [{"id": f"{k}".rjust(NAME_CHARS_MAX + 9, "x")} for k in range(NAMES_MAX + 9)]
+    many = [{"id": f"{k}".rjust(NAME_CHARS_MAX + 9, "x")} for k in range(MODELS_MAX + 9)]
     assert all(len(name) == NAME_CHARS_MAX for name in names_listed(json.dumps(many).encode()))
-    assert len(names_listed(json.dumps([f"{k}" for k in range(NAMES_MAX + 9)]).encode())) == NAMES_MAX
+    assert len(names_listed(json.dumps([f"{k}" for k in range(MODELS_MAX + 9)]).encode())) == MODELS_MAX
