@@ -100,6 +100,23 @@ def chat_usage(rng: random.Random) -> Iterator[bytes]:
         yield _chunk(ident, 1_800_000_000, [_choice(english(rng))], usage={"completion_tokens": token})
 
 
+def chat_token_ids(rng: random.Random) -> Iterator[bytes]:
+    """vLLM with `return_token_ids`."""
+    ident = f"chatcmpl-{rng.getrandbits(128):032x}"
+    for _ in range(TOKENS):
+        choice = {"index": 0, "delta": {"content": english(rng)}, "logprobs": None, "finish_reason": None}
+        yield _chunk(ident, 1_800_000_000, [choice | {"token_ids": [rng.randrange(128_000)]}])
+
+
+def chat_logprobs(rng: random.Random) -> Iterator[bytes]:
+    ident = f"chatcmpl-{rng.getrandbits(128):032x}"
+    for _ in range(TOKENS):
+        text = english(rng)
+        entry = {"token": text, "logprob": -rng.expovariate(2), "bytes": list(text.encode()), "top_logprobs": []}
+        choice = {"index": 0, "delta": {"content": text}, "logprobs": {"content": [entry]}, "finish_reason": None}
+        yield _chunk(ident, 1_800_000_000, [choice])
+
+
 def responses(rng: random.Random) -> Iterator[bytes]:
     kind, ident = "response.output_text.delta", f"msg_{rng.getrandbits(128):032x}"
     for token in range(TOKENS):
@@ -135,6 +152,8 @@ SHAPES = [
     chat_two_choices,
     chat_padded,
     chat_usage,
+    chat_token_ids,
+    chat_logprobs,
     responses,
     messages,
     gemini,
@@ -217,7 +236,7 @@ def cost(shape: Callable[[random.Random], Iterator[bytes]], logs_count: int) -> 
 def coalescing(events: list[bytes]) -> dict[str, float]:
     """A reader that stopped before the last 300 events reads on from its cursor."""
     log = fill(new_log(), events[:-300])
-    cursors = [log.end() for _ in range(20)]
+    cursors = [log.cursor_at_end() for _ in range(20)]
     fill(log, events[-300:])
     out: list[tuple[int, bytes]] = []
 

@@ -6,7 +6,8 @@ hold no control byte. So a newline ends a text, and the log needs no offsets and
 the texts of a template *is* the coalesced event, without parsing.
 
 The form. An event of a template is its text, and perhaps a *padding*: a second varying field behind the text
-(`obfuscation`), or the *counts*, which are the numbers in holes of the template. The log is a list of sealed *segments*
+(`obfuscation`), or the *counts*, which are the numbers in holes of the template, or the contents of holes in members
+that vary with each token (log probabilities, token ids). The log is a list of sealed *segments*
 and a tail, all immutable bytes. A segment is
 
     first seq (5 bytes), then records:
@@ -49,9 +50,13 @@ from streamd.wire.template import (
     NUMBER,
     PAD,
     PLAIN,
+    SEVERAL,
+    SPACED,
     SPACES,
+    SPELT,
     TEMPLATE_BYTES_MAX,
     TEXT,
+    VARIED,
     Delta,
     Fill,
     Template,
@@ -80,7 +85,8 @@ LARGE_EVENT_BYTES_MIN: Final = 64 * 1024
 
 # Sizes of CPython 3.11 on 64 bits, for bytes_held (tests compare with sys.getsizeof).
 _BYTES_OBJECT: Final = 33
-_TEMPLATE_OBJECT: Final = 64 + 64  # the object, and the tuple of its three pieces
+_TEMPLATE_OBJECT: Final = 64 + 40  # the object, and the tuple of its pieces without its places
+_TUPLE_PLACE: Final = 8
 _LOG_OBJECT: Final = 256 + 8 * 32  # slots and the garbage collector's head; the log's integers
 _AIMS: Final = 64 + 288  # a dictionary of up to ten
 _AIM: Final = 72
@@ -434,8 +440,10 @@ class ReplayLog(_Joined):
         templates.append(template)
         # The log also holds the current template's pieces joined to prefix and suffix. That memory is counted once,
         # with the first template.
-        copies = 1 if len(templates) > 1 else 2 + (template.numbered or template.padded)
-        self.bytes_held += _TEMPLATE_OBJECT + copies * sum(_BYTES_OBJECT + len(piece) for piece in template.fixed)
+        copies = 1 if len(templates) > 1 or template.varied else 2 + (template.numbered or template.padded)
+        fixed = template.fixed
+        self.bytes_held += _TEMPLATE_OBJECT + _TUPLE_PLACE * len(fixed) + len(template.holes)
+        self.bytes_held += copies * sum(_BYTES_OBJECT + len(piece) for piece in fixed)
 
     def _keep_aim(self) -> None:
         """The current template goes out of use for a while."""
@@ -465,6 +473,8 @@ class ReplayLog(_Joined):
             self._numbering = halves if len(halves) == 2 else None
 
     def _aim_at(self, template: Template) -> Aim:
+        if template.varied:
+            return _NEVER, _NEVER, None, None
         pieces = template.around(self._created, self._number)
         if len(pieces) != 2:  # the text stands in it twice
             return _NEVER, _NEVER, None, None
@@ -720,8 +730,8 @@ class ReplayLog(_Joined):
         if any((each.fixed, each.holes, each.merges) != given for each, given in both):
             raise ValueError("a record with another template in the place of one that the log has")
         new = record.templates[len(known) - first :]
-        for fixed, holes, _ in new:
-            _check_template(fixed, holes)
+        for fixed, holes, merges in new:
+            _check_template(fixed, holes, merges)
             if sum(map(len, fixed)) > TEMPLATE_BYTES_MAX:
                 raise ValueError("a template larger than a log learns")
         return new
@@ -871,7 +881,7 @@ class ReplayLog(_Joined):
         for line in lines:
             text, _, pad = line.partition(_PAD_MARK)
             if template.padded or template.numbered:
-                pieces = template.around(cursor._created, cursor._number, pad)
+                pieces = template.around(cursor._created, cursor._number, pad, text)
             event = text.join(pieces)
             if events and len(event) > left:
                 return 0
@@ -919,8 +929,8 @@ def check_parts(parts: LogParts) -> None:
     """
     if len(parts.templates) > TEMPLATES_MAX:
         raise ValueError("too many templates")
-    for fixed, holes, _ in parts.templates:
-        _check_template(fixed, holes)
+    for fixed, holes, merges in parts.templates:
+        _check_template(fixed, holes, merges)
     if not (parts.seq_first >= 1 and 0 <= parts.text_events < parts.seq_next and parts.text_bytes >= 0):
         raise ValueError("impossible counts")
     walk = _Check([holes for _, holes, _ in parts.templates], 0)
@@ -929,13 +939,14 @@ def check_parts(parts: LogParts) -> None:
         raise ValueError("events are missing")
 
 
-def _check_template(fixed: tuple[bytes, ...], holes: bytes) -> None:
-    known = (TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES, COUNT)
-    single = bytes(hole for hole in holes if hole != COUNT)
+def _check_template(fixed: tuple[bytes, ...], holes: bytes, merges: bool) -> None:
+    known = (TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES, COUNT, *VARIED, SPELT, SPACED)
+    single = bytes(hole for hole in holes if hole not in SEVERAL)
     once = len(set(single)) == len(single) and set(holes) <= set(known)
     text = holes.find(TEXT)
-    after = [holes.find(hole) for hole in (AGAIN, PAD, SPACES, COUNT) if hole in holes]
-    padded_once = sum(hole in holes for hole in (PAD, SPACES, COUNT)) <= 1
+    after = [holes.find(hole) for hole in known if hole in holes and hole not in (TEXT, CREATED, NUMBER)]
+    is_varied = Template(fixed, holes, merges).varied
+    padded_once = sum(hole in holes for hole in (PAD, SPACES, COUNT)) + is_varied <= 1 and not (is_varied and merges)
     if len(fixed) != len(holes) + 1 or not once or text < 0 or not padded_once or any(at < text for at in after):
         raise ValueError("a template with an impossible set of holes")
     if any(piece.translate(None, _IN_PIECES) for piece in fixed) or fixed[-1][-2:] != b"\n\n":

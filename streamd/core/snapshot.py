@@ -1,18 +1,19 @@
-"""Snapshots of streams: their content, the file format, and restoring.
+"""Snapshots of streams, and the makers of objects that upstreams keep: content, the file format, and restoring.
 
 The format, all numbers big-endian. Only streamd writes it; a reader of it trusts nothing:
 
     header     "streamd-state" NUL, version (1 byte), save id (8 bytes, random), saved at (8 bytes, unix time, double)
-    record     kind (1 byte: S a stream, E the end), length of the body (4 bytes), BLAKE2b-64 of kind and body
+    record     kind (1 byte: S a stream, M makers, E the end), length of the body (4 bytes), BLAKE2b-64 of kind and body
                (8 bytes), body
     body of S  facts, a JSON object: length (4 bytes), bytes
                templates: count (1 byte), each: merges (1 byte), count of holes (1 byte), holes, pieces (length 2 bytes)
                segments of the log (core/replay.py): count (4 bytes), each: length (2 bytes; 4 with the first bit set)
-    body of E  number of streams (4 bytes)
+    body of M  JSON, a list of at most MADE_PER_RECORD lists: an object's id, a principal, an upstream's name
+    body of E  number of records in front (4 bytes)
 
-Each record has its own checksum and is judged by itself: a damaged or senseless record costs its own stream, and all
-streams in front of it and behind it can be restored. The length leads to the next record, so damage there costs the
-rest. A file that ends without its E is truncated. Copies of the same save have the same save id. Every file that a
+Each record has its own checksum and is judged by itself: a damaged or senseless record costs its own stream or makers,
+and all records in front of it and behind it can be restored. The length leads to the next record, so damage there costs
+the rest. A file that ends without its E is truncated. Copies of the same save have the same save id. Every file that a
 process can have written loads; anything else raises StateError, after work and memory bounded by the size of the file.
 
 The two processes share wall-clock time: retention goes on while no process runs. If the clock was set back meanwhile, a
@@ -37,6 +38,7 @@ import orjson
 
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub, StreamNames
+from streamd.core.makers import ID_CHARS_MAX, OBJECTS_MAX, Made, Makers
 from streamd.core.replay import LogParts, ReplayLog, check_parts
 from streamd.core.stream import CountedStream, Stream
 from streamd.core.terms import Terms
@@ -49,7 +51,7 @@ MAGIC: Final = b"streamd-state\0"
 VERSION: Final = 1
 _HEADER: Final = struct.Struct(">14sB8sd")
 _RECORD: Final = struct.Struct(">cI8s")
-_STREAM, _END = b"S", b"E"
+_STREAM, _MAKERS, _END = b"S", b"M", b"E"
 
 # Records are read in bounded pieces, so a forged length can't allocate more than the file holds.
 READ_BYTES: Final = 1024 * 1024
@@ -61,6 +63,15 @@ TIME_S_MAX: Final = 253_402_300_799.0
 
 # A stream's facts, without its log: about 600 B of JSON.
 FACTS_BYTES: Final = 1024
+
+# Makers in a record: 100 KB as a rule, and a damaged record costs a twentieth of all.
+MADE_PER_RECORD: Final = OBJECTS_MAX // 20
+# A maker in a record: an id of 55 characters, a principal of 24, an upstream's name, and the signs around; doubled.
+MADE_BYTES: Final = 200
+# Longest name of a principal or an upstream: a hash has 24 characters, the names of keys and upstreams 64.
+_NAME_CHARS_MAX: Final = 256
+# Three names of four bytes a character, and the signs around them.
+_MAKERS_BYTES_MAX: Final = MADE_PER_RECORD * (3 * 4 * ID_CHARS_MAX + 16)
 
 _REASONS: Final = {reason.word: reason for reason in CloseReason}
 _epoch = re.compile(r"(?:[A-Za-z0-9_-]{6})?").fullmatch
@@ -135,6 +146,16 @@ class Snapshot:
         return not self.facts.reason
 
 
+@dataclass(frozen=True, slots=True)
+class MadeObjects:
+    """Objects that upstreams keep, each with a maker."""
+
+    made: tuple[tuple[str, Made], ...]
+
+
+Kept = Snapshot | MadeObjects
+
+
 # From a hub
 
 
@@ -197,6 +218,21 @@ def take_snapshot(hub: Hub, stream: Stream, now: float, now_unix: float) -> Snap
         chunk_head=progress.chunk_head.decode(),
     )
     return Snapshot(facts, stream.log.parts())
+
+
+def made_records(makers: Makers) -> Iterator[MadeObjects]:
+    """The makers in portions for a record each, the oldest first; without those whose names can't be written."""
+    made = [each for each in makers if all(map(_is_utf8, (each[0], *each[1])))]
+    for start in range(0, len(made), MADE_PER_RECORD):
+        yield MadeObjects(tuple(made[start : start + MADE_PER_RECORD]))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return True
 
 
 # To a hub
@@ -267,12 +303,15 @@ def _restore_progress(stream: Stream, facts: Facts) -> None:
 # Writing
 
 
-def save(streams: Iterable[Snapshot], save_id: bytes, saved_unix: float) -> Iterator[bytes]:
+def save(kept: Iterable[Kept], save_id: bytes, saved_unix: float) -> Iterator[bytes]:
     """The bytes, a record at a time: only the stream at hand is in memory twice."""
     yield _HEADER.pack(MAGIC, VERSION, save_id, saved_unix)
     count = 0
-    for snapshot in streams:
-        yield _record(_STREAM, _body(snapshot))
+    for each in kept:
+        if isinstance(each, MadeObjects):
+            yield _record(_MAKERS, orjson.dumps([(object_id, *made) for object_id, made in each.made]))
+        else:
+            yield _record(_STREAM, _body(each))
         count += 1
     yield _record(_END, count.to_bytes(4, "big"))
 
@@ -321,8 +360,8 @@ def read_header(read: Read) -> Header:
     return Header(save_id, saved_unix)
 
 
-def load(read: Read) -> Iterator[Snapshot]:
-    """The good streams after the header, in turn. Then raises StateError if anything was not as it should be."""
+def load(read: Read) -> Iterator[Kept]:
+    """The good records after the header, in turn. Then raises StateError if anything was not as it should be."""
     spoiled = _Spoiled()
     count = 0
     try:
@@ -333,13 +372,13 @@ def load(read: Read) -> Iterator[Snapshot]:
                 break
             count += 1
             try:
-                snapshot = _snapshot_of(kind, body, digest)
+                kept = _kept_in(kind, body, digest)
             except StateError as error:
                 spoiled.note(f"record {count} {error}")
             else:
-                yield snapshot
+                yield kept
         if body != count.to_bytes(4, "big"):
-            raise StateError("streams are missing in front of its end")
+            raise StateError("records are missing in front of its end")
         if read(1):
             raise StateError("bytes follow the record that ends it")
     except StateError as error:
@@ -405,16 +444,36 @@ class _Body:
         return self._at == len(self._body)
 
 
-def _snapshot_of(kind: bytes, body: bytes, digest: bytes) -> Snapshot:
-    """The stream in a record. Raises StateError, whose text follows the record's number."""
+def _kept_in(kind: bytes, body: bytes, digest: bytes) -> Kept:
+    """The stream or the makers in a record. Raises StateError, whose text follows the record's number."""
     if _digest(kind, body) != digest:
         raise StateError("is damaged: its checksum is wrong")
+    if kind == _MAKERS:
+        return _makers_of(body)
     if kind != _STREAM:
         raise StateError("is of an unknown kind")
     try:
         return _stream_of(body)
     except StateError as error:
         raise StateError(f"makes no stream: {error}") from None
+
+
+def _makers_of(body: bytes) -> MadeObjects:
+    try:
+        given = orjson.loads(body) if len(body) <= _MAKERS_BYTES_MAX else None
+    except orjson.JSONDecodeError:
+        given = None
+    if not isinstance(given, list) or len(given) > MADE_PER_RECORD or not all(map(_is_made, given)):
+        raise StateError("holds no makers: each is an object's id, a principal and an upstream's name")
+    return MadeObjects(tuple((object_id, Made(principal, upstream)) for object_id, principal, upstream in given))
+
+
+def _is_made(given: Any) -> bool:
+    if not isinstance(given, list) or len(given) != 3 or not all(isinstance(each, str) for each in given):
+        return False
+    object_id, principal, upstream = given
+    is_named = 0 < len(principal) <= _NAME_CHARS_MAX and 0 < len(upstream) <= _NAME_CHARS_MAX
+    return is_named and 0 < len(object_id) <= ID_CHARS_MAX and _field_value(upstream) is not None
 
 
 def _stream_of(body: bytes) -> Snapshot:

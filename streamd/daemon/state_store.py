@@ -1,4 +1,5 @@
-"""Storage for streams while no process runs: systemd's file descriptor store, and a file in the state directory.
+"""Storage for streams, and for the makers of kept objects, while no process runs: systemd's file descriptor store, and
+a file in the state directory.
 
     systemctl restart       systemd keeps a memfd named `streamd-state` and passes it to the next process
     stop, later start       systemd (252) drops its store with the unit: only the file is left
@@ -28,18 +29,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Final, Protocol
 
 from streamd.api.publish import Publisher
+from streamd.core.makers import Makers
 from streamd.core.snapshot import (
     FACTS_BYTES,
+    MADE_BYTES,
     Header,
+    Kept,
+    MadeObjects,
     Read,
-    Snapshot,
     StateError,
     choose,
     load,
+    made_records,
     read_header,
     restore,
     save,
@@ -97,8 +103,10 @@ class StateStore:
 
     # -- at start
 
-    def take(self) -> Iterator[Snapshot]:
-        """The streams of the last save, each once; then both places are empty. Copies that can't be read are logged."""
+    def take(self) -> Iterator[Kept]:
+        """The streams of the last save, each once, and the makers; then both places are empty. Copies that can't be
+        read are logged.
+        """
         self.check_directory()
         copies = [*self._stored_copies(), *self._file_copy()]
         newest = max(copies, key=lambda copy: copy.header.saved_unix, default=None)
@@ -148,12 +156,12 @@ class StateStore:
 
     # -- at the end
 
-    def put(self, snapshots: Iterable[Snapshot], *, in_memory: bool) -> tuple[str, ...]:
-        """Save streams in every place; returns the places that worked. `in_memory`: the memfd has room."""
+    def put(self, kept: Iterable[Kept], *, in_memory: bool) -> tuple[str, ...]:
+        """Save streams and makers in every place; returns the places that worked. `in_memory`: the memfd has room."""
         sinks = list(self._sinks(in_memory))
         if not sinks:
             return ()
-        for piece in _in_pieces(save(snapshots, os.urandom(8), time.time())):
+        for piece in _in_pieces(save(kept, os.urandom(8), time.time())):
             for sink in tuple(sinks):
                 if not _written(sink, piece):
                     sinks.remove(sink)
@@ -209,15 +217,17 @@ def _opened(where: str, fd: int, aside: Callable[[], None]) -> Iterator[_Copy]:
         os.close(fd)
 
 
-def _merged(copies: Sequence[_Copy]) -> Iterator[Snapshot]:
-    """The streams of several copies of the same save: the first copy that reads to its end has all of them."""
+def _merged(copies: Sequence[_Copy]) -> Iterator[Kept]:
+    """The content of several copies of the same save: the first copy that reads to its end has all of them."""
     seen: set[str] = set()
     for copy in copies:
         try:
-            for snapshot in load(copy.read):
-                if snapshot.facts.id not in seen:
-                    seen.add(snapshot.facts.id)
-                    yield snapshot
+            for kept in load(copy.read):
+                if isinstance(kept, MadeObjects):
+                    yield kept
+                elif kept.facts.id not in seen:
+                    seen.add(kept.facts.id)
+                    yield kept
             return
         except (StateError, OSError) as error:
             _say_unusable(copy.where, error)
@@ -329,12 +339,12 @@ def _written(sink: _Memory | _File, piece: bytes) -> bool:
 # Several workers: the streams of each lie in the memfd of its slot, which the parent keeps
 
 
-def write_snapshots(fd: int, snapshots: Iterable[Snapshot]) -> None:
-    """Write streams into a slot's memfd, in place of its content. If it raises OSError, the memfd is empty."""
+def write_snapshots(fd: int, kept: Iterable[Kept]) -> None:
+    """Write streams and makers into a slot's memfd, in place of its content. If it raises OSError, it is empty."""
     os.ftruncate(fd, 0)
     offset = 0
     try:
-        for piece in _in_pieces(save(snapshots, os.urandom(8), time.time())):
+        for piece in _in_pieces(save(kept, os.urandom(8), time.time())):
             left = memoryview(piece)
             while left:
                 written = os.pwrite(fd, left, offset)
@@ -344,8 +354,8 @@ def write_snapshots(fd: int, snapshots: Iterable[Snapshot]) -> None:
         raise
 
 
-def read_snapshots(fd: int) -> Iterator[Snapshot]:
-    """The streams in a slot's memfd, which may be empty. The log tells of streams that can't be read."""
+def read_snapshots(fd: int) -> Iterator[Kept]:
+    """The streams and makers in a slot's memfd, which may be empty. The log tells of those that can't be read."""
     if not os.fstat(fd).st_size:
         return
     for copy in _opened("worker", os.dup(fd), lambda: None):
@@ -357,12 +367,13 @@ def read_snapshots(fd: int) -> Iterator[Snapshot]:
             os.close(copy.fd)
 
 
-def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
-    """Write a drained worker's streams into its slot's memfd, as many as there is room for beside the logs."""
+def leave_streams(fd: int, runtime: Runtime, makers: Makers, room_bytes: int) -> None:
+    """Write a drained worker's streams and makers into its slot's memfd, if there is room for them beside the logs."""
     hub, now, now_unix = runtime.hub, runtime.time(), runtime.unix_time()
+    made, room_bytes = _made_within(makers, room_bytes)
     chosen = choose(hub, room_bytes)
     try:
-        write_snapshots(fd, (take_snapshot(hub, stream, now, now_unix) for stream in chosen))
+        write_snapshots(fd, chain(made, (take_snapshot(hub, stream, now, now_unix) for stream in chosen)))
     except OSError as error:
         _say_unsaved("worker", error)
         return
@@ -370,11 +381,24 @@ def leave_streams(fd: int, runtime: Runtime, room_bytes: int) -> None:
         logs.event(logs.WARNING, "streams not kept", left=len(hub) - len(chosen), room_bytes=room_bytes)
 
 
+def _made_within(makers: Makers, room_bytes: int) -> tuple[Iterator[MadeObjects], int]:
+    """The makers if there is room for them, and the room that is left for streams."""
+    made_bytes = len(makers) * MADE_BYTES
+    return (made_records(makers), room_bytes - made_bytes) if made_bytes <= room_bytes else (iter(()), room_bytes)
+
+
 def distribute(store: StateStore, slots: Sequence[int], owner: Callable[[str], int]) -> None:
-    """Write the streams of the last save into the memfds of the workers that own them. `slots`: these memfds."""
-    dealt: list[list[Snapshot]] = [[] for _ in slots]
-    for snapshot in store.take():
-        dealt[owner(snapshot.facts.id)].append(snapshot)
+    """Write the streams of the last save into the memfds of the workers that own them, and the makers into all.
+
+    `slots`: these memfds.
+    """
+    dealt: list[list[Kept]] = [[] for _ in slots]
+    for kept in store.take():
+        if isinstance(kept, MadeObjects):
+            for each in dealt:
+                each.append(kept)
+        else:
+            dealt[owner(kept.facts.id)].append(kept)
     for fd, streams in zip(slots, dealt, strict=True):
         if streams:
             write_snapshots(fd, streams)
@@ -382,37 +406,61 @@ def distribute(store: StateStore, slots: Sequence[int], owner: Callable[[str], i
 
 def collect(store: StateStore, slots: Sequence[int]) -> None:
     """Save the streams from all workers' memfds in the store."""
-    snapshots = [stream for fd in slots for stream in read_snapshots(fd)]
-    if snapshots:
-        where = store.put(snapshots, in_memory=True)
-        logs.event(logs.INFO, "streams kept", streams=len(snapshots) if where else 0, where=where or ("nowhere",))
+    streams: list[Kept] = []
+    makers = Makers()  # every worker has all of them, but for the last notes
+    for kept in chain.from_iterable(map(read_snapshots, slots)):
+        if isinstance(kept, MadeObjects):
+            _learn(makers, kept)
+        else:
+            streams.append(kept)
+    if streams or len(makers):
+        where = store.put(chain(made_records(makers), streams), in_memory=True)
+        kept_streams, objects = (len(streams), len(makers)) if where else (0, 0)
+        logs.event(logs.INFO, "streams kept", streams=kept_streams, objects=objects, where=where or ("nowhere",))
+
+
+def _learn(makers: Makers, kept: MadeObjects) -> None:
+    for object_id, made in kept.made:
+        makers.learn(object_id, *made)
 
 
 # A worker's hub
 
 
-def put_streams(store: StateStore, runtime: Runtime, room_bytes: int) -> None:
-    """Save the streams of a drained worker in the store. `room_bytes`: memory that may be used beside the logs."""
+def put_streams(store: StateStore, runtime: Runtime, makers: Makers, room_bytes: int) -> None:
+    """Save the streams and makers of a drained worker in the store. `room_bytes`: memory that may be used beside the
+    logs.
+    """
     hub, now, now_unix = runtime.hub, runtime.time(), runtime.unix_time()
-    if not len(hub):
+    if not len(hub) and not len(makers):
         return
+    made, room_bytes = _made_within(makers, room_bytes)
     held = sum(stream.log.bytes_held + FACTS_BYTES for stream in hub)
     in_memory = held <= room_bytes or store.in_memory_only
     chosen = choose(hub, min(held, room_bytes) if in_memory else hub.log_bytes_max)
-    where = store.put((take_snapshot(hub, stream, now, now_unix) for stream in chosen), in_memory=in_memory)
-    kept = len(chosen) if where else 0
-    if len(hub):
-        logs.event(
-            logs.INFO, "streams kept", streams=kept, left=len(hub) - kept, bytes=held, where=where or ("nowhere",)
-        )
+    streams: Iterator[Kept] = (take_snapshot(hub, stream, now, now_unix) for stream in chosen)
+    where = store.put(chain(made, streams), in_memory=in_memory)
+    kept, objects = (len(chosen), len(makers)) if where else (0, 0)
+    logs.event(
+        logs.INFO,
+        "streams kept",
+        streams=kept,
+        left=len(hub) - kept,
+        objects=objects,
+        bytes=held,
+        where=where or ("nowhere",),
+    )
 
 
-def take_streams(snapshots: Iterable[Snapshot], runtime: Runtime) -> None:
-    """Register saved streams with a worker that starts, as many as its budget for logs allows."""
+def take_streams(kept: Iterable[Kept], runtime: Runtime, makers: Makers) -> None:
+    """Register saved streams with a worker that starts, as many as its budget for logs allows, and all makers."""
     hub = runtime.hub
     taken = live = left = 0
-    for snapshot in snapshots:
-        now = runtime.time()
+    for each in kept:
+        if isinstance(each, MadeObjects):
+            _learn(makers, each)
+            continue
+        snapshot, now = each, runtime.time()
         size = sum(map(len, snapshot.log.segments))
         if not snapshot.live and hub.log_bytes + size > hub.log_bytes_max:
             left += 1
@@ -425,8 +473,16 @@ def take_streams(snapshots: Iterable[Snapshot], runtime: Runtime) -> None:
         if snapshot.live:
             live += 1
             _await_publisher(runtime, stream, snapshot.facts.flush_interval_s)
-    if taken or left:
-        logs.event(logs.INFO, "streams taken up", streams=taken, live=live, left=left, bytes=hub.log_bytes)
+    if taken or left or len(makers):
+        logs.event(
+            logs.INFO,
+            "streams taken up",
+            streams=taken,
+            live=live,
+            left=left,
+            objects=len(makers),
+            bytes=hub.log_bytes,
+        )
 
 
 def _await_publisher(runtime: Runtime, stream: Stream, flush_interval_s: float) -> None:

@@ -101,11 +101,11 @@ class WorkerProcess:
     def _restore(self, store: StateStore, worker: Worker) -> None:
         """Restore saved streams before the worker listens: no reader is answered before its stream is there."""
         if self._launch.workers == 1:
-            take_streams(store.take(), worker.runtime)
+            take_streams(store.take(), worker.runtime, worker.kept.makers)
             return
         if self._launch.slot == 0:
             store.check_directory()
-        take_streams(read_snapshots(self._launch.snapshots), worker.runtime)
+        take_streams(read_snapshots(self._launch.snapshots), worker.runtime, worker.kept.makers)
         os.ftruncate(self._launch.snapshots, 0)  # a successor must not find them again
 
     def _save(self, store: StateStore, worker: Worker) -> None:
@@ -114,9 +114,9 @@ class WorkerProcess:
         free_bytes = worker.budget.resources.memory_bytes // launch.workers - machine.resident_bytes()
         room_bytes = max(0, free_bytes) // 2
         if launch.workers == 1:
-            put_streams(store, worker.runtime, room_bytes)
+            put_streams(store, worker.runtime, worker.kept.makers, room_bytes)
         else:
-            leave_streams(launch.snapshots, worker.runtime, room_bytes)
+            leave_streams(launch.snapshots, worker.runtime, worker.kept.makers, room_bytes)
 
     # -- the pipe
 

@@ -22,13 +22,23 @@ import orjson
 
 from streamd.wire.dialect import APIS
 from streamd.wire.dialects.api import Api, Part
-from streamd.wire.dialects.members import Json, shallow_object
+from streamd.wire.dialects.members import Json, objects_of, shallow_object
 from streamd.wire.dialects.merging import merges
 
-# The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side),
-# PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last brace. COUNT is a number of Gemini's
-# usage, the only kind that a template may have several of: their contents are held as a single padding, blanks between.
-TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES, COUNT = b"TACNPSU"
+# The kinds of holes. AGAIN is the same text once more (vLLM sends `reasoning` and `reasoning_content` side by side, and
+# log probabilities name the token), PAD is OpenAI's `obfuscation`, SPACES Anthropic's padding in front of the last
+# brace. COUNT is a number of Gemini's usage; a template may have several: their contents are held as a single padding,
+# blanks between.
+# VALUE is a number, STRING the inside of a string and INTS the numbers in a list, inside of a member that varies with
+# each token (log probabilities, token ids). A template may have many; their contents are a single padding, US between.
+# SPELT is the text's UTF-8 bytes as a list of numbers with commas between, SPACED the same with blanks behind them.
+TEXT, AGAIN, CREATED, NUMBER, PAD, SPACES, COUNT, VALUE, STRING, INTS, SPELT, SPACED = b"TACNPSUVQLBW"
+# Kinds whose contents are kept, and kinds of which a template with any of these may have several.
+VARIED: Final = bytes((VALUE, STRING, INTS))
+SEVERAL: Final = bytes((AGAIN, COUNT, *VARIED))
+# Bound of the holes of a template: 20 alternatives of a token have 60. A snapshot counts them in a byte.
+HOLES_MAX: Final = 64
+_BETWEEN: Final = b"\x1f"
 
 # Bound of the event that a template is learnt from, without its texts: 2 KiB is ten times an ordinary chunk (200 B).
 # With the log's 64 templates it makes at most 128 KiB, an eighth of the log's cap.
@@ -49,6 +59,8 @@ _SPACES: Final = re.compile(rb" *")
 _NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,11}")
 # As many digits as a sequence_number: a trillion tokens.
 COUNT_DIGITS_MAX: Final = 12
+_VALUE: Final = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?=[\s,}\]])")
+_INTS: Final = re.compile(rb"(?:[0-9]{1,10}(?:, ?[0-9]{1,10})*)?(?=\])")
 _COUNT: Final = re.compile(rb"(?:0|[1-9][0-9]{0,11})(?=[\s,}\]])")
 _CREATED: Final = re.compile(rb"[1-9][0-9]{9}")
 
@@ -99,15 +111,16 @@ class Template:
     """An event with holes: fixed[0] hole fixed[1] hole … fixed[-1].
 
     `merges` says whether neighbours may be concatenated. Invariant: len(fixed) == len(holes) + 1, one TEXT among the
-    holes, any padding after it.
+    holes, any padding after it; no merging with VARIED, SPELT or SPACED.
     """
 
-    __slots__ = ("fixed", "holes", "merges")
+    __slots__ = ("fixed", "holes", "merges", "varied")
 
     def __init__(self, fixed: tuple[bytes, ...], holes: bytes, merges: bool) -> None:
         self.fixed = fixed
         self.holes = holes
         self.merges = merges
+        self.varied = any(hole in _OF_VARIED for hole in holes)  # a member varies with the text
 
     @property
     def numbered(self) -> bool:
@@ -117,7 +130,7 @@ class Template:
     @property
     def padded(self) -> bool:
         """Whether a value of random length stands beside the text."""
-        return PAD in self.holes or SPACES in self.holes or COUNT in self.holes
+        return PAD in self.holes or SPACES in self.holes or COUNT in self.holes or self.varied
 
     @property
     def counted(self) -> bool:
@@ -137,12 +150,15 @@ class Template:
     def match(self, event: bytes) -> Fill | None:
         """The content of the holes if `event` belongs to this template, else None. One pass forward, no guessing."""
         created, number, text, pad = b"", -1, b"", b""
+        varied: list[bytes] = []
         at = 0
         for piece, hole in zip(self.fixed, self.holes, strict=False):
             if not event.startswith(piece, at):
                 return None
             at += len(piece)
-            end = _hole_end(hole, event, at, text)
+            quick = _QUICK.get(hole)
+            found = quick(event, at) if quick is not None else None
+            end = found.end() if found is not None else _hole_end(hole, event, at, text)
             if end < 0:
                 return None
             if hole == TEXT:
@@ -153,21 +169,27 @@ class Template:
                 number = int(event[at:end])
             elif hole == COUNT:
                 pad = b"%b %b" % (pad, event[at:end]) if pad else event[at:end]
-            elif hole != AGAIN:
+            elif hole in VARIED:
+                varied.append(event[at:end])
+            elif hole in (PAD, SPACES):
                 pad = event[at:end]
             at = end
         if event[at:] != self.fixed[-1] or not is_string_inside(text):
             return None
-        return Fill(created, number, text, pad)
+        return Fill(created, number, text, _BETWEEN.join(varied) if varied else pad)
 
-    def around(self, created: bytes, number: int, pad: bytes = b"") -> list[bytes]:
-        """The pieces around the text, other holes filled: `text.join(pieces)` is the event. Mostly before and after."""
-        return self.pieces(created, b"%d" % number, pad)
+    def around(self, created: bytes, number: int, pad: bytes = b"", text: bytes = b"") -> list[bytes]:
+        """The pieces around the text, other holes filled: `text.join(pieces)` is the event. Mostly before and after.
 
-    def pieces(self, created: bytes, number: bytes, pad: bytes) -> list[bytes]:
+        The pieces of a varied template depend on the text itself.
+        """
+        return self.pieces(created, b"%d" % number, pad, text)
+
+    def pieces(self, created: bytes, number: bytes, pad: bytes, text: bytes = b"") -> list[bytes]:
         """As `around`, with the number as its digits, or as a mark to be found again."""
         pieces = [b""]
         counts: list[bytes] | None = None
+        varied = pad.split(_BETWEEN)[::-1] if self.varied else []
         for piece, hole in zip(self.fixed, self.holes, strict=False):
             pieces[-1] += piece
             if hole in (TEXT, AGAIN):
@@ -179,6 +201,10 @@ class Template:
             elif hole == COUNT:
                 counts = pad.split(b" ")[::-1] if counts is None else counts
                 pieces[-1] += (counts.pop() if counts else b"") or b"0"
+            elif hole in VARIED:
+                pieces[-1] += varied.pop() if varied else b""
+            elif hole in (SPELT, SPACED):
+                pieces[-1] += _spelt(text, hole)
             else:
                 pieces[-1] += pad
         pieces[-1] += self.fixed[-1]
@@ -186,7 +212,7 @@ class Template:
 
     def render(self, fill: Fill) -> bytes:
         """The event for which `match` returned this fill."""
-        return fill.text.join(self.around(fill.created, fill.number, fill.pad))
+        return fill.text.join(self.around(fill.created, fill.number, fill.pad, fill.text))
 
 
 def _hole_end(hole: int, event: bytes, at: int, text: bytes) -> int:
@@ -201,9 +227,27 @@ def _hole_end(hole: int, event: bytes, at: int, text: bytes) -> int:
         found = _NUMBER.match(event, at)
     elif hole == COUNT:
         found = _COUNT.match(event, at)
+    elif hole in (VALUE, INTS):
+        return -1
+    elif hole == STRING:
+        found = _TO_QUOTE.match(event, at)
+        return found.end() if found and is_string_inside(found[0]) else -1
+    elif hole in (SPELT, SPACED):
+        spelt = _spelt(text, hole)
+        return at + len(spelt) if event.startswith(spelt, at) else -1
     else:
         found = (_PAD if hole == PAD else _SPACES).match(event, at)
     return found.end() if found else -1
+
+
+def _spelt(text: bytes, hole: int) -> bytes:
+    """The UTF-8 bytes of a text as numbers; b"" for a text with half a surrogate pair."""
+    if b"\\" in text:
+        try:
+            text = orjson.loads(b'"%b"' % text).encode()
+        except orjson.JSONDecodeError:
+            return b""
+    return (b"," if hole == SPELT else b", ").join([b"%d" % byte for byte in text])
 
 
 def learn(event: bytes) -> Template | None:
@@ -219,7 +263,7 @@ def learn(event: bytes) -> Template | None:
     if not holes:
         return None
     texts = sum(end - start for start, end, _ in holes)
-    if len(event) - texts > TEMPLATE_BYTES_MAX:
+    if len(event) - texts > VARIED_BYTES_MAX:
         return None
     parsed = shallow_object(_replaced(event, holes)[framed.start(2) :])
     if parsed is None:
@@ -227,7 +271,12 @@ def learn(event: bytes) -> Template | None:
     api, parts, may_merge = _parts(parsed)
     if len(parts) != 1 or parts[0].texts() != [_SENTINEL] * len(holes) or not _repeats(parsed, api):
         return None
-    template = _cut(event, sorted(holes + _other_holes(event, holes, api)), merges=may_merge)
+    varied = _varied_holes(event, holes, api)
+    if varied is None:
+        return None
+    template = _cut(event, sorted(holes + _other_holes(event, holes, varied, api)), merges=may_merge)
+    if sum(map(len, template.fixed)) > TEMPLATE_BYTES_MAX or len(template.holes) > HOLES_MAX:
+        return None
     fill = template.match(event)
     return template if fill and template.render(fill) == event else None
 
@@ -236,6 +285,29 @@ def _has_many_brackets(event: bytes) -> bool:
     """Whether the event is kept whole for its number of brackets alone; shallow_object() looks at the depth."""
     return event.count(b"[") + event.count(b"{") > _BRACKETS_MAX
 
+
+# Bound of an event with members that vary, without its texts: 20 alternatives of a token take 2 KiB.
+VARIED_BYTES_MAX: Final = 8192
+# Most contents of holes that vary, without a call; a string with escapes or other characters is looked at by itself.
+_QUICK: Final = {VALUE: _VALUE.match, INTS: _INTS.match, STRING: re.compile(rb'[ !#-\[\]-~]*(?=")').match}
+_OF_VARIED: Final = bytes((*VARIED, SPELT, SPACED))
+_AS_VARIED: Final = {PAD: STRING, COUNT: VALUE}
+# Signs of a list or object, with strings as a whole.
+_SIGN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]')
+_VARIES: Final = re.compile(
+    rb"\[(?P<ints>[0-9]{1,10}(?:, ?[0-9]{1,10})*)\]"
+    rb'|"(?P<inside>[^"\\]*(?:\\.[^"\\]*)*)"(?P<name>\s*:)?'
+    rb"|(?P<number>-?[0-9][0-9.eE+-]*)"
+)
+# Names of members in log probabilities: of OpenAI's two APIs, of vLLM, SGLang and llama.cpp, and of Google. Other names
+# there are tokens (OpenAI's completions).
+_KNOWN_NAMES: Final = frozenset(
+    (
+        *(b"content", b"refusal", b"token", b"logprob", b"bytes", b"top_logprobs", b"id", b"rank", b"decoded_token"),
+        *(b"text_offset", b"token_logprobs", b"tokens", b"top_logprob", b"prob", b"probs", b"top_probs"),
+        *(b"chosenCandidates", b"topCandidates", b"candidates", b"tokenId", b"logProbability"),
+    )
+)
 
 _FRACTION: Final = re.compile(rb"[:,\[]-?[0-9]+[.e]")
 
@@ -260,8 +332,82 @@ def _replaced(event: bytes, holes: list[Hole]) -> bytes:
     return event
 
 
-def _other_holes(event: bytes, texts: list[Hole], api: Api) -> list[Hole]:
-    """The holes beside the text: of each kind the only one, and outside the text; padding only after it."""
+def _varied_holes(event: bytes, texts: list[Hole], api: Api) -> list[Hole] | None:
+    """The holes in the members that vary with the text, which stand behind it; None if they stand elsewhere.
+
+    Proof: with a sentinel in their place the parsed event has it in these members alone.
+    """
+    names = "|".join(path.rpartition(".")[2] for path in api.merging.varied)
+    if not names:
+        return []
+    spans: list[tuple[int, int]] = []
+    for key in re.finditer(rb'"(?:%b)"\s*:\s*(?=[\[{])' % names.encode(), event):
+        end = _value_end(event, key.end())
+        if key.end() < texts[-1][1] or (spans and key.start() < spans[-1][1]):
+            return None
+        spans.append((key.end(), end))
+    if not spans:
+        return []
+    marked, sentinel = event, _SENTINEL.encode()
+    for start, end in reversed(spans):
+        marked = b'%b"%b"%b' % (marked[:start], sentinel, marked[end:])
+    marked = _replaced(marked, texts)  # orjson refuses half a surrogate pair
+    parsed = shallow_object(marked[marked.index(b"data:") + 5 :])
+    if parsed is None or _marked(parsed, api) != len(spans):
+        return None
+    text = event[texts[0][0] : texts[0][1]]
+    return [hole for start, end in spans for hole in _holes_within(event, start, end, text)]
+
+
+def _marked(parsed: Json, api: Api) -> int:
+    """The number of sentinels in members that may vary."""
+    count = 0
+    for path in api.merging.varied:
+        level, _, name = path.rpartition(".")
+        holders = objects_of(parsed, level.removesuffix("[]")) if level else [parsed]
+        count += sum(holder.get(name) == _SENTINEL for holder in holders)
+    return count
+
+
+def _value_end(event: bytes, start: int) -> int:
+    """Where the list or object that begins at `start` ends."""
+    depth = 0
+    for sign in _SIGN.finditer(event, start):
+        if sign[0] in (b"[", b"{"):
+            depth += 1
+        elif sign[0] in (b"]", b"}"):
+            depth -= 1
+            if not depth:
+                return sign.end()
+    return start
+
+
+def _holes_within(event: bytes, start: int, end: int, text: bytes) -> list[Hole]:
+    """The holes in a list or an object: numbers, lists of whole numbers, strings, and names that aren't known."""
+    holes: list[Hole] = []
+    is_named = False  # the text stands in it, and its bytes may follow
+    for found in _VARIES.finditer(event, start, end):
+        if found["ints"]:
+            at, kind = found.span("ints"), INTS
+            spelling = next((each for each in (SPELT, SPACED) if _spelt(text, each) == found["ints"]), INTS)
+            if is_named and spelling != INTS:
+                kind, is_named = spelling, False
+        elif found["number"]:
+            at, kind = found.span("number"), VALUE
+        elif found["name"] and found["inside"] in _KNOWN_NAMES:
+            continue
+        else:
+            at, kind = found.span("inside"), STRING
+            if found["inside"] == text and not found["name"] and not any(each[2] == AGAIN for each in holes):
+                kind, is_named = AGAIN, True
+        holes.append((*at, kind))
+    return holes
+
+
+def _other_holes(event: bytes, texts: list[Hole], varied: list[Hole], api: Api) -> list[Hole]:
+    """The holes beside the text: of each kind the only one, and outside the text; padding only after it. Beside holes
+    that vary, padding and counts are such holes, too.
+    """
     found: list[Hole] = []
     kinds = [(_CREATED_KEY, _CREATED, CREATED), (_NUMBER_KEY, _NUMBER, NUMBER), (_PAD_KEY, _PAD, PAD)]
     for key, value, kind in kinds:
@@ -277,7 +423,10 @@ def _other_holes(event: bytes, texts: list[Hole], api: Api) -> list[Hole]:
         found.append((start, start + event[start:].index(b"}"), SPACES))
     if not padded and api.counts is not None:
         found += _count_holes(event, texts[-1][1], api)
-    return [hole for hole in found if not any(start <= hole[0] < end for start, end, _ in texts)]
+    found = [hole for hole in found if not any(start <= hole[0] < end for start, end, _ in texts)]
+    if not varied:
+        return found
+    return varied + [(start, end, _AS_VARIED.get(kind, kind)) for start, end, kind in found if kind != SPACES]
 
 
 def _count_holes(event: bytes, after: int, api: Api) -> list[Hole]:

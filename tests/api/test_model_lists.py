@@ -10,12 +10,12 @@ import pytest
 from fakes import Answer, Rig, get, rig, whole_answer
 from hypothesis import given
 from hypothesis import strategies as st
-from streamd.daemon.in_turns import at_once
 
 from streamd.api import models as api_models
 from streamd.config import UpstreamSettings
 from streamd.core.keys import SALT_BYTES, Key, digest, encode
 from streamd.net.fetch import ANSWER_BYTES_MAX
+from streamd.net.in_turns import at_once
 from streamd.wire.dialect import Dialect
 from streamd.wire.model_list import list_in, on_one_page
 from streamd.wire.model_names import MARKS_MAX, MODELS_MAX

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamd.core import replay
-from streamd.core.replay import Cursor, ReplayLog
+from streamd.core.replay import Cursor, ReplayLog, check_parts
 from streamd.wire.template import learn
 
 # Texts that could mislead a log of texts between templates: structure, escapes, its own marks, halves of characters.
@@ -110,6 +111,28 @@ def deltas(draw: st.DrawFn) -> dict[str, Any]:
     return {kind: text}
 
 
+def spelt(text: str) -> list[int]:
+    return list(text.encode("utf-8", "replace"))
+
+
+@st.composite
+def varied(draw: st.DrawFn, text: str) -> dict[str, Any]:
+    """Members of a choice that vary with each token: its ids, or its probability and those of others."""
+    if draw(st.booleans()):
+        return {"token_ids": draw(st.lists(st.integers(0, 150_000), max_size=3))}
+    number = st.one_of(st.floats(-20, 0), st.integers(-9999, 0), st.just(-1e-9))
+    token = draw(st.one_of(st.just(text), TEXTS))
+    entry: dict[str, Any] = {"token": token, "logprob": draw(number)}
+    if draw(st.booleans()):
+        entry["bytes"] = draw(st.sampled_from([spelt(token), None, [], [7]]))
+    if draw(st.booleans()):
+        others = draw(st.lists(st.tuples(TEXTS, number), max_size=2))
+        entry["top_logprobs"] = [{"token": each, "logprob": p, "bytes": spelt(each)} for each, p in others]
+    if draw(st.booleans()):
+        return {"logprobs": {"content": [entry] * draw(SMALL), "refusal": None}}
+    return {"logprobs": {"tokens": [token], "token_logprobs": [entry["logprob"]], "top_logprobs": [{token: -0.5}]}}
+
+
 @st.composite
 def chat_events(draw: st.DrawFn) -> bytes:
     """Chat chunks: choices, tool calls, usage, changing dates, padding, unknown fields."""
@@ -122,6 +145,8 @@ def chat_events(draw: st.DrawFn) -> bytes:
             made["finish_reason"] = draw(st.sampled_from(["stop", None, "", "null"]))
         if draw(rare):
             made["logprobs"] = draw(st.sampled_from([None, {"content": [{"token": "x", "logprob": -1}]}]))
+        if draw(rare):
+            made |= draw(varied(str(made["delta"].get("content", ""))))
         for name in ("unknown", "token_ids", "stop_reason"):
             if draw(rare):
                 made[name] = draw(st.one_of(NULLABLE, st.sampled_from([[], [912]])))
@@ -228,6 +253,7 @@ def runs(draw: st.DrawFn) -> list[bytes]:
         numbered = draw(st.booleans())
         padded = draw(st.booleans())
         google = draw(st.sampled_from([False, False, True]))
+        varies = draw(st.sampled_from([None, None, "logprobs", "token_ids"]))
         for at, text in enumerate(texts):
             if google:
                 part = {"text": text} | ({"thought": True} if numbered and at < 5 else {})
@@ -246,7 +272,9 @@ def runs(draw: st.DrawFn) -> list[bytes]:
                     wire(fields | {"delta": text} | ({"obfuscation": "p" * (at % 3)} if padded else {}), name=name)
                 )
             else:
-                fields = {"choices": [choice(text, at % 2 if take_turns else 0)]}
+                entry = {"token": text, "logprob": -at / 8, "bytes": spelt(text), "top_logprobs": []}
+                more = {None: {}, "token_ids": {"token_ids": [7**at]}, "logprobs": {"logprobs": {"content": [entry]}}}
+                fields = {"choices": [choice(text, at % 2 if take_turns else 0, **more[varies])]}
                 fields |= {"created": 1_700_000_000 + at // 3} if dated else {}
                 fields |= {"obfuscation": "p" * (at % 3)} if padded else {}
                 events.append(wire(chat(**fields)))
@@ -440,7 +468,7 @@ def test_an_event_that_append_counts_as_text_is_plain_text(events: list[bytes]) 
         assert len(choices) <= 1
         assert not parsed.get("usage") and not parsed.get("timings") and parsed.get("unknown") is None
         assert all(one.get("finish_reason") in (None, "", "null") for one in choices)
-        assert not any(one.get("logprobs") or one.get("unknown") or one.get("token_ids") for one in choices)
+        assert not any(one.get("unknown") for one in choices)
 
 
 def padded(text: str) -> bytes:
@@ -766,6 +794,120 @@ def test_usage_in_each_chunk_takes_a_few_bytes_and_the_last_wins() -> None:
     parsed = json.loads(event[6:])
     assert (last, parsed["usage"]) == (500, usage[-1])
     assert parsed["choices"][0]["delta"]["content"] == "".join(f" {n}" for n in range(500))
+
+
+def entry_of(text: str, others: int = 0) -> dict[str, Any]:
+    """A token's log probability as OpenAI, vLLM and SGLang tell it."""
+    tops = [{"token": f" {n}{text}", "logprob": -n / 7, "bytes": spelt(f" {n}{text}")} for n in range(others)]
+    return {"token": text, "logprob": -len(text) / 3, "bytes": spelt(text), "top_logprobs": tops}
+
+
+# The form of an event with members that vary with each token, of text n; and the bytes that 500 of these may take.
+VARYING: dict[str, tuple[Callable[[str, int], bytes], int]] = {
+    "token ids": (lambda text, n: wire(chat(choices=[choice(text, token_ids=[n * 31])])), 11_000),
+    "token ids, spaced": (lambda t, n: wire(chat(choices=[choice(t, token_ids=[n, n])]), compact=False), 13_000),
+    "logprobs": (lambda text, n: wire(chat(choices=[choice(text, logprobs={"content": [entry_of(text)]})])), 18_000),
+    "logprobs, spaced and escaped": (
+        lambda text, n: wire(
+            chat(choices=[choice(text, logprobs={"content": [entry_of(text)], "refusal": None})]),
+            compact=False,
+            ascii_only=True,
+        ),
+        18_000,
+    ),
+    "alternatives": (
+        lambda text, n: wire(chat(choices=[choice(text, logprobs={"content": [entry_of(text, 5)]})])),
+        175_000,
+    ),
+    "both, with usage": (
+        lambda text, n: wire(
+            chat(
+                choices=[choice(text, logprobs={"content": [entry_of(text)]}, token_ids=[n])],
+                usage={"prompt_tokens": 5, "completion_tokens": n},
+            )
+        ),
+        24_000,
+    ),
+    "completions": (
+        lambda text, n: wire(
+            {
+                "id": "cmpl-1",
+                "object": "text_completion",
+                "created": 1_700_000_000,
+                "model": "m",
+                "choices": [
+                    {
+                        "index": 0,
+                        "text": text,
+                        "logprobs": {
+                            "text_offset": [n * 4],
+                            "token_logprobs": [-n / 7],
+                            "tokens": [text],
+                            "top_logprobs": [{text: -n / 7, f" x{n}": -9.5}],
+                        },
+                        "finish_reason": None,
+                    }
+                ],
+            }
+        ),
+        45_000,
+    ),
+    "Responses": (
+        lambda text, n: wire(
+            {
+                "type": "response.output_text.delta",
+                "sequence_number": n + 4,
+                "item_id": "msg_1",
+                "output_index": 0,
+                "content_index": 0,
+                "delta": text,
+                "logprobs": [entry_of(text)],
+                "obfuscation": "x" * (n % 9),
+            },
+            name="response.output_text.delta",
+        ),
+        22_000,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", VARYING)
+def test_members_that_vary_with_each_token_take_little_more_than_their_values(kind: str) -> None:
+    make, held_bytes = VARYING[kind]
+    words = [" the", " fox", ' "q"', " Grüße", " 你好", "\n", " x", "😀"]
+    events = [make(words[n % len(words)], n) for n in range(500)]
+    log = filled(events)
+    assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
+    assert coalesce_all(log, log.seek(1)) == list(enumerate(events, 1)), "they are never merged"
+    assert log.text_events >= 490 and log.bytes_held <= held_bytes
+    parts = log.parts()
+    check_parts(parts)
+    again = ReplayLog.of_parts(parts, bytes_max=1 << 20, events_max=1 << 20)
+    assert read_all(again, again.seek(1)) == list(enumerate(events, 1))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"logprobs": {"content": [entry_of(" a") | {"logprob": float("-inf")}]}},
+        {"logprobs": {"content": [entry_of(" a") | {"logprob": None}]}},
+        {"logprobs": {"content": [entry_of(" a")] * 2}},
+        {"logprobs": {"content": [entry_of(" a") | {"bytes": None}]}},
+        {"logprobs": {"content": [entry_of(" b") | {"bytes": [1]}]}},
+        {"logprobs": {"content": [entry_of(" \ud83d") | {"bytes": [1]}]}},
+        {"logprobs": {"content": [entry_of(" a")]}, "finish_reason": "stop"},
+        {"logprobs": {"content": [entry_of(" a")]}, "stop_reason": 128009},
+        {"logprobs": None},
+    ],
+)
+def test_another_form_among_events_that_vary_is_kept_as_it_is(other: dict[str, Any]) -> None:
+    usual = [wire(chat(choices=[choice(f" {n}", logprobs={"content": [entry_of(f" {n}")]})])) for n in range(9)]
+    events = [*usual, wire(chat(choices=[choice(" a") | other])), *usual]
+    log = filled(events)
+    assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
+    kinds = [ReplayLog(bytes_max=1 << 20, events_max=1 << 20)]
+    taken = [kinds[0].append(event) for event in events]
+    assert taken[9] is False and taken[1:9] == taken[11:] == [True] * 8, "an end is always looked at"
 
 
 def test_whole_events_merge_and_the_last_usage_wins() -> None:

@@ -18,8 +18,20 @@ from test_replay import chat, choice, coalesce_all, filled, read_all, runs, wire
 from streamd.core import snapshot as snapshot_module
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import ENTRY_BYTES, RECORD_BYTES, Hub, body_hash
+from streamd.core.makers import ID_CHARS_MAX, Made, Makers
 from streamd.core.replay import ReplayLog, check_parts
-from streamd.core.snapshot import Snapshot, StateError, choose, load, read_header, restore, save, take_snapshot
+from streamd.core.snapshot import (
+    MADE_PER_RECORD,
+    MadeObjects,
+    Snapshot,
+    StateError,
+    choose,
+    load,
+    read_header,
+    restore,
+    save,
+    take_snapshot,
+)
 from streamd.core.stream import CountedStream, Stream
 from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
@@ -517,3 +529,65 @@ def test_changed_parts_of_a_log_are_refused_or_read_soundly(events: list[bytes],
     assert len(read_all(log, log.seek(log.seq_first))) == log.seq_next - log.seq_first
     for seq in range(log.seq_first, log.seq_next + 1):
         log.seek(seq)
+
+
+# Makers
+
+
+def made(*objects: Any) -> bytes:
+    """A record of makers with this JSON."""
+    return snapshot_module._record(b"M", orjson.dumps(objects))
+
+
+def with_makers(record: bytes) -> tuple[list[Any], str]:
+    """What is read of a state with this record between two streams, and the fault."""
+    header, first, second, _, _ = save(loaded(SAMPLE), SAVE_ID, UNIX)
+    end = snapshot_module._record(b"E", (3).to_bytes(4, "big"))
+    source = io.BytesIO(header + first + record + second + end)
+    read_header(source.read)
+    found: list[Any] = []
+    try:
+        found.extend(load(source.read))
+    except StateError as error:
+        return found, str(error)
+    return found, ""
+
+
+def test_makers_are_read_between_streams() -> None:
+    found, fault = with_makers(made(["resp_1", "p", "up"], ["resp_1", "q", "up"]))
+    assert fault == "" and len(found) == 3
+    assert found[1] == MadeObjects((("resp_1", Made("p", "up")), ("resp_1", Made("q", "up"))))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        made(["resp_1", "p"]),
+        made(["resp_1", "p", 7]),
+        made(["", "p", "up"]),
+        made(["x" * (ID_CHARS_MAX + 1), "p", "up"]),
+        made(["resp_1", "", "up"]),
+        made(["resp_1", "p" * 257, "up"]),
+        made(["resp_1", "p", "up\r\nx: y"]),
+        made("resp_1"),
+        made(*[["resp_1", "p", "up"]] * (MADE_PER_RECORD + 1)),
+        snapshot_module._record(b"M", b'{"resp_1": 1}'),
+        snapshot_module._record(b"M", b"no JSON"),
+        snapshot_module._record(b"M", b" " * (snapshot_module._MAKERS_BYTES_MAX + 1) + b"[]"),
+        made(["resp_1", "p", "up"]).replace(b"resp_1", b"resp_2"),
+    ],
+)
+def test_makers_that_none_can_be_cost_no_stream(record: bytes) -> None:
+    found, fault = with_makers(record)
+    assert [type(each) for each in found] == [Snapshot, Snapshot] and fault.startswith("record 2 ")
+
+
+@given(st.binary(max_size=200))
+def test_any_record_of_makers_is_refused_or_sound(body: bytes) -> None:
+    found, _ = with_makers(snapshot_module._record(b"M", body))
+    for each in found:
+        if isinstance(each, MadeObjects):
+            makers = Makers()
+            for object_id, maker in each.made:
+                makers.learn(object_id, *maker)
+            assert len(makers) <= MADE_PER_RECORD

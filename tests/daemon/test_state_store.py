@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import CHAT, DONE, LAST, SSE_HEAD, Rig, chunk, event, events_in, get, post, rig
+from fakes import CHAT, DONE, LAST, SSE_HEAD, Rig, chunk, event, events_in, get, post, rig, whole_answer
 
-from streamd.core.snapshot import FACTS_BYTES, Snapshot, take_snapshot
+from streamd.config import UpstreamSettings
+from streamd.core.auth import principal_without_keys
+from streamd.core.makers import OBJECTS_MAX, Made, Makers
+from streamd.core.snapshot import FACTS_BYTES, MADE_BYTES, MadeObjects, Snapshot, take_snapshot
 from streamd.core.stream import Stream
 from streamd.daemon import logs, state_store, systemd
-from streamd.daemon.state_store import FILE, StateStore, put_streams, take_streams
+from streamd.daemon.state_store import (
+    FILE,
+    StateStore,
+    collect,
+    distribute,
+    leave_streams,
+    put_streams,
+    read_snapshots,
+    take_streams,
+)
 from streamd.reasons import CloseReason
 
 PLENTY = 1 << 40
@@ -376,8 +388,8 @@ def test_a_notification_socket_that_stays_full_is_given_up(
 
 def handed_over(before: Rig, after: Rig, place: systemd.Notifier, state_dir: Path, room_bytes: int = PLENTY) -> None:
     state_dir.mkdir(exist_ok=True)
-    put_streams(fresh(place, state_dir), before.runtime, room_bytes)
-    take_streams(fresh(place, state_dir).take(), after.runtime)
+    put_streams(fresh(place, state_dir), before.runtime, before.worker.kept.makers, room_bytes)
+    take_streams(fresh(place, state_dir).take(), after.runtime, after.worker.kept.makers)
 
 
 def test_readers_resume_by_id_in_the_next_process(nobody: systemd.Notifier, state_dir: Path) -> None:
@@ -491,10 +503,10 @@ def test_little_memory_keeps_the_newest_in_the_store_or_all_in_the_file(
         for _ in range(4):
             generation(before, event("x" * 3000))
         room = sum(stream.log.bytes_held + FACTS_BYTES for stream in tuple(before.runtime.hub)[:2])
-        put_streams(fresh(notifier), before.runtime, room)
+        put_streams(fresh(notifier), before.runtime, Makers(), room)
         (fd,) = store.look()
         assert len(list(fresh(notifier, stored=(fd,)).take())) == 2
-        put_streams(fresh(notifier, state_dir), before.runtime, room)
+        put_streams(fresh(notifier, state_dir), before.runtime, Makers(), room)
         assert store.look() == []
         assert len(list(fresh(notifier, state_dir).take())) == 4
 
@@ -502,7 +514,7 @@ def test_little_memory_keeps_the_newest_in_the_store_or_all_in_the_file(
 def test_without_streams_no_save_is_written(notifier: systemd.Notifier, store: Store, state_dir: Path) -> None:
     state_dir.mkdir()
     with rig() as r:
-        put_streams(fresh(notifier, state_dir), r.runtime, PLENTY)
+        put_streams(fresh(notifier, state_dir), r.runtime, Makers(), PLENTY)
     assert os.listdir(state_dir) == [] and store.look() == []
 
 
@@ -557,3 +569,72 @@ def test_an_older_copy_that_reads_well_does_not_stand_in_for_a_newer_one(
     monkeypatch.setattr(state_store.time, "time", lambda: 2_000.0)
     saved(fresh(systemd.Notifier(), state_dir), streams[1:])
     assert list(fresh(notifier, state_dir, (fd,)).take()) == streams[1:]
+
+
+# Makers of objects that upstreams keep
+
+
+def test_an_object_is_asked_of_its_maker_after_a_restart_and_for_its_principal_alone(
+    nobody: systemd.Notifier, state_dir: Path
+) -> None:
+    ups = tuple(UpstreamSettings(name=f"up-{k}", url=f"http://up-{k}.test:{k + 1}") for k in range(2))
+    with rig(upstreams=ups) as before, rig(upstreams=ups) as after:
+        before.worker.kept.makers.learn("resp_1", MINE, "up-1")
+        before.worker.kept.makers.learn("resp_2", MINE, "gone")
+        handed_over(before, after, nobody, state_dir)
+        assert os.listdir(state_dir) == []
+        asked = get("/v1/responses/resp_1", "Authorization: Bearer mine")
+        client = after.client(asked)
+        after.reply(whole_answer(b"{}"))
+        assert client.answer.get("x-upstream") == "up-1"
+        other = after.client(get("/v1/responses/resp_1", "Authorization: Bearer another"))
+        assert other.answer.status == 404 and len(after.links) == 1
+        client = after.client(get("/v1/responses/resp_2", "Authorization: Bearer mine"))
+        after.reply(whole_answer(b"{}"))
+        assert client.answer.status == 200, "its upstream isn't configured any more"
+
+
+MINE = principal_without_keys({b"authorization": b"Bearer mine"}.get).id
+
+
+def makers_of(count: int) -> Makers:
+    makers = Makers()
+    for k in range(count):
+        makers.learn(f"resp_{k}", f"p-{k % 7}", f"up-{k % 3}")
+    return makers
+
+
+def test_all_makers_come_back_in_their_order(nobody: systemd.Notifier, state_dir: Path) -> None:
+    state_dir.mkdir()
+    makers, again = makers_of(OBJECTS_MAX), Makers()
+    makers.learn("resp_\ud800", "p", "up")  # can't be written
+    with rig() as r:
+        put_streams(fresh(nobody, state_dir), r.runtime, makers, PLENTY)
+        take_streams(fresh(nobody, state_dir).take(), r.runtime, again)
+    assert list(again) == [each for each in makers if "\ud800" not in each[0]] and len(again) == OBJECTS_MAX - 1
+
+
+def test_makers_without_room_are_left_out(nobody: systemd.Notifier, state_dir: Path) -> None:
+    state_dir.mkdir()
+    with rig() as r:
+        put_streams(fresh(nobody, state_dir), r.runtime, makers_of(100), 100 * MADE_BYTES - 1)
+    assert list(fresh(nobody, state_dir).take()) == []
+
+
+def test_several_workers_each_get_all_makers(nobody: systemd.Notifier, state_dir: Path) -> None:
+    state_dir.mkdir()
+    slots = [os.memfd_create("slot") for _ in range(3)]
+    with rig() as r:
+        generation(r, event("a"))
+        for fd, count in zip(slots, (5, 9, 0), strict=True):
+            leave_streams(fd, r.runtime, makers_of(count), PLENTY)
+    collect(fresh(nobody, state_dir), slots)
+    for fd in slots:
+        os.ftruncate(fd, 0)
+    distribute(fresh(nobody, state_dir), slots, lambda stream_id: 1)
+    for place, fd in enumerate(slots):
+        kept = list(read_snapshots(fd))
+        made = [each for each in kept if isinstance(each, MadeObjects)]
+        assert [len(each.made) for each in made] == [9] and made[0].made[0] == ("resp_0", Made("p-0", "up-0"))
+        assert len(kept) == (2 if place == 1 else 1)
+        os.close(fd)

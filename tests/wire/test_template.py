@@ -101,7 +101,6 @@ OTHERS = {
     "finish": chat({"content": T}, {"finish_reason": "stop"}),
     "empty": chat({"content": ""}),
     "nothing": chat({}),
-    "logprobs": chat({"content": T}, {"logprobs": {"content": []}}),
     "tool begins": chat(tool(T, id="call_1")),
     "tool's name": chat(tool(T, function={"name": "f", "arguments": T})),
     "two tools": chat({"tool_calls": [{"index": n, "function": {"arguments": T}} for n in (0, 1)]}),
@@ -114,7 +113,6 @@ OTHERS = {
     "unknown in responses": responses("output_text", T, unheard_of=0),
     "unknown in gemini": gemini(T, unheard_of=0),
     "annotations": chat({"content": T, "annotations": [{"url": "u"}]}),
-    "token ids": chat({"content": T}, {"token_ids": [912]}),
     "stop reason": chat({"content": T}, {"stop_reason": 7}),
     "groq's last": chat({"content": T}, x_groq={"id": "req_1"}),
     "llama.cpp's prompt": chat({"content": T}, prompt_progress={"total": 9}),
@@ -126,7 +124,6 @@ OTHERS = {
     "both text and delta": chat({"content": T}, {"text": T}),
     "no index": chat({}) | {"choices": [{"delta": {"content": T}}]},
     "audio": responses("audio", T),
-    "responses logprobs": responses("output_text", T, logprobs=[{"token": "x"}]),
     "done": responses("output_text", T) | {"type": "response.output_text.done"},
     "signature": messages({"type": "signature_delta", "signature": T}),
     "message_start": {"type": "message_start", "message": {"content": [T]}},
@@ -551,6 +548,32 @@ def test_an_event_with_a_member_that_is_not_known_to_be_safe_is_never_merged(pla
     assert Delta.of(event) is None and learn(event) is None
     if place != "published":  # streamd's own form has a single member
         assert Delta.of(wire(PLACES[place]("unheard_of", None)))
+
+
+VARIED_PATHS = [path for path, rule in Chat.merging.table.items() if rule is Merge.VARIED]
+
+
+@pytest.mark.parametrize("value", [[5], {"a": "b", "c": [1.5, -2]}, {"x": {"y": ["z", None]}}])
+@pytest.mark.parametrize("path", VARIED_PATHS)
+def test_a_member_that_varies_is_learnt_behind_the_text_alone_and_never_merged(path: str, value: Any) -> None:
+    level, _, name = path.rpartition(".")
+    parsed = PLACES[LEVELS[level]](name, value)
+    event = wire(parsed)
+    template = learn(event)
+    assert Delta.of(event) is None
+    assert template is not None and template.varied and not template.merges
+    assert template.render(fill_of(template, event)) == event
+    assert learn(wire(dict(reversed(parsed.items())))) is not None
+    ahead = dict(parsed, choices=[dict(reversed(parsed["choices"][0].items()))])
+    assert learn(wire(ahead)) is None, "in front of the text"
+    for nothing in (None, "", []):
+        assert Delta.of(wire(PLACES[LEVELS[level]](name, nothing)))
+
+
+@pytest.mark.parametrize("place", ["chunk", "delta"])
+@pytest.mark.parametrize("name", [path.rpartition(".")[2] for path in VARIED_PATHS])
+def test_a_member_that_varies_is_known_by_its_place(place: str, name: str) -> None:
+    assert learn(wire(PLACES[place](name, [5]))) is None
 
 
 LEVELS = {

@@ -4,10 +4,10 @@ Complete with `[DONE]`, or with a finish_reason (not "" or "null") on every choi
 `[DONE]`. The SDK looks
 at an `error` member of the JSON, never at the event's type.
 
-A chunk is pure text if it adds nothing but text: a text in the delta, no finish_reason, no logprobs, no usage. Some
-members look mergeable and are not: a `role` beside the text, or Groq's `channel` (servers repeat them; the SDK
-*concatenates* them), so such chunks get a template and are never merged; and members that aren't in the table, which
-that SDK concatenates or adds up.
+A chunk is pure text if it adds nothing but text: a text in the delta, no finish_reason, no usage. Some members look
+mergeable and are not: a `role` beside the text, or Groq's `channel` (servers repeat them; the SDK *concatenates* them),
+and `logprobs` or `token_ids`, each token's own. Such chunks get a template and are never merged. So are members that
+aren't in the table, which that SDK concatenates or adds up; their chunks are kept whole.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ _MERGING: Final = Merging(
         "choices[].native_finish_reason": Merge.APART,  # OpenRouter
         "choices[].stop_reason": Merge.APART,  # vLLM
         "choices[].matched_stop": Merge.APART,  # SGLang
-        "choices[].logprobs": Merge.APART,
-        "choices[].token_ids": Merge.APART,  # vLLM, SGLang
+        "choices[].logprobs": Merge.VARIED,
+        "choices[].token_ids": Merge.VARIED,  # vLLM, SGLang
         "choices[].prompt_token_ids": Merge.APART,  # vLLM
         "choices[].prompt_logprobs": Merge.APART,  # vLLM
         "choices[].content_filter_results": Merge.EQUAL,  # Azure
@@ -238,10 +238,12 @@ def _part(choice: Any) -> Part | None:
     if not isinstance(choice, dict) or type(choice.get("index")) is not int or is_finish(choice.get("finish_reason")):
         return None
     delta = choice.get("delta")
-    if merges(choice, _CHOICE_RULES) is None:
+    own = merges(choice, _CHOICE_RULES)
+    if own is None:
         return None
     if delta is None:
-        return Part(choice, choice["index"], [(choice, "text")]) if is_text(choice.get("text")) else None
+        places = [(choice, "text")] if is_text(choice.get("text")) else []
+        return Part(choice, choice["index"], places, merges=own) if places else None
     if not isinstance(delta, dict) or "text" in choice:
         return None
     may_merge = merges(delta, _DELTA_RULES)
@@ -257,7 +259,7 @@ def _part(choice: Any) -> Part | None:
     elif names:
         details = objects_of(delta, "reasoning_details")
         places += [(detail, name) for detail in details for name in _DETAIL_TEXTS if is_text(detail.get(name))]
-    return Part(choice, choice["index"], places, merges=may_merge) if places else None
+    return Part(choice, choice["index"], places, merges=own and may_merge) if places else None
 
 
 def _arguments_only(calls: Any) -> Json | None:

@@ -73,6 +73,7 @@ _MERGING: Final = Merging(
         "candidates[].safetyRatings": Merge.EQUAL,
         "candidates[].citationMetadata": Merge.APART,
         "candidates[].groundingMetadata": Merge.APART,
+        "candidates[].logprobsResult": Merge.VARIED,
         "candidates[].content.role": Merge.EQUAL,
         _PART + "text": Merge.TEXT,
         _PART + "thought": Merge.EQUAL,
@@ -259,11 +260,12 @@ def _part(candidate: Any) -> Part | None:
     index, content = candidate.get("index", 0), candidate.get("content")
     if type(index) is not int or not isinstance(content, dict):
         return None
-    if not merges(candidate, _CANDIDATE_RULES) or not merges(content, _CONTENT_RULES):
+    own = merges(candidate, _CANDIDATE_RULES)
+    if own is None or not merges(content, _CONTENT_RULES):
         return None
     parts = content.get("parts")
     if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict):
         return None
     part = parts[0]
     is_pure = is_text(part.get("text")) and merges(part, _PART_RULES) and type(part.get("thought", True)) is bool
-    return Part(candidate, index, [(part, "text")]) if is_pure else None
+    return Part(candidate, index, [(part, "text")], merges=own) if is_pure else None

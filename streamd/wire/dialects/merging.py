@@ -27,6 +27,7 @@ class Merge(Choice):
     LAST = "the last value stands"
     COUNT = "the last value stands, if both have it"
     REPEATED = "not merged; may repeat unchanged"  # such events fit a template of the log
+    VARIED = "not merged; may vary"  # such events fit a template with holes in this member
     APART = "not merged"
     INSIDE = "by its own members"
 
@@ -40,7 +41,7 @@ _SAFE: Final = frozenset((Merge.TEXT, Merge.EQUAL, Merge.FIRST, Merge.LAST, Merg
 class Merging:
     """The table of an API, taken apart into the rules of each level."""
 
-    __slots__ = ("_levels", "compared_not", "counted", "last", "table", "top")
+    __slots__ = ("_levels", "compared_not", "counted", "last", "table", "top", "varied")
 
     def __init__(self, table: Rules, *, listed: str = "") -> None:
         """`listed`: the list of choices, which are compared each by itself."""
@@ -51,6 +52,7 @@ class Merging:
         self.top = self._levels[""]
         self.counted = tuple(name for name, rule in self.top.items() if rule is Merge.COUNT)
         self.last = (*self.counted, *(name for name, rule in self.top.items() if rule is Merge.LAST))
+        self.varied = tuple(path for path, rule in table.items() if rule is Merge.VARIED)
         changing = (name for name, rule in self.top.items() if rule in (Merge.FIRST, Merge.LAST))
         self.compared_not = frozenset((*changing, listed))
 

@@ -80,7 +80,7 @@ class Responses(Api):
             "sequence_number": Merge.LAST,
             "obfuscation": Merge.LAST,
             "delta": Merge.TEXT,
-            "logprobs": Merge.APART,
+            "logprobs": Merge.VARIED,
         }
     )
     watched: ClassVar = WATCHED
