@@ -60,6 +60,9 @@ COLLECTED_S_MAX = 5.0
 TERMINAL_GRACE_S = 1.0
 
 
+# Interval of the looks at a request that its upstream reads late, while the answer comes already.
+UNWRITTEN_LOOK_S = 1.0
+
 _TOO_LARGE = "The upstream sent too much: its answer came whole, and is larger than event_bytes_max."
 
 
@@ -608,10 +611,13 @@ class Exchange(Pending):
             self._on_over()
 
     def _let_ask_go(self) -> None:
-        """The request won't be sent again: free its body."""
+        """The request won't be sent again: free its body. It stays in the books while the upstream doesn't read it."""
         self._ask = None
-        if self._body_charge is not None:
-            self._body_charge.release()
+        charge, attempt = self._body_charge, self._attempt
+        if charge is not None:
+            link = attempt.link if attempt is not None else None
+            charge.resize(min(charge.held_bytes, link.unwritten_bytes if link is not None else 0))
+            self._body_charge = charge if charge.held_bytes else None
         if self.answer is not None:
             self.answer.release_body()
 
@@ -661,6 +667,8 @@ class Exchange(Pending):
         attempt = self._attempt
         if attempt is None:
             return NEVER
+        if self._ask is None and self._body_charge is not None:
+            self._let_ask_go()
         if attempt.is_connecting and now >= attempt.connect_by:
             attempt.time_out()
             return self._next_due()
@@ -727,6 +735,8 @@ class Exchange(Pending):
         if self._ends_at < NEVER:
             return self._ends_at
         due = self._commit_at()
+        if self._ask is None and self._body_charge is not None:
+            due = min(due, self._runtime.time() + UNWRITTEN_LOOK_S)
         if settings.stream_timeout_s:
             due = min(due, self._started_at + settings.stream_timeout_s)
         if self._state is ExchangeState.CONNECTING:

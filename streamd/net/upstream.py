@@ -401,6 +401,11 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         else:
             self._go(UpstreamState.CLOSED)
 
+    @property
+    def unwritten_bytes(self) -> int:
+        """Bytes of the request that the peer's system hasn't taken; they are gone with the connection."""
+        return 0 if self.at is UpstreamState.CLOSED else self.transport.get_write_buffer_size()
+
     def pause(self, unsent_bytes: int) -> None:
         """The reader takes nothing: stop reading (in BODY; a stream's source is never paused).
 
