@@ -295,6 +295,7 @@ class Publishing(Pending):
         "_expected",
         "_fence",
         "_held",
+        "_held_bytes",
         "_make",
         "_over",
         "_publication",
@@ -329,6 +330,7 @@ class Publishing(Pending):
         self._expected = expected  # until the first event is appended
         # whole: bounded by body_bytes_max, which its length was checked against
         self._held: deque[bytes] = deque()
+        self._held_bytes = 0  # of the pieces that came
         self._charge = BodyCharge(runtime.admission, answer.origin.holders(answer.request))  # whole, or a begun event
         self._over = False
         self.due_at = answer.request.expires_at or NEVER  # when the right to publish ends
@@ -353,11 +355,11 @@ class Publishing(Pending):
         published.
         """
         if self.must_flow:
-            self._runtime.hold_body(self._charge, self._charge.held_bytes + len(piece))
             self._held.append(piece)
-            return self._read(piece, appends=False)
-        spent = self._read(piece, appends=True)
-        self._runtime.hold_body(self._charge, self._publication.held_bytes)
+            self._held_bytes += len(piece)
+        spent = self._read(piece, appends=not self.must_flow)
+        # What checks a whole body holds the bytes of a begun event once more.
+        self._runtime.hold_body(self._charge, self._held_bytes + self._publication.held_bytes)
         return spent
 
     def body_end(self) -> None:

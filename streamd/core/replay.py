@@ -351,9 +351,13 @@ class ReplayLog(_Joined):
 
     def keep_whole(self, event: bytes) -> None:
         """Append an event without looking for its template and without learning from it."""
-        record = b"\x01\xff%b%b" % (len(event).to_bytes(4, "big"), event)
-        self._put(record)
-        self._text_base -= len(record)
+        mark = b"\x01\xff" + len(event).to_bytes(4, "big")
+        size = len(mark) + len(event)
+        if self._tail and len(self._tail) + size <= SEGMENT_BYTES_MAX:
+            self._tail = b"%b%b%b" % (self._tail, mark, event)
+        else:
+            self._roll(mark, event)
+        self._text_base -= size
         self.seq_next += 1
         self._other_events += 1
 
@@ -534,8 +538,10 @@ class ReplayLog(_Joined):
     def _date(self) -> bytes:
         return b"\x01\xfe" + self._created
 
-    def _roll(self, record: bytes) -> None:
-        """Seal the tail and begin another with `record`, whose event is seq_next."""
+    def _roll(self, *record: bytes) -> None:
+        """Seal the tail and begin another with a record, whose event is seq_next. It comes in parts, so that an event
+        of megabytes is copied once.
+        """
         if self._tail:
             self._seal_tail()
         head = self.seq_next.to_bytes(_HEAD, "big")
@@ -544,7 +550,7 @@ class ReplayLog(_Joined):
         if self._created:
             head += self._date()
         self._text_base += len(self._tail) - len(head)
-        self._tail = head + record
+        self._tail = b"".join((head, *record))
         self.bytes_held += _tail_held(self._tail)
         self._keep_bounds()
 

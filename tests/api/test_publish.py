@@ -466,7 +466,7 @@ def test_whole_bodies_are_counted_while_they_are_held() -> None:
     with publishing(bodies_bytes_max=50) as r:
         stream = opened(r)
         slow = r.client(send(b"12345678\n" * 4, LINES)[:-1])
-        assert r.runtime.bodies_bytes == 35
+        assert r.runtime.bodies_bytes == 35 + 8  # what checks the body holds the line that has begun once more
         refused = ask(r, send(b"12345678\n" * 4, LINES))
         assert (refused.status, refused.error["code"]) == (503, "bodies_over_budget")
         slow.send(b"\n")
@@ -969,3 +969,13 @@ def test_an_event_that_has_begun_is_charged_until_it_is_whole(media_type: str, b
         assert r.runtime.bodies_bytes == 0
         client.send(LAST)
         assert client.answer.status == 200
+
+
+def test_an_event_that_a_whole_body_has_begun_is_charged_as_often_as_it_is_held() -> None:
+    with publishing() as r:
+        opened(r)
+        whole, begun = b'{"a": 1}\n', b'{"a":"' + b"x" * 5000
+        client = r.client(send(whole + begun + b'"}\n', LINES)[: -len(b'"}\n')])
+        assert r.runtime.bodies_bytes == len(whole) + 2 * len(begun)
+        client.send(b'"}\n')
+        assert (last_seq(client.answer), r.runtime.bodies_bytes) == (2, 0)
