@@ -298,7 +298,10 @@ class Link:
             return
         elif script.said >= script.total:
             self._left += self._encode(script.closing())
-            self._finish()
+            if self._chunked and rng.random() < 0.04:
+                self._leave_open()
+            else:
+                self._finish()
             return
         else:
             count = 1 if rng.random() < 0.93 else rng.randrange(2, 12)
@@ -365,6 +368,14 @@ class Link:
             self._send(self._left)
             self._left = b""
             self.world.loop.io(0.0, self._hang_up, True)
+
+    def _leave_open(self) -> None:
+        """All events of the answer, but not the framing's end: it comes never, or the connection breaks off first."""
+        rng = self.world.rng
+        self._send(self._left)
+        self._left = b""
+        if rng.random() < 0.5:
+            self.world.loop.io(rng.random() * 2, self._hang_up, rng.random() < 0.5)
 
     def _pour_end(self) -> None:
         rng = self.world.rng

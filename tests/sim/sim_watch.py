@@ -65,6 +65,7 @@ SITUATIONS = (
     "the log drops its oldest segment",
     "logs over budget: finished streams are removed",
     "logs over budget: live logs are halved",
+    "too many finished streams are kept: the oldest are removed",
     # graces
     "a detach grace is granted",
     "a resume grace is granted",
@@ -152,6 +153,7 @@ class Watch:
         self._around(Hub, "orphan", self._orphan)
         self._around(Hub, "rejoin", self._rejoin)
         self._around(Hub, "free_log_memory", self._free_log_memory)
+        self._around(Hub, "free_kept", self._free_kept)
         self._around(Hub, "by_key", self._by_key)
         self._around(Answer, "slow_consumer", self._slow_consumer)
         self._around(ReadBatch, "_end", self._read_batch_end)
@@ -339,9 +341,9 @@ class Watch:
 
     # -- the log
 
-    def _drop(self, original: Any, log: ReplayLog, bytes_max: int, events_max: int) -> None:
+    def _drop(self, original: Any, log: ReplayLog, bytes_max: int, events_max: int, **options: bool) -> None:
         segments, base = list(log._segments or ()), log._base
-        original(log, bytes_max, events_max)
+        original(log, bytes_max, events_max, **options)
         dropped = log._base - base
         if not dropped:
             return
@@ -360,6 +362,25 @@ class Watch:
         self.seen["logs over budget: finished streams are removed"] += len(hub) < streams
         trimmed = any(stream.log.seq_first > before[stream.id] for stream in hub)
         self.seen["logs over budget: live logs are halved"] += trimmed
+        may_free = any(stream.log.seq_next > stream.log.seq_first for stream in hub)
+        freed = trimmed or len(hub) < streams
+        must(freed or not may_free or hub.log_bytes <= hub.log_bytes_max, "logs over budget are kept", hub.log_bytes)
+
+    def _free_kept(self, original: Any, hub: Hub) -> None:
+        streams, finished = len(hub), [stream for stream in hub if stream.reason is not None]
+        self.world.relieving = True
+        try:
+            original(hub)
+        finally:
+            self.world.relieving = False
+        removed = streams - len(hub)
+        self.seen["too many finished streams are kept: the oldest are removed"] += removed > 0
+        excess = len(finished) - hub.kept_max
+        must(
+            removed <= max(0, excess) + hub.kept_max // 8, "finished streams are removed that had room", removed, excess
+        )
+        left = [stream for stream in hub if stream.reason is not None and not stream.readers]
+        must(removed >= excess or not left, "more finished streams are kept than the bound", len(left), hub.kept_max)
 
     # -- graces
 

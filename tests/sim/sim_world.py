@@ -171,7 +171,6 @@ class World:
         admission = Admission(budget, Limits(loop_lag_max_s=0))
         worker = Worker(self.loop, self.settings, budget=budget, admission=admission, rng=other)
         runtime, hub = worker.runtime, worker.runtime.hub
-        hub.log_bytes_max = self.settings.logs_bytes_max or 1 << 40
         runtime.unix_time = lambda: 1.7e9 + self.loop.time()
         runtime.sweep._members = OrderedMembers()  # type: ignore[assignment]
         runtime.clients = OrderedMembers()  # type: ignore[assignment]
@@ -206,7 +205,11 @@ class World:
     def _budget(self) -> Budget:
         """A machine of a fixed size, independent of this machine, with room for all connections or for some."""
         few = self.rng.random() < 0.2
-        demands = Demands(conns_max=self.population // 2 if few else 0, streams_max=self.population // 3 if few else 0)
+        demands = Demands(
+            conns_max=self.population // 2 if few else 0,
+            streams_max=self.population // 3 if few else 0,
+            logs_bytes_max=self.settings.logs_bytes_max,
+        )
         resources = Resources(memory_bytes=1 << 40, memory_source="setting", descriptors_per_worker=1 << 20)
         return Budget.compute(resources, demands, Prices())
 
