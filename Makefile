@@ -110,7 +110,7 @@ test: $(VENV)/.dev ## the tests
 
 MODULE ?=
 
-coverage: $(VENV)/.dev ## branches that a module's own tests run, against a table; MODULE=net/fetch for one (a minute)
+coverage: $(VENV)/.dev ## branches that a module's own tests run, against a table; MODULE=net/fetch for one (some minutes)
 	@$(BIN)/python tests/own_coverage.py $(MODULE)
 
 # 5,000 examples instead of 100 take some tests minutes: no time-out for a hanging test.

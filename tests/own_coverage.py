@@ -2,7 +2,7 @@
 
 A module's own tests are the file that mirrors it: streamd/net/fetch.py has tests/net/test_fetch.py. A branch that only
 another module's tests run is not the subject of an assertion there. Measured in a process per module, since the
-imports of a test file must not count for the next. It takes a minute, so `make test` leaves it out.
+imports of a test file must not count for the next. It takes some minutes, so `make test` leaves it out.
 """
 
 from __future__ import annotations
@@ -17,13 +17,52 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).parents[1]
 
-# Per cent of a module's branches. At most a single branch of each, and two of the tunnel's, is beyond its own tests.
+# Per cent of a module's branches. A row below 100 has at most a few branches that only other files' tests run.
 BRANCHES_PERCENT_MIN = {
     "api/admin": 100,
+    "api/kept": 91,
+    "api/rights": 99,
+    "core/bodies": 100,
+    "core/health": 100,
+    "core/lags": 100,
+    "core/makers": 91,
+    "core/shares": 100,
+    "daemon/file_modes": 100,
+    "daemon/listen": 100,
+    "daemon/log_outlet": 100,
+    "daemon/reload": 100,
+    "daemon/request_log": 92,
+    "daemon/slot": 100,
+    "files": 100,
+    "forward_proxy": 100,
+    "net/catalogue": 94,
+    "net/checks": 94,
+    "net/dialer": 100,
     "net/fetch": 100,
+    "net/handshakes": 100,
     "net/inquiry": 100,
+    "net/questions": 96,
+    "net/read_batch": 100,
     "net/runtime": 100,
     "net/tunnel": 96,
+    "net/turns": 100,
+    "schema": 92,
+    "wire/answer_fields": 100,
+    "wire/charset": 100,
+    "wire/client_hello": 100,
+    "wire/fast_chunk": 100,
+    "wire/form_scan": 100,
+    "wire/json_scan": 94,
+    "wire/kept_objects": 100,
+    "wire/model_names": 100,
+    "wire/opening": 100,
+    "wire/other_models": 100,
+    "wire/pages": 100,
+    "wire/path_models": 100,
+    "wire/retry_after": 100,
+    "wire/strays": 100,
+    "wire/template": 99,
+    "wire/via": 100,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -113,3 +114,43 @@ def test_a_held_port_refuses_connections_until_it_listens() -> None:
 def test_a_unix_socket_always_listens(tmp_path: Path) -> None:
     with listen.bind(parse_address(f"unix:{tmp_path}/s"), listens=False), socket.socket(socket.AF_UNIX) as client:
         client.connect(f"{tmp_path}/s")
+
+
+def test_a_socket_whose_queue_is_full_belongs_to_a_daemon_that_lives(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s"
+    with contextlib.ExitStack() as opened:
+        busy = opened.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(path)
+        busy.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                client = opened.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(path)
+        with pytest.raises(OSError, match="in use"):
+            listen.bind(parse_address(f"unix:{path}"))
+        assert os.path.exists(path)
+
+
+def test_a_connection_in_the_queue_is_seen_before_it_is_accepted() -> None:
+    with listen.bind(parse_address("127.0.0.1:0")) as sock:
+        assert not listen.connection_waits(sock)
+        with socket.create_connection(sock.getsockname()):
+            assert listen.connection_waits(sock)
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_the_file_of_a_socket_is_removed_only_where_that_is_wanted(tmp_path: Path, remove: bool) -> None:
+    path = tmp_path / "s"
+    listen.close(listen.bind(parse_address(f"unix:{path}")), remove=remove)
+    assert path.exists() is not remove
+    sock = listen.bind(parse_address("127.0.0.1:0"))
+    listen.close(sock, remove=remove)
+    assert sock.fileno() == -1
+
+
+def test_a_file_that_is_gone_is_no_mistake_at_the_close(tmp_path: Path) -> None:
+    sock = listen.bind(parse_address(f"unix:{tmp_path}/s"))
+    os.unlink(tmp_path / "s")
+    listen.close(sock, remove=True)
+    assert sock.fileno() == -1

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -156,3 +157,51 @@ def test_the_end_waits_for_a_reader_that_reads_and_not_for_another() -> None:
     assert len(b"".join(slept) + read_all(near)) == 100 * len(LINE)
     os.close(near)
     os.close(far)
+
+
+def test_the_line_that_tells_of_a_loss_may_be_cut_and_leaves_whole() -> None:
+    outlet, found = LogOutlet(os.open("/dev/null", os.O_WRONLY), lambda count: b"lost %d lines\n" % count), bytearray()
+
+    def takes(room: int) -> Callable[[bytes], int]:
+        def send(line: bytes) -> int:
+            found.extend(line[:room])
+            return min(room, len(line))
+
+        return send
+
+    outlet.lose()
+    outlet._send = takes(3)
+    outlet.flush()
+    assert bytes(found) == b"lost 1" and outlet._waiting_bytes == len(outlet._waiting[0]) == 7
+    outlet._send = takes(100)
+    outlet.write(b"next\n")
+    assert bytes(found) == b"lost 1 lines\nnext\n" and not outlet._waiting_bytes
+
+
+def test_a_file_takes_every_line(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    outlet = LogOutlet(fd, told)
+    for _ in range(3):
+        outlet.write(LINE)
+    os.close(fd)
+    assert (tmp_path / "log").read_bytes() == 3 * LINE and not outlet.lost
+
+
+def test_standard_streams_that_are_closed_get_devices_that_keep_nothing() -> None:
+    opened: dict[str, list[int]] = {}
+    real_open = os.open
+
+    def opens(path: str, flags: int) -> int:
+        opened.setdefault(path, []).append(fd := real_open(path, flags))
+        return fd
+
+    all_closed = mock.patch.object(log_outlet.os, "fstat", side_effect=OSError(errno.EBADF, "closed"))
+    with mock.patch.object(log_outlet.os, "open", opens):
+        log_outlet.open_standard_streams()
+        assert opened == {}, "all three are open"
+        with all_closed:
+            log_outlet.open_standard_streams()
+    assert {path: len(fds) for path, fds in opened.items()} == {"/dev/null": 1, "/dev/full": 2}
+    for fd in (*opened["/dev/null"], *opened["/dev/full"]):
+        assert os.get_inheritable(fd), "the workers have it too"
+        os.close(fd)

@@ -18,7 +18,7 @@ from streamd.config import Settings
 from streamd.daemon import parent, systemd
 from streamd.daemon.control import STATE_S
 from streamd.daemon.parent import START_S_MAX, Parent, lock_state
-from streamd.daemon.slot import RESTART_FORGET_S, Slot, ended
+from streamd.daemon.slot import MEANINGLESS, RESTART_FORGET_S, SIGNALS, Slot, ended, unblock_signals
 
 STUCK_S = 2.0
 
@@ -115,6 +115,16 @@ def test_a_worker_that_can_not_be_started_is_tried_again_more_and_more_slowly(
         waits.append(round(place.start_at - 1000.0, 2))
     assert waits == [0.1, 0.2, 0.4, 0.8]
     assert not place.pid and place.pipe is None and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_parents_signals_are_ignored_before_they_may_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocked since before the exec, a signal may be pending: unblocked first, it would end the worker."""
+    steps: list[tuple[str, object]] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: steps.append((handler.name, number)))
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda how, numbers: steps.append((how.name, tuple(numbers))))
+    unblock_signals()
+    numbers = (*SIGNALS, *MEANINGLESS)
+    assert steps == [*(("SIG_IGN", number) for number in numbers), ("SIG_UNBLOCK", numbers)]
 
 
 def test_a_child_is_waited_for_without_a_descriptor() -> None:

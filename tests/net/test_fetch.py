@@ -273,6 +273,28 @@ def test_a_bug_while_reading_the_answer_is_reported_at_once_and_counted(
     counted_bug(f, ZeroDivisionError)
 
 
+def test_a_bug_at_the_start_is_reported_at_once_and_counted(f: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for several answers would wait for this one for ever."""
+    f.begun()
+    f.r.reply(whole_answer(b"all"))
+
+    def mistaken(*args: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(UpstreamConnection, "send", mistaken)
+    f.begun()
+    assert f.told == [(200, b"all"), (0, b"")] and f.at_rest
+    counted_bug(f, ZeroDivisionError)
+
+
+def test_a_bug_behind_the_end_is_counted_and_not_reported_again(f: Fetching) -> None:
+    fetch = f.begun()
+    f.r.reply(whole_answer(b"all"))
+    fetch.on_bug("here", ZeroDivisionError())
+    assert f.told == [(200, b"all")]
+    counted_bug(f, ZeroDivisionError)
+
+
 def test_a_request_that_can_not_be_written_takes_nothing(f: Fetching) -> None:
     f.begun()
     f.r.reply(whole_answer(b"all"))

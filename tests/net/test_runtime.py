@@ -67,7 +67,7 @@ def in_use(runtime: Runtime) -> dict[str, int]:
     return cast(dict[str, int], runtime.admission.status()["in_use"])
 
 
-Admit = Callable[[Runtime], None]
+Admit = Callable[..., None]
 BOTH_WAYS = pytest.mark.parametrize("admit", [Runtime.admit_stream, Runtime.admit_relay], ids=["stream", "relay"])
 
 
@@ -89,6 +89,27 @@ def test_admission_charges_admitted_streams_and_no_refused_streams(m: Made, admi
     runtime.admission.note_resident(0)
     admit(runtime)
     assert in_use(runtime)["streams"] == 2
+
+
+@BOTH_WAYS
+def test_only_a_request_with_an_owner_takes_the_place_of_another_principals_stream(
+    m: Made, admit: Admit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = Demands(bodies_bytes_max=1 << 20, conns_max=4, streams_max=1)
+    resources = Resources(memory_bytes=GIB, memory_source="setting", descriptors_per_worker=20_000)
+    runtime = m.runtime(admission=Admission(Budget.compute(resources, places, Prices()), Limits()))
+    asked: list[tuple[str, bool]] = []
+
+    def make_place(hub: Hub, owner: str, now: float, *, relayed: bool) -> bool:
+        asked.append((owner, relayed))
+        return False
+
+    monkeypatch.setattr(Hub, "make_place", make_place)
+    admit(runtime)
+    for owner in ("", "alice"):
+        with pytest.raises(HttpError):
+            admit(runtime, owner)
+    assert asked == [("alice", admit is Runtime.admit_relay)]
 
 
 @BOTH_WAYS

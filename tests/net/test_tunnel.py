@@ -326,7 +326,7 @@ class Sides:
 
     def __init__(self, r: Rig) -> None:
         self.r = r
-        self.refusal: OSError | None = None  # the kernel's error for our end of the pair
+        self.refusal: Exception | None = None  # the kernel's error for our end of the pair
         self.connected = r.loop.create_future()
         self.owner: Near
         r.loop.connect_accepted_socket = self._connect  # type: ignore[assignment,method-assign]
@@ -522,6 +522,64 @@ def test_a_kernel_that_refuses_our_end_ends_the_tunnel(gone: bool) -> None:
         s.connect()
         assert s.client.closed and s.over
         assert s.verdict is CloseReason.NETWORK_LOST
+
+
+def counted_bug(s: Sides) -> None:
+    """Check that exactly one bug was counted, and clear it: the rig must end without a bug."""
+    assert [type(bug) for bug in s.r.bugs] == [ZeroDivisionError] and s.r.runtime.counters.bugs == 1
+    s.r.bugs.clear()
+    s.r.runtime.counters.bugs = 0
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["client there", "client gone"])
+def test_a_mistake_while_our_end_is_connected_ends_the_tunnel(gone: bool) -> None:
+    with sides(connected=False) as s:
+        s.refusal = ZeroDivisionError()
+        if gone:
+            s.client.reset()
+            s.r.turn()
+        s.connect()
+        assert s.client.aborted or gone
+        assert s.verdict is CloseReason.NETWORK_LOST
+        counted_bug(s)
+
+
+def test_a_mistake_when_our_end_has_connected_ends_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    with sides(connected=False) as s:
+
+        def mistaken() -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(s.client, "resume_reading", mistaken)
+        s.connect()
+        s.r.turn()
+        assert s.client.aborted and s.owner.aborted
+        counted_bug(s)
+
+
+def test_a_mistake_in_a_callback_of_either_side_ends_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    for reads, writes in (("client", "owner"), ("owner", "client")):
+        with sides() as s:
+
+            def mistaken(data: bytes) -> None:
+                raise ZeroDivisionError
+
+            monkeypatch.setattr(getattr(s, writes), "write", mistaken)
+            getattr(s, reads).feed(b"hello")
+            s.r.turn()
+            assert s.client.aborted and s.owner.aborted
+            counted_bug(s)
+
+
+def test_a_mistake_behind_the_end_of_a_tunnel_is_nobodys() -> None:
+    with sides() as s:
+        ends = (s.client.protocol, s.owner.protocol)
+        s.owner.reset()
+        s.r.turn()
+        assert s.over
+        for end in ends:
+            end.crash("here", ZeroDivisionError())
+        assert s.over and not s.r.bugs
 
 
 @pytest.mark.parametrize("order", ["owner first", "client first", "in one turn"])

@@ -34,6 +34,7 @@ from streamd.net.turns import (
     STEP_LINES_MAX,
     STEP_SIZES_BYTES,
     TURN_PIECES_MAX,
+    Rotation,
     Turns,
     pieces_of,
     step_bytes,
@@ -118,6 +119,71 @@ def test_a_turn_begins_with_all_its_pieces(loop: FakeLoop) -> None:
     assert turns.left == 0
     one_turn(loop)
     assert turns.left == TURN_PIECES_MAX
+
+
+def test_of_a_crowd_the_newest_gives_way_and_the_order_of_the_others_stays() -> None:
+    rotation: Rotation[str] = Rotation()
+    for member in ("a1", "c1", "c2", "b1", "c3"):
+        rotation.add(member[0], member)
+    assert [rotation.pop_surplus() for _ in range(2)] == ["c3", "c2"]
+    assert [rotation.pop() for _ in range(3)] == ["a1", "c1", "b1"] and rotation.count == 0
+
+
+def test_a_share_that_had_no_members_left_is_served_again() -> None:
+    rotation: Rotation[str] = Rotation()
+    for take in (rotation.pop, rotation.pop_surplus, rotation.pop):
+        rotation.add("a", "member")
+        assert rotation.count == 1 and take() == "member"
+
+
+class Nameless(Worker):
+    """Its share can't be told any more once it has worked."""
+
+    @property
+    def share(self) -> str:  # type: ignore[override]
+        if self.done:
+            raise ValueError
+        return "nameless"
+
+    @share.setter
+    def share(self, share: str) -> None:
+        """The share is always the same."""
+
+    def crash(self, where: str, error: Exception) -> None:
+        self.done.append(where)
+
+    def work(self) -> bool:
+        self.done.append("worked")
+        return True
+
+
+def test_a_member_that_can_not_wait_again_ends_and_stops_no_other(loop: FakeLoop) -> None:
+    turns, done, others = Turns(loop, lambda where, error: None), [], []
+    turns.wait(Nameless(turns, "", 1, done))
+    turns.wait(Worker(turns, "whole", 2 * CONNECTION_PIECES_MAX, others))
+    for _ in range(2):
+        one_turn(loop)
+    assert done == ["worked", "turns.wait"] and others == ["whole", "whole"] and turns.waiting == 0
+
+
+def test_a_mistake_in_the_order_itself_is_reported_and_the_next_turn_goes_on(
+    loop: FakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bugs: list[str] = []
+    turns, done = Turns(loop, lambda where, error: bugs.append(where)), []
+    pop, calls = Rotation.pop, iter((True, False))
+
+    def mistaken(rotation: Rotation[Any]) -> Any:
+        if next(calls):
+            raise KeyError
+        return pop(rotation)
+
+    monkeypatch.setattr(Rotation, "pop", mistaken)
+    turns.wait(Worker(turns, "whole", 1, done))
+    one_turn(loop)
+    assert bugs == ["turns.next"] and done == [] and turns.waiting == 1
+    one_turn(loop)
+    assert bugs == ["turns.next"] and done == ["whole"] and turns.waiting == 0
 
 
 @pytest.mark.parametrize("line", [b"\n", b"1\n", b"data:\n\n", b"data:\r\r", b"1\r\nx\r\n", b"x" * 300 + b"\n", b"x"])

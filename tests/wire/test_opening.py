@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamd.wire.opening import OPENING_BYTES_MAX, BodyKind, kind_of
+from streamd.wire.opening import FIRST_EVENT_BYTES_MAX, OPENING_BYTES_MAX, BodyKind, has_own_ids, kind_of
 
 KINDS = [
     (b"data: {}\n\n", BodyKind.EVENTS),
@@ -52,3 +52,33 @@ def test_blank_bytes_are_awaited_for_a_bounded_length() -> None:
     assert kind_of(b" " * OPENING_BYTES_MAX, is_typed=False) is None
     assert kind_of(b" " * (OPENING_BYTES_MAX + 1), is_typed=False) is BodyKind.BYTES
     assert kind_of(b"\n" * (OPENING_BYTES_MAX + 1), is_typed=True) is None
+
+
+@pytest.mark.parametrize(
+    ("opening", "at_end", "is_late", "answer"),
+    [
+        (b"id: 1\ndata: {}\n\n", False, False, True),
+        (b"data: {}\nid: 1\n\n", False, False, True),
+        (b"data: {}\n\nid: 1\n\n", False, False, False),
+        (b"data: {}\n", False, False, None),
+        (b"data: {}\n", True, False, False),
+        (b"data: {}\nid: 1", True, False, True),
+        (b"", True, False, False),
+        (b"", False, True, True),
+        (b"data: {}\n", False, True, True),
+    ],
+)
+def test_a_stream_has_ids_of_its_own_if_its_first_event_has(
+    opening: bytes, at_end: bool, is_late: bool, answer: bool | None
+) -> None:
+    assert has_own_ids(opening, at_end=at_end, is_late=is_late) is answer
+
+
+@pytest.mark.parametrize(
+    ("lines", "answer"),
+    [(b"id: 7\ndata: ", True), (b"event: long\ndata: ", False), (b"event: long\nx: ", True)],
+    ids=["an id in front of the data", "data and no id so far", "neither so far"],
+)
+def test_a_first_event_without_an_end_is_judged_by_its_first_bytes(lines: bytes, answer: bool) -> None:
+    assert has_own_ids(lines.ljust(FIRST_EVENT_BYTES_MAX - 1, b"x")) is None
+    assert has_own_ids(lines.ljust(FIRST_EVENT_BYTES_MAX, b"x")) is answer
