@@ -24,6 +24,7 @@ from streamd.core.patterns import matches, matches_any
         ("a*a", "aa", True),
         ("a*b*c", "a-c-b-c", True),
         ("a*b*c", "acb", False),
+        ("a*b*bc", "abc", False),  # nor may the middle and the end
         ("a**c", "ac", True),
         ("/v1/*", "/v1", False),
         # Everything but the star stands for itself.

@@ -736,7 +736,9 @@ def test_a_run_ends_where_an_event_does_not_fit() -> None:
     assert log.append_run([done, fits]) == 0
     assert log.append_run([done, fits], 1) == 1
     assert log.append_run([fits + fits, fits]) == 0  # two events in a payload
-    assert log.seq_next == 5
+    assert log.append_run([fits, wire(chat(choices=[choice("")])), fits]) == 1
+    assert log.append_run([fits.replace(b'" more"', b'"'), fits]) == 0  # its beginning and its end overlap
+    assert log.seq_next == 6
 
 
 def test_an_idle_log_and_500_tokens_take_the_promised_bytes() -> None:

@@ -64,6 +64,7 @@ def test_nothing_is_counted_twice_and_a_place_never_goes_to_a_larger_holder(
             made.discard(each, thing)
             held[each].pop(thing, None)
     assert made.total == sum(map(len, held.values()))
+    assert len(made._held) == sum(map(bool, held.values())), "a principal with nothing takes no room"
     assert all(made.count(each) == len(held[each]) for each in held)
     may: Callable[[str], bool] = lambda thing: int(thing[1:]) % modulus == 0  # noqa: E731
     found = made.yielding(owner, may)

@@ -534,9 +534,9 @@ CORE: Final = (
     Mutant(
         "each worker begins a key's bucket full",
         "daemon/shared.py",
-        "KeySpending.seen",
-        "        for ledger in self._ledgers:\n",
-        "        for ledger in ():\n",
+        "_seen",
+        "    for ledger in looked_at:\n",
+        "    for ledger in ():\n",
     ),
     Mutant(
         "a worker's death gives its keys new buckets",
@@ -1360,9 +1360,9 @@ NET: Final = (
     Mutant(
         "the events of a stream that ends with its first read are lost",
         "net/exchange.py",
-        "Exchange._decide",
-        "elif first:",
-        "elif False:",
+        "_append_whole",
+        "        stream.append_pieces(splitter.feed(body), runtime.time())\n",
+        "        splitter.feed(body)\n",
         ("tests/net/test_first_event.py",),
     ),
     Mutant(

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamd.wire import json_scan
-from streamd.wire.json_scan import DEPTH_MAX, Found, JsonError, JsonScan, Watched, folded, scan, spliced
+from streamd.wire.json_scan import DEPTH_MAX, Found, JsonError, JsonScan, Watched, folded, loaded, scan, spliced
 
 MODEL = Watched({"model": None})
 WATCHED = Watched(
@@ -356,3 +356,14 @@ def test_where_it_went_wrong_is_told_by_line_and_column() -> None:
 def test_a_place_says_how_deep_it_is() -> None:
     found = scan(b'{"requests":[{"model":1}],"model":2}', WATCHED).found
     assert found == [Found("model", 22, 23, 3), Found("requests", 12, 25, 1), Found("model", 34, 35, 1)]
+
+
+@pytest.mark.parametrize("text", [b'{"model": "a"}', b'\xef\xbb\xbf{"model": "a"}', b' {"model": "a"}\n'])
+def test_a_small_text_is_built_as_a_parser_builds_it(text: bytes) -> None:
+    assert loaded(text, MODEL) == {"model": "a"}
+
+
+@pytest.mark.parametrize("text", [b'{"model": "a", "MODEL": "b"}', b'{"model": "\xff"}', b"{", b""])
+def test_a_text_is_built_only_if_the_scan_and_the_parser_take_it(text: bytes) -> None:
+    with pytest.raises(JsonError):
+        loaded(text, MODEL)

@@ -54,6 +54,14 @@ def each_cut(kind: str, body: bytes) -> tuple[list[bytes], PublishError | None]:
 # -- lines
 
 
+def test_a_line_without_an_end_is_refused_as_soon_as_it_is_too_long() -> None:
+    taken = publication(LINES)
+    with pytest.raises(PublishError, match="Line 1 is larger than 200 bytes"):
+        for _ in range(300):
+            taken.feed(b"1")
+    assert taken.held_bytes == EVENT_BYTES_MAX + 1
+
+
 @pytest.mark.parametrize(
     ("body", "events"),
     [
