@@ -1,4 +1,4 @@
-/* source PORT INTERVAL_MS TOKENS: a synthetic inference server that costs next to nothing.
+/* source PORT INTERVAL_MS TOKENS [due]: a synthetic inference server that costs next to nothing.
  *
  * Each POST is answered with a chunked SSE stream of chat.completion.chunk events, one every INTERVAL_MS, TOKENS of them
  * (0: without end), then a finish_reason and [DONE]. A request may ask for something else: "interval_ms": N and
@@ -7,8 +7,10 @@
  * it is, also when texts were concatenated on the way. With "words": 1 it is a word instead, as long as a model's tokens
  * are. Anything but a POST gets a short 200.
  *
- * A proxy that doesn't read blocks its stream here, which then goes on where it stopped: nothing is skipped. Streams stand
- * in a wheel of one-millisecond slots, so a token costs a clock, a printf and a write. SIGTERM prints the sums. */
+ * A proxy that doesn't read blocks its stream here, which then goes on where it stopped: nothing is skipped. With "due" a
+ * token's time is that at which it was due, and a stream that was blocked catches up, a token a millisecond: else a proxy that
+ * holds its source back would hide how late its tokens are. Streams stand in a wheel of one-millisecond slots, so a token
+ * costs a clock, a printf and a write. SIGTERM prints the sums. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
@@ -33,6 +35,7 @@ struct stream {
     int prev, next, slot; /* its place in the wheel; slot -1: none */
     int interval, spread; /* milliseconds; spread: from the first token to the second */
     long sent, tokens, silent_after, words;
+    long due; /* the tick at which the next token is due */
     char *request; /* what came of a request so far */
     int request_len;
     char *unsent; /* the rest of a frame that the socket did not take */
@@ -42,7 +45,8 @@ struct stream {
 static struct stream streams[FD_MAX];
 static int wheel[SLOTS];
 static long tick, tokens_sent, streams_begun, blocked, aborted;
-static int poll_fd, interval_default;
+static int poll_fd, interval_default, by_due;
+static long long start;
 static long tokens_default;
 static volatile sig_atomic_t stopping;
 
@@ -114,7 +118,7 @@ static void flush(int fd) {
     free(s->unsent);
     s->unsent = 0;
     watch(fd, EPOLLIN, EPOLL_CTL_MOD);
-    if (s->sent != s->silent_after && (!s->tokens || s->sent <= s->tokens)) wheel_in(fd, tick + s->interval);
+    if (s->sent != s->silent_after && (!s->tokens || s->sent <= s->tokens)) wheel_in(fd, !by_due ? tick + s->interval : s->due > tick ? s->due : tick + 1);
 }
 
 static void emit(int fd) {
@@ -125,7 +129,7 @@ static void emit(int fd) {
     int last = s->tokens && s->sent == s->tokens, n, len;
     static const char *words[] = {" the", " stream", ",", " and", " each", " of", " its", " readers", " waits", ".", " A", " token", " is", " a", " few", " bytes"};
     if (!last && s->words) n = snprintf(event, sizeof event, "%s\"content\":\"%s\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n", begin, words[s->sent * 7 % 16]);
-    else if (!last) n = snprintf(event, sizeof event, "%s\"content\":\"@%ld.%lld \"},\"logprobs\":null,\"finish_reason\":null}]}\n\n", begin, s->sent, now_ns());
+    else if (!last) n = snprintf(event, sizeof event, "%s\"content\":\"@%ld.%lld \"},\"logprobs\":null,\"finish_reason\":null}]}\n\n", begin, s->sent, by_due ? start + s->due * 1000000LL : now_ns());
     else n = snprintf(event, sizeof event, "%s},\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n\n", begin);
     len = snprintf(frame, sizeof frame, "%x\r\n%s\r\n", n, event);
     if (last) len += snprintf(frame + len, sizeof frame - len, "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
@@ -134,7 +138,10 @@ static void emit(int fd) {
     int taken = send_frame(fd, frame, len);
     if (taken < 0) return;
     int silent = ++s->sent == s->silent_after;
-    if (taken && !last && !silent) wheel_in(fd, tick + (s->sent > 1 ? s->interval : s->spread));
+    long wait = s->sent > 1 ? s->interval : s->spread;
+    s->due += wait;
+    if (!by_due) s->due = tick + wait;
+    if (taken && !last && !silent) wheel_in(fd, s->due > tick ? s->due : tick + 1);
 }
 
 static long asked_for(const char *body, const char *key, long otherwise) {
@@ -171,6 +178,7 @@ static void begin(int fd) {
     if (!post) { send_frame(fd, other, strlen(other)); return; }
     if (send_frame(fd, head, strlen(head)) != 1) return;
     /* The first token at once, so that the time to it is the way's; the others spread evenly over the interval. */
+    s->due = tick;
     s->spread = 1 + streams_begun++ * 7919 % s->interval;
     emit(fd);
 }
@@ -209,7 +217,8 @@ static int listen_on(int port) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 4) { fprintf(stderr, "usage: source PORT INTERVAL_MS TOKENS\n"); return 2; }
+    by_due = argc == 5 && !strcmp(argv[4], "due");
+    if (argc != 4 + by_due) { fprintf(stderr, "usage: source PORT INTERVAL_MS TOKENS [due]\n"); return 2; }
     interval_default = atoi(argv[2]);
     tokens_default = atol(argv[3]);
     signal(SIGPIPE, SIG_IGN);
@@ -223,7 +232,7 @@ int main(int argc, char **argv) {
     int listener = listen_on(atoi(argv[1]));
     watch(listener, EPOLLIN, EPOLL_CTL_ADD);
     static struct epoll_event ready[2048];
-    long long start = now_ns();
+    start = now_ns();
     while (!stopping) {
         int n = epoll_wait(poll_fd, ready, 2048, 1);
         for (int i = 0; i < n; i++) {

@@ -163,6 +163,8 @@ def _add_setting(group: argparse._ArgumentGroup, row: Row) -> None:
         metavar = _METAVARS.get(row.kind) or "|".join(row.words)
         action = "append" if row.kind is Kind.LIST else "store"
         group.add_argument(row.flag, dest=row.dest, metavar=metavar, action=action, help=text)
+        if row.old_flag:
+            group.add_argument(row.old_flag, dest=row.dest, metavar=metavar, help=argparse.SUPPRESS)
 
 
 def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:

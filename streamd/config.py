@@ -47,6 +47,7 @@ from streamd.forward_proxy import ForwardProxy
 from streamd.policy import Policy, treatments
 from streamd.rows import (
     ENV_PREFIX,
+    WORD_S,
     Kind,
     Refused,
     Row,
@@ -227,6 +228,8 @@ class RouteOverride:
     heartbeat_s: float | None = None
     ttft_timeout_s: float | None = None
     idle_timeout_s: float | None = None
+    write_interval_s: float | None = None
+    write_interval_lower: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +242,8 @@ class RouteSettings:
     heartbeat_s: float
     ttft_timeout_s: float
     idle_timeout_s: float
+    write_interval_s: float
+    write_interval_lower: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -475,6 +480,22 @@ class Settings:
         "Largest event; a larger one ends its stream",
         "An image of 4 to 6 MB in base64 (x 4/3), audio, the arguments of a tool call; a token is 200 B",
     )
+    write_interval_s: float = duration_row(
+        RELAY,
+        "adaptive",
+        "0s",
+        "1s",
+        "Time for which a token may wait for the next, so that both go out in one write; 0 writes each at once",
+        "adaptive is 0 while a worker is idle, up to 50ms as it fills up, up to 1s while it can't keep up. "
+        "Over 100ms is seen as stutter",
+        words=("adaptive",),
+        old_key="flush_interval",
+    )
+    write_interval_lower: bool = flag_row(
+        RELAY,
+        "Whether a request may also ask for a shorter write_interval, and not only for a longer",
+        "Each write costs CPU that all readers share",
+    )
     upstream_retry_after_max_s: float = duration_row(
         RELAY,
         "60s",
@@ -637,14 +658,6 @@ class Settings:
         "Time without a publication after which a published stream is sealed as failed",
         "By then its publisher is gone for good",
         zero="off",
-    )
-    flush_interval_s: float = duration_row(
-        STREAMS,
-        "0s",
-        "0s",
-        "1s",
-        "Time in which events are collected for one write; 0 writes each at once",
-        "Over 100 ms is seen as stutter",
     )
     wait_max_s: float = duration_row(
         STREAMS, "60s", "0s", "60s", "Longest time that ?wait= may ask for", "Proxies give up at 60 s"
@@ -977,7 +990,7 @@ def _written(settings: Settings, attribute: str) -> object:
     row = next(row for row in ROWS if row.attribute == attribute)
     value = getattr(settings, attribute)
     if row.kind is Kind.DURATION:
-        return format_duration(value)
+        return row.words[0] if value == WORD_S else format_duration(value)
     return format_bytes(value) if row.kind is Kind.BYTES else value
 
 

@@ -47,6 +47,14 @@ class Counters:
     events: int = counter("streamd_events", "Events that came from upstreams and publishers.")
     text_events: int = counter("streamd_text_events", "Events with text: tokens, for most servers.")
     event_bytes: int = counter("streamd_event_bytes", "Bytes of events, framed, each event counted once.")
+    event_writes: int = counter(
+        "streamd_event_writes",
+        "Times that new events of a stream were handed to its readers; streamd_events_total by it is events per write.",
+    )
+    held_s: Histogram = histogram(
+        "streamd_write_held_seconds",
+        "Pauses of an upstream's reads, and waits of events in a dispatcher, for the write interval.",
+    )
     # readers
     subscriptions: int = counter("streamd_subscriptions", "Subscriptions begun.")
     resumes: int = counter("streamd_resumes", "Subscriptions begun at a position that the reader named.")
@@ -112,6 +120,13 @@ GAUGES = (
     gauge("pid", "Id of the process.", combine=Combine.LAST),
     gauge("bytes_resident", "Memory of the process as it was measured last."),
     gauge("lag_us", "Lateness of the loop, microseconds, smoothed.", combine=Combine.MAX),
+    gauge(
+        "write_interval_us",
+        "Write interval that the load asks for, microseconds.",
+        "streamd_write_interval_microseconds",
+        combine=Combine.MAX,
+        status="write_interval_us",
+    ),
     gauge("descriptors", "File descriptors in use."),
     gauge("reserved", "Connections admitted from the operators' reserve, beyond the gates."),
     # A process's own parts of streamd_saturation, in millionths.

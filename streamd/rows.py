@@ -27,6 +27,8 @@ UNITS_BYTES = {
 }
 # Beyond any duration or size; a text has at most 15 digits.
 QUANTITY_MAX = 10**18
+# The value of a duration's word.
+WORD_S = -1.0
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([A-Za-z]*)", re.A)
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -76,7 +78,7 @@ def _quantity(raw: object, units: Mapping[str, float], bare: float, wanted: str)
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest way to write a duration: 90.0 is `90s`, 120.0 is `2m`, 0.25 is `250ms`."""
+    """The shortest way to write a duration that is no word: 90.0 is `90s`, 120.0 is `2m`, 0.25 is `250ms`."""
     if seconds and seconds % 3600 == 0:
         return f"{seconds / 3600:.0f}h"
     if seconds and seconds % 60 == 0:
@@ -118,6 +120,7 @@ class Row:
     exists: bool = False  # a path that has to be a readable file
     key: str = ""  # as the file has it; "streams.auth" is `auth` in the table [streams]
     attribute: str = ""
+    old_key: str = ""  # an earlier name of the key, which is still taken
 
     @property
     def text(self) -> str:
@@ -133,6 +136,16 @@ class Row:
         return ENV_PREFIX + self.dest.upper()
 
     @property
+    def old_flag(self) -> str:
+        """The flag of the earlier name; empty without one."""
+        return "--" + self.old_key.replace("_", "-") if self.old_key else ""
+
+    @property
+    def old_variable(self) -> str:
+        """The variable of the earlier name; empty without one."""
+        return ENV_PREFIX + self.old_key.upper() if self.old_key else ""
+
+    @property
     def dest(self) -> str:
         """The key as an identifier, as `load` expects it in its `flags`."""
         return self.key.replace(".", "_")
@@ -142,7 +155,8 @@ class Row:
         zero = f", or 0 ({self.zero})" if self.zero else ""
         match self.kind:
             case Kind.DURATION:
-                return f"a duration from {format_duration(self.low)} to {format_duration(self.high)}{zero}"
+                word = "".join(f", or {word}" for word in self.words)
+                return f"a duration from {format_duration(self.low)} to {format_duration(self.high)}{zero}{word}"
             case Kind.BYTES:
                 return f"a size from {format_bytes(int(self.low))} to {format_bytes(int(self.high))}{zero}"
             case Kind.COUNT:
@@ -171,6 +185,10 @@ def _bounded(row: Row, number: float) -> float:
     if not row.low <= number <= row.high and not (row.zero and number == 0):
         raise Refused
     return number
+
+
+def _parse_duration(row: Row, raw: object) -> float:
+    return WORD_S if raw in row.words else float(_bounded(row, parse_duration(raw)))
 
 
 def _parse_count(row: Row, raw: object) -> int:
@@ -222,7 +240,7 @@ def _parse_table(row: Row, raw: object) -> dict[str, str]:
 
 
 _PARSERS: dict[Kind, Callable[[Row, object], object]] = {
-    Kind.DURATION: lambda row, raw: float(_bounded(row, parse_duration(raw))),
+    Kind.DURATION: _parse_duration,
     Kind.BYTES: lambda row, raw: int(_bounded(row, parse_bytes(raw))),
     Kind.COUNT: _parse_count,
     Kind.WORD: _parse_word,
@@ -241,12 +259,10 @@ def _on_field(default: object, row: Row) -> Any:
     return dataclasses.field(default=default, metadata={"row": row})
 
 
-def duration_row(
-    section: str, default: str, low: str, high: str, meaning: str, why: str = "", *, zero: str = ""
-) -> Any:
-    """A time, in units: seconds in the code."""
-    bounds = (parse_duration(low), parse_duration(high))
-    return _on_field(parse_duration(default), Row(Kind.DURATION, section, meaning, why, default, *bounds, zero=zero))
+def duration_row(section: str, default: str, low: str, high: str, meaning: str, why: str = "", **more: Any) -> Any:
+    """A time, in units: seconds in the code; `words` takes a word too, which is WORD_S in the code."""
+    row = Row(Kind.DURATION, section, meaning, why, default, parse_duration(low), parse_duration(high), **more)
+    return _on_field(_parse_duration(row, default), row)
 
 
 def bytes_row(section: str, default: str, low: str, high: str, meaning: str, why: str = "", **more: Any) -> Any:

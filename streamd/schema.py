@@ -34,6 +34,7 @@ def schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             **{row.key: _setting(row) for row in top},
+            **{row.old_key: _renamed(row) for row in top if row.old_key},
             **{table: _table_of(rows, [], f"Settings of {table}.") for table, rows in nested.items()},
             **{name: {"type": "array", "items": table} for name, table in tables.items()},
         },
@@ -56,10 +57,15 @@ def _setting(row: Row) -> dict[str, Any]:
     return {**described, "default": _default(row)} if row.written else described
 
 
+def _renamed(row: Row) -> dict[str, Any]:
+    return {"description": f"An earlier name of {row.key}.", "deprecated": True, **_taken(row)}
+
+
 def _taken(row: Row) -> dict[str, Any]:
     match row.kind:
         case Kind.DURATION:
-            return _quantity(row, "number", list(UNITS_S))
+            quantity = _quantity(row, "number", list(UNITS_S))
+            return {"anyOf": [*quantity["anyOf"], {"enum": list(row.words)}]} if row.words else quantity
         case Kind.BYTES:
             return _quantity(row, "integer", list(UNITS_BYTES))
         case Kind.COUNT:

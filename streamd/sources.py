@@ -56,6 +56,7 @@ class Sources:
         self.problems: list[ConfigProblem] = []
         self._where: dict[str, str] = {}  # attribute -> the source that won
         self._rows: dict[KeyPath, Row] = {tuple(row.key.split(".")): row for row in rows}
+        self._by_old_key: dict[KeyPath, Row] = {(row.old_key,): row for row in rows if row.old_key}
         self._tables = tables  # the keys of arrays of tables, which the caller takes
         self._lines: dict[KeyPath, int] = {}
         self._file = ""
@@ -151,8 +152,18 @@ class Sources:
     def _take_from_file(self, path: KeyPath, raw: object) -> None:
         if (row := self._rows.get(path)) is not None:
             self.take(row, raw, self.at(*path))
+        elif (row := self._by_old_key.get(path)) is not None:
+            self._take_old(row, raw, self.at(*path), row.old_key)
         else:
             self._unknown(path, raw, [".".join(map(str, known)) for known in self._rows] + list(self._tables))
+
+    def _take_old(self, row: Row, raw: object, where: str, name: str) -> None:
+        """Take a value under an earlier name of its row, unless the same source has the row under its present name."""
+        of_file = (row.key,) in self._lines and where.startswith(f"{self._file}:")
+        if of_file or (row.variable in self.environ and where.startswith("environment ")):
+            self.refuse(where, name, raw, f"is an earlier name of {row.key}, which is set beside it")
+        else:
+            self.take(row, raw, where)
 
     def _unknown(self, path: KeyPath, raw: object, known: Sequence[str]) -> None:
         name = str(path[-1])
@@ -185,11 +196,14 @@ class Sources:
     def read_environment(self, others: Sequence[str]) -> None:
         """Take STREAMD_… variables; a variable that is neither a row's nor in `others` is a problem."""
         by_variable = {row.variable: row for row in self._rows.values()}
+        by_old_variable = {row.old_variable: row for row in self._by_old_key.values()}
         for variable in sorted(name for name in self.environ if name.startswith(ENV_PREFIX)):
             raw = self.environ[variable]
             if variable in by_variable:
                 row = by_variable[variable]
                 self.take(row, split_list(raw) if row.kind is Kind.LIST else raw, f"environment {variable}")
+            elif variable in by_old_variable:
+                self._take_old(by_old_variable[variable], raw, f"environment {variable}", "")
             elif (
                 variable not in others
                 and not variable.startswith(_NOT_SETTINGS)

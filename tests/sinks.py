@@ -27,13 +27,19 @@ class Loop:
 
     def __init__(self) -> None:
         self.turns: deque[Callable[[], None]] = deque()
-        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.timers: list[Timer] = []
+        self.now = 0.0
+        self.held_s: list[float] = []  # of each pass of a dispatcher, how long its first event has waited
 
     def soon(self, turn: Callable[[], None]) -> None:
         self.turns.append(turn)
 
-    def later(self, seconds: float, turn: Callable[[], None]) -> None:
-        self.timers.append((seconds, turn))
+    def later(self, seconds: float, turn: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(self, seconds, turn))
+        return self.timers[-1]
+
+    def time(self) -> float:
+        return self.now
 
     def turn(self) -> None:
         """Run the callbacks that are scheduled now, but not those that they schedule."""
@@ -46,14 +52,36 @@ class Loop:
             self.turn()
 
     def ring(self) -> None:
-        """Fire all timers, and run until no callback is left."""
+        """Let the time pass until each timer has fired, and run until no callback is left."""
         timers, self.timers = self.timers, []
-        for _, turn in timers:
-            turn()
+        for timer in sorted(timers, key=lambda timer: timer.at):
+            self.now = max(self.now, timer.at)
+            timer.turn()
         self.rest()
 
-    def fanout(self, stream: Stream, flush_interval_s: float = 0.0) -> SlicedFanout:
-        return SlicedFanout(stream, soon=self.soon, later=self.later, flush_interval_s=flush_interval_s)
+    def fanout(self, stream: Stream, interval_s: float = 0.0) -> SlicedFanout:
+        """A dispatcher with a fixed write interval."""
+        return SlicedFanout(
+            stream,
+            soon=self.soon,
+            later=self.later,
+            time=self.time,
+            interval_s=lambda: interval_s,
+            on_pass=self.held_s.append,
+        )
+
+
+class Timer:
+    """A call that the loop makes when the test says so, unless it is cancelled before."""
+
+    def __init__(self, loop: Loop, seconds: float, turn: Callable[[], None]) -> None:
+        self.loop = loop
+        self.seconds = seconds
+        self.at = loop.now + seconds
+        self.turn = turn
+
+    def cancel(self) -> None:
+        self.loop.timers.remove(self)
 
 
 class Source:

@@ -67,6 +67,11 @@ def test_serve_reads_flags_variables_and_a_file(
     assert [upstream.url for upstream in settings.upstreams] == ["http://a", "http://b"]
 
 
+def test_a_flag_is_taken_under_its_earlier_name(served: list[Settings]) -> None:
+    cli.main(["serve", "--flush-interval", "50ms"])
+    assert served[0].write_interval_s == 0.05
+
+
 def test_a_flag_overrides_a_variable(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMD_OPS_PUBLIC", "true")
     cli.main(["serve", "--no-ops-public"])

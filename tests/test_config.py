@@ -23,7 +23,7 @@ from streamd.config import (
     load,
     relations,
 )
-from streamd.rows import Kind, Refused, Row
+from streamd.rows import WORD_S, Kind, Refused, Row
 from streamd.sources import FILE_BYTES_MAX
 
 FILE_AND_NOTHING_ELSE: Mapping[str, str] = {}
@@ -180,6 +180,21 @@ def test_a_file_has_values_of_each_kind(file: Path) -> None:
 def test_a_wrong_value_is_refused_though_another_source_overrides_it() -> None:
     with pytest.raises(ConfigError, match="environment STREAMD_RING_SLOTS: ring_slots = '5': must be .* 32 to 128"):
         load(file=None, environ={"STREAMD_RING_SLOTS": "5"}, flags={"ring_slots": "64"})
+
+
+def test_an_earlier_name_of_a_setting_is_taken_from_all_sources(file: Path) -> None:
+    assert from_text(file, 'flush_interval = "50ms"').write_interval_s == 0.05
+    assert load(file=None, environ={"STREAMD_FLUSH_INTERVAL": "20ms"}, flags={}).write_interval_s == 0.02
+    assert load(file=None, environ={}, flags={}).write_interval_s == WORD_S
+
+
+def test_a_setting_under_both_of_its_names_is_refused(file: Path) -> None:
+    text = 'write_interval = "adaptive"\nflush_interval = "50ms"'
+    said = "flush_interval = '50ms': is an earlier name of write_interval, which is set beside it"
+    assert problems_of(file, text) == [f"streamd.toml:2: {said}"]
+    both = {"STREAMD_WRITE_INTERVAL": "0", "STREAMD_FLUSH_INTERVAL": "50ms"}
+    with pytest.raises(ConfigError, match="STREAMD_FLUSH_INTERVAL: is an earlier name of write_interval"):
+        load(file=None, environ=both, flags={})
 
 
 def test_a_wrong_flag_is_named_as_typed() -> None:

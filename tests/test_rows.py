@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamd.rows import (
+    WORD_S,
     Kind,
     Refused,
     Row,
@@ -118,6 +119,8 @@ def _row(kind: Kind, **more: object) -> Row:
         (_row(Kind.COUNT, low=1, high=8), 8, 8),
         (_row(Kind.COUNT, low=5, high=8, zero="off"), 0, 0),
         (_row(Kind.DURATION, low=5, high=8, zero="off"), "0", 0.0),
+        (_row(Kind.DURATION, low=0, high=8, words=("auto",)), "auto", WORD_S),
+        (_row(Kind.DURATION, low=0, high=8, words=("auto",)), "50ms", 0.05),
         (_row(Kind.BYTES, low=5, high=8), "8B", 8),
         (_row(Kind.WORD, words=("a", "b")), "b", "b"),
         (_row(Kind.TEXT), "é", "é"),
@@ -149,6 +152,8 @@ def test_each_kind_of_row_accepts_its_values(row: Row, raw: object, value: objec
             "a whole number from 2 to 8, or 0 (off), or auto",
         ),
         (_row(Kind.DURATION, low=1, high=90), "2m", "a duration from 1s to 90s"),
+        (_row(Kind.DURATION, low=0, high=90, words=("auto",)), "Auto", "a duration from 0s to 90s, or auto"),
+        (_row(Kind.DURATION, low=0, high=90, words=("auto",)), -1, "a duration from 0s to 90s, or auto"),
         (_row(Kind.BYTES, low=1024, high=2048), "1", "a size from 1KiB to 2KiB"),
         (_row(Kind.WORD, words=("a", "b")), "c", "one of a, b"),
         (_row(Kind.WORD, words=("a", "b")), 1, "one of a, b"),

@@ -28,7 +28,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,),
     "number": (int, float),
 }
-NOTES = {"$schema", "title", "description", "default"}
+NOTES = {"$schema", "title", "description", "default", "deprecated"}
 
 
 def faults(schema: dict[str, Any], value: Any, path: str = "") -> Iterator[str]:
@@ -96,6 +96,12 @@ def test_every_setting_is_in_the_schema_with_its_text() -> None:
             section, _, key = row.key.rpartition(".")
             found = (table["properties"][section] if section else table)["properties"][key]
             assert found["description"].startswith(row.text)
+
+
+def test_an_earlier_name_of_a_setting_is_accepted_and_marked() -> None:
+    assert of_file('flush_interval = "50ms"') == [] and of_file('write_interval = "adaptive"') == []
+    assert of_file('write_interval = "adaptively"') != []
+    assert SCHEMA["properties"]["flush_interval"]["deprecated"] is True
 
 
 def test_every_default_is_accepted() -> None:

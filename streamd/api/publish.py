@@ -27,12 +27,13 @@ from typing import Any
 import orjson
 
 from streamd.api.rights import Rights
-from streamd.api.streams import PREFIX, Streams, name_of, query_of
+from streamd.api.streams import PREFIX, Streams, granted, name_of, query_of, write_interval_of
 from streamd.config import Settings
 from streamd.core.body_charge import BodyCharge
 from streamd.core.limits import Account
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
+from streamd.core.write_interval import WriteInterval
 from streamd.net.answer import Answer, Pending
 from streamd.net.application import BodySink, Plan
 from streamd.net.http_error import HttpError, bad_json, unsupported_encoding
@@ -53,11 +54,11 @@ from streamd.wire.publish import PUBLICATIONS, Publication, PublishError, public
 EVENTS = "events"
 
 # The options of a new stream; any other is a 400 with this list in it.
-OPTIONS = ("retention", "policy", "log_bytes_max", "log_events_max", "flush_interval", "public")
-_WATCHED = Watched(dict.fromkeys(OPTIONS))
+OPTIONS = ("retention", "policy", "log_bytes_max", "log_events_max", "write_interval", "public")
+OLD_OPTIONS = {"flush_interval": "write_interval"}  # earlier names, which are still taken
+_WATCHED = Watched(dict.fromkeys((*OPTIONS, *OLD_OPTIONS)))
 OPTIONS_BYTES_MAX = 16 * 1024
 RETENTION_S_MAX = 24 * 3600.0
-FLUSH_INTERVAL_S_MAX = 1.0
 
 _seq = re.compile(rb"0|[1-9][0-9]{0,15}").fullmatch
 
@@ -196,6 +197,9 @@ class Publish:
 
     def _open(self, request: Request, name: str, options: dict[str, Any]) -> Stream:
         runtime, settings = self._runtime, self._runtime.settings
+        interval = write_interval_of(request)
+        if "write_interval" in options:
+            interval = granted(request, options["write_interval"])
         terms = Terms(
             owner=request.principal.id,
             account=self._admit(request),
@@ -204,6 +208,7 @@ class Publish:
             policy=Policy(options.get("policy", request.route.policy)),
             catchup_bytes_max=settings.catchup_bytes_max,
             retention_s=options.get("retention", settings.retention_s),
+            write_interval=interval,
         )
         stream: Stream | None = None
         try:
@@ -224,9 +229,6 @@ class Publish:
                 terms.account.close_stream()
             runtime.admission.release_stream()
             raise
-        flush_interval_s = options.get("flush_interval", settings.flush_interval_s)
-        if flush_interval_s:
-            stream.use_fanout(runtime.new_fanout(stream, flush_interval_s))
         runtime.counters.streams_opened += 1
         self._streams.wake_waiting(stream)
         return stream
@@ -477,7 +479,8 @@ class Publishing(Pending):
         if pieces:
             _check_expected(self._expected, stream)
             self._expected = None
-        stream.append_pieces(pieces, now)
+        self._runtime.held_back(stream).append_pieces(pieces, now)
+        self._runtime.counters.event_writes += stream.direct and bool(pieces)
         if self._publication.done and not self.must_flow and stream.reason is None:
             self._publisher.seal(failed=False)
 
@@ -525,7 +528,7 @@ def _options(body: bytes, settings: Settings) -> dict[str, Any]:
         raise bad_json(error) from None
     if not isinstance(options, dict):
         raise HttpError(400, "The body is a JSON object.", code="bad_json")
-    options = {key: _checked(key, value) for key, value in options.items()}
+    options = {OLD_OPTIONS.get(key, key): _checked(key, value) for key, value in options.items()}
     _check_within(options, "log_bytes_max", 16 * 1024, settings.log_bytes_max)
     _check_within(options, "log_events_max", 1, settings.log_events_max)
     return options
@@ -535,8 +538,8 @@ def _checked(key: str, value: object) -> object:
     try:
         if key == "retention":
             return _within(parse_duration(value), RETENTION_S_MAX)
-        if key == "flush_interval":
-            return _within(parse_duration(value), FLUSH_INTERVAL_S_MAX)
+        if OLD_OPTIONS.get(key, key) == "write_interval":
+            return WriteInterval.parse(value)
         if key == "log_bytes_max":
             return parse_bytes(value)
         if key == "log_events_max" and type(value) is int:

@@ -17,13 +17,14 @@ import orjson
 from streamd.api import llama
 from streamd.api.kept import KeptObjects
 from streamd.api.rights import Rights
-from streamd.api.streams import Streams, accepts_events, policy_of, relayed_last_event_id
+from streamd.api.streams import Streams, accepts_events, policy_of, relayed_last_event_id, write_interval_of
 from streamd.core.hub import body_hash
 from streamd.core.limits import Account
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
 from streamd.core.usage import Charge
+from streamd.core.write_interval import WriteInterval
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
 from streamd.net.attempt import Ask
@@ -85,6 +86,7 @@ _STREAMD_FIELDS = frozenset(
         b"x-request-id",
         b"x-stream-detach-grace",
         b"x-stream-policy",
+        b"x-stream-write-interval",
     )
 )
 
@@ -224,6 +226,7 @@ class Relay:
         request, runtime = answer.request, self._runtime
         detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
+        interval = write_interval_of(request)
         # Refuse before anything is opened, and count when nothing can refuse any more: a refusal uses up no limit.
         self._check_upstream(request, at)
         if detached and not runtime.hub.make_room_for_grace(request.principal.id, runtime.time()):
@@ -234,7 +237,7 @@ class Relay:
         over = runtime.admission.release_relay
         try:
             ask = replace(ask_of(request, runtime.cors), at=at)
-            stream = self._open(request, policy, grace_s) if wants_stream else None
+            stream = self._open(request, policy, grace_s, interval) if wants_stream else None
             over = self._keep_key(request, key, stream)
             charge = self._rights.charge(request)
             exchange = Exchange(
@@ -250,7 +253,7 @@ class Relay:
                 open_stream=lambda as_bytes: (
                     self._count_unasked(charge)
                     if wants_whole or as_bytes
-                    else self._open_unasked(request, policy, grace_s, key)
+                    else self._open_unasked(request, policy, grace_s, interval, key)
                 ),
                 on_over=over,
                 learns=self._kept.reader(request, _fields_of(request)),
@@ -306,10 +309,11 @@ class Relay:
         exchange.answer = None
         answer.settle(lambda: answer.send(202, body, headers))
 
-    def _open(self, request: Request, policy: Policy, grace_s: float) -> Stream:
+    def _open(self, request: Request, policy: Policy, grace_s: float, interval: WriteInterval) -> Stream:
         hub, now = self._runtime.hub, self._runtime.time()
         old = hub.by_conversation(request.principal.id, request.conversation) if request.conversation else None
-        terms = self._terms(request, policy, grace_s, self._rights.open_stream(request, replacing=old))
+        account = self._rights.open_stream(request, replacing=old)
+        terms = self._terms(request, policy, grace_s, interval, account)
         self._runtime.counters.streams_opened += 1
         try:
             if not request.conversation:
@@ -322,9 +326,11 @@ class Relay:
                 terms.account.close_stream()
             raise
 
-    def _open_unasked(self, request: Request, policy: Policy, grace_s: float, key: str) -> Stream:
+    def _open_unasked(
+        self, request: Request, policy: Policy, grace_s: float, interval: WriteInterval, key: str
+    ) -> Stream:
         """Open a stream for an event-stream answer to a request that didn't ask for a stream. Raises HttpError 429."""
-        terms = self._terms(request, policy, grace_s, self._rights.open_stream(request))
+        terms = self._terms(request, policy, grace_s, interval, self._rights.open_stream(request))
         hub = self._runtime.hub
         self._runtime.counters.streams_opened += 1
         stream = hub.open(request.dialect, self._runtime.time(), terms=terms)
@@ -339,7 +345,9 @@ class Relay:
         if refusal is not None:
             raise self._runtime.refused(refusal)
 
-    def _terms(self, request: Request, policy: Policy, grace_s: float, account: Account | None) -> Terms:
+    def _terms(
+        self, request: Request, policy: Policy, grace_s: float, interval: WriteInterval, account: Account | None
+    ) -> Terms:
         """The terms of a stream, from its request and the present settings."""
         settings = self._runtime.settings
         return Terms(
@@ -352,6 +360,7 @@ class Relay:
             detach_grace_s=grace_s,
             resume_grace_s=settings.resume_grace_s,
             retention_s=settings.retention_s,
+            write_interval=interval,
         )
 
 

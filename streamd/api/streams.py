@@ -17,6 +17,7 @@ from streamd.core.hub import Gone
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.shares import Shares
 from streamd.core.stream import Stream
+from streamd.core.write_interval import WriteInterval
 from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
 from streamd.net.http_error import HttpError, stream_not_found
@@ -25,6 +26,7 @@ from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
+from streamd.rows import Refused
 from streamd.wire.dialect import Dialect
 from streamd.wire.event_id import EventId, names_position, valid_last_event_id, valid_name
 from streamd.wire.query import fields
@@ -453,6 +455,28 @@ def policy_of(request: Request) -> Policy | None:
         raise HttpError(
             400, f"X-Stream-Policy has to be one of {words}.", code="bad_policy", param="x-stream-policy"
         ) from None
+
+
+def write_interval_of(request: Request) -> WriteInterval:
+    """The write interval of a stream that the request opens: its route's, which X-Stream-Write-Interval may raise, and
+    lower where the route allows that. Raises HttpError 400 for a value that is no interval.
+    """
+    given = request.get(b"x-stream-write-interval")
+    if given is None:
+        return WriteInterval.of_setting(request.route.write_interval_s)
+    try:
+        asked = WriteInterval.parse(given.decode("latin-1").strip())
+    except Refused as refused:
+        text = f"X-Stream-Write-Interval has to be {refused}."
+        raise HttpError(400, text, code="bad_write_interval", param="x-stream-write-interval") from None
+    return granted(request, asked)
+
+
+def granted(request: Request, asked: WriteInterval) -> WriteInterval:
+    """The write interval that a request gets which asks for this one."""
+    route = request.route
+    own = WriteInterval.of_setting(route.write_interval_s)
+    return asked if route.write_interval_lower else own.raised_to(asked)
 
 
 def query_of(request: Request) -> dict[str, str]:

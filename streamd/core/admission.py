@@ -51,6 +51,10 @@ MIB: Final = 1024 * 1024
 # A sample of loop lag weighs one half, so one pause of twice the limit isn't enough but two in a row are.
 LAG_WEIGHT: Final = 0.5
 
+# Wait that the load puts on tokens (core/write_interval.py) from which a worker takes no new streams: five times the
+# wait of a worker that is full and keeps up. Readers that are here already see their text come four times a second.
+HELD_S_MAX: Final = 0.25
+
 # Connections of the admin listener beyond all gates: a few operators with a page, a scraper and a shell each. No public
 # listener can use them.
 OPERATOR_CONNECTIONS_MAX: Final = 16
@@ -466,6 +470,7 @@ class _Own:
     turned_away: int = 0  # connections beyond the reserve that linger
     held_bytes: int = 0  # charged beside the prices
     lag_s: float = 0.0
+    held_s: float = 0.0  # how long tokens wait for the load's sake
     resident_bytes: int = 0  # measured over all workers; the latest value
     refused: dict[Gate, int] = field(default_factory=lambda: dict.fromkeys(Gate, 0))
 
@@ -619,7 +624,7 @@ class Admission:
         price_bytes = self._budget.prices.stream_bytes
         if not self._fits(price_bytes) and not (give_way(False) and self._fits(price_bytes)):
             return self._refuse(Gate.MEMORY)
-        if 0 < self._limits.loop_lag_max_s < self._own.lag_s:
+        if self._lateness() > 1:
             return self._refuse(Gate.LOOP_LAG)
         self._row[_STREAMS] += 1
         self._row[_MEMORY] += price_bytes
@@ -671,6 +676,10 @@ class Admission:
     def note_lag(self, late_s: float) -> None:
         """Note how late the loop ran a timer. Called by each sweep."""
         self._own.lag_s += (late_s - self._own.lag_s) * LAG_WEIGHT
+
+    def note_held(self, held_s: float) -> None:
+        """Note how long tokens wait for the load's sake. Called by each sweep."""
+        self._own.held_s = held_s
 
     def note_resident(self, size_bytes: int) -> None:
         """Note the measured memory of all workers, as a second opinion: over the limit nothing new is let in."""
@@ -726,7 +735,7 @@ class Admission:
             Gate.MEMORY: max(charged, measured),
             Gate.BODIES: self._total(_BODIES) / budget.bodies_bytes_max,
             Gate.DESCRIPTORS: self.descriptors / budget.descriptors_max,
-            Gate.LOOP_LAG: own.lag_s / self._limits.loop_lag_max_s if self._limits.loop_lag_max_s > 0 else 0.0,
+            Gate.LOOP_LAG: self._lateness(),
         }
         return {gate.value: min(1.0, max(0.0, part)) for gate, part in parts.items()}
 
@@ -753,6 +762,11 @@ class Admission:
             "saturation": self.saturation(),
             "refused": self.refused(),
         }
+
+    def _lateness(self) -> float:
+        """How late this worker and its tokens are, as a share of the limits; 0 while that gate is off."""
+        limit_s, own = self._limits.loop_lag_max_s, self._own
+        return max(own.lag_s / limit_s, own.held_s / HELD_S_MAX) if limit_s > 0 else 0.0
 
     def _total(self, slot: int) -> int:
         total = self._row[slot]

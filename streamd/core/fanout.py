@@ -1,10 +1,14 @@
 """SlicedFanout: events to ten thousand readers, without the loop standing still meanwhile.
 
 A write costs about 10 us, so ten thousand are 0.1 s in which nothing else would be accepted, relayed or answered.
-With more than DIRECT_READERS_MAX readers (or with a flush interval) a stream hands its frames to this dispatcher
-instead. It goes over the readers in passes, `SLICE_MAX` readers a loop turn. Each reader gets all frames that are new
-since the last pass, in a single write. While a pass is under way new events only join the frames at hand: when the
-machine is busy, passes take in more events each and the cost per event falls by itself.
+With more than DIRECT_READERS_MAX readers (or while its events wait for each other) a stream hands its frames to this
+dispatcher instead. It goes over the readers in passes, `SLICE_MAX` readers a loop turn. Each reader gets all frames
+that are new since the last pass, in a single write. While a pass is under way new events only join the frames at hand:
+when the machine is busy, passes take in more events each and the cost per event falls by itself.
+
+A pass begins in the next turn of the loop, or once the interval is over since the pass before began, so the first event
+after a silence never waits. A terminal event, an error or the seal ends the wait (flush()), and so do frames that fill
+a half of the room for them.
 
 Bounds: the frames at hand keep to FRAMES_MAX and FRAMES_BYTES_MAX, but a single frame may be of any size. If a reader's
 next frame is no longer among them, it is served from the replay log like any other that lags. Readers that join, leave
@@ -21,8 +25,10 @@ in time (reading the clock for each reader costs more than the unevenness).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from streamd.core.stream import LARGE_EVENT_BYTES_MIN, Stream, Subscriber, SubscriberState
 
@@ -37,7 +43,24 @@ FRAMES_MAX = 256
 FRAMES_BYTES_MAX = 64 * 1024
 
 Soon = Callable[[Callable[[], None]], object]
-Later = Callable[[float, Callable[[], None]], object]
+
+
+class Timer(Protocol):
+    """A call that is planned."""
+
+    def cancel(self) -> None:
+        """Don't call."""
+
+
+Later = Callable[[float, Callable[[], None]], Timer]
+
+
+def _no_wait() -> float:
+    return 0.0
+
+
+def _not_counted(held_s: float) -> None:
+    """Does nothing with a pass."""
 
 
 class SlicedFanout:
@@ -45,30 +68,55 @@ class SlicedFanout:
 
     __slots__ = (
         "_at",
+        "_begun_at",
         "_bytes",
         "_end_at_start",
         "_first",
-        "_flush_interval_s",
         "_frames",
+        "_interval_s",
+        "_is_urgent",
         "_later",
         "_loose",
         "_loose_of_pass",
+        "_on_pass",
         "_readers",
         "_sealed_at_start",
         "_soon",
         "_stream",
+        "_time",
+        "_timer",
+        "_waits_since",
         "running",
     )
 
-    def __init__(self, stream: Stream, *, soon: Soon, later: Later, flush_interval_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        soon: Soon,
+        later: Later,
+        time: Callable[[], float] = _no_wait,
+        interval_s: Callable[[], float] = _no_wait,
+        on_pass: Callable[[float], None] = _not_counted,
+    ) -> None:
+        """`interval_s` is asked for the present interval in seconds; `on_pass` hears, for each pass with new events,
+        how long the first of them has waited.
+        """
         self._stream = stream
         self._soon = soon
         self._later = later
-        self._flush_interval_s = flush_interval_s
+        self._time = time
+        self._interval_s = interval_s
+        self._on_pass = on_pass
         self._frames: deque[bytes] = deque()  # bounded in add()
         self._bytes = 0
         self._first = stream.log.seq_next
         self._loose = b""  # the newest comments
+        # wait
+        self._timer: Timer | None = None  # of the next pass
+        self._waits_since = 0.0  # when _wake() planned the next pass
+        self._begun_at = -math.inf  # when the pass before began
+        self._is_urgent = False  # the next pass doesn't wait
         # pass
         self.running = False
         self._readers: tuple[Subscriber, ...] = ()
@@ -84,7 +132,10 @@ class SlicedFanout:
         self._bytes += len(frame)
         while len(self._frames) > FRAMES_MAX or (self._bytes > FRAMES_BYTES_MAX and len(self._frames) > 1):
             self._drop_first()
-        self._wake()
+        if len(self._frames) > FRAMES_MAX // 2 or self._bytes > FRAMES_BYTES_MAX // 2:
+            self.flush()
+        elif not self.running:
+            self._wake()
 
     def _drop_first(self) -> None:
         self._bytes -= len(self._frames.popleft())
@@ -96,30 +147,38 @@ class SlicedFanout:
         self._wake()
 
     def flush(self) -> None:
-        """The stream was sealed: readers end after their pending events."""
-        self._wake()
+        """Don't wait for further events: a terminal event is the next, or the stream was sealed, or much is at hand."""
+        self._is_urgent = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._soon(self._begin)
+        else:
+            self._wake()
 
     @property
     def batches(self) -> bool:
         """Whether events wait for each other, so that a few readers too are served in passes."""
-        return self._flush_interval_s > 0
-
-    @property
-    def flush_interval_s(self) -> float:
-        """How long events wait for each other; 0: not at all."""
-        return self._flush_interval_s
+        return self._interval_s() > 0
 
     def _wake(self) -> None:
         if self.running:
             return
         self.running = True
-        if self._flush_interval_s:
-            self._later(self._flush_interval_s, self._begin)
+        now = self._waits_since = self._time()
+        wait_s = 0.0 if self._is_urgent else self._begun_at + self._interval_s() - now
+        if wait_s > 0:
+            self._timer = self._later(wait_s, self._begin)
         else:
             self._soon(self._begin)
 
     def _begin(self) -> None:
         """Begin a pass over the readers of this moment."""
+        now = self._begun_at = self._time()
+        self._timer = None
+        self._is_urgent = False
+        if self._frames:
+            self._on_pass(now - self._waits_since)
         self._readers = tuple(self._stream.readers)
         self._at = 0
         self._end_at_start = self._stream.log.seq_next

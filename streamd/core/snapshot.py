@@ -36,19 +36,19 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub, StreamNames
 from streamd.core.makers import ID_CHARS_MAX, OBJECTS_MAX, Made, Makers
 from streamd.core.replay import LogParts, ReplayLog, check_parts
 from streamd.core.stream import CountedStream, Stream
 from streamd.core.terms import Terms
+from streamd.core.write_interval import INTERVAL_S_MAX, WriteInterval
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect, dialect_named
 from streamd.wire.event_id import SEQ_MAX, valid_name, valid_stream_id
 
 MAGIC: Final = b"streamd-state\0"
-VERSION: Final = 1
+VERSION: Final = 2
 _HEADER: Final = struct.Struct(">14sB8sd")
 _RECORD: Final = struct.Struct(">cI8s")
 _STREAM, _MAKERS, _END = b"S", b"M", b"E"
@@ -105,7 +105,8 @@ class Facts:
     # rules
     policy: str
     retention_s: float
-    flush_interval_s: float
+    write_interval_s: float
+    write_adaptive: bool
     catchup_bytes_max: int
     log_bytes_max: int
     log_events_max: int
@@ -193,7 +194,8 @@ def take_snapshot(hub: Hub, stream: Stream, now: float, now_unix: float) -> Snap
         upstream=stream.upstream,
         policy=stream.terms.policy.value,
         retention_s=retention_s,
-        flush_interval_s=stream.fanout.flush_interval_s if isinstance(stream.fanout, SlicedFanout) else 0.0,
+        write_interval_s=stream.terms.write_interval.least_s,
+        write_adaptive=stream.terms.write_interval.adaptive,
         catchup_bytes_max=stream.terms.catchup_bytes_max,
         log_bytes_max=stream.log.bytes_max,
         log_events_max=stream.log.events_max,
@@ -284,6 +286,7 @@ def _terms_of(facts: Facts) -> Terms:
         model=facts.model,
         policy=Policy(facts.policy),
         retention_s=facts.retention_s,
+        write_interval=WriteInterval(facts.write_interval_s, facts.write_adaptive),
         catchup_bytes_max=facts.catchup_bytes_max,
     )
 
@@ -536,7 +539,8 @@ def _check_facts(facts: Facts) -> None:
         _hex(facts.key_body_hash),
         min(facts.event_bytes, facts.text_events, facts.text_bytes) >= 0,
         all(abs(each) <= TIME_S_MAX for each in (facts.opened_unix, facts.sealed_unix)),
-        all(0 <= each <= TIME_S_MAX for each in (facts.retention_s, facts.flush_interval_s)),
+        0 <= facts.retention_s <= TIME_S_MAX,
+        0 <= facts.write_interval_s <= INTERVAL_S_MAX,
         min(facts.log_bytes_max, facts.log_events_max, facts.catchup_bytes_max) > 0,
         (facts.input_tokens < 0) == (facts.output_tokens < 0),
         not facts.chunk_head or _is_members(facts.chunk_head),

@@ -232,7 +232,7 @@ class Fanout(Protocol):
         """Comments, for the readers that are at the live end in the next pass."""
 
     def flush(self) -> None:
-        """The stream was sealed: finish the readers after their pending events."""
+        """Don't let events wait for each other: the answer's last event is the next, or the stream was sealed."""
 
 
 class Keeper(Protocol):
@@ -949,12 +949,14 @@ class Stream(_StreamPerToken):
         if seq == 1:
             self.first_event_at = now
         progress = self.progress
-        known, had_ended = progress.response_id, progress.terminal
+        known, had_ended, had_failed = progress.response_id, progress.terminal, progress.failed
         progress.see(event, self.log.text_events)
         if progress.response_id != known:
             self.keeper.stream_named(self)
         if progress.terminal and not had_ended and self.source is not None:
             self.source.on_terminal(now)
+        if self.fanout is not None and (progress.terminal, progress.failed) != (had_ended, had_failed):
+            self.fanout.flush()
 
     def loose(self, lines: bytes, now: float) -> None:
         """An upstream's comments, passed to live readers and stored nowhere. They take the place of a heartbeat if that

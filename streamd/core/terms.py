@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamd.core.limits import Account
+from streamd.core.write_interval import WriteInterval
 from streamd.policy import Policy
 
 
@@ -23,3 +24,4 @@ class Terms:
     detach_grace_s: float = 0.0
     resume_grace_s: float = 0.0
     retention_s: float = 0.0
+    write_interval: WriteInterval = WriteInterval()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,19 @@ def raise_descriptors() -> int:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def busy_s(root: Path = ROOT) -> float:
+    """The seconds in which the calling thread had work: those in which it ran, and those in which it waited for a core.
+
+    So a thread that has its core to itself, one that shares it, and one in a container with half a core all show the
+    same share when they are full. Without the kernel's file (CONFIG_SCHED_INFO) the time of running alone.
+    """
+    try:
+        ran_ns, waited_ns, _ = (root / "proc/thread-self/schedstat").read_text().split()
+        return (int(ran_ns) + int(waited_ns)) / 1e9
+    except (OSError, ValueError):
+        return time.thread_time()
 
 
 def resident_bytes(pid: int | str = "self", root: Path = ROOT) -> int:

@@ -472,7 +472,7 @@ def take_streams(kept: Iterable[Kept], runtime: Runtime, makers: Makers) -> None
         taken += 1
         if snapshot.live:
             live += 1
-            _await_publisher(runtime, stream, snapshot.facts.flush_interval_s)
+            _await_publisher(runtime, stream)
     if taken or left or len(makers):
         logs.event(
             logs.INFO,
@@ -485,11 +485,9 @@ def take_streams(kept: Iterable[Kept], runtime: Runtime, makers: Makers) -> None
         )
 
 
-def _await_publisher(runtime: Runtime, stream: Stream, flush_interval_s: float) -> None:
+def _await_publisher(runtime: Runtime, stream: Stream) -> None:
     """A published stream goes on if its publisher comes back within publisher_grace."""
     now = runtime.time()
-    if flush_interval_s:
-        stream.use_fanout(runtime.new_fanout(stream, flush_interval_s))
     if runtime.admission.admit_stream() is not None:
         stream.fail(CloseReason.RESTARTED, now, message="There was no room for this stream after a restart.")
         return

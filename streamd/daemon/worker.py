@@ -94,7 +94,9 @@ class Worker:
         rng: random.Random | None = None,
         on_drain: Callable[[], None] | None = None,
         on_level: Callable[[str], None] = logs.set_level,
+        busy_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`busy_s`: the seconds that this process had work, from any start on; the write interval follows them."""
         self.loop = loop
         self.settings = settings
         self.rng = rng or random.Random()
@@ -121,6 +123,8 @@ class Worker:
         self._publish_at = 0.0
         self._resident_bytes = 0
         self.parent_bytes = 0  # of the parent process, which doesn't grow
+        self._busy_s = busy_s
+        self._busy_at = (busy_s(), loop.time())
         self._standing_events = 0
         self._saturation: dict[str, float] = {}  # the daemon's, as of the last totals()
         self.state = DaemonState.STARTING
@@ -270,6 +274,7 @@ class Worker:
         runtime.counters.loop_lag_s.observe(lag_s)
         admission, log_bytes = runtime.admission, runtime.hub.log_bytes
         admission.note_lag(lag_s)
+        self._note_load(now, lag_s)
         admission.note_idle_upstreams(sum(upstream.idle for upstream in self.upstreams))
         admission.charge_logs(log_bytes - self._charged_logs)
         self._charged_logs = log_bytes
@@ -281,6 +286,14 @@ class Worker:
         runtime.hub.free_kept()
         self._charge_turn = (self._charge_turn + 1) % CHARGE_TURNS
         self.loop.call_soon(self._sweep_streams, tuple(runtime.hub), 0)
+
+    def _note_load(self, now: float, lag_s: float) -> None:
+        """Let the write interval follow the share of time since the tick before in which this process had work."""
+        busy_s, (busy_before_s, before) = self._busy_s(), self._busy_at
+        self._busy_at = (busy_s, now)
+        if now > before:
+            self.runtime.pacing.note_load(min(1.0, (busy_s - busy_before_s) / (now - before)), lag_s)
+            self.runtime.admission.note_held(self.runtime.pacing.adaptive.seconds)
 
     def _show(self, now: float) -> None:
         """Bring the keys' limits up to date, and let the other workers, if any, see this worker's beat and numbers."""

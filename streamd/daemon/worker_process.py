@@ -69,7 +69,8 @@ class WorkerProcess:
         return 0
 
     def _alone(self, settings: Settings) -> Worker:
-        return Worker(self._loop, settings, on_drain=self._ask_drain, on_level=self._ask_level)
+        ask_drain, ask_level = self._ask_drain, self._ask_level
+        return Worker(self._loop, settings, on_drain=ask_drain, on_level=ask_level, busy_s=machine.busy_s)
 
     def _among(self, settings: Settings, names: tuple[str, ...]) -> Worker:
         """A worker of several, with its row in the mapping and its sockets to the others."""
@@ -91,6 +92,7 @@ class WorkerProcess:
             rng=rng,
             on_drain=self._ask_drain,
             on_level=self._ask_level,
+            busy_s=machine.busy_s,
         )
         inbox, outlets = _socket(launch.inbox), [_socket(fd) for fd in launch.outlets]
         counters, bug = worker.runtime.counters, worker.runtime.bug

@@ -37,6 +37,7 @@ from streamd.net.attempt import Ask, Attempt
 from streamd.net.collected import ERROR_BYTES_MAX, Collected, coding_of, may_hold_events
 from streamd.net.dialer import is_own_shortage
 from streamd.net.http_error import HttpError
+from streamd.net.reading import PACE
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
@@ -705,6 +706,8 @@ class Exchange(Pending):
 
     def _last_sign(self, attempt: Attempt) -> float:
         touched_at = attempt.link.touched_at if attempt.link is not None else attempt.asked_at
+        if attempt.link is not None and attempt.link.pauses & PACE:
+            return self._runtime.time()  # bytes may have come, and wait to be read
         if self._state is ExchangeState.STREAMING and self.stream is not None:
             return max(self.stream.touched_at, touched_at)
         return touched_at

@@ -18,6 +18,8 @@ import asyncio
 from typing import Protocol
 
 from streamd.core.stream import Stream
+from streamd.counters import Counters
+from streamd.net.pacing import Pacing
 
 
 class Reading(Protocol):
@@ -36,6 +38,9 @@ class Reading(Protocol):
     def flush_read(self) -> None:
         """Process the bytes read, of any shape. Does nothing if they were taken already."""
 
+    def rest(self, pacing: Pacing, now: float) -> None:
+        """The bytes read are processed: leave the next unread for as long as the stream's write interval allows."""
+
     def crash(self, where: str, error: Exception) -> None:
         """A callback raised: the answer can't be trusted any more. Never raises."""
 
@@ -43,10 +48,12 @@ class Reading(Protocol):
 class ReadBatch:
     """One per loop. Bounded by the number of connections: each is in it once."""
 
-    __slots__ = ("_loop", "_readings")
+    __slots__ = ("_counters", "_loop", "_readings", "pacing")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
         self._loop = loop
+        self._counters = counters
+        self.pacing = Pacing(loop, counters)
         self._readings: list[Reading] = []
 
     def at_end(self, reading: Reading) -> None:
@@ -61,6 +68,7 @@ class ReadBatch:
         taken: list[tuple[Reading, bytes]] = []
         runs: list[tuple[Reading, list[bytes], bytes]] = []
         others: list[Reading] = []
+        dispatched = 0  # of streams whose dispatcher writes, and counts its writes
         for reading in readings:
             try:
                 frame = reading.append_if_templated(now)
@@ -80,6 +88,7 @@ class ReadBatch:
                 assert stream is not None  # the stream made the frame
                 push = stream.push
                 if push is None:
+                    dispatched += not stream.direct
                     stream.hand_out(frame)
                     continue
                 try:
@@ -92,6 +101,7 @@ class ReadBatch:
             try:
                 stream = reading.stream
                 assert stream is not None
+                dispatched += not stream.direct
                 stream.hand_out_run(events, frames)
             except Exception as error:
                 reading.crash("read_batch.hand_out", error)
@@ -100,3 +110,14 @@ class ReadBatch:
                 reading.flush_read()
             except Exception as error:
                 reading.crash("read_batch.flush_read", error)
+        self._counters.event_writes += len(taken) + len(runs) - dispatched
+        if self.pacing.is_on:
+            self._rest(readings, now)
+
+    def _rest(self, readings: list[Reading], now: float) -> None:
+        """All is written: the sockets that were read may rest for a while."""
+        for reading in readings:
+            try:
+                reading.rest(self.pacing, now)
+            except Exception as error:
+                reading.crash("read_batch.rest", error)

@@ -1,8 +1,8 @@
 """Whether a connection's socket is read: the single place that pauses and resumes reading, for a set of reasons.
 
 Several parts may want a connection to be silent at the same time, each for a reason of its own. The socket is read
-again when the last reason is gone. A pause for a turn lasts a few turns of the loop, so the peer's FIN is still seen;
-a pause for backpressure lasts as long as the other side takes nothing.
+again when the last reason is gone. A pause for a turn lasts a few turns of the loop, and a pause for the pace a second
+at most, so the peer's FIN is still seen; a pause for backpressure lasts as long as the other side takes nothing.
 
 SmallReads bounds what a read brings: uvloop hands 256,000 bytes at once to an asyncio.Protocol, and a thousand clients
 could have that much waiting here. With a buffer of its own a protocol gets no more than the buffer holds. Upstreams'
@@ -19,6 +19,7 @@ from typing import Final, Protocol
 BACKPRESSURE: Final = 1  # the receiver of these bytes takes nothing for now
 TURN: Final = 2  # bytes that were read wait for a turn (net/turns.py)
 ABOVE: Final = 4  # the protocol above a TLS layer wants no more bytes
+PACE: Final = 8  # the socket was read a moment ago, and its next bytes may wait (net/pacing.py)
 
 
 # A request's head (head_bytes_max), and as much as is kept behind a running answer.

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 from typing import Protocol
 
 from streamd.config import Settings
@@ -25,6 +26,7 @@ from streamd.net.gates import AddressGates
 from streamd.net.handshakes import Handshakes
 from streamd.net.http_error import HttpError
 from streamd.net.inquiry import Inquiries
+from streamd.net.pacing import Pacing
 from streamd.net.peers import Peers
 from streamd.net.read_batch import ReadBatch
 from streamd.net.request import Request
@@ -109,7 +111,7 @@ class Runtime:
         self.on_bug = on_bug
         self.guard = hub.guard = Guard(self.bug)
         self.sweep = Sweep(loop, self.bug)
-        self.read_batch = ReadBatch(loop)
+        self.read_batch = ReadBatch(loop, self.counters)
         self.turns = Turns(loop, self.bug)
         self.handshakes = Handshakes(loop, self.bug)
         self.hub = hub
@@ -128,11 +130,38 @@ class Runtime:
         self.draining = False
         self._dated = (b"", 0.0)  # the Date field, and until when it holds
 
-    def new_fanout(self, stream: Stream, flush_interval_s: float = 0.0) -> SlicedFanout:
-        """A dispatcher for a stream with many readers, or with a flush interval."""
+    @property
+    def pacing(self) -> Pacing:
+        """The pauses between the reads of upstreams."""
+        return self.read_batch.pacing
+
+    def new_fanout(self, stream: Stream) -> SlicedFanout:
+        """A dispatcher for a stream with many readers, or whose events wait for each other."""
         return SlicedFanout(
-            stream, soon=self.loop.call_soon, later=self.loop.call_later, flush_interval_s=flush_interval_s
+            stream,
+            soon=self.loop.call_soon,
+            later=self.loop.call_later,
+            time=self.time,
+            interval_s=partial(self._dispatch_s, stream),
+            on_pass=self._handed_out,
         )
+
+    def held_back(self, stream: Stream) -> Stream:
+        """The stream itself, with a dispatcher if its next events have to wait for each other in it."""
+        if stream.direct and self._dispatch_s(stream) > 0:
+            stream.use_fanout(self.new_fanout(stream))
+        return stream
+
+    def _dispatch_s(self, stream: Stream) -> float:
+        """How long a stream's events wait in its dispatcher: those of an upstream have waited in its socket."""
+        terms, pacing = stream.terms, self.pacing
+        return pacing.interval_s(terms.write_interval) if terms.published else pacing.hold_s(terms.write_interval)
+
+    def _handed_out(self, held_s: float) -> None:
+        """A dispatcher hands out events, the first of which has waited for held_s."""
+        self.counters.event_writes += 1
+        if held_s:
+            self.counters.held_s.observe(held_s)
 
     def bug(self, where: str, error: Exception) -> None:
         """A callback raised: count the error by its fault, and report it unless a peer or its network is at fault."""

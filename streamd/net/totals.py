@@ -82,6 +82,7 @@ def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -
         "log_bytes": hub.log_bytes,
         "bodies_bytes": runtime.bodies_bytes,
         "lag_us": round(admission.lag_s * 1e6),
+        "write_interval_us": round(runtime.pacing.adaptive.seconds * 1e6),
         "bytes_resident": resident_bytes,
         "descriptors": admission.descriptors,
         "reserved": admission.reserved,

@@ -33,6 +33,7 @@ from streamd.core.stream import Stream
 from streamd.files import read_regular
 from streamd.keepalive import set_keepalive
 from streamd.net.dialer import Dialer
+from streamd.net.pacing import Pacing
 from streamd.net.proxy_tunnel import open_tunnel
 from streamd.net.read_batch import ReadBatch
 from streamd.net.reading import BACKPRESSURE, TURN, pause_reading, resume_reading
@@ -185,7 +186,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self.stream = None
         self._read = None
         self._fast_path = False
-        # Time of the last sign of life: any bytes in BODY, in EVENTS comments and blank lines; a stream has its own.
+        # Time of the last sign of life: any bytes in BODY, in EVENTS comments, blank lines and the end of a pause. A
+        # stream has its own.
         self.touched_at = 0.0
 
     # -- transport callbacks
@@ -248,11 +250,19 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         """The turn ends, or another event comes first: process the bytes that wait, of any shape."""
         if self._read is None:
             return
-        if self.pauses:  # the next turn, or the reader's resume, goes on with them
+        if self.pauses & (TURN | BACKPRESSURE):  # the next turn, or the reader's resume, goes on with them
             if self.pauses & BACKPRESSURE:
                 self._charge_held()
             return
         self.work_or_wait()
+
+    def rest(self, pacing: Pacing, now: float) -> None:
+        """What was read is processed: read the next events later, all of them together."""
+        stream = self.stream
+        if stream is None or self.pauses or self._read is not None or self.at is not UpstreamState.EVENTS:
+            return
+        if not stream.progress.terminal:  # else the end of the framing is awaited, for the next request
+            pacing.rest(self, stream.terms.write_interval, now)
 
     @property
     def share(self) -> str:
@@ -362,7 +372,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         streamd.
         """
         self._go(UpstreamState.EVENTS)
-        self.stream = stream
+        self.stream = self._runtime.held_back(stream)
+        self._read_batch.pacing.enter(stream.terms.write_interval)
         size, heartbeat = self._runtime.settings.event_bytes_max, stream.dialect.api.heartbeat
         self._splitter = inner.splitter_for(heartbeat, is_inner=is_inner, event_bytes_max=size, strays=stream)
         self._split([first], self._splitter, stream)
@@ -390,9 +401,15 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         if self._asker is not None:
             with self._runtime.guard:
                 _hang_up(self.transport)
-        self._asker = self.stream = self._splitter = self._decoder = self._heads = None
+        self._leave_stream()
+        self._asker = self._splitter = self._decoder = self._heads = None
         self._charge_held()
         self.transport.abort()
+
+    def _leave_stream(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            self._read_batch.pacing.leave(stream.terms.write_interval)
 
     def give_up(self) -> None:
         """close(), also for a connection that isn't established yet."""
@@ -515,6 +532,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             return
         if stream.progress.strays is not None and not stream.events:
             pieces = stream.behind_strays(pieces)
+        self._runtime.counters.event_writes += stream.direct
         stream.append_pieces(pieces, self._time())
 
     def _take_body(self, data: bytes) -> int:
@@ -544,7 +562,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         is_clean = not decoder.rest and self._read is None and self._ended_by is None
         reusable = self._keep_alive and is_clean and not self.transport.get_write_buffer_size()
         self._fast_path = False
-        self._asker = self.stream = self._splitter = self._decoder = None
+        self._leave_stream()
+        self._asker = self._splitter = self._decoder = None
         self._charge_held()
         self.answers += 1
         try:

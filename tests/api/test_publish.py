@@ -31,6 +31,7 @@ from fakes import (
 
 from streamd.core.keys import SALT_BYTES, Key, digest, encode
 from streamd.core.stream import Policy, Stream
+from streamd.core.write_interval import WriteInterval
 from streamd.reasons import CloseReason
 
 LINES = "Content-Type: application/x-ndjson"
@@ -169,7 +170,7 @@ def test_every_option_of_a_name_takes_effect() -> None:
             "policy": "drop_oldest",
             "log_bytes_max": "64KiB",
             "log_events_max": 500,
-            "flush_interval": "50ms",
+            "write_interval": "50ms",
             "public": True,
         }
         stream = opened(r, **options)
@@ -179,8 +180,7 @@ def test_every_option_of_a_name_takes_effect() -> None:
             True,
         )
         assert (stream.log.bytes_max, stream.log.events_max) == (65536, 500)
-        assert stream.fanout is not None
-        assert stream.fanout.batches
+        assert stream.terms.write_interval == WriteInterval(0.05, adaptive=True)
         ask(r, get("/v1/streams/n", method="DELETE"))
         r.pass_time(301)
 
@@ -201,6 +201,8 @@ def test_every_option_of_a_name_takes_effect() -> None:
         ({"log_events_max": 0}, "log_events_max"),
         ({"log_events_max": 1.5}, "log_events_max"),
         ({"log_events_max": True}, "log_events_max"),
+        ({"write_interval": "2s"}, "write_interval"),
+        ({"write_interval": "soon"}, "write_interval"),
         ({"flush_interval": "2s"}, "flush_interval"),
         ({"public": "yes"}, "public"),
         ({"x\n" * 100: 1}, None),
@@ -247,10 +249,72 @@ def test_odd_options_are_refused(options: bytes, code: str) -> None:
 
 
 def test_without_options_a_name_gets_the_settings() -> None:
-    with publishing(flush_interval_s=0.05, retention_s=7.0) as r:
+    with publishing(write_interval_s=0.05, retention_s=7.0) as r:
         stream = opened(r)
         assert stream.terms.retention_s == 7.0
-        assert stream.fanout is not None
+        assert stream.terms.write_interval == WriteInterval(0.05)
+
+
+@pytest.mark.parametrize(
+    ("asked", "header", "lower", "granted"),
+    [
+        ("20ms", "", False, (0.05, False)),
+        ("200ms", "", False, (0.2, False)),
+        (0.2, "", False, (0.2, False)),
+        ("adaptive", "", False, (0.05, True)),
+        ("20ms", "", True, (0.02, False)),
+        (None, "100ms", False, (0.1, False)),
+        ("200ms", "100ms", False, (0.2, False)),
+    ],
+)
+@pytest.mark.parametrize("option", ["write_interval", "flush_interval"])
+def test_a_publisher_may_raise_the_write_interval_and_lower_it_where_the_route_allows(
+    asked: object, header: str, lower: bool, granted: tuple[float, bool], option: str
+) -> None:
+    with publishing(write_interval_s=0.05, write_interval_lower=lower) as r:
+        options = {option: asked} if asked is not None else {}
+        extra = [f"X-Stream-Write-Interval: {header}"] if header else []
+        assert ask(r, put("n", options, *extra)).status == 201
+        stream = r.runtime.hub.get("n")
+        assert stream is not None and stream.terms.write_interval == granted
+
+
+def test_events_of_a_publisher_wait_for_each_other_in_the_dispatcher_and_a_seal_ends_the_wait() -> None:
+    with publishing(write_interval_s=0.2) as r:
+        opened(r)
+        reader = r.client(get("/v1/streams/n"))
+        writes = reader.transport.writes
+        ask(r, send(b"1\n", LINES))
+        assert reader.transport.writes == writes + 1, "the first event goes at once"
+        ask(r, send(b"2\n", LINES))
+        ask(r, send(b"3\n", LINES))
+        assert reader.transport.writes == writes + 1
+        r.pass_time(0.25)
+        assert reader.transport.writes == writes + 2
+        before = r.runtime.time()
+        ask(r, send(b"4\n", LINES))
+        ask(r, send(b"5\n", LINES, query="?seal=finished"))
+        assert (reader.answer.body.count(b"id: "), reader.answer.whole) == (5, True)
+        assert r.runtime.time() == before
+        counters = r.runtime.counters
+        assert (counters.event_writes, counters.held_s.counts.count(0)) == (3, len(counters.held_s.counts) - 1)
+
+
+def test_events_wait_while_the_load_asks_for_it_and_go_at_once_again_afterwards() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        reader = r.client(get("/v1/streams/n"))
+        ask(r, send(b"1\n", LINES))
+        assert stream.direct
+        r.runtime.pacing.adaptive.seconds = 0.05
+        ask(r, send(b"2\n", LINES))
+        ask(r, send(b"3\n", LINES))
+        assert not stream.direct
+        r.runtime.pacing.adaptive.seconds = 0.0
+        r.pass_time(0.1)
+        assert stream.direct
+        assert reader.answer.body.count(b"id: ") == 3
+        ask(r, send(b"4\n", LINES, query="?seal=finished"))
 
 
 # -- a key's streams at once

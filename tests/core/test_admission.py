@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from streamd.core.admission import (
+    HELD_S_MAX,
     KIB,
     MIB,
     OPERATOR_CONNECTIONS_MAX,
@@ -341,6 +342,19 @@ class TestStreams:
         admission.note_lag(0.0)
         assert admission.admit_relay() is None
 
+    def test_tokens_that_wait_for_the_loads_sake_refuse_streams(self) -> None:
+        admission = admission_for(10)
+        admission.note_held(HELD_S_MAX)
+        assert admission.admit_relay() is None
+        admission.note_held(1.2 * HELD_S_MAX)
+        refusal = admission.admit_relay()
+        assert refusal is not None
+        assert gate_of(refusal) is Gate.LOOP_LAG
+        assert admission.saturation()["loop_lag"] == 1.0
+        admission.note_held(0.05)
+        assert admission.admit_relay() is None
+        assert admission.saturation()["loop_lag"] == pytest.approx(0.2)
+
     def test_measured_memory_above_the_limit_refuses_too(self) -> None:
         admission = admission_for(10)
         admission.note_resident(budget_for(10).resources.memory_bytes + 1)
@@ -421,6 +435,7 @@ class TestSaturation:
     def test_saturation_of_a_lag_gate_that_is_off_is_0(self) -> None:
         admission = admission_for(4, Limits(loop_lag_max_s=0))
         admission.note_lag(50)
+        admission.note_held(1)
         assert admission.saturation()["loop_lag"] == 0.0
         assert admission.admit_stream() is None
 

@@ -378,35 +378,89 @@ def test_comments_go_out_in_slices() -> None:
         assert reader.seqs == [1]
 
 
-# -- a flush interval
+# -- a write interval
 
 
-def test_a_flush_interval_makes_one_write_of_several_events() -> None:
-    loop = Loop()
-    stream = new_stream(loop)
-    stream.use_fanout(loop.fanout(stream, 0.05))
-    readers = [Reader(stream, loop) for _ in range(3)]
+def test_events_wait_for_each_other_for_a_write_interval_after_the_pass_before() -> None:
+    loop, stream, readers = waiting(3)
     feed(stream, 4)
-    assert (written(readers), [seconds for seconds, _ in loop.timers]) == (0, [0.05])
-    loop.ring()
-    assert written(readers) == 3
+    loop.now += 0.02
     feed(stream, 1)
+    assert (written(readers), [timer.seconds for timer in loop.timers]) == (3, [0.05])
     loop.ring()
-    assert written(readers) == 6
+    assert (written(readers), loop.held_s) == (6, [0.0, 0.05])
     assert all(reader.text == said(stream) for reader in readers)
     readers[0].leave()
     assert not stream.direct  # in passes although the readers are few
 
 
-def test_a_seal_does_not_wait_for_the_flush_interval() -> None:
+def test_the_first_event_and_the_first_after_a_silence_longer_than_the_interval_go_at_once() -> None:
+    loop, stream, readers = waiting(1)
+    assert (written(readers), loop.held_s) == (1, [0.0])
+    loop.now += 0.05
+    feed(stream, 1)
+    loop.rest()
+    assert (written(readers), loop.held_s, loop.timers) == (2, [0.0, 0.0], [])
+    loop.now += 0.03
+    feed(stream, 1)
+    loop.rest()
+    assert (written(readers), [timer.seconds for timer in loop.timers]) == (2, [pytest.approx(0.02)])
+
+
+@pytest.mark.parametrize("reason", [CloseReason.SEALED, CloseReason.UPSTREAM_TRUNCATED])
+def test_a_seal_goes_out_at_once_with_all_that_is_held(reason: CloseReason) -> None:
+    loop, stream, (reader,) = waiting(1)
+    feed(stream, 2)
+    if reason is CloseReason.SEALED:
+        stream.seal(reason, 1.0, clean=True)
+    else:
+        stream.fail(reason, 1.0, message="cut")
+    loop.rest()
+    assert (reader.ended, reader.seqs) == (reason is CloseReason.SEALED, list(range(1, stream.events + 1)))
+    assert (reader.frames[-1].count(b"id: "), loop.timers) == (stream.events - 1, [])
+
+
+@pytest.mark.parametrize("last", [b"data: [DONE]\n\n", b'data: {"error":{"message":"no","code":"x"}}\n\n'])
+def test_a_terminal_event_and_an_upstreams_error_go_out_at_once(last: bytes) -> None:
+    loop, stream, (reader,) = waiting(1)
+    feed(stream, 2)
+    stream.append(last, 1.0)
+    loop.rest()
+    assert (len(reader.seqs), len(reader.frames), loop.timers) == (4, 2, [])
+
+
+def test_an_end_in_the_middle_of_a_pass_makes_the_next_pass_follow_at_once() -> None:
+    loop, stream, readers = waiting(SLICE_MAX + 1)
+    loop.now += 0.05
+    feed(stream, 1)
+    loop.turn()  # the first slice
+    feed(stream, 1)
+    stream.seal(CloseReason.SEALED, 1.0, clean=True)
+    loop.rest()
+    assert loop.timers == [] and all(reader.ended for reader in readers)
+    assert alike(readers).text == said(stream)
+
+
+def test_frames_that_fill_half_of_their_room_do_not_wait() -> None:
+    loop, stream, (reader,) = waiting(1)
+    for _ in range(core_fanout.FRAMES_MAX // 2):
+        feed(stream, 1)
+    loop.rest()
+    assert (len(reader.frames), len(loop.timers)) == (1, 1)
+    feed(stream, 1)
+    loop.rest()
+    assert (len(reader.frames), loop.timers, reader.text) == (2, [], said(stream))
+
+
+def waiting(count: int) -> tuple[Loop, Stream, list[Reader]]:
+    """A stream with a write interval of 50 ms and so many readers, which just got its first event."""
     loop = Loop()
     stream = new_stream(loop)
     stream.use_fanout(loop.fanout(stream, 0.05))
-    reader = Reader(stream, loop)
+    readers = [Reader(stream, loop) for _ in range(count)]
     feed(stream, 1)
-    stream.seal(CloseReason.SEALED, 1.0, clean=True)
-    loop.ring()
-    assert (reader.ended, reader.seqs) == (True, [1])
+    loop.rest()
+    return loop, stream, readers
 
 
 # -- at once and in passes
@@ -508,13 +562,13 @@ STEPS = st.lists(
 class Crowd:
     """A few readers under bounds so small that every case occurs."""
 
-    def __init__(self, policy: Policy, flush_interval_s: float) -> None:
+    def __init__(self, policy: Policy, interval_s: float) -> None:
         self.policy = policy
         self.loop = Loop()
         self.stream = new_stream(self.loop)
         agree(self.stream, catchup_bytes_max=600)
-        if flush_interval_s:
-            self.stream.use_fanout(self.loop.fanout(self.stream, flush_interval_s))
+        if interval_s:
+            self.stream.use_fanout(self.loop.fanout(self.stream, interval_s))
         self.readers: list[Reader] = []
 
     def do(self, step: str, number: int) -> None:
@@ -538,8 +592,8 @@ class Crowd:
     def turn(self) -> None:
         self.loop.turn()
         timers, self.loop.timers = self.loop.timers, []
-        for _, timer in timers:
-            timer()
+        for timer in timers:
+            timer.turn()
 
     def finish(self) -> None:
         self.stream.seal(CloseReason.COMPLETE, 2.0, clean=True)
@@ -552,14 +606,14 @@ class Crowd:
 
 @given(STEPS, st.sampled_from(list(Policy)), st.sampled_from([0.0, 0.05]), st.integers(1, 3), st.integers(1, 5))
 def test_in_any_order_of_steps_every_token_is_there_or_announced(
-    steps: list[tuple[str, int]], policy: Policy, flush_interval_s: float, slice_max: int, frames_max: int
+    steps: list[tuple[str, int]], policy: Policy, interval_s: float, slice_max: int, frames_max: int
 ) -> None:
     with (
         mock.patch.object(core_fanout, "SLICE_MAX", slice_max),
         mock.patch.object(core_fanout, "FRAMES_MAX", frames_max),
         mock.patch.object(core_stream, "DIRECT_READERS_MAX", 2),
     ):
-        crowd = Crowd(policy, flush_interval_s)
+        crowd = Crowd(policy, interval_s)
         for step, number in steps:
             crowd.do(step, number)
         crowd.finish()

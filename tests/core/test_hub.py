@@ -507,7 +507,7 @@ def test_a_removed_stream_with_passes_is_freed_without_the_collector() -> None:
     gc.disable()
     try:
         stream = opened(hub)
-        stream.use_fanout(SlicedFanout(stream, soon=loop.soon, later=loop.later, flush_interval_s=0.1))
+        stream.use_fanout(loop.fanout(stream, 0.1))
         stream.cancel(CloseReason.CANCELLED, 1.0, message="stopped")
         while loop.timers or loop.turns:
             loop.ring()

@@ -16,7 +16,6 @@ from sinks import agree
 from test_replay import chat, choice, coalesce_all, filled, read_all, runs, wire
 
 from streamd.core import snapshot as snapshot_module
-from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import ENTRY_BYTES, RECORD_BYTES, Hub, body_hash
 from streamd.core.makers import ID_CHARS_MAX, Made, Makers
 from streamd.core.replay import ReplayLog, check_parts
@@ -34,6 +33,7 @@ from streamd.core.snapshot import (
 )
 from streamd.core.stream import CountedStream, Stream
 from streamd.core.terms import Terms
+from streamd.core.write_interval import WriteInterval
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect, sequence_number_of
 from streamd.wire.dialects.members import TOKENS_MAX
@@ -193,15 +193,14 @@ def test_a_conversation_goes_on_counting_bytes() -> None:
 def test_a_published_stream_comes_back_live_and_goes_on() -> None:
     hub = new_hub()
     stream = opened(hub, [wire({"delta": "a"})], Dialect.UNKNOWN, name="news", epoch="abc_-1")
-    agree(stream, published=True, name_public=True)
-    fanout = SlicedFanout(stream, soon=lambda turn: None, later=lambda s, turn: None, flush_interval_s=0.05)
-    stream.use_fanout(fanout)
+    agree(stream, published=True, name_public=True, write_interval=WriteInterval(0.05, adaptive=True))
     (snapshot,) = loaded(saved(take_snapshot(hub, stream, NOW, UNIX)))
-    assert snapshot.live and snapshot.facts.flush_interval_s == 0.05
+    assert snapshot.live
     there = new_hub("BBBB")
     back = restore(there, snapshot, LATER, LATER_UNIX)
     assert back is not None and back.reason is None and back.source is None
     assert back.terms.published and back.terms.name_public
+    assert back.terms.write_interval == WriteInterval(0.05, adaptive=True)
     assert back.event_id(1) == "news:abc_-1:1"
     back.append(wire({"delta": "b"}), LATER)
     assert [event for _, event in read_all(back.log, back.log.seek(1))] == [wire({"delta": text}) for text in "ab"]
@@ -334,7 +333,7 @@ def test_every_changed_byte_is_noticed(at: int, change: int) -> None:
     [
         (b"", "cut short"),
         (b"\0" * 1000, "not a file of streamd's saved streams"),
-        (SAMPLE[:14] + b"\x02" + SAMPLE[15:], "version 2 of the format, and this streamd reads version 1 only"),
+        (SAMPLE[:14] + b"\x01" + SAMPLE[15:], "version 1 of the format, and this streamd reads version 2 only"),
         (SAMPLE + b"x", "bytes follow the record that ends it"),
         (SAMPLE[:23] + b"\x7f\xf0\0\0\0\0\0\0" + SAMPLE[31:], "time of saving is not a number"),
     ],
@@ -493,7 +492,8 @@ def test_changed_facts_are_refused_or_restored_soundly(changes: list[tuple[str, 
         ("sealed_unix", 1e15),
         ("retention_s", -1.0),
         ("retention_s", 1e300),
-        ("flush_interval_s", 1e12),
+        ("write_interval_s", 1.5),
+        ("write_interval_s", -0.5),
     ],
 )
 def test_a_fact_that_no_stream_has_is_refused(name: str, value: object) -> None:

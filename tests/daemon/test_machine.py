@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,17 @@ class TestDescriptors:
 
 
 class TestResident:
+    def test_a_thread_is_busy_while_it_runs_and_while_it_waits_for_a_core(self, tmp_path: Path) -> None:
+        put(tmp_path, "proc/thread-self/schedstat", "1500000000 250000000 42\n")
+        assert machine.busy_s(tmp_path) == 1.75
+
+    @pytest.mark.parametrize("text", [None, "", "none\n"])
+    def test_without_the_kernels_file_it_is_busy_while_it_runs(self, tmp_path: Path, text: str | None) -> None:
+        if text is not None:
+            put(tmp_path, "proc/thread-self/schedstat", text)
+        before_s = time.thread_time()
+        assert before_s <= machine.busy_s(tmp_path) <= time.thread_time()
+
     def test_resident_memory_is_the_pss(self, tmp_path: Path) -> None:
         put(tmp_path, "proc/self/smaps_rollup", "55d0-7ffe ---p 0 00:00 0 [rollup]\nRss: 90 kB\nPss: 42 kB\n")
         assert machine.resident_bytes(root=tmp_path) == 42 * 1024

@@ -180,12 +180,12 @@ def test_lines_that_are_no_events_pile_up_for_nobody(lines: bytes, version: str)
 
 @pytest.mark.parametrize("readers", [1, 70])
 def test_comments_of_a_collected_stream_are_bounded(readers: int) -> None:
-    """With `flush_interval` a stream collects its events for up to a second; comments are collected outside the log.
+    """With a write interval a stream collects its events for up to a second; comments are collected outside the log.
 
     Attacker: any publisher. Expected: of 16 MiB of comments in that second at most 1 MiB is held at a time.
     """
     with rig() as r:
-        opened(r, flush_interval="1s")
+        opened(r, write_interval="1s")
         for _ in range(readers):
             r.client(get("/v1/streams/room"), capacity=2000)
         publisher = r.client(chunked(SSE))

@@ -53,7 +53,7 @@ ASSUMED = frozenset(
             "update_push",
             "flush_read",
         ),
-        *("_gone", "_charge_held", "_let_ask_go", "_end_answer", "_begin_closing", "_arm_abort"),
+        *("_gone", "_charge_held", "_leave_stream", "_let_ask_go", "_end_answer", "_begin_closing", "_arm_abort"),
         *("start", "dispatch", "body_end", "_plan"),  # before their first line
     )
 )

@@ -11,11 +11,13 @@ from sim_reader import Reader
 from streamd.api.publish import Publishing
 from streamd.core.admission import SharedNumber
 from streamd.core.stream import EVENTS_ONLY, Stream, SubscriberState
+from streamd.core.write_interval import INTERVAL_S_MAX
 from streamd.net.answer import AnswerState
 from streamd.net.client import EXPECTING, ClientConnection, ClientState
 from streamd.net.exchange import Exchange, ExchangeState
 from streamd.net.fetch import Fetch
-from streamd.net.reading import TURN
+from streamd.net.pacing import TICK_S
+from streamd.net.reading import PACE, TURN
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
 from streamd.net.upstream import UpstreamConnection, UpstreamState
@@ -358,6 +360,12 @@ def _check_client_times(world: World, client: ClientConnection, transport: Any, 
 
 
 def _check_link_times(world: World, link: Any, now: float, slack_s: float) -> None:
+    connection = link.transport.protocol
+    if connection.pauses & PACE and not link.transport.closing:
+        due = world.worker.runtime.pacing._due
+        until_s = [tick * TICK_S for (tick, _), resting in due.items() if connection in resting]
+        must(len(until_s) == 1, "an upstream rests without an end", len(until_s))
+        must(now - slack_s <= until_s[0] <= now + INTERVAL_S_MAX, "an upstream rests for too long", until_s[0] - now)
     settings, script = world.settings, link.script
     if not link.busy or not link.transport.reading:
         return

@@ -21,13 +21,15 @@ from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Policy, Stream, Subscriber, SubscriberState
+from streamd.core.write_interval import WriteInterval
 from streamd.net import client as net_client
 from streamd.net import turns as net_turns
 from streamd.net import upstream as net_upstream
 from streamd.net.answer import Answer
 from streamd.net.exchange import Exchange
+from streamd.net.pacing import Pacing
 from streamd.net.read_batch import ReadBatch
-from streamd.net.reading import TURN
+from streamd.net.reading import PACE, TURN
 from streamd.net.turns import STEP_LINES_MAX, TakesTurns, Turns
 from streamd.net.upstream import UpstreamConnection
 from streamd.reasons import By, CloseReason
@@ -60,6 +62,7 @@ SITUATIONS = (
     "several upstreams are read in one turn",
     "a client's bytes wait for a turn",
     "an upstream's bytes wait for a turn",
+    *(f"an upstream rests after a read, for {cause}" for cause in ("the load", "its terms")),
     "a turn has no pieces left",
     # the log
     "the log drops its oldest segment",
@@ -164,6 +167,7 @@ class Watch:
         self._around(Stream, "append_pieces", self._append_pieces)
         self._around(Turns, "_begin", self._begin_turn)
         self._around(TakesTurns, "wait_for_turn", self._wait_for_turn)
+        self._around(Pacing, "rest", self._rest)
 
     def _around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         original, failed = getattr(owner, name), self.world.loop.failed
@@ -319,6 +323,13 @@ class Watch:
         transport = connection.transport
         is_over = transport.closing or transport.gone or transport.lost or transport.eof_received
         must(connection.pauses & TURN and (is_over or not transport.reading), "a connection that waits is read")
+
+    def _rest(self, original: Any, pacing: Pacing, connection: Any, interval: WriteInterval, now: float) -> None:
+        was = connection.pauses
+        original(pacing, connection, interval, now)
+        must(not was, "an upstream that is silent already is paced", was)
+        cause = "the load" if pacing.adaptive.seconds > interval.least_s else "its terms"
+        self.seen[f"an upstream rests after a read, for {cause}"] += connection.pauses == PACE
 
     # -- reads and coalescing
 

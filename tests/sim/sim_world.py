@@ -31,6 +31,7 @@ from streamd.net.client import EXPECTING, ClientConnection, ClientState
 from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 from streamd.policy import Policy
+from streamd.rows import WORD_S
 
 POLICIES = tuple(policy.value for policy in Policy)
 # A gap is announced under drop_oldest, and gaps are worth searching.
@@ -112,6 +113,8 @@ def settings_for(rng: random.Random) -> Settings:
         detached_max=pick((0, 3, 250)),
         publisher_grace_s=2.0,
         publisher_idle_timeout_s=3.0,
+        write_interval_s=pick((0.0, WORD_S, WORD_S, 0.03, 0.3)),
+        write_interval_lower=pick((False, True)),
     )
 
 
@@ -169,7 +172,7 @@ class World:
         other = random.Random(self.seed + 1)
         budget = self._budget()
         admission = Admission(budget, Limits(loop_lag_max_s=0))
-        worker = Worker(self.loop, self.settings, budget=budget, admission=admission, rng=other)
+        worker = Worker(self.loop, self.settings, budget=budget, admission=admission, rng=other, busy_s=self._busy_s)
         runtime, hub = worker.runtime, worker.runtime.hub
         runtime.unix_time = lambda: 1.7e9 + self.loop.time()
         runtime.sweep._members = OrderedMembers()  # type: ignore[assignment]
@@ -403,6 +406,10 @@ class World:
             errand.wishes.append(b"Idempotency-Key: " + errand.key.encode())
             if rng.random() < 0.7:
                 self.loop.io(rng.random() * rng.choice((0.1, 4)), self._twin, errand)
+        if rng.random() < 0.15:
+            errand.wishes.append(
+                b"X-Stream-Write-Interval: " + rng.choice((b"0", b"10ms", b"200ms", b"1s", b"adaptive"))
+            )
         return errand
 
     def _twin(self, errand: Errand) -> None:
@@ -441,6 +448,11 @@ class World:
         self._errands[errand.rid] = errand
         return errand
 
+    def _busy_s(self) -> float:
+        """The worker's work: half of the runs are busy for three seconds out of six."""
+        rounds, since_s = divmod(self.loop.time(), 6.0)
+        return self.seed % 2 * (3.0 * rounds + min(3.0, since_s))
+
     def _models(self) -> Errand:
         return Errand("small", "GET", "/v1/models", self._rid())
 
@@ -456,7 +468,7 @@ class World:
         errand.deletes = True  # no events in this request
         if self.rng.random() < 0.4:
             interval_s, policy = self.rng.choice((0.02, 0.2)), self.rng.choice(POLICIES)
-            errand.body = b'{"flush_interval":%g,"policy":"%b"}' % (interval_s, policy.encode())
+            errand.body = b'{"write_interval":%g,"policy":"%b"}' % (interval_s, policy.encode())
         return errand
 
     def _events(self, opened: Errand) -> Errand:

@@ -382,7 +382,7 @@ BROKEN = {
     pools_forever: "pooled for too long",
     grants_no_resume_grace: "a grace",
     blames_the_reader: "a present reader counts as gone",
-    misses_in_silence: "coalesced to|seq|sent away with",
+    misses_in_silence: "coalesced to|seq|sent away with|gap .* with id",
     says_farewell_behind_the_gap: "sent away with",
     forgets_too_soon: "a stream is gone before its time|a grace ended before its time",
     sends_no_heartbeat: "a silent stream without a heartbeat",

@@ -1,0 +1,160 @@
+"""Pacing: when does a token wait, and for how long at most?
+
+WHY. Most of a token's cost is the kernel's, for a read and a write of a few hundred bytes, and the next largest part is
+paid for each read as well, not for each token. Two tokens in a read and a write cost little more than one. A relay that
+copies bytes can't wait; streamd knows the events, and may hold a token back for a moment that nobody sees.
+
+THE RULE. Each stream has a *write interval* (core/write_interval.py), from the settings of its route (`write_interval`)
+and the request that opened it (X-Stream-Write-Interval):
+
+    0           a token goes out in the loop's turn that reads it
+    a duration  a token waits at most so long, from its own arrival
+    adaptive    the same, with an interval that follows this worker's load: 0 while the worker is idle, up to 50 ms as
+                it fills up, up to a second while it can't keep up
+
+    The first event of a stream goes at once, and so does the first after a silence longer than the interval. The end of
+    an answer, its terminal event, an error and a seal go as soon as they are read, with all that is held.
+
+WHERE A TOKEN WAITS. A relayed stream's token waits in the kernel: after a read of an upstream's socket the socket isn't
+read again for the interval (the reason PACE of net/reading.py), then all that has come is one read and one write. So a
+pause costs no work for the tokens that come meanwhile, and TCP slows down a source that is faster than streamd. The
+time of a token's arrival isn't known there, but the pause began before it: no token waits longer than the pause. A
+terminal event that comes during a pause waits for the pause's end, because nobody has read it.
+
+    So a pause that the settings or a request ask for is at most READ_PAUSE_S_MAX. The rest of a longer interval is
+    spent in the stream's dispatcher (core/fanout.py), where a terminal event, an error or the seal ends the wait. Only
+    a pause that the load asks for may be longer, up to a second: it is there to save reads.
+
+    A published stream's token waits in the stream's dispatcher for the whole interval. Its publisher is always read.
+
+    A stream with more than 64 readers is handed out by its dispatcher in any case. Of a relayed stream the dispatcher
+    adds no wait of its own to the pause.
+
+WHAT IT COSTS. All pauses end by a single timer: the connections that have to be read again in the same TICK_S are a
+list. A pause is a call of the transport and an append, its end another call; while no stream has an interval, nothing
+but a look at a flag for each turn of the loop.
+
+NEVER FOR A READER. A pause follows a read, whatever the stream's readers do. For a slow reader the source is never
+paused.
+
+BOUNDS. A connection is in at most one list, and a list is dropped at its tick, a second later at most.
+
+Rejected: reading each token at once and holding its frame (saves the write, but not the read, and needs a timer and
+memory for each stream); one pause for the whole loop (holds back requests and first tokens too); a timer for each
+connection (two heap operations each pause).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+from streamd.core.write_interval import AdaptiveInterval, WriteInterval
+from streamd.counters import Counters
+from streamd.net.reading import PACE, Readable, pause_reading, resume_reading
+
+# The longest pause that settings or requests bring about, and so the longest that an end stays unread: users see an
+# answer that ends a tenth of a second late as one that ends in time.
+READ_PAUSE_S_MAX: Final = 0.1
+
+# The pauses that end within this time end together: a turn finds more to read, and no pause is shorter by more.
+TICK_S: Final = 0.005
+
+
+class Paced(Readable, Protocol):
+    """A connection to an upstream whose socket may rest."""
+
+    touched_at: float  # the time of its last sign of life
+
+    def crash(self, where: str, error: Exception) -> None:
+        """As in Guarded (core/guard.py)."""
+
+
+class Pacing:
+    """One per worker: the pauses of its upstreams' sockets, and the interval that its load asks for."""
+
+    __slots__ = ("_armed_tick", "_counters", "_due", "_late_s", "_loop", "_set", "_timer", "adaptive", "is_on")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
+        self._loop = loop
+        self._counters = counters
+        self.adaptive = AdaptiveInterval()
+        self._set = 0  # answers under way whose interval is at least some time by their terms
+        self.is_on = False  # whether there is an interval at all
+        self._due: dict[tuple[int, float], list[Paced]] = {}  # by the tick of the pause's end, and its length
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_tick = 0
+        self._late_s = 0.0  # the latest end of a pause since the last note_load()
+
+    # -- intervals
+
+    def interval_s(self, interval: WriteInterval) -> float:
+        """The seconds for which a token of a stream with these terms may wait at this moment."""
+        return max(interval.least_s, self.adaptive.seconds) if interval.adaptive else interval.least_s
+
+    def read_pause_s(self, interval: WriteInterval) -> float:
+        """The part of the interval in which the upstream isn't read."""
+        wanted_s = min(interval.least_s, READ_PAUSE_S_MAX)
+        return max(wanted_s, self.adaptive.seconds) if interval.adaptive else wanted_s
+
+    def hold_s(self, interval: WriteInterval) -> float:
+        """The rest of the interval, in which events that were read wait in the stream's dispatcher."""
+        return self.interval_s(interval) - self.read_pause_s(interval)
+
+    def note_load(self, busy_share: float, lag_s: float) -> None:
+        """Follow the load of the last 250 ms: the part of it that the worker was busy, and the loop's lateness."""
+        late_s, self._late_s = max(self._late_s, lag_s), 0.0
+        self.adaptive.note(busy_share, late_s)
+        self.is_on = self._set > 0 or self.adaptive.seconds > 0
+
+    def enter(self, interval: WriteInterval) -> None:
+        """An answer begins whose stream has these terms; leave() follows."""
+        self._set += interval.least_s > 0
+        self.is_on = self._set > 0 or self.adaptive.seconds > 0
+
+    def leave(self, interval: WriteInterval) -> None:
+        """The answer is over."""
+        self._set -= interval.least_s > 0
+        self.is_on = self._set > 0 or self.adaptive.seconds > 0
+
+    # -- pauses
+
+    def rest(self, connection: Paced, interval: WriteInterval, now: float) -> None:
+        """Don't read this connection for the rest of its interval, which began with the read of this turn."""
+        wait_s = self.read_pause_s(interval)
+        tick = int((now + wait_s) / TICK_S)
+        if tick <= int(now / TICK_S):
+            return
+        pause_reading(connection, PACE)
+        resting = self._due.get((tick, wait_s))
+        if resting is None:
+            self._due[tick, wait_s] = [connection]
+            if self._timer is None or tick < self._armed_tick:
+                self._arm(tick)
+        else:
+            resting.append(connection)
+
+    def _arm(self, tick: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_tick = tick
+        self._timer = self._loop.call_later(max(0.0, tick * TICK_S - self._loop.time()), self._wake)
+
+    def _wake(self) -> None:
+        """Read the connections again whose pause is over."""
+        self._timer = None
+        now = self._loop.time()
+        self._late_s = max(self._late_s, now - self._armed_tick * TICK_S)
+        # Why the armed tick: a timer may come a fraction of a millisecond early.
+        tick_now = max(self._armed_tick, int(now / TICK_S))
+        for key in [key for key in self._due if key[0] <= tick_now]:
+            resting = self._due.pop(key)
+            self._counters.held_s.observe(key[1], len(resting))
+            for connection in resting:
+                connection.touched_at = now  # it had no chance to show a sign of life
+                try:
+                    resume_reading(connection, PACE)
+                except Exception as error:
+                    connection.crash("pacing.resume", error)
+        if self._due:
+            self._arm(min(tick for tick, _ in self._due))
