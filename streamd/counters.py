@@ -129,6 +129,11 @@ GAUGES = (
     ),
     gauge("descriptors", "File descriptors in use."),
     gauge("reserved", "Connections admitted from the operators' reserve, beyond the gates."),
+    gauge("draining", "1 while streamd drains.", "streamd_draining", combine=Combine.MAX),
+    gauge("drain_left", "Generations that still run in a drain; 0 without a drain.", "streamd_drain_left"),
+    gauge("drain_finished", "Generations that ended by themselves in this drain."),
+    gauge("drain_sent_away", "Readers of published streams that were told to come back in this drain."),
+    gauge("drain_cut", "Readers that were told at the deadline of this drain."),
     # A process's own parts of streamd_saturation, in millionths.
     gauge("descriptors_ppm", "Share of the file descriptors in use.", combine=Combine.MAX),
     gauge("loop_lag_ppm", "Lateness of the loop as a share of its limit.", combine=Combine.MAX),

@@ -104,7 +104,7 @@ class Live:
 
     async def _stop(self) -> None:
         self.worker.runtime.sweep.stop()
-        for server in self.worker._servers:
+        for server in self.worker._servers[False]:
             server.close()
         for client in tuple(self.worker.runtime.clients):
             client.abort(CloseReason.DRAINING)

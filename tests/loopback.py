@@ -256,6 +256,14 @@ class Daemon:
         """Run the deadlines of streams (retention, graces) as if `seconds` had passed."""
         self.runtime.hub.sweep(self.streams, self.loop.time() + seconds)
 
+    def close_listeners(self) -> None:
+        for servers in self.worker._servers.values():
+            for server in servers:
+                server.close()
+        for sockets in self.worker._sockets.values():
+            for sock in sockets:
+                sock.close()
+
     def left(self) -> dict[str, object]:
         """Counts of all objects that belong to requests."""
         return {
@@ -313,9 +321,7 @@ async def serving(
         await daemon.check_nothing_is_left()
     finally:
         worker.runtime.sweep.stop()
-        for server in worker._servers:
-            server.close()
-        sock.close()
+        daemon.close_listeners()
         mock.close()
         logs._sink.level, client.BROKEN_END_S = level, broken_end_s
 

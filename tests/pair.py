@@ -104,10 +104,7 @@ async def pair(
         for each, peers in zip(p.both, p.peers, strict=True):
             peers.stop()
             each.runtime.sweep.stop()
-            for server in each.worker._servers:
-                server.close()
-            for sock in each.worker._sockets:
-                sock.close()
+            each.close_listeners()
         for near, far in ends:
             near.close()
             far.close()

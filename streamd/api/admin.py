@@ -26,12 +26,14 @@ class Admin:
         tables: dict[str, Table],
         ending: Ending,
         drain: Callable[[], None],
+        take_back: Callable[[Callable[[bool], None]], None],
         set_level: Callable[[str], None],
     ) -> None:
         self._drain = drain
+        self._take_back = take_back
         self._set_level = set_level
         self._routes = {
-            "/drain": {"POST": Plan(answer=self.drain)},
+            "/drain": {"POST": Plan(answer=self.drain), "DELETE": Plan(answer=self.take_back)},
             "/log-level": {"PUT": Plan(answer=self.log_level, keeps_body=True, body_bytes_max=64)},
             **{f"/{name}": {"GET": Plan(answer=table.show)} for name, table in tables.items()},
         }
@@ -50,6 +52,17 @@ class Admin:
         """Drain, as SIGTERM does; a second request ends the drain at once."""
         self._drain()
         answer.send(202, b'{"state":"draining"}\n', [JSON])
+
+    def take_back(self, answer: Answer) -> None:
+        """Take a drain back whose listeners are still open. Raises HttpError 409."""
+
+        def respond(is_taken_back: bool) -> None:
+            if not is_taken_back:
+                text = "It was too late to take the drain back: the listeners are closed."
+                raise HttpError(409, text, code="drain_under_way")
+            answer.send(200, b'{"state":"serving"}\n', [JSON])
+
+        self._take_back(lambda is_taken_back: answer.settle(lambda: respond(is_taken_back)))
 
     def log_level(self, answer: Answer) -> None:
         """PUT /log-level with the level as body; holds until the next reload or restart."""

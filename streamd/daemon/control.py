@@ -31,6 +31,9 @@ MESSAGE_BYTES_MAX = 192 * 1024
 EXIT_FAILED = 1
 EXIT_SETTINGS = 2
 
+# Takes the place of a signal's name in a drain that an operator asked for.
+ADMIN = "admin"
+
 # Longest window of a drain after Ctrl-C at a terminal, where a person waits for the end.
 QUICK_DRAIN_S = 2.0
 
@@ -50,8 +53,10 @@ class ToWorker(enum.Enum):
     PREPARE = "prepare"  # (number of the reload, Settings, names): read everything that a reload needs, change nothing
     APPLY = "apply"  # the number: use the prepared settings from now on
     DISCARD = "discard"  # the number: another worker has refused these settings
-    DRAIN = "drain"  # quick: bool
+    DRAIN = "drain"  # (quick, whether CLOSE will end its first step, the name of the signal or ADMIN)
+    CLOSE = "close"  # the first step of the drain is over: close the listeners
     HURRY = "hurry"  # end the drain now
+    TAKE_BACK = "take_back"  # the drain is taken back: serve as before
     LOG_LEVEL = "log_level"  # the level's word
     BURY = "bury"  # (slot, pid) of a worker that has died: fold its counts into the base row
     STORED = "stored"  # the answer to STORE: whether systemd's socket took the descriptor
@@ -66,7 +71,8 @@ class ToParent(enum.Enum):
     STANDING = "standing"  # a Standing
     PREPARED = "prepared"  # (number of the reload, why the settings can't be used or "")
     APPLIED = "applied"  # the number
-    DRAIN = "drain"  # a client of the admin surface asks for a drain of the daemon
+    DRAIN = "drain"  # an operator asks for a drain of the daemon, on the admin surface
+    TAKE_BACK = "take_back"  # an operator takes the drain back. The answer is TAKE_BACK, CLOSE or HURRY
     LOG_LEVEL = "log_level"  # the level's word, from the admin surface
     SAVING = "saving"  # the drain is over; the loop stands still while streams are saved
     DRAINED = "drained"  # the values of its Report

@@ -40,6 +40,7 @@ from streamd.addresses import parse_address
 from streamd.config import LISTEN_WITHOUT_KEYS, METRICS_BEYOND_LOOPBACK, ConfigError, Settings
 from streamd.daemon import control, listen, logs, slot, systemd
 from streamd.daemon.control import (
+    ADMIN,
     EXIT_FAILED,
     EXIT_SETTINGS,
     QUICK_DRAIN_S,
@@ -122,7 +123,11 @@ class Parent:
         self._signalled_at = -SECOND_SIGNAL_S
         self._ticked_at = self._started_at
         self._watchdog_at = self._extended_at = 0.0
-        self._kill_at = float("inf")
+        # the drain
+        self._closes_at = float("inf")  # when its first step ends; infinite if that has ended, or without a drain
+        self._drain_ends_at = self._kill_at = float("inf")
+        self._may_be_taken_back = False
+        self._own_files: dict[str, tuple[int, int]] = {}  # of operators' Unix listeners: device and inode
 
     @property
     def _settings(self) -> Settings:
@@ -142,6 +147,7 @@ class Parent:
                 self._start_again(each)
             while self._state is not DaemonState.STOPPED:
                 self._turn()
+            self._remove_own_files()
             self._save()
         report = self._report()
         if self._exit_status == 0:
@@ -182,11 +188,13 @@ class Parent:
             self._admin = [listen.bind(parse_address(self._settings.admin), self._settings, mode=listen.ADMIN_MODE)]
         if self._settings.metrics_listen and not self._metrics:
             self._metrics = [listen.bind(parse_address(self._settings.metrics_listen), self._settings)]
+        self._note_own_files()
 
     def _close_listeners(self) -> None:
         """Close the parent's copies first: the last copy must be a worker's, which empties the accept queue.
 
-        A worker removes the file of a Unix listener; the parent does it if the workers haven't come up yet.
+        A worker removes the file of a Unix listener; the parent does it if the workers haven't come up yet. The
+        workers keep listeners of operators open to the end, and _remove_own_files() removes the files of these.
         """
         unused = self._state is DaemonState.STARTING
         for sock, kept in self._listeners():
@@ -194,6 +202,21 @@ class Parent:
         self._public.clear()
         self._admin.clear()
         self._metrics.clear()
+
+    def _note_own_files(self) -> None:
+        """Remember the files of operators' Unix listeners: at the end another daemon may have put its own there."""
+        for sock, kept in self._listeners():
+            if sock not in self._public and not kept and sock.family == socket.AF_UNIX:
+                path = sock.getsockname()
+                status = os.stat(path)
+                self._own_files[path] = (status.st_dev, status.st_ino)
+
+    def _remove_own_files(self) -> None:
+        for path, file in self._own_files.items():
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                if (status.st_dev, status.st_ino) == file:
+                    os.unlink(path)
 
     def _listeners(self) -> list[tuple[socket.socket, bool]]:
         kinds = (
@@ -327,7 +350,9 @@ class Parent:
         elif kind == ToParent.APPLIED.value:
             self._reloads.answered(place, facts)
         elif kind == ToParent.DRAIN.value:
-            self._stop("admin", quick=False)
+            self._stop(ADMIN, quick=False)
+        elif kind == ToParent.TAKE_BACK.value:
+            self._take_back()
         elif kind == ToParent.LOG_LEVEL.value:
             logs.set_level(facts)
             self._tell_all(ToWorker.LOG_LEVEL, facts)
@@ -428,28 +453,65 @@ class Parent:
 
     def _stop(self, name: str, *, quick: bool) -> None:
         now = self._clock()
-        if now - self._signalled_at < SECOND_SIGNAL_S:
-            return
-        self._signalled_at = now
+        if name != ADMIN:
+            if now - self._signalled_at < SECOND_SIGNAL_S:
+                return
+            self._signalled_at = now
         if self._state is DaemonState.DRAINING:
             logs.event(logs.INFO, "hurrying", signal=name)
+            self._close_for_drain()
             self._tell_all(ToWorker.HURRY)
             self._kill_at = now + KILL_AFTER_S
             return
         logs.event(logs.INFO, "draining", signal=name)
-        self._begin_drain(quick=quick)
+        self._begin_drain(quick=quick, by=name)
 
-    def _begin_drain(self, *, quick: bool) -> None:
-        settings = self._settings
-        self._close_listeners()
-        self._state = DaemonState.DRAINING
-        self._reloads.abandon()
-        if self._exit_status == 0:
-            self._notifier.stopping(self._status_line())
+    def _begin_drain(self, *, quick: bool, by: str = "") -> None:
+        """Begin the drain's first step, or its second if there is no delay. `by`: a signal's name, or ADMIN."""
+        settings, now = self._settings, self._clock()
+        waits = self._state is DaemonState.SERVING and not quick and settings.drain_delay_s > 0
         longest_s = settings.drain_delay_s + settings.drain_timeout_s
-        self._kill_at = self._clock() + (QUICK_DRAIN_S if quick else longest_s) + KILL_AFTER_S
-        self._tell_all(ToWorker.DRAIN, quick)
+        self._drain_ends_at = now + (QUICK_DRAIN_S if quick else longest_s)
+        self._kill_at = self._drain_ends_at + KILL_AFTER_S
+        self._closes_at = now + settings.drain_delay_s if waits else now
+        self._reloads.abandon()
+        if not waits:
+            self._close_listeners()
+        self._state = DaemonState.DRAINING
+        if self._exit_status == 0:
+            # An operator may take the drain back during its delay, but systemd never goes back from STOPPING.
+            tell = self._notifier.status if waits and by == ADMIN else self._notifier.stopping
+            tell(self._status_line())
+        self._may_be_taken_back = waits and by == ADMIN
+        self._tell_all(ToWorker.DRAIN, (quick, waits, by))
+        if not waits:
+            self._closes_at = float("inf")
         self._stop_if_all_ended()
+
+    def _close_for_drain(self) -> None:
+        """The delay is over: close the parent's listeners first, then the workers'. No effect if they are closed."""
+        if self._closes_at == float("inf"):
+            return
+        self._closes_at = float("inf")
+        self._close_listeners()
+        if self._may_be_taken_back:
+            self._may_be_taken_back = False
+            self._notifier.stopping(self._status_line())
+        self._tell_all(ToWorker.CLOSE)
+
+    def _take_back(self) -> None:
+        """Serve as before the drain; workers that have died meanwhile are started again."""
+        if not self._may_be_taken_back:
+            return  # the worker that asks is told by the order that came between
+        self._may_be_taken_back = False
+        self._closes_at = self._kill_at = float("inf")
+        self._state = DaemonState.SERVING
+        logs.event(logs.INFO, "drain taken back")
+        self._tell_all(ToWorker.TAKE_BACK)
+        self._notifier.status(self._status_line())
+        for each in self._slots:
+            if not each.pid:
+                self._start_again(each)
 
     def _stop_if_all_ended(self) -> None:
         if not any(each.pid for each in self._slots):
@@ -477,7 +539,10 @@ class Parent:
             self._look_after(each, now)
         if any(each.ready for each in self._slots):
             self._feed_watchdog(now)
-        if self._state is DaemonState.DRAINING and now >= self._extended_at + EXTEND_S / 2:
+        if now >= self._closes_at:
+            self._close_for_drain()
+        is_stopping = self._state is DaemonState.DRAINING and not self._may_be_taken_back
+        if is_stopping and now >= self._extended_at + EXTEND_S / 2:
             self._extended_at = now
             self._notifier.extend_timeout(round(EXTEND_S * 1_000_000))
 
@@ -518,7 +583,11 @@ class Parent:
             f" saturation {max(each.saturation for each in standings):.2f}"
         )
         ready = sum(each.ready for each in self._slots)
-        return line if len(self._slots) == 1 else f"{line}, {ready} workers"
+        if len(self._slots) > 1:
+            line += f", {ready} workers"
+        if self._state is DaemonState.DRAINING:
+            line += f", ends within {max(0.0, self._drain_ends_at - self._clock()):.0f} s"
+        return line
 
     def _report(self) -> Report:
         reports = [each.report for each in self._slots if each.report is not None]

@@ -11,7 +11,8 @@ import gc
 import math
 import random
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from streamd import metrics
@@ -38,15 +39,16 @@ from streamd.core.hub import CHARGE_TURNS, KEPT_STREAM_BYTES, Hub
 from streamd.core.stream import Stream
 from streamd.daemon import listen, logs, machine
 from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
-from streamd.daemon.control import QUICK_DRAIN_S, DaemonState, Report, Standing
+from streamd.daemon.control import ADMIN, QUICK_DRAIN_S, DaemonState, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
-from streamd.daemon.drain import Drain
+from streamd.daemon.drain import Drain, DrainStep
 from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets
 from streamd.daemon.shared import Shared
 from streamd.net import totals
 from streamd.net.application import Application
 from streamd.net.client import ClientConnection
 from streamd.net.handover import hand_over
+from streamd.net.http_error import HttpError
 from streamd.net.in_turns import SlowWork, Steps, at_once
 from streamd.net.inquiry import Answerer, Inquiries
 from streamd.net.layers import Adopted, protocol_factory
@@ -93,6 +95,7 @@ class Worker:
         admission: Admission | None = None,
         rng: random.Random | None = None,
         on_drain: Callable[[], None] | None = None,
+        on_take_back: Callable[[], None] | None = None,
         on_level: Callable[[str], None] = logs.set_level,
         busy_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -135,12 +138,16 @@ class Worker:
         self._charged_logs = 0
         self._charge_turn = 0
         self._entrances: dict[tuple[str, int, bool], Entrance] = {}
-        self._servers: list[asyncio.AbstractServer] = []
-        self._sockets: list[socket.socket] = []
+        # by whether they are of operators
+        self._servers: dict[bool, list[asyncio.AbstractServer]] = {False: [], True: []}
+        self._sockets: dict[bool, list[socket.socket]] = {False: [], True: []}
         self.removes_sockets = True  # the files of Unix listeners: a single worker of the daemon does
         self._kept_open: set[int] = set()  # descriptors of sockets that outlive this process: systemd's
         self._drain_task: asyncio.Task[None] | None = None
-        self._on_drain = on_drain or self.drain  # called when the admin surface asks for a drain of the whole daemon
+        # called when an operator asks for a drain of the whole daemon, or takes it back
+        self._on_drain = on_drain or self.drain
+        self._on_take_back = on_take_back or self.take_back
+        self._waiting_operators: list[Callable[[bool], None]] = []  # for whether a drain is taken back
         self._on_level = on_level
         self._adopting: set[asyncio.Task[None]] = set()  # bounded by the connections that peers receive in a turn
         self._wire()
@@ -169,7 +176,13 @@ class Worker:
             Publish(runtime, streams, rights),
             Models(runtime, upstreams, rights, lambda request: ask_of(request, runtime.cors)),
             Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
-            Admin(tables=tables, ending=ending, drain=self._on_drain, set_level=self._on_level),
+            Admin(
+                tables=tables,
+                ending=ending,
+                drain=self._on_drain,
+                take_back=self._ask_take_back,
+                set_level=self._on_level,
+            ),
             llama := Llama(runtime, streams, rights),
             responses := ResponsesRoute(runtime, streams, rights),
         )
@@ -196,7 +209,7 @@ class Worker:
     def totals(self) -> Totals:
         """The daemon's totals: with several workers, the sum of their rows."""
         self.runtime.counters.log_lines_lost = logs.lines_lost()
-        own = totals.of_worker(self.runtime, self.upstreams, self._resident_bytes)
+        own = self._own_totals()
         self._saturation = own.saturation
         if self.shared is None:
             return own
@@ -204,6 +217,38 @@ class Worker:
         summed = self.shared.add_up()
         self._saturation = {**own.saturation, **summed.saturation}
         return summed
+
+    def _own_totals(self) -> Totals:
+        drain = totals.NO_DRAIN
+        if self.draining is not None:
+            progress = self.draining.progress()
+            drain = {
+                "draining": 1,
+                "drain_left": progress.left,
+                "drain_finished": progress.finished,
+                "drain_sent_away": progress.sent_away,
+                "drain_cut": progress.cut,
+            }
+        return totals.of_worker(self.runtime, self.upstreams, self._resident_bytes, drain)
+
+    def _drain_status(self, gauges: Mapping[str, int]) -> dict[str, Any] | None:
+        """The drain as /status shows it: its times are this worker's, its numbers those of all workers."""
+        drain = self.draining
+        if drain is None:
+            return None
+        progress, now_unix = drain.progress(), self.runtime.unix_time()
+        return {
+            "by": drain.by,
+            "since": _utc(now_unix - progress.since_s),
+            "since_s": round(progress.since_s, 1),
+            "deadline": _utc(now_unix + progress.deadline_s),
+            "deadline_s": round(progress.deadline_s, 1),
+            "may_be_taken_back": drain.may_be_taken_back,
+            "left": gauges["drain_left"],
+            "finished": gauges["drain_finished"],
+            "sent_away": gauges["drain_sent_away"],
+            "cut": gauges["drain_cut"],
+        }
 
     def _readiness(self) -> str:
         return "ready" if self.state is DaemonState.SERVING else self.state.value
@@ -221,6 +266,7 @@ class Worker:
         admission["saturation"] = self._saturation
         uptime_s = runtime.time() - started_at
         status = metrics.status(summed, state=self.state.value, uptime_s=uptime_s, admission=admission)
+        status["drain"] = self._drain_status(summed.gauges)
         if shared is not None:
             status["workers"] = shared.each()
         return status
@@ -305,7 +351,7 @@ class Worker:
             self.rights.publish(now)
             self.runtime.counters.log_lines_lost = logs.lines_lost()
             if shared is not None:
-                shared.publish(totals.of_worker(self.runtime, self.upstreams, self._resident_bytes))
+                shared.publish(self._own_totals())
 
     def _sweep_streams(self, streams: tuple[Stream, ...], start: int) -> None:
         piece = streams[start : start + STREAMS_SLICE_MAX]
@@ -324,7 +370,7 @@ class Worker:
         """
         for sock in sockets:
             listen.set_options(sock, self.settings)
-            self._sockets.append(sock)
+            self._sockets[bool(kind)].append(sock)
             if keep_open:
                 self._kept_open.add(sock.fileno())
             name = kind or ("loopback" if listen.is_loopback(sock) else "public")
@@ -334,7 +380,7 @@ class Worker:
                     server = await self.loop.create_unix_server(make, sock=sock.dup(), backlog=listen.BACKLOG)
                 else:
                     server = await self.loop.create_server(make, sock=sock.dup(), backlog=listen.BACKLOG)
-                self._servers.append(server)
+                self._servers[bool(kind)].append(server)
 
     def entrance(self, listener: str, price_bytes: int = 0, *, is_tunnelled: bool = False) -> Entrance:
         """Where connections of a kind come in: the same object for all of them."""
@@ -441,9 +487,13 @@ class Worker:
         logs.set_level(settings.log_level)
         logs.set_format(settings.log_format)
 
-    def drain(self, *, quick: bool = False) -> None:
-        """Begin to stop; a second call goes to the end at once. `drained` gets the report."""
+    def drain(self, *, quick: bool = False, waits: bool = False, by: str = ADMIN) -> None:
+        """Begin to stop; a second call goes to the end at once. `drained` gets the report.
+
+        `quick`: with short times. `waits`: end_delay() ends the first step. `by`: a signal's name, or ADMIN.
+        """
         if self.draining is not None:
+            self._answer_operators(is_taken_back=False)
             self.draining.hurry()
             return
         settings = self.settings
@@ -452,14 +502,49 @@ class Worker:
             self.runtime,
             delay_s=0.0 if quick else settings.drain_delay_s,
             timeout_s=min(settings.drain_timeout_s, QUICK_DRAIN_S) if quick else settings.drain_timeout_s,
-            close_listeners=self._close_listeners,
+            close_listeners=functools.partial(self._close_listeners, of_operators=False),
+            close_operators=functools.partial(self._close_listeners, of_operators=True),
+            waits=waits,
+            by=by,
         )
         self._drain_task = self.loop.create_task(self._drain(self.draining))
+
+    def end_delay(self) -> None:
+        """The first step of the drain is over."""
+        self._answer_operators(is_taken_back=False)
+        if self.draining is not None:
+            self.draining.end_delay()
+
+    def take_back(self) -> None:
+        """Serve as before, if the drain is in its first step."""
+        drain = self.draining
+        if drain is not None and drain.may_be_taken_back:
+            drain.take_back()
+            self.draining, self.state = None, DaemonState.SERVING
+            self._answer_operators(is_taken_back=True)
+
+    def _ask_take_back(self, told: Callable[[bool], None]) -> None:
+        """An operator takes the drain back; `told` hears whether it was possible. Raises HttpError 409."""
+        drain = self.draining
+        if drain is None:
+            raise HttpError(409, "streamd isn't draining.", code="not_draining")
+        if not drain.may_be_taken_back:
+            raise HttpError(409, TOO_LATE_TO_TAKE_BACK, code="drain_under_way")
+        self._waiting_operators.append(told)
+        self._on_take_back()
+
+    def _answer_operators(self, *, is_taken_back: bool) -> None:
+        waiting, self._waiting_operators = self._waiting_operators, []
+        for told in waiting:
+            with self.runtime.guard:
+                told(is_taken_back)
 
     async def _drain(self, drain: Drain) -> None:
         guard = self.runtime.guard
         with guard:
             await drain.run()
+        if drain.step is DrainStep.TAKEN_BACK:
+            return
         self.state = DaemonState.STOPPED
         self.runtime.sweep.stop()
         with guard:
@@ -469,22 +554,38 @@ class Worker:
                 tunnel.abort()
         with guard:
             self._lines.flush()
+        if self.shared is not None:
+            with guard:  # workers that drain on show these numbers
+                self.shared.publish(self._own_totals())
         self.drained.set_result(drain.report)
 
-    async def _close_listeners(self) -> None:
-        """Accept every connection that waits in a queue of this daemon, then close; queues that systemd holds stay."""
+    async def _close_listeners(self, *, of_operators: bool) -> None:
+        """Accept every connection that waits in a queue of this daemon, then close; queues that systemd holds stay.
+
+        The parent removes the file of an operators' Unix listener, because workers end at different times.
+        """
         deadline = self.loop.time() + ACCEPT_EMPTY_S_MAX
-        own = [sock for sock in self._sockets if sock.fileno() not in self._kept_open]
+        sockets, servers = self._sockets[of_operators], self._servers[of_operators]
+        own = [sock for sock in sockets if sock.fileno() not in self._kept_open]
         while self.loop.time() < deadline and any(map(listen.connection_waits, own)):  # noqa: ASYNC110 (the kernel's queue)
             await asyncio.sleep(0)
-        for server in self._servers:
+        for server in servers:
             server.close()
-        for sock in self._sockets:
-            listen.close(sock, remove=self.removes_sockets and sock in own)
-        self._servers.clear()
-        self._sockets.clear()
+        for sock in sockets:
+            listen.close(sock, remove=self.removes_sockets and sock in own and not of_operators)
+        servers.clear()
+        sockets.clear()
         await asyncio.sleep(0)  # connections accepted last get a turn before the drain goes on
 
+
+def _utc(unix_s: float) -> str:
+    """A moment as RFC 3339 writes it."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+TOO_LATE_TO_TAKE_BACK = (
+    "This drain can't be taken back: its listeners are closed, or a signal began it, whose sender waits for the end."
+)
 
 # For gc.set_threshold(): allocations minus frees of containers before a pass over the youngest generation, then the
 # passes over each generation before a pass over the next older.

@@ -69,8 +69,14 @@ class WorkerProcess:
         return 0
 
     def _alone(self, settings: Settings) -> Worker:
-        ask_drain, ask_level = self._ask_drain, self._ask_level
-        return Worker(self._loop, settings, on_drain=ask_drain, on_level=ask_level, busy_s=machine.busy_s)
+        return Worker(
+            self._loop,
+            settings,
+            on_drain=self._ask_drain,
+            on_take_back=self._ask_take_back,
+            on_level=self._ask_level,
+            busy_s=machine.busy_s,
+        )
 
     def _among(self, settings: Settings, names: tuple[str, ...]) -> Worker:
         """A worker of several, with its row in the mapping and its sockets to the others."""
@@ -91,6 +97,7 @@ class WorkerProcess:
             admission=admission,
             rng=rng,
             on_drain=self._ask_drain,
+            on_take_back=self._ask_take_back,
             on_level=self._ask_level,
             busy_s=machine.busy_s,
         )
@@ -142,7 +149,12 @@ class WorkerProcess:
         elif kind == ToWorker.DISCARD.value:
             self._prepared = None
         elif kind == ToWorker.DRAIN.value:
-            worker.drain(quick=facts)
+            quick, waits, by = facts
+            worker.drain(quick=quick, waits=waits, by=by)
+        elif kind == ToWorker.CLOSE.value:
+            worker.end_delay()
+        elif kind == ToWorker.TAKE_BACK.value:
+            worker.take_back()
         elif kind == ToWorker.HURRY.value:
             worker.drain()
         elif kind == ToWorker.LOG_LEVEL.value:
@@ -194,6 +206,9 @@ class WorkerProcess:
 
     def _ask_drain(self) -> None:
         self._say(ToParent.DRAIN)
+
+    def _ask_take_back(self) -> None:
+        self._say(ToParent.TAKE_BACK)
 
     def _ask_level(self, level: str) -> None:
         self._say(ToParent.LOG_LEVEL, level)

@@ -666,7 +666,11 @@ class ClientConnection(TakesTurns, SmallReads):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether the connection expects a request's head or runs an answer."""
+        """Whether the connection expects a request's head or runs an answer. On a listener of operators it counts only
+        while it is used as clients use streamd: a look at a drain must not hold it up.
+        """
+        if self.origin.is_operators:
+            return self.answer is not None and self.answer.request.principal.admin
         return self.at is ClientState.ANSWERING or self.at in EXPECTING
 
     @guarded
@@ -688,7 +692,7 @@ class ClientConnection(TakesTurns, SmallReads):
             answer.refuse(problem)
         elif answer is not None and answer.is_whole_by_close:
             self.abort(problem.reason)
-        elif self.is_awaited:
+        elif self.at is ClientState.ANSWERING or self.at in EXPECTING:
             self.close(problem.reason)
 
     @property

@@ -17,6 +17,9 @@ from streamd.net.tunnel import reason_of_end
 from streamd.reasons import CloseReason
 from streamd.wire.forwarded import is_loopback
 
+# The listeners of operators, which stay open through a drain.
+OPERATORS = ("admin", "metrics")
+
 Remote = tuple[str, int]
 """The address and port of a client."""
 
@@ -153,6 +156,11 @@ class Origin:
     def listener(self) -> str:
         """ "public", "loopback", "admin" or "metrics"."""
         return self.entrance.listener
+
+    @property
+    def is_operators(self) -> bool:
+        """Whether the connection came over a listener of operators."""
+        return self.entrance.listener in OPERATORS
 
     @property
     def remote(self) -> Remote | None:

@@ -54,10 +54,22 @@ WORKER_BUSY = Refusal(
 )
 
 
+class CameFrom(Protocol):
+    """The origin of a connection, as the drain sees it."""
+
+    @property
+    def is_operators(self) -> bool:
+        """Whether the connection came over a listener of operators."""
+
+
 class Client(Protocol):
     """A client connection, as the totals and the drain see it."""
 
     paused: bool
+
+    @property
+    def origin(self) -> CameFrom:
+        """Where the connection came from."""
 
     @property
     def reader(self) -> Subscriber | None:
@@ -65,7 +77,7 @@ class Client(Protocol):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a request may still come, or an answer is being made or written."""
+        """Whether a request of a client may still come, or is being answered; operators' own requests don't count."""
 
     def close_if_idle(self, *, fresh_too: bool) -> None:
         """Close the connection between two requests; before its first only if `fresh_too`."""

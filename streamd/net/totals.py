@@ -15,7 +15,7 @@ Upstreams have an index that the parent gives out once for a name; from the 64th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -60,8 +60,16 @@ class Totals:
     upstreams: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -> Totals:
-    """This worker's totals at this moment; `resident_bytes` is the last measurement of its memory."""
+# The gauges of a drain, while there is none.
+NO_DRAIN = dict.fromkeys(("draining", "drain_left", "drain_finished", "drain_sent_away", "drain_cut"), 0)
+
+
+def of_worker(
+    runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0, drain: Mapping[str, int] = NO_DRAIN
+) -> Totals:
+    """This worker's totals at this moment. `resident_bytes` is the last measurement of its memory, `drain` has the
+    gauges of its drain.
+    """
     hub, counters = runtime.hub, runtime.counters
     streams = tuple(hub)
     for stream in streams:
@@ -86,6 +94,7 @@ def of_worker(runtime: Runtime, upstreams: Upstreams, resident_bytes: int = 0) -
         "bytes_resident": resident_bytes,
         "descriptors": admission.descriptors,
         "reserved": admission.reserved,
+        **drain,
         "descriptors_ppm": round(saturation[Gate.DESCRIPTORS.value] * 1e6),
         "loop_lag_ppm": round(saturation[Gate.LOOP_LAG.value] * 1e6),
     }

@@ -190,7 +190,7 @@ class Operator:
 
     async def ask(self, path: str, method: str = "GET") -> dict[str, Any]:
         daemon = self.daemon
-        if not any(sock is self.sock for sock in daemon.worker._sockets):
+        if self.sock not in daemon.worker._sockets[True]:
             await daemon.worker.listen([self.sock], "admin")
         port, daemon.port = daemon.port, self.sock.getsockname()[1]
         answer = await daemon.ask(get(path, method=method), method=method)

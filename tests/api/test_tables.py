@@ -365,6 +365,7 @@ def test_a_reader_is_sent_away_with_its_position_and_its_generation_goes_on() ->
         assert last.json["last_id"] == f"{stream_of(client)}:3"
         assert r.ended[-2][1] is CloseReason.CANCELLED
         assert row(r, "/streams?state=detached")["id"] == stream_of(client)
+        r.pass_time(0.01)
         again = r.client(get(f"/v1/streams/{stream_of(client)}", f"Last-Event-ID: {last.json['last_id']}"))
         assert again.answer.status == 200
         assert admin(r, f"/readers/{found['id']}", method="DELETE").answer.error["code"] == "nothing_to_end"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -343,7 +345,13 @@ def test_the_accept_queue_is_emptied_before_anything_is_closed() -> None:
             asked.append(r.runtime.draining)
             await asyncio.sleep(1)
 
-        drain = Drain(r.runtime, delay_s=0.0, timeout_s=1.0, close_listeners=close_listeners)
+        drain = Drain(
+            r.runtime,
+            delay_s=0.0,
+            timeout_s=1.0,
+            close_listeners=close_listeners,
+            close_operators=functools.partial(asyncio.sleep, 0),
+        )
         assert r.loop.run_until_complete(drain.run()) == Report()
         assert asked == [False] and r.runtime.draining
 
@@ -374,3 +382,124 @@ def test_readers_that_are_told_over_several_turns_stop_no_generation_either(monk
         r.pass_time(TIMEOUT_S + STEP_S)
         assert [stream.reason for stream in streams] == [CloseReason.RESTARTED] * 6
         assert all(the_reconnect(reader)["error"]["code"] == "reconnect" for reader in readers)
+
+
+# -- operators
+
+
+def operator(r: Rig, data: bytes = b"", listener: str = "admin") -> Client:
+    client = r.client(data, listener=listener)
+    r.turn()
+    return client
+
+
+def drain_in_status(client: Client) -> Any:
+    client.send(get("/status"))
+    assert client.answer.status == 200
+    return json.loads(client.answer.body)["drain"]
+
+
+def test_without_a_drain_status_has_none_and_there_is_nothing_to_take_back() -> None:
+    with rig() as r:
+        assert drain_in_status(operator(r)) is None
+        answer = operator(r, get("/drain", method="DELETE")).answer
+        assert (answer.status, answer.error["code"]) == (409, "not_draining")
+
+
+def test_operators_watch_a_drain_to_its_end_and_never_hold_it_open() -> None:
+    with serving(drain_delay_s=5.0) as r:
+        news = published(r, "news", "a")
+        ends, cut = reading(r, event("a")), reading(r, event("b"))
+        fan = r.client(get("/v1/streams/news"))
+        begin(r)
+        found = drain_in_status(operator(r))
+        assert found["by"] == "admin" and found["may_be_taken_back"]
+        assert (found["deadline_s"], found["left"], found["finished"]) == (35.0, 2, 0)
+        r.pass_time(14)
+        silent, scraper = operator(r), operator(r, listener="metrics")
+        r.pass_time(1 + FIRST_WORDS_S)
+        r.links[0].feed(chunk(DONE) + LAST)
+        r.pass_time(STEP_S * 2)
+        found = drain_in_status(operator(r))
+        assert found["since_s"] == pytest.approx(16.1) and found["deadline_s"] == pytest.approx(18.9)
+        assert found["since"] < found["deadline"] and found["since"].endswith("Z")
+        assert (found["left"], found["finished"], found["sent_away"], found["cut"]) == (1, 1, 1, 0)
+        assert not found["may_be_taken_back"] and ends.gone and fan.gone
+        assert not silent.gone and not scraper.gone, "a connection that an operator has made stays, too"
+        scraper.send(get("/metrics"))
+        assert b"streamd_drain_left 1.0" in scraper.answer.body and b"streamd_draining 1.0" in scraper.answer.body
+        r.pass_time(25)
+        assert cut.gone and silent.gone and report(r) == Report(finished=1, sent_away=1, cut=1)
+        r.worker.streams.stop_stream(news)
+
+
+def test_a_drain_does_not_wait_for_operators() -> None:
+    with serving() as r:
+        idle, silent = operator(r, get("/healthz")), operator(r)
+        before = r.loop.time()
+        begin(r)
+        assert report(r) == Report() and r.loop.time() - before < 0.3
+        assert idle.gone and silent.gone
+
+
+def test_a_generation_that_an_operator_asked_for_holds_the_drain_like_any_other() -> None:
+    with serving() as r:
+        client = operator(r, post(CHAT))
+        begin(r)
+        r.pass_time(5)
+        assert not r.worker.drained.done(), "it waits for its first token"
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+        assert client.answer.whole
+        r.pass_time(1)
+        assert report(r) == Report(finished=1)
+
+
+def test_a_drain_is_taken_back_while_the_listeners_are_open() -> None:
+    with rig(drain_delay_s=5.0, drain_timeout_s=TIMEOUT_S) as r:
+        reader = reading(r, event("a"))
+        for _ in range(2):
+            begin(r)
+            r.pass_time(4)
+            answer = operator(r, get("/drain", method="DELETE")).answer
+            assert (answer.status, json.loads(answer.body)) == (200, {"state": "serving"})
+            assert r.client(get("/readyz")).answer.status == 200 and drain_in_status(operator(r)) is None
+        r.pass_time(60)
+        assert not reader.gone and r.worker.state is DaemonState.SERVING and not r.runtime.draining
+        assert r.client(get("/healthz")).answer.get("connection") is None
+
+
+def test_a_drain_whose_listeners_are_closed_or_that_a_signal_began_goes_on() -> None:
+    with serving(drain_delay_s=5.0) as r:
+        reading(r, event("a"))
+        begin(r, by="SIGTERM")
+        answer = operator(r, get("/drain", method="DELETE")).answer
+        assert (answer.status, answer.error["code"]) == (409, "drain_under_way")
+        r.pass_time(36)
+        assert report(r).cut == 1
+    with serving() as r:
+        reading(r, event("a"))
+        begin(r)
+        answer = operator(r, get("/drain", method="DELETE")).answer
+        assert (answer.status, answer.error["code"]) == (409, "drain_under_way")
+        r.pass_time(36)
+        assert report(r).cut == 1
+
+
+@pytest.mark.parametrize("order", ["close", "hurry"])
+def test_an_operator_who_is_too_late_is_told_so(order: str) -> None:
+    """The parent has closed the listeners, or a signal has come, while the operator's request was on its way."""
+    with serving(drain_delay_s=5.0) as r:
+        reading(r, event("a"))
+        r.worker._on_take_back = lambda: None
+        begin(r, waits=True)
+        client = operator(r, get("/drain", method="DELETE"))
+        r.pass_time(60)
+        assert client.raw == b"" and not r.runtime.draining, "the parent's order ends the delay, and not the clock"
+        if order == "close":
+            r.worker.end_delay()
+        else:
+            r.worker.drain()
+        r.turn()
+        assert (client.answer.status, client.answer.error["code"]) == (409, "drain_under_way")
+        r.pass_time(36)
+        assert report(r).cut == 1

@@ -570,7 +570,7 @@ def test_a_second_signal_counts_only_a_second_later() -> None:
         theirs.setblocking(False)
         parent._slots[0].take(os.getpid(), ours, clock.now)
         parent._stop("SIGTERM", quick=False)
-        assert control.receive(theirs) == ("drain", False, -1)
+        assert control.receive(theirs) == ("drain", (False, False, "SIGTERM"), -1)
         for wait_s in (SECOND_SIGNAL_S / 2, SECOND_SIGNAL_S / 4):
             clock.now += wait_s
             parent._stop("SIGTERM", quick=False)
@@ -579,6 +579,100 @@ def test_a_second_signal_counts_only_a_second_later() -> None:
         clock.now += SECOND_SIGNAL_S / 4
         parent._stop("SIGTERM", quick=False)
         assert control.receive(theirs) == ("hurry", None, -1)
+
+
+class Hearing(systemd.Notifier):
+    """Keeps what systemd would be told."""
+
+    def __init__(self, words: list[str]) -> None:
+        super().__init__()
+        self._words = words
+
+    def _tell(self, data: bytes, *given: Any, **named: Any) -> bool:
+        self._words.append(data.decode())
+        return True
+
+
+class Told:
+    """A parent with a worker that the test plays, on a clock that jumps, and the words that systemd gets."""
+
+    def __init__(self, sock: socket.socket, theirs: socket.socket, **settings: Any) -> None:
+        self.clock = Clock()
+        self.theirs = theirs
+        theirs.setblocking(False)
+        self.words: list[str] = []
+        self.parent = Parent(Settings(**settings), Settings, Hearing(self.words), [], self.clock)
+        self.parent._slots[0].take(os.getpid(), sock, self.clock.now)
+        self.parent._worker_ready(self.parent._slots[0], "")
+        self.words.clear()
+
+    def orders(self) -> list[str]:
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message = control.receive(self.theirs)
+                assert message is not None
+                found.append(message.kind)
+        return found
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.parent._tick()
+
+    def kinds(self) -> list[str]:
+        """The first words of the assignments since the last call, extensions left out."""
+        kinds = [word.split("=")[0] for word in self.words]
+        self.words.clear()
+        return [kind for kind in kinds if kind != "EXTEND_TIMEOUT_USEC"]
+
+
+@contextlib.contextmanager
+def told(**settings: Any) -> Iterator[Told]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield Told(ours, theirs, **settings)
+
+
+def test_systemd_hears_of_an_operators_drain_when_it_cannot_be_taken_back_any_more() -> None:
+    with told(drain_delay_s=10.0) as t:
+        t.parent._stop(control.ADMIN, quick=False)
+        assert t.orders() == ["drain"] and t.kinds() == ["STATUS"]
+        t.pass_time(9.9)
+        assert t.orders() == [] and t.kinds() == []
+        t.pass_time(0.2)
+        assert t.orders() == ["close"] and t.kinds() == ["STOPPING"]
+        t.parent._take_back()
+        assert t.orders() == [] and t.parent._state is control.DaemonState.DRAINING
+
+
+def test_systemd_hears_of_a_signals_drain_at_once() -> None:
+    with told(drain_delay_s=10.0) as t:
+        t.parent._stop("SIGTERM", quick=False)
+        assert t.orders() == ["drain"] and t.kinds() == ["STOPPING"]
+        t.parent._take_back()
+        assert t.orders() == [], "systemd waits for the end"
+        t.pass_time(10.1)
+        assert t.orders() == ["close"] and t.kinds() == []
+
+
+def test_a_drain_that_is_taken_back_leaves_nothing_behind() -> None:
+    with told(drain_delay_s=10.0, drain_timeout_s=5.0) as t:
+        for _ in range(2):
+            t.parent._stop(control.ADMIN, quick=False)
+            t.pass_time(3)
+            t.parent._take_back()
+            assert t.orders() == ["drain", "take_back"] and t.kinds() == ["STATUS", "STATUS"]
+            assert t.parent._state is control.DaemonState.SERVING and t.parent._status_line().startswith("serving: ")
+            t.parent._slots[0].heard_at = t.clock.now + 100
+            t.pass_time(100)
+            assert t.orders() == [], "no deadline of the drain is left"
+
+
+def test_a_second_request_for_a_drain_counts_at_once_and_in_its_delay() -> None:
+    with told(drain_delay_s=10.0) as t:
+        t.parent._stop(control.ADMIN, quick=False)
+        t.parent._stop(control.ADMIN, quick=False)
+        assert t.orders() == ["drain", "close", "hurry"] and t.kinds() == ["STATUS", "STOPPING"]
 
 
 def test_the_report_of_a_drain_adds_up_all_workers(held: Held) -> None:
@@ -633,6 +727,54 @@ def test_a_drain_asked_for_at_any_worker_drains_all(mock: str) -> None:
         d.line(" draining signal=admin")
         assert all(text_ended(answer.read()) for answer in running.values())
         assert d.ended() == 0
+
+
+def test_a_drain_is_taken_back_and_the_next_is_watched_to_its_end(held: Held, tmp_path: Path) -> None:
+    """On call: drained by mistake, taken back, drained again and watched. Two workers."""
+    delayed = ("--drain-delay", "2s", "--admin", f"unix:{tmp_path}/admin.sock")
+    with served("--workers", "2", "--upstream", held.url, *delayed) as d:
+        d.notify.until("READY=1")
+        operator = Operator(tmp_path / "admin.sock")
+        assert operator.ask("DELETE", "/drain")[0] == 409
+        running = [d.generation() for _ in range(4)]
+        for answer in running:
+            opened(answer)
+        assert operator.ask("POST", "/drain")[0] == 202
+        assert operator.ask("DELETE", "/drain") == (200, {"state": "serving"})
+        d.line(" drain taken back")
+        assert operator.ask("GET", "/status")[1]["drain"] is None and d.request("GET", "/readyz").status == 200
+        assert operator.ask("POST", "/drain")[0] == 202
+        until(lambda: refused(d), "refusal")
+        assert operator.ask("DELETE", "/drain")[0] == 409
+        # A worker's numbers are up to a second old in the others.
+        drain = until(lambda: (s := operator.ask("GET", "/status")[1])["drain"]["left"] == 4 and s, "4 that are left")
+        assert drain["state"] == "draining" and drain["drain"]["by"] == "admin" and drain["drain"]["deadline_s"] > 20
+        held.go_on()
+        assert text_ended(running[0].read())
+        for answer in running[1:]:
+            answer.read()
+        assert d.ended() == 0 and not (tmp_path / "admin.sock").exists()
+        assert " stopped finished=4 sent_away=0 cut=0" in d.lines[-1]
+        assert d.notify.names().count("STOPPING") == 1
+
+
+class Operator:
+    """Asks over the admin socket, a connection for each request."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def ask(self, method: str, path: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("localhost", timeout=WAIT_S)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(WAIT_S)
+        connection.sock.connect(str(self.path))
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
 
 
 def test_the_file_of_a_unix_listener_is_removed_with_it(mock: str, count: str, tmp_path: Path) -> None:
