@@ -133,8 +133,9 @@ format: $(VENV)/.dev ## put the source into the house's format
 include systemd/install.mk
 include clients.mk
 include fuzz.mk
+include cluster.mk
 include lock.mk
 
 clean: ## remove what was built and installed here
-	rm -rf $(VENV) .venv-clients tests/clients/js/node_modules .venv-llama .venv-load .venv-openai2 .venv-fuzz .fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) .venv-clients tests/clients/js/node_modules .venv-llama .venv-load .venv-openai2 .venv-fuzz .venv-cluster .fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	find streamd tests loadtest -name __pycache__ -type d -prune -exec rm -rf {} +

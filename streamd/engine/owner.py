@@ -1,0 +1,585 @@
+"""CopyOwner: writes the copies of this process's streams to the engine, and heals them.
+
+THE RULE. The owner's log is the truth while the owner lives; the copy heals. So no write is waited for, none is queued
+and none is sent twice on suspicion. A copy knows how far it was written (its mark). Whatever goes wrong on the way, the
+owner looks where the copy ends and goes on from there. That alone makes failovers, restarts, emptied engines and
+evictions lossless; acknowledgements can't, since an old primary goes on acknowledging for seconds what the new one
+never gets.
+
+    NEW         nothing of the stream is in the engine: the next write starts over
+    WRITTEN     the copy is ours, up to the mark
+    VERIFYING   nothing is known of the copy: its newest entry, and the entry that raised its fence, are read next
+    REVIVING    another member has declared this owner dead, who lives: the next write starts over, above its fence
+    HELD        the engine refused a write in its own words (no right, wrong type): a pause, then VERIFYING
+    YIELDED     another member has taken the stream over: nothing is written any more
+    DONE        the end is in the copy
+
+A write that starts over has the whole log in it, under a fence that was never used (engine/entry.py). It is the answer
+to a copy that is gone, shorter or older than the log can continue, another member's, or twice as large as the log.
+
+WHEN. grown() comes from the sweep that charges a stream's log, once a second while it grows, so nothing is added to the
+way of a token: ten tokens cost the engine a command. sealed() writes the end at once. A stream has at most a single
+write on its way, and writes only while its server's link has room. What can't be written now is written by a later
+grown(), or by tick() for a copy that is unsettled: neither keeps anything but a reference to the copy.
+
+AFTER A LOSS. When a link is up again all of its copies are VERIFYING. tick() goes over them, live streams first, in
+slices of SLICE_MAX a turn, while the link has room and HEAL_BYTES_S_MAX allows: an engine that came back empty isn't
+stormed. A full engine (OOM) is probed by a single write a second.
+
+BOUNDS. A copy is at most twice its log and an entry. In flight are the link's 1,000 commands or 1 MiB. A copy's object
+takes some 250 B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from streamd.choice import Choice
+from streamd.core.guard import Guard
+from streamd.core.log_record import LogRecord, pack
+from streamd.core.replay import Mark
+from streamd.core.stream import Stream
+from streamd.engine.connection import EngineError, EngineLost, OnReply, Reply, packed
+from streamd.engine.entry import End, Entry, Position, fields_of, parse
+from streamd.engine.shards import CopyKeys
+
+# Entries of a large log, and of a burst: a reader of the copy gets a few hundred of its tokens with each.
+ENTRY_BYTES_MAX: Final = 64 * 1024
+
+# Time to live of a copy whose owner is silent, in seconds; renewed while the stream lives.
+LIVE_TTL_S: Final = 3600
+# A reader elsewhere, on its way to the end, finds the copy for this long at least.
+ENDED_TTL_S_MIN: Final = 10
+
+# An evicted copy is written anew once in this time: an engine that evicts all it gets isn't fed in a circle.
+RENEW_EVERY_S: Final = 10.0
+# After a refusal that a second try won't change.
+HELD_S: Final = 10.0
+PROBE_EVERY_S: Final = 1.0
+
+# Copies looked at in a turn: some 10 us each.
+SLICE_MAX: Final = 64
+# Bytes a second of a worker to an engine whose copies it heals.
+HEAL_BYTES_S_MAX: Final = 4 * 1024 * 1024
+
+
+class CopyState(Choice):
+    """States of a copy, as its owner knows it; the module's docstring explains each."""
+
+    NEW = "new"
+    WRITTEN = "written"
+    VERIFYING = "verifying"
+    REVIVING = "reviving"
+    HELD = "held"
+    YIELDED = "yielded"
+    DONE = "done"
+
+
+_NEXT: Final[dict[CopyState, tuple[CopyState, ...]]] = {
+    CopyState.NEW: (CopyState.WRITTEN, CopyState.VERIFYING, CopyState.HELD, CopyState.DONE),
+    CopyState.WRITTEN: (CopyState.NEW, CopyState.VERIFYING, CopyState.REVIVING, CopyState.HELD, CopyState.DONE),
+    CopyState.VERIFYING: (
+        *(CopyState.NEW, CopyState.WRITTEN, CopyState.REVIVING, CopyState.HELD, CopyState.YIELDED, CopyState.DONE),
+    ),
+    CopyState.REVIVING: (CopyState.WRITTEN, CopyState.VERIFYING, CopyState.HELD, CopyState.DONE),
+    CopyState.HELD: (CopyState.VERIFYING,),
+    CopyState.YIELDED: (),
+    CopyState.DONE: (CopyState.VERIFYING,),
+}
+_STARTS_OVER: Final = (CopyState.NEW, CopyState.REVIVING)
+
+
+class CopyFound(Choice):
+    """The outcome of a look at a copy."""
+
+    CURRENT = "current"  # up to the log's end
+    BEHIND = "behind"  # ours, and shorter than the log
+    GONE = "gone"
+    OLDER = "older"  # of an earlier fence, or of a part of the log that is no longer held
+    SUPERSEDED = "superseded"  # another member declared the end, or took over
+    BROKEN = "broken"  # no entries of streamd
+
+
+class Commands(Protocol):
+    """A link, as the owner uses it."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether commands are carried out."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a command may be sent now."""
+
+    def ask(self, command: bytes, on_reply: OnReply) -> None:
+        """Send a command."""
+
+
+class OwnerCounts:
+    """Counted for metrics."""
+
+    def __init__(self) -> None:
+        self.writes_delta = self.writes_start = self.writes_end = 0
+        self.written_bytes = 0
+        self.found = dict.fromkeys(CopyFound, 0)
+        self.refused_full = self.refused_order = self.refused_gone = self.refused_other = 0
+        self.revived = 0
+
+
+class OwnedCopy:
+    """The copy of a stream of this process."""
+
+    __slots__ = (
+        "bytes_max",
+        "bytes_written",
+        "confirmed_seq",
+        "fence",
+        "is_waiting",
+        "mark",
+        "not_before",
+        "server",
+        "state",
+        "stream",
+        "times_up",
+        "ttl_until",
+    )
+
+    def __init__(self, stream: Stream, server: EngineServer) -> None:
+        self.stream = stream
+        self.server = server
+        self.state = CopyState.NEW
+        self.fence = 0  # the highest that is known
+        self.mark: Mark | None = None  # of the log, up to the last write that was sent; None: the next starts over
+        self.confirmed_seq = 0  # up to the last write that the engine took
+        self.is_waiting = False  # a command of this copy is on its way
+        self.not_before = 0.0  # of the next write
+        self.ttl_until = 0.0  # when the copy's time to live is renewed
+        self.bytes_written = 0  # since the copy started over
+        self.bytes_max = 0  # from here on it starts over again
+        self.times_up = server.times_up  # the server's, when the state was right
+
+    @property
+    def id(self) -> str:
+        """The name of the copy: a chosen name's streams each have their own, told apart by the epoch."""
+        stream = self.stream
+        return f"{stream.id}:{stream.epoch}" if stream.epoch else stream.id
+
+    def needs_renewal(self, now: float) -> bool:
+        """Whether the time to live is due of a copy that has nothing to write."""
+        return self.state is CopyState.WRITTEN and now >= self.ttl_until
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the engine lacks events of the stream, or its end."""
+        if self.state in (CopyState.YIELDED, CopyState.DONE):
+            return False
+        stream = self.stream
+        return stream.reason is not None or self.confirmed_seq < stream.log.seq_next - 1
+
+
+class EngineServer:
+    """A server of the engine, with the copies that are kept there."""
+
+    def __init__(self, link: Commands) -> None:
+        self.link = link
+        self.copies: dict[str, OwnedCopy] = {}
+        self.unsettled: dict[str, OwnedCopy] = {}  # behind, or unknown; looked at by tick()
+        self.heal_bytes = float(HEAL_BYTES_S_MAX)  # that may be written now to heal copies
+        self.times_up = 0
+        self.left = 0  # unsettled copies that the pass under way has still to look at
+        self.is_full = False
+        self.probe_at = 0.0
+
+
+class CopyOwner:
+    """The copies of all streams of this process."""
+
+    def __init__(
+        self,
+        servers: list[EngineServer],
+        server_of: Callable[[str], EngineServer],
+        *,
+        member: str,
+        keys: CopyKeys,
+        guard: Guard,
+        time: Callable[[], float],
+        soon: Callable[[Callable[[], None]], object],
+        facts: Callable[[Stream], bytes],
+    ) -> None:
+        """`server_of` finds the server of a stream's id; `soon` runs a call in a later turn of the loop; `facts` packs
+        a stream's facts (engine/facts.py).
+        """
+        self._servers = servers
+        self._server_of = server_of
+        self._member = member
+        self._keys = keys
+        self._guard = guard
+        self._time = time
+        self._soon = soon
+        self._facts = facts
+        self._ticked_at = time()
+        self._renew_at = 0.0
+        self.counts = OwnerCounts()
+
+    # -- streams
+
+    def grown(self, stream: Stream) -> None:
+        """The stream has new events, or its end: write them if the engine has room. Never raises, and never waits."""
+        with self._guard:
+            server = self._server_of(stream.id)
+            copy = OwnedCopy(stream, server)
+            copy = server.copies.setdefault(copy.id, copy)
+            self._write(copy, self._time())
+
+    def removed(self, stream: Stream) -> None:
+        """The stream is no longer kept here. Its copy ends by its own time to live."""
+        server = self._server_of(stream.id)
+        copy_id = OwnedCopy(stream, server).id
+        server.unsettled.pop(copy_id, None)
+        server.copies.pop(copy_id, None)
+
+    # -- the engine's life
+
+    def server_up(self, server: EngineServer) -> None:
+        """A link is up, perhaps to another server or to an empty one: each copy is verified when its turn comes."""
+        server.times_up += 1
+        server.is_full = False
+        copies = server.copies.items()
+        live = {copy_id: copy for copy_id, copy in copies if copy.stream.reason is None}
+        server.unsettled = live | {copy_id: copy for copy_id, copy in copies if copy.stream.reason is not None}
+
+    def tick(self, now: float) -> None:
+        """Go on with copies that are behind; the sweep calls it four times a second."""
+        passed_s, self._ticked_at = now - self._ticked_at, now
+        renews = now >= self._renew_at
+        if renews:
+            self._renew_at = now + LIVE_TTL_S / 16
+        for server in self._servers:
+            most = float(HEAL_BYTES_S_MAX)
+            server.heal_bytes = min(most, server.heal_bytes + passed_s * most)
+            if renews:
+                server.unsettled |= {
+                    copy_id: copy for copy_id, copy in server.copies.items() if copy.needs_renewal(now)
+                }
+            if server.is_full and now >= server.probe_at:
+                with self._guard:
+                    self._probe(server, now)
+            elif not server.left:
+                server.left = len(server.unsettled)
+                self._slice(server)
+
+    def _probe(self, server: EngineServer, now: float) -> None:
+        """A full engine: a single write a second tells whether it has room again."""
+        server.probe_at = now + PROBE_EVERY_S
+        server.is_full = False
+        for copy in tuple(server.unsettled.values()):
+            self._write(copy, now)
+            if copy.is_waiting and copy.state is not CopyState.VERIFYING:
+                server.is_full = True  # until its reply
+                return
+
+    def _slice(self, server: EngineServer) -> None:
+        """A turn's share of a pass over the unsettled copies."""
+        now, unsettled = self._time(), server.unsettled
+        count = min(server.left, SLICE_MAX)
+        server.left -= count
+        for copy_id, copy in tuple(islice(unsettled.items(), count)):
+            if not server.link.has_room or server.heal_bytes <= 0:
+                server.left = 0
+                return
+            unsettled.pop(copy_id, None)
+            try:
+                self._write(copy, now)
+            except Exception as error:
+                self._guard.caught("CopyOwner.slice", error)
+            if copy.state is CopyState.VERIFYING or copy.is_behind:
+                unsettled[copy_id] = copy  # at the end of the line, until it is settled
+        if server.left:
+            self._soon(lambda: self._slice(server))
+
+    # -- writing
+
+    def _go(self, copy: OwnedCopy, state: CopyState) -> None:
+        if state is copy.state:
+            return
+        assert state in _NEXT[copy.state], (copy.state, state)
+        copy.state = state
+        if state in (CopyState.NEW, CopyState.REVIVING):
+            copy.mark = None
+        elif state is CopyState.HELD:
+            copy.not_before = self._time() + HELD_S
+
+    def _write(self, copy: OwnedCopy, now: float) -> None:
+        """The next step of a copy, if there is room for it; else the copy is unsettled."""
+        server = copy.server
+        if copy.times_up != server.times_up:
+            self._doubt(copy)
+        if copy.is_waiting or copy.state is CopyState.YIELDED:
+            return
+        reads = copy.state in (CopyState.VERIFYING, CopyState.HELD)
+        if now < copy.not_before or not server.link.has_room or (server.is_full and not reads):
+            if copy.state is not CopyState.DONE:
+                server.unsettled[copy.id] = copy
+            return
+        if reads:
+            self._go(copy, CopyState.VERIFYING)
+            self._verify(copy)
+        elif copy.state in _STARTS_OVER:
+            self._start_over(copy)
+        elif copy.state is CopyState.WRITTEN:
+            self._add(copy, now)
+
+    def _doubt(self, copy: OwnedCopy) -> None:
+        """The link was up anew since the copy was looked at: its replies are lost, and its content is unknown."""
+        copy.times_up = copy.server.times_up
+        copy.is_waiting = False
+        copy.not_before = 0.0
+        if copy.fence and copy.state is not CopyState.YIELDED:
+            self._go(copy, CopyState.VERIFYING)
+
+    def _add(self, copy: OwnedCopy, now: float) -> None:
+        """Write the events behind the mark, or the end alone."""
+        stream, mark = copy.stream, copy.mark
+        if mark is None or copy.bytes_written > copy.bytes_max:
+            self._start_over(copy)
+            return
+        try:
+            record = stream.log.since(mark, bytes_max=ENTRY_BYTES_MAX)
+        except LookupError:
+            self._start_over(copy)
+            return
+        end = self._end(copy, mark)
+        if record is None:
+            if end is not None:
+                self._raise_fence(copy, None, end)
+            elif now >= copy.ttl_until:
+                self._renew(copy, now)
+            return
+        fields = fields_of(record=pack(record), end=end)
+        position = Position(copy.fence, record.seq_last)
+        self.counts.writes_delta += 1
+        self._send(copy, ("XADD", self._key(copy), "NOMKSTREAM", str(position), *fields), record.seq_last, end)
+
+    def _start_over(self, copy: OwnedCopy) -> None:
+        """Write the log from its first event, under a new fence."""
+        stream = copy.stream
+        mark = copy.mark = stream.log.mark_at_start()
+        record = stream.log.since(mark, bytes_max=ENTRY_BYTES_MAX)
+        if record is None and stream.reason is None:
+            return  # there is nothing yet
+        self._raise_fence(copy, record, self._end(copy, mark))
+
+    def _raise_fence(self, copy: OwnedCopy, record: LogRecord | None, end: End | None) -> None:
+        stream = copy.stream
+        copy.fence += 1
+        last = record.seq_last if record is not None else stream.log.seq_next - 1
+        starts_over = copy.state in _STARTS_OVER or record is not None
+        fields = fields_of(
+            record=pack(record) if record is not None else b"",
+            starts_over=True,
+            facts=self._facts(stream) if starts_over else b"",
+            end=end,
+            raised_by=self._member,
+            last_seq=last,
+        )
+        # A copy that isn't there is begun by an entry that starts over, and by no other.
+        create = () if starts_over else ("NOMKSTREAM",)
+        if starts_over:
+            copy.bytes_written = 0
+            copy.bytes_max = 2 * max(stream.log.bytes_max, stream.log.bytes_held)
+            self.counts.writes_start += 1
+        self._send(
+            copy, ("XADD", self._key(copy), *create, str(Position(copy.fence, 0)), *fields), last, end, new=starts_over
+        )
+
+    def _end(self, copy: OwnedCopy, mark: Mark) -> End | None:
+        """The stream's end, if the log is written up to it."""
+        stream = copy.stream
+        if stream.reason is None or mark.seq_next != stream.log.seq_next:
+            return None
+        self.counts.writes_end += 1
+        return End(stream.reason.word, stream.ended_clean)
+
+    def _send(
+        self, copy: OwnedCopy, parts: tuple[bytes | str | int, ...], last: int, end: End | None, *, new: bool = False
+    ) -> None:
+        command = packed(*parts)
+        copy.is_waiting = True
+        copy.bytes_written += len(command)
+        copy.server.heal_bytes -= len(command)
+        self.counts.written_bytes += len(command)
+        self._ask(copy, command, lambda reply: self._written(copy, reply, last, end is not None, new))
+
+    def _ask(self, copy: OwnedCopy, command: bytes, on_reply: OnReply) -> None:
+        """Ask for a copy. A reply that comes after the link was up anew is about another time, and is left out."""
+        server, times_up = copy.server, copy.server.times_up
+
+        def take(reply: Reply) -> None:
+            if server.times_up == times_up and server.copies.get(copy.id) is copy:
+                on_reply(reply)
+
+        server.link.ask(command, take)
+
+    def _written(self, copy: OwnedCopy, reply: Reply, last: int, is_end: bool, new: bool) -> None:
+        """The engine's answer to a write."""
+        copy.is_waiting = False
+        now = self._time()
+        if isinstance(reply, EngineError):
+            self._refused(copy, reply, now)
+        elif reply is None:
+            # NOMKSTREAM: the copy was evicted, or the engine emptied.
+            self.counts.refused_gone += 1
+            copy.not_before = now + RENEW_EVERY_S
+            self._go(copy, CopyState.NEW)
+        else:
+            self._taken(copy, last, is_end, new, now)
+        if copy.is_behind:
+            copy.server.unsettled[copy.id] = copy
+            if copy.state is CopyState.WRITTEN:
+                self._write(copy, now)  # a large log has several entries
+
+    def _taken(self, copy: OwnedCopy, last: int, is_end: bool, new: bool, now: float) -> None:
+        copy.server.is_full = False
+        if copy.state is CopyState.REVIVING:
+            self.counts.revived += 1
+        copy.confirmed_seq = last
+        self._go(copy, CopyState.DONE if is_end else CopyState.WRITTEN)
+        if new and copy.fence > 1:
+            # This entry has all of the log, so the former fences may go. Only now: of a refused entry they may not.
+            self._tell(copy, packed("XTRIM", self._key(copy), "MINID", str(Position(copy.fence, 0))))
+        if is_end or new or now >= copy.ttl_until:
+            self._renew(copy, now)
+
+    def _refused(self, copy: OwnedCopy, error: EngineError, now: float) -> None:
+        if isinstance(error, EngineLost):
+            self._go(copy, CopyState.VERIFYING)  # it may have been carried out
+        elif error.word == "OOM":
+            self.counts.refused_full += 1
+            copy.server.is_full = True
+            copy.server.probe_at = now + PROBE_EVERY_S
+            self._rewind(copy)
+        elif "equal or smaller" in str(error):
+            self.counts.refused_order += 1
+            self._go(copy, CopyState.VERIFYING)
+        else:
+            self.counts.refused_other += 1
+            self._go(copy, CopyState.HELD)
+
+    def _rewind(self, copy: OwnedCopy) -> None:
+        """A write was refused, so the mark goes back to the last that was taken."""
+        if copy.state is not CopyState.WRITTEN:
+            return
+        try:
+            copy.mark = copy.stream.log.mark_behind(copy.confirmed_seq)
+        except LookupError:
+            copy.mark = None
+
+    def _renew(self, copy: OwnedCopy, now: float) -> None:
+        """Set the copy's time to live."""
+        if copy.state is CopyState.DONE:
+            ttl_s = max(ENDED_TTL_S_MIN, copy.stream.terms.retention_s)
+        else:
+            ttl_s = LIVE_TTL_S
+            copy.ttl_until = now + LIVE_TTL_S / 4
+        self._tell(copy, packed("PEXPIRE", self._key(copy), round(ttl_s * 1000)))
+
+    def _tell(self, copy: OwnedCopy, command: bytes) -> None:
+        """A command whose reply changes nothing."""
+        copy.server.link.ask(command, _ignore)
+
+    def _key(self, copy: OwnedCopy) -> bytes:
+        return self._keys.log(copy.stream.id, copy.stream.epoch)
+
+    # -- verifying
+
+    def _verify(self, copy: OwnedCopy) -> None:
+        """Read the copy's newest entry."""
+        copy.is_waiting = True
+        command = packed("XREVRANGE", self._key(copy), "+", "-", "COUNT", 1)
+        self._ask(copy, command, lambda reply: self._newest(copy, reply))
+
+    def _newest(self, copy: OwnedCopy, reply: Reply) -> None:
+        """The newest entry; then the entry that raised its fence, if that is another."""
+        if isinstance(reply, EngineError):
+            copy.is_waiting = False
+            self._refused(copy, reply, self._time())
+            return
+        if reply == []:
+            self._judge(copy, CopyFound.GONE)
+            return
+        newest = _entry_of(reply)
+        if newest is None:
+            self._judge(copy, CopyFound.BROKEN)
+        elif newest.position.seq == 0:
+            self._judged(copy, newest, newest)
+        else:
+            at = str(Position(newest.position.fence, 0))
+            command = packed("XRANGE", self._key(copy), at, at)
+            self._ask(copy, command, lambda reply: self._raiser(copy, newest, reply))
+
+    def _raiser(self, copy: OwnedCopy, newest: Entry, reply: Reply) -> None:
+        if isinstance(reply, EngineError):
+            copy.is_waiting = False
+            self._refused(copy, reply, self._time())
+            return
+        raiser = _entry_of(reply)
+        if raiser is None:
+            copy.fence = max(copy.fence, newest.position.fence)
+            self._judge(copy, CopyFound.OLDER)
+        else:
+            self._judged(copy, newest, raiser)
+
+    def _judged(self, copy: OwnedCopy, newest: Entry, raiser: Entry) -> None:
+        fence, log = newest.position.fence, copy.stream.log
+        if fence < copy.fence:
+            self._judge(copy, CopyFound.OLDER)
+            return
+        copy.fence = fence
+        if raiser.raised_by != self._member:
+            self._judge(copy, CopyFound.SUPERSEDED, yields=bool(raiser.taken_by))
+            return
+        last = newest.last_seq
+        try:
+            copy.mark = log.mark_behind(last)
+        except LookupError:
+            self._judge(copy, CopyFound.OLDER)
+            return
+        copy.confirmed_seq = last
+        is_whole = last == log.seq_next - 1
+        if newest.end is not None and not (is_whole and copy.stream.reason is not None):
+            self._judge(copy, CopyFound.OLDER)
+            return
+        self._judge(copy, CopyFound.CURRENT if is_whole else CopyFound.BEHIND, is_done=newest.end is not None)
+
+    def _judge(self, copy: OwnedCopy, found: CopyFound, *, yields: bool = False, is_done: bool = False) -> None:
+        """Go on after a look at the copy."""
+        copy.is_waiting = False
+        self.counts.found[found] += 1
+        now = self._time()
+        match found:
+            case CopyFound.CURRENT | CopyFound.BEHIND:
+                self._go(copy, CopyState.DONE if is_done else CopyState.WRITTEN)
+                if is_done:
+                    self._renew(copy, now)
+                    return
+            case CopyFound.SUPERSEDED:
+                self._go(copy, CopyState.YIELDED if yields else CopyState.REVIVING)
+            case CopyFound.GONE | CopyFound.OLDER:
+                self._go(copy, CopyState.NEW)
+            case _:
+                self._go(copy, CopyState.HELD)
+        self._write(copy, now)
+
+
+def _ignore(reply: Reply) -> None:
+    """The reply to a command that needs none."""
+
+
+def _entry_of(reply: Any) -> Entry | None:
+    """The single entry of a reply; None if it is none of streamd's."""
+    try:
+        return parse(reply[0]) if isinstance(reply, list) and len(reply) == 1 else None
+    except ValueError:
+        return None
