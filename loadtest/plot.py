@@ -60,16 +60,16 @@ text{{font:13px sans-serif;fill:{INK}}}.t{{font-weight:bold}}.n{{font-size:11px}
 Series = dict[str, list[tuple[float, float]]]
 
 
-def lines(title: str, note: str, series: Series, ours: str = "streamd") -> str:
+def lines(title: str, note: str, series: Series, ours: str = "streamd", *, x_step: int = 4000, y_step: int = 1) -> str:
     """Lines over a common x, each named at its end; `ours` stands out. Readable on a light and on a dark page."""
     points = [point for line in series.values() for point in line]
     x_most, y_most = max(x for x, _ in points), max(y for _, y in points)
     x_scale, y_scale = (RIGHT - LEFT) / x_most, (BOTTOM - TOP) / y_most
     parts = [f'<text class="t" x="10" y="22">{escape(title)}</text>']
     parts += [f'<text class="n" x="10" y="{LINES_HEIGHT - 12}">{escape(note)}</text>']
-    for x in range(0, int(x_most) + 1, 4000):
+    for x in range(0, int(x_most) + 1, x_step):
         parts += [f'<text x="{LEFT + x * x_scale:.0f}" y="{BOTTOM + 20}" text-anchor="middle">{x:,}</text>']
-    for y in range(int(y_most) + 1):
+    for y in range(0, int(y_most) + 1, y_step):
         at = BOTTOM - y * y_scale
         parts += [f'<path class="axis" d="M{LEFT} {at:.0f}H{RIGHT}"/><text x="{LEFT - 24}" y="{at + 4:.0f}">{y}</text>']
     label_y = LINES_HEIGHT + 0.0

@@ -156,10 +156,11 @@ class Rig:
         wait_port(port, process)
         return process.pid
 
-    def source(self, per_s: float, tokens: int = 0) -> int:
-        """Start the synthetic upstream and return its port."""
+    def source(self, per_s: float, tokens: int = 0, *, due: bool = False) -> int:
+        """Start the synthetic upstream and return its port. due: tokens are dated by when they were due (source.c)."""
         port = free_port()
-        self.start("source", [build("source"), str(port), str(round(1000 / per_s)), str(tokens)], port)
+        more = ["due"] if due else []
+        self.start("source", [build("source"), str(port), str(round(1000 / per_s)), str(tokens), *more], port)
         return port
 
     def run(self, name: str, argv: Sequence[object]) -> subprocess.Popen[bytes]:

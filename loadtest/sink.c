@@ -43,7 +43,7 @@ struct reader {
 
 static unsigned ages[BUCKETS], gaps[BUCKETS], firsts[BUCKETS];
 static long count[GROUPS];
-static long answered, failed, closed, not_200, lost, doubled, complete[GROUPS], gap_events, tokens, window_tokens, slow_bps = 1000, tokens_all, bytes;
+static long answered, failed, closed, not_200, lost, doubled, complete[GROUPS], gap_events, tokens, window_tokens, window_reads, slow_bps = 1000, tokens_all, bytes;
 static long long window_from, window_to, age_max, age_sum;
 static volatile sig_atomic_t stopping;
 static int poll_fd, port;
@@ -196,6 +196,7 @@ static void read_some(struct reader *r, long most, long long now) {
     if (n < 0 && errno == EAGAIN) return;
     if (n <= 0) { close_reader(r); return; }
     bytes += n;
+    if (r->group == WATCHED && window_from && now >= window_from && now < window_to) window_reads++;
     take(r, chunk, n, now);
     if (r->done) close_reader(r);
 }
@@ -224,7 +225,7 @@ static void report(long n, long opened, double ramp_s) {
     double window_s = window_from ? ((now_ns() < window_to ? now_ns() : window_to) - window_from) / 1e9 : 0;
     printf("{\"connections\": %ld, \"opened\": %ld, \"answered\": %ld, \"failed\": %ld, \"closed\": %ld, \"not_200\": %ld, \"ramp_s\": %.2f, ", n, opened, answered, failed, closed, not_200, ramp_s);
     printf("\"lost\": %ld, \"doubled\": %ld, \"gap_events\": %ld, \"complete\": {\"watched\": %ld, \"extra\": %ld, \"slow\": %ld}, ", lost, doubled, gap_events, complete[WATCHED], complete[EXTRA], complete[SLOW]);
-    printf("\"tokens\": %ld, \"bytes\": %ld, \"window_tokens\": %ld, \"tokens_per_s\": %.0f, ", tokens, bytes, window_tokens, window_s > 0 ? window_tokens / window_s : 0);
+    printf("\"tokens\": %ld, \"bytes\": %ld, \"window_tokens\": %ld, \"window_reads\": %ld, \"tokens_per_s\": %.0f, ", tokens, bytes, window_tokens, window_reads, window_s > 0 ? window_tokens / window_s : 0);
     printf("\"age_ms\": {\"mean\": %.3f, \"p50\": %.2f, \"p99\": %.2f, \"p999\": %.2f, \"max\": %.1f}, ", window_tokens ? age_sum / 1e6 / window_tokens : 0, quantile_ms(ages, .5), quantile_ms(ages, .99), quantile_ms(ages, .999), age_max / 1e6);
     printf("\"gap_ms\": {\"p50\": %.2f, \"p99\": %.2f}, \"ttft_ms\": {\"p50\": %.2f, \"p99\": %.2f}}\n", quantile_ms(gaps, .5), quantile_ms(gaps, .99), quantile_ms(firsts, .5), quantile_ms(firsts, .99));
 }
