@@ -44,6 +44,7 @@ SIMULATED: Final = frozenset(
         *("wire/dialects/api.py", "wire/dialects/chat.py", "wire/dialects/gemini.py", "wire/dialects/members.py"),
         *("net/client.py", "net/answer.py", "net/intake.py", "net/origin.py", "net/outlet.py"),
         *("net/upstream.py", "net/exchange.py", "net/attempt.py", "net/sweep.py"),
+        *("net/turns.py", "net/reading.py", "net/read_batch.py"),
     }
 )
 

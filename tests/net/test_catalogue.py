@@ -131,6 +131,31 @@ def test_a_list_that_fails_is_no_failure_of_the_server(status: str) -> None:
         busy.fin()
 
 
+def test_a_server_without_a_list_is_asked_less_and_less_often() -> None:
+    with listing(upstream(1), upstream(2)) as r:
+        until = r.loop.time() + 4 * REFRESH_S
+        while r.loop.time() < until:
+            answer_lists(r, u2=["m"])
+            r.pass_time(RETRY_S / 4)
+        # After 5, 10, 20 and 40 s, then after 60: each a quarter sooner or later.
+        assert 6 <= unprompted(r).count(1) <= 10
+        assert 4 <= unprompted(r).count(2) <= 6
+        answer_lists(r)
+
+
+def test_a_server_without_room_is_not_asked_for_its_list() -> None:
+    with listing(upstream(1, inflight_max=1), upstream(2)) as r:
+        answer_lists(r, u1=["m"], u2=["m"])
+        (full, _) = r.worker.upstreams
+        full.in_flight += 1
+        r.pass_time(REFRESH_S * 1.3)
+        assert unprompted(r).count(1) == 1 < unprompted(r).count(2)
+        full.in_flight -= 1
+        r.pass_time(1)
+        assert unprompted(r).count(1) == 2
+        answer_lists(r, u1=["m"], u2=["m"])
+
+
 def test_an_unreachable_server_is_not_asked_for_its_list() -> None:
     with listing(upstream(1), upstream(2)) as r:
         answer_lists(r, u1=["m"], u2=["m"])

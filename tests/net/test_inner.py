@@ -83,7 +83,8 @@ def test_an_inner_gap_stays_a_gap_with_a_place_in_the_outer_stream(dialect: Dial
     first, _, last = ANSWERS[dialect][1]
     gap = gap_event(dialect, Progress(dialect.api), 500, 900)
     with rig() as r:
-        client = answered(r, dialect, [framed(499, first), framed(900, gap), framed(901, last)], size)
+        comment = b": no event, so it has no place\n\n"
+        client = answered(r, dialect, [framed(499, first), comment, framed(900, gap), framed(901, last)], size)
         seqs = dict(shown(client))
         assert client.answer.whole and sorted(seqs) == [1, 2, 3]
         assert json.loads(seqs[2])["gap"] == {"from": 2, "to": 2}
