@@ -61,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = args.run(args)
     except ConfigError as error:
+        from streamd.daemon.complaint import complain
+
         for problem in error.problems:
-            print(f"streamd: {problem}", file=sys.stderr)
+            complain(str(problem))
         return EXIT_USAGE
     assert isinstance(status, int)
     return status

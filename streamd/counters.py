@@ -148,6 +148,16 @@ GAUGES = (
         Label.UPSTREAM,
         combine=Combine.MAX,
     ),
+    # Written by daemon/request_log.py for the other workers alone: a sum of these says nothing.
+    gauge("warned", "Warnings about its requests in the present minute, with that minute.", "", Label.UPSTREAM),
+    # The daemon's verdict, which all workers are told (daemon/outages.py).
+    gauge(
+        "up",
+        "1 while requests go there, for all workers together; 0 while it is out or probed.",
+        "streamd_upstream_up",
+        Label.UPSTREAM,
+        combine=Combine.LAST,
+    ),
 )
 
 

@@ -8,6 +8,8 @@ request probes the server, and all others wait for its outcome elsewhere: an ans
     due        the time is over: the next request is the probe
     probed     a probe is under way
 
+`Health.view()` tells people the same: up, failing, out, probing (streamd/server_state.py).
+
 Two kinds of failures (Fault) are told apart. A connection that can't be established is the server's failure, whoever
 asks. After a request was sent, the request itself may be the cause: so a failure that a single principal provokes
 leaves the server out for this principal alone, if another principal has asked it too. Failures of two principals
@@ -27,6 +29,8 @@ import random
 from typing import Final, Protocol
 
 from streamd.choice import Choice
+from streamd.reasons import CloseReason
+from streamd.server_state import ERROR_CHARS_MAX, ServerState, ServerView
 
 # Time for which a failing upstream is left out: doubles from half a second to half a minute, with jitter.
 LEFT_OUT_S_MIN: Final = 0.5
@@ -94,9 +98,9 @@ class Repute:
 
     def takes(self, now: float) -> bool:
         """Whether a request may go there: the server is in, or due for a probe."""
-        return self.is_in or (now >= self.out_until and (self.probe is None or self._stands(now)))
+        return self.is_in or (now >= self.out_until and (self.probe is None or self.stands(now)))
 
-    def _stands(self, now: float) -> bool:
+    def stands(self, now: float) -> bool:
         """Whether the probe shows already that connections can be established."""
         probe = self.probe
         return (
@@ -108,7 +112,7 @@ class Repute:
 
     def begin(self, probe: Probe, now: float) -> None:
         """A request goes there."""
-        if self._stands(now):
+        if self.stands(now):
             self.let_in()
         if self._failures and now >= self.out_until and self.probe is None:
             self.probe = probe
@@ -142,7 +146,21 @@ class Repute:
 class Health:
     """The standings of a server."""
 
-    __slots__ = ("_blamed", "_is_shared", "_latest", "_of", "all", "connecting", "is_checked", "is_doubtful")
+    __slots__ = (
+        "_blamed",
+        "_error",
+        "_failures",
+        "_is_shared",
+        "_judged_at",
+        "_latest",
+        "_of",
+        "_reason",
+        "_since",
+        "all",
+        "connecting",
+        "is_checked",
+        "is_doubtful",
+    )
 
     def __init__(self) -> None:
         self.all = Repute()
@@ -153,6 +171,10 @@ class Health:
         self._latest: str | None = None  # the principal that asked last
         self._is_shared = False  # whether two principals or more have asked
         self._blamed: set[str] = set()  # principals of the failures since the last answer; two are enough
+        # for people: the members of ServerView
+        self._judged_at = self._since = 0.0
+        self._failures = 0
+        self._reason = self._error = ""
 
     # -- choice
 
@@ -182,6 +204,8 @@ class Health:
         """A request of the principal goes there."""
         self._is_shared = self._is_shared or self._latest not in (None, principal)
         self._latest = principal
+        if self.all.stands(now):
+            self._let_in(now)
         self.all.begin(probe, now)
         own = self._of.get(principal)
         if own is not None:
@@ -196,31 +220,77 @@ class Health:
 
     # -- verdicts
 
-    def answered(self, principal: str) -> None:
+    def answered(self, principal: str, now: float) -> None:
         """The server answered a request properly, be it with a refusal: it works."""
         self.is_doubtful = False
         self._blamed.clear()
-        self.all.let_in()
+        self._let_in(now)
         own = self._of.get(principal)
         if own is not None:
             own.let_in()
 
-    def unreachable(self, began_at: float, now: float, rng: random.Random) -> None:
-        """No connection was established."""
+    def passed_check(self, now: float) -> None:
+        """A check got an answer: a server that could not be reached is in again, and other failures stay."""
+        if not self.is_reachable():
+            self._let_in(now)
+
+    def _let_in(self, now: float) -> None:
+        self.all.let_in()
+        self._judged_at = now
+        if self._failures:
+            self._failures, self._since = 0, now
+
+    def unreachable(self, began_at: float, now: float, rng: random.Random, *, error: str = "") -> None:
+        """No connection was established, for the reason that `error` tells people."""
         self.is_doubtful = True
+        was_in = self.all.is_in
         self.all.failed(Fault.CONNECTION, began_at, now, rng)
+        self._note(CloseReason.UPSTREAM_CONNECT, error, now, was_in=was_in)
 
     def failed(
-        self, principal: str, began_at: float, now: float, rng: random.Random, *, is_error: bool = False
+        self,
+        principal: str,
+        began_at: float,
+        now: float,
+        rng: random.Random,
+        *,
+        is_error: bool = False,
+        reason: CloseReason = CloseReason.UPSTREAM_REFUSED,
+        error: str = "",
     ) -> None:
-        """A request that was sent failed. `is_error`: with 500, which counts only in a row."""
+        """A request that was sent failed. `is_error`: with 500, which counts only in a row. `error` is for people."""
         if len(self._blamed) < 2:
             self._blamed.add(principal)
+        was_in = self.all.is_in
         self._own(principal).failed(Fault.ANSWER, began_at, now, rng, is_error=is_error)
         if len(self._blamed) > 1 or not self._is_shared:
             self.all.failed(Fault.ANSWER, began_at, now, rng, is_error=is_error)
         else:
             self.all.errors += is_error
+        self._note(reason, error, now, was_in=was_in)
+
+    def _note(self, reason: CloseReason, error: str, now: float, *, was_in: bool) -> None:
+        """Remember a failure for people."""
+        if not self._failures or was_in != self.all.is_in:
+            self._since = now
+        self._judged_at = now
+        self._failures += 1
+        self._reason, self._error = reason.word, error[:ERROR_CHARS_MAX]
+
+    def view(self, now: float, listed: tuple[str, ...] = ()) -> ServerView:
+        """How the server stands, and why; `listed` are its models. A probe that stands lets the server in here too."""
+        if self.all.stands(now):
+            self._let_in(now)
+        return ServerView(
+            self._state(now), self._judged_at, self._since, self._failures, self._reason, self._error, listed
+        )
+
+    def _state(self, now: float) -> ServerState:
+        standing = self.all
+        if standing.is_in:
+            return ServerState.FAILING if self._failures else ServerState.UP
+        is_due = now >= standing.out_until
+        return ServerState.PROBING if is_due or standing.probe is not None else ServerState.OUT
 
     def _own(self, principal: str) -> Repute:
         """The principal's own standing, made where there is none."""

@@ -50,6 +50,7 @@ class ToWorker(enum.Enum):
     """Parent to worker."""
 
     SETTINGS = "settings"  # (Settings, names of upstreams by index): the first message, the worker starts with it
+    UPSTREAMS = "upstreams"  # [(name, ServerView)]: the daemon's verdicts on servers
     PREPARE = "prepare"  # (number of the reload, Settings, names): read everything that a reload needs, change nothing
     APPLY = "apply"  # the number: use the prepared settings from now on
     DISCARD = "discard"  # the number: another worker has refused these settings
@@ -69,6 +70,7 @@ class ToParent(enum.Enum):
     FAILED = "failed"  # (exit status, lines): why the worker can't start
     BEAT = "beat"  # the worker's loop has turned
     STANDING = "standing"  # a Standing
+    UPSTREAM = "upstream"  # (name, ServerView): how a server stands in this worker's view
     PREPARED = "prepared"  # (number of the reload, why the settings can't be used or "")
     APPLIED = "applied"  # the number
     DRAIN = "drain"  # an operator asks for a drain of the daemon, on the admin surface

@@ -164,13 +164,14 @@ def setup(level: str, format: str, *, fd: int = 2, journal_stream: str | None = 
     `journal_stream` is the value of the variable JOURNAL_STREAM, "device:inode" of journald's socket.
     """
     global _sink  # Why: a process has a single standard error
-    _sink = _Sink(LEVELS[level], format == "json", fd, _is_journal(fd, journal_stream))
+    _sink = _Sink(LEVELS[level], format == "json", fd, is_journal(fd, journal_stream))
     root = logging.getLogger()
     root.handlers[:] = [_FromLogging()]
     root.setLevel(WARNING)
 
 
-def _is_journal(fd: int, journal_stream: str | None) -> bool:
+def is_journal(fd: int, journal_stream: str | None) -> bool:
+    """Whether the descriptor is journald's socket, which the variable JOURNAL_STREAM names."""
     if not journal_stream:
         return False
     try:

@@ -30,7 +30,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from streamd import __version__
 from streamd.addresses import parse_address
 from streamd.config import LISTEN_WITHOUT_KEYS, METRICS_BEYOND_LOOPBACK, ConfigError, Settings
 from streamd.daemon import control, listen, logs, slot, systemd
+from streamd.daemon.complaint import complain
 from streamd.daemon.control import (
     ADMIN,
     EXIT_FAILED,
@@ -57,9 +57,11 @@ from streamd.daemon.control import (
 )
 from streamd.daemon.file_modes import check_modes
 from streamd.daemon.log_outlet import open_standard_streams
+from streamd.daemon.outages import Outages
 from streamd.daemon.reload import Load, Reloads
 from streamd.daemon.slot import MEANINGLESS, SIGNALS, Slot
 from streamd.daemon.state_mover import move_streams, relay_to_store
+from streamd.server_state import ServerView
 from streamd.sources import ConfigProblem
 
 # Interval of the parent's clock work, the resolution of its time limits; a worker's beats come at the same interval.
@@ -80,6 +82,9 @@ SAVE_AGAIN_S = (0.1, 0.5, 2.0)
 # Time limit for a worker's start: half a second of work, much longer on a busy machine, and STATE_S more with saved
 # streams.
 START_S_MAX = 30.0 + STATE_S
+
+# Verdicts on servers in a message to a worker: 250 of 400 bytes are half of the largest message.
+VERDICTS_MAX = 250
 
 # If the parent's own tick is later than this (half of the shortest worker_stuck), the parent was stalled itself and has
 # not read the workers' beats: it kills no worker for that.
@@ -108,7 +113,8 @@ class Parent:
         self._public_kept = self._admin_kept = self._metrics_kept = False  # systemd holds them too
         # the workers
         self._slots = [Slot(number) for number in range(settings.workers)]
-        self._reloads = Reloads(settings, load, notifier, self._slots)
+        self._reloads = Reloads(settings, load, notifier, self._slots, self._hold)
+        self._outages = Outages(settings.upstreams, clock())
         self._stored: list[int] = []
         self._lock = -1  # held to the end: a single daemon uses a state_dir
         several = settings.workers if settings.workers > 1 else 0
@@ -291,6 +297,7 @@ class Parent:
         place.take(pid, own_end, self._clock())
         self._selector.register(own_end, selectors.EVENT_READ, lambda: self._hear(place))
         place.tell(ToWorker.SETTINGS, (self._settings, self._reloads.names))
+        self._tell_verdicts(place)
         if launch.stored:
             self._close_stored()
         self._reloads.started(place)
@@ -345,6 +352,8 @@ class Parent:
         elif kind == ToParent.STANDING.value:
             place.standing = Standing(*facts)
             self._notifier.status(self._status_line())
+        elif kind == ToParent.UPSTREAM.value:
+            self._take_view(place, *facts)
         elif kind == ToParent.PREPARED.value:
             self._reloads.prepared(place, *facts)
         elif kind == ToParent.APPLIED.value:
@@ -367,6 +376,31 @@ class Parent:
     def _tell_all(self, kind: ToWorker, facts: object = None) -> None:
         for each in self._slots:
             each.tell(kind, facts)
+
+    # -- inference servers
+
+    def _take_view(self, place: Slot, name: str, view: ServerView) -> None:
+        """A worker's view of an inference server has changed."""
+        before = self._outages.summary()
+        self._outages.report(place.number, name, view, self._clock())
+        if self._outages.summary() != before and self._state is DaemonState.SERVING:
+            self._notifier.status(self._status_line())
+
+    def _tell_verdicts(self, place: Slot) -> None:
+        """Tell a worker how the servers stand, unless it knows; a full pipe gets the verdicts with a later tick."""
+        version, verdicts = self._outages.version, self._outages.verdicts()
+        if place.verdicts == version:
+            return
+        bare = [(name, verdict._replace(listed=())) for name, verdict in verdicts]  # each worker has the lists
+        pieces = [bare[k : k + VERDICTS_MAX] for k in range(0, len(bare), VERDICTS_MAX)]
+        if all(place.tell(ToWorker.UPSTREAMS, piece) for piece in pieces):
+            place.verdicts = version
+
+    def _hold(self, settings: Settings) -> None:
+        """A reload's settings hold from now on."""
+        self._outages.take(settings.upstreams, self._clock())
+
+    # -- starts and ends of workers
 
     def _worker_ready(self, place: Slot, budget: str) -> None:
         place.ready = True
@@ -396,6 +430,7 @@ class Parent:
         pid = place.pid
         status = place.empty()
         self._reloads.answered(place)
+        self._outages.worker_gone(place.number, self._clock())
         if self._state is DaemonState.DRAINING:
             if status and not self._exit_status:
                 logs.event(logs.ERROR, "worker died in the drain; its streams ended with it", slot=place.number)
@@ -409,7 +444,7 @@ class Parent:
         """The daemon can't start: print the reason, once for all workers."""
         self._exit_status, lines = place.error or (status, [])
         for line in lines:
-            print(f"streamd: {line}", file=sys.stderr)
+            complain(line)
         self._begin_drain(quick=True)
 
     def _replace(self, place: Slot, pid: int, status: int) -> None:
@@ -535,8 +570,11 @@ class Parent:
             for each in self._slots:
                 each.heard_at = now
         self._ticked_at = now
+        self._outages.tick(now)
         for each in self._slots:
             self._look_after(each, now)
+            if each.pid:
+                self._tell_verdicts(each)
         if any(each.ready for each in self._slots):
             self._feed_watchdog(now)
         if now >= self._closes_at:
@@ -583,11 +621,14 @@ class Parent:
             f" saturation {max(each.saturation for each in standings):.2f}"
         )
         ready = sum(each.ready for each in self._slots)
+        parts = [line]
         if len(self._slots) > 1:
-            line += f", {ready} workers"
+            parts.append(f"{ready} workers")
         if self._state is DaemonState.DRAINING:
-            line += f", ends within {max(0.0, self._drain_ends_at - self._clock()):.0f} s"
-        return line
+            parts.append(f"ends within {max(0.0, self._drain_ends_at - self._clock()):.0f} s")
+        if out := self._outages.summary():
+            parts.append(out)
+        return ", ".join(parts)
 
     def _report(self) -> Report:
         reports = [each.report for each in self._slots if each.report is not None]
@@ -654,7 +695,7 @@ def run(settings: Settings, load: Load, argv: Sequence[str], environ: MutableMap
     try:
         return Parent(settings, load, notifier, argv).serve(inherited)
     except OSError as error:
-        print(f"streamd: {error}", file=sys.stderr)
+        complain(str(error), environ)
         return EXIT_FAILED
     finally:
         logs.finish()

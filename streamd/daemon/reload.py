@@ -36,12 +36,21 @@ class Reload:
 class Reloads:
     """The current settings, and the reload that replaces them."""
 
-    def __init__(self, settings: Settings, load: Load, notifier: systemd.Notifier, slots: Sequence[Slot]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Load,
+        notifier: systemd.Notifier,
+        slots: Sequence[Slot],
+        on_hold: Callable[[Settings], None] = lambda settings: None,
+    ) -> None:
+        """`on_hold` is called with settings that hold from now on, before a worker uses them."""
         self.settings = settings
         self.names = tuple(each.name for each in settings.upstreams)  # of all upstreams since the start, by index
         self._load = load
         self._notifier = notifier
         self._slots = slots
+        self._on_hold = on_hold
         self._reload: Reload | None = None
         self._number = 0
         self._asked = False
@@ -123,6 +132,7 @@ class Reloads:
         self.settings = settings
         logs.set_level(settings.log_level)
         logs.set_format(settings.log_format)
+        self._on_hold(settings)
 
     def _names_with(self, settings: Settings) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.names, *(each.name for each in settings.upstreams)]))

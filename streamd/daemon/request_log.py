@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Final
+from typing import Final, Protocol
 
 from streamd.core.auth import ANONYMOUS
 from streamd.core.stream import Stream
 from streamd.daemon import logs
 from streamd.net.answer import Answer
 from streamd.net.runtime import Runtime
+from streamd.reasons import By, CloseReason
 
 # Lines for refused requests without a key, a second: what a person can read, and 20 MB an hour at most. A flood of such
 # requests would push all other lines out of a journal of limited size.
 STRANGERS_LINES_PER_S_MAX: Final = 20
+
+# Warnings a minute for requests that a server is at fault for, over all workers: a flood of failures shows its first
+# lines, and the rest goes at level INFO.
+FAULT_LINES_PER_MINUTE_MAX: Final = 6
+MINUTE_S: Final = 60.0
+
+# Ends on the upstream's side without a fault of a server: a good end, a publisher's, a limit of streamd's own.
+_NO_FAULT: Final = frozenset(
+    (
+        CloseReason.COMPLETE,
+        CloseReason.SEALED,
+        CloseReason.PUBLISHER_GONE,
+        CloseReason.FAILED,
+        CloseReason.UPSTREAM_STREAM_TIMEOUT,
+    )
+)
 
 # The beginning of a key (streamd's and OpenAI's, Anthropic's; Google's) or of a JWT, plain or percent-encoded, and all
 # that follows it up to the next delimiter. A client with a wrong base URL has it in the path.
@@ -48,20 +65,74 @@ class LateLines:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._lines: list[tuple[str, dict[str, logs.Value]]] = []
+        self._lines: list[tuple[int, str, dict[str, logs.Value]]] = []
 
     def info(self, name: str, /, **fields: logs.Value) -> None:
         """Do logs.event() at level INFO, at the end of the turn."""
+        self.event(logs.INFO, name, **fields)
+
+    def event(self, level: int, name: str, /, **fields: logs.Value) -> None:
+        """Do logs.event(), at the end of the turn."""
         if not self._lines:
             self._loop.call_soon(self.flush)
-        self._lines.append((name, fields))
+        self._lines.append((level, name, fields))
 
     def flush(self) -> None:
         """Write the waiting lines now."""
         lines, self._lines = self._lines, []
         with logs.together():
-            for name, fields in lines:
-                logs.event(logs.INFO, name, **fields)
+            for level, name, fields in lines:
+                logs.event(level, name, **fields)
+
+
+class FaultBoard(Protocol):
+    """The warnings of all workers about each server (daemon/shared.py)."""
+
+    def warned_elsewhere(self, upstream: str, minute: int) -> int:
+        """The other workers' warnings in this minute of the common clock."""
+
+    def set_warned(self, upstream: str, minute: int, count: int) -> None:
+        """Publish this worker's number of warnings in this minute."""
+
+
+class Faults:
+    """Decides which requests that a server is at fault for get a warning; the next warning counts the others."""
+
+    def __init__(self) -> None:
+        self.board: FaultBoard | None = None  # of several workers
+        self._minute = 0
+        self._warned: dict[str, int] = {}  # by server, in this minute
+        self._others: dict[str, int] = {}  # by server, since its last warning; both bounded by the settings' servers
+
+    def more(self, upstream: str, now: float) -> int | None:
+        """None: this request gets no warning. Else the number of requests like it since the last warning."""
+        minute = int(now / MINUTE_S)
+        if minute != self._minute:
+            self._minute = minute
+            self._warned.clear()
+        own = self._warned.get(upstream, 0)
+        elsewhere = self.board.warned_elsewhere(upstream, minute) if self.board is not None else 0
+        if own + elsewhere >= FAULT_LINES_PER_MINUTE_MAX:
+            self._others[upstream] = self._others.get(upstream, 0) + 1
+            return None
+        self._warned[upstream] = own + 1
+        if self.board is not None:
+            self.board.set_warned(upstream, minute, own + 1)
+        return self._others.pop(upstream, 0)
+
+
+def is_at_fault(reason: CloseReason, status: int, upstream: str) -> bool:
+    """Whether a request with this end shows a fault of the server, or that no server is left to take it.
+
+    `status` is the answer's; an error of the server's own that was passed on as it is has the reason COMPLETE.
+    """
+    if reason is CloseReason.NO_UPSTREAM:
+        return True
+    if not upstream:
+        return False
+    if reason is CloseReason.COMPLETE:
+        return status >= 500
+    return reason.by is By.UPSTREAM and reason not in _NO_FAULT
 
 
 class RequestLog:
@@ -70,6 +141,7 @@ class RequestLog:
     def __init__(self, runtime: Runtime, lines: LateLines) -> None:
         self._runtime = runtime
         self._lines = lines
+        self.faults = Faults()
         # refused strangers
         self._second = 0
         self._lines_of_second = 0
@@ -108,7 +180,11 @@ class RequestLog:
             self._left_out += 1
             return
         left_out, self._left_out = self._left_out, 0
-        self._lines.info(
+        upstream = request.upstream or (stream.upstream if stream is not None else "")
+        is_fault = is_at_fault(request.reason, request.status, upstream)
+        more = self.faults.more(upstream, now) if is_fault else None
+        self._lines.event(
+            logs.INFO if more is None else logs.WARNING,
             "request",
             id=without_secrets(request.id),
             peer=answer.origin.peer(request),
@@ -129,4 +205,5 @@ class RequestLog:
             key_name=request.principal.key.name if request.principal.key is not None else None,
             traceparent=request.traceparent or None,
             left_out=left_out or None,
+            more=more or None,
         )

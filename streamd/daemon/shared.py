@@ -59,6 +59,9 @@ CROSSINGS_LEN = 2 * WORKERS_MAX
 # A worker with an older beat counts as stuck, dead or not started yet: a loop turns at least four times a second.
 BEAT_STALE_S = 2.0
 
+# A number of warnings and its minute share a number of the row: counts up to here, ten times the warnings of a minute.
+WARNED_MAX = 64
+
 # Attempts at a sum while counts are folded, and the pause between them. Folding takes less than a millisecond. A worker
 # that was killed in the middle of it must not stop the readers.
 LOOKS_MAX = 100
@@ -277,16 +280,28 @@ class Shared:
 
     def set_in_flight(self, upstream: str, count: int) -> None:
         """Publish the number of this worker's requests at an upstream: limits count the requests of all workers."""
-        self.row[self._in_flight_at(upstream)] = count
+        self.row[self._upstream_at("in_flight", upstream)] = count
 
     def in_flight_elsewhere(self, upstream: str) -> int:
         """The other workers' requests at an upstream. The sum may overshoot a limit by one request per worker."""
-        at = self._in_flight_at(upstream)
+        at = self._upstream_at("in_flight", upstream)
         return sum(row[at] for slot, row in enumerate(self.rows) if slot != self._slot)
 
-    def _in_flight_at(self, upstream: str) -> int:
+    def _upstream_at(self, gauge: str, upstream: str) -> int:
         index = self.names.index(upstream) if upstream in self.names else totals.UPSTREAMS_MAX - 1
-        return totals.LAYOUT.at("in_flight", min(index, totals.UPSTREAMS_MAX - 1))
+        return totals.LAYOUT.at(gauge, min(index, totals.UPSTREAMS_MAX - 1))
+
+    # -- warnings about servers (daemon/request_log.py's FaultBoard)
+
+    def set_warned(self, upstream: str, minute: int, count: int) -> None:
+        """Publish this worker's number of warnings in this minute."""
+        self.row[self._upstream_at("warned", upstream)] = minute * WARNED_MAX + min(count, WARNED_MAX - 1)
+
+    def warned_elsewhere(self, upstream: str, minute: int) -> int:
+        """The other workers' warnings in this minute; the sum over all may overshoot by a warning per worker."""
+        at = self._upstream_at("warned", upstream)
+        counts = [divmod(row[at], WARNED_MAX) for slot, row in enumerate(self.rows) if slot != self._slot]
+        return sum(count for when, count in counts if when == minute)
 
     # -- keys (core/limits.py's SpendingBoard)
 

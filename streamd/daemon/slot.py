@@ -51,6 +51,7 @@ class Slot:
         self.heard_at = 0.0
         self.saving = False  # its loop stands still while it writes streams
         self.standing = Standing()
+        self.verdicts = -1  # the version of the verdicts on servers that the process was told
         self.report: Report | None = None
         self.error: tuple[int, list[str]] | None = None  # exit status and lines of a worker that can't start
         # the place
@@ -65,6 +66,7 @@ class Slot:
         self.ready = self.saving = False
         self.heard_at = now
         self.standing = Standing()
+        self.verdicts = -1
         self.report = self.error = None
         self.start_at = 0.0
 

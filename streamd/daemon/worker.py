@@ -44,6 +44,7 @@ from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain, DrainStep
 from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets
 from streamd.daemon.shared import Shared
+from streamd.daemon.upstream_reports import UpstreamReports
 from streamd.net import totals
 from streamd.net.application import Application
 from streamd.net.client import ClientConnection
@@ -58,6 +59,7 @@ from streamd.net.runtime import Runtime
 from streamd.net.totals import Totals
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
+from streamd.server_state import ServerView
 
 # Slice size of a pass over all streams: a slice takes 0.15 ms, with a quarter of its streams charged.
 STREAMS_SLICE_MAX = 250
@@ -65,6 +67,9 @@ STREAMS_SLICE_MAX = 250
 # Interval at which a worker publishes its numbers, and so their highest age when they are read from another worker.
 # Adding up 10,000 streams and clients takes 4 ms.
 PUBLISH_EVERY_S = 1.0
+
+# The numbers of an upstream in /status, beside its state.
+UPSTREAM_NUMBERS = ("in_flight", "idle", "left_out")
 
 # Time limit for emptying the accept queue of a listener before it closes: a flood must not hold up the drain.
 ACCEPT_EMPTY_S_MAX = 1.0
@@ -98,6 +103,7 @@ class Worker:
         on_take_back: Callable[[], None] | None = None,
         on_level: Callable[[str], None] = logs.set_level,
         busy_s: Callable[[], float] = lambda: 0.0,
+        on_upstream: Callable[[str, ServerView], bool] | None = None,
     ) -> None:
         """`busy_s`: the seconds that this process had work, from any start on; the write interval follows them."""
         self.loop = loop
@@ -119,6 +125,7 @@ class Worker:
         )
         self.runtime = Runtime(loop, settings, hub, admission=admission, rng=self.rng, on_bug=logs.bug)
         self.upstreams = Upstreams(self.runtime, settings)
+        self.upstream_reports = UpstreamReports(self.runtime, self.upstreams, on_upstream)
         self.rights = Rights(self.runtime)
         self.credential_files = CredentialFiles(self.runtime, self.rights, self.upstreams)
         self.credential_files.load(settings)
@@ -133,6 +140,7 @@ class Worker:
         self.state = DaemonState.STARTING
         self.started_at = loop.time()
         self._lines = LateLines(loop)
+        self._request_log = RequestLog(self.runtime, self._lines)
         self.draining: Drain | None = None
         self.drained: asyncio.Future[Report] = loop.create_future()
         self._charged_logs = 0
@@ -196,10 +204,15 @@ class Worker:
         }
         self.application = Application(
             plan=self.router.plan,
-            ended=RequestLog(runtime, self._lines).request_ended,
+            ended=self._request_log.request_ended,
             hand_over=functools.partial(hand_over, runtime),
         )
-        runtime.sweep.on_tick += [self._tick, upstreams.tick, self.credential_files.watch]
+        runtime.sweep.on_tick += [
+            self._tick,
+            upstreams.tick,
+            self.upstream_reports.tick,
+            self.credential_files.watch,
+        ]
 
     # -- reports
 
@@ -211,11 +224,12 @@ class Worker:
         self.runtime.counters.log_lines_lost = logs.lines_lost()
         own = self._own_totals()
         self._saturation = own.saturation
-        if self.shared is None:
-            return own
-        self.shared.publish(own)
-        summed = self.shared.add_up()
-        self._saturation = {**own.saturation, **summed.saturation}
+        summed = own
+        if self.shared is not None:
+            self.shared.publish(own)
+            summed = self.shared.add_up()
+            self._saturation = {**own.saturation, **summed.saturation}
+        summed.upstreams = self._judged(summed.upstreams)
         return summed
 
     def _own_totals(self) -> Totals:
@@ -250,6 +264,11 @@ class Worker:
             "cut": gauges["drain_cut"],
         }
 
+    def _judged(self, upstreams: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+        """The numbers of the servers that the settings name now, with the newest verdicts: rows are a second old."""
+        ups = {each.settings.name: int(each.is_up) for each in self.upstreams}
+        return {name: upstreams[name] | {"up": up} for name, up in ups.items() if name in upstreams}
+
     def _readiness(self) -> str:
         return "ready" if self.state is DaemonState.SERVING else self.state.value
 
@@ -267,6 +286,10 @@ class Worker:
         uptime_s = runtime.time() - started_at
         status = metrics.status(summed, state=self.state.value, uptime_s=uptime_s, admission=admission)
         status["drain"] = self._drain_status(summed.gauges)
+        status["upstreams"] = {
+            name: {each: numbers[each] for each in UPSTREAM_NUMBERS} | self.upstream_reports.shown(name)
+            for name, numbers in status["upstreams"].items()
+        }
         if shared is not None:
             status["workers"] = shared.each()
         return status
@@ -401,6 +424,7 @@ class Worker:
         self.runtime.peers = peers
         self.runtime.inquiries = Inquiries(self.loop, peers, self._answerers, self.runtime.guard, self.slow_work)
         self.upstreams.share(shared)
+        self._request_log.faults.board = shared
         self.rights.share(shared)
         peers.start()
 
@@ -478,6 +502,7 @@ class Worker:
         self.settings = settings
         self.runtime.reload(settings)
         self.upstreams.take(upstreams)
+        self.upstream_reports.reload(settings)
         hub = self.runtime.hub
         hub.log_bytes_max = self.runtime.admission.logs_bytes_max
         hub.stream_log_bytes_max = settings.log_bytes_max

@@ -24,6 +24,7 @@ from streamd.daemon.store_relay import StoreRelay
 from streamd.daemon.worker import Prepared, Worker
 from streamd.net.in_turns import in_turns
 from streamd.net.peers import Peers
+from streamd.server_state import ServerView
 
 # Interval of the numbers for `systemctl status`, which need be no fresher.
 STANDING_EVERY_S = 5.0
@@ -76,6 +77,7 @@ class WorkerProcess:
             on_take_back=self._ask_take_back,
             on_level=self._ask_level,
             busy_s=machine.busy_s,
+            on_upstream=self._say_upstream,
         )
 
     def _among(self, settings: Settings, names: tuple[str, ...]) -> Worker:
@@ -100,6 +102,7 @@ class WorkerProcess:
             on_take_back=self._ask_take_back,
             on_level=self._ask_level,
             busy_s=machine.busy_s,
+            on_upstream=self._say_upstream,
         )
         inbox, outlets = _socket(launch.inbox), [_socket(fd) for fd in launch.outlets]
         counters, bug = worker.runtime.counters, worker.runtime.bug
@@ -159,6 +162,8 @@ class WorkerProcess:
             worker.drain()
         elif kind == ToWorker.LOG_LEVEL.value:
             logs.set_level(facts)
+        elif kind == ToWorker.UPSTREAMS.value:
+            worker.upstream_reports.hear(facts)
         elif kind == ToWorker.BURY.value:
             assert self._shared is not None
             self._shared.bury(*facts)
@@ -194,8 +199,8 @@ class WorkerProcess:
         else:
             logs.event(logs.ERROR, "loop", text=context["message"])
 
-    def _say(self, kind: ToParent, facts: object = None) -> None:
-        control.send(self._pipe, kind, facts)
+    def _say(self, kind: ToParent, facts: object = None) -> bool:
+        return control.send(self._pipe, kind, facts)
 
     def _beat(self, now: float, lag_s: float) -> None:
         self._say(ToParent.BEAT)
@@ -209,6 +214,9 @@ class WorkerProcess:
 
     def _ask_take_back(self) -> None:
         self._say(ToParent.TAKE_BACK)
+
+    def _say_upstream(self, name: str, view: ServerView) -> bool:
+        return self._say(ToParent.UPSTREAM, (name, view))
 
     def _ask_level(self, level: str) -> None:
         self._say(ToParent.LOG_LEVEL, level)

@@ -185,21 +185,25 @@ class Attempt:
     def judge(self, status: int) -> None:
         """The upstream answered with this status."""
         if status in FAILED_STATUSES or status == ERROR_STATUS:
-            self.failed(CloseReason.UPSTREAM_REFUSED, is_error=status == ERROR_STATUS)
+            self.failed(CloseReason.UPSTREAM_REFUSED, f"status {status}", is_error=status == ERROR_STATUS)
         elif self._principal is not None:
-            self.upstream.health.answered(self._principal)
+            self.upstream.health.answered(self._principal, self._runtime.time())
 
-    def failed(self, reason: CloseReason, *, is_error: bool = False) -> None:
-        """Count a failure of the upstream; UPSTREAM_CONNECT: the request wasn't read. `is_error`: it answered 500."""
+    def failed(self, reason: CloseReason, error: str, *, is_error: bool = False) -> None:
+        """Count a failure of the upstream, which `error` tells people; UPSTREAM_CONNECT: the request wasn't read.
+        `is_error`: it answered 500.
+        """
         runtime, upstream = self._runtime, self.upstream
         bump(runtime.counters.upstream_failures, (upstream.settings.name, reason))
         if self._principal is None:
             return
         now, rng = runtime.time(), runtime.rng
         if reason is CloseReason.UPSTREAM_CONNECT:
-            upstream.health.unreachable(self.began_at, now, rng)
+            upstream.health.unreachable(self.began_at, now, rng, error=error)
         else:
-            upstream.health.failed(self._principal, self.began_at, now, rng, is_error=is_error)
+            upstream.health.failed(
+                self._principal, self.began_at, now, rng, is_error=is_error, reason=reason, error=error
+            )
             upstream.health.is_doubtful |= reason is CloseReason.UPSTREAM_RESET
 
     @property
@@ -253,3 +257,10 @@ class Attempt:
                 link.close()
         if connecting is not None:
             connecting.cancel()
+
+
+def why(error: BaseException) -> str:
+    """Why no connection was established, for people."""
+    if isinstance(error, TimeoutError):
+        return "no connection within connect_timeout"
+    return getattr(error, "strerror", None) or type(error).__name__

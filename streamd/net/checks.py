@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from streamd.counters import bump
-from streamd.net.attempt import own_ask
+from streamd.net.attempt import own_ask, why
 from streamd.net.dialer import is_own_shortage
 from streamd.net.fetch import Fetch
 from streamd.net.runtime import Runtime
@@ -74,12 +74,17 @@ class Check:
         elif not status or status >= 500:
             bump(runtime.counters.upstream_failures, (upstream.settings.name, CloseReason.UPSTREAM_CONNECT))
             health.is_checked = True
-            health.unreachable(self._began_at, runtime.time(), runtime.rng)
+            error = f"the check: {why(fetch.error)}" if fetch.error is not None else _check_failed(status)
+            health.unreachable(self._began_at, runtime.time(), runtime.rng, error=error)
         else:
             health.is_checked = status < 400
-            if health.is_checked and not health.is_reachable():
-                health.all.let_in()
+            if health.is_checked:
+                health.passed_check(runtime.time())
         health.all.end(self)
+
+
+def _check_failed(status: int) -> str:
+    return f"the check: status {status}" if status else "the check: no answer"
 
 
 class Checks:

@@ -33,7 +33,7 @@ from streamd.core.stream import NOT_EVENTS, Stream
 from streamd.core.usage import Charge
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
-from streamd.net.attempt import Ask, Attempt
+from streamd.net.attempt import Ask, Attempt, why
 from streamd.net.collected import ERROR_BYTES_MAX, Collected, coding_of, may_hold_events
 from streamd.net.dialer import is_own_shortage
 from streamd.net.http_error import HttpError
@@ -229,14 +229,14 @@ class Exchange(Pending):
             attempt.end()
             self._fail(self._runtime.refused(self._runtime.admission.refuse_descriptors()))
             return
-        attempt.failed(CloseReason.UPSTREAM_CONNECT)
+        attempt.failed(CloseReason.UPSTREAM_CONNECT, why(error))
         attempt.end()
         if self._try_another(upstream):
             return
         self._fail(
             HttpError(
                 502,
-                f"The upstream {upstream.settings.name} can't be reached ({_why(error)}).",
+                f"The upstream {upstream.settings.name} can't be reached ({why(error)}).",
                 code="upstream_unreachable",
                 reason=CloseReason.UPSTREAM_CONNECT,
                 should_retry=True,
@@ -477,7 +477,7 @@ class Exchange(Pending):
         is_collecting = self._state is ExchangeState.COLLECTING
         if is_collecting and collected is not None and stream is not None and self._deliver(collected, stream):
             return
-        attempt.failed(reason)
+        attempt.failed(reason, text)
         if self._state in (ExchangeState.ASKED, ExchangeState.OPENING):
             self._fail(HttpError(502, text, code=reason.word, reason=reason, should_retry=False))
         elif is_collecting and collected is not None and stream is not None and collected.is_error:
@@ -717,9 +717,9 @@ class Exchange(Pending):
         return self._state is ExchangeState.PROXYING and self.answer is not None and self.answer.paused
 
     def _timed_out(self, reason: CloseReason) -> None:
-        if self._attempt is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # streamd's own limit
-            self._attempt.failed(reason)
         text = _TIME_OUT_TEXTS[reason]
+        if self._attempt is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # streamd's own limit
+            self._attempt.failed(reason, text)
         if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
             self._truncated(reason, text)
         else:
@@ -842,9 +842,3 @@ def _with_bounded_waits(fields: Fields, most_s: float, unix_now: float) -> Field
     """The fields with waits of at most upstream_retry_after_max: SDKs ignore more than a minute."""
     values = ((name, retry_after.bounded(name, value, most_s, unix_now)) for name, value in fields)
     return [(name, value) for name, value in values if value is not None]
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "no connection within connect_timeout"
-    return getattr(error, "strerror", None) or type(error).__name__

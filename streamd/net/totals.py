@@ -104,6 +104,7 @@ def of_worker(
             "in_flight": upstream.in_flight,
             "idle": upstream.idle,
             "left_out": int(upstream.left_out(now)),
+            "up": int(upstream.is_up),
         }
         for upstream in upstreams
     }
@@ -201,7 +202,8 @@ def write(row: CounterRow, totals: Totals, names: Sequence[str]) -> None:
             row[place.at] = totals.gauges[place.measure.name]
     for name, values in totals.upstreams.items():
         for place in LAYOUT.upstream_gauges:
-            row[place.at + index(name) * place.stride] = values[place.measure.name]
+            if place.measure.name in values:
+                row[place.at + index(name) * place.stride] = values[place.measure.name]
     counts = [0] * (LAYOUT.row_len - LAYOUT.counts_at)
     for place in LAYOUT.counts:
         _encode(counts, place, getattr(totals.counters, place.measure.name), index)

@@ -712,6 +712,7 @@ class Upstream:
         "_tls",
         "board",
         "health",
+        "is_up",
         "listed",
         "removed",
         "settings",
@@ -729,6 +730,7 @@ class Upstream:
         self._in_flight = 0
         self.board: InFlightBoard | None = None  # shows `in_flight` to the other workers
         self.health = Health()
+        self.is_up = True  # the daemon's verdict, of all workers together; requests follow `health` alone
         self.listed: frozenset[str] = frozenset()  # the models of its list when it was last read; empty: not known
         self.removed = False  # by a reload: running requests go on, new requests go elsewhere
 

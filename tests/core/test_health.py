@@ -17,6 +17,7 @@ from streamd.core.health import (
     STANDS_S,
     Health,
 )
+from streamd.server_state import ERROR_CHARS_MAX, ServerState, ServerView
 
 RNG = random.Random(5)
 
@@ -56,7 +57,7 @@ def test_the_time_out_doubles_to_its_bound_with_jitter() -> None:
         assert 0.75 * nominal <= wait <= 1.25 * nominal
         assert not health.takes("a", now) and health.takes("a", now + wait)
         now += wait + 1.0
-    health.answered("a")
+    health.answered("a", 0.0)
     assert health.takes("a", now) and health.all.out_until == 0.0
 
 
@@ -78,7 +79,7 @@ def test_a_single_request_probes_a_server_whose_time_is_over() -> None:
     assert not health.takes("b", 15.0) and health.takes("b", 30.0)
     probe = asked(health, "b", 30.0)
     assert not health.takes("a", 30.0)
-    health.answered("b")
+    health.answered("b", 0.0)
     assert health.takes("a", 30.0)
 
 
@@ -140,14 +141,14 @@ def test_the_failures_of_one_principal_of_several_are_its_own(is_error: bool) ->
         now += 0.001
     assert not health.takes("a", now) and health.takes("b", now)
     assert health.failed_at("a") > 0 and health.failed_at("b") == 0.0
-    health.answered("b")
+    health.answered("b", 0.0)
     assert not health.takes("a", now), "the answer to another principal proves nothing for this"
 
 
 def test_the_failures_of_two_principals_leave_the_server_out_for_all() -> None:
     health = Health()
     fails(health, "a", 0.0)
-    health.answered("b")
+    health.answered("b", 0.0)
     asked(health, "b", 0.1)
     fails(health, "a", 1.0)
     assert health.takes("c", 1.0)
@@ -161,9 +162,9 @@ def test_an_answer_between_them_separates_the_failures_of_two_principals() -> No
     asked(health, "b", 0.0)
     for now in range(1, 40, 2):
         fails(health, "a", float(now))
-        health.answered("c")
+        health.answered("c", 0.0)
         fails(health, "b", now + 1.0)
-        health.answered("c")
+        health.answered("c", 0.0)
         assert health.takes("c", now + 1.0)
 
 
@@ -185,11 +186,11 @@ def test_errors_count_only_in_a_row(principals: str) -> None:
         assert health.takes(principal, 1.0 + n) or n >= ERRORS_IN_A_ROW
         fails(health, principal, 1.0 + n, is_error=True)
     assert not health.takes(principals[-1], 1.0 + n)
-    health.answered(principals[-1])
+    health.answered(principals[-1], 0.0)
     for n in range(20):
         fails(health, principals[-1], 100.0 + n, is_error=True)
         fails(health, principals[-1], 100.0 + n, is_error=True)
-        health.answered(principals[-1])
+        health.answered(principals[-1], 0.0)
         assert health.takes(principals[-1], 100.0 + n)
 
 
@@ -206,7 +207,7 @@ def test_an_error_that_is_not_counted_still_puts_the_server_last() -> None:
     health = Health()
     fails(health, "a", 7.0, is_error=True)
     assert health.takes("a", 7.0) and health.failed_at("a") == 7.0
-    health.answered("a")
+    health.answered("a", 0.0)
     assert health.failed_at("a") == 7.0
 
 
@@ -218,7 +219,7 @@ def test_the_table_of_principals_is_bounded() -> None:
     asked(health, "z", 0.0)
     for n in range(3 * PRINCIPALS_MAX):
         fails(health, f"p{n}", 1.0)
-        health.answered("z")
+        health.answered("z", 0.0)
     assert len(health._of) == PRINCIPALS_MAX and len(health._blamed) <= 2
     for n in range(PRINCIPALS_MAX):
         fails(health, f"q{n}", 2.0)
@@ -235,10 +236,80 @@ def test_whatever_happens_a_due_server_is_probed_by_exactly_one_request(steps: l
         if not health.all.is_in:
             assert not any(health.takes(each, now) for each in "abc")
         if outcome == "ok":
-            health.answered(principal)
+            health.answered(principal, now)
         elif outcome == "refused":
             health.unreachable(now, now, RNG)
         elif outcome != "left":
             health.failed(principal, now, now, RNG, is_error=outcome == "500")
         health.end(probe, principal)
         assert health.all.probe is None
+
+
+# -- the view for people
+
+
+def states(health: Health, *times: float) -> list[str]:
+    return [health.view(now).state.value for now in times]
+
+
+def test_a_server_that_can_not_be_reached_is_out_then_probed_then_up() -> None:
+    health = Health()
+    assert health.view(1.0) == ServerView()
+    health.unreachable(5.0, 6.0, RNG, error="Connection refused")
+    out = health.view(6.0)
+    assert out == ServerView(ServerState.OUT, 6.0, 6.0, 1, "upstream_connect", "Connection refused")
+    assert states(health, 6.0, 8.0) == ["out", "probing"]
+    probe = asked(health, "a", 8.0)
+    assert states(health, 8.0) == ["probing"]
+    health.unreachable(8.0, 8.5, RNG, error="No route to host")
+    health.end(probe, "a")
+    assert health.view(8.5)[:6] == (ServerState.OUT, 8.5, 6.0, 2, "upstream_connect", "No route to host")
+    health.answered("a", 20.0)
+    up = health.view(21.0)
+    assert up[:4] == (ServerState.UP, 20.0, 20.0, 0) and up.error == "No route to host", "people ask why it was out"
+    health.answered("a", 30.0)
+    assert health.view(30.0).since == 20.0, "it came up once"
+
+
+def test_failures_that_leave_a_server_in_are_failing() -> None:
+    health = Health()
+    for n in range(1, ERRORS_IN_A_ROW):
+        fails(health, "a", float(n), is_error=True)
+        assert health.view(float(n))[:4] == (ServerState.FAILING, float(n), 1.0, n)
+    fails(health, "a", 9.0, is_error=True)
+    assert health.view(9.0)[:4] == (ServerState.OUT, 9.0, 9.0, ERRORS_IN_A_ROW)
+
+
+def test_a_principals_own_failures_are_failing_and_those_of_two_are_out() -> None:
+    health = Health()
+    health.answered("b", 0.0)
+    asked(health, "b", 0.0)
+    fails(health, "a", 1.0)
+    assert states(health, 1.0) == ["failing"]
+    fails(health, "b", 2.0)
+    assert states(health, 2.0) == ["out"]
+
+
+def test_a_probe_that_stands_is_up_before_its_answer() -> None:
+    health = Health()
+    health.unreachable(0.0, 0.0, RNG, error="refused")
+    asked(health, "a", 10.0, at=10.0)
+    assert states(health, 10.0, 10.0 + STANDS_S) == ["probing", "up"]
+    assert health.view(20.0)[:4] == (ServerState.UP, 10.0 + STANDS_S, 10.0 + STANDS_S, 0)
+
+
+def test_a_check_lets_in_a_server_that_could_not_be_reached_and_no_other() -> None:
+    health = Health()
+    health.unreachable(0.0, 0.0, RNG, error="refused")
+    health.passed_check(1.0)
+    assert health.view(1.0)[:4] == (ServerState.UP, 1.0, 1.0, 0)
+    for principal in "ab":
+        fails(health, principal, 2.0)
+    health.passed_check(3.0)
+    assert states(health, 2.1) == ["out"]
+
+
+def test_a_servers_text_is_bounded() -> None:
+    health = Health()
+    health.unreachable(0.0, 0.0, RNG, error="x" * 10_000)
+    assert len(health.view(0.0).error) == ERROR_CHARS_MAX

@@ -6,10 +6,20 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from fakes import get, rig
+from fakes import CHAT, WHOLE, get, post, rig
 
+from streamd.config import UpstreamSettings
 from streamd.daemon import logs
-from streamd.daemon.request_log import STRANGERS_LINES_PER_S_MAX, without_secrets
+from streamd.daemon.request_log import (
+    FAULT_LINES_PER_MINUTE_MAX,
+    MINUTE_S,
+    STRANGERS_LINES_PER_S_MAX,
+    Faults,
+    is_at_fault,
+    without_secrets,
+)
+from streamd.daemon.shared import Shared, create
+from streamd.reasons import CloseReason
 
 KEY = "sk-app-a172cedcae47474d8f0e"
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhdWQiOiJzIn0.c2lnbmF0dXJl"
@@ -80,3 +90,88 @@ def test_a_token_as_a_streams_name_is_in_no_line() -> None:
         assert r.client(get(f"/v1/streams/{name}", method="DELETE")).answer.status < 300
         assert reader.answer.status == 200
         assert len(lines) >= 3 and name[3:] not in repr(lines)
+
+
+# -- requests that a server is at fault for
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "upstream", "expected"),
+    [
+        (CloseReason.UPSTREAM_CONNECT, 502, "gpu", True),
+        (CloseReason.UPSTREAM_TRUNCATED, 200, "gpu", True),
+        (CloseReason.UPSTREAM_IDLE_TIMEOUT, 200, "gpu", True),
+        (CloseReason.EVENT_TOO_LARGE, 200, "gpu", True),
+        (CloseReason.COMPLETE, 500, "gpu", True),  # the server's own error, passed on
+        (CloseReason.COMPLETE, 529, "gpu", True),
+        (CloseReason.NO_UPSTREAM, 503, "", True),
+        (CloseReason.COMPLETE, 200, "gpu", False),
+        (CloseReason.COMPLETE, 429, "gpu", False),  # the client's
+        (CloseReason.COMPLETE, 404, "gpu", False),
+        (CloseReason.READER_GONE, 200, "gpu", False),
+        (CloseReason.UPSTREAM_STREAM_TIMEOUT, 200, "gpu", False),  # streamd's own limit
+        (CloseReason.EVENT_TOO_LARGE, 413, "", False),  # a publisher's
+        (CloseReason.PUBLISHER_GONE, 200, "", False),
+        (CloseReason.COMPLETE, 500, "", False),
+    ],
+)
+def test_the_fault_is_a_servers_or_not(reason: CloseReason, status: int, upstream: str, expected: bool) -> None:
+    assert is_at_fault(reason, status, upstream) is expected
+
+
+class Lines:
+    """The lines of requests, as (level, count of the lines left out)."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, dict[str, Any]]] = []
+
+    def note(self, level: int, name: str, /, **fields: Any) -> None:
+        if name == "request":
+            self.kept.append((level, fields))
+
+    @property
+    def warnings(self) -> list[dict[str, Any]]:
+        return [fields for level, fields in self.kept if level == logs.WARNING]
+
+
+def test_a_dead_servers_requests_are_warnings_six_a_minute_and_the_next_counts_the_others() -> None:
+    lines, most = Lines(), FAULT_LINES_PER_MINUTE_MAX
+    with rig() as r, mock.patch.object(logs, "event", lines.note):
+        r.refusing.add(1)
+        r.pass_time(MINUTE_S - r.loop.time() % MINUTE_S)
+        for _ in range(most + 10):
+            r.client(post(CHAT))
+        assert len(lines.kept) == most + 10, "every request has its line"
+        assert [line["more"] for line in lines.warnings] == [None] * most
+        assert all(line["upstream"] == "up" and line["status"] == 502 for line in lines.warnings)
+        r.pass_time(MINUTE_S)
+        r.client(post(CHAT))
+        r.client(post(CHAT))
+        assert [line["more"] for line in lines.warnings[most:]] == [10, None]
+
+
+def test_each_server_has_warnings_of_its_own_and_a_good_answer_is_none() -> None:
+    lines = Lines()
+    two = tuple(UpstreamSettings(name=name, url=f"http://{name}:1", models=(name,)) for name in "ab")
+    with rig(upstreams=two) as r, mock.patch.object(logs, "event", lines.note):
+        for name, status in (("a", b"500 No"), ("b", b"503 No"), ("a", b"200 OK"), ("b", b"429 No")):
+            r.client(post(WHOLE | {"model": name}))
+            r.reply(b"HTTP/1.1 %b\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}" % status)
+        assert [(level, line["upstream"]) for level, line in lines.kept] == [
+            (logs.WARNING, "a"),
+            (logs.WARNING, "b"),
+            (logs.INFO, "a"),
+            (logs.INFO, "b"),
+        ]
+
+
+def test_several_workers_share_the_warnings_of_a_server() -> None:
+    fd = create(3)
+    workers = [Faults() for _ in range(3)]
+    for slot, each in enumerate(workers):
+        each.board = Shared(fd, 3, ["up"], slot)
+    for minute in (5, 6):
+        found = [each.more("up", minute * MINUTE_S + 1) for _ in range(10) for each in workers]
+        assert sum(more is not None for more in found) == FAULT_LINES_PER_MINUTE_MAX
+        assert [each.more("down", minute * MINUTE_S + 2) is not None for each in workers] == [True] * 3
+    assert sum(more or 0 for more in found) == 30 - FAULT_LINES_PER_MINUTE_MAX, "the first warnings tell of the rest"

@@ -376,7 +376,7 @@ def test_an_answer_that_is_cut_at_any_byte_never_looks_whole(end: str) -> None:
                 assert "error" in events_in(answer.body)[-1].json
             client.reset()
             for upstream in r.worker.upstreams:
-                upstream.health.answered("anonymous")  # else it is left out for a while
+                upstream.health.answered("anonymous", 0.0)  # else it is left out for a while
 
 
 def test_each_of_many_failing_upstreams_is_asked_once() -> None:

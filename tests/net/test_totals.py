@@ -149,7 +149,7 @@ def test_the_totals_of_a_worker_count_its_connections_streams_and_upstreams() ->
         assert (gauges["connections"], gauges["streams_live"], gauges["subscribers"]) == (2, 1, 1)
         assert gauges["bytes_resident"] == 123 and gauges["log_bytes"] > 0
         assert found.counters.text_events == 2
-        assert found.upstreams == {"one": {"in_flight": 1, "idle": 1, "left_out": 0}}
+        assert found.upstreams == {"one": {"in_flight": 1, "idle": 1, "left_out": 0, "up": 1}}
         assert totals.add_up([row_of(found, ["one"])], ["one"]).gauges["streams_live"] == 1
         own = [measure.name for measure in GAUGES if not measure.by_upstream]
         assert [name for name in own if name not in gauges] == [

@@ -71,7 +71,7 @@ def test_of_equally_busy_upstreams_the_last_to_fail_comes_last() -> None:
         for upstream in (any_, spare):
             asked += 1.0
             upstream.health.failed("p", asked, asked, r.runtime.rng)
-            upstream.health.answered("p")
+            upstream.health.answered("p", 0.0)
         now = 100.0
         assert upstreams.choose("m", now, principal="p") is third
         third.in_flight = 1
