@@ -9,13 +9,14 @@ parent.
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import streamd
 from streamd.config import ENV_PREFIX, ROWS, SECTIONS, ConfigError, Settings, load
@@ -76,10 +77,46 @@ class _Subcommand(NamedTuple):
     options: dict[str, Any]
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that asks back when a word is misspelt, and complains as the daemon does (daemon/complaint.py)."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but words that are left over are an error of this command, which knows its own flags."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            # Why the underscore: argparse has no public way to list a parser's flags.
+            hints = [hint for word in unknown if (hint := _flag_hint(word, tuple(self._option_string_actions)))]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{'; '.join(['', *hints])}")
+        return known, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = tuple(map(str, action.choices or ()))
+        if choices and str(value) not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1, 0.6)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {', '.join(choices)}){hint}")
+
+    def error(self, message: str) -> NoReturn:
+        from streamd.daemon.complaint import write_lines
+
+        write_lines(f"{self.format_usage()}{self.prog}: error: {message}")
+        sys.exit(EXIT_USAGE)
+
+
+def _flag_hint(word: str, flags: tuple[str, ...]) -> str:
+    """The nearest flag as a question; "" for a word that is no flag, or like none."""
+    name = word.partition("=")[0]
+    if not name.startswith("-") or len(name) < 3:
+        return ""
+    name = f"--{name.lstrip('-').replace('_', '-').lower()}"
+    near = [name] if name in flags else difflib.get_close_matches(name, flags, 1, 0.7)
+    return f"did you mean {near[0]}?" if near else ""
+
+
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The parser of the whole command line, from which man pages and completion are made. With `command`, it has the
     arguments of this command alone."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="streamd", description=streamd.__doc__, allow_abbrev=False, epilog="streamd COMMAND --help says more."
     )
     parser.add_argument("--version", action="version", version=f"streamd {streamd.__version__}")

@@ -99,6 +99,32 @@ def test_a_wrong_command_line_ends_with_the_usage_and_status_2(
     assert capsys.readouterr().err.startswith("usage: streamd")
 
 
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        ("serv", "did you mean serve?"),
+        ("serve --conection-max 3", "did you mean --conns-max?"),
+        ("serve --conns_max=3", "did you mean --conns-max?"),
+        ("serve --upstrem=http://x --lisen :1", "did you mean --upstream?; did you mean --listen?"),
+        ("serve -upstream http://x", "did you mean --upstream?"),
+        ("serve --cors-credential", "did you mean --cors-credentials?"),
+        ("keys --file x ad bob", "did you mean add?"),
+        ("keys --file x add --exipres 1d", "did you mean --expires?"),
+        ("mock-llm --lisen 1", "did you mean --listen?"),
+        ("check-config streamd.toml --schem", ""),
+        ("serve extra", ""),
+        ("serve --xyzzy", ""),
+        ("neither", ""),
+    ],
+)
+def test_a_misspelt_word_is_asked_back(argv: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv.split())
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"; {hint}") if hint else "did you mean" not in last
+
+
 def help_of(flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:

@@ -15,6 +15,11 @@ from streamd.daemon.logs import is_journal
 
 def complain(text: str, environ: Mapping[str, str] = os.environ) -> None:
     """Write the text, after the program's name; each line of it by itself."""
+    write_lines("\n".join(f"streamd: {line}" for line in text.splitlines()), environ)
+
+
+def write_lines(text: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Write the lines as they are, each of them as an error."""
     head = "<3>" if is_journal(2, environ.get("JOURNAL_STREAM")) else ""
     for line in text.splitlines():
-        print(f"{head}streamd: {line}", file=sys.stderr)
+        print(f"{head}{line}", file=sys.stderr)

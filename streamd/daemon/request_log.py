@@ -95,7 +95,7 @@ class FaultBoard(Protocol):
         """Publish this worker's number of warnings in this minute."""
 
 
-class Faults:
+class FaultWarnings:
     """Decides which requests that a server is at fault for get a warning; the next warning counts the others."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class RequestLog:
     def __init__(self, runtime: Runtime, lines: LateLines) -> None:
         self._runtime = runtime
         self._lines = lines
-        self.faults = Faults()
+        self.faults = FaultWarnings()
         # refused strangers
         self._second = 0
         self._lines_of_second = 0

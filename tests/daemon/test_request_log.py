@@ -14,7 +14,7 @@ from streamd.daemon.request_log import (
     FAULT_LINES_PER_MINUTE_MAX,
     MINUTE_S,
     STRANGERS_LINES_PER_S_MAX,
-    Faults,
+    FaultWarnings,
     is_at_fault,
     without_secrets,
 )
@@ -167,7 +167,7 @@ def test_each_server_has_warnings_of_its_own_and_a_good_answer_is_none() -> None
 
 def test_several_workers_share_the_warnings_of_a_server() -> None:
     fd = create(3)
-    workers = [Faults() for _ in range(3)]
+    workers = [FaultWarnings() for _ in range(3)]
     for slot, each in enumerate(workers):
         each.board = Shared(fd, 3, ["up"], slot)
     for minute in (5, 6):
