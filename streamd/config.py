@@ -297,7 +297,7 @@ class Settings:
         "info",
         ("debug", "info", "warning", "error"),
         "Least level of the lines that are logged",
-        "info is one line per request, at its end",
+        "info is one line per request, at its end; debug tells each step of every request",
     )
     log_format: str = word_row(
         LISTENING, "text", ("text", "json"), "Format of the log's lines", "text is key=value, for people and journald"

@@ -11,8 +11,6 @@ from streamd.net.answer import Answer
 from streamd.net.application import Plan
 from streamd.net.http_error import HttpError
 
-LEVELS = ("debug", "info", "warning", "error")
-
 # The paths below which an operator ends an object by its id.
 ENDING_BELOW = tuple(f"/{ended.value}/" for ended in Ended)
 
@@ -27,14 +25,13 @@ class Admin:
         ending: Ending,
         drain: Callable[[], None],
         take_back: Callable[[Callable[[bool], None]], None],
-        set_level: Callable[[str], None],
+        log_level: dict[str, Plan],
     ) -> None:
         self._drain = drain
         self._take_back = take_back
-        self._set_level = set_level
         self._routes = {
             "/drain": {"POST": Plan(answer=self.drain), "DELETE": Plan(answer=self.take_back)},
-            "/log-level": {"PUT": Plan(answer=self.log_level, keeps_body=True, body_bytes_max=64)},
+            "/log-level": log_level,
             **{f"/{name}": {"GET": Plan(answer=table.show)} for name, table in tables.items()},
         }
         self._ends = {"DELETE": Plan(answer=ending.end)}
@@ -63,11 +60,3 @@ class Admin:
             answer.send(200, b'{"state":"serving"}\n', [JSON])
 
         self._take_back(lambda is_taken_back: answer.settle(lambda: respond(is_taken_back)))
-
-    def log_level(self, answer: Answer) -> None:
-        """PUT /log-level with the level as body; holds until the next reload or restart."""
-        word = answer.request.body.decode("ascii", "replace").strip()
-        if word not in LEVELS:
-            raise HttpError(400, f"The log level has to be one of {', '.join(LEVELS)}.", code="bad_log_level")
-        self._set_level(word)
-        answer.send(204)

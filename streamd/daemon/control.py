@@ -58,7 +58,7 @@ class ToWorker(enum.Enum):
     CLOSE = "close"  # the first step of the drain is over: close the listeners
     HURRY = "hurry"  # end the drain now
     TAKE_BACK = "take_back"  # the drain is taken back: serve as before
-    LOG_LEVEL = "log_level"  # the level's word
+    LOG_LEVEL = "log_level"  # the LogLevels that hold from now on
     BURY = "bury"  # (slot, pid) of a worker that has died: fold its counts into the base row
     STORED = "stored"  # the answer to STORE: whether systemd's socket took the descriptor
 
@@ -75,7 +75,7 @@ class ToParent(enum.Enum):
     APPLIED = "applied"  # the number
     DRAIN = "drain"  # an operator asks for a drain of the daemon, on the admin surface
     TAKE_BACK = "take_back"  # an operator takes the drain back. The answer is TAKE_BACK, CLOSE or HURRY
-    LOG_LEVEL = "log_level"  # the level's word, from the admin surface
+    LOG_LEVEL = "log_level"  # a LevelChange, from the admin surface
     SAVING = "saving"  # the drain is over; the loop stands still while streams are saved
     DRAINED = "drained"  # the values of its Report
     STORE = "store"  # a name, with a descriptor for systemd's store

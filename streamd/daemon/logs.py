@@ -230,6 +230,11 @@ def together() -> Iterator[None]:
             outlet.lose()
 
 
+def always(level: int, name: str, /, **fields: Value) -> None:
+    """As event(), whatever the lowest level is: a person has asked for this line."""
+    _sink.write(level, name, fields)
+
+
 def bug(name: str, error: BaseException, /, **fields: Value) -> None:
     """Write an unexpected error, with the end of its traceback. A lack of memory is no mistake: a single line."""
     if isinstance(error, MemoryError):

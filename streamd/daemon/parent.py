@@ -56,6 +56,7 @@ from streamd.daemon.control import (
     ToWorker,
 )
 from streamd.daemon.file_modes import check_modes
+from streamd.daemon.levels import Levels
 from streamd.daemon.log_outlet import open_standard_streams
 from streamd.daemon.outages import Outages
 from streamd.daemon.reload import Load, Reloads
@@ -115,6 +116,7 @@ class Parent:
         self._slots = [Slot(number) for number in range(settings.workers)]
         self._reloads = Reloads(settings, load, notifier, self._slots, self._hold)
         self._outages = Outages(settings.upstreams, clock())
+        self._levels = Levels(settings.log_level)
         self._stored: list[int] = []
         self._lock = -1  # held to the end: a single daemon uses a state_dir
         several = settings.workers if settings.workers > 1 else 0
@@ -298,6 +300,7 @@ class Parent:
         self._selector.register(own_end, selectors.EVENT_READ, lambda: self._hear(place))
         place.tell(ToWorker.SETTINGS, (self._settings, self._reloads.names))
         self._tell_verdicts(place)
+        place.tell(ToWorker.LOG_LEVEL, self._levels.now)
         if launch.stored:
             self._close_stored()
         self._reloads.started(place)
@@ -363,8 +366,8 @@ class Parent:
         elif kind == ToParent.TAKE_BACK.value:
             self._take_back()
         elif kind == ToParent.LOG_LEVEL.value:
-            logs.set_level(facts)
-            self._tell_all(ToWorker.LOG_LEVEL, facts)
+            self._levels.change(facts, self._clock())
+            self._tell_all(ToWorker.LOG_LEVEL, self._levels.now)
         elif kind == ToParent.SAVING.value:
             place.saving = True
         elif kind == ToParent.DRAINED.value:
@@ -399,6 +402,8 @@ class Parent:
     def _hold(self, settings: Settings) -> None:
         """A reload's settings hold from now on."""
         self._outages.take(settings.upstreams, self._clock())
+        self._levels.reload(settings.log_level)
+        self._tell_all(ToWorker.LOG_LEVEL, self._levels.now)
 
     # -- starts and ends of workers
 
@@ -571,6 +576,8 @@ class Parent:
                 each.heard_at = now
         self._ticked_at = now
         self._outages.tick(now)
+        if self._levels.tick(now):
+            self._tell_all(ToWorker.LOG_LEVEL, self._levels.now)
         for each in self._slots:
             self._look_after(each, now)
             if each.pid:

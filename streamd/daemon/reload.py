@@ -130,7 +130,6 @@ class Reloads:
     def _hold(self, settings: Settings) -> None:
         self.names = self._names_with(settings)
         self.settings = settings
-        logs.set_level(settings.log_level)
         logs.set_format(settings.log_format)
         self._on_hold(settings)
 

@@ -14,6 +14,7 @@ from streamd.core.auth import ANONYMOUS
 from streamd.core.stream import Stream
 from streamd.daemon import logs
 from streamd.net.answer import Answer
+from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.reasons import By, CloseReason
 
@@ -65,24 +66,30 @@ class LateLines:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._lines: list[tuple[int, str, dict[str, logs.Value]]] = []
+        self._lines: list[tuple[int, str, dict[str, logs.Value], bool]] = []
 
     def info(self, name: str, /, **fields: logs.Value) -> None:
         """Do logs.event() at level INFO, at the end of the turn."""
         self.event(logs.INFO, name, **fields)
 
-    def event(self, level: int, name: str, /, **fields: logs.Value) -> None:
-        """Do logs.event(), at the end of the turn."""
+    def event(self, level: int, name: str, is_watched: bool = False, /, **fields: logs.Value) -> None:
+        """Do logs.event(), at the end of the turn; whatever the lowest level is, if it `is_watched`."""
         if not self._lines:
             self._loop.call_soon(self.flush)
-        self._lines.append((level, name, fields))
+        self._lines.append((level, name, fields, is_watched))
 
     def flush(self) -> None:
         """Write the waiting lines now."""
         lines, self._lines = self._lines, []
         with logs.together():
-            for level, name, fields in lines:
-                logs.event(level, name, **fields)
+            for level, name, fields, is_watched in lines:
+                (logs.always if is_watched else logs.event)(level, name, **fields)
+
+
+def write_step(name: str, request: Request, stream: Stream | None, fields: dict[str, logs.Value]) -> None:
+    """A step of a request (net/story.py), at once: its reader wants to see where the request is now."""
+    shown = shown_id(stream) if stream is not None else None
+    logs.always(logs.DEBUG, name, id=without_secrets(request.id), stream=shown, **fields)
 
 
 class FaultBoard(Protocol):
@@ -186,6 +193,7 @@ class RequestLog:
         self._lines.event(
             logs.INFO if more is None else logs.WARNING,
             "request",
+            self._runtime.story.is_on and self._runtime.story.is_watched(request, stream),
             id=without_secrets(request.id),
             peer=answer.origin.peer(request),
             method=without_secrets(request.method),

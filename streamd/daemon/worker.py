@@ -21,6 +21,7 @@ from streamd.api.ending import Ended, EndedCounts, Ending
 from streamd.api.kept import MAKERS, KeptObjects
 from streamd.api.key_table import KeyTable
 from streamd.api.llama import LOOKUP, Llama
+from streamd.api.log_level import LogLevelRoute
 from streamd.api.models import Models
 from streamd.api.ops import Ops
 from streamd.api.publish import Publish
@@ -42,9 +43,11 @@ from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
 from streamd.daemon.control import ADMIN, QUICK_DRAIN_S, DaemonState, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain, DrainStep
-from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets
+from streamd.daemon.levels import Levels
+from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets, write_step
 from streamd.daemon.shared import Shared
 from streamd.daemon.upstream_reports import UpstreamReports
+from streamd.log_levels import LevelChange, LogLevels
 from streamd.net import totals
 from streamd.net.application import Application
 from streamd.net.client import ClientConnection
@@ -101,7 +104,7 @@ class Worker:
         rng: random.Random | None = None,
         on_drain: Callable[[], None] | None = None,
         on_take_back: Callable[[], None] | None = None,
-        on_level: Callable[[str], None] = logs.set_level,
+        on_level: Callable[[LevelChange], None] | None = None,
         busy_s: Callable[[], float] = lambda: 0.0,
         on_upstream: Callable[[str, ServerView], bool] | None = None,
     ) -> None:
@@ -156,7 +159,11 @@ class Worker:
         self._on_drain = on_drain or self.drain
         self._on_take_back = on_take_back or self.take_back
         self._waiting_operators: list[Callable[[bool], None]] = []  # for whether a drain is taken back
-        self._on_level = on_level
+        self._own_levels = Levels(settings.log_level)  # without a parent
+        self._on_level = on_level or self._change_level
+        self.log_levels = self._own_levels.now
+        self.runtime.story.write = write_step
+        self.runtime.story.want((), everything=settings.log_level == "debug")
         self._adopting: set[asyncio.Task[None]] = set()  # bounded by the connections that peers receive in a turn
         self._wire()
 
@@ -176,6 +183,7 @@ class Worker:
             Ended.KEY.value: KeyTable(runtime, rights, slow_work),
         }
         ending = Ending(runtime, rights, streams, readers, slow_work, self._note_ending)
+        log_level = LogLevelRoute(runtime, rights, self._on_level, lambda: self.log_levels)
         self.router = Router(
             runtime,
             rights,
@@ -189,7 +197,7 @@ class Worker:
                 ending=ending,
                 drain=self._on_drain,
                 take_back=self._ask_take_back,
-                set_level=self._on_level,
+                log_level=log_level.methods,
             ),
             llama := Llama(runtime, streams, rights),
             responses := ResponsesRoute(runtime, streams, rights),
@@ -213,6 +221,20 @@ class Worker:
             self.upstream_reports.tick,
             self.credential_files.watch,
         ]
+
+    # -- the log
+
+    def set_levels(self, levels: LogLevels) -> None:
+        """Log as this says from now on."""
+        self.log_levels = levels
+        logs.set_level(levels.level)
+        self.runtime.story.want(levels.watches, everything=levels.level == "debug")
+
+    def _change_level(self, change: LevelChange) -> None:
+        """Without a parent: an operator wants another level."""
+        self._own_levels.now = self.log_levels
+        self._own_levels.change(change, self.runtime.time())
+        self.set_levels(self._own_levels.now)
 
     # -- reports
 
@@ -340,6 +362,8 @@ class Worker:
     def _tick(self, now: float, lag_s: float) -> None:
         runtime = self.runtime
         logs.flush()
+        if (levels := self.log_levels.at(now)) is not self.log_levels:
+            self.set_levels(levels)
         runtime.counters.loop_lag_s.observe(lag_s)
         admission, log_bytes = runtime.admission, runtime.hub.log_bytes
         admission.note_lag(lag_s)
@@ -509,7 +533,7 @@ class Worker:
         hub.stream_log_events_max = settings.log_events_max
         hub.detached_max = self._detached_max(settings)
         hub.kept_max = hub.log_bytes_max // KEPT_STREAM_BYTES
-        logs.set_level(settings.log_level)
+        self.set_levels(LogLevels.of(settings.log_level, self.log_levels.watches))
         logs.set_format(settings.log_format)
 
     def drain(self, *, quick: bool = False, waits: bool = False, by: str = ADMIN) -> None:

@@ -22,6 +22,7 @@ from streamd.daemon.slot import unblock_signals
 from streamd.daemon.state_store import StateStore, leave_streams, put_streams, read_snapshots, take_streams
 from streamd.daemon.store_relay import StoreRelay
 from streamd.daemon.worker import Prepared, Worker
+from streamd.log_levels import LevelChange
 from streamd.net.in_turns import in_turns
 from streamd.net.peers import Peers
 from streamd.server_state import ServerView
@@ -161,7 +162,7 @@ class WorkerProcess:
         elif kind == ToWorker.HURRY.value:
             worker.drain()
         elif kind == ToWorker.LOG_LEVEL.value:
-            logs.set_level(facts)
+            worker.set_levels(facts)
         elif kind == ToWorker.UPSTREAMS.value:
             worker.upstream_reports.hear(facts)
         elif kind == ToWorker.BURY.value:
@@ -218,8 +219,8 @@ class WorkerProcess:
     def _say_upstream(self, name: str, view: ServerView) -> bool:
         return self._say(ToParent.UPSTREAM, (name, view))
 
-    def _ask_level(self, level: str) -> None:
-        self._say(ToParent.LOG_LEVEL, level)
+    def _ask_level(self, change: LevelChange) -> None:
+        self._say(ToParent.LOG_LEVEL, change)
 
 
 def _socket(fd: int) -> socket.socket:

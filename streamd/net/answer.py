@@ -358,6 +358,8 @@ class Answer:
         if reset:
             reader.announce_reset()
         reader.start(seq, writable=not carrier.paused)
+        if runtime.story.is_on:
+            runtime.story.tell_of_reader(request, reader, "reader joins", after=seq - 1, policy=policy)
 
     def _subscribe(self, stream: Stream, policy: Policy) -> Subscriber:
         request, runtime, carrier = self.request, self._runtime, self._carrier
@@ -500,6 +502,8 @@ class Answer:
         if self.state is AnswerState.STREAMING:
             if self._reads:  # else the answer's own last bytes filled the transport
                 self.reader.pause()  # type: ignore[union-attr]
+                if self._runtime.story.is_on:
+                    self._tell_of_reader("reader paused")
         elif self.state is AnswerState.PROXYING and self._pending is not None:
             self._pending.on_paused()
 
@@ -512,9 +516,17 @@ class Answer:
             if self._carrier.due_at == NEVER:
                 self._carrier.due_at = now  # without a stall_timeout nothing was due while it was paused
             if self._reads:
+                if self._runtime.story.is_on:
+                    self._tell_of_reader("reader takes more")
                 self.reader.resume()  # type: ignore[union-attr]
         elif self.state is AnswerState.PROXYING and self._pending is not None:
             self._pending.on_resumed()
+
+    def _tell_of_reader(self, name: str) -> None:
+        """A step of the reader, for the log; callers look at `story.is_on` first."""
+        if self.reader is not None:
+            story, state = self._runtime.story, self.reader.state
+            story.tell_of_reader(self.request, self.reader, name, state=state, unsent_bytes=self.unsent_bytes)
 
     def on_due(self, now: float) -> float:
         """Send a heartbeat if it is due; returns the next time to look."""
@@ -550,6 +562,9 @@ class Answer:
         if reader is not None:
             with guard:
                 request.reason = self._reason_of_reader(reader, request.reason)
+            if self._runtime.story.is_on:
+                with guard:
+                    self._runtime.story.tell_of_reader(request, reader, "reader leaves", reason=request.reason)
             with guard:
                 reader.end()
             with guard:

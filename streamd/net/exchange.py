@@ -197,7 +197,18 @@ class Exchange(Pending):
         assert self._ask is not None
         ask, now = self._ask, self._runtime.time()
         principal_id = self._request.principal.id
-        return self._upstreams.choose(ask.model, now, principal=principal_id, at=ask.at, without=self._tried)
+        chosen = self._upstreams.choose(ask.model, now, principal=principal_id, at=ask.at, without=self._tried)
+        if self._runtime.story.is_on:
+            _tell(
+                self,
+                "upstream chosen",
+                upstream=chosen.settings.name,
+                model=ask.model or None,
+                in_flight=chosen.in_flight,
+                others=self._upstreams.explain(chosen, ask.model, now, principal_id, ask.at) or None,
+                tried=tuple(each.settings.name for each in self._tried) or None,
+            )
+        return chosen
 
     def _try(self, upstream: Upstream) -> None:
         assert self._ask is not None
@@ -211,6 +222,8 @@ class Exchange(Pending):
             self.crash("exchange.try", error)
             return
         if attempt.is_connecting:
+            if self._runtime.story.is_on:
+                _tell(self, "connecting", upstream=upstream.settings.name)
             self.due_at = min(attempt.connect_by, self._commit_at())
 
     def on_asked(self, attempt: Attempt) -> None:
@@ -218,6 +231,15 @@ class Exchange(Pending):
         if self._charge is not None:
             self._charge.asked()
         bump(self._runtime.counters.upstream_requests, attempt.upstream.settings.name)
+        if self._runtime.story.is_on:
+            name, waited_s = attempt.upstream.settings.name, round(attempt.asked_at - attempt.began_at, 4)
+            _tell(
+                self,
+                "request sent",
+                upstream=name,
+                connected_s=waited_s,
+                reused=attempt.is_reused,
+            )
         self.due_at = self._next_due()
 
     # -- when it doesn't get there
@@ -230,6 +252,8 @@ class Exchange(Pending):
             self._fail(self._runtime.refused(self._runtime.admission.refuse_descriptors()))
             return
         attempt.failed(CloseReason.UPSTREAM_CONNECT, why(error))
+        if self._runtime.story.is_on:
+            _tell(self, "no connection", upstream=upstream.settings.name, error=why(error))
         attempt.end()
         if self._try_another(upstream):
             return
@@ -261,6 +285,15 @@ class Exchange(Pending):
         attempt = self._attempt
         assert attempt is not None
         self._runtime.counters.upstream_first_byte_s.observe(self._runtime.time() - attempt.asked_at)
+        if self._runtime.story.is_on:
+            media_type = (head.get(b"content-type") or b"").decode("latin-1")
+            _tell(
+                self,
+                "answer begins",
+                upstream=attempt.upstream.settings.name,
+                status=head.status,
+                type=media_type,
+            )
         if head.status == 408 and attempt.is_stale and not self._stale_links:
             self._ask_again(attempt)
             return
@@ -298,12 +331,16 @@ class Exchange(Pending):
         if self._upstreams.free(ask.model, now, principal=principal_id, at=ask.at, without=tried) is None:
             return False
         attempt.end()
+        if self._runtime.story.is_on:
+            _tell(self, "asked elsewhere", refused_by=attempt.upstream.settings.name)
         return self._try_another(attempt.upstream)
 
     def _ask_again(self, attempt: Attempt) -> None:
         """Ask the same upstream on a fresh connection."""
         self._stale_links += 1
         attempt.end()
+        if self._runtime.story.is_on:
+            _tell(self, "asked again on a fresh connection", upstream=attempt.upstream.settings.name)
         self._go(ExchangeState.CONNECTING)
         self._try(attempt.upstream)
 
@@ -365,6 +402,12 @@ class Exchange(Pending):
             first, self._collected = opened.let_go(), None
             if not at_end:
                 link.read_events(stream, first, is_inner=_is_inner(opened.head))
+                if self._runtime.story.is_on:
+                    _tell(
+                        self,
+                        "first event" if stream.events else "stream begins",
+                        upstream=self._request.upstream,
+                    )
             else:
                 end = _append_whole(stream, first, opened.head, self._runtime)
                 if end is not None:
@@ -478,6 +521,14 @@ class Exchange(Pending):
         if is_collecting and collected is not None and stream is not None and self._deliver(collected, stream):
             return
         attempt.failed(reason, text)
+        if self._runtime.story.is_on:
+            _tell(
+                self,
+                "answer broke off",
+                upstream=attempt.upstream.settings.name,
+                reason=reason,
+                error=text,
+            )
         if self._state in (ExchangeState.ASKED, ExchangeState.OPENING):
             self._fail(HttpError(502, text, code=reason.word, reason=reason, should_retry=False))
         elif is_collecting and collected is not None and stream is not None and collected.is_error:
@@ -653,6 +704,8 @@ class Exchange(Pending):
     @guarded
     def cancel(self, reason: CloseReason) -> None:
         """No client wants the answer: end it upstream now."""
+        if self._runtime.story.is_on:
+            _tell(self, "cancelled upstream", upstream=self._request.upstream or None, reason=reason)
         if self._attempt is not None:
             bump(self._runtime.counters.upstream_cancels, self._attempt.upstream.settings.name)
         answer = self.answer
@@ -718,6 +771,8 @@ class Exchange(Pending):
 
     def _timed_out(self, reason: CloseReason) -> None:
         text = _TIME_OUT_TEXTS[reason]
+        if self._runtime.story.is_on:
+            _tell(self, "timed out", upstream=self._request.upstream or None, reason=reason)
         if self._attempt is not None and reason is not CloseReason.UPSTREAM_STREAM_TIMEOUT:  # streamd's own limit
             self._attempt.failed(reason, text)
         if self._state in (ExchangeState.STREAMING, ExchangeState.PROXYING):
@@ -776,6 +831,11 @@ def _append_whole(stream: Stream, body: bytes, head: ResponseHead, runtime: Runt
         stream.append_pieces(end.before, runtime.time())
         return end
     return None
+
+
+def _tell(exchange: Exchange, name: str, /, **fields: object) -> None:
+    """A step for the log; callers look at `story.is_on` first."""
+    exchange._runtime.story.tell(exchange._request, exchange.stream, name, **fields)
 
 
 def _learn_of(stream: Stream, learns: Callable[[str, bytes], None] | None) -> None:

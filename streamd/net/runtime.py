@@ -30,6 +30,7 @@ from streamd.net.pacing import Pacing
 from streamd.net.peers import Peers
 from streamd.net.read_batch import ReadBatch
 from streamd.net.request import Request
+from streamd.net.story import Story
 from streamd.net.sweep import Sweep
 from streamd.net.turns import Turns
 from streamd.reasons import CloseReason
@@ -99,7 +100,32 @@ class OpenTunnel(Protocol):
         """Close both ends now."""
 
 
-class Runtime:
+class Reporting:
+    """A worker's reports about its own work: counts, bugs, and the story of requests."""
+
+    def __init__(self, time: Callable[[], float], on_bug: Callable[[str, BaseException], None]) -> None:
+        self.counters = Counters()
+        self.on_bug = on_bug
+        self.story = Story(time)
+
+    def bug(self, where: str, error: Exception) -> None:
+        """A callback raised: count the error by its fault, and report it unless a peer or its network is at fault."""
+        counters = self.counters
+        if isinstance(error, MemoryError):
+            counters.no_memory += 1
+        elif isinstance(error, ssl.SSLError):
+            counters.tls_refused += 1
+            return
+        elif isinstance(error, OSError):
+            counters.transport_refused += 1
+            if isinstance(error, ConnectionError | TimeoutError):
+                return
+        else:
+            counters.bugs += 1
+        self.on_bug(where, error)
+
+
+class Runtime(Reporting):
     """One per process. A reload replaces `settings` as a whole; all code reads it anew for each request."""
 
     def __init__(
@@ -114,13 +140,12 @@ class Runtime:
         on_bug: Callable[[str, BaseException], None] = lambda where, error: None,
     ) -> None:
         # process
+        super().__init__(loop.time, on_bug)
         self.loop = loop
         self.time = loop.time
         self.unix_time = unix_time
         self.rng = rng or random.Random()
         self.admission = admission or unlimited()
-        self.counters = Counters()
-        self.on_bug = on_bug
         self.guard = hub.guard = Guard(self.bug)
         self.sweep = Sweep(loop, self.bug)
         self.read_batch = ReadBatch(loop, self.counters)
@@ -174,22 +199,6 @@ class Runtime:
         self.counters.event_writes += 1
         if held_s:
             self.counters.held_s.observe(held_s)
-
-    def bug(self, where: str, error: Exception) -> None:
-        """A callback raised: count the error by its fault, and report it unless a peer or its network is at fault."""
-        counters = self.counters
-        if isinstance(error, MemoryError):
-            counters.no_memory += 1
-        elif isinstance(error, ssl.SSLError):
-            counters.tls_refused += 1
-            return
-        elif isinstance(error, OSError):
-            counters.transport_refused += 1
-            if isinstance(error, ConnectionError | TimeoutError):
-                return
-        else:
-            counters.bugs += 1
-        self.on_bug(where, error)
 
     def problem_of(self, error: Exception) -> HttpError:
         """The answer to a request for which a callback raised `error`, whose connection ends after it."""

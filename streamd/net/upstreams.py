@@ -21,6 +21,10 @@ NONE_AVAILABLE = Refusal(
 )
 
 
+# Upstreams that a line of the log can hold.
+EXPLAINED_MAX = 16
+
+
 class Upstreams:
     """All configured upstreams. Choice: by the request's model (named before `*`), health, the least in flight."""
 
@@ -132,6 +136,14 @@ class Upstreams:
         ]
         return min(able, key=lambda up: _order(up, model, principal, now), default=None)
 
+    def explain(self, chosen: Upstream, model: str, now: float, principal: str, at: str) -> tuple[str, ...]:
+        """The other upstreams for a request and why each wasn't chosen, as `name:reason`, for the story of a request.
+
+        At most EXPLAINED_MAX.
+        """
+        others = [up for up in self._candidates(model, at) if up is not chosen]
+        return tuple(f"{up.settings.name}:{_why_not(up, model, principal, now)}" for up in others[:EXPLAINED_MAX])
+
     def names_for(self, model: str, at: str = "") -> tuple[str, ...]:
         """The names of the upstreams that serve the model, busy or not."""
         return tuple(up.settings.name for up in self._candidates(model, at))
@@ -160,6 +172,18 @@ class Upstreams:
             param="model",
             reason=CloseReason.NOT_FOUND,
         )
+
+
+def _why_not(upstream: Upstream, model: str, principal: str, now: float) -> str:
+    """Why an upstream that serves the model isn't chosen."""
+    if not upstream.health.takes(principal, now):
+        return "left_out"
+    if upstream.full():
+        return "full"
+    if upstream.health.is_awaited(now):
+        return "slow_to_connect"
+    listed = "" if upstream.lists(model) or not upstream.listed else "_not_listed"
+    return f"{upstream.in_flight}_in_flight{listed}"
 
 
 def _order(upstream: Upstream, model: str, principal: str, now: float) -> tuple[bool, bool, int, float]:

@@ -7,9 +7,9 @@ import json
 import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, Client, Rig, chunk, event, get, post, rig
 
-from streamd.api.admin import LEVELS
 from streamd.daemon import logs
 from streamd.daemon.control import DaemonState
+from streamd.log_levels import LEVELS
 from streamd.reasons import CloseReason
 
 ROUTES = [
