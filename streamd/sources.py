@@ -6,14 +6,13 @@ This module knows rows, not settings: `streamd.config` has the rows, and builds 
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from streamd.files import read_regular
+from streamd.files import read_regular, why_unreadable
 from streamd.rows import ENV_PREFIX, Kind, Refused, Row
 from streamd.tomllines import KeyPath, lines_of
 
@@ -105,8 +104,8 @@ class Sources:
                 raise Refused("the name of a credential that the systemd unit loads with LoadCredential=NAME:…")
             folder = Path(credentials)
         found = folder / path
-        if row.exists and not (found.is_file() and os.access(found, os.R_OK)):
-            raise Refused(f"a file that streamd can read; {found} is missing or not readable")
+        if row.exists and (why := why_unreadable(found)):
+            raise Refused(f"a file that streamd can read; {why}")
         return str(found)
 
     # file

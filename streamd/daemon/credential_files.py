@@ -24,6 +24,7 @@ from streamd.api.rights import Rights
 from streamd.config import ConfigError, Settings, UpstreamSettings
 from streamd.core.keys import KeyFileError, Keys
 from streamd.daemon import keyfile, logs
+from streamd.files import why_unreadable
 from streamd.net.in_turns import Steps, at_once, in_turns
 from streamd.net.runtime import Runtime
 from streamd.net.tls import load_context
@@ -195,7 +196,7 @@ def _secret(key: str, path: Path) -> bytes:
     except keyfile.KeyFileModeError as error:
         raise Unusable(key, str(error)) from None
     except OSError as error:
-        raise Unusable(key, f"{path}: {error.strerror}") from None
+        raise Unusable(key, why_unreadable(path) or f"{path}: {error.strerror}") from None
 
 
 def _keys(path: Path) -> Steps[Keys]:
@@ -230,7 +231,7 @@ def _public(key: str, path: Path, bytes_max: int) -> bytes:
     except keyfile.KeyFileModeError as error:
         raise Unusable(key, str(error)) from None
     except OSError as error:
-        raise Unusable(key, f"{path}: {error.strerror}") from None
+        raise Unusable(key, why_unreadable(path) or f"{path}: {error.strerror}") from None
 
 
 def _context(settings: Settings) -> ssl.SSLContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import secrets
 import string
@@ -91,9 +92,13 @@ def _add(args: argparse.Namespace) -> None:
         tokens_per_minute=args.tpm,
         expires_unix=expires_unix,
     )
+    is_new = not args.file.exists()
     keyfile.change(args.file, lambda content: with_key(content, key))
     print(presented)
     print("Keep it now: only its hash is stored.", file=sys.stderr)
+    if is_new and os.geteuid() == 0:
+        text = f"{args.file} belongs to root. For a daemon with another account: chgrp streamd, chmod 640."
+        print(text, file=sys.stderr)
 
 
 def _list(args: argparse.Namespace) -> None:

@@ -46,6 +46,17 @@ def test_a_key_is_printed_once_and_works(path: Path, capsys: pytest.CaptureFixtu
     assert not re.search("[0-9a-f]{16}", listed)  # no salt, no hash
 
 
+def test_root_is_told_that_the_daemon_has_to_read_a_new_file(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for euid, is_told in ((1000, False), (0, True), (0, False)):  # the last: the file is there already
+        if euid == 0 and is_told:
+            path.unlink()
+        monkeypatch.setattr(keys_cli.os, "geteuid", lambda euid=euid: euid)
+        assert run(path, "add", "alice") == 0
+        assert ("belongs to root" in capsys.readouterr().err) is is_told
+
+
 def test_the_flags_of_add_set_rights_and_limits(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "alice --model llama-* --model mock --route /v1/chat/* --streams-max 8 --rpm 60 --tpm 1000 --expires 2099-01-31"
