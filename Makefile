@@ -84,12 +84,15 @@ bench-failover: $(VENV)/.runtime ## two replicas, one failing: which requests no
 USERS ?= 200
 RATE ?= 50
 TIME ?= 60s
+# Not into loadtest/results, which is kept: a report has 950 KB, and a person tries often.
+REPORT ?= build/locust.html
 LOCUST := .venv-load/bin/locust --locustfile loadtest/locustfile.py --users $(USERS) --spawn-rate $(RATE)
 
-load: .venv-load/.ready ## locust against streamd and the synthetic upstream, headless, HTML report (USERS, RATE, TIME)
-	@mkdir -p loadtest/results
+load: .venv-load/.ready ## locust against streamd and the synthetic upstream, headless, into build/locust.html (USERS, RATE, TIME, REPORT)
+	@mkdir -p $(dir $(REPORT))
 	@.venv-load/bin/python loadtest/with_demo.py -- $(LOCUST) --headless --run-time $(TIME) \
-		--html loadtest/results/locust.html --only-summary $(ARGS)
+		--html $(REPORT) --only-summary $(ARGS)
+	@echo "the report is $(REPORT)"
 
 load-ui: .venv-load/.ready ## the same with locust's page on http://127.0.0.1:8089
 	@.venv-load/bin/python loadtest/with_demo.py -- $(LOCUST) --web-host 127.0.0.1 $(ARGS)

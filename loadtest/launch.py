@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import http.client
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -180,6 +182,20 @@ def reachable(listen: str) -> str:
     return f"{ {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
 
 
+def check_free(listen: str, address: str) -> None:
+    """Raises LaunchError if another process listens there: its answers would look like those of the demo."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as wrong:
+        if wrong.errno != errno.EADDRINUSE:
+            raise LaunchError(f"{listen}: {wrong.strerror}") from None
+        other = "another streamd" if _is_ready(address) else "another process"
+        text = f"{other} listens on {listen} already; try another port: make run LISTEN=127.0.0.1:{int(port) + 1}"
+        raise LaunchError(text) from None
+
+
 CURL_LINES = """\
 Paste into another terminal. Tokens, one by one:
 
@@ -226,6 +242,7 @@ def launch(listen: str, demo: Demo, streamd: Sequence[str] = STREAMD) -> int:
     """Run both until Ctrl-C or SIGTERM (status 0), or until a child dies (status 1; its log is printed)."""
     address = reachable(listen)
     try:
+        check_free(listen, address)
         with Launcher().running() as launcher:
             print(f"starting {demo.about} …", flush=True)
             url = launcher.wait_url(launcher.start("upstream", demo.command))

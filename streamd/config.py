@@ -627,19 +627,20 @@ class Settings:
     )
     retry_min_s: float = duration_row(
         READERS,
-        "1s",
+        "100ms",
         "0s",
         "10m",
-        "Shortest delay that `retry:` asks for; the jitter begins here",
-        "A second for the cause of the cut to pass",
+        "Shortest delay that `retry:` asks for, and the longest where there are few readers",
+        "A pause that a reader doesn't notice, and a busy loop would be",
     )
     retry_max_s: float = duration_row(
         READERS,
         "5s",
         "100ms",
         "10m",
-        "Longest delay that `retry:` asks for",
-        "10,000 readers over 4 s are 2,500 connections/s, which two workers accept",
+        "Longest delay that `retry:` asks for, where there are many readers",
+        "The window grows by a second for each 1,250 readers of a worker: 10,000 over 4 s are 2,500 connections/s, "
+        "which two workers accept",
     )
 
     publisher_grace_s: float = duration_row(

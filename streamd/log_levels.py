@@ -22,7 +22,7 @@ WATCHES_MAX: Final = 16
 
 
 class Watch(NamedTuple):
-    """A key, by its id, or a stream, by its id or name, whose requests are told step by step. The other text is ""."""
+    """A key, by its id, or a stream, by its id or name: its requests are told step by step. The other text is ""."""
 
     key: str
     stream: str

@@ -42,9 +42,9 @@ class ServerView(NamedTuple):
     listed: tuple[str, ...] = ()  # models that it has listed, LISTED_MAX at most
 
 
-# Models of a server whose loss is told by name; the models of the settings are told in any case. A server that runs
-# models itself has a few; a list of hundreds is that of a service. The longest name: Hugging Face's have 96 characters
-# at most.
+# Models of a server that are named when they are lost; the models of the settings are named in any case. A server that
+# runs models itself has a few; a list of hundreds is that of a service. The longest name: Hugging Face's have 96
+# characters at most.
 LISTED_MAX = 100
 MODEL_CHARS_MAX = 128
 

@@ -16,6 +16,8 @@ UNITDIR ?= /usr/local/lib/systemd/system
 CONFDIR ?= /etc/streamd
 MANDIR ?= /usr/local/share/man
 BINDIR ?= /usr/local/bin
+# The page that the configurations of examples/proxies serve from here.
+EXAMPLEDIR ?= /usr/local/share/streamd/examples
 
 STREAMD_ROOT = $(DESTDIR)$(PREFIX)
 # systemd runs here, and it is this machine that the files are for.
@@ -27,7 +29,8 @@ STREAMD_PLACES = \
 	systemd/streamd-admin.socket=$(UNITDIR)/streamd-admin.socket \
 	systemd/streamd.sysusers=/usr/local/lib/sysusers.d/streamd.conf \
 	systemd/streamd.tmpfiles=/usr/local/lib/tmpfiles.d/streamd.conf \
-	systemd/streamd.toml=$(CONFDIR)/streamd.toml
+	systemd/streamd.toml=$(CONFDIR)/streamd.toml \
+	$(foreach file,index.html page.css page.js streamd.js,examples/$(file)=$(EXAMPLEDIR)/$(file))
 
 STREAMD_DOCS = streamd.8=$(MANDIR)/man8/streamd.8 \
 	streamd.toml.5=$(MANDIR)/man5/streamd.toml.5 \
@@ -47,6 +50,7 @@ install: install-files ## the daemon under /opt/streamd, units, configuration, m
 # Built from a copy: setuptools leaves build/ behind, and would pack a module that is gone from the tree.
 # Under DESTDIR the scripts and the compiled files are told where they will live.
 install-venv:
+	@$(PYTHON) systemd/interpreter.py "$(DESTDIR)"
 	@echo "installing the daemon into $(STREAMD_ROOT) …"
 	@$(PYTHON) -m venv $(STREAMD_ROOT)
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \

@@ -85,9 +85,10 @@ def uninstall(destdir: str, prefix: str) -> Iterator[str]:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Only folders named after streamd: /etc/systemd/system may be empty and still be wanted."""
-    if folder.name == "streamd" and not any(folder.iterdir()):
+    """Only folders named after streamd, and below these: /etc/systemd/system may be empty and still be wanted."""
+    while "streamd" in folder.parts and not any(folder.iterdir()):
         folder.rmdir()
+        folder = folder.parent
 
 
 def _write(path: Path, content: bytes) -> None:

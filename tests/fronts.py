@@ -72,7 +72,7 @@ def nginx(at: Place) -> list[str]:
             "/etc/ssl/chat.example.com.pem": f"{at.folder}/cert.pem",
             "/etc/ssl/private/chat.example.com.key": f"{at.folder}/key.pem",
             "127.0.0.1:8080": at.streamd,
-            "/usr/share/streamd/examples": str(EXAMPLES),
+            "/usr/local/share/streamd/examples": str(EXAMPLES),
         },
     )
     (at.folder / "nginx.conf").write_text(text, encoding="utf-8")
@@ -88,7 +88,7 @@ def caddy(at: Place, extra: str = "") -> list[str]:
             f"{HOST} {{\n": f"https://{HOST}, https://localhost, https://127.0.0.1 {{\n"
             f"\tbind unix/{at.socket}\n\ttls {at.folder}/cert.pem {at.folder}/key.pem\n",
             "reverse_proxy 127.0.0.1:8080 {\n": f"reverse_proxy {at.streamd} {{\n{extra}\n",
-            "/usr/share/streamd/examples": str(EXAMPLES),
+            "/usr/local/share/streamd/examples": str(EXAMPLES),
         },
     )
     (at.folder / "Caddyfile").write_text(options + text, encoding="utf-8")

@@ -18,7 +18,7 @@ import tools
 from fronts import EXAMPLES, POLL_S, certificate, changed
 from inprocess import WAIT_S
 
-SHARED = "/usr/share/streamd/examples"
+SHARED = "/usr/local/share/streamd/examples"
 CERTIFICATE, KEY = "/etc/ssl/chat.example.com.pem", "/etc/ssl/private/chat.example.com.key"
 APACHE_MODULES = ("mpm_event", "authz_core", "proxy", "proxy_http", "ssl", "http2", "headers", "env", "socache_shmcb")
 IS_ROOT = os.geteuid() == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -82,3 +84,30 @@ def test_the_death_of_the_upstream_is_reported(port: int) -> None:
         _, errors = child.communicate(timeout=60)
         assert child.returncode == 1
         assert "upstream ended with status 1" in errors and "no weights" in errors
+
+
+class _Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *words: object) -> None:
+        """Log nothing."""
+
+
+class _Silent(_Ready):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+
+@pytest.mark.parametrize("other", ["another process", "another streamd"])
+def test_a_port_that_is_taken_is_told_before_anything_starts(other: str) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), _Ready if other == "another streamd" else _Silent) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        port = server.server_address[1]
+        with start(port, STAND_IN, [sys.executable, "-c", "raise SystemExit('was started')"]) as child:
+            _, errors = child.communicate(timeout=60)
+        server.shutdown()
+    assert child.returncode == 1
+    assert errors.startswith(f"{other} listens on 127.0.0.1:{port} already") and "was started" not in errors
+    assert f"make run LISTEN=127.0.0.1:{port + 1}" in errors

@@ -36,7 +36,7 @@ class LogLevelRoute:
         }
 
     def show(self, answer: Answer) -> None:
-        """GET /log-level: the level, and who is watched for how long."""
+        """GET /log-level: the level, and the watches with the time that is left."""
         now, levels = self._runtime.time(), self._levels()
         watches = [_shown(each._asdict(), each.until - now) for each in levels.watches]
         fields = _shown({"level": levels.level, "usual": levels.usual, "until": levels.until}, levels.until - now)

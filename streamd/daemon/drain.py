@@ -182,11 +182,12 @@ class Drain:
                 break
             due = math.ceil(len(published) * (now - began_at) / self._timeout_s)
             for client in published[told:due]:
-                self.report.sent_away += bool(client.send_away(CloseReason.DRAINING, MOVE_ON))
+                self.report.sent_away += bool(client.send_away(CloseReason.DRAINING, MOVE_ON, among=due - told))
             told = max(told, due)
             await self._sleep(STEP_S, self._hurried)
+        left = len(published) - told
         for k, client in enumerate(published[told:], 1):
-            self.report.sent_away += bool(client.send_away(CloseReason.DRAINING, MOVE_ON))
+            self.report.sent_away += bool(client.send_away(CloseReason.DRAINING, MOVE_ON, among=left))
             if k % TOLD_PER_STEP_MAX == 0:
                 await asyncio.sleep(0)
 
@@ -213,9 +214,10 @@ class Drain:
         # A reader that is told leaves its generation detached, within a grace. The bound on detached generations is
         # lifted, so that none ends for exceeding it: all are cut below, with RESTARTED as their reason.
         runtime.hub.detached_max = len(runtime.hub)
+        left = runtime.readers
         for k, client in enumerate(tuple(runtime.clients)):
             if client.reader is not None:
-                self.report.cut += bool(client.send_away(CloseReason.DRAINING, CUT))
+                self.report.cut += bool(client.send_away(CloseReason.DRAINING, CUT, among=left))
             elif client.is_awaited or not client.origin.is_operators:
                 client.give_up(self._too_late())
             if k % TOLD_PER_STEP_MAX == TOLD_PER_STEP_MAX - 1:

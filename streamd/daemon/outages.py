@@ -141,7 +141,7 @@ class Outages:
     # -- the log
 
     def tick(self, now: float) -> None:
-        """From time to time: tell of the outages whose line had to wait."""
+        """From time to time: tell of the outages that had to wait for their line."""
         for server in self._servers.values():
             self._tell_of(server, now)
 

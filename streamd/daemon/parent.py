@@ -8,6 +8,8 @@ worker over a pipe (daemon/control.py).
                           that grows while deaths follow each other. The listeners stay here: connections that come in
                           the meantime wait in the kernel's queue
     a worker is silent    for worker_stuck: killed, then as above
+    the files are new     replaced by an update while the daemon runs: no worker is started on a mixture of versions;
+                          the others go on, and the daemon ends when none is left
     the parent is stuck   systemd's watchdog ends all: WATCHDOG=1 needs a turning loop here and a ready worker
     the parent dies       the pipes end: the workers drain quickly, and end
 
@@ -56,6 +58,7 @@ from streamd.daemon.control import (
     ToWorker,
 )
 from streamd.daemon.file_modes import check_modes
+from streamd.daemon.installed import fingerprint
 from streamd.daemon.levels import Levels
 from streamd.daemon.log_outlet import open_standard_streams
 from streamd.daemon.outages import Outages
@@ -83,6 +86,9 @@ SAVE_AGAIN_S = (0.1, 0.5, 2.0)
 # Time limit for a worker's start: half a second of work, much longer on a busy machine, and STATE_S more with saved
 # streams.
 START_S_MAX = 30.0 + STATE_S
+
+# Interval of looks at files that were replaced: once an update is taken back, workers start again.
+MIXTURE_EVERY_S = 10.0
 
 # Verdicts on servers in a message to a worker: 250 of 400 bytes are half of the largest message.
 VERDICTS_MAX = 250
@@ -117,6 +123,8 @@ class Parent:
         self._reloads = Reloads(settings, load, notifier, self._slots, self._hold)
         self._outages = Outages(settings.upstreams, clock())
         self._levels = Levels(settings.log_level)
+        self._files = ""  # fingerprint of the files that the daemon was started from, once it serves
+        self._is_mixed = False  # the log says that these have been replaced
         self._stored: list[int] = []
         self._lock = -1  # held to the end: a single daemon uses a state_dir
         several = settings.workers if settings.workers > 1 else 0
@@ -307,11 +315,26 @@ class Parent:
 
     def _start_again(self, place: Slot) -> None:
         """As _start(); a failure is handled like a worker's death: another try, after a delay that grows."""
+        if self._files and fingerprint() != self._files:
+            self._refuse_mixture(place)
+            return
+        self._is_mixed = False
         try:
             self._start(place)
         except (OSError, MemoryError) as error:  # no memory, no descriptor, or too many processes
             wait_s = place.plan_successor(self._clock())
             logs.event(logs.ERROR, "worker can't be started", slot=place.number, error=str(error), wait_s=wait_s)
+
+    def _refuse_mixture(self, place: Slot) -> None:
+        """The files have been replaced: look again later, in case they come back; end if no worker is left."""
+        place.start_at = self._clock() + MIXTURE_EVERY_S
+        if not self._is_mixed:
+            self._is_mixed = True
+            text = "streamd's files were replaced while it runs; no worker is started on a mixture, restart it"
+            logs.event(logs.ERROR, text, slot=place.number, version=__version__)
+        if not any(each.pid for each in self._slots):
+            self._exit_status = EXIT_FAILED
+            self._begin_drain(quick=True)
 
     def _launch(self, place: Slot, pipe: int) -> Launch:
         launch = Launch(
@@ -426,6 +449,7 @@ class Parent:
             pid=os.getpid(),
         )
         self._notifier.ready(self._status_line())
+        self._files = fingerprint()
         self._reloads.begin_if_asked()
 
     def _gone(self, place: Slot) -> None:

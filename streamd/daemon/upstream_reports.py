@@ -17,7 +17,7 @@ from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.server_state import LISTED_MAX, MODEL_CHARS_MAX, ServerState, ServerView
 
-# Time between two reports of a server whose state is the same: /status shows the number of its failures.
+# Time between two reports of a server in the same state: /status shows the number of its failures.
 AGAIN_EVERY_S: Final = 1.0
 
 Say = Callable[[str, ServerView], bool]

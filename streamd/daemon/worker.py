@@ -159,11 +159,7 @@ class Worker:
         self._on_drain = on_drain or self.drain
         self._on_take_back = on_take_back or self.take_back
         self._waiting_operators: list[Callable[[bool], None]] = []  # for whether a drain is taken back
-        self._own_levels = Levels(settings.log_level)  # without a parent
-        self._on_level = on_level or self._change_level
-        self.log_levels = self._own_levels.now
-        self.runtime.story.write = write_step
-        self.runtime.story.want((), everything=settings.log_level == "debug")
+        self._begin_log(on_level)
         self._adopting: set[asyncio.Task[None]] = set()  # bounded by the connections that peers receive in a turn
         self._wire()
 
@@ -223,6 +219,14 @@ class Worker:
         ]
 
     # -- the log
+
+    def _begin_log(self, on_level: Callable[[LevelChange], None] | None) -> None:
+        """Log as the settings say; `on_level` is called when an operator wants another level."""
+        self._own_levels = Levels(self.settings.log_level)  # without a parent
+        self._on_level = on_level or self._change_level
+        self.log_levels = self._own_levels.now
+        self.runtime.story.write = write_step
+        self.runtime.story.want((), everything=self.log_levels.level == "debug")
 
     def set_levels(self, levels: LogLevels) -> None:
         """Log as this says from now on."""

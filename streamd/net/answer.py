@@ -367,19 +367,20 @@ class Answer:
         ring = Ring(runtime.settings.ring_slots, runtime.settings.ring_bytes_max)
         reader = self.reader = Subscriber(stream, self, policy=policy, ring=ring, form=form)
         runtime.counters.subscriptions += 1
+        runtime.readers += 1
         self.wrote_at = runtime.time()
         heartbeat_at = self.wrote_at + (request.route.heartbeat_s or NEVER)
         carrier.due_at = min(carrier.due_at, heartbeat_at, self.expires_at)  # a pause may have set it already
         return reader
 
-    def send_away(self, reason: CloseReason, message: str) -> bool:
+    def send_away(self, reason: CloseReason, message: str, *, among: int | None = None) -> bool:
         """End a reader's answer in mid-stream, with its position; the stream goes on. False: there is no reader."""
         if self.state is not AnswerState.STREAMING or self.reader is None:
             return False
         if self._large is not None:  # half an event is written: nothing may follow it
             self._carrier.abort(reason)
             return True
-        self.reader.farewell(message=message, retry_ms=self._runtime.retry_ms())
+        self.reader.farewell(message=message, retry_ms=self._runtime.retry_ms(among))
         self._carrier.close(reason)
         return True
 
@@ -560,6 +561,7 @@ class Answer:
             request.reason = reason
         self.release_body()
         if reader is not None:
+            self._runtime.readers -= 1
             with guard:
                 request.reason = self._reason_of_reader(reader, request.reason)
             if self._runtime.story.is_on:

@@ -680,9 +680,9 @@ class ClientConnection(TakesTurns, SmallReads):
             self.close(CloseReason.IDLE)
 
     @guarded
-    def send_away(self, reason: CloseReason, message: str) -> bool:
+    def send_away(self, reason: CloseReason, message: str, *, among: int | None = None) -> bool:
         """End a reader's answer in mid-stream, with its position. False: no reader is here, or it can't be told."""
-        return self.answer is not None and self.answer.send_away(reason, message)
+        return self.answer is not None and self.answer.send_away(reason, message, among=among)
 
     @guarded
     def give_up(self, problem: HttpError) -> None:

@@ -43,6 +43,9 @@ from streamd.wire.http1 import HeadLimits, RequestHead
 ROOM_S_MIN = 2
 ROOM_S_MAX = 12
 
+# Readers that come back to a worker in a second: 10,000 over 4 s are 2,500 connections/s, which two workers accept.
+RETURNS_PER_S = 1250.0
+
 RESTARTING = Refusal(CloseReason.DRAINING, "draining", "streamd is restarting; try again shortly.", retry=Retry.SOON)
 NO_MEMORY = Refusal(
     CloseReason.OVER_BUDGET, "no_memory", "streamd has no memory for this now; try again shortly.", retry=Retry.SOON
@@ -83,8 +86,11 @@ class Client(Protocol):
     def close_if_idle(self, *, fresh_too: bool) -> None:
         """Close the connection between two requests; before its first only if `fresh_too`."""
 
-    def send_away(self, reason: CloseReason, message: str) -> bool:
-        """End a reader's answer in mid-stream, with its position. False: no reader is here, or it can't be told."""
+    def send_away(self, reason: CloseReason, message: str, *, among: int | None = None) -> bool:
+        """End a reader's answer in mid-stream, with its position. False: no reader is here, or it can't be told.
+
+        `among`: the readers that are sent away at this moment; None: it may be all that there are.
+        """
 
     def give_up(self, problem: HttpError) -> None:
         """Close a connection that has no reader; an open answer becomes a refusal with `problem`."""
@@ -165,6 +171,7 @@ class Runtime(Reporting):
         self.clients: set[Client] = set()
         self.tunnels: set[OpenTunnel] = set()
         self.draining = False
+        self.readers = 0  # answers that are streams now
         self._dated = (b"", 0.0)  # the Date field, and until when it holds
 
     @property
@@ -259,9 +266,14 @@ class Runtime(Reporting):
 
     # -- times to come back: random, so that ten thousand clients don't come in the same second
 
-    def retry_ms(self) -> int:
-        """A random time for the `retry:` of a stream, in milliseconds."""
-        return round(self.rng.uniform(self.settings.retry_min_s, self.settings.retry_max_s) * 1000)
+    def retry_ms(self, among: int | None = None) -> int:
+        """A random time for the `retry:` of a stream, in milliseconds.
+
+        The window grows with the readers that may come back together: all of this worker's, or as many as `among`.
+        """
+        settings, count = self.settings, self.readers if among is None else among
+        longest_s = min(settings.retry_max_s, settings.retry_min_s + count / RETURNS_PER_S)
+        return round(self.rng.uniform(settings.retry_min_s, longest_s) * 1000)
 
     def retry_after_s(self, retry: Retry) -> float | None:
         """A random time for Retry-After, in whole seconds; None: send no Retry-After."""

@@ -196,7 +196,7 @@ def test_at_the_deadline_each_reader_gets_its_position(quick: bool) -> None:
         for k, reader in enumerate(readers):
             told = the_reconnect(reader)
             assert told["last_id"] == f"{reader.answer.get('x-stream-id')}:{k + 1}"
-            assert 1000 <= told["retry_ms"] <= 5000
+            assert 100 <= told["retry_ms"] <= 110
         assert [stream.reason for stream in streams] == [CloseReason.RESTARTED] * 3
         assert all(link.closed for link in r.links)
 
@@ -503,3 +503,25 @@ def test_an_operator_who_is_too_late_is_told_so(order: str) -> None:
         assert (client.answer.status, client.answer.error["code"]) == (409, "drain_under_way")
         r.pass_time(36)
         assert report(r).cut == 1
+
+
+def test_readers_are_asked_back_within_a_window_of_those_that_leave_at_the_same_moment() -> None:
+    asked: list[int | None] = []
+    with serving(drain_timeout_s=10.0) as r:
+        usual = r.runtime.retry_ms
+        r.runtime.retry_ms = lambda among=None: asked.append(among) or usual(among)  # type: ignore[method-assign,func-returns-value]
+        stream = published(r, "room", "a")
+        for _ in range(40):
+            r.client(get("/v1/streams/room"))
+        for _ in range(3):
+            reading(r, event("a"))
+        assert r.runtime.readers == 43
+        asked.clear()
+        begin(r)
+        r.pass_time(10.0 + LAST_WORDS_S + 0.5)
+        report(r)
+        spread, at_once = asked[:40], asked[40:]
+        assert max(each for each in spread if each is not None) <= 3, "evenly over ten seconds"
+        assert at_once == [3] * 3, "the generations that the deadline cuts"
+        assert r.runtime.readers == 0
+        r.worker.streams.stop_stream(stream)

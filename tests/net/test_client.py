@@ -682,16 +682,20 @@ def test_the_last_chunk_may_fill_the_transport() -> None:
         assert client.statuses == [200, 200]
 
 
-def test_the_retry_line_is_spread_over_its_range() -> None:
-    with rig(retry_min_s=1.0, retry_max_s=5.0) as r:
-        seen = set()
-        for _ in range(10):
-            client = reading(r)
-            line = client.answer.body.split(b"\n")[0]
-            seen.add(line)
-            assert 1000 <= int(line.removeprefix(b"retry: ")) <= 5000
-            client.fin()
-        assert len(seen) > 1
+def retry_of(client: Client) -> int:
+    return int(client.answer.body.split(b"\n")[0].removeprefix(b"retry: "))
+
+
+def test_a_single_reader_is_back_at_once_and_many_are_spread() -> None:
+    with rig() as r:
+        client = reading(r)
+        assert retry_of(client) == 100 and r.runtime.readers == 1
+        client.fin()
+        assert r.runtime.readers == 0
+        r.runtime.readers = 4000  # as if so many were here
+        waits = {retry_of(reading(r)) for _ in range(20)}
+        assert len(waits) > 15 and min(waits) >= 100 and 1000 < max(waits) <= 3320
+        r.runtime.readers -= 4000
 
 
 def test_heartbeats_are_sent_only_in_silence() -> None:

@@ -175,11 +175,30 @@ def test_the_answer_of_a_busy_worker_has_a_retry_after(m: Made) -> None:
     assert problem.response_headers() == [(b"retry-after", b"2"), (b"x-should-retry", b"true")]
 
 
-def test_waits_are_spread_over_their_range_and_retry_after_is_at_least_1(m: Made) -> None:
+@pytest.mark.parametrize(
+    ("readers", "among", "longest_ms"),
+    [
+        (0, None, 100),
+        (1, None, 101),
+        (1250, None, 1100),
+        (2500, None, 2100),
+        (1_000_000, None, 4000),
+        (1_000_000, 1, 101),
+        (0, 2500, 2100),
+    ],
+)
+def test_the_window_of_returns_grows_with_the_readers_up_to_its_bound(
+    m: Made, readers: int, among: int | None, longest_ms: int
+) -> None:
     runtime = m.runtime(retry_min_s=0.1, retry_max_s=4.0)
-    waits_ms = [runtime.retry_ms() for _ in range(1000)]
-    assert all(100 <= wait <= 4000 for wait in waits_ms)
-    assert min(waits_ms) < 300 and max(waits_ms) > 3800
+    runtime.readers = readers
+    waits_ms = [runtime.retry_ms(among) for _ in range(1000)]
+    assert all(100 <= wait <= longest_ms for wait in waits_ms)
+    assert min(waits_ms) - 100 <= 0.1 * (longest_ms - 100) and longest_ms - max(waits_ms) <= 0.1 * (longest_ms - 100)
+
+
+def test_retry_after_is_spread_over_its_range_and_at_least_1(m: Made) -> None:
+    runtime = m.runtime(retry_min_s=0.1, retry_max_s=4.0)
     assert {runtime.retry_after_s(Retry.SOON) for _ in range(1000)} == {1.0, 2.0, 3.0, 4.0}
     with_room = {runtime.retry_after_s(Retry.WITH_ROOM) for _ in range(1000)}
     assert with_room == set(range(ROOM_S_MIN + 1, ROOM_S_MAX + 1)), "others have to leave first"
