@@ -3,7 +3,7 @@
 
 CLUSTER := .venv-cluster
 
-.PHONY: test-cluster
+.PHONY: test-cluster bench-engine
 
 $(CLUSTER)/.ready: tests/cluster/requirements.txt $(VENV)/.dev
 	@echo "installing Valkey into $(CLUSTER) …"
@@ -12,3 +12,6 @@ $(CLUSTER)/.ready: tests/cluster/requirements.txt $(VENV)/.dev
 
 test-cluster: $(CLUSTER)/.ready ## the engine's tests with a real Valkey and its faults (VALKEY_SERVER=… for another server)
 	@$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)
+
+bench-engine: $(CLUSTER)/.ready ## what copies in an engine cost: its memory and CPU, the owner's CPU and memory (a minute)
+	@$(BIN)/python loadtest/engine_cost.py $(ARGS)

@@ -38,6 +38,8 @@ class ModelEngine:
         self.keys: dict[bytes, Key] = {}
         self.expiries: dict[bytes, int] = {}  # the last that was set, in milliseconds
         self.is_full = False
+        self.listeners: dict[bytes, list[Callable[[bytes], None]]] = {}
+        self.loses_messages = False  # the members that listen are counted, and hear nothing
         self.written: list[tuple[bytes, ...]] = []  # commands that changed something, for failovers
 
     def execute(self, command: tuple[bytes, ...]) -> Any:
@@ -79,11 +81,14 @@ class ModelEngine:
         key.last = entry_id
         return rest[0]
 
-    def _xrange(self, name: bytes, first: bytes, last: bytes) -> Any:
-        low = FIRST if first == b"-" else id_of(first)
+    def _xrange(self, name: bytes, first: bytes, last: bytes, word: bytes = b"COUNT", count: bytes = b"999999") -> Any:
+        assert word == b"COUNT"
+        beyond = first.startswith(b"(")
+        low = FIRST if first == b"-" else id_of(first.removeprefix(b"("))
         high = LAST if last == b"+" else id_of(last)
         key = self.keys.get(name) or Key()
-        return [[text_of(entry_id), list(fields)] for entry_id, fields in key.entries if low <= entry_id <= high]
+        found = [entry for entry in key.entries if low <= entry[0] <= high and not (beyond and entry[0] == low)]
+        return [[text_of(entry_id), list(fields)] for entry_id, fields in found[: int(count)]]
 
     def _xrevrange(self, name: bytes, last: bytes, first: bytes, word: bytes, count: bytes) -> Any:
         assert word == b"COUNT"
@@ -98,9 +103,59 @@ class ModelEngine:
         key.entries = [entry for entry in key.entries if entry[0] >= id_of(least)]
         return before - len(key.entries)
 
+    def _pubsub(self, word: bytes, *channels: bytes) -> Any:
+        assert word == b"NUMSUB"
+        return [part for channel in channels for part in (channel, len(self.listeners.get(channel, [])))]
+
+    def _publish(self, channel: bytes, text: bytes) -> Any:
+        if self.loses_messages:
+            return 1
+        for hear in self.listeners.get(channel, []):
+            hear(text)
+        return len(self.listeners.get(channel, []))
+
     def _pexpire(self, name: bytes, milliseconds: bytes) -> Any:
         self.expiries[name] = int(milliseconds)
         return int(name in self.keys)
+
+
+class ModelChannels:
+    """The channels of a member at a model: what is sent reaches it at once, while its connection stands."""
+
+    def __init__(self, engine: ModelEngine) -> None:
+        self.engine = engine
+        self.is_up = True
+        self._receivers: dict[bytes, Any] = {}
+        self._unready: list[bytes] = []
+
+    def subscribe(self, channel: bytes, receiver: Any) -> None:
+        assert channel not in self._receivers
+        self._receivers[channel] = receiver
+        self._unready.append(channel)
+
+    def unsubscribe(self, channel: bytes) -> None:
+        receiver = self._receivers.pop(channel, None)
+        if receiver is not None and receiver.on_text in self.engine.listeners.get(channel, []):
+            self.engine.listeners[channel].remove(receiver.on_text)
+
+    def turn(self) -> None:
+        """The engine confirms channels."""
+        unready, self._unready = self._unready if self.is_up else [], [] if self.is_up else self._unready
+        for channel in unready:
+            receiver = self._receivers.get(channel)
+            if receiver is not None:
+                self.engine.listeners.setdefault(channel, []).append(receiver.on_text)
+                receiver.on_ready()
+
+    def cut(self) -> None:
+        """The connection ends, and comes back when the test says so."""
+        self.is_up = False
+        for channel, receiver in self._receivers.items():
+            heard = self.engine.listeners.get(channel, [])
+            if receiver.on_text in heard:
+                heard.remove(receiver.on_text)
+            if channel not in self._unready:
+                self._unready.append(channel)
 
 
 class ModelLink:

@@ -724,6 +724,35 @@ class ReplayLog(_Joined):
         self._stop_writing(walk)
         self._keep_bounds()
 
+    def replace(self, fresh: ReplayLog) -> None:
+        """Take over the content of another log of the same stream, which ends here or later. Cursors keep their seqs.
+
+        For a copy whose other side has started over: the bytes of the two logs are different, the events the same.
+        """
+        assert fresh.seq_next >= self.seq_next
+        base = self._base + len(self._segments or ()) + 1  # no cursor's segment is held any more
+        for name in (*_Joined.__slots__, *ReplayLog.__slots__):
+            setattr(self, name, getattr(fresh, name))
+        self._base = base
+
+    def extension(self, cursor: Cursor) -> list[tuple[bytes, bool]]:
+        """The events behind the cursor, which moves to the end; of each, whether it is a text of a template.
+
+        For the events that extend() has added, of which append() would have told it.
+        """
+        events: list[tuple[bytes, bool]] = []
+        while run := self._next(cursor):
+            segment, start, end, whole = run
+            if whole:
+                events.append((segment[start:end], False))
+                cursor.seq += 1
+                cursor._offset = end
+                continue
+            texts: list[Event] = []
+            self._read_texts(cursor, run, 1 << 60, texts)
+            events += [(event, True) for _, event in texts]
+        return events
+
     def _new_templates(self, record: LogRecord) -> tuple[TemplateParts, ...]:
         """The templates of the record that this log lacks. ValueError if others are missing, differ or can't be."""
         if not record.templates:
@@ -812,9 +841,7 @@ class ReplayLog(_Joined):
     def _next(self, cursor: Cursor) -> Run | None:
         """The run at the cursor, which moves over marks but not over events; None at the end of the log."""
         if cursor._segment < self._base:
-            if cursor.seq < self.seq_first:
-                raise LookupError(cursor.seq)
-            cursor._segment, cursor._offset = self._base, 0
+            self._find_again(cursor)
         segments = self._segments or ()
         while True:
             index = cursor._segment - self._base
@@ -835,6 +862,12 @@ class ReplayLog(_Joined):
                 cursor._offset = 0
             else:
                 return None
+
+    def _find_again(self, cursor: Cursor) -> None:
+        """The cursor's segment was dropped, or belongs to the log that replace() put away."""
+        found = self.seek(cursor.seq)
+        cursor._segment, cursor._offset = found._segment, found._offset
+        cursor._template, cursor._created, cursor._number = found._template, found._created, found._number
 
     def _follow(self, cursor: Cursor, segment: bytes, at: int) -> None:
         """Apply the mark at `at` to the cursor."""

@@ -64,6 +64,7 @@ from typing import Any, NamedTuple, Protocol, assert_never
 
 from streamd.choice import Choice
 from streamd.core.guard import Guard
+from streamd.core.log_record import LogRecord
 from streamd.core.replay import LARGE_EVENT_BYTES_MIN as LARGE_EVENT_BYTES_MIN
 from streamd.core.replay import Cursor, ReplayLog
 from streamd.core.ring import Ring
@@ -879,6 +880,53 @@ class Stream(_StreamPerToken):
             if not log.append(events[k]):
                 self._see(seq + k, events[k], now)
             k += 1
+        joined = sse.frames(self.id_prefix, seq, events)
+        self.frame_bytes += len(joined)
+        self.touched_at = now
+        self.hand_out_run(events, joined)
+
+    def take_record(self, record: LogRecord, now: float) -> None:
+        """Events of the stream that another process owns, as its log's record: they reach the readers as usual.
+
+        Raises ValueError, with nothing changed, for a record that doesn't continue the log.
+        """
+        log = self.log
+        cursor, seq = log.cursor_at_end(), log.seq_next
+        log.extend(record)
+        self._hand_out_from(cursor, seq, now, shows_first=bool(record.templates))
+
+    def look_into_log(self, now: float) -> None:
+        """Learn from the log of a copy as much as its readers may need: of its first event, and of its last."""
+        log = self.log
+        for seq in sorted({log.seq_first, log.seq_next - 1} - {log.seq_next}):
+            if seq >= log.seq_first:
+                self._see(seq, log.read(log.seek(seq), bytes_max=1)[0][1], now)
+
+    def replace_log(self, fresh: ReplayLog, now: float) -> None:
+        """The owner's log has started over: go on with `fresh`, which has this log's last event or follows it at once.
+
+        Raises ValueError for any other log: between the two events would be missing.
+        """
+        log = self.log
+        seq = log.seq_next
+        if not fresh.seq_first <= seq <= fresh.seq_next:
+            raise ValueError("a log that doesn't continue the stream")
+        log.replace(fresh)
+        self._hand_out_from(log.seek(seq), seq, now, shows_first=True)
+
+    def _hand_out_from(self, cursor: Cursor, seq: int, now: float, *, shows_first: bool) -> None:
+        """Give the log's newest events, from `seq` on, to every reader. `shows_first`: of each template's texts the
+        first may be the event that the template was learnt from, and append() would have looked into it.
+        """
+        events: list[bytes] = []
+        was_text = False
+        for event, is_text in self.log.extension(cursor):
+            if not is_text or (shows_first and not was_text) or seq == 1:
+                self._see(seq + len(events), event, now)
+            was_text = is_text
+            events.append(event)
+        if not events:
+            return
         joined = sse.frames(self.id_prefix, seq, events)
         self.frame_bytes += len(joined)
         self.touched_at = now

@@ -111,6 +111,27 @@ def parse(reply: Any) -> Entry:
     )
 
 
+class Told(NamedTuple):
+    """A message on a stream's channel: the newest place that its owner knows, perhaps with the events up to there."""
+
+    position: Position
+    record: bytes  # packed; empty: read the copy
+    is_end: bool  # the copy has the stream's end
+
+
+def told(position: Position, *, record: bytes = b"", is_end: bool = False) -> bytes:
+    """The text of a message: `<fence>-<seq>`, then `!` for an end, or a blank and the record."""
+    place = str(position).encode()
+    return b"%b!" % place if is_end else b"%b %b" % (place, record) if record else place
+
+
+def parse_told(text: bytes) -> Told:
+    """A message. Raises ValueError for any other text."""
+    place, blank, record = text.partition(b" ")
+    is_end = not blank and place.endswith(b"!")
+    return Told(position_of(place[:-1] if is_end else place), record, is_end)
+
+
 def position_of(entry_id: Any) -> Position:
     """An entry's id. Raises ValueError for a text that is none, or with numbers that streamd never uses."""
     found = _is_id(entry_id) if isinstance(entry_id, bytes) else None

@@ -22,6 +22,11 @@ way of a token: ten tokens cost the engine a command. sealed() writes the end at
 write on its way, and writes only while its server's link has room. What can't be written now is written by a later
 grown(), or by tick() for a copy that is unsettled: neither keeps anything but a reference to the copy.
 
+PUSHES. After a write the engine is asked how many members listen to the stream's channel (PUBSUB NUMSUB, for all the
+streams that were written since the last tick). While there are some, push() sends them the new events every
+engine_push, from the end of the copy on, and each write is told there as well. Pushes are hints: each says its place,
+and nothing depends on its arrival.
+
 AFTER A LOSS. When a link is up again all of its copies are VERIFYING. tick() goes over them, live streams first, in
 slices of SLICE_MAX a turn, while the link has room and HEAL_BYTES_S_MAX allows: an engine that came back empty isn't
 stormed. A full engine (OOM) is probed by a single write a second.
@@ -42,11 +47,12 @@ from streamd.core.log_record import LogRecord, pack
 from streamd.core.replay import Mark
 from streamd.core.stream import Stream
 from streamd.engine.connection import EngineError, EngineLost, OnReply, Reply, packed
-from streamd.engine.entry import End, Entry, Position, fields_of, parse
+from streamd.engine.entry import End, Entry, Position, fields_of, parse, told
 from streamd.engine.shards import CopyKeys
 
-# Entries of a large log, and of a burst: a reader of the copy gets a few hundred of its tokens with each.
-ENTRY_BYTES_MAX: Final = 64 * 1024
+# Entries of a large log, and of a burst: a reader of the copy gets some thousand tokens with each, and checks them in
+# 0.2 ms.
+ENTRY_BYTES_MAX: Final = 16 * 1024
 
 # Time to live of a copy whose owner is silent, in seconds; renewed while the stream lives.
 LIVE_TTL_S: Final = 3600
@@ -58,6 +64,9 @@ RENEW_EVERY_S: Final = 10.0
 # After a refusal that a second try won't change.
 HELD_S: Final = 10.0
 PROBE_EVERY_S: Final = 1.0
+
+# Channels of a PUBSUB NUMSUB: some 0.1 us each for the engine, and a command of 12 KB.
+CHANNELS_ASKED_MAX: Final = 256
 
 # Copies looked at in a turn: some 10 us each.
 SLICE_MAX: Final = 64
@@ -125,7 +134,12 @@ class OwnerCounts:
         self.written_bytes = 0
         self.found = dict.fromkeys(CopyFound, 0)
         self.refused_full = self.refused_order = self.refused_gone = self.refused_other = 0
-        self.revived = 0
+        self.revived = self.pushes = 0
+
+
+def id_of(stream: Stream) -> str:
+    """The name of a stream's copy: the streams of a chosen name each have their own, told apart by the epoch."""
+    return f"{stream.id}:{stream.epoch}" if stream.epoch else stream.id
 
 
 class OwnedCopy:
@@ -134,8 +148,10 @@ class OwnedCopy:
     __slots__ = (
         "bytes_max",
         "bytes_written",
+        "channel_mark",
         "confirmed_seq",
         "fence",
+        "id",
         "is_waiting",
         "mark",
         "not_before",
@@ -147,11 +163,13 @@ class OwnedCopy:
     )
 
     def __init__(self, stream: Stream, server: EngineServer) -> None:
+        self.id = id_of(stream)
         self.stream = stream
         self.server = server
         self.state = CopyState.NEW
         self.fence = 0  # the highest that is known
         self.mark: Mark | None = None  # of the log, up to the last write that was sent; None: the next starts over
+        self.channel_mark: Mark | None = None  # of the log, up to the last push; None: nobody listens
         self.confirmed_seq = 0  # up to the last write that the engine took
         self.is_waiting = False  # a command of this copy is on its way
         self.not_before = 0.0  # of the next write
@@ -159,12 +177,6 @@ class OwnedCopy:
         self.bytes_written = 0  # since the copy started over
         self.bytes_max = 0  # from here on it starts over again
         self.times_up = server.times_up  # the server's, when the state was right
-
-    @property
-    def id(self) -> str:
-        """The name of the copy: a chosen name's streams each have their own, told apart by the epoch."""
-        stream = self.stream
-        return f"{stream.id}:{stream.epoch}" if stream.epoch else stream.id
 
     def needs_renewal(self, now: float) -> bool:
         """Whether the time to live is due of a copy that has nothing to write."""
@@ -185,6 +197,8 @@ class EngineServer:
     def __init__(self, link: Commands) -> None:
         self.link = link
         self.copies: dict[str, OwnedCopy] = {}
+        self.followed: dict[str, OwnedCopy] = {}  # a member listens
+        self.written: list[OwnedCopy] = []  # since the last tick; it isn't known who listens
         self.unsettled: dict[str, OwnedCopy] = {}  # behind, or unknown; looked at by tick()
         self.heal_bytes = float(HEAL_BYTES_S_MAX)  # that may be written now to heal copies
         self.times_up = 0
@@ -228,17 +242,76 @@ class CopyOwner:
     def grown(self, stream: Stream) -> None:
         """The stream has new events, or its end: write them if the engine has room. Never raises, and never waits."""
         with self._guard:
-            server = self._server_of(stream.id)
-            copy = OwnedCopy(stream, server)
-            copy = server.copies.setdefault(copy.id, copy)
+            server, copy_id = self._server_of(stream.id), id_of(stream)
+            copy = server.copies.get(copy_id)
+            if copy is None:
+                copy = server.copies[copy_id] = OwnedCopy(stream, server)
             self._write(copy, self._time())
 
     def removed(self, stream: Stream) -> None:
         """The stream is no longer kept here. Its copy ends by its own time to live."""
         server = self._server_of(stream.id)
-        copy_id = OwnedCopy(stream, server).id
-        server.unsettled.pop(copy_id, None)
-        server.copies.pop(copy_id, None)
+        copy_id = id_of(stream)
+        for copies in (server.unsettled, server.followed, server.copies):
+            copies.pop(copy_id, None)
+
+    def push(self) -> None:
+        """Send the new events of followed streams to the members that listen; called every engine_push."""
+        for server in self._servers:
+            for copy in list(islice(server.followed.values(), SLICE_MAX)):
+                if not server.link.has_room:
+                    break
+                del server.followed[copy.id]
+                if copy.channel_mark is not None:
+                    server.followed[copy.id] = copy  # at the end of the line
+                    with self._guard:
+                        self._push(copy, copy.channel_mark)
+
+    def _push(self, copy: OwnedCopy, mark: Mark) -> None:
+        try:
+            record = copy.stream.log.since(mark, bytes_max=ENTRY_BYTES_MAX)
+        except LookupError:
+            copy.channel_mark = None
+            return
+        if record is not None:
+            self.counts.pushes += 1
+            text = told(Position(copy.fence, record.seq_last), record=pack(record))
+            self._ask(copy, packed("PUBLISH", self._channel(copy), text), lambda reply: self._heard(copy, reply))
+
+    def _ask_who_listens(self, server: EngineServer) -> None:
+        """Ask for the members that listen to the streams that were written since the last tick."""
+        written, server.written = server.written, []
+        for start in range(0, len(written), CHANNELS_ASKED_MAX):
+            some = [copy for copy in written[start : start + CHANNELS_ASKED_MAX] if copy.channel_mark is None]
+            if not server.link.has_room:
+                return  # they are asked for after their next writes
+            if some:
+                command = packed("PUBSUB", "NUMSUB", *map(self._channel, some))
+                server.link.ask(command, lambda reply, some=some: self._listening(some, reply))  # type: ignore[misc]
+
+    def _listening(self, some: list[OwnedCopy], reply: Reply) -> None:
+        if isinstance(reply, list) and len(reply) == 2 * len(some):
+            for copy, count in zip(some, reply[1::2], strict=True):
+                if copy.server.copies.get(copy.id) is copy and count:
+                    self._heard(copy, count)
+
+    def _tell_written(self, copy: OwnedCopy, *, is_end: bool) -> None:
+        """Tell the copy's newest place on its channel. The reply is the number of members that listen."""
+        text = told(Position(copy.fence, copy.confirmed_seq), is_end=is_end)
+        self._ask(copy, packed("PUBLISH", self._channel(copy), text), lambda reply: self._heard(copy, reply))
+
+    def _heard(self, copy: OwnedCopy, reply: Reply) -> None:
+        if not isinstance(reply, int) or reply == 0:
+            copy.channel_mark = None
+            copy.server.followed.pop(copy.id, None)
+        elif copy.channel_mark is None and copy.state is CopyState.WRITTEN and not copy.is_waiting:
+            # The copy has all up to here, so pushes go on from here without a hole.
+            try:
+                copy.channel_mark = copy.stream.log.mark_behind(copy.confirmed_seq)
+            except LookupError:
+                return
+            copy.server.followed[copy.id] = copy
+            self._tell_written(copy, is_end=False)  # of the write that was told nobody
 
     # -- the engine's life
 
@@ -246,6 +319,7 @@ class CopyOwner:
         """A link is up, perhaps to another server or to an empty one: each copy is verified when its turn comes."""
         server.times_up += 1
         server.is_full = False
+        server.written.clear()
         copies = server.copies.items()
         live = {copy_id: copy for copy_id, copy in copies if copy.stream.reason is None}
         server.unsettled = live | {copy_id: copy for copy_id, copy in copies if copy.stream.reason is not None}
@@ -269,6 +343,8 @@ class CopyOwner:
             elif not server.left:
                 server.left = len(server.unsettled)
                 self._slice(server)
+            with self._guard:
+                self._ask_who_listens(server)
 
     def _probe(self, server: EngineServer, now: float) -> None:
         """A full engine: a single write a second tells whether it has room again."""
@@ -294,8 +370,6 @@ class CopyOwner:
                 self._write(copy, now)
             except Exception as error:
                 self._guard.caught("CopyOwner.slice", error)
-            if copy.state is CopyState.VERIFYING or copy.is_behind:
-                unsettled[copy_id] = copy  # at the end of the line, until it is settled
         if server.left:
             self._soon(lambda: self._slice(server))
 
@@ -306,7 +380,7 @@ class CopyOwner:
             return
         assert state in _NEXT[copy.state], (copy.state, state)
         copy.state = state
-        if state in (CopyState.NEW, CopyState.REVIVING):
+        if state in _STARTS_OVER:
             copy.mark = None
         elif state is CopyState.HELD:
             copy.not_before = self._time() + HELD_S
@@ -316,7 +390,10 @@ class CopyOwner:
         server = copy.server
         if copy.times_up != server.times_up:
             self._doubt(copy)
-        if copy.is_waiting or copy.state is CopyState.YIELDED:
+        if copy.state is CopyState.YIELDED:
+            return
+        if copy.is_waiting:
+            server.unsettled[copy.id] = copy  # the stream may be silent from now on
             return
         reads = copy.state in (CopyState.VERIFYING, CopyState.HELD)
         if now < copy.not_before or not server.link.has_room or (server.is_full and not reads):
@@ -410,7 +487,8 @@ class CopyOwner:
         copy.bytes_written += len(command)
         copy.server.heal_bytes -= len(command)
         self.counts.written_bytes += len(command)
-        self._ask(copy, command, lambda reply: self._written(copy, reply, last, end is not None, new))
+        known = copy.stream.log.seq_next - 1
+        self._ask(copy, command, lambda reply: self._written(copy, reply, last, known, end is not None, new))
 
     def _ask(self, copy: OwnedCopy, command: bytes, on_reply: OnReply) -> None:
         """Ask for a copy. A reply that comes after the link was up anew is about another time, and is left out."""
@@ -422,9 +500,10 @@ class CopyOwner:
 
         server.link.ask(command, take)
 
-    def _written(self, copy: OwnedCopy, reply: Reply, last: int, is_end: bool, new: bool) -> None:
-        """The engine's answer to a write."""
+    def _written(self, copy: OwnedCopy, reply: Reply, last: int, known_seq: int, is_end: bool, new: bool) -> None:
+        """The engine's answer to a write up to `last`, when the log ended at `known_seq`."""
         copy.is_waiting = False
+        confirmed = copy.confirmed_seq
         now = self._time()
         if isinstance(reply, EngineError):
             self._refused(copy, reply, now)
@@ -435,10 +514,13 @@ class CopyOwner:
             self._go(copy, CopyState.NEW)
         else:
             self._taken(copy, last, is_end, new, now)
-        if copy.is_behind:
+        if copy.state is CopyState.WRITTEN and confirmed != copy.confirmed_seq:
+            # Events that came meanwhile wait for the next grown(), once a second; the rest of a large log, and the end
+            # of a stream that was sealed meanwhile, don't.
+            if copy.confirmed_seq < known_seq or copy.stream.reason is not None:
+                self._write(copy, now)
+        elif copy.is_behind:
             copy.server.unsettled[copy.id] = copy
-            if copy.state is CopyState.WRITTEN:
-                self._write(copy, now)  # a large log has several entries
 
     def _taken(self, copy: OwnedCopy, last: int, is_end: bool, new: bool, now: float) -> None:
         copy.server.is_full = False
@@ -451,6 +533,12 @@ class CopyOwner:
             self._tell(copy, packed("XTRIM", self._key(copy), "MINID", str(Position(copy.fence, 0))))
         if is_end or new or now >= copy.ttl_until:
             self._renew(copy, now)
+        if copy.channel_mark is None and not is_end:
+            copy.server.written.append(copy)
+            return
+        if copy.channel_mark is not None and is_end:
+            self._push(copy, copy.channel_mark)  # in front of the end, so that followers needn't read for it
+        self._tell_written(copy, is_end=is_end)
 
     def _refused(self, copy: OwnedCopy, error: EngineError, now: float) -> None:
         if isinstance(error, EngineLost):
@@ -488,6 +576,9 @@ class CopyOwner:
     def _tell(self, copy: OwnedCopy, command: bytes) -> None:
         """A command whose reply changes nothing."""
         copy.server.link.ask(command, _ignore)
+
+    def _channel(self, copy: OwnedCopy) -> bytes:
+        return self._keys.channel(copy.stream.id, copy.stream.epoch)
 
     def _key(self, copy: OwnedCopy) -> bytes:
         return self._keys.log(copy.stream.id, copy.stream.epoch)
@@ -570,7 +661,10 @@ class CopyOwner:
                 self._go(copy, CopyState.NEW)
             case _:
                 self._go(copy, CopyState.HELD)
-        self._write(copy, now)
+        if copy.state in _STARTS_OVER and copy.server.heal_bytes <= 0:
+            copy.server.unsettled[copy.id] = copy
+        else:
+            self._write(copy, now)
 
 
 def _ignore(reply: Reply) -> None:

@@ -44,6 +44,7 @@ class CopyKeys:
         name = f"{stream_id}:{epoch}" if epoch else stream_id
         return f"{self._prefix}{{{partition_of(stream_id)}}}:l:{name}".encode()
 
-    def channel(self, stream_id: str) -> bytes:
+    def channel(self, stream_id: str, epoch: str = "") -> bytes:
         """The channel of a stream's pushes."""
-        return f"{self._prefix}{{{partition_of(stream_id)}}}:c:{stream_id}".encode()
+        name = f"{stream_id}:{epoch}" if epoch else stream_id
+        return f"{self._prefix}{{{partition_of(stream_id)}}}:c:{name}".encode()

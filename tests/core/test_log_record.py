@@ -218,6 +218,50 @@ def test_a_cursor_at_the_end_reads_each_record_that_follows(events: list[bytes],
     assert read == list(enumerate(events, 1))
 
 
+@settings(max_examples=30, deadline=None)
+@given(runs(), st.data())
+def test_cursors_go_on_where_they_are_when_the_log_is_replaced(events: list[bytes], data: st.DataObject) -> None:
+    """The fresh log has the same events in other segments, and perhaps more of them."""
+    log, held = filled(events), data.draw(st.integers(0, len(events)))
+    copy = filled(events[:held])
+    cursors = [copy.seek(seq) for seq in range(1, held + 2)]
+    for number, cursor in enumerate(cursors):
+        if number % 2:
+            copy.read(cursor, bytes_max=1)
+    fresh = new_log()
+    catch_up(fresh, log, log.mark_at_start(), data.draw(SIZES))
+    copy.replace(fresh)
+    assert copy.parts() == log.parts()
+    for cursor in cursors:
+        seq = cursor.seq
+        assert read_all(copy, cursor) == list(enumerate(events, 1))[seq - 1 :]
+
+
+def test_a_cursor_in_front_of_the_log_that_replaces_another_is_told_so() -> None:
+    events = [text(f" {n}") for n in range(900)]
+    log, copy, fresh = filled(events, bytes_max=2500), filled(events[:500]), new_log()
+    early, late = copy.seek(1), copy.seek(501)
+    catch_up(fresh, log, log.mark_at_start())
+    copy.replace(fresh)
+    with pytest.raises(LookupError):
+        copy.read(early, bytes_max=100)
+    with pytest.raises(LookupError):
+        copy.read(late, bytes_max=100)
+    assert copy.seq_first > 501 and read_all(copy, copy.seek(copy.seq_first)) == read_all(log, log.seek(log.seq_first))
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs(), st.integers(0, 20))
+def test_an_extension_tells_texts_from_events_that_have_to_be_looked_into(events: list[bytes], held: int) -> None:
+    log = new_log()
+    told = [log.append(event) for event in events]
+    held = min(held, len(events))
+    cursor = log.seek(held + 1)
+    extension = log.extension(cursor)
+    assert [event for event, _ in extension] == events[held:] and cursor.seq == log.seq_next
+    assert all(is_text for (_, is_text), was_told in zip(extension, told[held:], strict=True) if was_told)
+
+
 # -- records of strangers
 
 

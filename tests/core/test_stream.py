@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
-from fakes import DONE, PLENTY, event
+from fakes import DONE, PLENTY, event, events_in, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 from sinks import RING_SLOTS, Loop, Reader, Source, agree, feed, new_hub, new_stream, said
 
 from streamd.config import ROWS
 from streamd.core import stream as core_stream
+from streamd.core.log_record import LogRecord
+from streamd.core.replay import ReplayLog
 from streamd.core.stream import (
     APPEND_BYTES_MAX,
     LOOSE_WRITES_MAX,
@@ -827,3 +829,92 @@ def test_each_of_several_events_in_one_read_is_inspected() -> None:
     stream.append_all([event("a"), event("b"), DONE], 1.0)
     assert stream.first_event_at == 1.0
     assert stream.progress.complete and stream.progress.terminal
+
+
+# -- streams that another process owns
+
+
+def copied(loop: Loop, *counts: int) -> tuple[Stream, Stream, list[LogRecord]]:
+    """A stream, an empty copy of it, and the records of its growth by so many events each."""
+    own, copy = new_stream(), new_stream(loop)
+    mark, records = own.log.mark_at_start(), []
+    for count in counts:
+        feed(own, count)
+        record = own.log.since(mark, bytes_max=1 << 20)
+        assert record is not None
+        records.append(record)
+    return own, copy, records
+
+
+def test_records_reach_readers_as_events_do() -> None:
+    loop = Loop()
+    own, copy, records = copied(loop, 1, 1, 5, 300)
+    readers = [Reader(copy, loop), Reader(copy, loop, form=Form.BARE), Reader(copy, loop, form=Form.RAW_CHUNKED)]
+    slow = Reader(copy, loop, capacity=2000)
+    for record in records:
+        copy.take_record(record, 1.0)
+        loop.rest()
+    slow.take()
+    loop.rest()
+    direct = Reader(own, loop)
+    loop.rest()
+    for reader in (*readers, slow):
+        assert text_of(events_in(reader.body)) == direct.text
+    assert copy.log.parts() == own.log.parts() and copy.events == 307
+    assert (copy.progress.text_events, copy.text_events) == (own.progress.text_events, own.text_events)
+
+
+def test_a_record_reaches_a_live_reader_in_a_single_write() -> None:
+    loop = Loop()
+    _, copy, records = copied(loop, 1, 50)
+    copy.take_record(records[0], 1.0)
+    reader = Reader(copy, loop)
+    before = len(reader.frames)
+    copy.take_record(records[1], 1.0)
+    assert len(reader.frames) == before + 1 and reader.seqs == list(range(1, 52))
+
+
+def test_a_record_that_does_not_continue_the_stream_is_refused() -> None:
+    loop = Loop()
+    _, copy, records = copied(loop, 3, 3, 3)
+    copy.take_record(records[0], 1.0)
+    reader = Reader(copy, loop)
+    for record in (records[0], records[2]):
+        with pytest.raises(ValueError):
+            copy.take_record(record, 1.0)
+    assert copy.events == 3 and reader.text == said(copy)
+
+
+def test_a_log_that_continues_the_stream_takes_its_place() -> None:
+    loop = Loop()
+    own, copy, records = copied(loop, 40)
+    copy.take_record(records[0], 1.0)
+    live, slow = Reader(copy, loop), Reader(copy, loop)
+    slow.stall()
+    whole = feed(own, 30)
+    fresh, mark = ReplayLog(bytes_max=1 << 20, events_max=1000), own.log.mark_at_start()
+    while record := own.log.since(mark, bytes_max=100):
+        fresh.extend(record)
+    copy.replace_log(fresh, 2.0)
+    copy.append(event("end"), 3.0)
+    slow.take()
+    loop.rest()
+    for reader in (live, slow):
+        assert reader.text == said(own) + "end" and whole in reader.text and reader.gaps == []
+    short = ReplayLog(bytes_max=1 << 20, events_max=1000)
+    with pytest.raises(ValueError):
+        copy.replace_log(short, 4.0)
+
+
+def test_of_a_copys_log_as_much_is_known_as_of_its_owners() -> None:
+    own = new_stream()
+    feed(own, 3)
+    own.append(b'data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', 1.0)
+    copy = new_stream()
+    record = own.log.since(own.log.mark_at_start(), bytes_max=1 << 20)
+    assert record is not None
+    copy.log.extend(record)
+    copy.look_into_log(1.0)
+    assert copy.progress.chunk_head == own.progress.chunk_head != b""
+    assert copy.progress.terminal == own.progress.terminal
+    new_stream().look_into_log(1.0)

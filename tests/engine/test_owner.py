@@ -120,7 +120,8 @@ def rig() -> Rig:
 
 
 def commands(rig: Rig) -> list[bytes]:
-    return [command[0] for command in rig.link.commands]
+    """The names of the commands, without those that tell members on a stream's channel."""
+    return [command[0] for command in rig.link.commands if command[0] not in (b"PUBLISH", b"PUBSUB")]
 
 
 def test_ten_tokens_are_a_command(rig: Rig) -> None:
@@ -197,6 +198,9 @@ def test_a_stream_has_one_write_on_its_way(rig: Rig) -> None:
         rig.tick()
     assert commands(rig) == [b"XADD"]
     rig.link.turn()
+    rig.tick()  # without another event
+    rig.link.turn()
+    assert commands(rig) == [b"XADD", b"PEXPIRE", b"XADD"]
     rig.check(stream)
 
 
@@ -208,6 +212,29 @@ def test_a_link_without_room_gets_nothing_until_it_has_room(rig: Rig) -> None:
     assert rig.link.commands == []
     rig.link.room = True
     rig.settle()
+    rig.check(stream)
+
+
+def test_events_that_come_while_a_write_is_on_its_way_wait_for_the_next_second(rig: Rig) -> None:
+    stream = rig.open()
+    rig.grow(stream, " a")
+    for _ in range(3):
+        stream.append(event(" b"), rig.now)
+        rig.link.turn()
+        rig.tick()
+    assert commands(rig) == [b"XADD", b"PEXPIRE"] and not rig.server.unsettled
+    rig.owner.grown(stream)
+    rig.link.turn()
+    rig.check(stream)
+
+
+def test_the_end_of_a_stream_that_is_sealed_while_a_write_is_on_its_way_follows_at_once(rig: Rig) -> None:
+    stream = rig.open()
+    rig.grow(stream, " a")
+    stream.append(event(" b"), rig.now)
+    rig.seal(stream)
+    rig.link.turn()
+    assert rig.state(stream) is CopyState.DONE
     rig.check(stream)
 
 
