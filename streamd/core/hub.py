@@ -40,6 +40,7 @@ from streamd.core.stream import CountedStream, Fanout, Stream, Subscriber
 from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
+from streamd.wire.shapes import KnownShapes
 
 # s_ + worker slot (1) + incarnation of the worker (4) + 22 characters that hold 128 random bits.
 SLOT_CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -133,6 +134,7 @@ class Hub:
         "on_removed",
         "on_response_id",
         "on_sealed",
+        "shapes",
         "soon",
         "stream_log_bytes_max",
         "stream_log_events_max",
@@ -180,6 +182,7 @@ class Hub:
         self.events_total = 0
         self.event_bytes_total = 0  # bytes of frames; a frame counts once, however many readers it has
         self.text_events_total = 0
+        self.shapes = KnownShapes()  # of relayed events
         self.detached = 0
         self.detached_max = detached_max
         self.on_removed = on_removed

@@ -42,6 +42,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from streamd.core.log_record import TEMPLATES_MAX, LogRecord, TemplateParts
+from streamd.wire.shapes import Shapes
 from streamd.wire.template import (
     AGAIN,
     COUNT,
@@ -191,6 +192,7 @@ class ReplayLog(_Joined):
         "bytes_max",
         "events_max",
         "seq_first",
+        "shapes",
     )
 
     def __init__(self, *, bytes_max: int, events_max: int) -> None:
@@ -206,6 +208,7 @@ class ReplayLog(_Joined):
         self._text_base = 0
         self.bytes_held = 0  # user space: objects and payload, the tail counted as a full segment
         self._learnt = 0  # attempts to learn a template
+        self.shapes: Shapes | None = None  # those of the stream's upstream and model, known from other streams
         self._base = 0  # number of the first held segment
         self._forget()
 
@@ -430,7 +433,7 @@ class ReplayLog(_Joined):
         if count == TEMPLATES_MAX or self._learnt >= LEARNT_AT_ONCE_MAX + (self.seq_next >> LEARN_EVERY_LOG2):
             return None
         self._learnt += 1
-        template = learn(event)
+        template = learn(event) if self.shapes is None else self.shapes.learn(event)
         fill = template and template.match(event)
         if not template or not fill:
             return None

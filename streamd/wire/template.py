@@ -158,7 +158,7 @@ class Template:
             at += len(piece)
             quick = _QUICK.get(hole)
             found = quick(event, at) if quick is not None else None
-            end = found.end() if found is not None else _hole_end(hole, event, at, text)
+            end = found.end() if found is not None else hole_end(hole, event, at, text)
             if end < 0:
                 return None
             if hole == TEXT:
@@ -215,7 +215,7 @@ class Template:
         return fill.text.join(self.around(fill.created, fill.number, fill.pad, fill.text))
 
 
-def _hole_end(hole: int, event: bytes, at: int, text: bytes) -> int:
+def hole_end(hole: int, event: bytes, at: int, text: bytes) -> int:
     """Where the hole that begins at `at` ends, -1 if its content is not allowed."""
     if hole == TEXT:
         found = _TO_QUOTE.match(event, at)
@@ -257,7 +257,7 @@ def learn(event: bytes) -> Template | None:
     pure text delta with known fields only and the sentinel as its text.
     """
     framed = _EVENT.fullmatch(event)
-    if not framed or _has_many_brackets(event):
+    if not framed or has_many_brackets(event):
         return None
     holes = _text_holes(event, framed.start(2))
     if not holes:
@@ -281,7 +281,7 @@ def learn(event: bytes) -> Template | None:
     return template if fill and template.render(fill) == event else None
 
 
-def _has_many_brackets(event: bytes) -> bool:
+def has_many_brackets(event: bytes) -> bool:
     """Whether the event is kept whole for its number of brackets alone; shallow_object() looks at the depth."""
     return event.count(b"[") + event.count(b"{") > _BRACKETS_MAX
 
@@ -502,7 +502,7 @@ class Delta:
     def of(cls, event: bytes) -> Delta | None:
         """The delta of an event; None if it is no text delta, can't be parsed, or must not be merged."""
         framed = _EVENT.fullmatch(event)
-        if not framed or _BIG_NUMBER.search(event) or _has_many_brackets(event):
+        if not framed or _BIG_NUMBER.search(event) or has_many_brackets(event):
             return None
         parsed = shallow_object(framed[2])
         if parsed is None:
