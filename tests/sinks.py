@@ -158,6 +158,9 @@ class Reader:
         self.ended = clean
         self.leave()  # as a connection does, before this returns
 
+    def share_packets(self) -> None:
+        pass  # no packets here
+
     def slow_consumer(self) -> None:
         assert self.ended is None
         self.cut += 1

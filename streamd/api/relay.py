@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -89,6 +88,8 @@ _STREAMD_FIELDS = frozenset(
         b"x-stream-write-interval",
     )
 )
+
+_WRITTEN_UPSTREAM = ((b"accept-encoding", b"identity"), (b"via", via.OWN))
 
 # A client's word about itself and the proxies between: only a proxy in front may be believed about that, by streamd.
 _FORWARDED_FIELDS = b"x-forwarded-"
@@ -236,7 +237,7 @@ class Relay:
         stream: Stream | None = None
         over = runtime.admission.release_relay
         try:
-            ask = replace(ask_of(request, runtime.cors), at=at)
+            ask = ask_of(request, runtime.cors, at=at)
             stream = self._open(request, policy, grace_s, interval) if wants_stream else None
             over = self._keep_key(request, key, stream)
             charge = self._rights.charge(request)
@@ -413,7 +414,7 @@ def _detach_grace(request: Request, max_s: float) -> float:
     return min(float(given), max_s)
 
 
-def ask_of(request: Request, cors: Cors) -> Ask:
+def ask_of(request: Request, cors: Cors, *, at: str = "") -> Ask:
     """The request as it goes upstream: its head written anew from the parsed parts, its body as it came.
 
     In the body of a model with another name there only the name is replaced; every other byte stays. Of a page that
@@ -427,7 +428,13 @@ def ask_of(request: Request, cors: Cors) -> Ask:
     body, json, form, api, request_id = request.body, request.json, request.form, request.dialect.api, request.id
     request_id_field = (b"x-request-id", request_id.encode())
     keeps_position = request.dialect is Dialect.UNKNOWN and relayed_last_event_id(request) is None
-    passed = [field for field in end_to_end(head.headers) if not _is_for_streamd(field[0])]
+    passed = [
+        field
+        for field in end_to_end(head.headers)
+        if field[0] not in _STREAMD_FIELDS
+        and not field[0].startswith(_FORWARDED_FIELDS)
+        and (b"_" not in field[0] or not _is_for_streamd(field[0]))
+    ]
     if keeps_position:
         passed += [field for field in head.headers if field[0] == b"last-event-id"]
     if head.get(b"origin") in cors.origins:
@@ -436,12 +443,15 @@ def ask_of(request: Request, cors: Cors) -> Ask:
     bodiless = head.method in ("GET", "HEAD") and not body
 
     def fields_for(upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
-        settings = upstream.settings
-        own = {_hyphened(name.lower().encode()) for name in settings.headers}
-        clients = [field for field in passed if _hyphened(field[0]) not in own]
-        out = [(b"host", settings.origin.authority.encode()), *clients, request_id_field]
+        settings, clients = upstream.settings, passed
+        out = [(b"host", settings.origin.authority.encode())]
+        if settings.headers:
+            own = {_hyphened(name.lower().encode()) for name in settings.headers}
+            clients = [field for field in passed if _hyphened(field[0]) not in own]
+        out += clients
+        out.append(request_id_field)
         out += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
-        out += [(b"accept-encoding", b"identity"), (b"via", via.OWN)]
+        out += _WRITTEN_UPSTREAM
         if settings.key:
             out += api.credentials(settings.key.encode())
         elif settings.pass_client_key:
@@ -468,7 +478,7 @@ def ask_of(request: Request, cors: Cors) -> Ask:
             return form.with_names(body, renamed)
         return body if json is None else json.with_names(body, "model", renamed)
 
-    return Ask(head.method, target_for, request.model, fields_for, body_for, request.principal.id)
+    return Ask(head.method, target_for, request.model, fields_for, body_for, request.principal.id, at)
 
 
 def _is_for_streamd(name: bytes) -> bool:
@@ -512,6 +522,9 @@ def _target(path: str, query: str, api: Api, *, keeps_position: bool = False) ->
     Names are decoded as in wire/query.py, or `access%5Ftoken=` would be read here and leak there. `;` separates too, as
     some servers have it.
     """
+
+    if not query:
+        return path.encode("ascii")
 
     def is_for_streamd(part: str) -> bool:
         for field in part.split(";"):

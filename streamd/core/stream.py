@@ -193,6 +193,9 @@ class Sink(Protocol):
     def soon(self, turn: Callable[[], None]) -> None:
         """Run `turn` in the next loop turn."""
 
+    def share_packets(self) -> None:
+        """The frame of the last event comes next, and the end of the answer soon, perhaps in this turn."""
+
     def stream_ended(self, clean: bool) -> None:
         """All is written. clean: the answer may end as HTTP ends it; otherwise it has to look broken off."""
 
@@ -573,6 +576,13 @@ class Subscriber(_PerEvent):
         return self._encode(last, event)
 
     # -- the end
+
+    def share_packets(self) -> None:
+        """The last event is about to be written; what raises is the reader's own, as in push()."""
+        try:
+            self.sink.share_packets()
+        except Exception as error:
+            self.fail(error)
 
     def finish_if_done(self) -> None:
         """After the last event of a sealed stream, end the answer. Only from LIVE or FOLLOWING, with all written."""
@@ -1002,6 +1012,8 @@ class Stream(_StreamPerToken):
         if progress.response_id != known:
             self.keeper.stream_named(self)
         if progress.terminal and not had_ended and self.source is not None:
+            if len(self.readers) == 1:  # of a crowd each has a turn of its own
+                self.readers[0].share_packets()
             self.source.on_terminal(now)
         if self.fanout is not None and (progress.terminal, progress.failed) != (had_ended, had_failed):
             self.fanout.flush()

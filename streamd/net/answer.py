@@ -41,7 +41,7 @@ from streamd.core.stream import Form, Stream, Subscriber, SubscriberState
 from streamd.counters import bump
 from streamd.net.http_error import HttpError
 from streamd.net.origin import Origin
-from streamd.net.outlet import LargeWrite
+from streamd.net.outlet import LargeWrite, cork, uncork
 from streamd.net.request import Request
 from streamd.net.runtime import reason_of
 from streamd.net.sweep import NEVER
@@ -140,6 +140,7 @@ class Answer:
 
     __slots__ = (
         "_carrier",
+        "_corked",
         "_framing",
         "_large",
         "_pending",
@@ -169,6 +170,7 @@ class Answer:
         self._large: LargeWrite | None = None  # on its way out, in pieces
         self.reader: Subscriber | None = None
         self.body_bytes = 0  # of an answer that isn't a stream
+        self._corked: int | None = None  # the connection's writes of this turn share packets
         self.wrote_at = 0.0  # the last head, heartbeat or resume: the heartbeat's interval begins
 
     # -- how far it is
@@ -350,6 +352,7 @@ class Answer:
         request.head = None
         self._go(AnswerEvent.STREAM)
         # A line, not a block (docs/PROTOCOL.md, section 3): it stands in front of the first event's lines.
+        self.share_packets()
         opening = rest if request.raw else b"" if request.data_only else b"retry: %d\n" % runtime.retry_ms()
         self.write(head + (encode_chunk(opening) if self._is_chunked and opening else opening))
         reader = self._subscribe(stream, policy)
@@ -360,6 +363,18 @@ class Answer:
         reader.start(seq, writable=not carrier.paused)
         if runtime.story.is_on:
             runtime.story.tell_of_reader(request, reader, "reader joins", after=seq - 1, policy=policy)
+
+    def share_packets(self) -> None:
+        """The writes of this turn of the loop leave in as few packets as they fit."""
+        if self._corked is None:
+            self._corked = cork(self._carrier.transport)
+            if self._corked is not None:
+                self._runtime.loop.call_soon(self._uncork)
+
+    def _uncork(self) -> None:
+        fd, self._corked = self._corked, None
+        if fd is not None:
+            uncork(fd)
 
     def _subscribe(self, stream: Stream, policy: Policy) -> Subscriber:
         request, runtime, carrier = self.request, self._runtime, self._carrier

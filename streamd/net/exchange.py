@@ -23,10 +23,11 @@ that leaves before the first token can leave it a grace.
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Callable
 
 from streamd.choice import Choice
-from streamd.config import RouteSettings, Settings, UpstreamSettings
+from streamd.config import RouteSettings, Settings, UpstreamOrigin, UpstreamSettings
 from streamd.core.guard import guarded
 from streamd.core.health import REFUSED_STATUSES
 from streamd.core.stream import NOT_EVENTS, Stream
@@ -400,6 +401,7 @@ class Exchange(Pending):
             self.due_at = self._next_due()
             self._attach(stream, opened.head)
             first, self._collected = opened.let_go(), None
+            stream.log.shapes = self._runtime.hub.shapes.of(stream.upstream, stream.terms.model)
             if not at_end:
                 link.read_events(stream, first, is_inner=_is_inner(opened.head))
                 if self._runtime.story.is_on:
@@ -882,6 +884,13 @@ def _holding(head: ResponseHead) -> Headers:
     return () if is_empty else active_content.holding(head.get(b"content-type"))
 
 
+@functools.lru_cache(maxsize=64)
+def _passing(pass_fields: tuple[str, ...], origin: UpstreamOrigin) -> tuple[frozenset[bytes], Whereabouts]:
+    """An upstream's foreign fields that may pass, and its place."""
+    named = frozenset(name.lower().encode() for name in pass_fields)
+    return named, Whereabouts(origin.authority.encode(), origin.base.encode(), origin.version)
+
+
 def _passed(
     of: Callable[[Headers, frozenset[bytes], Whereabouts], Fields],
     head: ResponseHead,
@@ -889,9 +898,8 @@ def _passed(
     settings: UpstreamSettings,
 ) -> Fields:
     """The fields of the upstream's head that reach the client, in an answer of the kind that `of` makes."""
-    named = frozenset(name.lower().encode() for name in settings.pass_fields)
-    origin = settings.origin
-    fields = of(head.headers, named, Whereabouts(origin.authority.encode(), origin.base.encode(), origin.version))
+    named, place = _passing(settings.pass_fields, settings.origin)
+    fields = of(head.headers, named, place)
     request_id = head.get(b"x-request-id")
     if request_id is not None and request_id.decode("latin-1") == request.upstream_id:
         fields.append((b"x-upstream-request-id", request_id))

@@ -108,7 +108,7 @@ class Upstreams:
         candidates = self._candidates(model, at)
         if not candidates:
             raise self._unserved(model)
-        chosen = self.free(model, now, principal=principal, at=at, without=without)
+        chosen = _free(candidates, model, now, principal, without)
         if chosen is not None:
             return chosen
         if any(up not in without and up.health.takes(principal, now) for up in candidates):
@@ -127,14 +127,7 @@ class Upstreams:
         comes last, and behind all others an upstream at which a connection has been awaited for long. A model's only
         upstream is never left out: trying it is the only way to serve at all.
         """
-        candidates = self._candidates(model, at)
-        alone = len(candidates) == 1
-        able = [
-            up
-            for up in candidates
-            if up not in without and not up.full() and (alone or up.health.takes(principal, now))
-        ]
-        return min(able, key=lambda up: _order(up, model, principal, now), default=None)
+        return _free(self._candidates(model, at), model, now, principal, without)
 
     def explain(self, chosen: Upstream, model: str, now: float, principal: str, at: str) -> tuple[str, ...]:
         """The other upstreams for a request and why each wasn't chosen, as `name:reason`, for the story of a request.
@@ -184,6 +177,16 @@ def _why_not(upstream: Upstream, model: str, principal: str, now: float) -> str:
         return "slow_to_connect"
     listed = "" if upstream.lists(model) or not upstream.listed else "_not_listed"
     return f"{upstream.in_flight}_in_flight{listed}"
+
+
+def _free(
+    candidates: list[Upstream], model: str, now: float, principal: str, without: tuple[Upstream, ...]
+) -> Upstream | None:
+    if len(candidates) == 1:
+        only = candidates[0]
+        return None if only in without or only.full() else only
+    able = [up for up in candidates if up not in without and not up.full() and up.health.takes(principal, now)]
+    return min(able, key=lambda up: _order(up, model, principal, now), default=None)
 
 
 def _order(upstream: Upstream, model: str, principal: str, now: float) -> tuple[bool, bool, int, float]:

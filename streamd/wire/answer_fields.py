@@ -78,6 +78,8 @@ def is_event_stream(content_type: bytes | None) -> bool:
 
 def request_id_of(headers: Headers, own: bytes) -> str:
     """The name that the upstream has given the request; "" if it has none but `own`, which it was sent."""
+    if not any(name in _REQUEST_IDS for name, _ in headers):
+        return ""
     found = (value for wanted in _REQUEST_IDS for name, value in headers if name == wanted)
     return next((value.decode() for value in found if value != own and _sane_id(value)), "")
 

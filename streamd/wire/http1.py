@@ -516,11 +516,16 @@ HOP_BY_HOP: frozenset[bytes] = frozenset(
 )
 
 
+_NAMES_NO_FIELD = (b"keep-alive", b"close")
+
+
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers for the next hop: without hop-by-hop fields and those that Connection names (RFC 9110 7.6.1)."""
     headers = tuple(headers)
-    named = [option for name, value in headers if name == b"connection" for option in value.split(b",")]
-    dropped = HOP_BY_HOP.union(option.strip(b" \t").lower() for option in named) if named else HOP_BY_HOP
+    named = [value.lower() for name, value in headers if name == b"connection"]
+    dropped = HOP_BY_HOP
+    if any(value not in _NAMES_NO_FIELD for value in named):
+        dropped = HOP_BY_HOP.union(option.strip(b" \t") for value in named for option in value.split(b","))
     return [field for field in headers if field[0] not in dropped]
 
 
