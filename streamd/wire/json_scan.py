@@ -112,6 +112,9 @@ _string = re.compile(_STRING, re.DOTALL).match
 _rest = re.compile(_REST, re.DOTALL).match
 _scalar = re.compile(_SCALAR, re.DOTALL).match
 _scalars = re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, _SCALAR, _SPACE), re.DOTALL).match
+# A member's plain name with its colon; and its value, a scalar, with the comma behind it.
+_key = re.compile(rb'%b("[A-Za-z_][A-Za-z0-9_]*+")%b:%b' % (_SPACE, _SPACE, _SPACE)).match
+_scalar_member = re.compile(rb"(%b)%b," % (_SCALAR, _SPACE), re.DOTALL).match
 # The beginning of a number or a word, cut by the end of the bytes.
 _cut = re.compile(
     rb"(?:-|-?[0-9][0-9.eE+-]{0,%d}|t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?)\Z" % (3 * DIGITS_MAX + 4)
@@ -311,13 +314,24 @@ class JsonScan:
             self._end_value()
 
     def _skip_watched(self, data: Bytes) -> None:
-        """Read on over flat members that aren't watched, and over scalars in a list whose objects are."""
+        """Read on over flat members that aren't watched, scalars that are, and scalars in a list whose objects are."""
         top, at = self._open[-1], self._at
         if (at is _At.AFTER) or (at is _At.COLON) or (at is _At.VALUE and top == _OBJECT):
             return
-        run = (self._watched[-1].run if top == _OBJECT else _scalars)(data, self.position)
+        watched = self._watched[-1]
+        run = (watched.run if top == _OBJECT else _scalars)(data, self.position)
         if run is not None and run.end() > self.position:
             self._at, self.position = _FURTHER[top], run.end()
+        while top == _OBJECT and (key := _key(data, self.position)):
+            name = self._checked(key[1], watched)
+            scalar = _scalar_member(data, key.end())
+            if scalar is None:
+                self._name, self._at, self.position = name, _At.VALUE, key.end()
+                return
+            if name is not None:
+                self.found.append(Found(name, key.end(), scalar.end(1), len(self._open)))
+            run = watched.run(data, scalar.end())
+            self._at, self.position = _At.NAME, run.end() if run is not None else scalar.end()
 
     def _begin_value(self, data: Bytes, byte: int, end: int, last: bool) -> bool:
         position = self.position
