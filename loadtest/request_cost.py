@@ -42,7 +42,8 @@ def streamd(source: Path) -> Server:
         port = rig.free_port()
         addresses = ["--listen", f"127.0.0.1:{port}", "--upstream", f"http://127.0.0.1:{upstream}"]
         argv = [sys.executable, "-m", "streamd", "serve", *addresses, "--log-level", "info"]
-        pid = running.start("streamd", argv, port, {"PYTHONPATH": str(source)})
+        # The source of our own folder must not come first (PYTHONSAFEPATH), in the worker either.
+        pid = running.start("streamd", argv, port, {"PYTHONPATH": str(source), "PYTHONSAFEPATH": "1"})
         return pid, port
 
     return start
