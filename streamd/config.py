@@ -271,8 +271,9 @@ class Settings:
     metrics_listen: str = text_row(
         LISTENING,
         "",
-        "Address for a scraper: /metrics, /healthz and /readyz, without TLS and keys, and nothing else",
-        "Prometheus scrapes no Unix socket. Loopback unless metrics_public",
+        "Address for a scraper, without TLS and keys",
+        "/metrics, /healthz and /readyz are there and nothing else. Prometheus scrapes no Unix socket. Loopback unless "
+        "metrics_public",
         check=check_address,
         wanted="HOST:PORT, [IPV6]:PORT or unix:/path",
         restart=True,
@@ -309,7 +310,7 @@ class Settings:
     )
     insecure_public: bool = flag_row(
         LISTENING,
-        "Whether streamd may listen beyond loopback without keys",
+        "Whether to listen beyond loopback without keys",
         "Without keys every client may use the upstreams",
     )
     hosts: tuple[str, ...] = list_row(
@@ -317,12 +318,10 @@ class Settings:
         (),
         "host names without a port, such as llm.home.example",
         matching(HOST_NAME),
-        "Names by which this machine is reached, beside loopback names and addresses",
+        "Names of this machine, beside loopback's and addresses",
         "Without keys, and on the admin listener, any other name gets 421: a web page can have its own name lead here",
     )
-    keys_file: str = path_row(
-        LISTENING, "File of the API keys, salted and hashed, as `streamd keys` writes it", exists=True
-    )
+    keys_file: str = path_row(LISTENING, "File of hashed API keys, as `streamd keys` writes it", exists=True)
     state_dir: str = path_row(
         LISTENING,
         "Directory where logs of streams wait for a restart",

@@ -245,7 +245,10 @@ class Answer:
             line_end = raw.find(b"\r\n", at)
             if line_end < 0:
                 break
-            size = int(raw[at:line_end], 16)
+            try:
+                size = int(raw[at:line_end], 16)
+            except ValueError:
+                raise Violation(f"no size of a chunk: {raw[at:line_end]!r}") from None
             end = line_end + 2 + size
             if len(raw) < end + 2:
                 break

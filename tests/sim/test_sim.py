@@ -395,7 +395,7 @@ BROKEN = {
     takes_half_for_all: "ended cleanly, its answer didn't",
     joins_nothing: "was paid for again|names left",
     drops_a_fresh_segment: "a segment was dropped that had room",
-    frames_data_lines: "a line that isn't data|position",
+    frames_data_lines: "a line that isn't data|position|no size of a chunk",
     waits_for_nothing: "bytes wait, but for no turn|a connection that waits is read",
     reads_on: "a connection that waits is read",
     frees_no_log: "logs over budget are kept",
