@@ -1,4 +1,5 @@
-"""The command line: `streamd serve`, `check-config`, `config-reference`, `keys`, `mock-llm`.
+"""The command line: `streamd serve`, `check-config`, `config-reference`, `keys`, `mock-llm`, and the commands for a
+running daemon (daemon/admin_cli.py).
 
 The flags of `serve` are the rows of the settings, beside `--config` and the two kinds of help.
 
@@ -152,6 +153,42 @@ def _fill_keys(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=keys_cli.run)
 
 
+def _fill_status(parser: argparse.ArgumentParser) -> None:
+    from streamd.daemon import admin_cli
+
+    admin_cli.fill_status(parser)
+
+
+def _fill_table(name: str, parser: argparse.ArgumentParser) -> None:
+    from streamd.daemon import admin_cli
+
+    admin_cli.fill_table(parser, name)
+
+
+def _fill_upstreams(parser: argparse.ArgumentParser) -> None:
+    from streamd.daemon import admin_cli
+
+    admin_cli.fill_upstreams(parser)
+
+
+def _fill_kill(parser: argparse.ArgumentParser) -> None:
+    from streamd.daemon import admin_cli
+
+    admin_cli.fill_kill(parser)
+
+
+def _fill_drain(parser: argparse.ArgumentParser) -> None:
+    from streamd.daemon import admin_cli
+
+    admin_cli.fill_drain(parser)
+
+
+def _fill_log_level(parser: argparse.ArgumentParser) -> None:
+    from streamd.daemon import admin_cli
+
+    admin_cli.fill_log_level(parser)
+
+
 def _fill_mock_llm(parser: argparse.ArgumentParser) -> None:
     from streamd import mockllm
 
@@ -163,7 +200,17 @@ _COMMANDS = {
     "serve": _Subcommand("run the daemon", _fill_serve, {"add_help": False, **_SERVE}),
     "check-config": _Subcommand("report all mistakes in a file, without starting", _fill_check_config, {}),
     "config-reference": _Subcommand("print the reference of all settings", _fill_config_reference, {}),
-    "keys": _Subcommand("add, list and revoke API keys", _fill_keys, {}),
+    "status": _Subcommand("show how a running daemon is", _fill_status, {}),
+    "streams": _Subcommand("show its streams", functools.partial(_fill_table, "streams"), {}),
+    "readers": _Subcommand("show its readers, the slowest first", functools.partial(_fill_table, "readers"), {}),
+    "usage": _Subcommand(
+        "show what each API key holds now, and the rest of its limits", functools.partial(_fill_table, "usage"), {}
+    ),
+    "upstreams": _Subcommand("show its inference servers", _fill_upstreams, {}),
+    "kill": _Subcommand("end streams, readers, or everything of a key", _fill_kill, {}),
+    "drain": _Subcommand("let it finish and stop, end that at once, or take it back", _fill_drain, {}),
+    "log-level": _Subcommand("change how much it logs", _fill_log_level, {}),
+    "keys": _Subcommand("add, list and revoke API keys in the key file", _fill_keys, {}),
     "mock-llm": _Subcommand("run the built-in synthetic upstream, for demos, tests and load", _fill_mock_llm, {}),
 }
 

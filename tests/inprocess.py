@@ -92,7 +92,6 @@ class Live:
         sock = listen.bind(parse_address("127.0.0.1:0"))
         self.url = url_of(sock.getsockname())
         await self.worker.listen([sock], "")
-        sock.close()  # the worker listens on its duplicates
         self.worker.runtime.sweep.start()
         self.worker.state = "serving"
 
@@ -104,8 +103,11 @@ class Live:
 
     async def _stop(self) -> None:
         self.worker.runtime.sweep.stop()
-        for server in self.worker._servers[False]:
-            server.close()
+        for of_operators in (False, True):
+            for server in self.worker._servers[of_operators]:
+                server.close()
+            for sock in self.worker._sockets[of_operators]:
+                sock.close()
         for client in tuple(self.worker.runtime.clients):
             client.abort(CloseReason.DRAINING)
         for close in self._closing:

@@ -1,7 +1,8 @@
 """Completion for bash and zsh, generated from the argument parsers and the rows of settings, like the man pages.
 
-Both scripts are tables with a little code around them: the options of each command, and the values of each option
-(words, a file, or anything). The shell runs no program to complete a word.
+Both scripts are tables with a little code around them: the options of each command, and the values of each option and
+operand (words, a file, ids, or anything). The shell runs a program for ids alone: `streamd streams --ids` and its like
+ask the daemon for them, and reply nothing where there is none.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _streamd() {{
 {options}
     esac
     case "$current" in
-        -*) COMPREPLY=($(compgen -W "$words" -- "$current")) ;;
+        -*) COMPREPLY=($(compgen -W "$words" -- "$current")); return ;;
+    esac
+    case "$command" in
+{operands}
         *) COMPREPLY=($(compgen -f -- "$current")) ;;
     esac
 }}
@@ -71,7 +75,7 @@ class _FirstWord(NamedTuple):
 def bash(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> str:
     """The script for bash-completion's folder; without bash-completion it can be sourced."""
     commands = _by_first_word(parser)
-    values, tables = [], []
+    values, tables, operands = [], [], []
     for name, command in commands.items():
         for action, _ in command.actions:
             keys = "|".join(f'"{name} {flag}"' for flag in action.option_strings)
@@ -81,9 +85,17 @@ def bash(parser: argparse.ArgumentParser, rows: Sequence[Row]) -> str:
             values.append(f'        "{name} {name}") {_bash_choice(command.words)}; return ;;')
         flags = dict.fromkeys(flag for action, _ in command.actions for flag in action.option_strings)
         tables.append(f'        {name}) words="{" ".join([*flags, "--help"])}" ;;')
+        operands += [
+            f"        {name}) {_bash_reply(action, rows)} ;;"
+            for action, _ in command.actions
+            if not action.option_strings and (_ids_of(action) or _words(action, rows))
+        ]
     own = [flag for action in options(parser) for flag in action.option_strings]
     return _BASH.format(
-        commands=" ".join([*commands, *own, "--help"]), values="\n".join(values), options="\n".join(tables)
+        commands=" ".join([*commands, *own, "--help"]),
+        values="\n".join(values),
+        options="\n".join(tables),
+        operands="\n".join(operands),
     )
 
 
@@ -126,7 +138,15 @@ def _takes_value(action: argparse.Action) -> bool:
     return action.nargs != 0
 
 
+def _ids_of(action: argparse.Action) -> str:
+    """The shell's command that prints the ids for this argument; empty: its values aren't ids of a daemon."""
+    tables: Sequence[str] = getattr(action, "ids_of", ())
+    return "; ".join(f"streamd {table} --ids 2>/dev/null" for table in tables)
+
+
 def _bash_reply(action: argparse.Action, rows: Sequence[Row]) -> str:
+    if ids := _ids_of(action):
+        return f'COMPREPLY=($(compgen -W "$({ids})" -- "$current"))'
     if words := _words(action, rows):
         return _bash_choice(words)
     return 'COMPREPLY=($(compgen -f -- "$current"))' if _is_file(action, rows) else "COMPREPLY=()"
@@ -140,6 +160,8 @@ def _zsh_specs(action: argparse.Action, help_said: str, rows: Sequence[Row]) -> 
     """Specs for zsh's _arguments: `*--flag[help]:value:(words)`; the star lets an option be repeated."""
     words = _words(action, rows)
     values = f"({' '.join(words)})" if words else "_files" if _is_file(action, rows) else " "
+    if ids := _ids_of(action):
+        values = f"($({ids}))"
     if not action.option_strings:
         return [f"*:{action.metavar or action.dest}:{values if values != ' ' else '_files'}"]
     told = _zsh_text(help_said)

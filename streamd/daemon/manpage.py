@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from streamd.daemon import admin_cli
 from streamd.rows import Kind, Row
 
 NAME = "streams of tokens between inference servers and their readers"
@@ -51,6 +52,7 @@ SYSTEMD = (
 EXITS = (
     ("0", "Stopped in an orderly way, or done."),
     ("2", "A command line or settings that can't be used; standard error says why. systemd doesn't try again."),
+    *admin_cli.EXITS,
 )
 UNITS = (
     """Durations are written 500ms, 30s, 2m, 1h, sizes 16KiB, 1MiB, 64kB; bare numbers are seconds and bytes. Flags go
