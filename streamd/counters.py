@@ -75,7 +75,9 @@ class Counters:
     # upstreams
     upstream_requests: dict[str, int] = counter("streamd_upstream_requests", "Requests sent.", Label.UPSTREAM)
     upstream_checks: dict[str, int] = counter(
-        "streamd_upstream_checks", "Streamd's own questions sent: health checks, lists of models.", Label.UPSTREAM
+        "streamd_upstream_checks",
+        "Streamd's own questions and connections: health checks, lists of models, knocks.",
+        Label.UPSTREAM,
     )
     upstream_connects: dict[str, int] = counter("streamd_upstream_connects", "Connections established.", Label.UPSTREAM)
     upstream_cancels: dict[str, int] = counter(

@@ -1,7 +1,9 @@
 """Health: whether an inference server is asked, judged by its last failures and answers.
 
 A failure leaves the server out for a time that doubles with each further failure. When the time is over, a single
-request probes the server, and all others wait for its outcome elsewhere: an answer lets the server back in.
+request probes the server, and all others wait for its outcome elsewhere: an answer lets the server back in. Where
+others may take its models, a server that can't be reached is tried by a connection of streamd's own (net/knocks.py): a
+request would wait for connect_timeout to find out.
 
     in         no failure since the last answer
     out        until `out_until`
@@ -160,12 +162,14 @@ class Health:
         "connecting",
         "is_checked",
         "is_doubtful",
+        "is_knocked",
     )
 
     def __init__(self) -> None:
         self.all = Repute()
         self.connecting: dict[Probe, float] = {}  # requests that await a connection, since when; the oldest first
         self.is_checked = False  # whether checks find out that the server can be reached again: no request has to
+        self.is_knocked = False  # the same by connections: a request has to where no other server is left
         self.is_doubtful = True  # no answer since the start, or since a connection was refused or closed without a byte
         self._of: dict[str, Repute] = {}  # by principal; the last that failed is the last
         self._latest: str | None = None  # the principal that asked last
@@ -180,8 +184,15 @@ class Health:
 
     def takes(self, principal: str, now: float) -> bool:
         """Whether a request of the principal may go there."""
-        if self.is_checked and not self.is_reachable():
+        if (self.is_checked or self.is_knocked) and not self.is_reachable():
             return False
+        return self._takes(principal, now)
+
+    def takes_last(self, principal: str, now: float) -> bool:
+        """Whether a request of the principal may go there if no other server takes it."""
+        return not self.is_checked and self._takes(principal, now)
+
+    def _takes(self, principal: str, now: float) -> bool:
         own = self._of.get(principal)
         return self.all.takes(now) and (own is None or own.takes(now))
 

@@ -77,7 +77,7 @@ class Catalogue:
 
     def take(self, upstreams: Iterable[Upstream]) -> None:
         """These are the upstreams from now on."""
-        wanted = _sharing(tuple(upstreams))
+        wanted = sharing(upstreams)
         for upstream in [each for each in self._of if each not in wanted]:
             self._of.pop(upstream).stop()
         for upstream in wanted:
@@ -96,8 +96,9 @@ class Catalogue:
         self.take(())
 
 
-def _sharing(upstreams: tuple[Upstream, ...]) -> list[Upstream]:
+def sharing(upstreams: Iterable[Upstream]) -> list[Upstream]:
     """The upstreams of which two or more may take the same model."""
+    upstreams = tuple(upstreams)
     takes = {each: {*each.settings.models, *each.settings.aliases} for each in upstreams}
     counts = Counter(name for names in takes.values() for name in names)
     return [each for each in upstreams if any(counts[name] > 1 for name in takes[each])]

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from streamd.config import Settings
 from streamd.core.refusal import Refusal, Retry
-from streamd.net.catalogue import Catalogue
+from streamd.net.catalogue import Catalogue, sharing
 from streamd.net.checks import Checks
 from streamd.net.http_error import HttpError
+from streamd.net.knocks import Knocks
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import InFlightBoard, Upstream
 from streamd.reasons import CloseReason
@@ -33,11 +34,13 @@ class Upstreams:
         self._all = [Upstream(runtime, each) for each in settings.upstreams]
         self._board: InFlightBoard | None = None
         self._checks = Checks(runtime)
+        self._knocks = Knocks(runtime)
         self._catalogue = Catalogue(runtime)
         self._take_all()
 
     def _take_all(self) -> None:
         self._checks.take(self._all)
+        self._knocks.take(sharing(self._all))
         self._catalogue.take(self._all)
 
     def __iter__(self) -> Iterator[Upstream]:
@@ -81,6 +84,7 @@ class Upstreams:
         for upstream in self._all:
             upstream.trim(now)
         self._checks.tick(now)
+        self._knocks.tick(now)
         self._catalogue.tick(now)
 
     def start(self) -> None:
@@ -89,6 +93,7 @@ class Upstreams:
 
     def close(self) -> None:
         self._checks.stop()
+        self._knocks.take(())
         self._catalogue.stop()
         for upstream in self._all:
             upstream.close_idle()
@@ -104,6 +109,7 @@ class Upstreams:
         it now.
 
         Where all are left out, an upstream that answers with errors is asked all the same: its own error says more.
+        Without such an upstream the request is the probe of another, if that is due for it.
         """
         candidates = self._candidates(model, at)
         if not candidates:
@@ -113,7 +119,9 @@ class Upstreams:
             return chosen
         if any(up not in without and up.health.takes(principal, now) for up in candidates):
             raise self._runtime.refused(NONE_AVAILABLE)  # only full
-        able = [up for up in candidates if up not in without and up.health.is_reachable() and not up.full()]
+        left = [up for up in candidates if up not in without and not up.full()]
+        able = [up for up in left if up.health.is_reachable()]
+        able = able or [up for up in left if up.health.takes_last(principal, now)]
         if not able:
             raise self._runtime.refused(NONE_AVAILABLE)
         return min(able, key=lambda up: _order(up, model, principal, now))
