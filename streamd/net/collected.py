@@ -14,8 +14,10 @@ from streamd.core.admission import Admission
 from streamd.reasons import CloseReason
 from streamd.wire import content_coding
 from streamd.wire.answer_fields import is_event_stream
+from streamd.wire.dialects.api import Api
 from streamd.wire.dialects.failure import TEXT_CHARS_MAX, Failure, failure_of
 from streamd.wire.http1 import Framing, ResponseHead
+from streamd.wire.json_lines import begins_lines
 from streamd.wire.opening import OPENING_BYTES_MAX, BodyKind, kind_of
 
 # Bound of an error text for an event: the error object of an OpenAI-compatible server takes a few hundred bytes.
@@ -30,13 +32,14 @@ _title = re.compile(rb"<title[^>]*>([^<]{1,200})</title", re.IGNORECASE).search
 class Collected:
     """A body, as far as it has come, and the head in front of it."""
 
-    __slots__ = ("_admission", "_bytes_max", "body", "head")
+    __slots__ = ("_admission", "_bytes_max", "_has_lines", "body", "head")
 
     def __init__(self, admission: Admission, head: ResponseHead, bytes_max: int) -> None:
         self._admission = admission
         self._bytes_max = bytes_max
         self.head = head
         self.body = bytearray()
+        self._has_lines: bool | None = None  # None: more bytes decide
 
     def take(self, piece: bytes) -> bool:
         """Hold the next bytes, of a step of a read. False: as many as may be held are there, so this was the last."""
@@ -59,6 +62,12 @@ class Collected:
     def kind(self, *, at_end: bool) -> BodyKind | None:
         """The kind of the body; None: more bytes decide."""
         return kind_of(bytes(self.body[: 2 * OPENING_BYTES_MAX]), is_typed=self.is_typed, at_end=at_end)
+
+    def has_lines(self, api: Api) -> bool:
+        """Whether the body is lines of JSON that are events of the API."""
+        if self._has_lines is None and not self.is_error:
+            self._has_lines = begins_lines(api, bytes(self.body))
+        return self._has_lines or False
 
     @property
     def is_typed(self) -> bool:
@@ -101,6 +110,15 @@ def coding_of(head: ResponseHead) -> str | None:
     """The content coding of an answer, unless its bytes are the content itself."""
     coding = head.get(b"content-encoding")
     return None if coding is None or content_coding.is_plain(coding) else _shown(coding.strip().lower())
+
+
+def undone(head: ResponseHead) -> tuple[ResponseHead, bytes | None]:
+    """The head without a coding that can be undone, and this coding; else the head as it is, and None."""
+    coding = content_coding.undone(head.get(b"content-encoding"))
+    if coding is None:
+        return head, None
+    headers = tuple((name, value) for name, value in head.headers if name != b"content-encoding")
+    return replace(head, headers=headers), coding
 
 
 def may_hold_events(head: ResponseHead) -> bool:

@@ -7,7 +7,8 @@
     STREAMING   the answer feeds a stream
     PROXYING    the answer goes through as bytes
     COLLECTING  the reader has a stream's head already (commit_after, or a wrong type), but the answer isn't a stream.
-                JSON is read whole and becomes events; an error status is read for its text, for a bounded time
+                JSON is read whole and becomes events, or is a stream of lines; an error status is read for its
+                text, for a bounded time
     OVER
 
 A second attempt is allowed in three cases only (docs/PROTOCOL.md, section 4): the connection was never established, or
@@ -35,7 +36,7 @@ from streamd.core.usage import Charge
 from streamd.counters import bump
 from streamd.net.answer import Answer, Pending
 from streamd.net.attempt import Ask, Attempt, why
-from streamd.net.collected import ERROR_BYTES_MAX, Collected, coding_of, may_hold_events
+from streamd.net.collected import ERROR_BYTES_MAX, Collected, coding_of, may_hold_events, undone
 from streamd.net.dialer import is_own_shortage
 from streamd.net.http_error import HttpError
 from streamd.net.reading import PACE
@@ -96,7 +97,7 @@ TRANSITIONS: dict[ExchangeState, frozenset[ExchangeState]] = {
     ),
     ExchangeState.STREAMING: frozenset((ExchangeState.OVER,)),
     ExchangeState.PROXYING: frozenset((ExchangeState.OVER,)),
-    ExchangeState.COLLECTING: frozenset((ExchangeState.OVER,)),
+    ExchangeState.COLLECTING: frozenset((ExchangeState.STREAMING, ExchangeState.OVER)),
     ExchangeState.OVER: frozenset(),
 }
 
@@ -309,8 +310,9 @@ class Exchange(Pending):
         if is_unasked and not self._open_unasked(as_bytes=False):
             return
         answer = self.answer if self.answer is not None and self.answer.is_open else None
+        head, coding = (head, None) if answer is not None else undone(head)
         if self.stream is not None and may_hold_events(head) and (head.status == 200 or answer is None):
-            self._open(self.stream, link, head, attempt.asked_at)
+            self._open(self.stream, link, head, attempt.asked_at, coding)
         elif answer is not None:
             link.take_body(head)
             self._proxy(link, attempt.upstream, head, answer)
@@ -318,7 +320,7 @@ class Exchange(Pending):
             self._go(ExchangeState.COLLECTING)
             self._collected = Collected(self._runtime.admission, head, ERROR_BYTES_MAX)
             self._ends_at = self._runtime.time() + COLLECTED_S_MAX
-            link.take_body(head)
+            link.take_body(head, coding)
             self.due_at = self._next_due()
         else:
             self.cancel(CloseReason.READER_GONE)
@@ -359,7 +361,14 @@ class Exchange(Pending):
             return False
         return True
 
-    def _open(self, stream: Stream | None, link: UpstreamConnection, head: ResponseHead, asked_at: float) -> None:
+    def _open(
+        self,
+        stream: Stream | None,
+        link: UpstreamConnection,
+        head: ResponseHead,
+        asked_at: float,
+        coding: bytes | None = None,
+    ) -> None:
         """The first bytes of the body decide. A head that says that it is a stream is passed on at once; without a
         stream yet, on a route of no known dialect, it waits for the first event, which tells whose ids the events have.
         """
@@ -368,7 +377,7 @@ class Exchange(Pending):
         self._go(ExchangeState.OPENING)
         collected = Collected(self._runtime.admission, head, self._runtime.settings.event_bytes_max)
         self._collected = collected
-        link.take_opening(head)
+        link.take_opening(head, coding)
         self.due_at = self._next_due()
         if stream is not None:
             stream.source, stream.upstream = self, self._request.upstream
@@ -419,9 +428,9 @@ class Exchange(Pending):
             self._proxy(link, attempt.upstream, opened.head, answer)
             if first:
                 self.on_piece(first)
-        elif kind is BodyKind.JSON:
+        elif kind is BodyKind.JSON and stream is not None:
             self._go(ExchangeState.COLLECTING)
-            self._await_end(opened)
+            self._collect(opened, stream, link if not at_end else None)
             self.due_at = self._next_due()
         elif stream is not None:
             self._refuse(opened, stream)
@@ -482,7 +491,7 @@ class Exchange(Pending):
             self._decide(self._attempt.link, at_end=False)
         elif self._state is ExchangeState.COLLECTING and self.stream is not None:
             if has_room and not opened.is_error:
-                self._await_end(opened)
+                self._collect(opened, self.stream, self._attempt.link if self._attempt is not None else None)
             elif opened.is_error and not has_room:
                 self._refuse(opened, self.stream)
             elif not has_room:
@@ -563,9 +572,16 @@ class Exchange(Pending):
         if self.stream is not None:
             _learn_of(self.stream, self._learns)
 
-    def _await_end(self, collected: Collected) -> None:
-        """JSON that may be whole is read as soon as no more comes: its own end is enough, whatever the framing does."""
-        if collected.may_be_whole:
+    def _collect(self, collected: Collected, stream: Stream, link: UpstreamConnection | None) -> None:
+        """JSON behind a stream's head, as far as it has come. Lines are events from here on. Other JSON that may be
+        whole is read as soon as no more comes: its own end is enough, whatever the framing does.
+        """
+        if link is not None and collected.has_lines(stream.dialect.api):
+            self._go(ExchangeState.STREAMING)
+            first, self._collected, self._ends_at = collected.let_go(), None, NEVER
+            self.due_at = self._next_due()
+            link.read_events(stream, first, has_lines=True)
+        elif collected.may_be_whole:
             self._ends_at = self.due_at = self._runtime.time() + TERMINAL_GRACE_S
 
     def _end_in_time(self) -> None:

@@ -52,6 +52,8 @@ from streamd.wire.http1 import (
     ResponseHead,
     parse_response,
 )
+from streamd.wire.inflate import STATE_BYTES, InflatingDecoder
+from streamd.wire.json_lines import JsonLines
 from streamd.wire.quick_head import whole_head
 from streamd.wire.sse import EventSplitter, EventTooLarge
 
@@ -91,7 +93,7 @@ TRANSITIONS: dict[UpstreamState, frozenset[UpstreamState]] = {
     UpstreamState.OPENING: frozenset(
         (UpstreamState.BODY, UpstreamState.EVENTS, UpstreamState.IDLE, UpstreamState.CLOSED)
     ),
-    UpstreamState.BODY: frozenset((UpstreamState.IDLE, UpstreamState.CLOSED)),
+    UpstreamState.BODY: frozenset((UpstreamState.EVENTS, UpstreamState.IDLE, UpstreamState.CLOSED)),
     UpstreamState.EVENTS: frozenset((UpstreamState.IDLE, UpstreamState.CLOSED)),
     UpstreamState.CLOSED: frozenset(),
 }
@@ -104,7 +106,9 @@ class Asker(Protocol):
         """The final head. Calls take_opening() or take_body() on the link, or aborts it."""
 
     def on_piece(self, piece: bytes) -> None:
-        """Bytes of the body, in OPENING, where it may call read_events() or read_body(), and in BODY."""
+        """Bytes of the body, in OPENING, where it may call read_events() or read_body(), and in BODY, where it may call
+        read_events().
+        """
 
     def on_end(self, link: UpstreamConnection) -> None:
         """The framing ended properly; the link is in the pool or closed already."""
@@ -123,7 +127,7 @@ class _UpstreamPerToken:
 
     at: UpstreamState
     _read_batch: ReadBatch
-    _read: bytes | None  # bytes that were read and not processed yet; not empty
+    _read: bytes | None  # bytes that were read and not processed yet; empty while only a decoder holds some
     _fast_path: bool  # EVENTS, with both decoders between two pieces; then `stream` is set
     stream: Stream | None
 
@@ -276,6 +280,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             size = self._step_bytes(data)
             self._read = data[size:] or None
             left -= self._take(data[:size])
+            if self._read is None and self._waits_in_decoder:
+                self._read = b""
         self._runtime.turns.spend(CONNECTION_PIECES_MAX - left)
         if self.at is UpstreamState.CLOSED:
             return False
@@ -294,8 +300,16 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         """
         return bool(self.pauses & BACKPRESSURE) and len(data) > STEP_SIZES_BYTES[0]
 
+    @property
+    def _waits_in_decoder(self) -> bool:
+        """Whether more comes out of an encoded body before further bytes may go in."""
+        decoder = self._decoder
+        return type(decoder) is InflatingDecoder and decoder.has_more
+
     def _step_bytes(self, data: bytes) -> int:
         """How many of the first bytes of `data` to process at once, so that the work on them is bounded."""
+        if self._waits_in_decoder:
+            return 0
         if self.at is UpstreamState.BODY and type(self._decoder) is not ChunkedDecoder:
             return STEP_SIZES_BYTES[0]  # passed on as they are
         return step_bytes(data)
@@ -362,20 +376,23 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._interim_answers = 0
         self.transport.write(request)
 
-    def take_opening(self, head: ResponseHead) -> None:
-        """The body's first bytes decide whether it is a stream; called from on_head()."""
+    def take_opening(self, head: ResponseHead, coding: bytes | None = None) -> None:
+        """The body's first bytes decide whether it is a stream; called from on_head(). `coding` is undone."""
         self._go(UpstreamState.OPENING)
-        self._begin_body(head)
+        self._begin_body(head, coding)
 
-    def read_events(self, stream: Stream, first: bytes, *, is_inner: bool = False) -> None:
+    def read_events(self, stream: Stream, first: bytes, *, is_inner: bool = False, has_lines: bool = False) -> None:
         """The body is a stream; called from on_piece(), with all of it that has come. is_inner: the upstream is another
-        streamd.
+        streamd. has_lines: the events are lines of JSON.
         """
         self._go(UpstreamState.EVENTS)
         self.stream = self._runtime.held_back(stream)
         self._read_batch.pacing.enter(stream.terms.write_interval)
-        size, heartbeat = self._runtime.settings.event_bytes_max, stream.dialect.api.heartbeat
-        self._splitter = inner.splitter_for(heartbeat, is_inner=is_inner, event_bytes_max=size, strays=stream)
+        size, api = self._runtime.settings.event_bytes_max, stream.dialect.api
+        if has_lines:
+            self._splitter = JsonLines(api, event_bytes_max=size, strays=stream)
+        else:
+            self._splitter = inner.splitter_for(api.heartbeat, is_inner=is_inner, event_bytes_max=size, strays=stream)
         self._split([first], self._splitter, stream)
 
     def read_body(self) -> None:
@@ -383,11 +400,11 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         self._go(UpstreamState.BODY)
         self.touched_at = self._time()
 
-    def take_body(self, head: ResponseHead) -> None:
-        """The body is bytes; called from on_head()."""
+    def take_body(self, head: ResponseHead, coding: bytes | None = None) -> None:
+        """The body is bytes; called from on_head(). `coding` is undone."""
         self._go(UpstreamState.BODY)
         self.touched_at = self._time()
-        self._begin_body(head)
+        self._begin_body(head, coding)
 
     def close(self) -> None:
         """Close the connection at once, even with a request under way."""
@@ -477,20 +494,28 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             self._finish()  # an answer without a body
         return spent
 
-    def _begin_body(self, head: ResponseHead) -> None:
+    def _begin_body(self, head: ResponseHead, coding: bytes | None) -> None:
         self._keep_alive = head.keep_alive and head.framing is not Framing.UNTIL_CLOSE
         self._decoder = decoder_for(head.framing, head.content_length, loose=True)
+        if coding is not None:
+            self._decoder = InflatingDecoder(self._decoder, coding)
+            self._charge_held()
 
     def _take_events(self, data: bytes) -> int:
         decoder, splitter, stream = self._decoder, self._splitter, self.stream
         assert decoder is not None and splitter is not None and stream is not None
         payloads = decoder.feed(data)
-        spent = pieces_of(len(data)) + len(payloads)
+        spent = self._spent_on(data, payloads)
         if payloads:
             # All events of a step go out in one write, even if each came in its own chunk.
             spent += self._split(payloads, splitter, stream)
         self._settle_events(decoder, splitter)
         return spent
+
+    def _spent_on(self, data: bytes, payloads: list[bytes]) -> int:
+        """The work on a step's bytes, in pieces; of an encoded body more may come out than went in."""
+        size = sum(map(len, payloads)) if type(self._decoder) is InflatingDecoder else len(data)
+        return pieces_of(size) + len(payloads)
 
     def _split(self, payloads: list[bytes], splitter: EventSplitter, stream: Stream) -> int:
         """Put the events of a step into the stream; returns the work done, in pieces."""
@@ -510,8 +535,14 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         """A step's events are in the stream: may the next read take the short way, or was it the last?"""
         self._fast_path = type(decoder) is ChunkedDecoder and decoder.at_boundary and splitter.at_rest
         if decoder.done:
-            self._append(splitter.finish())
+            self._append_last(splitter)
             self._finish()
+
+    def _append_last(self, splitter: EventSplitter) -> None:
+        """The stream has ended properly."""
+        self._append(splitter.finish())
+        if isinstance(splitter, JsonLines) and self.stream is not None:
+            self._append(splitter.closing(self.stream.progress))
 
     def _charge_held(self) -> None:
         """Charge the bytes of a head or an event that has begun, and those that wait for a slow reader.
@@ -523,6 +554,8 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             held = self._splitter.pending
         elif self.pauses & BACKPRESSURE:
             held = self._unsent_bytes + len(self._read or b"")
+        if type(self._decoder) is InflatingDecoder:
+            held += STATE_BYTES
         self._runtime.admission.charge_held(held - self._held_bytes)
         self._held_bytes = held
 
@@ -541,7 +574,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         if self.at is UpstreamState.BODY:
             self.touched_at = self._time()
         payloads = decoder.feed(data)
-        spent = pieces_of(len(data)) + len(payloads)
+        spent = self._spent_on(data, payloads)
         if payloads:
             # A single write for all chunks of a step.
             asker.on_piece(payloads[0] if len(payloads) == 1 else b"".join(payloads))
@@ -590,7 +623,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             self._keep_alive = False
             try:
                 if self._splitter is not None:
-                    self._append(self._splitter.finish())
+                    self._append_last(self._splitter)
                 self._finish()
             except (EventTooLarge, inner.SentAway) as end:
                 self._end_by(end)
