@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 # `identity` and `none` name no coding. Servers of event streams send them to keep middleware in front from compressing.
-_NO_CODING: Final = frozenset((b"", b"identity", b"none"))
+# A charset or `binary` is none either: programs write them where Content-Type was meant, and browsers pass over them.
+_NO_CODING: Final = frozenset((b"", b"identity", b"none", b"utf-8", b"utf8", b"us-ascii", b"binary", b"8bit"))
 
 
 # Codings that the standard library undoes, by each of their names.

@@ -158,6 +158,7 @@ def whole_events(dialect: Dialect, data: bytes) -> list[bytes]:
     if not bodies:
         return [] if bodies is None else [_data_event(data)]
     events: list[bytes] = []
+    is_answer = True
     for body in bodies:
         found = api.as_events(body)
         told = found is None and (is_error(body) or api.is_error(body, None))
@@ -165,8 +166,9 @@ def whole_events(dialect: Dialect, data: bytes) -> list[bytes]:
         if failure is not None:
             return [*events, failure_event(dialect, failure, sequence_number=len(events))]
         events += [_event(name, orjson.dumps(event)) for name, event in found or [(None, body)]]
-        if found is None:
-            return events
+        is_answer = is_answer and found is not None
+    if not is_answer:
+        return events
     events += [event for event in _events_in(behind) if event != _DONE]
     return [*events, _DONE] if api.done_ends else events
 

@@ -6,6 +6,9 @@ because its client may undo the coding. Behind the head streamd has to: the read
 A few bytes may unpack to a thousand times as many. So a call gives at most OUTPUT_BYTES_MAX, and `has_more` says that
 the next call has more without further bytes of the connection: the work of a turn is counted by what comes out, and
 what waits is what went in, a step of a read. br and zstd can't be undone with the standard library.
+
+A body that doesn't begin as gzip does, though its head says gzip, passes as it is: proxies undo a coding and leave its
+name in the head.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ OUTPUT_BYTES_MAX: Final = 4096
 # Memory of a decompressor: a window of 32 KiB, and zlib's own state of some 7 KiB.
 STATE_BYTES: Final = 40 * 1024
 
+_MAGIC: Final = b"\x1f\x8b"
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _RAW: Final = -zlib.MAX_WBITS
 _DEFLATED: Final = 8  # the method in a zlib header, whose two bytes are a multiple of 31 (RFC 1950 2.2)
@@ -34,13 +38,14 @@ _MEMBERS_MAX: Final = 16
 class InflatingDecoder:
     """A BodyDecoder behind another, which undoes the framing."""
 
-    __slots__ = ("_framing", "_is_gzip", "_is_over", "_tail", "_zlib", "done", "has_more", "rest")
+    __slots__ = ("_framing", "_is_gzip", "_is_known", "_is_over", "_tail", "_zlib", "done", "has_more", "rest")
 
     def __init__(self, framing: BodyDecoder, coding: bytes) -> None:
         """`coding`: gzip or deflate. Of deflate both forms in use are taken: with zlib's header, and without it."""
         self._framing = framing
         self._is_gzip = coding == b"gzip"
         self._zlib: zlib._Decompress | None = None  # None: between two members of gzip, or not begun
+        self._is_known = coding != b"gzip"  # whether the body is encoded at all
         self._is_over = False  # the coding has ended, and further bytes mean nothing
         self._tail = b""  # encoded bytes that wait
         self.has_more = False  # whether feed(b"") gives more; until it doesn't, no other bytes may be fed
@@ -50,6 +55,10 @@ class InflatingDecoder:
     def feed(self, chunk: bytes) -> list[bytes]:
         """The connection's next bytes in, at most OUTPUT_BYTES_MAX of the content out. Raises RemoteProtocolError."""
         tail = self._tail + b"".join(self._framing.feed(chunk)) if chunk else self._tail
+        if not self._is_known and not self._is_encoded(tail):
+            self._tail = b"" if self._is_over else tail
+            self.done, self.rest = self._framing.done, self._framing.rest
+            return [tail] if self._is_over and tail else []
         try:
             out = self._inflate(tail)
         except zlib.error as error:
@@ -97,6 +106,14 @@ class InflatingDecoder:
                     break
         self._tail = b"" if self._is_over else tail
         return b"".join(out)
+
+    def _is_encoded(self, tail: bytes) -> bool:
+        """Whether a body that is said to be gzip begins so. Otherwise it passes, unless more bytes decide."""
+        if self._is_over:
+            return False
+        self._is_known = tail.startswith(_MAGIC)
+        self._is_over = not _MAGIC.startswith(tail[:2]) or (self._framing.done and not self._is_known)
+        return self._is_known
 
     def _begun(self, tail: bytes) -> zlib._Decompress | None:
         """A decompressor for what begins with `tail`; None: more bytes decide."""

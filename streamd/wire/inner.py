@@ -51,6 +51,12 @@ class InnerSplitter(EventSplitter):
     def finish(self) -> list[bytes]:
         return self._outer(super().finish())
 
+    def give_up(self) -> list[bytes]:
+        try:
+            return self._outer(super().give_up())
+        except SentAway as away:  # the body has been cut as well, which is a truncation anyway
+            return away.before
+
     def _outer(self, pieces: list[bytes]) -> list[bytes]:
         out: list[bytes] = []
         for piece in pieces:

@@ -27,6 +27,8 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import orjson
+
 # A comment line without a blank line: the only form that the SDKs of all APIs survive.
 HEARTBEAT: Final = b": hb\n"
 
@@ -56,6 +58,10 @@ _AT_START: Final = 2  # a BOM is dropped
 # Lines of a block. A line costs 0.25 us in each of several passes, so a megabyte of lines of two bytes took 70 ms. Data
 # that is pretty-printed has lines of 20 to 100 bytes; the longest answer of the models here has some 20,000.
 EVENT_LINES_MAX: Final = 32 * 1024
+
+
+# A last block that lacks its end is read up to this size: a chunk has some hundred bytes, a tool call some thousand.
+WHOLE_BYTES_MAX: Final = 64 * 1024
 
 
 class EventTooLarge(Exception):
@@ -243,12 +249,30 @@ class EventSplitter:
             pieces.append(piece)
 
     def give_up(self) -> list[bytes]:
-        """The body has been cut: the events of a last block without data, whose strays may say the reason."""
+        """The body has been cut: a last block whose data is whole by itself, or the events of a last block without
+        data, whose strays may say the reason.
+        """
         held, self._held, self.pending = self._held, None, 0
-        if held is None or self._strays is None or _has_data_line(bytes(held)):
+        if held is not None and _has_data_line(bytes(held)):
+            block, pieces = bytes(held).rstrip(b"\n") + b"\n\n", list[bytes]()
+            if len(block) <= self._event_bytes_max and _is_whole(block):
+                self._cut(block, pieces)
+            return pieces
+        if held is None or self._strays is None:
             return []
         lines = _lines_of(bytes(held) + b"\n", _dropped_lines)
         return self._strays.take_strays(lines, [], dropped=True) if lines else []
+
+
+def _is_whole(block: bytes) -> bool:
+    """Whether a block that lacks its end can't have been cut: its data is `[DONE]` or a JSON object."""
+    data = parse_event(block)[1].strip() if len(block) <= WHOLE_BYTES_MAX else b""
+    if data == b"[DONE]":
+        return True
+    try:
+        return data.startswith(b"{") and isinstance(orjson.loads(data), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _is_plain(block: bytes) -> bool:

@@ -227,3 +227,70 @@ def test_before_the_commit_an_encoded_answer_passes_as_its_bytes(coding: str) ->
         client = r.client(post(CHAT))
         r.reply(wire(body, "length", SSE, f"content-encoding: {coding}")[0])
         assert (client.answer.body, client.answer.get("content-encoding")) == (body, coding)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("coding", ["utf-8", "UTF8", "binary", "identity, us-ascii"])
+def test_a_charset_in_place_of_a_coding_leaves_a_stream_a_stream(coding: str, committed: bool) -> None:
+    with rig(commit_after_s=COMMIT_S) as r:
+        client = ask(r, PATHS["chat"], committed=committed)
+        r.reply(wire(STREAM, "length", SSE, f"content-encoding: {coding}")[0])
+        r.pass_time(1.5)
+        assert client.answer.whole and client.answer.get("x-stream-id") and len(datas(client)) == 3
+
+
+def test_a_stream_that_is_only_said_to_be_gzip_is_a_stream_behind_the_commit() -> None:
+    for pieces in (1, 40):
+        with rig(commit_after_s=COMMIT_S) as r:
+            client = ask(r, PATHS["chat"], committed=True)
+            reply(r, wire(STREAM, "chunked", SSE, "content-encoding: gzip", pieces=pieces), "chunked")
+            r.pass_time(1.5)
+            assert client.answer.whole and len(datas(client)) == 3
+
+
+# An answer's last block, without its blank line or even its line end, and whether its connection may break behind it.
+LAST_BLOCKS = {
+    "chat": (b"data: [DONE]", True),
+    "completions": (b"data:[DONE]\n", True),
+    "messages": (b'event: message_stop\ndata: {"type": "message_stop"}', True),
+    "responses": (b'data: {"type": "response.completed", "response": {"id": "r"}}\n', True),
+    "gemini": (b'data: {"candidates": [{"index": 0, "finishReason": "STOP"}]}', False),
+}
+
+
+@pytest.mark.parametrize("how", ["fin", "reset"])
+@pytest.mark.parametrize("word", LAST_BLOCKS)
+def test_a_last_event_that_is_whole_counts_though_its_end_is_missing(word: str, how: str) -> None:
+    block, ends_it = LAST_BLOCKS[word]
+    with rig() as r:
+        client = ask(r, PATHS[word], committed=False)
+        first = b"data: " + lines_of(word)[0] + b"\n"
+        r.reply(wire(first + block, "chunked", SSE)[0].removesuffix(b"0\r\n\r\n"))
+        getattr(r.link, how)()
+        r.turn()
+        r.pass_time(1.5)
+        told = datas(client)
+        assert told[1] == block.rpartition(b"data:")[2].strip()
+        assert client.answer.whole is ends_it and len(told) == (2 if ends_it else 3)
+
+
+@pytest.mark.parametrize(
+    "block", [b"data: [DONE", b'data: {"choices": [', b"data: text", b"event: x\ndata", b"data: 5"]
+)
+def test_a_last_event_that_may_have_been_cut_is_dropped(block: bytes) -> None:
+    with rig() as r:
+        client = ask(r, PATHS["chat"], committed=False)
+        r.reply(wire(event("a") + block, "chunked", SSE)[0].removesuffix(b"0\r\n\r\n"))
+        r.link.fin()
+        r.pass_time(1.5)
+        assert [b'"error"' in each for each in datas(client)] == [False, True] and not client.answer.whole
+
+
+def test_each_line_of_another_api_is_shown_and_an_error_follows() -> None:
+    native = [{"message": {"content": "a"}, "done": False}, {"message": {"content": "b"}, "done": True}]
+    with rig(commit_after_s=COMMIT_S) as r:
+        client = ask(r, PATHS["chat"], committed=True)
+        r.reply(wire(b"".join(json.dumps(each).encode() + b"\n" for each in native), "chunked", NDJSON)[0])
+        r.pass_time(BROKEN_END_S)
+        assert [json.loads(each) for each in datas(client)[:-1]] == native
+        assert json.loads(datas(client)[-1])["error"]["code"] == "upstream_refused" and not client.answer.whole

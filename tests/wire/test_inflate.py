@@ -86,10 +86,22 @@ def test_a_body_cut_in_its_coding_is_broken_and_its_bytes_are_given(kind: str) -
     assert b"".join(caught.value.before) in data
 
 
-@pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
-def test_bytes_that_are_not_encoded_are_named(coding: bytes) -> None:
+@pytest.mark.parametrize("body", [b"\x1f\x8bnonsense", b"nonsense"])
+def test_bytes_that_are_not_encoded_are_named(body: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="coding can't be undone"):
-        InflatingDecoder(plain(Framing.UNTIL_CLOSE, 0), coding).feed(b"data: not encoded at all\n\n" * 9)
+        InflatingDecoder(plain(Framing.UNTIL_CLOSE, 0), b"gzip" if body[:1] == b"\x1f" else b"deflate").feed(body * 9)
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+@pytest.mark.parametrize("framing", [Framing.CHUNKED, Framing.LENGTH, Framing.UNTIL_CLOSE])
+@pytest.mark.parametrize("body", [b"data: not encoded at all\n\n" * 9, b"{}", b"\x1f", b""])
+def test_a_body_that_is_only_said_to_be_gzip_passes_as_it_is(body: bytes, framing: Framing, size: int) -> None:
+    decoder = InflatingDecoder(plain(framing, len(body)), b"gzip")
+    if framing is Framing.UNTIL_CLOSE and body == b"\x1f":
+        assert fed(decoder, [body]) == b"" and not decoder.eof(), "it may have been cut"
+        return
+    assert fed(decoder, framed(body, framing, size)) == body
+    assert decoder.done or decoder.eof() or (not body and framing is Framing.LENGTH)
 
 
 @codings
@@ -123,6 +135,7 @@ def test_any_bytes_are_refused_or_undone(body: bytes, coding: bytes, size: int) 
         (b" X-GZIP ", b"gzip"),
         (b"Deflate", b"deflate"),
         (b"identity, gzip", b"gzip"),
+        (b"utf-8, gzip", b"gzip"),
         (b"gzip, gzip", None),
         (b"br", None),
         (b"zstd", None),
