@@ -16,7 +16,7 @@ from streamd.wire import content_coding
 from streamd.wire.answer_fields import is_event_stream
 from streamd.wire.dialects.api import Api
 from streamd.wire.dialects.failure import TEXT_CHARS_MAX, Failure, failure_of
-from streamd.wire.http1 import Framing, ResponseHead
+from streamd.wire.heads import Framing, ResponseHead, joined
 from streamd.wire.json_lines import begins_lines
 from streamd.wire.opening import OPENING_BYTES_MAX, BodyKind, kind_of
 
@@ -118,7 +118,7 @@ def undone(head: ResponseHead) -> tuple[ResponseHead, bytes | None]:
     if coding is None:
         return head, None
     headers = tuple((name, value) for name, value in head.headers if name != b"content-encoding")
-    return replace(head, headers=headers), coding
+    return replace(head, headers=headers, by_name=joined(headers)), coding
 
 
 def may_hold_events(head: ResponseHead) -> bool:

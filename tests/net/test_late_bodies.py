@@ -85,8 +85,7 @@ def test_lines_behind_a_streams_head_arrive_as_they_come(word: str) -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 40])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
-@ends
+@pytest.mark.parametrize(("framing", "end"), zip(FRAMINGS, ["\n", "\r\n", "\n\n"], strict=True))
 @pytest.mark.parametrize("word", LINES)
 def test_lines_in_any_framing_and_cut_are_the_same_events(word: str, framing: str, end: str, pieces: int) -> None:
     body = b"".join(lines_of(word, end)).rstrip(b"\r\n" if pieces == 2 else b"")
