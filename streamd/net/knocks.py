@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from streamd.counters import bump
-from streamd.net.attempt import WATCHED_S
+from streamd.net.attempt import WATCHED_S, why
 from streamd.net.dialer import is_own_shortage
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import Upstream, UpstreamState
@@ -42,7 +42,7 @@ class Knock:
         if self._trying is not None:
             if now - self._began_at >= self._runtime.settings.connect_timeout_s:
                 self._end_trying()
-                self._failed()
+                self._failed(why(TimeoutError()))
             return
         standing = health.all
         if health.is_reachable() or now < max(standing.out_until, self._due_at) or standing.probe is not None:
@@ -64,9 +64,9 @@ class Knock:
                 raise
             self._trying = None
             if link.at is UpstreamState.CLOSED:
-                self._failed()
+                self._failed("closed as soon as it was accepted")
                 return
-            upstream.health.all.let_in()
+            upstream.health.passed_check(runtime.time())
             upstream.keep(link, runtime.time())
         except OSError as error:
             self._trying = None
@@ -74,16 +74,16 @@ class Knock:
                 self._due_at = runtime.time() + SHORTAGE_S
                 upstream.health.all.end(self)
             else:
-                self._failed()
+                self._failed(why(error))
         except Exception as error:
             self._trying = None
             upstream.health.all.end(self)
             runtime.bug("knock", error)
 
-    def _failed(self) -> None:
+    def _failed(self, error: str) -> None:
         runtime, upstream = self._runtime, self.upstream
         bump(runtime.counters.upstream_failures, (upstream.settings.name, CloseReason.UPSTREAM_CONNECT))
-        upstream.health.unreachable(self._began_at, runtime.time(), runtime.rng)
+        upstream.health.unreachable(self._began_at, runtime.time(), runtime.rng, error=error)
         upstream.health.all.end(self)
 
     def _end_trying(self) -> None:
