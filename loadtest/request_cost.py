@@ -124,8 +124,8 @@ def ramp(server: Server, options: argparse.Namespace) -> Figures:
         return {
             "all_us": all_us,
             "streams_per_s": 1e6 / all_us,
-            "first_ms": seen["first_ms"]["p50"],
-            "first_p99_ms": seen["first_ms"]["p99"],
+            "first_ms": seen["ttft_ms"]["p50"],
+            "first_p99_ms": seen["ttft_ms"]["p99"],
         }
 
 
