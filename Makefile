@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-tools mutants bench-start bench-books bench-loop bench-failover bench-pace bench-requests
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-prometheus test-tools mutants bench-start bench-books bench-loop bench-failover bench-pace bench-requests
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -128,6 +128,10 @@ test-thorough: $(VENV)/.dev ## the same with 5,000 examples of each property ins
 
 test-tools: $(VENV)/.dev ## install what some tests need: nginx, Caddy, HAProxy, Chromium, zsh … (as root on Debian)
 	@$(BIN)/python tests/tools.py
+
+test-prometheus: $(VENV)/.dev ## a real Prometheus scrapes loaded daemons: panels have data, alerts fire (three minutes)
+	@command -v prometheus promtool >/dev/null || apt-get install --quiet --yes --no-install-recommends prometheus
+	@$(BIN)/python tests/prometheus/run.py
 
 check: $(VENV)/.dev ## format, lint, types, layers
 	$(BIN)/ruff format --check .

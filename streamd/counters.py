@@ -12,12 +12,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeVar
 
-from streamd.measure import Combine, Histogram, Label, counter, gauge, histogram
+from streamd.measure import SERVED, Combine, Histogram, Label, counter, gauge, histogram
 from streamd.reasons import CloseReason
 
 K = TypeVar("K")
 
 ByReason = dict[CloseReason, int]
+Pair = tuple[str, str]
+"""An upstream and a model, as net/served.py names them."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -65,12 +67,42 @@ class Counters:
     dropped_events: int = counter("streamd_dropped_events", "Events announced to readers as gaps.")
     paused: int = counter("streamd_pauses", "Times that a connection's socket was full.")
     first_event_s: Histogram = histogram(
-        "streamd_time_to_first_event_seconds", "From a request's head to its first event."
+        "streamd_time_to_first_event_seconds",
+        "From a request's head to the first event of its generation, observed as it comes.",
     )
     added_s: Histogram = histogram(
         "streamd_added_before_upstream_seconds",
         "The share of streamd in the time to the first event: from the head to the request sent upstream, "
         "connecting included.",
+    )
+    # generations, by upstream and model; named as vLLM names the same
+    first_token_s: dict[Pair, Histogram] = histogram(
+        "streamd_time_to_first_token_seconds",
+        "From a request's head to the first text of its generation, observed as it comes.",
+        *SERVED,
+    )
+    token_gap_s: dict[Pair, Histogram] = histogram(
+        "streamd_request_time_per_output_token_seconds",
+        "Mean time between the tokens of a complete stream, observed at its end.",
+        *SERVED,
+    )
+    longest_gap_s: dict[Pair, Histogram] = histogram(
+        "streamd_request_longest_token_gap_seconds",
+        "Longest silence after a stream's first token as sweeps saw it, at its end: at most 0.25 s too short.",
+        *SERVED,
+    )
+    e2e_s: dict[Pair, Histogram] = histogram(
+        "streamd_e2e_request_latency_seconds",
+        "From the head of a POST that an upstream answered to the end of the whole answer.",
+        *SERVED,
+    )
+    prompt_tokens: dict[Pair, int] = counter(
+        "streamd_prompt_tokens", "Input tokens, as upstreams state them at an answer's end.", *SERVED
+    )
+    generation_tokens: dict[Pair, int] = counter(
+        "streamd_generation_tokens",
+        "Output tokens, as upstreams state them at an answer's end; of a stream that states none, events with text.",
+        *SERVED,
     )
     # upstreams
     upstream_requests: dict[str, int] = counter("streamd_upstream_requests", "Requests sent.", Label.UPSTREAM)
@@ -91,6 +123,7 @@ class Counters:
         "streamd_upstream_first_byte_seconds", "From a request sent to its answer's head."
     )
     # process
+    cpu_us: int = counter("process_cpu_seconds", "CPU time that the workers have used.", unit=1_000_000)
     loop_lag_s: Histogram = histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.")
     # The log's own; copied here when asked for.
     log_lines_lost: int = counter("streamd_log_lines_lost", "Log lines lost because standard error took no more.")
@@ -113,6 +146,12 @@ GAUGES = (
     gauge("subscribers", "Readers of streams now.", "streamd_subscribers", status="subscribers"),
     gauge("subscribers_paused", "Readers whose connection takes nothing now.", "streamd_subscribers_paused"),
     gauge(
+        "lag_events",
+        "Most events that a reader whose connection takes nothing has still to get.",
+        "streamd_subscriber_lag_events",
+        combine=Combine.MAX,
+    ),
+    gauge(
         "log_bytes",
         "Memory of all replay logs, of streams' names, and of finished streams.",
         "streamd_replay_log_bytes",
@@ -129,7 +168,41 @@ GAUGES = (
         combine=Combine.MAX,
         status="write_interval_us",
     ),
-    gauge("descriptors", "File descriptors in use."),
+    gauge("descriptors", "File descriptors that the workers use.", "process_open_fds"),
+    gauge("descriptors_max", "File descriptors that the workers may use.", "process_max_fds"),
+    gauge(
+        "rss_bytes",
+        "Memory of the workers, with pages that they share counted in each.",
+        "process_resident_memory_bytes",
+    ),
+    gauge("virtual_bytes", "Address space of the workers.", "process_virtual_memory_bytes"),
+    gauge(
+        "started_ms",
+        "When the daemon started, Unix time.",
+        "process_start_time_seconds",
+        combine=Combine.LAST,
+        unit=1000,
+    ),
+    gauge(
+        "reload_succeeded",
+        "1 if the last reload was taken, or none was tried; 0 if it was refused.",
+        "streamd_config_last_reload_successful",
+        combine=Combine.LAST,
+    ),
+    gauge(
+        "reloaded_ms",
+        "When the settings in use were read, Unix time.",
+        "streamd_config_last_reload_success_timestamp_seconds",
+        combine=Combine.LAST,
+        unit=1000,
+    ),
+    gauge(
+        "certificate_s",
+        "When the first certificate in tls_cert expires, Unix time.",
+        "streamd_certificate_expiry_timestamp_seconds",
+        combine=Combine.LAST,
+        hides_zero=True,
+    ),
     gauge("reserved", "Connections admitted from the operators' reserve, beyond the gates."),
     gauge("draining", "1 while streamd drains.", "streamd_draining", combine=Combine.MAX),
     gauge("drain_left", "Generations that still run in a drain; 0 without a drain.", "streamd_drain_left"),
@@ -142,6 +215,22 @@ GAUGES = (
     gauge("beat_ms", "When the loop turned last.", combine=Combine.LAST),
     gauge("in_flight", "Requests under way.", "streamd_upstream_in_flight", Label.UPSTREAM),
     gauge("idle", "Pooled connections.", "streamd_upstream_idle_connections", Label.UPSTREAM),
+    gauge(
+        "first_token_wait_ms",
+        "The longest that a stream has been waiting for its first token, from its opening until now.",
+        "streamd_upstream_first_token_wait_seconds",
+        Label.UPSTREAM,
+        combine=Combine.MAX,
+        unit=1000,
+    ),
+    gauge(
+        "client_certificate_s",
+        "When the first certificate in its client_cert expires, Unix time.",
+        "streamd_upstream_client_certificate_expiry_timestamp_seconds",
+        Label.UPSTREAM,
+        combine=Combine.LAST,
+        hides_zero=True,
+    ),
     # Each worker judges for itself: the sum would count workers, the maximum is 1 if any leaves it out.
     gauge(
         "left_out",
@@ -163,6 +252,14 @@ GAUGES = (
 )
 
 
-def bump(table: dict[K, int], key: K) -> None:
-    """Raise the count of that key by 1."""
-    table[key] = table.get(key, 0) + 1
+def observe(table: dict[Pair, Histogram], key: Pair, value: float) -> None:
+    """Add an observation to that key's distribution."""
+    found = table.get(key)
+    if found is None:
+        found = table[key] = Histogram()
+    found.observe(value)
+
+
+def bump(table: dict[K, int], key: K, by: int = 1) -> None:
+    """Raise the count of that key."""
+    table[key] = table.get(key, 0) + by

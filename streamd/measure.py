@@ -76,6 +76,11 @@ class Label(Choice):
     STATUS = "status"  # of HTTP, an int
     GATE = "gate"  # a word of core/admission.py's Gate
     UPSTREAM = "upstream"  # a name; comes first of two labels
+    MODEL = "model"  # a name, beside an upstream's alone: net/served.py has the pairs
+
+
+SERVED = (Label.UPSTREAM, Label.MODEL)
+"""The labels of a measure by upstream and model."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,38 +94,49 @@ class Measure:
     labels: tuple[Label, ...] = ()
     combine: Combine = Combine.SUM
     status: str = ""  # the member of /status that shows a gauge, `streams.live` for one of a table
+    unit: int = 1  # as many in the code are 1 in /metrics: 1,000 for a number of milliseconds under `_seconds`
+    hides_zero: bool = False  # whether 0 means that there is nothing to show
 
     def __post_init__(self) -> None:
         if self.kind is not MeasureKind.GAUGE and self.combine is not Combine.SUM:
             raise ValueError(f"{self.name}: a measure that only grows is a sum, or it would fall when a worker dies")
         if Label.UPSTREAM in self.labels[1:] or len(set(self.labels) - {Label.UPSTREAM}) < len(self.labels) - 1:
             raise ValueError(f"{self.name}: labels are an upstream, or one other, or the upstream and one other")
+        if Label.MODEL in self.labels and self.labels != SERVED:
+            raise ValueError(f"{self.name}: a model is counted beside its upstream")
+
+    @property
+    def by_served(self) -> bool:
+        """Whether there is a value for each pair of an upstream and a model."""
+        return Label.MODEL in self.labels
 
     @property
     def by_upstream(self) -> bool:
-        return Label.UPSTREAM in self.labels
+        """Whether there is a value, or a set of values, for each upstream."""
+        return Label.UPSTREAM in self.labels and not self.by_served
 
     @property
     def inner(self) -> Label | None:
-        """The label beside the upstream."""
-        return next((label for label in self.labels if label is not Label.UPSTREAM), None)
+        """The label beside the upstream, if it isn't the model."""
+        return next((label for label in self.labels if label not in SERVED), None)
 
 
 # These put a measure on its field of Counters. They return Any because dataclasses.field() stands for a value of the
 # field's own type.
 
 
-def counter(metric: str, text: str, *labels: Label) -> Any:
+def counter(metric: str, text: str, *labels: Label, unit: int = 1) -> Any:
     """A count; with labels, a dict from label to count."""
-    measure = Measure(MeasureKind.COUNTER, text, metric=metric, labels=labels)
+    measure = Measure(MeasureKind.COUNTER, text, metric=metric, labels=labels, unit=unit)
     if labels == (Label.REASON,):  # an end that hasn't happened yet is shown as 0
         return _on_field(measure, default_factory=lambda: dict.fromkeys(CloseReason, 0))
     return _on_field(measure, default_factory=dict) if labels else _on_field(measure, default=0)
 
 
-def histogram(metric: str, text: str) -> Any:
-    """A distribution of seconds."""
-    return _on_field(Measure(MeasureKind.HISTOGRAM, text, metric=metric), default_factory=Histogram)
+def histogram(metric: str, text: str, *labels: Label) -> Any:
+    """A distribution of seconds; with labels, which can be SERVED alone, a dict from label to distribution."""
+    measure = Measure(MeasureKind.HISTOGRAM, text, metric=metric, labels=labels)
+    return _on_field(measure, default_factory=dict if labels else Histogram)
 
 
 def _on_field(measure: Measure, **default: Any) -> Any:
@@ -134,7 +150,14 @@ def measures_of(cls: type) -> tuple[Measure, ...]:
 
 
 def gauge(
-    name: str, text: str, metric: str = "", *labels: Label, combine: Combine = Combine.SUM, status: str = ""
+    name: str,
+    text: str,
+    metric: str = "",
+    *labels: Label,
+    combine: Combine = Combine.SUM,
+    status: str = "",
+    unit: int = 1,
+    hides_zero: bool = False,
 ) -> Measure:
     """A state, read on demand from the object that has it: gauges have no attributes."""
-    return Measure(MeasureKind.GAUGE, text, name, metric, labels, combine, status)
+    return Measure(MeasureKind.GAUGE, text, name, metric, labels, combine, status, unit, hides_zero)

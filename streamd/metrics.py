@@ -1,11 +1,13 @@
 """The counters as Prometheus text and as the dict of /status; rendered only on request.
 
-Names and units follow Prometheus's conventions: base units (seconds, bytes), `_total` on counters, labels from enums
-only.
+Names and units follow Prometheus's conventions: base units (seconds, bytes), `_total` on counters, `process_` for what
+every process has. Labels come from enums and bounded lists of names. A help text says how the values of several workers
+become one, unless they are added.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from streamd import __version__
 from streamd.counters import GAUGES
-from streamd.measure import Histogram, Measure, measures_of
+from streamd.measure import SERVED, Combine, Histogram, Measure, MeasureKind, measures_of
 from streamd.net.totals import Totals
 from streamd.reasons import CloseReason
 
@@ -36,7 +38,8 @@ class StreamdCollector(Collector):
         for measure in measures_of(type(totals.counters)):
             if measure.metric:
                 value = getattr(totals.counters, measure.name)
-                yield _histogram(measure, value) if isinstance(value, Histogram) else _counter(measure, value)
+                is_histogram = measure.kind is MeasureKind.HISTOGRAM
+                yield _histogram(measure, value) if is_histogram else _counter(measure, value)
         yield from self._derived(totals)
 
     def _derived(self, totals: Totals) -> Iterator[Metric]:
@@ -54,8 +57,17 @@ class StreamdCollector(Collector):
         for part, value in {**parts, "highest": max(parts.values())}.items():
             saturation.add_metric([part], value)
         yield saturation
-        info = GaugeMetricFamily("streamd_build_info", "Always 1.", labels=["version"])
-        info.add_metric([__version__], 1)
+        labels = [label.value for label in SERVED]
+        models = GaugeMetricFamily(
+            "streamd_upstream_model_info",
+            "Always 1: the models that settings or a list name, by upstream.",
+            labels=labels,
+        )
+        for pair in totals.models:
+            models.add_metric(pair, 1)
+        yield models
+        info = GaugeMetricFamily("streamd_build_info", "Always 1.", labels=["version", "python"])
+        info.add_metric([__version__, platform.python_version()], 1)
         yield info
 
 
@@ -81,18 +93,29 @@ def status(totals: Totals, *, state: str, uptime_s: float, admission: dict[str, 
     return {**shown, "admission": admission, "upstreams": totals.upstreams}
 
 
+_COMBINED = {
+    Combine.SUM: "",
+    Combine.MAX: " Of several workers' values the highest.",
+    Combine.LAST: " Of several workers' values the latest.",
+}
+
+
 def _gauge(measure: Measure, totals: Totals) -> Metric:
-    if not measure.by_upstream:
-        return GaugeMetricFamily(measure.metric, measure.help, value=totals.gauges[measure.name])
-    family = GaugeMetricFamily(measure.metric, measure.help, labels=_label_names(measure))
-    for upstream, values in totals.upstreams.items():
-        family.add_metric([upstream], values[measure.name])
+    family = GaugeMetricFamily(measure.metric, measure.help + _COMBINED[measure.combine], labels=_label_names(measure))
+    for labels, values in totals.upstreams.items() if measure.by_upstream else [("", totals.gauges)]:
+        value = values[measure.name]
+        if value or not measure.hides_zero:
+            family.add_metric([labels] if labels else [], _in_unit(measure, value))
     return family
+
+
+def _in_unit(measure: Measure, value: int) -> float:
+    return value if measure.unit == 1 else value / measure.unit
 
 
 def _counter(measure: Measure, value: Any) -> Metric:
     if not measure.labels:
-        return CounterMetricFamily(measure.metric, measure.help, value=value)
+        return CounterMetricFamily(measure.metric, measure.help, value=_in_unit(measure, value))
     family = CounterMetricFamily(measure.metric, measure.help, labels=_label_names(measure))
     for words, count in sorted((_label_values(key), count) for key, count in value.items()):
         family.add_metric(words, count)
@@ -108,10 +131,18 @@ def _label_names(measure: Measure) -> list[str]:
     return [label.value for label in measure.labels]
 
 
-def _histogram(measure: Measure, histogram: Histogram) -> Metric:
+def _histogram(measure: Measure, value: Histogram | dict[Any, Histogram]) -> Metric:
+    family = HistogramMetricFamily(measure.metric, measure.help, labels=_label_names(measure))
+    for labels, histogram in sorted(value.items()) if isinstance(value, dict) else [((), value)]:
+        family.add_metric(labels, *_buckets(histogram))
+    return family
+
+
+def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    """The buckets, each with those below it, and the sum."""
     buckets: list[tuple[str, float]] = []
     total = 0
     for bound, count in zip((*histogram.buckets, float("inf")), histogram.counts, strict=True):
         total += count
         buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
-    return HistogramMetricFamily(measure.metric, measure.help, buckets=buckets, sum_value=histogram.sum)
+    return buckets, histogram.sum

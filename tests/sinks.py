@@ -84,6 +84,19 @@ class Timer:
         self.loop.timers.remove(self)
 
 
+class Watched:
+    """The times of a generation's firsts."""
+
+    def __init__(self) -> None:
+        self.first_event_at = self.first_token_at = 0.0
+
+    def first_event(self, now: float) -> None:
+        self.first_event_at = now
+
+    def first_token(self, now: float) -> None:
+        self.first_token_at = now
+
+
 class Source:
     """The source of a test's events."""
 
@@ -91,6 +104,7 @@ class Source:
         self.needs_reader = needs_reader
         self.cancelled: list[CloseReason] = []
         self.terminal_at = 0.0  # when the stream told its last event
+        self.watch = Watched()
 
     def cancel(self, reason: CloseReason) -> None:
         self.cancelled.append(reason)

@@ -68,6 +68,8 @@ class Publisher:
 
     __slots__ = ("_runtime", "appending", "due_at", "fence", "stream", "under_way")
 
+    watch = None  # figures of firsts are those of generations
+
     needs_reader = False  # readers come and go; the publisher goes on
 
     def __init__(self, runtime: Runtime, stream: Stream) -> None:

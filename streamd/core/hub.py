@@ -84,6 +84,10 @@ KEPT_STREAM_BYTES = 4096
 CHARGE_TURNS = 4
 EVERY_TURN = -1
 
+# A shorter silence isn't noted: a sweep comes every 250 ms, so it sees most silences of that length, and no shorter one
+# but by chance.
+SILENCE_S_MIN = 0.25
+
 # Memory of a finished stream beside its log: the object, its id, terms, progress and ledger, and its place here
 # (loadtest/books.py, "finished").
 RECORD_BYTES = 1_000
@@ -465,6 +469,10 @@ class Hub:
         token for each, and no figure is needed more often than once in CHARGE_TURNS sweeps.
         """
         for stream in streams:
+            if stream.reason is None and now - stream.touched_at >= SILENCE_S_MIN:
+                ledger, silent_s = stream.ledger, now - stream.touched_at
+                if ledger.first_token_at and silent_s > ledger.longest_gap_s:
+                    ledger.longest_gap_s = silent_s
             charging = charge_turn in (stream.charge_turn, EVERY_TURN)
             if not charging and stream.reason is None and not stream.grace_until:
                 continue
@@ -473,6 +481,8 @@ class Hub:
             try:
                 if charging and stream.log.seq_next - 1 != stream.ledger.counted_events:
                     self.charge(stream)
+                    if not stream.ledger.first_token_at and stream.text_events:
+                        stream.speak(stream.touched_at)
                 if stream.reason is None:
                     if stream.grace_until and stream.grace_until <= now:
                         self.abandon(stream, now)

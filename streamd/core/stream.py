@@ -206,8 +206,22 @@ class Sink(Protocol):
         """A write, or the work for it, raised: count the error and end this connection now."""
 
 
+class Firsts(Protocol):
+    """Takes note of what happens to a generation, for figures that people see."""
+
+    def first_event(self, now: float) -> None:
+        """The first event has come, inside an append."""
+
+    def first_token(self, now: float) -> None:
+        """The first text has come, inside an append."""
+
+
 class Source(Protocol):
     """The origin of a stream's events, as far as the stream may touch it."""
+
+    @property
+    def watch(self) -> Firsts | None:
+        """Of a generation."""
 
     @property
     def needs_reader(self) -> bool:
@@ -258,9 +272,19 @@ class Keeper(Protocol):
 
 
 class StreamLedger:
-    """The hub's accounts of a stream: bytes charged, those of its names among them, and totals counted so far."""
+    """The hub's accounts of a stream: bytes charged, those of its names among them, totals counted so far, and times
+    for its figures at the end (net/generation.py).
+    """
 
-    __slots__ = ("charged_bytes", "counted_bytes", "counted_events", "counted_text_events", "names_bytes")
+    __slots__ = (
+        "charged_bytes",
+        "counted_bytes",
+        "counted_events",
+        "counted_text_events",
+        "first_token_at",
+        "longest_gap_s",
+        "names_bytes",
+    )
 
     def __init__(self) -> None:
         self.charged_bytes = 0
@@ -268,6 +292,8 @@ class StreamLedger:
         self.counted_bytes = 0
         self.counted_events = 0
         self.counted_text_events = 0
+        self.first_token_at = 0.0  # time of the first text
+        self.longest_gap_s = 0.0  # the longest silence since then that a sweep has seen
 
 
 def _skip(frame: bytes) -> None:
@@ -1004,19 +1030,32 @@ class Stream(_StreamPerToken):
 
     def _see(self, seq: int, event: bytes, now: float) -> None:
         """Parse an event that isn't plain text of a known shape, as the first event never is."""
+        source = self.source
         if seq == 1:
             self.first_event_at = now
+            if source is not None and source.watch is not None:
+                source.watch.first_event(now)
         progress = self.progress
         known, had_ended, had_failed = progress.response_id, progress.terminal, progress.failed
         progress.see(event, self.log.text_events)
+        if progress.text_events and not self.ledger.first_token_at:
+            self.speak(now)
         if progress.response_id != known:
             self.keeper.stream_named(self)
-        if progress.terminal and not had_ended and self.source is not None:
+        if progress.terminal and not had_ended and source is not None:
             if len(self.readers) == 1:  # of a crowd each has a turn of its own
                 self.readers[0].share_packets()
-            self.source.on_terminal(now)
+            source.on_terminal(now)
         if self.fanout is not None and (progress.terminal, progress.failed) != (had_ended, had_failed):
             self.fanout.flush()
+
+    def speak(self, now: float) -> None:
+        """The first text has come; called once. A text that joins the template of an empty one isn't looked at: then
+        the hub's next sweep finds it.
+        """
+        self.ledger.first_token_at = now
+        if self.source is not None and self.source.watch is not None:
+            self.source.watch.first_token(now)
 
     def loose(self, lines: bytes, now: float) -> None:
         """An upstream's comments, passed to live readers and stored nowhere. They take the place of a heartbeat if that

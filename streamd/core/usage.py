@@ -16,12 +16,36 @@ from typing import Final
 from streamd.core.auth import Key
 from streamd.core.limits import Account
 from streamd.core.refusal import Refusal
-from streamd.wire.dialects.api import tokens_made, tokens_stated
+from streamd.wire.dialects.api import tokens_made, tokens_read, tokens_stated
 
 # The longest of: a name, a colon between spaces, a number. A few names have 20 characters.
 OVERLAP_BYTES: Final = 128
 
 _EVENT: Final = b"\ndata:"
+
+
+class Tally:
+    """The tokens that an answer states, searched in its bytes as they pass."""
+
+    __slots__ = ("_found", "_tail")
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._found: dict[bytes, int] = {}  # the largest count of each name
+
+    def passed(self, piece: bytes) -> None:
+        """The next bytes."""
+        self._search(self._tail + piece)
+        self._tail = (self._tail + piece[-OVERLAP_BYTES:])[-OVERLAP_BYTES:]
+
+    def over(self) -> tuple[int, int]:
+        """No more bytes come: the input and the output tokens."""
+        self._search(self._tail + b" ")  # the answer may have been cut behind a number
+        return tokens_read(self._found), tokens_made(self._found)
+
+    def _search(self, data: bytes) -> None:
+        for name, count in tokens_stated(data):
+            self._found[name] = max(count, self._found.get(name, 0))
 
 
 class Charge:
@@ -30,13 +54,13 @@ class Charge:
     __slots__ = (
         "_account",
         "_events",
-        "_found",
         "_has_stream",
         "_is_asked",
         "_is_over",
         "_key",
         "_pays_tokens",
         "_tail",
+        "_tally",
     )
 
     def __init__(self, account: Account, key: Key, *, pays_tokens: bool) -> None:
@@ -47,8 +71,8 @@ class Charge:
         self._has_stream = False
         self._events = 0
         self._pays_tokens = pays_tokens
-        self._tail = b""
-        self._found: dict[bytes, int] = {}  # the largest count of each name
+        self._tail = b""  # of a stream, in which events are counted
+        self._tally = Tally()
         self._is_asked = False
         self._is_over = False
 
@@ -66,10 +90,10 @@ class Charge:
     def passed(self, piece: bytes) -> None:
         """The next bytes of an answer."""
         if self._pays_tokens:
-            self._search(self._tail + piece)
+            self._tally.passed(piece)
             if self._has_stream:
-                self._events += (self._tail[1 - len(_EVENT) :] + piece).count(_EVENT)
-            self._tail = (self._tail + piece[-OVERLAP_BYTES:])[-OVERLAP_BYTES:]
+                self._events += (self._tail + piece).count(_EVENT)
+                self._tail = (self._tail + piece[1 - len(_EVENT) :])[1 - len(_EVENT) :]
 
     def over(self) -> None:
         """Charge the tokens that the answer stated, or give back a request that reached no upstream."""
@@ -80,9 +104,4 @@ class Charge:
             self._account.give_back_request()
         if self._has_stream:
             self._account.close_stream()
-        self._search(self._tail + b" ")  # the answer may have been cut behind a number
-        self._account.count_tokens(tokens_made(self._found) or self._events)
-
-    def _search(self, data: bytes) -> None:
-        for name, count in tokens_stated(data):
-            self._found[name] = max(count, self._found.get(name, 0))
+        self._account.count_tokens(self._tally.over()[1] or self._events)

@@ -60,6 +60,7 @@ class ToWorker(enum.Enum):
     TAKE_BACK = "take_back"  # the drain is taken back: serve as before
     LOG_LEVEL = "log_level"  # the LogLevels that hold from now on
     BURY = "bury"  # (slot, pid) of a worker that has died: fold its counts into the base row
+    RELOADED = "reloaded"  # the values of a Reloaded
     STORED = "stored"  # the answer to STORE: whether systemd's socket took the descriptor
 
 
@@ -98,6 +99,13 @@ class Report:
     finished: int = 0  # generations that ended by themselves during the drain
     sent_away: int = 0  # readers of published streams, told to come back
     cut: int = 0  # readers told at the deadline, before their stream's end
+
+
+class Reloaded(NamedTuple):
+    """The outcome of the last reload."""
+
+    succeeded: bool  # True before the first reload, too
+    unix_s: float  # when the settings in use were read, Unix time
 
 
 class Standing(NamedTuple):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamd.api.rights import Rights
 from streamd.config import ConfigError, Settings, UpstreamSettings
@@ -32,12 +32,16 @@ from streamd.net.tls_files import TlsFilesError
 from streamd.net.upstream import context_of
 from streamd.net.upstreams import Upstreams
 from streamd.sources import ConfigProblem
+from streamd.wire.certificate import first_expiry
 
 if TYPE_CHECKING:
     from streamd.core.tokens import Verifier
 
 # Poll interval: a revoked key stops working within this time. A poll costs one stat() per file.
 LOOK_EVERY_S = 1.0
+
+# As much of a chain's file as is searched for the time of its expiry; a certificate has 2 KB, a chain 3 of them.
+CHAIN_BYTES_MAX = 64 * 1024
 
 Stamp = tuple[int, ...] | None
 
@@ -71,6 +75,13 @@ class Group:
         return self.stamps != tuple(map(_stamp, self.paths))
 
 
+class ShownCertificate(NamedTuple):
+    """A certificate to show to peers."""
+
+    context: ssl.SSLContext
+    until: int  # Unix time at which the first certificate of its chain expires
+
+
 LoadedFiles = tuple[tuple[Group, Any], ...]  # each group with its object
 
 
@@ -84,6 +95,7 @@ class CredentialFiles:
         self._groups: tuple[Group, ...] = ()
         self._reading: set[int] = set()  # ids of the groups that are being read again
         self._look_at = 0.0
+        self.certificate_until = 0  # Unix time at which the first certificate of tls_cert expires; 0: there is none
 
     def load(self, settings: Settings) -> None:
         """Read all files of `settings` and use them from now on. If it raises ConfigError, nothing has changed."""
@@ -138,13 +150,14 @@ class CredentialFiles:
                 read = partial(_in_one, partial(_client_context, each))
                 yield Group(paths, read, partial(self._take_client_context, each.name))
 
-    def _take_client_context(self, name: str, context: ssl.SSLContext) -> None:
+    def _take_client_context(self, name: str, shown: ShownCertificate) -> None:
         for upstream in self._upstreams:
             if upstream.settings.name == name:
-                upstream.renew(context)
+                upstream.renew(*shown)
 
-    def _take_context(self, context: ssl.SSLContext | None) -> None:
-        self._runtime.tls = context  # for connections that are accepted from now on
+    def _take_context(self, shown: ShownCertificate | None) -> None:
+        # For connections that are accepted from now on.
+        self._runtime.tls, self.certificate_until = shown or (None, 0)
 
 
 def _groups_of(s: Settings, takes: tuple[Take, Take, Take]) -> tuple[Group, ...]:
@@ -234,20 +247,20 @@ def _public(key: str, path: Path, bytes_max: int) -> bytes:
         raise Unusable(key, why_unreadable(path) or f"{path}: {error.strerror}") from None
 
 
-def _context(settings: Settings) -> ssl.SSLContext:
+def _context(settings: Settings) -> ShownCertificate:
     # These check the files' kind and mode; OpenSSL reads them by itself.
     _secret("tls_key", Path(settings.tls_key))
-    _public("tls_cert", Path(settings.tls_cert), 0)
+    pem = _public("tls_cert", Path(settings.tls_cert), CHAIN_BYTES_MAX)
     try:
-        return load_context(Path(settings.tls_cert), Path(settings.tls_key))
+        return ShownCertificate(load_context(Path(settings.tls_cert), Path(settings.tls_key)), first_expiry(pem))
     except TlsFilesError as error:
         raise Unusable("tls_cert", str(error)) from None
 
 
-def _client_context(upstream: UpstreamSettings) -> ssl.SSLContext:
+def _client_context(upstream: UpstreamSettings) -> ShownCertificate:
     _secret("upstream.client_key", Path(upstream.client_key))
-    _public("upstream.client_cert", Path(upstream.client_cert), 0)
+    pem = _public("upstream.client_cert", Path(upstream.client_cert), CHAIN_BYTES_MAX)
     try:
-        return context_of(upstream)
+        return ShownCertificate(context_of(upstream), first_expiry(pem))
     except OSError as error:
         raise Unusable("upstream.client_cert", error.strerror or str(error)) from None

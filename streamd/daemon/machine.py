@@ -84,6 +84,27 @@ def private_bytes(root: Path = ROOT) -> int:
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
+def sizes(root: Path = ROOT) -> tuple[int, int]:
+    """The address space and the resident memory of this process, in bytes; 0 if unreadable."""
+    try:
+        virtual, resident = (root / "proc/self/statm").read_text().split()[:2]
+    except (OSError, ValueError):
+        return 0, 0
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return int(virtual) * page_bytes, int(resident) * page_bytes
+
+
+def cpu_us() -> int:
+    """The CPU time of this process so far, in microseconds."""
+    used = os.times()
+    return round((used.user + used.system) * 1_000_000)
+
+
+def descriptors_max() -> int:
+    """The file descriptors that this process may open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def _kilobytes(path: Path, key: str) -> int:
     with contextlib.suppress(OSError):
         for line in path.read_text().splitlines():

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from streamd.config import ROWS, ConfigError, Settings
 from streamd.daemon import logs, systemd
-from streamd.daemon.control import ToWorker
+from streamd.daemon.control import Reloaded, ToWorker
 from streamd.daemon.slot import Slot
 
 Load = Callable[[], Settings]
@@ -31,6 +31,7 @@ class Reload:
     fixed: tuple[str, ...]  # keys that differ, but need a restart
     step: ToWorker
     waiting: set[int]  # numbers of the slots that haven't answered
+    read_at: float = 0.0  # when the settings were read, Unix time
 
 
 class Reloads:
@@ -52,6 +53,7 @@ class Reloads:
         self._slots = slots
         self._on_hold = on_hold
         self._reload: Reload | None = None
+        self._outcome = Reloaded(succeeded=True, unix_s=time.time())
         self._number = 0
         self._asked = False
 
@@ -68,11 +70,12 @@ class Reloads:
         self._asked = False
         self._notifier.reloading(time.monotonic_ns() // 1000)
         try:
+            read_at = time.time()
             settings, fixed = as_far_as_running(self.settings, self._load())
             self._number += 1
-            self._reload = Reload(self._number, settings, fixed, ToWorker.PREPARE, set())
+            self._reload = Reload(self._number, settings, fixed, ToWorker.PREPARE, set(), read_at)
             for each in self._slots:
-                self.started(each)
+                self._include(each)
         except Exception as error:  # Why: systemd waits for READY=1 after RELOADING=1, whatever went wrong
             if not isinstance(error, ConfigError | OSError):
                 logs.bug("reload", error)
@@ -82,6 +85,10 @@ class Reloads:
 
     def started(self, place: Slot) -> None:
         """A worker was started, with the current settings: it takes part in a reload that is still in PREPARE."""
+        place.tell(ToWorker.RELOADED, tuple(self._outcome))
+        self._include(place)
+
+    def _include(self, place: Slot) -> None:
         reload = self._reload
         if reload is None or reload.step is not ToWorker.PREPARE:
             return
@@ -139,12 +146,23 @@ class Reloads:
     def _finish(self, reload: Reload) -> None:
         if reload.fixed:
             logs.event(logs.WARNING, "settings need a restart; their old values stay in use", settings=reload.fixed)
+        self._tell_outcome(Reloaded(succeeded=True, unix_s=reload.read_at))
         logs.event(logs.INFO, "reloaded", upstreams=tuple(each.name for each in reload.settings.upstreams))
         self._end()
 
     def _refuse(self, error: str) -> None:
+        self._tell_outcome(self._outcome._replace(succeeded=False))
         logs.event(logs.ERROR, "reload refused; the old settings hold", error=error)
         self._end()
+
+    def _tell_outcome(self, outcome: Reloaded) -> None:
+        """Let all workers know how the reload went: any of them may be asked for metrics."""
+        self._outcome = outcome
+        try:
+            for each in self._slots:
+                each.tell(ToWorker.RELOADED, tuple(outcome))
+        except Exception as error:  # Why: as in begin_if_asked()
+            logs.bug("reload", error)
 
     def _end(self) -> None:
         self._reload = None

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from streamd.core.auth import ANONYMOUS
 from streamd.core.stream import Stream
+from streamd.counters import observe
 from streamd.daemon import logs
 from streamd.net.answer import Answer
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
+from streamd.net.served import Served
 from streamd.reasons import By, CloseReason
 
 # Lines for refused requests without a key, a second: what a person can read, and 20 MB an hour at most. A flood of such
@@ -145,10 +148,12 @@ def is_at_fault(reason: CloseReason, status: int, upstream: str) -> bool:
 class RequestLog:
     """Counts each request that has ended, and writes its line."""
 
-    def __init__(self, runtime: Runtime, lines: LateLines) -> None:
+    def __init__(self, runtime: Runtime, lines: LateLines, served: Callable[[str, str], Served]) -> None:
+        """`served` names the upstream and the model of a request for its metrics."""
         self._runtime = runtime
         self._lines = lines
         self.faults = FaultWarnings()
+        self._served = served
         # refused strangers
         self._second = 0
         self._lines_of_second = 0
@@ -171,6 +176,9 @@ class RequestLog:
         assert request.reason is not None
         counters.requests_ended[request.reason] += 1
         counters.request_s.observe(duration_s)
+        is_generation = request.method == "POST" and request.upstream and 200 <= request.status < 300
+        if is_generation and request.reason is CloseReason.COMPLETE:
+            observe(counters.e2e_s, self._served(request.upstream, request.model), duration_s)
         stream = reader.stream if reader is not None else None
         events = delivered = dropped = None
         first_s = request.answered_at - request.started_at if request.answered_at else None
@@ -182,7 +190,6 @@ class RequestLog:
             first_s = None
             if stream.first_event_at and reader.seq_start == 1:
                 first_s = max(0.0, stream.first_event_at - request.started_at)
-                counters.first_event_s.observe(first_s)
         if self._is_left_out(answer, now):
             self._left_out += 1
             return

@@ -3,6 +3,7 @@
     head       the version, the daemon's start time, and for each row the pid of the worker that counts in it
     rows       the base row, then each worker's (the layout is net/totals.py's)
     ledgers    the base ledger, then each worker's: its counts for every API key that it has seen
+    pairs      the upstreams and models that requests are counted under, by index (net/served.py)
     crossings  for each worker: how many connections it was sent by each other worker, and has taken from each
 
 A worker writes its own row and ledger; every process reads all. Aligned 64-bit stores and loads are whole on x86-64 and
@@ -36,6 +37,7 @@ from streamd.core.admission import SharedNumber
 from streamd.core.keys import KEYS_MAX
 from streamd.core.limits import NOTHING, TOTAL_MAX, Bucket, Look, Spent
 from streamd.net import totals
+from streamd.net.served import NAME_BYTES_MAX, PAIRS_MAX, Served
 from streamd.net.totals import BEAT_AT, RESIDENT_AT, CounterRow, Totals
 
 BYTES_PER_NUMBER = 8
@@ -51,6 +53,11 @@ HASH, REQUESTS, TOKENS, STREAMS, LOOK = range(5)
 LOOK_LEN = 9
 ENTRY_LEN = LOOK + LOOK_LEN
 LEDGER_LEN = LEDGER_HEAD_LEN + KEYS_MAX * ENTRY_LEN
+
+# The list of pairs: their number, then for each the bytes of its text and the text, an upstream's name, LF, a model's.
+PAIR_TEXT_BYTES_MAX = 2 * NAME_BYTES_MAX + 8
+PAIR_LEN = 1 + PAIR_TEXT_BYTES_MAX // BYTES_PER_NUMBER
+PAIRS_LEN = 1 + PAIRS_MAX * PAIR_LEN
 
 # A worker's crossings: connections sent to it, by sender (each sender writes its own number), then connections that it
 # took, by sender.
@@ -240,6 +247,10 @@ class Shared:
         self._ledgers = [KeyLedger(each) for each in ledgers]  # the base's first
         crossings_at = ledgers_at + (workers + 1) * LEDGER_LEN
         crossings = [numbers[crossings_at + k * CROSSINGS_LEN :][:CROSSINGS_LEN] for k in range(workers)]
+        pairs_at = crossings_at + workers * CROSSINGS_LEN
+        self._pairs_count = numbers[pairs_at : pairs_at + 1]
+        self._pairs_bytes = numbers[pairs_at + 1 : pairs_at + PAIRS_LEN].cast("B")
+        self._pairs: list[Served] = []  # as far as they were read
         self._sent = [each[:workers] for each in crossings]
         self._taken = [each[WORKERS_MAX:][:workers] for each in crossings]
         self.names = tuple(names)  # of upstreams, by index; only ever grows
@@ -254,7 +265,7 @@ class Shared:
     def publish(self, own: Totals) -> None:
         """Write this worker's numbers."""
         own.gauges["pid"] = os.getpid()
-        totals.write(self.row, own, self.names)
+        totals.write(self.row, own, self.names, self.pairs())
 
     # -- live workers (net/peers.py's LivenessBoard)
 
@@ -303,6 +314,33 @@ class Shared:
         counts = [divmod(row[at], WARNED_MAX) for slot, row in enumerate(self.rows) if slot != self._slot]
         return sum(count for when, count in counts if when == minute)
 
+    # -- labels (net/served.py's ServedBoard)
+
+    def pairs(self) -> list[Served]:
+        """The pairs of upstream and model that requests are counted under, by index."""
+        stride = PAIR_LEN * BYTES_PER_NUMBER
+        while len(self._pairs) < self._pairs_count[0]:
+            entry = self._pairs_bytes[len(self._pairs) * stride :][:stride]
+            length = int.from_bytes(entry[:BYTES_PER_NUMBER], "little")
+            text = bytes(entry[BYTES_PER_NUMBER : BYTES_PER_NUMBER + length]).decode()
+            self._pairs.append(Served(*text.split("\n", 1)))
+        return self._pairs
+
+    def add_pair(self, pair: Served) -> bool:
+        """Append a pair, unless another worker has done it. False: the list is full."""
+        text = "\n".join(pair).encode()
+        with self._alone():
+            pairs = self.pairs()
+            if pair in pairs:
+                return True
+            if len(pairs) >= PAIRS_MAX or len(text) > PAIR_TEXT_BYTES_MAX:
+                return False
+            at = len(pairs) * PAIR_LEN * BYTES_PER_NUMBER
+            entry = len(text).to_bytes(BYTES_PER_NUMBER, "little") + text
+            self._pairs_bytes[at : at + len(entry)] = entry
+            self._pairs_count[0] = len(pairs) + 1
+        return True
+
     # -- keys (core/limits.py's SpendingBoard)
 
     def account_of(self, key_id: str) -> KeySpending | None:
@@ -332,11 +370,11 @@ class Shared:
         for _ in range(LOOKS_MAX):
             version = self._head[VERSION]
             if version % 2 == 0:
-                summed = totals.add_up([self.base, *self.rows], self.names)
+                summed = totals.add_up([self.base, *self.rows], self.names, self.pairs())
                 if self._head[VERSION] == version:
                     return summed
             time.sleep(LOOK_AGAIN_S)
-        return totals.add_up([self.base, *self.rows], self.names)
+        return totals.add_up([self.base, *self.rows], self.names, self.pairs())
 
     def resident_bytes(self) -> int:
         """The measured memory of all workers."""
@@ -364,13 +402,21 @@ class Shared:
 
     @contextlib.contextmanager
     def _folding(self) -> Iterator[None]:
-        """Let a single process fold at a time. The kernel releases the lock of a process that dies."""
+        """Let a single process fold at a time."""
+        with self._alone():
+            self._head[VERSION] |= 1
+            try:
+                yield
+            finally:
+                self._head[VERSION] += 1
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let a single process at a time change what belongs to all. The kernel takes the lock from one that dies."""
         fcntl.lockf(self._fd, fcntl.LOCK_EX)
-        self._head[VERSION] |= 1
         try:
             yield
         finally:
-            self._head[VERSION] += 1
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
 
     def _fold(self, slot: int) -> None:
@@ -386,9 +432,9 @@ def _hash(key_id: str) -> int:
 
 
 def size_bytes(workers: int) -> int:
-    """The size of the mapping: the head; rows and ledgers of the base and of each worker; each worker's crossings."""
+    """The size of the mapping: the head; rows and ledgers of the base and of each worker; crossings; pairs."""
     return (
-        HEAD_LEN + (workers + 1) * (totals.LAYOUT.row_len + LEDGER_LEN) + workers * CROSSINGS_LEN
+        HEAD_LEN + (workers + 1) * (totals.LAYOUT.row_len + LEDGER_LEN) + workers * CROSSINGS_LEN + PAIRS_LEN
     ) * BYTES_PER_NUMBER
 
 

@@ -11,6 +11,7 @@ import gc
 import math
 import random
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ from streamd.core.hub import CHARGE_TURNS, KEPT_STREAM_BYTES, Hub
 from streamd.core.stream import Stream
 from streamd.daemon import listen, logs, machine
 from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
-from streamd.daemon.control import ADMIN, QUICK_DRAIN_S, DaemonState, Report, Standing
+from streamd.daemon.control import ADMIN, QUICK_DRAIN_S, DaemonState, Reloaded, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain, DrainStep
 from streamd.daemon.levels import Levels
@@ -51,6 +52,7 @@ from streamd.log_levels import LevelChange, LogLevels
 from streamd.net import totals
 from streamd.net.application import Application
 from streamd.net.client import ClientConnection
+from streamd.net.generation import observe_end
 from streamd.net.handover import hand_over
 from streamd.net.http_error import HttpError
 from streamd.net.in_turns import SlowWork, Steps, at_once
@@ -135,6 +137,7 @@ class Worker:
         self.shared: Shared | None = None  # with several workers: the mapping of their rows
         self._publish_at = 0.0
         self._resident_bytes = 0
+        self.reloaded = Reloaded(succeeded=True, unix_s=time.time())  # the last reload, as the parent tells it
         self.parent_bytes = 0  # of the parent process, which doesn't grow
         self._busy_s = busy_s
         self._busy_at = (busy_s(), loop.time())
@@ -143,7 +146,7 @@ class Worker:
         self.state = DaemonState.STARTING
         self.started_at = loop.time()
         self._lines = LateLines(loop)
-        self._request_log = RequestLog(self.runtime, self._lines)
+        self._request_log = RequestLog(self.runtime, self._lines, self.upstreams.served)
         self.draining: Drain | None = None
         self.drained: asyncio.Future[Report] = loop.create_future()
         self._charged_logs = 0
@@ -247,18 +250,23 @@ class Worker:
 
     def totals(self) -> Totals:
         """The daemon's totals: with several workers, the sum of their rows."""
-        self.runtime.counters.log_lines_lost = logs.lines_lost()
         own = self._own_totals()
         self._saturation = own.saturation
         summed = own
         if self.shared is not None:
             self.shared.publish(own)
             summed = self.shared.add_up()
+            summed.models = own.models
             self._saturation = {**own.saturation, **summed.saturation}
         summed.upstreams = self._judged(summed.upstreams)
         return summed
 
     def _own_totals(self) -> Totals:
+        """This worker's totals at this moment."""
+        counters, files, unix_offset_s = self.runtime.counters, self.credential_files, time.time() - self.loop.time()
+        counters.log_lines_lost = logs.lines_lost()
+        counters.cpu_us = machine.cpu_us()
+        started_at = self.started_at if self.shared is None else self.shared.started_at
         drain = totals.NO_DRAIN
         if self.draining is not None:
             progress = self.draining.progress()
@@ -269,7 +277,16 @@ class Worker:
                 "drain_sent_away": progress.sent_away,
                 "drain_cut": progress.cut,
             }
-        return totals.of_worker(self.runtime, self.upstreams, self._resident_bytes, drain)
+        facts = {
+            "descriptors_max": machine.descriptors_max(),
+            "started_ms": round((started_at + unix_offset_s) * 1000),
+            **drain,
+            "reload_succeeded": int(self.reloaded.succeeded),
+            "reloaded_ms": round(self.reloaded.unix_s * 1000),
+            "certificate_s": files.certificate_until,
+        }
+        facts["virtual_bytes"], facts["rss_bytes"] = machine.sizes()
+        return totals.of_worker(self.runtime, self.upstreams, self._resident_bytes, facts)
 
     def _drain_status(self, gauges: Mapping[str, int]) -> dict[str, Any] | None:
         """The drain as /status shows it: its times are this worker's, its numbers those of all workers."""
@@ -338,6 +355,8 @@ class Worker:
     def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
         self.runtime.counters.streams_ended[stream.reason] += 1
+        if stream.upstream and not stream.terms.published:
+            observe_end(self.runtime.counters, self.upstreams.served(stream.upstream, stream.terms.model), stream)
         usage, strays = stream.progress.usage, stream.progress.strays
         self._lines.info(
             "stream",
@@ -400,7 +419,6 @@ class Worker:
         if now >= self._publish_at:
             self._publish_at = now + PUBLISH_EVERY_S
             self.rights.publish(now)
-            self.runtime.counters.log_lines_lost = logs.lines_lost()
             if shared is not None:
                 shared.publish(self._own_totals())
 
@@ -524,13 +542,13 @@ class Worker:
     def apply(self, prepared: Prepared) -> None:
         """Use the prepared settings from now on."""
         settings, budget, files, upstreams = prepared
-        self.credential_files.take(files)
         self.budget = budget
         self.runtime.admission.reload(budget, limits_of(settings))
         self.settings = settings
         self.runtime.reload(settings)
         self.upstreams.take(upstreams)
         self.upstream_reports.reload(settings)
+        self.credential_files.take(files)  # some are for the upstreams of now
         hub = self.runtime.hub
         hub.log_bytes_max = self.runtime.admission.logs_bytes_max
         hub.stream_log_bytes_max = settings.log_bytes_max

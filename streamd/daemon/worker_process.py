@@ -16,7 +16,15 @@ from streamd.config import ConfigError, Settings
 from streamd.core.admission import BudgetError, SharedNumber
 from streamd.daemon import control, logs, machine
 from streamd.daemon.budget import admission_of, budget_of
-from streamd.daemon.control import EXIT_FAILED, EXIT_SETTINGS, WORKER_VARIABLE, Launch, ToParent, ToWorker
+from streamd.daemon.control import (
+    EXIT_FAILED,
+    EXIT_SETTINGS,
+    WORKER_VARIABLE,
+    Launch,
+    Reloaded,
+    ToParent,
+    ToWorker,
+)
 from streamd.daemon.shared import Shared
 from streamd.daemon.slot import unblock_signals
 from streamd.daemon.state_store import StateStore, leave_streams, put_streams, read_snapshots, take_streams
@@ -165,6 +173,8 @@ class WorkerProcess:
             worker.set_levels(facts)
         elif kind == ToWorker.UPSTREAMS.value:
             worker.upstream_reports.hear(facts)
+        elif kind == ToWorker.RELOADED.value:
+            worker.reloaded = Reloaded(*facts)
         elif kind == ToWorker.BURY.value:
             assert self._shared is not None
             self._shared.bury(*facts)

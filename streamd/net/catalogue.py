@@ -1,7 +1,8 @@
 """Catalogue: the models that each upstream lists, so that of several that may take a model one that has it is asked.
 
 Asked unprompted are only upstreams that share a model by the settings: two with `*`, or two that name the same. A
-single upstream is asked nothing that no client asked; what it lists for a client is remembered all the same. A list
+single upstream is asked nothing that no client asked, unless its models are wanted for metrics (`metrics_listen`); what
+it lists for a client is remembered all the same. A list
 that fails, or that isn't understood, is no failure of its server: then nothing is known of it, and requests go as they
 would without lists.
 """
@@ -77,7 +78,10 @@ class Catalogue:
 
     def take(self, upstreams: Iterable[Upstream]) -> None:
         """These are the upstreams from now on."""
-        wanted = sharing(upstreams)
+        every = tuple(upstreams)
+        wanted = sharing(every)
+        if self._runtime.settings.metrics_listen:
+            wanted += [each for each in every if each not in wanted and "*" in each.settings.models]
         for upstream in [each for each in self._of if each not in wanted]:
             self._of.pop(upstream).stop()
         for upstream in wanted:

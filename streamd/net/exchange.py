@@ -38,6 +38,7 @@ from streamd.net.answer import Answer, Pending
 from streamd.net.attempt import Ask, Attempt, why
 from streamd.net.collected import ERROR_BYTES_MAX, Collected, coding_of, may_hold_events, undone
 from streamd.net.dialer import is_own_shortage
+from streamd.net.generation import GenerationWatch
 from streamd.net.http_error import HttpError
 from streamd.net.reading import PACE
 from streamd.net.request import Request
@@ -129,6 +130,7 @@ class Exchange(Pending):
         "due_at",
         "policy",
         "stream",
+        "watch",
     )
 
     def __init__(
@@ -172,6 +174,7 @@ class Exchange(Pending):
         self._tried: tuple[Upstream, ...] = ()
         self._attempt: Attempt | None = None  # the attempt under way
         self._stale_links = 0  # pooled connections that ended without a byte; the request is sent again after the first
+        self.watch = GenerationWatch(runtime.counters, upstreams.served, request)
         # time
         self._started_at = runtime.time()
         self.due_at = NEVER
@@ -454,6 +457,8 @@ class Exchange(Pending):
         self._go(ExchangeState.PROXYING)
         if not 200 <= head.status < 300 or head.get(b"content-encoding") is not None:
             self._learns = None
+        else:
+            self.watch.whole_answer(head)
         runtime, settings = self._runtime, upstream.settings
         fields = _passed(answer_fields.of_answer, head, self._request, settings)
         if head.status >= 400:
@@ -480,6 +485,7 @@ class Exchange(Pending):
         if opened is None:
             if self._charge is not None:
                 self._charge.passed(piece)
+            self.watch.passed(piece)
             if self._state is ExchangeState.PROXYING and self.answer is not None:
                 if self._learns is not None:
                     self._learns(self._request.upstream, piece)
@@ -677,6 +683,8 @@ class Exchange(Pending):
         if self._charge is not None:
             with guard:
                 self._charge.over()
+        with guard:
+            self.watch.over()
         with guard:
             self._on_over()
 

@@ -744,6 +744,7 @@ class Upstream:
         "_runtime",
         "_tls",
         "board",
+        "certificate_until",
         "health",
         "is_up",
         "listed",
@@ -764,6 +765,7 @@ class Upstream:
         self.board: InFlightBoard | None = None  # shows `in_flight` to the other workers
         self.health = Health()
         self.is_up = True  # the daemon's verdict, of all workers together; requests follow `health` alone
+        self.certificate_until = 0  # Unix time, whole seconds, at which client_cert expires; 0: there is none
         self.listed: frozenset[str] = frozenset()  # the models of its list when it was last read; empty: not known
         self.removed = False  # by a reload: running requests go on, new requests go elsewhere
 
@@ -803,9 +805,15 @@ class Upstream:
         """Whether no principal's request may come here, for the upstream's failures."""
         return not self.health.takes("", now)
 
-    def renew(self, context: ssl.SSLContext) -> None:
+    def models_named(self) -> list[str]:
+        """The models that the settings name, then those of the upstream's list, if it takes any."""
+        configured = [*(model for model in self.settings.models if model != "*"), *self.settings.aliases]
+        return [*configured, *(sorted(self.listed - {*configured}) if "*" in self.settings.models else ())]
+
+    def renew(self, context: ssl.SSLContext, certificate_until: int) -> None:
         """Use another TLS context for new connections: a certificate was renewed."""
         self._tls = context
+        self.certificate_until = certificate_until
         self.close_idle()
 
     # -- connections

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Protocol
 
 from streamd.config import Settings
 from streamd.core.refusal import Refusal, Retry
@@ -11,8 +13,14 @@ from streamd.net.checks import Checks
 from streamd.net.http_error import HttpError
 from streamd.net.knocks import Knocks
 from streamd.net.runtime import Runtime
+from streamd.net.served import MODELS_MAX, Served, ServedBoard, ServedPairs
 from streamd.net.upstream import InFlightBoard, Upstream
 from streamd.reasons import CloseReason
+
+
+class SharedBoard(InFlightBoard, ServedBoard, Protocol):
+    """What the workers share about upstreams."""
+
 
 NONE_AVAILABLE = Refusal(
     CloseReason.NO_UPSTREAM,
@@ -32,10 +40,11 @@ class Upstreams:
     def __init__(self, runtime: Runtime, settings: Settings) -> None:
         self._runtime = runtime
         self._all = [Upstream(runtime, each) for each in settings.upstreams]
-        self._board: InFlightBoard | None = None
+        self._board: SharedBoard | None = None
         self._checks = Checks(runtime)
         self._knocks = Knocks(runtime)
         self._catalogue = Catalogue(runtime)
+        self.pairs = ServedPairs()  # the labels of requests in metrics
         self._take_all()
 
     def _take_all(self) -> None:
@@ -73,9 +82,23 @@ class Upstreams:
         if self._board is not None:
             self.share(self._board)
 
-    def share(self, board: InFlightBoard) -> None:
-        """Publish the number of requests under way to the other workers."""
-        self._board = board
+    def served(self, upstream: str, model: str) -> Served:
+        """The upstream and model under which a request is counted: names of the settings and of lists alone."""
+        return self.pairs.of(upstream, model, is_named=self._is_named(model))
+
+    def _is_named(self, model: str) -> bool:
+        return model != "*" and any(up.names(model) or model in up.listed for up in self._all)
+
+    def named_models(self) -> tuple[Served, ...]:
+        """The models that settings and lists name, each with its upstreams: at most MODELS_MAX models."""
+        named = [(up.settings.name, up.models_named()) for up in self._all]
+        models = dict.fromkeys(model for _, names in named for model in names)
+        shown = set(itertools.islice(models, MODELS_MAX))
+        return tuple(Served(upstream, model) for upstream, names in named for model in names if model in shown)
+
+    def share(self, board: SharedBoard) -> None:
+        """Publish the number of requests under way to the other workers, and name requests in metrics as they do."""
+        self._board = self.pairs.board = board
         for upstream in self._all:
             upstream.board = board
 

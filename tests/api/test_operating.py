@@ -105,7 +105,7 @@ def test_metrics_count_a_running_stream() -> None:
             "streamd_bugs_total 0.0",
         ):
             assert line in lines, line
-        assert all(line.startswith(("#", "streamd_")) for line in lines)
+        assert all(line.startswith(("#", "streamd_", "process_")) for line in lines)
         reader.fin()
         lines = r.client(get("/metrics"), listener="admin").answer.body.decode().splitlines()
         assert 'streamd_streams_sealed_total{reason="reader_gone"} 1.0' in lines

@@ -85,6 +85,13 @@ def admin(d: Served, method: str, path: str, body: bytes | None = None) -> http.
     return connection.getresponse()
 
 
+def scraped(scraping: http.client.HTTPConnection, metric: str) -> float:
+    """The value of a metric without labels."""
+    scraping.request("GET", "/metrics")
+    text = scraping.getresponse().read().decode()
+    return float(re.search(rf"^{metric} (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+
+
 def status(d: Served) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(admin(d, "GET", "/status").read())
     return found
@@ -843,15 +850,18 @@ def test_a_wrong_file_changes_nothing_and_is_logged_with_its_fault(mock: str, co
             write(path, "two", mock, line)
             assert re.search(rf'ERROR "?reload refused.*{why}', reload(d)), line
             assert d.generation(tokens=1).getheader("x-upstream") == "one"
+        scraping = http.client.HTTPConnection("127.0.0.1", int(d.line(r" serving .*metrics=\S*?:(\d+)")[1]))
+        until(lambda: scraped(scraping, "streamd_config_last_reload_successful") == 0, "the refusal in the metrics")
         d.notify.until("READY=1", 1 + len(NOT_RIGHT))
         assert d.notify.names() == ["READY"] + ["RELOADING", "READY"] * len(NOT_RIGHT)
         # Settings that need a restart are named; the rest of that file is taken.
         write(path, "two", mock, 'admin = "127.0.0.1:1"')
         assert "reloaded upstreams=two" in reload(d)
         assert d.line(r"settings need a restart.*settings=(\S+)")[1] == "admin"
-        scraping = http.client.HTTPConnection("127.0.0.1", int(d.line(r" serving .*metrics=\S*?:(\d+)")[1]))
-        scraping.request("GET", "/readyz")
-        assert scraping.getresponse().status == 200
+        until(lambda: scraped(scraping, "streamd_config_last_reload_successful") == 1, "the reload in the metrics")
+        read_at = scraped(scraping, "streamd_config_last_reload_success_timestamp_seconds")
+        assert scraped(scraping, "process_start_time_seconds") < read_at <= time.time()
+        assert scraped(scraping, "process_cpu_seconds_total") > 0 < scraped(scraping, "process_resident_memory_bytes")
 
 
 def test_a_reload_takes_all_settings_except_those_that_need_a_restart() -> None:

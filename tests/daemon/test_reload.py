@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -37,13 +38,17 @@ class Place(Slot):
         self.error_at_tell = error
         self.is_gone = False
         self.told: list[ToWorker] = []
+        self.outcomes: list[Any] = []  # of reloads
 
     def tell(self, kind: ToWorker, facts: object = None) -> bool:
         if self.error_at_tell is not None:
             raise self.error_at_tell
         if self.is_gone:
             return False
-        self.told.append(kind)
+        if kind is ToWorker.RELOADED:
+            self.outcomes.append(facts)
+        else:
+            self.told.append(kind)
         return True
 
 
@@ -73,6 +78,7 @@ def test_ready_follows_reloading_whatever_is_raised(
         return Settings(head_timeout_s=1.0)
 
     reloads = Reloads(settings, load, systemd, [place])
+    before = reloads._outcome.unix_s
     reloads.ask()
     reloads.begin_if_asked()
     assert systemd.words == ["RELOADING", "READY"]
@@ -84,6 +90,9 @@ def test_ready_follows_reloading_whatever_is_raised(
     assert place.told == [ToWorker.PREPARE]
     reloads.prepared(place, reloads._number, "")
     reloads.answered(place, reloads._number)
+    (succeeded, read_at) = place.outcomes[-1]
+    assert succeeded and read_at == reloads._outcome.unix_s <= time.time()
+    assert where == "tell" or place.outcomes[0] == (False, before)
     assert systemd.words == ["RELOADING", "READY"] * 2 and reloads.settings.head_timeout_s == 2.0
 
 

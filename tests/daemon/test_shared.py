@@ -16,6 +16,7 @@ from streamd.counters import Counters
 from streamd.daemon import shared as shared_module
 from streamd.daemon.shared import BEAT_STALE_S, LOOK, VERSION, KeySpending, Shared, create
 from streamd.net import totals
+from streamd.net.served import NAME_BYTES_MAX, PAIRS_MAX, Served
 from streamd.net.totals import CounterRow, Totals
 
 WORKERS = 3
@@ -62,18 +63,34 @@ def test_a_sum_never_falls_while_a_worker_is_buried(fd: int, monkeypatch: pytest
     writer.publish(Totals(counters))
     add_up, looks = totals.add_up, 0
 
-    def torn(rows: Sequence[CounterRow], names: Sequence[str]) -> Totals:
+    def torn(rows: Sequence[CounterRow], names: Sequence[str], pairs: Sequence[Served]) -> Totals:
         """The first attempt reads the base row, then the worker is buried, then it reads the other rows."""
         nonlocal looks
         looks += 1
         base = list(rows[0])
         if looks == 1:
             burier.bury(1, 0)
-        return add_up([base, *rows[1:]], names)
+        return add_up([base, *rows[1:]], names, pairs)
 
     monkeypatch.setattr(totals, "add_up", torn)
     assert reader.add_up().counters.requests == 1000
     assert looks == 2
+
+
+def test_workers_name_the_same_pairs_by_the_same_places(fd: int) -> None:
+    one, two, longest = worker(fd, 0), worker(fd, 1), Served("u" * 128, "ä" * (NAME_BYTES_MAX // 2))
+    assert one.add_pair(Served("up", "big")) and two.add_pair(Served("up", "other"))
+    assert two.add_pair(Served("up", "big")) and one.add_pair(longest)
+    assert one.pairs() == two.pairs() == [Served("up", "big"), Served("up", "other"), longest]
+    for each, made in ((one, 3), (two, 4)):
+        counters = Counters()
+        counters.generation_tokens[Served("up", "other")] = made
+        each.publish(Totals(counters))
+    assert worker(fd, 2).add_up().counters.generation_tokens == {("up", "other"): 7}
+    two.bury(0, 0)
+    assert worker(fd, 2).add_up().counters.generation_tokens == {("up", "other"): 7}
+    assert all(one.add_pair(Served("up", f"m{k}")) for k in range(PAIRS_MAX - 3))
+    assert not two.add_pair(Served("up", "one too many")) and len(two.pairs()) == PAIRS_MAX
 
 
 def test_the_counts_of_a_dead_worker_are_folded_once(fd: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fakes import CHAT, answers_in, events_in, get, post
@@ -266,6 +267,8 @@ def test_a_renewed_certificate_is_loaded(files: dict[str, str], monkeypatch: pyt
                 assert (await client.answer()).status == 200
                 client.sock.close()
             second = daemon.runtime.tls
+            expires = x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc.timestamp()  # noqa: ASYNC240 (a small file)
+            assert daemon.worker.credential_files.certificate_until == expires
             spoil(cert)
             seen = daemon.loop.time()
             await daemon.until(lambda: daemon.loop.time() > seen + 0.6)  # two looks

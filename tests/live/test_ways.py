@@ -17,6 +17,7 @@ from tlspeer import make_certificate
 from streamd.config import ConfigError, Settings, UpstreamSettings
 from streamd.daemon.file_modes import check_modes
 from streamd.forward_proxy import ForwardProxy, basic
+from streamd.wire.certificate import first_expiry
 
 
 class Server:
@@ -367,6 +368,10 @@ def test_a_server_that_asks_for_a_certificate_sees_that_of_the_settings_and_its_
                 make_certificate(tmp_path / "client")  # the server doesn't know this certificate
                 daemon.worker.reload(daemon.worker.settings)
                 assert (await asked(daemon, get("/v1/files")))[0][0] == 502
+                another = dataclasses.replace(shown, name="another")
+                daemon.worker.reload(dataclasses.replace(daemon.worker.settings, upstreams=(another,)))
+                (upstream,) = daemon.worker.upstreams
+                assert upstream.certificate_until == first_expiry(cert.read_bytes()) > 0
 
     run(main)
 

@@ -19,19 +19,30 @@ from streamd.counters import GAUGES, Counters, bump
 from streamd.measure import Combine, Histogram, Label, Measure, MeasureKind, counter, gauge, measures_of
 from streamd.metrics import StreamdCollector
 from streamd.net import totals
+from streamd.net.served import Served
 from streamd.net.totals import BEAT_AT, KEYS, LAYOUT, UPSTREAMS_MAX, Layout, Totals
 from streamd.reasons import CloseReason
 
 NAMES = ["one", "two"]
+PAIRS = [Served("one", "big"), Served("two", "big"), Served("two", "other")]
 MEASURES = (*GAUGES, *measures_of(Counters))
 
 
 def keys_of(measure: Measure) -> list[Any]:
     """Every key that a labelled counter can have."""
+    if measure.by_served:
+        return PAIRS
     inner = list(KEYS[measure.inner]) if measure.inner else []
     if measure.labels == (Label.UPSTREAM,):
         return list(NAMES)
     return [(name, key) for name in NAMES for key in inner] if measure.by_upstream else inner
+
+
+def histogram_of(draw: Any) -> Histogram:
+    histogram = Histogram()
+    histogram.counts = [draw(10**6) for _ in histogram.counts]
+    histogram.sum = draw(10**9) / 1000
+    return histogram
 
 
 def counted(seed: int) -> Totals:
@@ -40,9 +51,8 @@ def counted(seed: int) -> Totals:
     counters = Counters()
     for measure in measures_of(Counters):
         if measure.kind is MeasureKind.HISTOGRAM:
-            histogram: Histogram = getattr(counters, measure.name)
-            histogram.counts = [draw(10**6) for _ in histogram.counts]
-            histogram.sum = draw(10**9) / 1000
+            made = {key: histogram_of(draw) for key in keys_of(measure)} if measure.labels else histogram_of(draw)
+            setattr(counters, measure.name, made)
         elif measure.labels:
             setattr(counters, measure.name, {key: draw(1, 10**6) for key in keys_of(measure)})
         else:
@@ -54,26 +64,33 @@ def counted(seed: int) -> Totals:
 
 def row_of(each: Totals, names: list[str] = NAMES) -> list[int]:
     row = [0] * LAYOUT.row_len
-    totals.write(row, each, names)
+    totals.write(row, each, names, PAIRS)
     return row
 
 
 def values(counters: Counters) -> dict[str, Any]:
     """The values of the counters, in a comparable form."""
     found = {measure.name: getattr(counters, measure.name) for measure in measures_of(type(counters))}
-    return {name: (value.counts, value.sum) if isinstance(value, Histogram) else value for name, value in found.items()}
+    return {
+        name: {key: comparable(each) for key, each in value.items()} if isinstance(value, dict) else comparable(value)
+        for name, value in found.items()
+    }
+
+
+def comparable(value: Any) -> Any:
+    return (value.counts, value.sum) if isinstance(value, Histogram) else value
 
 
 def test_every_counter_comes_back_from_its_row() -> None:
     of_worker = counted(1)
-    back = totals.add_up([row_of(of_worker)], NAMES)
+    back = totals.add_up([row_of(of_worker)], NAMES, PAIRS)
     assert values(back.counters) == values(of_worker.counters)
     assert back.gauges == of_worker.gauges and back.upstreams == of_worker.upstreams
 
 
 def test_the_rows_of_all_workers_are_added() -> None:
     one, two = counted(1), counted(2)
-    both = totals.add_up([row_of(one), row_of(two)], NAMES)
+    both = totals.add_up([row_of(one), row_of(two)], NAMES, PAIRS)
     assert both.counters.requests == one.counters.requests + two.counters.requests
     assert both.counters.responses[404] == one.counters.responses[404] + two.counters.responses[404]
     reason = ("two", CloseReason.UPSTREAM_RESET)
@@ -94,9 +111,9 @@ def test_a_death_leaves_the_counts_and_ends_the_gauges() -> None:
     one, two = counted(1), counted(2)
     base, dead, alive = [0] * LAYOUT.row_len, row_of(one), row_of(two)
     dead[SharedNumber.CONNECTIONS] = 7
-    before = totals.add_up([base, dead, alive], NAMES)
+    before = totals.add_up([base, dead, alive], NAMES, PAIRS)
     totals.fold(base, dead)
-    after = totals.add_up([base, dead, alive], NAMES)
+    after = totals.add_up([base, dead, alive], NAMES, PAIRS)
     assert values(before.counters) == values(after.counters)
     assert after.gauges == two.gauges and after.upstreams == two.upstreams
     assert not any(dead) and not any(base[: LAYOUT.counts_at])
@@ -107,7 +124,7 @@ def test_a_row_that_is_written_again_replaces_the_earlier_values() -> None:
     row[BEAT_AT] = 5
     again = counted(2)
     del again.gauges["beat_ms"]  # written as the loop turns
-    totals.write(row, again, NAMES)
+    totals.write(row, again, NAMES, PAIRS)
     assert row[BEAT_AT] == 5
     row[BEAT_AT] = 0
     again.gauges["beat_ms"] = 0
@@ -120,7 +137,7 @@ def test_upstreams_beyond_the_last_place_share_that_place() -> None:
     for name in names:
         counters.upstream_requests[name] = 1
         bump(counters.upstream_failures, (name, CloseReason.UPSTREAM_CONNECT))
-    back = totals.add_up([row_of(Totals(counters), names)], names)
+    back = totals.add_up([row_of(Totals(counters), names)], names, PAIRS)
     assert len(back.upstreams) == UPSTREAMS_MAX
     assert back.counters.upstream_requests["up-0"] == 1
     assert back.counters.upstream_requests[names[UPSTREAMS_MAX - 1]] == 4
@@ -132,10 +149,10 @@ def test_an_upstream_missing_in_the_list_counts_with_the_last() -> None:
     counters.upstream_requests["unheard-of"] = 3
     row = row_of(Totals(counters))
     assert (
-        sum(totals.add_up([row], NAMES).counters.upstream_requests.values()) == 0
+        sum(totals.add_up([row], NAMES, PAIRS).counters.upstream_requests.values()) == 0
     )  # it has no name under which it could be shown
     names = [f"up-{k}" for k in range(UPSTREAMS_MAX)]
-    assert totals.add_up([row], names).counters.upstream_requests == {names[-1]: 3}
+    assert totals.add_up([row], names, PAIRS).counters.upstream_requests == {names[-1]: 3}
 
 
 def test_the_totals_of_a_worker_count_its_connections_streams_and_upstreams() -> None:
@@ -149,8 +166,17 @@ def test_the_totals_of_a_worker_count_its_connections_streams_and_upstreams() ->
         assert (gauges["connections"], gauges["streams_live"], gauges["subscribers"]) == (2, 1, 1)
         assert gauges["bytes_resident"] == 123 and gauges["log_bytes"] > 0
         assert found.counters.text_events == 2
-        assert found.upstreams == {"one": {"in_flight": 1, "idle": 1, "left_out": 0, "up": 1}}
-        assert totals.add_up([row_of(found, ["one"])], ["one"]).gauges["streams_live"] == 1
+        assert found.upstreams == {
+            "one": {
+                "in_flight": 1,
+                "idle": 1,
+                "left_out": 0,
+                "first_token_wait_ms": 0,
+                "client_certificate_s": 0,
+                "up": 1,
+            }
+        }
+        assert totals.add_up([row_of(found, ["one"])], ["one"], PAIRS).gauges["streams_live"] == 1
         own = [measure.name for measure in GAUGES if not measure.by_upstream]
         assert [name for name in own if name not in gauges] == [
             "pid",
@@ -167,7 +193,7 @@ def test_the_totals_of_a_worker_count_its_connections_streams_and_upstreams() ->
 def test_every_measure_has_a_help_text_and_a_way_to_combine(measure: Measure) -> None:
     assert measure.help.endswith(".") and measure.help[0] == measure.help[0].upper()
     assert measure.combine in Combine
-    assert bool(measure.metric) == measure.metric.startswith("streamd_")
+    assert bool(measure.metric) == measure.metric.startswith(("streamd_", "process_"))
 
 
 def test_no_two_measures_share_a_name() -> None:
@@ -191,14 +217,14 @@ def test_no_number_of_a_row_belongs_to_two_measures(measure: Measure) -> None:
         only.upstreams = {name: {**zeros, measure.name: full.upstreams[name][measure.name]} for name in NAMES}
     else:
         only.gauges = {measure.name: full.gauges[measure.name]}
-    back = totals.add_up([row_of(only)], NAMES)
+    back = totals.add_up([row_of(only)], NAMES, PAIRS)
     assert values(back.counters) == values(only.counters)
     assert {name: value for name, value in back.gauges.items() if value} == only.gauges
     if only.upstreams:
         assert back.upstreams == only.upstreams
 
 
-KEY_TYPES = {Label.REASON: CloseReason, Label.STATUS: int, Label.GATE: str, Label.UPSTREAM: str}
+KEY_TYPES = {Label.REASON: CloseReason, Label.STATUS: int, Label.GATE: str, Label.UPSTREAM: str, Label.MODEL: str}
 
 
 @pytest.mark.parametrize("measure", measures_of(Counters), ids=lambda measure: measure.name)
@@ -206,7 +232,7 @@ def test_a_counters_type_has_the_keys_of_its_labels(measure: Measure) -> None:
     keys = tuple(KEY_TYPES[label] for label in measure.labels)
     wanted: Any = Histogram if measure.kind is MeasureKind.HISTOGRAM else int
     if keys:
-        wanted = dict[keys[0] if len(keys) == 1 else tuple[keys], int]  # type: ignore[misc, valid-type]
+        wanted = dict[keys[0] if len(keys) == 1 else tuple[keys], wanted]  # type: ignore[misc, valid-type]
     assert typing.get_type_hints(Counters)[measure.name] == wanted
 
 

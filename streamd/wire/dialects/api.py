@@ -49,13 +49,14 @@ _UNSTATED: Final[Usage] = (-1, -1)
 
 # A member with a count, whose end is seen: a piece of an answer may cut it.
 _STATED: Final = re.compile(
-    rb'"(completion_tokens|output_tokens|candidatesTokenCount|thoughtsTokenCount)"'
+    rb'"(completion_tokens|output_tokens|candidatesTokenCount|thoughtsTokenCount'
+    rb'|prompt_tokens|input_tokens|promptTokenCount)"'
     rb"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}([0-9][0-9.eE+-]{0,31})(?=[ \t\r\n,}\]])"
 ).findall
 
 
 def tokens_stated(data: bytes) -> list[tuple[bytes, int]]:
-    """The output tokens that these bytes of a whole answer state, each with the name it has there.
+    """The tokens that these bytes of a whole answer state, each count with the name it has there.
 
     For every API alike: a path that isn't known (Vertex AI's, Google's `/v1beta/openai/`) may lead to a server of any.
     """
@@ -67,6 +68,11 @@ def tokens_made(stated: Mapping[bytes, int]) -> int:
     """The output tokens of a whole answer. Some servers state them under two names; Google counts thoughts apart."""
     google = stated.get(b"candidatesTokenCount", 0) + stated.get(b"thoughtsTokenCount", 0)
     return max(google, *(stated.get(name, 0) for name in (b"completion_tokens", b"output_tokens")))
+
+
+def tokens_read(stated: Mapping[bytes, int]) -> int:
+    """The input tokens of a whole answer."""
+    return max(stated.get(name, 0) for name in (b"prompt_tokens", b"input_tokens", b"promptTokenCount"))
 
 
 class Part:
