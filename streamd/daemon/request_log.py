@@ -177,7 +177,8 @@ class RequestLog:
         counters.requests_ended[request.reason] += 1
         counters.request_s.observe(duration_s)
         is_generation = request.method == "POST" and request.upstream and 200 <= request.status < 300
-        if is_generation and request.reason is CloseReason.COMPLETE:
+        is_whole = reader is None or reader.seq_start == 1  # else the request resumes an answer
+        if is_generation and is_whole and request.reason is CloseReason.COMPLETE:
             observe(counters.e2e_s, self._served(request.upstream, request.model), duration_s)
         stream = reader.stream if reader is not None else None
         events = delivered = dropped = None
