@@ -1184,7 +1184,6 @@ API: Final = (
         "KeptObjects.find",
         "if not unknown or not others:",
         "if True:",
-        ("tests/api/test_several.py",),
     ),
     Mutant(
         "a reader that counts bytes waits at a byte that was never sent",

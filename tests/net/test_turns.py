@@ -23,6 +23,7 @@ from fakes import (
     text_of,
 )
 from fakes import event as delta
+from sinks import Loop, Reader, new_stream
 from turnmeter import TurnMeter, waits
 
 from streamd.net.client import ClientState
@@ -30,12 +31,14 @@ from streamd.net.reading import BACKPRESSURE, TURN, pause_reading, resume_readin
 from streamd.net.turns import (
     BYTES_PER_PIECE,
     CONNECTION_PIECES_MAX,
+    READERS_PER_PIECE,
     REQUEST_PIECES,
     STEP_LINES_MAX,
     STEP_SIZES_BYTES,
     TURN_PIECES_MAX,
     Rotation,
     Turns,
+    event_pieces,
     pieces_of,
     step_bytes,
 )
@@ -575,6 +578,17 @@ def test_a_whole_body_waits_as_its_bytes_and_not_as_its_events() -> None:
         assert sum(map(len, held)) == len(body) and len(held) < len(body) / 100
         client.send(b"\n")
         assert client.answer.status == 200
+
+
+def test_an_event_counts_by_the_readers_that_it_is_written_to_at_once() -> None:
+    stream, loop = new_stream(), Loop()
+    counted = [event_pieces(stream)]
+    for _ in range(3 * READERS_PER_PIECE):
+        Reader(stream, loop)
+        counted.append(event_pieces(stream))
+    assert counted == [1 + count // READERS_PER_PIECE for count in range(len(counted))]
+    stream.direct = False  # its readers are served in passes, which are counted by themselves
+    assert event_pieces(stream) == 1
 
 
 def test_plain_bytes_count_by_their_number() -> None:
