@@ -100,6 +100,29 @@ def test_an_answer_with_its_terminal_event_ends_cleanly_whatever_its_framing_doe
         assert not upstream.left_out(r.loop.time())
 
 
+def test_an_end_that_does_not_come_is_awaited_no_longer_than_stream_timeout() -> None:
+    with rig(stream_timeout_s=10.0) as r:
+        client = r.client(post({"model": "m", "stream": True}))
+        r.reply(SSE_HEAD + chunk(choice("all")))
+        r.pass_time(9.5)
+        r.reply(chunk(DONE))
+        r.pass_time(0.9)
+        assert client.answer.whole and r.link.closed
+        assert next(iter(r.runtime.hub)).reason is CloseReason.COMPLETE
+
+
+def test_blanks_behind_whole_json_hold_its_place_no_longer_than_stream_timeout() -> None:
+    with rig(stream_timeout_s=10.0) as r:
+        client = r.client(post({"model": "m", "stream": True}))
+        r.reply(SSE_HEAD + chunk(json.dumps({"choices": [{"index": 0, "message": {"content": "all"}}]}).encode()))
+        for _ in range(21):
+            if not r.link.closed:
+                r.reply(chunk(b" "))
+            r.pass_time(0.5)
+        assert client.answer.whole and r.link.closed
+        assert b"all" in client.answer.body
+
+
 @pytest.mark.parametrize("late", [choice(None), data({"choices": [], "usage": {"completion_tokens": 3}}), DONE])
 def test_events_within_a_second_of_the_terminal_still_pass(late: bytes) -> None:
     with rig() as r:
