@@ -2726,7 +2726,7 @@ NET: Final = (
     Mutant(
         "a peer's reset counts as a mistake of streamd and fills the log",
         "net/runtime.py",
-        "Runtime.bug",
+        "Reporting.bug",
         "            if isinstance(error, ConnectionError | TimeoutError):\n                return\n",
         "",
     ),
