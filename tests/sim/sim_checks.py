@@ -372,7 +372,8 @@ def _check_link_times(world: World, link: Any, now: float, slack_s: float) -> No
     if settings.stream_timeout_s:
         must(now - link.asked_at <= settings.stream_timeout_s + slack_s, "a generation beyond stream_timeout")
     if script is None or script.events:
-        silent_s = now - max(link.read_at, link.asked_at)
+        # While it wasn't read, nobody could tell whether it was silent.
+        silent_s = now - max(link.read_at, link.asked_at, link.transport.resumed_at)
         limit_s = max(settings.idle_timeout_s, settings.ttft_timeout_s)
         must(silent_s <= limit_s + slack_s, "a silent upstream keeps its place", silent_s)
     else:  # comments put off ttft_timeout

@@ -52,6 +52,7 @@ class Transport(asyncio.Transport):
         "opened_at",
         "peer",
         "protocol",
+        "resumed_at",
         "room",
         "taken_at",
         "timed_out",
@@ -80,9 +81,8 @@ class Transport(asyncio.Transport):
         # the history, with times
         self.eof_received = False  # the protocol was told of the peer's FIN
         self.timed_out = False  # gone, because the network gave up
-        self.opened_at = self.written_at = self.taken_at = (
-            loop.time()
-        )  # taken_at: the peer took bytes, or the buffer filled
+        # taken_at: the peer took bytes, or the buffer filled
+        self.opened_at = self.resumed_at = self.written_at = self.taken_at = loop.time()
         self.closed_at = 0.0
 
     # -- called by the code under test
@@ -152,6 +152,7 @@ class Transport(asyncio.Transport):
         if self.closing or self.gone or self._reading:
             return
         self._reading = True
+        self.resumed_at = self._loop.now
         if self._incoming or self._incoming_eof:
             self._loop.io(0.0, self._deliver)
 
