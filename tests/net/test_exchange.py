@@ -30,6 +30,7 @@ from fakes import (
 )
 
 from streamd.config import UpstreamSettings
+from streamd.net import exchange
 from streamd.net.attempt import WATCHED_S
 from streamd.net.client import BROKEN_END_S
 from streamd.net.exchange import TRANSITIONS, ExchangeState
@@ -1049,3 +1050,16 @@ def test_the_charge_ends_with_the_upstreams_answer(body: dict[str, Any], answer:
             r.link.reset()
             r.turn()
         assert r.runtime.bodies_bytes == 0
+
+
+def test_a_mistake_before_a_request_goes_out_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(exchange, "Attempt", mistaken)
+    with rig() as r:
+        assert r.client(post(CHAT)).answer.status == 500
+        assert [type(bug) for bug in r.bugs] == [ZeroDivisionError]
+        assert next(iter(r.worker.upstreams)).in_flight == 0
+        r.bugs.clear()
+        r.runtime.counters.bugs = 0
