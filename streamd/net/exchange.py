@@ -322,7 +322,7 @@ class Exchange(Pending):
         elif self.stream is not None:
             self._go(ExchangeState.COLLECTING)
             self._collected = Collected(self._runtime.admission, head, ERROR_BYTES_MAX)
-            self._ends_at = self._at_latest(self._runtime.time() + COLLECTED_S_MAX)
+            self._ends_at = _at_latest(self._runtime.time() + COLLECTED_S_MAX, self._started_at, self._runtime.settings)
             link.take_body(head, coding)
             self.due_at = self._next_due()
         else:
@@ -574,7 +574,7 @@ class Exchange(Pending):
 
     def on_terminal(self, now: float) -> None:
         """The stream has its last event. The framing's end is awaited for a moment, and not needed."""
-        self._end_soon(now)
+        self._ends_at = self.due_at = _at_latest(now + TERMINAL_GRACE_S, self._started_at, self._runtime.settings)
         if self.stream is not None:
             _learn_of(self.stream, self._learns)
 
@@ -588,16 +588,8 @@ class Exchange(Pending):
             self.due_at = self._next_due()
             link.read_events(stream, first, has_lines=True)
         elif collected.may_be_whole:
-            self._end_soon(self._runtime.time())
-
-    def _end_soon(self, now: float) -> None:
-        """Await the rest for TERMINAL_GRACE_S."""
-        self._ends_at = self.due_at = self._at_latest(now + TERMINAL_GRACE_S)
-
-    def _at_latest(self, at: float) -> float:
-        """This time, or that of stream_timeout if it comes before."""
-        timeout_s = self._runtime.settings.stream_timeout_s
-        return min(at, self._started_at + timeout_s) if timeout_s else at
+            at = self._runtime.time() + TERMINAL_GRACE_S
+            self._ends_at = self.due_at = _at_latest(at, self._started_at, self._runtime.settings)
 
     def _end_in_time(self) -> None:
         """The rest of the answer is not awaited any longer: its last event is there, or enough of its error text."""
@@ -877,6 +869,11 @@ def _learn_of(stream: Stream, learns: Callable[[str, bytes], None] | None) -> No
     """A stream of chat completions has all its events: their head holds the id of a completion that is kept."""
     if learns is not None and stream.progress.chunk_head:
         learns(stream.upstream, b"{%b}" % stream.progress.chunk_head)
+
+
+def _at_latest(at: float, started_at: float, settings: Settings) -> float:
+    """This time, or that at which stream_timeout ends an exchange that has started then, if it comes before."""
+    return min(at, started_at + settings.stream_timeout_s) if settings.stream_timeout_s else at
 
 
 def _first_by(attempt: Attempt, route: RouteSettings, settings: Settings) -> float:
