@@ -178,7 +178,7 @@ CORE: Final = (
         "",
     ),
     Mutant(
-        "a reader whose position fell off the log goes on at its start without a gap",
+        "a reader with a position that fell off the log goes on at its start without a gap",
         "core/replay.py",
         "ReplayLog.seek",
         "if not self.seq_first <= seq <= self.seq_next:",
@@ -496,7 +496,7 @@ CORE: Final = (
         "return False",
     ),
     Mutant(
-        "a second write overtakes the first, whose reply is still open",
+        "a second write overtakes the first, with its reply still open",
         "engine/owner.py",
         "CopyOwner._send",
         "        copy.is_waiting = True\n",
@@ -691,7 +691,7 @@ CORE: Final = (
         "if False:",
     ),
     Mutant(
-        "streams whose retention is over come back with a restart",
+        "streams beyond their retention come back with a restart",
         "core/snapshot.py",
         "restore",
         "if not snapshot.live and sealed_at + facts.retention_s <= now:",
@@ -1232,7 +1232,7 @@ WIRE: Final = (
         "if False:",
     ),
     Mutant(
-        "a head whose final blank line arrives in two reads never ends",
+        "a head with a final blank line that arrives in two reads never ends",
         "wire/http1.py",
         "HeadReader.feed",
         "max(self._scanned - 3, 0)",
@@ -1870,7 +1870,7 @@ NET: Final = (
         "",
     ),
     Mutant(
-        "a paused reader whose token expired reads on until it stalls",
+        "a paused reader with an expired token reads on until it stalls",
         "net/client.py",
         "ClientConnection._due_answer",
         "return min(self._next_look(), answer.expires_at)",
@@ -1905,7 +1905,7 @@ NET: Final = (
         "",
     ),
     Mutant(
-        "a connection whose answer ends in a drain is kept alive",
+        "a connection with an answer that ends in a drain is kept alive",
         "net/client.py",
         "ClientConnection.answered",
         " or self._runtime.draining",
@@ -2181,7 +2181,7 @@ NET: Final = (
         ("tests/net/test_exchange.py", "tests/net/test_wrong_types.py"),
     ),
     Mutant(
-        "JSON whose framing breaks off is thrown away",
+        "JSON with a framing that breaks off is thrown away",
         "net/exchange.py",
         "Exchange.on_broken",
         " and self._deliver(collected, stream)",
@@ -2650,7 +2650,7 @@ NET: Final = (
         ("tests/net/test_read_batch.py", "tests/net/test_guard.py"),
     ),
     Mutant(
-        "a server whose list fails once has no models",
+        "a server with a list that fails once has no models",
         "net/catalogue.py",
         "Listing._done",
         "        if names:\n",
