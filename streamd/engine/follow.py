@@ -110,6 +110,7 @@ class Follow:
     """The source of a stream that lives elsewhere."""
 
     needs_reader = True
+    watch = None  # a generation's figures are counted by the worker that asks for it
 
     def __init__(
         self,

@@ -193,9 +193,9 @@ class Watch:
 
     # -- the source
 
-    def _take_opening(self, original: Any, link: UpstreamConnection, head: ResponseHead) -> None:
+    def _take_opening(self, original: Any, link: UpstreamConnection, head: ResponseHead, *coding: Any) -> None:
         """The relay may read the head of a stream in a later turn than that in which its server sent it all."""
-        original(link, head)
+        original(link, head, *coding)
         peer: Any = getattr(link.transport, "peer", None)
         if is_event_stream(head.get(b"content-type")) and peer is not None and peer.script is not None:
             self.world.stream_begins(peer, peer.script)
