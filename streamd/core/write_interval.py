@@ -21,7 +21,7 @@ FULL_INTERVAL_S: Final = 0.05
 # Shares of a worker's time from which its interval grows, and below which it falls. The falling threshold is half of
 # the rising threshold, because an interval saves at most half of a token's cost: without the gap between them an
 # interval would end the load that it was made for.
-BUSY_SHARE: Final = 0.7
+BUSY_SHARE: Final = 0.85
 IDLE_SHARE: Final = 0.35
 # The same for intervals beyond FULL_INTERVAL_S.
 FULL_SHARE: Final = 0.95
