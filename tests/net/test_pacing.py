@@ -106,7 +106,7 @@ def test_the_adaptive_interval_is_that_of_the_load() -> None:
         transport.feed(chunk(event("three ")))
         r.turn()
         assert transport.reading, "an idle worker reads on"
-        busy(r, 0.8)
+        busy(r, 0.9)
         transport.feed(chunk(event("four ")))
         r.turn()
         assert not transport.reading
