@@ -359,7 +359,7 @@ class Answer:
         if self.script is None:
             self.script = self.world.script_of(self.errand.stream_id)
         if self.script is not None:
-            self.script.confirm(self.stream.events)
+            self.script.confirm(self.stream)
         if self.error_seen:
             raise Violation(f"an event after the error: {event[:200]!r}")
         if seq < self.position:

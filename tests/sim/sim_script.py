@@ -73,6 +73,7 @@ class Script:
         "_parts",
         "_rng",
         "_shape",
+        "cut",
         "dialect",
         "ended",
         "event_at",
@@ -98,6 +99,7 @@ class Script:
         self.events: list[bytes] = []  # the second model
         self.unread: list[bytes] = []  # published, perhaps before its request's head was read
         self.pending: list[tuple[int, bytes]] = []  # (offset on the wire at which the event is whole, the event)
+        self.cut: list[bytes] = []  # the event that was on its way when the upstream was lost
         # The numbers of events with which all choices are finished, and with which the dialect's terminal is sent.
         self.finished_at = self.terminal_at = 1 << 60
         self.partly_finished = False  # some choices never get their finish_reason
@@ -112,11 +114,24 @@ class Script:
         self._begun = -1  # the candidate of the last event with a candidate
         self._half = 0
 
-    def confirm(self, count: int) -> None:
-        """`count` events are in the log: as many of the published lines were read."""
-        taken = max(0, count - len(self.events))
+    def confirm(self, stream: Any) -> None:
+        """As many of the published lines were read as the stream has events. And an event whose data is whole counts
+        without its blank line when the upstream is lost.
+        """
+        taken = max(0, stream.events - len(self.events))
         self.events += self.unread[:taken]
         del self.unread[:taken]
+        cut = [event for _, event in self.pending[:1]] or self.cut
+        seq, log = len(self.events) + 1, stream.log
+        if cut and log.seq_first <= seq < log.seq_next and log.read(log.seek(seq), bytes_max=1)[0][1] == cut[0]:
+            self.events += cut
+            self.pending.clear()
+            self.cut.clear()
+
+    def lose(self) -> None:
+        """The relay gets no more of it."""
+        self.cut = [event for _, event in self.pending[:1]]
+        self.pending.clear()
 
     # -- events
 

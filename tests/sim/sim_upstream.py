@@ -142,7 +142,7 @@ class Link:
         self._over = True
         self.server.links.pop(self, None)
         if self.script is not None:
-            self.script.pending.clear()
+            self.script.lose()
         self.transport = None
 
     def _hang_up(self, fin: bool) -> None:

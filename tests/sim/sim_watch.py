@@ -324,9 +324,9 @@ class Watch:
         is_over = transport.closing or transport.gone or transport.lost or transport.eof_received
         must(connection.pauses & TURN and (is_over or not transport.reading), "a connection that waits is read")
 
-    def _rest(self, original: Any, pacing: Pacing, connection: Any, interval: WriteInterval, now: float) -> None:
+    def _rest(self, original: Any, pacing: Pacing, connection: Any, interval: WriteInterval, *times: float) -> None:
         was = connection.pauses
-        original(pacing, connection, interval, now)
+        original(pacing, connection, interval, *times)
         must(not was, "an upstream that is silent already is paced", was)
         cause = "the load" if pacing.adaptive.seconds > interval.least_s else "its terms"
         self.seen[f"an upstream rests after a read, for {cause}"] += connection.pauses == PACE

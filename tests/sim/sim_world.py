@@ -588,7 +588,7 @@ class World:
         if stream.ended_clean and not whole:
             raise Violation(f"{stream.id} ended cleanly, its answer didn't")
         if script is not None:
-            script.confirm(stream.events)
+            script.confirm(stream)
         if stream.ended_clean and script is not None and stream.events != len(script.events):
             raise Violation(f"{stream.id} has {stream.events} events of {len(script.events)}")
 
@@ -656,7 +656,7 @@ class World:
             script = self.scripts.get(errand.stream_id)
             stream = self.worker.runtime.hub.get(errand.stream_id)
             if script is not None and stream is not None:
-                script.confirm(stream.events)
+                script.confirm(stream)
             if script is not None and answer.body != b'{"last_seq":%d}' % len(script.events):
                 raise Violation(f"{len(script.events)} events were published, {answer.body!r}")
         if errand.kind != "generate":
