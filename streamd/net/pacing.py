@@ -16,10 +16,14 @@ and the request that opened it (X-Stream-Write-Interval):
     an answer, its terminal event, an error and a seal go as soon as they are read, with all that is held.
 
 WHERE A TOKEN WAITS. A relayed stream's token waits in the kernel: after a read of an upstream's socket the socket isn't
-read again for the interval (the reason PACE of net/reading.py), then all that has come is one read and one write. So a
+read again for the interval (the reason PACE of net/reading.py), then all that has come is one read and one write. A
 pause costs no work for the tokens that come meanwhile, and TCP slows down a source that is faster than streamd. The
 time of a token's arrival isn't known there, but the pause began before it: no token waits longer than the pause. A
 terminal event that comes during a pause waits for the pause's end, because nobody has read it.
+
+    A pause has to gather something, or it is only work. So a read is followed by a pause only if the read before it was
+    less than the interval ago: a stream of ten tokens a second never pauses for 50 ms. And a pause follows a pause only
+    if something had come during the first.
 
     So a pause that the settings or a request ask for is at most READ_PAUSE_S_MAX. The rest of a longer interval is
     spent in the stream's dispatcher (core/fanout.py), where a terminal event, an error or the seal ends the wait. Only
@@ -31,8 +35,8 @@ terminal event that comes during a pause waits for the pause's end, because nobo
     adds no wait of its own to the pause.
 
 WHAT IT COSTS. All pauses end by a single timer: the connections that have to be read again in the same TICK_S are a
-list. A pause is a call of the transport and an append, its end another call; while no stream has an interval, nothing
-but a look at a flag for each turn of the loop.
+list. A pause is a call of the transport and an append, its end another call. A read without a pause costs a comparison
+of times, and nothing while no stream has an interval.
 
 NEVER FOR A READER. A pause follows a read, whatever the stream's readers do. For a slow reader the source is never
 paused.
@@ -57,6 +61,11 @@ from streamd.net.reading import PACE, Readable, pause_reading, resume_reading
 # answer that ends a tenth of a second late as one that ends in time.
 READ_PAUSE_S_MAX: Final = 0.1
 
+# What came during a pause is read within this time after it, or within this part of the pause: a worker that is short
+# of time reads many sockets in a turn.
+READ_AFTER_S: Final = 0.01
+READ_AFTER_SHARE: Final = 0.25
+
 # The pauses that end within this time end together: a turn finds more to read, and no pause is shorter by more.
 TICK_S: Final = 0.005
 
@@ -65,6 +74,7 @@ class Paced(Readable, Protocol):
     """A connection to an upstream whose socket may rest."""
 
     touched_at: float  # the time of its last sign of life
+    read_at: float  # the time of its last read; at a pause's end another, for the rule above
 
     def crash(self, where: str, error: Exception) -> None:
         """As in Guarded (core/guard.py)."""
@@ -73,14 +83,14 @@ class Paced(Readable, Protocol):
 class Pacing:
     """One per worker: the pauses of its upstreams' sockets, and the interval that its load asks for."""
 
-    __slots__ = ("_armed_tick", "_counters", "_due", "_late_s", "_loop", "_set", "_timer", "adaptive", "is_on")
+    __slots__ = ("_armed_tick", "_counters", "_due", "_late_s", "_loop", "_set", "_timer", "adaptive", "longest_s")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
         self._loop = loop
         self._counters = counters
         self.adaptive = AdaptiveInterval()
         self._set = 0  # answers under way whose interval is at least some time by their terms
-        self.is_on = False  # whether there is an interval at all
+        self.longest_s = 0.0  # no pause is longer at this moment; 0: no stream has an interval
         self._due: dict[tuple[int, float], list[Paced]] = {}  # by the tick of the pause's end, and its length
         self._timer: asyncio.TimerHandle | None = None
         self._armed_tick = 0
@@ -105,23 +115,27 @@ class Pacing:
         """Follow the load of the last 250 ms: the part of it that the worker was busy, and the loop's lateness."""
         late_s, self._late_s = max(self._late_s, lag_s), 0.0
         self.adaptive.note(busy_share, late_s)
-        self.is_on = self._set > 0 or self.adaptive.seconds > 0
+        self.longest_s = max(READ_PAUSE_S_MAX if self._set else 0.0, self.adaptive.seconds)
 
     def enter(self, interval: WriteInterval) -> None:
         """An answer begins whose stream has these terms; leave() follows."""
         self._set += interval.least_s > 0
-        self.is_on = self._set > 0 or self.adaptive.seconds > 0
+        self.longest_s = max(READ_PAUSE_S_MAX if self._set else 0.0, self.adaptive.seconds)
 
     def leave(self, interval: WriteInterval) -> None:
         """The answer is over."""
         self._set -= interval.least_s > 0
-        self.is_on = self._set > 0 or self.adaptive.seconds > 0
+        self.longest_s = max(READ_PAUSE_S_MAX if self._set else 0.0, self.adaptive.seconds)
 
     # -- pauses
 
-    def rest(self, connection: Paced, interval: WriteInterval, now: float) -> None:
-        """Don't read this connection for the rest of its interval, which began with the read of this turn."""
+    def rest(self, connection: Paced, interval: WriteInterval, since_s: float, now: float) -> None:
+        """Don't read this connection again for its interval, which began with the read of this turn, unless a pause
+        gathers nothing. The read before was `since_s` ago.
+        """
         wait_s = self.read_pause_s(interval)
+        if since_s >= wait_s:
+            return
         tick = int((now + wait_s) / TICK_S)
         if tick <= int(now / TICK_S):
             return
@@ -152,6 +166,7 @@ class Pacing:
             self._counters.held_s.observe(key[1], len(resting))
             for connection in resting:
                 connection.touched_at = now  # it had no chance to show a sign of life
+                connection.read_at = now - key[1] + max(READ_AFTER_S, key[1] * READ_AFTER_SHARE)
                 try:
                     resume_reading(connection, PACE)
                 except Exception as error:

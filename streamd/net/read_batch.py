@@ -26,6 +26,7 @@ class Reading(Protocol):
     """An upstream connection that has read bytes and keeps them until the turn's end."""
 
     stream: Stream | None
+    read_at: float  # the time of the turn in which it was read last, for net/pacing.py
 
     def append_if_templated(self, now: float) -> bytes:
         """If the bytes read are a token of a known shape, take it into its stream and return its frame; else b""."""
@@ -38,8 +39,10 @@ class Reading(Protocol):
     def flush_read(self) -> None:
         """Process the bytes read, of any shape. Does nothing if they were taken already."""
 
-    def rest(self, pacing: Pacing, now: float) -> None:
-        """The bytes read are processed: leave the next unread for as long as the stream's write interval allows."""
+    def rest(self, pacing: Pacing, since_s: float, now: float) -> None:
+        """The bytes read are processed, and the read before was `since_s` ago: leave the next bytes unread for as long
+        as the stream's write interval allows.
+        """
 
     def crash(self, where: str, error: Exception) -> None:
         """A callback raised: the answer can't be trusted any more. Never raises."""
@@ -65,11 +68,18 @@ class ReadBatch:
     def _end(self) -> None:
         readings, self._readings = self._readings, []
         now = self._loop.time()
+        longest_s = self.pacing.longest_s
+        fast: list[tuple[Reading, float]] = []  # those that may rest, and the time since the read before
         taken: list[tuple[Reading, bytes]] = []
         runs: list[tuple[Reading, list[bytes], bytes]] = []
         others: list[Reading] = []
         dispatched = 0  # of streams whose dispatcher writes, and counts its writes
         for reading in readings:
+            if longest_s:
+                since_s = now - reading.read_at
+                reading.read_at = now
+                if since_s < longest_s:
+                    fast.append((reading, since_s))
             try:
                 frame = reading.append_if_templated(now)
                 if frame:
@@ -111,13 +121,8 @@ class ReadBatch:
             except Exception as error:
                 reading.crash("read_batch.flush_read", error)
         self._counters.event_writes += len(taken) + len(runs) - dispatched
-        if self.pacing.is_on:
-            self._rest(readings, now)
-
-    def _rest(self, readings: list[Reading], now: float) -> None:
-        """All is written: the sockets that were read may rest for a while."""
-        for reading in readings:
+        for reading, since_s in fast:
             try:
-                reading.rest(self.pacing, now)
+                reading.rest(self.pacing, since_s, now)
             except Exception as error:
                 reading.crash("read_batch.rest", error)

@@ -123,12 +123,13 @@ class Asker(Protocol):
 class _UpstreamPerToken:
     """The attributes that a token touches. Slots of a base class come first, so they are neighbours in memory."""
 
-    __slots__ = ("_fast_path", "_read", "_read_batch", "at", "stream")
+    __slots__ = ("_fast_path", "_read", "_read_batch", "at", "read_at", "stream")
 
     at: UpstreamState
     _read_batch: ReadBatch
     _read: bytes | None  # bytes that were read and not processed yet; empty while only a decoder holds some
     _fast_path: bool  # EVENTS, with both decoders between two pieces; then `stream` is set
+    read_at: float  # the time of the turn in which it was read last, while there are write intervals (net/pacing.py)
     stream: Stream | None
 
 
@@ -149,7 +150,6 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         "_keep_alive",
         "_runtime",
         "_splitter",
-        "_time",
         "_unsent_bytes",
         "answers",
         "any_byte",
@@ -164,7 +164,6 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
     def __init__(self, runtime: Runtime, upstream: Upstream) -> None:
         # process
         self._runtime = runtime
-        self._time = runtime.time
         self._read_batch = runtime.read_batch
         self.upstream = upstream
         # connection
@@ -193,6 +192,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         # Time of the last sign of life: any bytes in BODY, in EVENTS comments, blank lines and the end of a pause. A
         # stream has its own.
         self.touched_at = 0.0
+        self.read_at = 0.0
 
     # -- transport callbacks
 
@@ -260,13 +260,13 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             return
         self.work_or_wait()
 
-    def rest(self, pacing: Pacing, now: float) -> None:
-        """What was read is processed: read the next events later, all of them together."""
+    def rest(self, pacing: Pacing, since_s: float, now: float) -> None:
+        """What was read is processed: read the next events later, all of them together. See net/pacing.py."""
         stream = self.stream
         if stream is None or self.pauses or self._read is not None or self.at is not UpstreamState.EVENTS:
             return
         if not stream.progress.terminal:  # else the end of the framing is awaited, for the next request
-            pacing.rest(self, stream.terms.write_interval, now)
+            pacing.rest(self, stream.terms.write_interval, since_s, now)
 
     @property
     def share(self) -> str:
@@ -398,12 +398,12 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
     def read_body(self) -> None:
         """The body is bytes; called from on_piece()."""
         self._go(UpstreamState.BODY)
-        self.touched_at = self._time()
+        self.touched_at = self._runtime.time()
 
     def take_body(self, head: ResponseHead, coding: bytes | None = None) -> None:
         """The body is bytes; called from on_head(). `coding` is undone."""
         self._go(UpstreamState.BODY)
-        self.touched_at = self._time()
+        self.touched_at = self._runtime.time()
         self._begin_body(head, coding)
 
     def close(self) -> None:
@@ -452,7 +452,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
 
     def resume(self) -> None:
         if self.at is UpstreamState.BODY and self.pauses & BACKPRESSURE:
-            self.touched_at = self._time()
+            self.touched_at = self._runtime.time()
             if self._read is not None:
                 self.wait_for_turn()
             resume_reading(self, BACKPRESSURE)
@@ -525,7 +525,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         if splitter.pending or self._held_bytes:
             self._charge_held()
         if pieces or not splitter.pending or splitter.in_comment:
-            self.touched_at = self._time()
+            self.touched_at = self._runtime.time()
         if pieces:
             self._append(pieces)
             work += len(pieces) * event_pieces(stream)
@@ -566,13 +566,13 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         if stream.progress.strays is not None and not stream.events:
             pieces = stream.behind_strays(pieces)
         self._runtime.counters.event_writes += stream.direct
-        stream.append_pieces(pieces, self._time())
+        stream.append_pieces(pieces, self._runtime.time())
 
     def _take_body(self, data: bytes) -> int:
         decoder, asker = self._decoder, self._asker
         assert decoder is not None and asker is not None
         if self.at is UpstreamState.BODY:
-            self.touched_at = self._time()
+            self.touched_at = self._runtime.time()
         payloads = decoder.feed(data)
         spent = self._spent_on(data, payloads)
         if payloads:
@@ -583,7 +583,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             self._settle_events(decoder, self._splitter)
             return spent
         if self.at is UpstreamState.OPENING:
-            self.touched_at = self._time()  # blank bytes in front of an answer are signs of life
+            self.touched_at = self._runtime.time()  # blank bytes in front of an answer are signs of life
         if decoder.done and self.at is not UpstreamState.CLOSED:
             self._finish()
         return spent
@@ -604,7 +604,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
                 resume_reading(self, BACKPRESSURE)  # a slow reader may have paused it up to the last byte
                 self._charge_held()
                 self._go(UpstreamState.IDLE)
-                self.upstream.keep(self, self._time())
+                self.upstream.keep(self, self._runtime.time())
             else:
                 self.close()
         except Exception as error:  # Why: the answer is complete, and its asker has to hear of that
