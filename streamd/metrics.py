@@ -90,6 +90,7 @@ def status(totals: Totals, *, state: str, uptime_s: float, admission: dict[str, 
         if measure.status:
             table, _, member = measure.status.rpartition(".")
             (shown.setdefault(table, {}) if table else shown)[member] = totals.gauges[measure.name]
+    shown["tokens_total"] = totals.counters.text_events
     return {**shown, "admission": admission, "upstreams": totals.upstreams}
 
 

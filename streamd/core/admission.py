@@ -756,6 +756,7 @@ class Admission:
         return {
             "budget": self._budget.status(),
             "in_use": {number.name.lower(): self._total(number.value) for number in SharedNumber},
+            "resident_bytes": self._own.resident_bytes,
             "descriptors": self.descriptors,
             "reserved": self._own.reserved,
             "loop_lag_s": round(self._own.lag_s, 4),

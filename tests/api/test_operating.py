@@ -119,6 +119,16 @@ def test_status_is_readable_json() -> None:
         assert status["streams"] == {"live": 0, "detached": 0, "sealed": 0}
 
 
+def test_status_counts_tokens_and_the_memory_that_is_compared_with_the_budget() -> None:
+    with rig() as r:
+        r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("a"), event("b")))
+        r.pass_time(2.0)
+        r.runtime.admission.note_resident(12_345_678)
+        status = json.loads(r.client(get("/status"), listener="admin").answer.body)
+        assert status["tokens_total"] == 2 and status["admission"]["resident_bytes"] == 12_345_678
+
+
 # -- models
 
 
