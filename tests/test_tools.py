@@ -53,7 +53,7 @@ def test_skips_are_counted_by_the_tools_that_are_missing() -> None:
 @pytest.mark.parametrize("processes", [1, 0])
 def test_a_hanging_test_ends_the_run_and_is_named(processes: int, tmp_path: Path) -> None:
     (tmp_path / "test_suite.py").write_text(SUITE)
-    settings = ["-c", str(PROJECT / "setup.cfg"), "--rootdir", str(tmp_path), "-o", "faulthandler_timeout=3"]
+    settings = ["-c", str(PROJECT / "setup.cfg"), "--rootdir", str(tmp_path), "-o", "faulthandler_timeout=1"]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "conftest", "-n", str(processes), *settings, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(PROJECT / "tests")},

@@ -28,9 +28,13 @@ and a live memoryview makes an append raise BufferError), a list of tuples (58 K
 (7.4 KB).
 
 Bounds. Both caps are checked when a segment is sealed, never for each event: the log may exceed them by a segment and
-an event. An event may be larger than the cap in bytes by itself (images, audio); the newest of these is kept beside all
-that the cap allows, until as much has followed it. The log holds the events seq_first <= seq < seq_next; those in front
-of seq_first have been dropped.
+an event. Templates stay while the log lives. So a log learns no more of them when all together, in use or not, would
+take more than half of its bytes: an upstream may give each event an id of its own, and then each would cost a template.
+The first template is learnt in any case.
+
+An event may be larger than the cap in bytes by itself (images, audio); the newest of these is kept beside all that the
+cap allows, until as much has followed it. The log holds the events seq_first <= seq < seq_next; those in front of
+seq_first have been dropped.
 """
 
 from __future__ import annotations
@@ -435,10 +439,15 @@ class ReplayLog(_Joined):
         self._learnt += 1
         template = learn(event) if self.shapes is None else self.shapes.learn(event)
         fill = template and template.match(event)
-        if not template or not fill:
+        if not template or not fill or not self._has_room_for(template):
             return None
         self._add_template(template)
         return count, fill
+
+    def _has_room_for(self, template: Template) -> bool:
+        """Whether the log may keep one more template, within the half of its bytes that templates and aims may take."""
+        known = self._templates
+        return not known or 2 * sum(map(_template_held_max, (*known, template))) <= self.bytes_max
 
     def _add_template(self, template: Template) -> None:
         if self._templates is None:
@@ -448,9 +457,7 @@ class ReplayLog(_Joined):
         # The log also holds the current template's pieces joined to prefix and suffix. That memory is counted once,
         # with the first template.
         copies = 1 if len(templates) > 1 or template.varied else 2 + (template.numbered or template.padded)
-        fixed = template.fixed
-        self.bytes_held += _TEMPLATE_OBJECT + _TUPLE_PLACE * len(fixed) + len(template.holes)
-        self.bytes_held += copies * sum(_BYTES_OBJECT + len(piece) for piece in fixed)
+        self.bytes_held += _template_held(template, copies)
 
     def _keep_aim(self) -> None:
         """The current template goes out of use for a while."""
@@ -1251,6 +1258,18 @@ def _without_pads(lines: bytes) -> tuple[bytes, bytes]:
 def _first(segment: bytes) -> int:
     """The seq of a segment's first event."""
     return int.from_bytes(segment[:_HEAD], "big")
+
+
+def _template_held(template: Template, copies: int) -> int:
+    """Memory of a template whose pieces are held so many times."""
+    fixed = template.fixed
+    objects = _TEMPLATE_OBJECT + _TUPLE_PLACE * len(fixed) + len(template.holes)
+    return objects + copies * sum(_BYTES_OBJECT + len(piece) for piece in fixed)
+
+
+def _template_held_max(template: Template) -> int:
+    """The same with its aim, which holds the pieces joined, and those around padding once more."""
+    return _AIM + _template_held(template, 2 + template.padded)
 
 
 def _aim_held(aim: Aim) -> int:

@@ -974,6 +974,26 @@ def test_a_stream_without_repetition_rarely_learns_templates(monkeypatch: pytest
     assert read_all(log, log.seek(1)) == list(enumerate(events, 1))
 
 
+def test_templates_take_at_most_half_of_a_log() -> None:
+    """Each event of this upstream has an id of its own, so each would cost a template, and templates stay."""
+    bytes_max = 16 * 1024
+    answers = [
+        {
+            "candidates": [{"content": {"parts": [{"text": f"word{n}"}], "role": "model"}, "index": n % 3}],
+            "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": n + 1, "totalTokenCount": n + 6},
+            "responseId": f"r-{n}",
+        }
+        for n in range(2000)
+    ]
+    events = [wire(answer) for answer in answers]
+    log = filled(events, bytes_max=bytes_max)
+    segments = [*(log._segments or ()), log._tail]
+    assert log.bytes_held <= bytes_max + replay.SEGMENT_BYTES_MAX + len(events[-1])
+    assert 1 < len(log._templates or ()) < 16
+    assert sum(map(len, segments)) > bytes_max * 3 // 8  # an eighth is dropped at once
+    assert read_all(log, log.seek(log.seq_first)) == list(enumerate(events, 1))[log.seq_first - 1 :]
+
+
 def test_a_stream_that_changes_its_shape_stays_small() -> None:
     kinds = [
         lambda n: {"reasoning_content": f" {n}"},

@@ -262,14 +262,17 @@ def test_only_the_parent_reports_to_systemd_for_all_workers(mock: str, count: st
         d.notify.until("READY=1")
         assert (" workers=2 " in d.lines[-1]) == (count == "2")
         d.notify.until("WATCHDOG=1", 3)
-        d.notify.until("STATUS=serving: 0 connections", 2)
+        # The second comes with a worker's standing, seconds later: it is enough to await it once.
+        states_min = 2 if count == "2" else 1
+        d.notify.until("STATUS=serving: 0 connections", states_min)
         d.signal(signal.SIGTERM)
         assert d.ended() == 0
         names = [name for name in d.notify.names() if name not in ("WATCHDOG", "EXTEND_TIMEOUT_USEC")]
         assert names == ["READY", "STOPPING"]
         states = [line for line in d.notify.told if line.startswith("STATUS=")]
         shown = r"STATUS=serving: 0 connections, 0 streams, 0 tokens/s, saturation 0\.\d\d"
-        assert all(re.fullmatch(shown + (", 2 workers" if count == "2" else ""), state) for state in states[:2])
+        shown += ", 2 workers" if count == "2" else ""
+        assert all(re.fullmatch(shown, state) for state in states[:states_min])
 
 
 def test_the_watchdog_is_silent_without_a_worker(mock: str, count: str) -> None:
@@ -483,8 +486,8 @@ def test_workers_end_with_their_parent_and_leave_its_port(mock: str, count: str)
         d.line(" serving ")
 
 
-def test_a_parent_that_was_stopped_kills_no_worker(mock: str, count: str) -> None:
-    with workers(mock, "--worker-stuck", "2s", count=count) as d:
+def test_a_parent_that_was_stopped_kills_no_worker(mock: str) -> None:
+    with workers(mock, "--worker-stuck", "2s") as d:
         before = children(d.process.pid)
         d.signal(signal.SIGSTOP)
         # Longer than worker_stuck. The condition is the clock itself.
@@ -1111,9 +1114,7 @@ class Life:
             os.close(self._stored)
 
 
-@pytest.fixture(
-    params=[("store", 1), ("file", 1), ("store", 2), ("file", 2)], ids=lambda place: f"{place[0]}-{place[1]}"
-)
+@pytest.fixture(params=[("file", 1), ("store", 2)], ids=lambda place: f"{place[0]}-{place[1]}")
 def life(request: pytest.FixtureRequest, mock: str, tmp_path: Path) -> Iterator[Life]:
     place, workers = request.param
     life = Life(mock, place, tmp_path)

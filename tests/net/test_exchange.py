@@ -393,11 +393,11 @@ def test_a_failing_upstream_is_left_out_for_longer_and_longer_and_let_back_in() 
         r.reply(whole_answer(b"ok"))
         waits = []
         for _ in range(5):
-            waits.append(a.health.all.out_until - r.loop.time())
+            waits.append(a.health.all.out_until - a.health.all.failed_at)
             r.client(post(WHOLE))
             r.reply(whole_answer(b"ok"))
             before = len(r.dialled)
-            r.pass_time(waits[-1] + 0.3)
+            r.pass_time(a.health.all.out_until - r.loop.time() + 0.3)
             assert r.dialled[before - 1 :] == [2, 1], "the first is tried by streamd itself, once"
         assert all(later > 1.1 * earlier for earlier, later in itertools.pairwise(waits))
         r.refusing.clear()

@@ -119,10 +119,10 @@ def check_stream(world: World, stream: Stream, waited_for: Counter[int]) -> None
     """waited_for: id(stream) of streams that their first reader still waits for."""
     log = stream.log
     must(1 <= log.seq_first <= log.seq_next, "seqs of the log", log.seq_first, log.seq_next)
-    # Both caps are checked when a segment is sealed: the log may exceed them by a segment and an event, and templates,
-    # 8 of which (AIMS_MAX) hold their pieces twice.
+    # Both caps are checked when a segment is sealed: the log may exceed them by a segment and an event, and by the aims
+    # of AIMS_MAX templates, which come between two seals.
     must(
-        log.bytes_held <= log.bytes_max + 8192 + 4096 + world.event_bytes_max,
+        log.bytes_held <= log.bytes_max + 4096 + world.event_bytes_max,
         "log bytes",
         log.bytes_held,
         log.bytes_max,

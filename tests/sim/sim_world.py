@@ -235,6 +235,7 @@ class World:
             if not self.stopping:
                 self.check_freed(before)
         finally:
+            self.loop.abandon()
             watch.remove()
             gc.enable()
             machine.private_bytes = private_bytes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,12 +46,10 @@ def _counted(text: bytes, total: int) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def a_small_heap() -> Iterator[None]:
+def a_small_heap() -> None:
     """Keep the collector, which each seed runs several times, off everything that other tests have left."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def test_every_dialect_is_simulated() -> None:
