@@ -23,8 +23,10 @@ from streamd.daemon import logs
 from streamd.daemon.worker import Worker
 from streamd.net import answer as net_answer
 from streamd.net import sweep
+from streamd.net import upstream as net_upstream
 from streamd.net.client import ClientConnection
 from streamd.net.exchange import Exchange
+from streamd.net.reading import READ_BYTES_MAX
 from streamd.net.upstream import UpstreamConnection, UpstreamState
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import ChunkedDecoder, encode_chunk
@@ -182,6 +184,18 @@ class FakeTransport(asyncio.Transport):
                 self.protocol.data_received(data)
             elif not self.protocol.eof_received():
                 self.close()
+
+    def read_past(self) -> bytes:
+        """As net/reading.py's read_past() of a paused transport."""
+        assert not self.reading
+        if self.is_reset:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        come = b""
+        while self.unread and self.unread[0] and not self.closed:
+            come += self.unread.pop(0) or b""
+        if come[READ_BYTES_MAX:]:
+            self.unread.insert(0, come[READ_BYTES_MAX:])
+        return come[:READ_BYTES_MAX]
 
     def reset(self, error: Exception | None = None) -> None:
         self.closed = self.is_reset = True
@@ -436,8 +450,9 @@ def rig(**settings: Any) -> Iterator[Rig]:
     logs.set_level("error")
     made = Rig(**settings)
     try:
-        yield made
-        made.check_nothing_is_left()
+        with mock.patch.object(net_upstream, "read_past", FakeTransport.read_past):
+            yield made
+            made.check_nothing_is_left()
     finally:
         made.runtime.sweep.stop()
         logs._sink.level = level

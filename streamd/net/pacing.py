@@ -35,13 +35,17 @@ terminal event that comes during a pause waits for the pause's end, because nobo
     adds no wait of its own to the pause.
 
 WHAT IT COSTS. All pauses end by a single timer: the connections that have to be read again in the same TICK_S are a
-list. A pause is a call of the transport and an append, its end another call. A read without a pause costs a comparison
+list. A pause is a call of the transport and an append. At its end the socket is read past the transport: a stream that
+goes on like that leaves the kernel's set of watched sockets once, and its reads cost neither a wake-up nor a call to
+leave the set and to join it (11 µs a pause instead of 15). The transport reads on where nothing has come, which may be
+the end, after more than READ_BYTES_MAX bytes, and under TLS. A read without a pause costs a comparison
 of times, and nothing while no stream has an interval.
 
 NEVER FOR A READER. A pause follows a read, whatever the stream's readers do. For a slow reader the source is never
 paused.
 
-BOUNDS. A connection is in at most one list, and a list is dropped at its tick, a second later at most.
+BOUNDS. A connection is in at most one list, and a list is dropped at its tick, a second later at most. A pause ends by
+a read of at most READ_BYTES_MAX bytes of each connection.
 
 Rejected: reading each token at once and holding its frame (saves the write, but not the read, and needs a timer and
 memory for each stream); one pause for the whole loop (holds back requests and first tokens too); a timer for each
@@ -76,6 +80,12 @@ class Paced(Readable, Protocol):
     touched_at: float  # the time of its last sign of life
     read_at: float  # the time of its last read; at a pause's end another, for the rule above
 
+    def rest(self, pacing: Pacing, since_s: float, now: float) -> bool:
+        """Its bytes are processed: pause it, if its state allows. Returns whether it rests."""
+
+    def read_rested(self) -> bool:
+        """Take what has come during its pause, past the transport. False: the transport has to read on."""
+
     def crash(self, where: str, error: Exception) -> None:
         """As in Guarded (core/guard.py)."""
 
@@ -83,7 +93,18 @@ class Paced(Readable, Protocol):
 class Pacing:
     """One per worker: the pauses of its upstreams' sockets, and the interval that its load asks for."""
 
-    __slots__ = ("_armed_tick", "_counters", "_due", "_late_s", "_loop", "_set", "_timer", "adaptive", "longest_s")
+    __slots__ = (
+        "_armed_tick",
+        "_awake",
+        "_counters",
+        "_due",
+        "_late_s",
+        "_loop",
+        "_set",
+        "_timer",
+        "adaptive",
+        "longest_s",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
         self._loop = loop
@@ -92,6 +113,7 @@ class Pacing:
         self._set = 0  # answers under way whose interval is at least some time by their terms
         self.longest_s = 0.0  # no pause is longer at this moment; 0: no stream has an interval
         self._due: dict[tuple[int, float], list[Paced]] = {}  # by the tick of the pause's end, and its length
+        self._awake: list[Paced] = []  # read at the end of their pause, until these bytes are processed
         self._timer: asyncio.TimerHandle | None = None
         self._armed_tick = 0
         self._late_s = 0.0  # the latest end of a pause since the last note_load()
@@ -129,16 +151,14 @@ class Pacing:
 
     # -- pauses
 
-    def rest(self, connection: Paced, interval: WriteInterval, since_s: float, now: float) -> None:
+    def rest(self, connection: Paced, interval: WriteInterval, since_s: float, now: float) -> bool:
         """Don't read this connection again for its interval, which began with the read of this turn, unless a pause
-        gathers nothing. The read before was `since_s` ago.
+        gathers nothing. The read before was `since_s` ago. Returns whether it rests.
         """
         wait_s = self.read_pause_s(interval)
-        if since_s >= wait_s:
-            return
         tick = int((now + wait_s) / TICK_S)
-        if tick <= int(now / TICK_S):
-            return
+        if since_s >= wait_s or tick <= int(now / TICK_S):
+            return False
         pause_reading(connection, PACE)
         resting = self._due.get((tick, wait_s))
         if resting is None:
@@ -147,6 +167,7 @@ class Pacing:
                 self._arm(tick)
         else:
             resting.append(connection)
+        return True
 
     def _arm(self, tick: int) -> None:
         if self._timer is not None:
@@ -155,7 +176,7 @@ class Pacing:
         self._timer = self._loop.call_later(max(0.0, tick * TICK_S - self._loop.time()), self._wake)
 
     def _wake(self) -> None:
-        """Read the connections again whose pause is over."""
+        """Read the connections whose pause is over."""
         self._timer = None
         now = self._loop.time()
         self._late_s = max(self._late_s, now - self._armed_tick * TICK_S)
@@ -168,8 +189,24 @@ class Pacing:
                 connection.touched_at = now  # it had no chance to show a sign of life
                 connection.read_at = now - key[1] + max(READ_AFTER_S, key[1] * READ_AFTER_SHARE)
                 try:
-                    resume_reading(connection, PACE)
+                    if connection.read_rested():
+                        self._awake.append(connection)
+                    else:
+                        resume_reading(connection, PACE)
                 except Exception as error:
-                    connection.crash("pacing.resume", error)
+                    connection.crash("pacing.wake", error)
+        if self._awake:
+            self._loop.call_soon(self._rest_on)  # behind the call that processes the reads (net/read_batch.py)
         if self._due:
             self._arm(min(tick for tick, _ in self._due))
+
+    def _rest_on(self) -> None:
+        """The bytes read at the end of pauses are processed: begin the next pauses."""
+        connections, self._awake = self._awake, []
+        now = self._loop.time()
+        for connection in connections:
+            try:
+                if not connection.rest(self, 0.0, now):
+                    resume_reading(connection, PACE)
+            except Exception as error:
+                connection.crash("pacing.rest_on", error)

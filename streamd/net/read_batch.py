@@ -26,6 +26,7 @@ class Reading(Protocol):
     """An upstream connection that has read bytes and keeps them until the turn's end."""
 
     stream: Stream | None
+    pauses: int
     read_at: float  # the time of the turn in which it was read last, for net/pacing.py
 
     def append_if_templated(self, now: float) -> bytes:
@@ -39,7 +40,7 @@ class Reading(Protocol):
     def flush_read(self) -> None:
         """Process the bytes read, of any shape. Does nothing if they were taken already."""
 
-    def rest(self, pacing: Pacing, since_s: float, now: float) -> None:
+    def rest(self, pacing: Pacing, since_s: float, now: float) -> bool:
         """The bytes read are processed, and the read before was `since_s` ago: leave the next bytes unread for as long
         as the stream's write interval allows.
         """
@@ -123,6 +124,7 @@ class ReadBatch:
         self._counters.event_writes += len(taken) + len(runs) - dispatched
         for reading, since_s in fast:
             try:
-                reading.rest(self.pacing, since_s, now)
+                if not reading.pauses:
+                    reading.rest(self.pacing, since_s, now)
             except Exception as error:
                 reading.crash("read_batch.rest", error)

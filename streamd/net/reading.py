@@ -14,6 +14,7 @@ Why bits of an int, not a set: an unpaused connection refers to the shared 0, so
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Final, Protocol
 
 BACKPRESSURE: Final = 1  # the receiver of these bytes takes nothing for now
@@ -73,3 +74,16 @@ def resume_reading(connection: Readable, reason: int) -> None:
         connection.pauses = pauses & ~reason
         if not connection.pauses and not connection.transport.is_closing():
             connection.transport.resume_reading()
+
+
+def read_past(transport: asyncio.Transport) -> bytes:
+    """At most READ_BYTES_MAX bytes that have come on the socket of a paused TCP transport without TLS.
+
+    b"" if none have, and at the end, which the transport meets as well once it reads. Raises OSError for a loss, which
+    the transport doesn't: the kernel tells of it once. A transport that doesn't read has left its socket alone, because
+    uvloop takes it out of epoll's set.
+    """
+    try:
+        return os.read(transport.get_extra_info("socket").fileno(), READ_BYTES_MAX)
+    except BlockingIOError:
+        return b""

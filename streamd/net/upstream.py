@@ -36,7 +36,7 @@ from streamd.net.dialer import Dialer
 from streamd.net.pacing import Pacing
 from streamd.net.proxy_tunnel import open_tunnel
 from streamd.net.read_batch import ReadBatch
-from streamd.net.reading import BACKPRESSURE, TURN, pause_reading, resume_reading
+from streamd.net.reading import BACKPRESSURE, PACE, READ_BYTES_MAX, TURN, pause_reading, read_past, resume_reading
 from streamd.net.runtime import Runtime
 from streamd.net.tls_files import TlsFilesError, load_pair
 from streamd.net.turns import CONNECTION_PIECES_MAX, STEP_SIZES_BYTES, TakesTurns, event_pieces, pieces_of, step_bytes
@@ -260,13 +260,29 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             return
         self.work_or_wait()
 
-    def rest(self, pacing: Pacing, since_s: float, now: float) -> None:
-        """What was read is processed: read the next events later, all of them together. See net/pacing.py."""
+    def rest(self, pacing: Pacing, since_s: float, now: float) -> bool:
+        """What was read is processed: read the next events later, all of them together (net/pacing.py). True if so."""
         stream = self.stream
-        if stream is None or self.pauses or self._read is not None or self.at is not UpstreamState.EVENTS:
-            return
-        if not stream.progress.terminal:  # else the end of the framing is awaited, for the next request
-            pacing.rest(self, stream.terms.write_interval, since_s, now)
+        if stream is None or self.pauses & ~PACE or self._read is not None or self.at is not UpstreamState.EVENTS:
+            return False
+        if stream.progress.terminal:  # the end of the framing is awaited, for the next request
+            return False
+        return pacing.rest(self, stream.terms.write_interval, since_s, now)
+
+    def read_rested(self) -> bool:
+        """A rest is over: take what has come meanwhile, with the transport still at rest. False: it has to read on."""
+        if self.pauses != PACE or self._read is not None or self.at is not UpstreamState.EVENTS:
+            return False
+        if self.upstream.settings.origin.tls:
+            return False  # the socket's bytes are ciphertext
+        try:
+            data = read_past(self.transport)
+        except OSError as error:
+            self._end(error)
+            return False
+        if data:
+            self.data_received(data)
+        return 0 < len(data) < READ_BYTES_MAX
 
     @property
     def share(self) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import struct
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
+import uvloop
 from fakes import (
     CHAT,
     DONE,
@@ -26,8 +32,9 @@ from fakes import (
 
 from streamd.config import RouteOverride
 from streamd.core.write_interval import WriteInterval
+from streamd.net import upstream as net_upstream
 from streamd.net.pacing import READ_PAUSE_S_MAX, TICK_S, Pacing
-from streamd.net.reading import BACKPRESSURE, PACE, TURN
+from streamd.net.reading import BACKPRESSURE, PACE, READ_BYTES_MAX, TURN, read_past
 from streamd.net.upstream import UpstreamConnection
 from streamd.rows import WORD_S
 
@@ -321,6 +328,116 @@ def test_bytes_that_a_pause_hides_are_no_silence_of_the_upstream() -> None:
         r.reply(chunk(DONE) + LAST)
 
 
+# -- reads past the transport
+
+
+def test_a_stream_that_goes_on_rests_without_its_transport_reading() -> None:
+    with rig(write_interval_s=INTERVAL_S) as r:
+        client, transport, link = began(r)
+        words = [f"{k} " for k in range(10)]
+        transport.feed(chunk(event("three ")))
+        r.turn()
+        for word in words:
+            transport.feed(chunk(event(word)))
+            r.pass_time(INTERVAL_S)
+            assert link.pauses == PACE and not transport.reading
+        assert text(client) == "one two three " + "".join(words)
+        r.pass_time(2 * INTERVAL_S)
+        assert transport.reading, "nothing came: an end may come now"
+
+
+@pytest.mark.parametrize("ending", [DONE, event("x " * 100)])
+def test_what_ends_a_rest_is_read_by_the_transport_again(ending: bytes) -> None:
+    """The terminal event, behind which the end of the framing is awaited; and more than a read past it takes."""
+    with rig(write_interval_s=INTERVAL_S) as r:
+        client, transport, link = began(r)
+        transport.feed(chunk(event("three ")))
+        r.turn()
+        count = 1 if ending is DONE else READ_BYTES_MAX // len(ending) + 1
+        transport.feed(chunk(*[ending] * count))
+        r.pass_time(INTERVAL_S + TICK_S)
+        assert transport.reading or ending is not DONE
+        r.pass_time(INTERVAL_S)
+        assert text(client).count("x ") == (0 if ending is DONE else 100 * count)
+
+
+def test_a_connection_with_tls_is_read_by_its_transport_alone() -> None:
+    """The socket's bytes are ciphertext."""
+    with rig(write_interval_s=INTERVAL_S) as r, mock.patch.object(net_upstream, "read_past", side_effect=OSError):
+        client, transport, link = began(r)
+        settings = link.upstream.settings
+        link.upstream.settings = replace(settings, url="https://127.0.0.1:1")
+        transport.feed(chunk(event("three ")))
+        r.turn()
+        assert link.pauses == PACE
+        transport.feed(chunk(event("four ")))
+        r.pass_time(INTERVAL_S + TICK_S)
+        assert text(client) == "one two three four "
+        link.upstream.settings = settings
+
+
+def test_a_loss_that_a_read_past_the_transport_meets_ends_the_stream() -> None:
+    """The kernel tells of it once, so the transport would take the connection for ended in order."""
+    lost = ConnectionResetError(104, "Connection reset by peer")
+    with rig(write_interval_s=INTERVAL_S) as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD.replace(b"transfer-encoding: chunked\r\n", b"") + event("one "))
+        for word in ("two ", "three "):
+            r.reply(event(word))
+        assert not r.link.reading, "the answer lasts until the close"
+        with mock.patch.object(net_upstream, "read_past", side_effect=lost):
+            r.pass_time(2 * INTERVAL_S)
+        assert text(client) == "one two three " and b"upstream_truncated" in client.raw
+
+
+@pytest.mark.parametrize("ending", ["nothing", "fin", "reset"])
+def test_read_past_takes_what_has_come_and_leaves_the_end_to_the_transport(ending: str) -> None:
+    told: list[object] = []
+    heard = asyncio.Event()
+
+    class Reader(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            told.append(data)
+            heard.set()
+
+        def eof_received(self) -> None:
+            told.append("fin")
+            heard.set()
+
+    async def run() -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        ours, theirs = tcp_pair()
+        transport, _ = await loop.create_connection(Reader, sock=ours)
+        transport.pause_reading()
+        theirs.sendall(b"one")
+        theirs.sendall(b"two")
+        found = [read_past(transport), read_past(transport)]
+        if ending == "nothing":
+            theirs.sendall(b"three")
+        elif ending == "fin":
+            theirs.close()
+            found.append(read_past(transport))
+        else:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.close()
+            with pytest.raises(ConnectionResetError):
+                read_past(transport)
+            heard.set()
+        transport.resume_reading()
+        await heard.wait()
+        transport.abort()
+        theirs.close()
+        return found
+
+    loop = uvloop.new_event_loop()
+    try:
+        found = loop.run_until_complete(run())
+    finally:
+        loop.close()
+    assert found[:2] == [b"onetwo", b""] and not any(found[2:])
+    assert told == {"nothing": [b"three"], "fin": ["fin"], "reset": []}[ending]
+
+
 # -- requests
 
 
@@ -419,6 +536,13 @@ def test_a_connection_that_raises_in_its_resume_ends_alone() -> None:
         r.pass_time(1.0)
         assert broken.gone
         r.bugs.clear()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    return ours, theirs
 
 
 def _timers(r: Rig) -> list[Any]:

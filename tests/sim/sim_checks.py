@@ -364,8 +364,10 @@ def _check_link_times(world: World, link: Any, now: float, slack_s: float) -> No
     if connection.pauses & PACE and not link.transport.closing:
         due = world.worker.runtime.pacing._due
         until_s = [tick * TICK_S for (tick, _), resting in due.items() if connection in resting]
-        must(len(until_s) == 1, "an upstream rests without an end", len(until_s))
-        must(now - slack_s <= until_s[0] <= now + INTERVAL_S_MAX, "an upstream rests for too long", until_s[0] - now)
+        awake = connection in world.worker.runtime.pacing._awake
+        must(len(until_s) + awake == 1, "an upstream rests without an end", len(until_s))
+        ends_at = until_s[0] if until_s else now
+        must(now - slack_s <= ends_at <= now + INTERVAL_S_MAX, "an upstream rests for too long", ends_at - now)
     settings, script = world.settings, link.script
     if not link.busy or not link.transport.reading:
         return

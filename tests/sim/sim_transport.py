@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 from sim_loop import Violation, VirtualLoop
 
+from streamd.net.reading import READ_BYTES_MAX
+
 
 class Peer(Protocol):
     """The other side of a connection."""
@@ -236,6 +238,19 @@ class Transport(asyncio.Transport):
             return
         self._incoming.append(data)
         self._deliver()
+
+    def read_past(self) -> bytes:
+        """What has come while the code under test doesn't read. A model of net/reading.py's read_past()."""
+        if self._reading or not self._incoming or self.closing or self.lost or self.gone:
+            return b""
+        come = b"".join(self._incoming)
+        data, left = come[:READ_BYTES_MAX], come[READ_BYTES_MAX:]
+        self._incoming[:] = [left] if left else []
+        self._touched.append(self)
+        if self.peer is not None:
+            self.peer.delivers(len(data))
+        self._loop.steps += 1
+        return data
 
     def receive_eof(self) -> None:
         """The peer's FIN arrives."""

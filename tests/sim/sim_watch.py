@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim_checks import must
 from sim_loop import Violation
+from sim_transport import Transport
 
 from streamd.core import replay
 from streamd.core.fanout import SlicedFanout
@@ -63,6 +64,7 @@ SITUATIONS = (
     "a client's bytes wait for a turn",
     "an upstream's bytes wait for a turn",
     *(f"an upstream rests after a read, for {cause}" for cause in ("the load", "its terms")),
+    "an upstream rests on, read past its transport",
     "a turn has no pieces left",
     # the log
     "the log drops its oldest segment",
@@ -168,6 +170,7 @@ class Watch:
         self._around(Turns, "_begin", self._begin_turn)
         self._around(TakesTurns, "wait_for_turn", self._wait_for_turn)
         self._around(Pacing, "rest", self._rest)
+        self._replace(net_upstream, "read_past", Transport.read_past)
 
     def _around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         original, failed = getattr(owner, name), self.world.loop.failed
@@ -182,7 +185,7 @@ class Watch:
 
         setattr(owner, name, wrapped)
 
-    def _replace(self, owner: Any, name: str, value: int) -> None:
+    def _replace(self, owner: Any, name: str, value: Any) -> None:
         self._originals.append((owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
@@ -324,12 +327,15 @@ class Watch:
         is_over = transport.closing or transport.gone or transport.lost or transport.eof_received
         must(connection.pauses & TURN and (is_over or not transport.reading), "a connection that waits is read")
 
-    def _rest(self, original: Any, pacing: Pacing, connection: Any, interval: WriteInterval, *times: float) -> None:
+    def _rest(self, original: Any, pacing: Pacing, connection: Any, interval: WriteInterval, *times: float) -> bool:
         was = connection.pauses
-        original(pacing, connection, interval, *times)
-        must(not was, "an upstream that is silent already is paced", was)
+        rests: bool = original(pacing, connection, interval, *times)
+        must(not was & ~PACE, "an upstream that is silent already is paced", was)
+        must(rests == (connection.pauses == PACE) or was, "a rest that isn't one", connection.pauses)
         cause = "the load" if pacing.adaptive.seconds > interval.least_s else "its terms"
-        self.seen[f"an upstream rests after a read, for {cause}"] += connection.pauses == PACE
+        self.seen[f"an upstream rests after a read, for {cause}"] += rests
+        self.seen["an upstream rests on, read past its transport"] += rests and bool(was)
+        return rests
 
     # -- reads and coalescing
 
