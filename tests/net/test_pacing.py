@@ -350,7 +350,7 @@ def test_a_stream_that_goes_on_rests_without_its_transport_reading() -> None:
 def test_what_ends_a_rest_is_read_by_the_transport_again(ending: bytes) -> None:
     """The terminal event, behind which the end of the framing is awaited; and more than a read past it takes."""
     with rig(write_interval_s=INTERVAL_S) as r:
-        client, transport, link = began(r)
+        client, transport, _link = began(r)
         transport.feed(chunk(event("three ")))
         r.turn()
         count = 1 if ending is DONE else READ_BYTES_MAX // len(ending) + 1
