@@ -120,6 +120,24 @@ class Asker(Protocol):
         """A callback raised while the answer was read; the link is closed. Counts the error, and never raises."""
 
 
+def _is_unread(transport: asyncio.Transport, exc: Exception | None) -> bool:
+    """Whether the peer ended the connection, by FIN or by a loss, without reading what was sent: it did no work.
+
+    That is certain if its system acknowledged no byte, or answered the bytes behind a FIN with a reset. A reset
+    alone proves nothing: a program may have read everything and broken off.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family == socket.AF_UNIX:
+        return False
+    try:
+        if exc is None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return True
+        (acked,) = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+    except (OSError, struct.error):
+        return False
+    return bool(acked <= _ACKED_BYTES_MIN)
+
+
 class _UpstreamPerToken:
     """The attributes that a token touches. Slots of a base class come first, so they are neighbours in memory."""
 
@@ -646,7 +664,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         elif self.at is UpstreamState.IDLE:
             self.close()
         elif self.at is UpstreamState.HEAD:
-            self.turned_away = not self.any_byte and not self.answers and self._is_unread(exc)
+            self.turned_away = not self.any_byte and not self.answers and _is_unread(self.transport, exc)
             text = "The upstream closed the connection before it answered."
             self._break(CloseReason.UPSTREAM_RESET, text)
         else:
@@ -654,23 +672,6 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             if isinstance(exc, ssl.SSLEOFError):  # RFC 9112 9.8: an answer that the close ends may have been cut
                 text = "The upstream's TLS connection ended without close_notify, so its answer may have been cut."
             self._break(CloseReason.UPSTREAM_TRUNCATED, text)
-
-    def _is_unread(self, exc: Exception | None) -> bool:
-        """Whether the peer ended the connection, by FIN or by a loss, without reading what was sent: it did no work.
-
-        That is certain if its system acknowledged no byte, or answered the bytes behind a FIN with a reset. A reset
-        alone proves nothing: a program may have read everything and broken off.
-        """
-        sock = self.transport.get_extra_info("socket")
-        if sock is None or sock.family == socket.AF_UNIX:
-            return False
-        try:
-            if exc is None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                return True
-            (acked,) = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-        except (OSError, struct.error):
-            return False
-        return bool(acked <= _ACKED_BYTES_MIN)
 
     def _break(self, reason: CloseReason, text: str) -> None:
         asker = self._asker
