@@ -133,6 +133,20 @@ def check_url(text: str) -> None:
     split_url(text)
 
 
+def check_collector(text: str) -> None:
+    """Refuse a text that is no base URL of a collector."""
+    if len(text) > 2048 or not text.isascii() or " " in text:
+        raise Refused
+    try:
+        parts = urllib.parse.urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise Refused from None
+    is_plain = parts.username is None and not parts.query and not parts.fragment and "?" not in text
+    if parts.scheme not in ("http", "https") or not is_host(host) or port == 0 or not is_plain:
+        raise Refused
+
+
 # A version as servers write it in their paths: /v1, /api/paas/v4, /v1beta/openai.
 _VERSION: Final = re.compile(r"/v[0-9]+(?:(?:alpha|beta)[0-9]*)?(?=/|\Z)")
 # The version in a request's path.

@@ -29,6 +29,7 @@ _METAVARS = {
     Kind.DURATION: "DURATION",
     Kind.BYTES: "SIZE",
     Kind.COUNT: "N",
+    Kind.RATIO: "SHARE",
     Kind.TEXT: "TEXT",
     Kind.PATH: "FILE",
     Kind.LIST: "ENTRY",

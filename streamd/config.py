@@ -17,6 +17,7 @@ line.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from streamd.addresses import (
     UpstreamOrigin,
     check_address,
     check_admin,
+    check_collector,
     check_field_name,
     check_network,
     check_passed_field,
@@ -59,6 +61,7 @@ from streamd.rows import (
     format_duration,
     list_row,
     path_row,
+    ratio_row,
     rows_of,
     table_row,
     text_row,
@@ -97,6 +100,7 @@ STREAMS = "Published streams"
 PROCESS = "Drain and processes"
 ADMISSION = "Admission"
 ACCESS = "Access"
+TELEMETRY = "OpenTelemetry"
 UPSTREAM = "[[upstream]]"
 ROUTE = "[[route]]"
 
@@ -779,6 +783,34 @@ class Settings:
         ACCESS, "30s", "0s", "5m", "Tolerance for the issuer's clock", "NTP keeps machines within a second"
     )
 
+    otlp_endpoint: str = text_row(
+        TELEMETRY,
+        "",
+        "Base URL of a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318, for spans and metrics",
+        "Unless set nothing of OpenTelemetry is loaded. The packages of streamd[otel] have to be installed. "
+        "Credentials go into OTEL_EXPORTER_OTLP_HEADERS",
+        check=check_collector,
+        wanted="http:// or https://HOST[:PORT][/PATH] without credentials and query; /v1/traces and /v1/metrics follow",
+        restart=True,
+    )
+    otlp_sample_ratio: float = ratio_row(
+        TELEMETRY,
+        "1",
+        "Share of the generations without a traceparent that become spans",
+        "The flag of a valid traceparent decides by itself",
+        restart=True,
+    )
+    otlp_metrics_interval_s: float = duration_row(
+        TELEMETRY,
+        "60s",
+        "1s",
+        "1h",
+        "Interval at which metrics go to otlp_endpoint",
+        "The interval of OpenTelemetry's SDKs",
+        zero="no metrics",
+        restart=True,
+    )
+
     upstreams: tuple[UpstreamSettings, ...] = ()
     routes: tuple[RouteOverride, ...] = ()
 
@@ -1018,7 +1050,22 @@ def relations(settings: Settings) -> Iterator[tuple[str, str]]:
     for route in s.routes:
         if (route.detach_grace_s or 0) > s.detach_grace_max_s:
             yield "routes", f"route {route.path}: detach_grace must be at most detach_grace_max"
+    if s.otlp_endpoint and not _is_otel_installed():
+        yield "otlp_endpoint", OTEL_IS_MISSING
     yield from _relations_of_access(s)
+
+
+OTEL_IS_MISSING = "needs the packages of OpenTelemetry: pip install 'streamd[otel]'"
+
+
+def _is_otel_installed() -> bool:
+    """Whether the SDK and the exporter can be imported; neither is."""
+    try:
+        return all(
+            importlib.util.find_spec(name) for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+        )
+    except ModuleNotFoundError:  # a package around it
+        return False
 
 
 # For the addresses of `listen`, and for the sockets of systemd in their place (daemon/parent.py).

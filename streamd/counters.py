@@ -122,6 +122,14 @@ class Counters:
     upstream_first_byte_s: Histogram = histogram(
         "streamd_upstream_first_byte_seconds", "From a request sent to its answer's head."
     )
+    # the collector of OpenTelemetry
+    otlp_spans: int = counter("streamd_otlp_spans", "Spans of generations that the collector of otlp_endpoint took.")
+    otlp_spans_lost: int = counter(
+        "streamd_otlp_spans_lost", "Spans that the collector didn't take, or that found their queue full."
+    )
+    otlp_export_failures: int = counter(
+        "streamd_otlp_export_failures", "Exports of spans or metrics that the collector didn't take."
+    )
     # process
     cpu_us: int = counter("process_cpu_seconds", "CPU time that the workers have used.", unit=1_000_000)
     loop_lag_s: Histogram = histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.")

@@ -106,7 +106,7 @@ def _toml_value(row: Row) -> str:
     """A row's default as TOML."""
     if row.kind is Kind.TABLE:
         return "{}"
-    if row.kind in (Kind.COUNT, Kind.FLAG) or row.written == "0":
+    if row.kind in (Kind.COUNT, Kind.RATIO, Kind.FLAG) or row.written == "0":
         return row.written
     if row.kind is Kind.LIST:
         return "[" + ", ".join(f'"{entry}"' for entry in row.written.split(", ") if entry) + "]"

@@ -30,6 +30,7 @@ QUANTITY_MAX = 10**18
 # The value of a duration's word.
 WORD_S = -1.0
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([A-Za-z]*)", re.A)
+_DECIMAL = re.compile(r"\d{1,15}(?:\.\d{1,15})?", re.A)
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -39,6 +40,7 @@ class Kind(enum.Enum):
     DURATION = "duration"
     BYTES = "bytes"
     COUNT = "count"
+    RATIO = "ratio"
     WORD = "word"
     TEXT = "text"
     PATH = "path"
@@ -162,6 +164,8 @@ class Row:
             case Kind.COUNT:
                 auto = "".join(f", or {word}" for word in self.words)
                 return f"a whole number from {self.low:g} to {self.high:.0f}{zero}{auto}"
+            case Kind.RATIO:
+                return f"a number from {self.low:g} to {self.high:g}"
             case Kind.WORD:
                 return "one of " + ", ".join(self.words)
             case Kind.FLAG:
@@ -199,6 +203,14 @@ def _parse_count(row: Row, raw: object) -> int:
     if not isinstance(raw, int) or isinstance(raw, bool):
         raise Refused
     return int(_bounded(row, raw))
+
+
+def _parse_ratio(row: Row, raw: object) -> float:
+    if isinstance(raw, str) and _DECIMAL.fullmatch(raw.strip()):
+        raw = float(raw)
+    if not isinstance(raw, (int, float)) or isinstance(raw, bool):
+        raise Refused
+    return float(_bounded(row, raw))
 
 
 def _parse_word(row: Row, raw: object) -> str:
@@ -243,6 +255,7 @@ _PARSERS: dict[Kind, Callable[[Row, object], object]] = {
     Kind.DURATION: _parse_duration,
     Kind.BYTES: lambda row, raw: int(_bounded(row, parse_bytes(raw))),
     Kind.COUNT: _parse_count,
+    Kind.RATIO: _parse_ratio,
     Kind.WORD: _parse_word,
     Kind.TEXT: _parse_text,
     Kind.PATH: _parse_text,
@@ -274,6 +287,11 @@ def bytes_row(section: str, default: str, low: str, high: str, meaning: str, why
 def count_row(section: str, default: int, low: int, high: int, meaning: str, why: str = "", **more: Any) -> Any:
     """A whole number; `words=("auto",)` takes that word too."""
     return _on_field(default, Row(Kind.COUNT, section, meaning, why, str(default), low, high, **more))
+
+
+def ratio_row(section: str, default: str, meaning: str, why: str = "", **more: Any) -> Any:
+    """A share, from 0 to 1."""
+    return _on_field(float(default), Row(Kind.RATIO, section, meaning, why, default, 0, 1, **more))
 
 
 def word_row(section: str, default: str, words: Sequence[str], meaning: str, why: str = "", **more: Any) -> Any:

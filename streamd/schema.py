@@ -71,6 +71,8 @@ def _taken(row: Row) -> dict[str, Any]:
         case Kind.COUNT:
             words = [{"enum": list(row.words)}] if row.words else []
             return _any_of([*_number(row, "integer"), *words])
+        case Kind.RATIO:
+            return _any_of(_number(row, "number"))
         case Kind.WORD:
             return {"enum": list(row.words)}
         case Kind.FLAG:
@@ -106,4 +108,6 @@ def _default(row: Row) -> object:
         return row.written.split(", ")
     if row.kind is Kind.FLAG:
         return row.written == "true"
+    if row.kind is Kind.RATIO:
+        return float(row.written)
     return int(row.written) if row.kind is Kind.COUNT else row.written

@@ -10,6 +10,7 @@ from streamd.addresses import (
     UPSTREAM_NAME,
     Address,
     UpstreamOrigin,
+    check_collector,
     check_field_name,
     matching,
     parse_address,
@@ -274,3 +275,30 @@ def test_the_query_of_a_url_goes_with_each_request_beside_its_own(asked: str, ta
 def test_an_upstreams_own_name_can_stand_in_logs_and_fields(url: str, name: str) -> None:
     assert split_url(url).name == name
     matching(UPSTREAM_NAME)(name)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://c", "https://c.example:4318/", "http://[::1]:4318/base", "http://127.0.0.1:65535", "HTTP://c"]
+)
+def test_a_collectors_base_url_is_accepted(url: str) -> None:
+    check_collector(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("c:4318", "ftp://c", "http://", "http://:4318", "http://c:0", "http://c:65536", "http://c:x", "http://a b"),
+        *(
+            "http://u:p@c",
+            "http://c?x=1",
+            "http://c?",
+            "http://c#f",
+            "http://é",
+            "http://[::1",
+            "http://c/" + "x" * 2048,
+        ),
+    ],
+)
+def test_any_other_text_is_no_collector(url: str) -> None:
+    with pytest.raises(Refused):
+        check_collector(url)

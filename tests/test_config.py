@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -102,7 +103,7 @@ FIRST_WORDS = {
         "Memory",
     ),
     *("Most", "Name", "Names", "Number", "Origins", "Path", "Private", "Proxies", "Public", "Right", "Shortest"),
-    *("Silence", "Text", "Time", "Tolerance", "Treatment", "Whether"),
+    *("Share", "Silence", "Text", "Time", "Tolerance", "Treatment", "Whether"),
 }
 
 
@@ -364,6 +365,21 @@ def test_a_broken_relation_between_settings_is_refused(settings: Settings, attri
 )
 def test_settings_whose_relations_hold_are_accepted(settings: Settings) -> None:
     assert list(relations(settings)) == []
+
+
+def test_a_collector_needs_the_packages_of_its_extra(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '\notlp_endpoint = "http://127.0.0.1:4318"'
+    assert from_text(file, text).otlp_endpoint == "http://127.0.0.1:4318"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "exporter" in name else object())
+    (problem,) = problems_of(file, text)
+    assert problem.startswith("streamd.toml:2: otlp_endpoint = 'http://127.0.0.1:4318': needs the packages of")
+    assert "pip install 'streamd[otel]'" in problem
+
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    assert len(problems_of(file, text)) == 1 and not from_text(file, "").otlp_endpoint
 
 
 def test_a_relation_names_the_source_of_the_value_to_change(file: Path) -> None:

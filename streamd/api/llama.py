@@ -91,7 +91,7 @@ class Llama:
             raise HttpError(400, f"Byte {offset} is no longer held; start again.", code="position_lost", param="from")
         request.conversation = conversation
         request.model, request.upstream = stream.terms.model, stream.upstream
-        self._runtime.counters.resumes += 1
+        self._runtime.resumed(stream)
         answer.stream(stream, seq=place.seq, rest=place.rest, policy=stream.terms.policy)
 
     def stop(self, answer: Answer) -> None:

@@ -228,6 +228,9 @@ class Relay:
         detached = _wants_detached(request) and wants_stream
         grace_s = _detach_grace(request, runtime.settings.detach_grace_max_s)
         interval = write_interval_of(request)
+        tracing = runtime.tracing
+        if tracing is not None:
+            tracing.begin(request)
         # Refuse before anything is opened, and count when nothing can refuse any more: a refusal uses up no limit.
         self._check_upstream(request, at)
         if detached and not runtime.hub.make_room_for_grace(request.principal.id, runtime.time()):
@@ -239,6 +242,8 @@ class Relay:
         try:
             ask = ask_of(request, runtime.cors, at=at)
             stream = self._open(request, policy, grace_s, interval) if wants_stream else None
+            if tracing is not None and stream is not None:
+                tracing.opened(request, stream)
             over = self._keep_key(request, key, stream)
             charge = self._rights.charge(request)
             exchange = Exchange(
@@ -338,6 +343,8 @@ class Relay:
         kept = hub.by_key(request.principal.id, key) if key else None
         if kept is not None:  # from now on a retry of the request joins the stream
             hub.keep_key(request.principal.id, key, kept.body_hash, stream)
+        if self._runtime.tracing is not None:
+            self._runtime.tracing.opened(request, stream)
         return stream
 
     def _count_unasked(self, charge: Charge | None) -> None:
@@ -435,6 +442,8 @@ def ask_of(request: Request, cors: Cors, *, at: str = "") -> Ask:
         and not field[0].startswith(_FORWARDED_FIELDS)
         and (b"_" not in field[0] or not _is_for_streamd(field[0]))
     ]
+    if request.trace is not None:
+        passed = request.trace.passed_on(passed)
     if keeps_position:
         passed += [field for field in head.headers if field[0] == b"last-event-id"]
     if head.get(b"origin") in cors.origins:

@@ -129,7 +129,7 @@ class ResponsesRoute:
             self._streams.join(answer, stream, seq, policy, resumed=True)
             return
         request.model, request.upstream = stream.terms.model, stream.upstream
-        self._runtime.counters.resumes += 1
+        self._runtime.resumed(stream)
         answer.stream(stream, seq=seq, policy=policy)
 
 

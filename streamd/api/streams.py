@@ -139,7 +139,7 @@ class Streams:
             answer.send(204, fields=[(b"x-stream-id", stream.id.encode())])
             return
         if resumed:
-            self._runtime.counters.resumes += 1
+            self._runtime.resumed(stream)
         answer.stream(stream, seq=seq, policy=policy, reset=reset)
 
     def here(self, stream_id: str) -> Stream | None:

@@ -19,6 +19,10 @@ OTHER_DESCRIPTORS = 32
 PARENT_BYTES = 16 * 1024 * 1024
 
 
+# Memory reserved in each worker where a collector gets spans: the packages 10 MiB, and 2,048 spans that wait, of 5 KB.
+OTEL_BYTES = 20 * 1024 * 1024
+
+
 def prices_of(settings: Settings) -> Prices:
     """The memory prices of connections and streams under these settings."""
     return Prices(
@@ -41,6 +45,7 @@ def budget_of(settings: Settings) -> Budget:
         tcp_memory_bytes=machine.tcp_memory(),
     )
     demands = Demands(
+        process_bytes=Demands().process_bytes + (OTEL_BYTES if settings.otlp_endpoint else 0),
         parent_bytes=PARENT_BYTES,
         bodies_bytes_max=settings.bodies_bytes_max,
         logs_bytes_max=settings.logs_bytes_max,

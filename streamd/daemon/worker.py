@@ -12,7 +12,7 @@ import math
 import random
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -62,6 +62,7 @@ from streamd.net.origin import Entrance
 from streamd.net.peers import Malformed, Note, Passed, Peers
 from streamd.net.runtime import Runtime
 from streamd.net.totals import Totals
+from streamd.net.tracing import Tracing
 from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.server_state import ServerView
@@ -149,8 +150,7 @@ class Worker:
         self._request_log = RequestLog(self.runtime, self._lines, self.upstreams.served)
         self.draining: Drain | None = None
         self.drained: asyncio.Future[Report] = loop.create_future()
-        self._charged_logs = 0
-        self._charge_turn = 0
+        self._charged_logs = self._charge_turn = 0
         self._entrances: dict[tuple[str, int, bool], Entrance] = {}
         # by whether they are of operators
         self._servers: dict[bool, list[asyncio.AbstractServer]] = {False: [], True: []}
@@ -163,6 +163,7 @@ class Worker:
         self._on_take_back = on_take_back or self.take_back
         self._waiting_operators: list[Callable[[bool], None]] = []  # for whether a drain is taken back
         self._begin_log(on_level)
+        self._finish_telemetry: Callable[[], Awaitable[None]] | None = None
         self._adopting: set[asyncio.Task[None]] = set()  # bounded by the connections that peers receive in a turn
         self._wire()
 
@@ -246,7 +247,17 @@ class Worker:
     # -- reports
 
     def _rendered(self) -> Callable[[], tuple[bytes, bytes]]:
-        return metrics.Metrics(metrics.StreamdCollector(self.totals, lambda: self._saturation)).render
+        collector = metrics.StreamdCollector(self.totals, lambda: self._saturation)
+        self.metric_families = collector.collect  # the daemon's metrics at this moment
+        return metrics.Metrics(collector).render
+
+    def take_telemetry(
+        self, tracing: Tracing, tick: Callable[[float, float], None], finish: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Trace generations from now on; `tick` comes with every sweep, `finish` at the end of a drain."""
+        self.runtime.tracing = tracing
+        self.runtime.sweep.on_tick.append(tick)
+        self._finish_telemetry = finish
 
     def totals(self) -> Totals:
         """The daemon's totals: with several workers, the sum of their rows."""
@@ -355,6 +366,8 @@ class Worker:
     def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
         self.runtime.counters.streams_ended[stream.reason] += 1
+        if self.runtime.tracing is not None:
+            self.runtime.tracing.sealed(stream)
         if stream.upstream and not stream.terms.published:
             observe_end(self.runtime.counters, self.upstreams.served(stream.upstream, stream.terms.model), stream)
         usage, strays = stream.progress.usage, stream.progress.strays
@@ -616,6 +629,9 @@ class Worker:
             await drain.run()
         if drain.step is DrainStep.TAKEN_BACK:
             return
+        if self._finish_telemetry is not None:
+            with guard:
+                await self._finish_telemetry()
         self.state = DaemonState.STOPPED
         self.runtime.sweep.stop()
         with guard:

@@ -14,7 +14,7 @@ import uvloop
 
 from streamd.config import ConfigError, Settings
 from streamd.core.admission import BudgetError, SharedNumber
-from streamd.daemon import control, logs, machine
+from streamd.daemon import collector, control, logs, machine
 from streamd.daemon.budget import admission_of, budget_of
 from streamd.daemon.control import (
     EXIT_FAILED,
@@ -60,6 +60,8 @@ class WorkerProcess:
         worker.started_at = launch.started_at
         worker.parent_bytes = machine.resident_bytes(os.getppid())
         worker.removes_sockets = launch.slot == 0
+        if settings.otlp_endpoint:
+            collector.begin(worker, slot=launch.slot, started_at=launch.started_at)
         store = StateStore(StoreRelay(self._pipe, launch.under_systemd), settings.state_dir, launch.stored)
         self._restore(store, worker)
         self._pipe.setblocking(False)

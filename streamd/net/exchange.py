@@ -260,7 +260,7 @@ class Exchange(Pending):
         if self._runtime.story.is_on:
             _tell(self, "no connection", upstream=upstream.settings.name, error=why(error))
         attempt.end()
-        if self._try_another(upstream):
+        if self._try_another(upstream, CloseReason.UPSTREAM_CONNECT.word):
             return
         self._fail(
             HttpError(
@@ -272,13 +272,14 @@ class Exchange(Pending):
             )
         )
 
-    def _try_another(self, failed: Upstream) -> bool:
+    def _try_another(self, failed: Upstream, why: str) -> bool:
         """Go on with an upstream that has not been tried yet. False: there is none."""
         self._tried = (*self._tried, failed)
         try:
             upstream = self._choose()
         except HttpError:
             return False
+        _note_retry(self, failed, why)
         if self._state is ExchangeState.ASKED:
             self._go(ExchangeState.CONNECTING)
         self._try(upstream)
@@ -299,11 +300,13 @@ class Exchange(Pending):
                 status=head.status,
                 type=media_type,
             )
+        if self._request.trace is not None:
+            self._request.trace.status = head.status
         if head.status == 408 and attempt.is_stale and not self._stale_links:
             self._ask_again(attempt)
             return
         attempt.judge(head.status)
-        if head.status in REFUSED_STATUSES and self._elsewhere(attempt):
+        if head.status in REFUSED_STATUSES and self._elsewhere(attempt, head.status):
             return
         self._request.upstream_id = answer_fields.request_id_of(head.headers, self._request.id.encode())
         is_unasked = self.stream is None and _is_event_stream(head)
@@ -328,7 +331,7 @@ class Exchange(Pending):
         else:
             self.cancel(CloseReason.READER_GONE)
 
-    def _elsewhere(self, attempt: Attempt) -> bool:
+    def _elsewhere(self, attempt: Attempt, status: int) -> bool:
         """Try a free upstream: this one refused the request before it began, so asking another costs nothing."""
         if self._ask is None:
             return False
@@ -339,7 +342,7 @@ class Exchange(Pending):
         attempt.end()
         if self._runtime.story.is_on:
             _tell(self, "asked elsewhere", refused_by=attempt.upstream.settings.name)
-        return self._try_another(attempt.upstream)
+        return self._try_another(attempt.upstream, f"status {status}")
 
     def _ask_again(self, attempt: Attempt) -> None:
         """Ask the same upstream on a fresh connection."""
@@ -347,6 +350,7 @@ class Exchange(Pending):
         attempt.end()
         if self._runtime.story.is_on:
             _tell(self, "asked again on a fresh connection", upstream=attempt.upstream.settings.name)
+        _note_retry(self, attempt.upstream, "stale connection")
         self._go(ExchangeState.CONNECTING)
         self._try(attempt.upstream)
 
@@ -474,6 +478,8 @@ class Exchange(Pending):
         """The answer isn't a stream. Readers that joined it meanwhile are told; without readers it is removed."""
         stream.source = None
         self.stream = None
+        if self._request.trace is not None:
+            self._request.trace.stream = None
         now = self._runtime.time()
         message = "The upstream answered with a complete response, not with a stream of events."
         stream.fail(CloseReason.UPSTREAM_REFUSED, now, message=message)
@@ -863,6 +869,13 @@ def _append_whole(stream: Stream, body: bytes, head: ResponseHead, runtime: Runt
 def _tell(exchange: Exchange, name: str, /, **fields: object) -> None:
     """A step for the log; callers look at `story.is_on` first."""
     exchange._runtime.story.tell(exchange._request, exchange.stream, name, **fields)
+
+
+def _note_retry(exchange: Exchange, upstream: Upstream, why: str) -> None:
+    """An event for the generation's span: it goes on after a try of this upstream, which ended so."""
+    trace = exchange._request.trace
+    if trace is not None:
+        trace.note(exchange._runtime.time(), "retry", upstream=upstream.settings.name, reason=why)
 
 
 def _learn_of(stream: Stream, learns: Callable[[str, bytes], None] | None) -> None:

@@ -43,7 +43,8 @@ class GenerationWatch:
     def whole_answer(self, head: ResponseHead) -> None:
         """The answer passes as bytes: if they are a generation's, the tokens that they state are counted."""
         if generates(self._request.method, self._request.path) and _is_json(head):
-            self._tally = Tally()
+            trace = self._request.trace
+            self._tally = Tally() if trace is None else trace.whole_answer()
 
     def passed(self, piece: bytes) -> None:
         """The next bytes of a whole answer."""

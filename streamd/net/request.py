@@ -8,6 +8,7 @@ import secrets
 from streamd.config import RouteSettings
 from streamd.core.auth import ANONYMOUS, Principal
 from streamd.core.body_charge import BodyCharge
+from streamd.net.trace import Trace
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 from streamd.wire.form_scan import FormScan
@@ -58,6 +59,7 @@ class Request(Outcome):
         "principal",
         "route",
         "started_at",
+        "trace",
         "traceparent",
     )
 
@@ -76,6 +78,7 @@ class Request(Outcome):
         self.id = request_id(head.get(b"x-request-id"))
         traceparent = head.get(b"traceparent") or b""
         self.traceparent = traceparent.decode() if _sane_traceparent(traceparent) else ""
+        self.trace: Trace | None = None  # of a generation, where generations are traced
         self.route = route
         self.dialect = dialect
         self.client = ""  # the client's address as a trusted proxy names it; "": the connection's own

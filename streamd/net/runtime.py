@@ -32,6 +32,7 @@ from streamd.net.read_batch import ReadBatch
 from streamd.net.request import Request
 from streamd.net.story import Story
 from streamd.net.sweep import Sweep
+from streamd.net.tracing import Tracing
 from streamd.net.turns import Turns
 from streamd.reasons import CloseReason
 from streamd.wire.cors import Cors
@@ -107,12 +108,19 @@ class OpenTunnel(Protocol):
 
 
 class Reporting:
-    """A worker's reports about its own work: counts, bugs, and the story of requests."""
+    """A worker's reports about its own work: counts, bugs, the story of requests, and the spans of generations."""
 
     def __init__(self, time: Callable[[], float], on_bug: Callable[[str, BaseException], None]) -> None:
         self.counters = Counters()
         self.on_bug = on_bug
         self.story = Story(time)
+        self.tracing: Tracing | None = None  # spans of generations; None: none are made
+
+    def resumed(self, stream: Stream) -> None:
+        """A reader begins at a position that it names."""
+        self.counters.resumes += 1
+        if self.tracing is not None:
+            self.tracing.resumed(stream)
 
     def bug(self, where: str, error: Exception) -> None:
         """A callback raised: count the error by its fault, and report it unless a peer or its network is at fault."""

@@ -2510,7 +2510,7 @@ NET: Final = (
     Mutant(
         "the end of a large answer is lost with its bulk",
         "wire/dialects/excerpt.py",
-        "_joined",
+        "joined",
         "for cut in _CUTS:",
         "for cut in _CUTS[:1]:",
         ("tests/wire/test_excerpt.py",),

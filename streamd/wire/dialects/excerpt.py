@@ -53,15 +53,15 @@ def excerpt(event: bytes) -> Excerpt:
     name, front = parse_event(event[:EDGE_BYTES_MAX])
     # The back begins in the middle of a line of data: a line that is whole begins with `data`, too.
     later_name, back = parse_event(b"data:" + event[-EDGE_BYTES_MAX:])
-    return Excerpt(later_name or name, front, _joined(front, back))
+    return Excerpt(later_name or name, front, joined(front, back))
 
 
 def _is_light(event: bytes) -> bool:
     return len(event) <= LIGHT_BYTES_MAX and sum(map(event.count, _MARKS)) <= LIGHT_MARKS_MAX
 
 
-def _joined(front: bytes, back: bytes) -> Json | None:
-    """The object of the data without their middle."""
+def joined(front: bytes, back: bytes) -> Json | None:
+    """The object of JSON without its middle, by its two edges. None if it can't be told."""
     front = front.decode("utf-8", "ignore").encode()
     back = back.lstrip(_INNER_BYTES)
     for cut in _CUTS:

@@ -1,0 +1,1 @@
+"""OpenTelemetry: spans and metrics for a collector, by OTLP. Imported only where `otlp_endpoint` is set."""

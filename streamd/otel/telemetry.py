@@ -1,0 +1,130 @@
+"""Telemetry: a worker's spans and the daemon's metrics on their way to a collector.
+
+    a generation ends ─ Tracing ─ SpanWriter ─ the SDK's queue ─┐ the SDK's thread ── POST /v1/traces
+    every interval, one worker ── the totals of all workers ────┘ a thread of ours ── POST /v1/metrics
+
+Each worker sends the spans of its own generations. The metrics are the daemon's totals, which any worker can add up
+(net/totals.py), so a single worker sends them: that in slot 0, or its successor.
+
+Bounds: SPANS_MAX spans wait, and later ones are lost and counted; an export under way holds one batch; at the end of
+the process what waits has FINISH_S_MAX to leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from prometheus_client.metrics_core import Metric
+
+from streamd import __version__
+from streamd.addresses import UpstreamOrigin
+from streamd.net.request import Request
+from streamd.net.runtime import Runtime
+from streamd.net.trace import Trace
+from streamd.net.tracing import Tracing
+from streamd.otel.metric_sender import MetricSender
+from streamd.otel.outcomes import CollectorLines, ExportError, Outcomes, ToldExporter
+from streamd.otel.spans import SpanWriter
+
+# Spans that wait for the collector: the SDK's own default, four batches. A span takes 4 KiB.
+SPANS_MAX: Final = 2048
+
+# Time for the last spans and metrics at the end of a drain: a collector in reach answers in milliseconds, and a process
+# must not wait at its end for a collector out of reach.
+FINISH_S_MAX: Final = 2.0
+
+
+class Identity(NamedTuple):
+    """The daemon, as a collector tells it from others."""
+
+    instance_id: str  # the same for all workers
+    started_at: float  # monotonic seconds
+
+
+class Telemetry:
+    """One per worker. Raises ValueError for variables OTEL_… that the SDK doesn't take."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        identity: Identity,
+        *,
+        origin_of: Callable[[str], UpstreamOrigin | None],
+        shown: Callable[[str], str],
+        lines: CollectorLines,
+        families: Callable[[], Iterable[Metric]] | None,
+    ) -> None:
+        """`families`: the daemon's metrics at this moment; None: another worker sends them. Else as in SpanWriter."""
+        settings = runtime.settings
+        self._runtime = runtime
+        self._families = families
+        self._interval_s = settings.otlp_metrics_interval_s
+        self._next_at = 0.0
+        resource = resource_of(identity.instance_id)
+        base = settings.otlp_endpoint.rstrip("/")
+        export_error = ExportError()
+        self._outcomes = Outcomes(runtime.loop, runtime.counters, lines)
+        self._exporter = ToldExporter(OTLPSpanExporter(endpoint=f"{base}/v1/traces"), self._outcomes.tell, export_error)
+        self._processor = BatchSpanProcessor(self._exporter, max_queue_size=SPANS_MAX)
+        self._given = 0  # spans, to the processor
+        self._spans = SpanWriter(resource, self._processor, origin_of=origin_of, unix_s=self._unix_s, shown=shown)
+        metric_exporter = OTLPMetricExporter(endpoint=f"{base}/v1/metrics")
+        started_ns = round(self._unix_s(identity.started_at) * 1e9)
+        self._sender = MetricSender(metric_exporter, resource, started_ns, self._outcomes.tell, export_error)
+        self.tracing = Tracing(ratio=settings.otlp_sample_ratio, time=runtime.time, rng=runtime.rng, write=self._write)
+        export_error.install()
+
+    def _unix_s(self, at: float) -> float:
+        return at + self._runtime.unix_time() - self._runtime.time()
+
+    def _write(self, trace: Trace, request: Request) -> None:
+        if self._given - self._exporter.taken >= SPANS_MAX:
+            self._outcomes.lose(1)
+            return
+        self._given += 1
+        self._spans.write(trace, request)
+
+    def tick(self, now: float, lag_s: float) -> None:
+        """Send metrics, if it is time."""
+        if self._families is not None and self._interval_s and now >= self._next_at:
+            self._next_at = now + self._interval_s
+            self._send_metrics(self._families)
+
+    def _send_metrics(self, families: Callable[[], Iterable[Metric]]) -> None:
+        if not self._sender.is_busy:
+            self._sender.send(families(), round(self._runtime.unix_time() * 1e9))
+
+    async def finish(self) -> None:
+        """The process ends: send what waits, for FINISH_S_MAX at most. Spans that don't leave in time are lost."""
+        if self._families is not None and self._interval_s:
+            self._send_metrics(self._families)
+        loop, done = self._runtime.loop, asyncio.Event()
+
+        def flush() -> None:
+            self._processor.force_flush()
+            self._sender.wait()
+            try:
+                loop.call_soon_threadsafe(done.set)
+            except RuntimeError:  # nobody waits any longer, and the loop is closed
+                return
+
+        threading.Thread(target=flush, name="otlp-flush", daemon=True).start()
+        try:
+            async with asyncio.timeout(FINISH_S_MAX):
+                await done.wait()
+        except TimeoutError:
+            self._outcomes.lose(self._given - self._exporter.taken)
+
+
+def resource_of(instance_id: str) -> Resource:
+    """The process as its spans name it. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over streamd's own words."""
+    own = {"service.name": "streamd", "service.version": __version__, "service.instance.id": instance_id}
+    given = OTELResourceDetector().detect().attributes
+    return Resource.create({name: value for name, value in own.items() if name not in given})
