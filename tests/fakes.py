@@ -459,6 +459,40 @@ def rig(**settings: Any) -> Iterator[Rig]:
         made.loop.close()
 
 
+class FakePeers:
+    """The other worker of a daemon, for a rig that is the worker at slot 0: `told` has what the rig tells it, `theirs`
+    the names that belong to it. `asked` are the questions for it, with the callback that takes the answers by slot.
+    """
+
+    slot = 0
+
+    def __init__(self, r: Rig, *theirs: str) -> None:
+        self.theirs = theirs
+        self.told: list[tuple[int, str, bytes]] = []
+        self.asked: list[tuple[str, dict[int, bytes], Callable[[dict[int, bytes]], None]]] = []
+        runtime: Any = r.runtime
+        runtime.peers = runtime.inquiries = self
+
+    def others(self) -> list[int]:
+        return [1]
+
+    def tell(self, slot: int, kind: str, body: bytes) -> bool:
+        self.told.append((slot, kind, body))
+        return True
+
+    def ask(self, kind: str, questions: dict[int, bytes], over: Callable[[dict[int, bytes]], None]) -> None:
+        self.asked.append((kind, questions, over))
+
+    def owner_of_name(self, *parts: str) -> int:
+        return int(parts[-1] in self.theirs)
+
+    def owner_of_stream(self, stream_id: str) -> int:
+        return int(stream_id in self.theirs)
+
+    def lighter(self, now: float) -> int | None:
+        return None
+
+
 # -- bytes
 
 

@@ -8,11 +8,27 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Answer, Client, Rig, chunk, event, get, post, rig, whole_answer
+from fakes import (
+    CHAT,
+    DONE,
+    LAST,
+    SSE_HEAD,
+    WHOLE,
+    Answer,
+    Client,
+    FakePeers,
+    Rig,
+    chunk,
+    event,
+    get,
+    post,
+    rig,
+    whole_answer,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamd.api.llama import LOOKUP_MAX
+from streamd.api.llama import LOOKUP_MAX, Llama, owner_asked
 from streamd.core.stream import CountedStream
 from streamd.core.terms import Terms
 from streamd.reasons import CloseReason
@@ -408,6 +424,82 @@ def test_a_lookup_of_very_many_is_refused_and_says_so() -> None:
         r.pass_time(21)
 
 
+def test_of_the_names_in_a_lookup_each_worker_is_asked_for_its_own() -> None:
+    with conversing() as r:
+        named(r, ["c", "c::x"])
+        there = FakePeers(r, "d", "e")
+        client = r.client(post({"conversation_ids": ["d::y", "c", "e"]}, path="/v1/streams/lookup"))
+        ((kind, questions, over),) = there.asked
+        assert (kind, {slot: json.loads(each) for slot, each in questions.items()}) == (
+            "/v1/streams/lookup",
+            {1: ["anonymous", ["d::y", "e"]]},
+        )
+        assert client.answers == []
+        over({1: json.dumps({"e": [{"conversation_id": "e"}], "d::y": [{"conversation_id": "d::y"}]}).encode()})
+        r.turn()
+        assert [each["conversation_id"] for each in json.loads(client.answer.body)] == ["d::y", "c", "c::x", "e"]
+        r.pass_time(21)
+
+
+def test_a_lookup_that_another_worker_does_not_answer_is_refused() -> None:
+    with conversing() as r:
+        there = FakePeers(r, "d")
+        client = r.client(post({"conversation_ids": ["d"]}, path="/v1/streams/lookup"))
+        there.asked[0][2]({})
+        r.turn()
+        assert (client.answer.status, client.answer.error["code"]) == (503, "worker_busy")
+
+
+def test_another_workers_lookup_is_answered_with_the_conversations_that_live_here() -> None:
+    with conversing() as r:
+        named(r, ["c", "c::x", "d"])
+        llama = Llama(r.runtime, r.worker.router._streams, r.worker.router._rights)
+        found = json.loads(llama.answer_lookup(json.dumps(["anonymous", ["c", "nobody"]]).encode()))
+        assert {name: [each["conversation_id"] for each in states] for name, states in found.items()} == {
+            "c": ["c", "c::x"],
+            "nobody": [],
+        }
+        assert json.loads(llama.answer_lookup(json.dumps(["alice", ["c"]]).encode())) == {"c": []}
+        r.pass_time(21)
+
+
+def test_the_worker_of_a_conversation_serves_all_its_variants_and_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners: list[int | None] = []
+
+    def spied(peers: Any, request: Any) -> None:
+        owners.append(owner_asked(peers, request))
+
+    monkeypatch.setattr("streamd.api.llama.owner_asked", spied)
+    requests = {
+        post(CHAT, "X-Conversation-Id: theirs::model"): 1,
+        post(CHAT, "X-Conversation-Id: c"): 0,
+        post(CHAT): None,
+        get("/v1/stream?conv_id=theirs&from=3"): 1,
+        get("/v1/stream", method="DELETE"): 0,
+        get("/v1/models", "X-Conversation-Id: theirs"): None,
+    }
+    with conversing() as r:
+        FakePeers(r, "theirs")
+        for data in requests:
+            r.client(data)
+        assert owners == list(requests.values())
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_look_for_a_running_answer_is_204_unless_it_runs(over: bool) -> None:
+    with conversing() as r:
+        look = get("/v1/stream?conv_id=c")
+        assert (ask(r, look).status, ask(r, get("/v1/stream?conv_id=nobody")).status) == (204, 204)
+        begun(r)
+        if over:
+            finish(r)
+            assert ask(r, look).status == 204
+            return
+        reader = r.client(look)
+        finish(r)
+        assert reader.answer.body == SAID + DONE
+
+
 def test_after_its_retention_a_conversation_is_forgotten() -> None:
     with conversing() as r:
         begun(r)
@@ -462,6 +554,16 @@ def test_a_conversation_id_that_is_too_long_is_refused(name: str) -> None:
     with conversing() as r:
         answer = ask(r, read(0, name))
         assert (answer.status, answer.error["code"]) == (400, "bad_conversation")
+
+
+def test_a_conversation_id_that_is_no_utf_8_is_refused() -> None:
+    with conversing() as r:
+        answer = ask(r, post(CHAT, "X-Conversation-Id: name").replace(b": name", b": \xff"))
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (
+            400,
+            "bad_conversation",
+            "x-conversation-id",
+        )
 
 
 def test_a_read_without_a_conversation_id_is_refused() -> None:

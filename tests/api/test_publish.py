@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import weakref
@@ -29,6 +30,7 @@ from fakes import (
     text_of,
 )
 
+from streamd.core.hub import Hub
 from streamd.core.keys import SALT_BYTES, Key, digest, encode
 from streamd.core.stream import Policy, Stream
 from streamd.core.write_interval import WriteInterval
@@ -343,11 +345,12 @@ def draining(r: Rig) -> Iterator[None]:
 @contextmanager
 def full(r: Rig) -> Iterator[None]:
     """Bob's streams take all the room of the process, and each has a reader: none of them gives way."""
-    while (opened := ask(r, get("/v1/streams", as_key("bob"), "Content-Length: 0", method="POST"))).status == 201:
+    bob = (as_key("bob"),) if r.runtime.settings.keys_file else ()
+    while (opened := ask(r, get("/v1/streams", *bob, "Content-Length: 0", method="POST"))).status == 201:
         r.client(get(opened.get("location") or ""))
     yield
     for stream in tuple(r.runtime.hub):
-        assert ask(r, get(f"/v1/streams/{stream.id}", as_key("bob"), method="DELETE")).status == 204
+        assert ask(r, get(f"/v1/streams/{stream.id}", *bob, method="DELETE")).status == 204
 
 
 @pytest.mark.parametrize("refusing", [draining, full])
@@ -370,6 +373,46 @@ def test_a_refused_publisher_keeps_its_keys_streams(tmp_path: Path, refusing: An
         for answer in (first, second):
             name = json.loads(answer.body)["id"]
             assert ask(r, get(f"/v1/streams/{name}", as_key("alice"), method="DELETE")).status == 204
+
+
+@pytest.mark.parametrize("refusing", [draining, full])
+def test_a_publisher_without_a_key_that_is_refused_holds_no_place(refusing: Any) -> None:
+    with publishing(streams_max=1) as r:
+        with refusing(r):
+            assert ask(r, put("n")).status == 503
+        assert ask(r, put("n")).status == 201
+
+
+@pytest.mark.parametrize("broken", ["open", "Publisher"])
+@pytest.mark.parametrize("has_key", [True, False])
+def test_a_bug_while_a_name_is_opened_leaves_no_stream_and_takes_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, has_key: bool
+) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(key_line("alice", streams_max=1))
+    path.chmod(0o600)
+    fields = (as_key("alice"),) if has_key else ()
+    with publishing(streams_max=1, **{"keys_file": str(path)} if has_key else {}) as r:
+        with monkeypatch.context() as patch:
+            if broken == "open":
+                patch.setattr(Hub, "open", failing)
+            else:
+                patch.setattr("streamd.api.publish.Publisher", failing)
+            assert ask(r, put("n", None, *fields)).status == 500
+        forgive(r)
+        assert r.runtime.hub.get("n") is None
+        assert ask(r, put("n", None, *fields)).status == 201
+
+
+def failing(*arguments: object, **named: object) -> None:
+    raise ZeroDivisionError
+
+
+def forgive(r: Rig) -> None:
+    """The bug was wanted."""
+    assert r.runtime.counters.bugs == len(r.bugs) == 1
+    r.bugs.clear()
+    r.runtime.counters.bugs = 0
 
 
 # -- bodies
@@ -704,6 +747,97 @@ def test_a_publisher_that_breaks_off_has_a_grace_to_come_back() -> None:
         assert (stream.reason, stream.ended_clean) == (CloseReason.PUBLISHER_GONE, False)
         assert not reader.answer.whole
         assert events_in(reader.answer.body)[-1].json["error"]["code"] == "publisher_gone"
+
+
+def test_a_bug_in_the_deadline_of_a_publisher_ends_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    with publishing() as r:
+        stream = opened(r)
+        fail, calls = Stream.fail, []
+
+        def failing_once(self: Stream, *arguments: Any, **named: Any) -> None:
+            calls.append(arguments)
+            if len(calls) == 1:
+                raise ZeroDivisionError
+            fail(self, *arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, "fail", failing_once)
+            r.pass_time(IDLE_S + 1)
+        forgive(r)
+        assert stream.reason is CloseReason.INTERNAL
+
+
+def test_a_body_whose_key_expires_ends_with_what_came_until_then(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(key_line("alice", expires_unix=1_700_001_010))
+    path.chmod(0o600)
+    with publishing(keys_file=str(path)) as r:
+        r.runtime.unix_time = lambda: 1_700_000_000.0 + r.loop.time()  # the rig's clock begins at 1000
+        assert ask(r, put("n", None, as_key("alice"))).status == 201
+        stream = r.runtime.hub.get("n")
+        assert stream is not None
+        sender = r.client(begin(LINES, as_key("alice")) + chunk(b"1\n2\n"))
+        r.pass_time(11)
+        assert (sender.answer.status, sender.answer.error["code"]) == (401, "expired_api_key")
+        assert data_of(stream) == [b"1", b"2"]
+        r.pass_time(publisher_grace_s(r) + 1)
+        assert stream.reason is CloseReason.PUBLISHER_GONE
+
+
+def publisher_grace_s(r: Rig) -> float:
+    return r.runtime.settings.publisher_grace_s
+
+
+def test_a_bug_in_the_deadline_of_a_body_keeps_the_events_that_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(key_line("alice", expires_unix=1_700_001_010))
+    path.chmod(0o600)
+    with publishing(keys_file=str(path)) as r:
+        r.runtime.unix_time = lambda: 1_700_000_000.0 + r.loop.time()
+        assert ask(r, put("n", None, as_key("alice"))).status == 201
+        stream = r.runtime.hub.get("n")
+        assert stream is not None
+        sender = r.client(begin(LINES, as_key("alice")) + chunk(b"1\n2\n"))
+        with monkeypatch.context() as patch:
+            patch.setattr("streamd.api.rights.Rights.expired", failing)
+            r.pass_time(11)
+        forgive(r)
+        assert sender.answer.status == 500 and data_of(stream) == [b"1", b"2"]
+        r.pass_time(publisher_grace_s(r) + 1)
+        assert stream.reason is CloseReason.PUBLISHER_GONE
+
+
+MANY = b"".join(b"%d\n" % k for k in range(2000))  # several turns' work
+
+
+def test_a_whole_body_goes_out_in_several_turns_and_a_later_body_waits_for_its_end() -> None:
+    with publishing() as r:
+        stream = opened(r)
+        later = send(b'"later"\n', LINES)
+        first, second = r.client(), r.client(later[:-1])
+        first.transport.feed(send(MANY, LINES))
+        while not stream.events:
+            r.loop.run_until_complete(asyncio.sleep(0))
+        assert stream.events < 2000, "a turn's share"
+        second.send(later[-1:])
+        assert data_of(stream) == [*MANY.split(), b'"later"']
+        assert (last_seq(first.answer), last_seq(second.answer)) == (2000, 2001)
+        ask(r, get("/v1/streams/n", method="DELETE"))
+
+
+def test_a_bug_while_a_whole_body_goes_out_ends_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with publishing() as r:
+        stream = opened(r)
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, "append_pieces", failing)
+            sender = r.client(send(b"1\n", LINES))
+        forgive(r)
+        assert sender.answer.status == 500
+        assert last_seq(ask(r, send(b"2\n", LINES))) == 1
+        assert data_of(stream) == [b"2"]
+        ask(r, get("/v1/streams/n", method="DELETE"))
 
 
 @pytest.mark.parametrize("refused", [b"no\n", b"1\n\xff"])

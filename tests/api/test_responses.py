@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import LAST, SSE_HEAD, Answer, Client, Rig, chunk, events_in, get, post, rig, whole_answer
+from fakes import LAST, SSE_HEAD, Answer, Client, FakePeers, Rig, chunk, events_in, get, post, rig, whole_answer
 from hypothesis import given
 from hypothesis import strategies as st
 from sinks import new_stream
 
-from streamd.api.responses import _seq_after
+from streamd.api.responses import FORGOTTEN, LEARNED, ResponsesRoute, _seq_after
+from streamd.core.auth import ANONYMOUS
 from streamd.net.http_error import HttpError
+from streamd.net.peers import Note
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 
@@ -252,6 +255,95 @@ def test_after_its_retention_a_response_goes_upstream() -> None:
         finish(r)
         r.pass_time(21)
         passed_on(r, read())
+
+
+def test_a_response_that_is_over_when_its_request_is_served_is_not_found() -> None:
+    with responding() as r:
+        begun(r)
+        finish(r)
+        answer: Any = SimpleNamespace(request=SimpleNamespace(path="/v1/responses/resp_2", principal=ANONYMOUS))
+        with pytest.raises(HttpError, match="not known any more") as refused:
+            r.worker.responses.read(answer)
+        assert refused.value.status == 404
+
+
+# -- an EventSource
+
+
+def test_an_eventsource_comes_back_with_its_last_event_id_and_gets_204_at_the_end() -> None:
+    with responding() as r:
+        begun(r)
+        events = "Accept: text/event-stream"
+        source = r.client(read("&starting_after=2", events))
+        seen = events_in(source.answer.body)
+        assert seen[0].json["sequence_number"] >= 3
+        source.reset(TimeoutError("timed out"))
+        back = r.client(read("&starting_after=2", events, f"Last-Event-ID: {seen[-1].id}"))
+        finish(r)
+        assert numbers(back.answer) == [21]
+        last = events_in(back.answer.body)[-1].id
+        assert ask(r, read("&starting_after=2", events, f"Last-Event-ID: {last}")).status == 204
+
+
+# -- several workers
+
+
+def test_the_other_workers_learn_of_a_response_and_of_its_end() -> None:
+    with responding() as r:
+        there = FakePeers(r)
+        begun(r)
+        finish(r)
+        of_it = json.dumps(["anonymous", ID], separators=(",", ":")).encode()
+        assert (1, LEARNED, of_it) in there.told
+        there.told.clear()
+        r.client(post(ASK, path="/v1/responses"))  # ends before it has an id
+        r.reply(SSE_HEAD + chunk(b'data: {"type":"error","message":"full"}\n\n') + LAST)
+        r.pass_time(21)
+        assert [each for each in there.told if each[1] in (LEARNED, FORGOTTEN)] == [(1, FORGOTTEN, of_it)]
+
+
+def note(kind: str, slot: int = 1, response_id: str = "resp_2", principal_id: str = "anonymous") -> Note:
+    return Note(slot, kind, json.dumps([principal_id, response_id]).encode())
+
+
+def owner(r: Rig, monkeypatch: pytest.MonkeyPatch, data: bytes) -> int | None:
+    """The worker that a request belongs to, as this worker knows it."""
+    found: list[int | None] = []
+    real = ResponsesRoute.owner
+
+    def spied(self: ResponsesRoute, request: Any) -> None:
+        found.append(real(self, request))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResponsesRoute, "owner", spied)
+        r.client(data).reset()
+    return found[0]
+
+
+def test_a_read_belongs_to_the_worker_that_learned_of_the_response_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    with responding() as r:
+        FakePeers(r)
+        route, asked = r.worker.responses, read(response_id="resp_2")
+        assert owner(r, monkeypatch, asked) is None
+        assert route.take(note(LEARNED))
+        assert owner(r, monkeypatch, asked) == 1
+        assert owner(r, monkeypatch, get("/v1/responses/resp_2")) is None, "as an object it is the upstream's"
+        assert route.take(note(LEARNED, slot=2)) and route.take(note(FORGOTTEN, slot=1))
+        assert owner(r, monkeypatch, asked) == 2, "the later request of that id runs there"
+        assert route.take(note(FORGOTTEN, slot=2)) and route.take(note(FORGOTTEN, slot=2))
+        assert owner(r, monkeypatch, asked) is None
+        assert route.take(note(LEARNED, principal_id="alice"))
+        assert owner(r, monkeypatch, asked) is None, "it is another principal's"
+        assert not route.take(note("another kind"))
+
+
+def test_the_responses_of_other_workers_are_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with responding() as r:
+        route = r.worker.responses
+        monkeypatch.setattr("streamd.api.responses.ELSEWHERE_MAX", 2)
+        for name in ("resp_2", "resp_3", "resp_2", "resp_4"):
+            route.take(note(LEARNED, response_id=name))
+        assert [response_id for _, response_id in route._elsewhere] == ["resp_2", "resp_4"]
 
 
 # -- the search

@@ -107,6 +107,18 @@ def test_tokens_in_front_of_an_unknown_event_are_taken_and_the_rest_follows(cut:
         assert client.answer.whole
 
 
+def test_tokens_read_together_with_an_unknown_event_are_written_once() -> None:
+    """The read ends with the unknown event, so all of it is whole chunks, and only the tokens are of a known shape."""
+    with rig() as r:
+        ((client, link),) = relays(r, 1)
+        finish = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+        link.feed(chunk(event("three ")) + chunk(event("four ")) + chunk(finish))
+        r.turn()
+        read = events_in(client.answer.body)
+        assert text_of(read) == "one two three four "
+        assert [each.seq for each in read] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("policy", ["coalesce", "drop_oldest", "close"])
 @pytest.mark.parametrize("others", [0, 2, 80])
 def test_tokens_read_together_reach_readers_as_tokens_read_alone_do(policy: str, others: int) -> None:

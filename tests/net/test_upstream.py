@@ -415,6 +415,19 @@ def test_events_in_the_same_turn_as_the_fin_reach_the_reader() -> None:
         assert text_of(read[:1]) == "Hello" and read[1].json["error"]["code"] == "upstream_truncated"
 
 
+def test_events_that_wait_for_a_turn_when_the_fin_comes_reach_the_reader() -> None:
+    """A single read holds the work of several turns, and the FIN comes behind it in the same turn."""
+    texts = [f"{k} " for k in range(500)]
+    with rig() as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event(texts[0])))
+        r.link.feed(chunk(*(event(text) for text in texts[1:]), DONE) + LAST)
+        r.link.fin()
+        assert r.link.unread == [] and r.link.protocol._read, "the FIN has come, and bytes wait"
+        r.turn()
+        assert client.answer.whole and text_of(events_in(client.answer.body)) == "".join(texts)
+
+
 def test_a_connection_whose_last_reader_was_slow_reads_on_in_the_pool() -> None:
     with rig() as r:
         slow = r.client(post(WHOLE), capacity=10)
