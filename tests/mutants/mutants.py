@@ -3113,8 +3113,22 @@ PACE: Final = (
         "a stream slower than its interval is paused for nothing",
         "net/pacing.py",
         "Pacing.rest",
-        "if since_s >= wait_s:",
+        "if since_s >= wait_s or tick <= int(now / TICK_S):",
+        "if tick <= int(now / TICK_S):",
+    ),
+    Mutant(
+        "an upstream that may not rest again after a pause is never read again",
+        "net/pacing.py",
+        "Pacing._rest_on",
+        "if not connection.rest(self, 0.0, now):",
         "if False:",
+    ),
+    Mutant(
+        "bytes that were read at a pause's end wait for the next turn's reads",
+        "net/pacing.py",
+        "Pacing._wake",
+        "                    if connection.read_rested():\n",
+        "                    if False:\n",
     ),
     Mutant(
         "a connection that fails at its pause's end leaves all others unread",
