@@ -32,7 +32,9 @@ def steps(d: Served, request_id: str) -> list[str]:
 
 def generate(d: Served, connection: http.client.HTTPConnection, user: str, request_id: str) -> None:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {user}", "X-Request-Id": request_id}
-    connection.request("POST", "/v1/chat/completions", CHAT, headers | {"X-Mock-Tokens": "3", "X-Mock-Interval-Ms": "1"})
+    connection.request(
+        "POST", "/v1/chat/completions", CHAT, headers | {"X-Mock-Tokens": "3", "X-Mock-Interval-Ms": "1"}
+    )
     answer = connection.getresponse()
     assert answer.status == 200 and b"[DONE]" in answer.read()
     d.line(rf" INFO request id={request_id} ")
