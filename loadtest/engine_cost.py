@@ -32,9 +32,10 @@ from streamd.engine.channels import Channels
 from streamd.engine.connection import packed
 from streamd.engine.facts import StreamFacts, facts_of, pack_facts
 from streamd.engine.follow import CopyPlace, Follow, FollowCounts, FollowOwner, FollowState
-from streamd.engine.link import Link, LinkOwner, LinkTerms, ServerAddress
+from streamd.engine.link import Link, LinkOwner, LinkTerms
 from streamd.engine.owner import CopyOwner, EngineServer
 from streamd.engine.shards import CopyKeys
+from streamd.engine_url import ServerAddress
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 

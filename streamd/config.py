@@ -44,6 +44,7 @@ from streamd.addresses import (
     parse_address,
     split_url,
 )
+from streamd.engine_url import ENGINE_URL, check_engine_url, parse_engine_urls
 from streamd.files import read_regular
 from streamd.forward_proxy import ForwardProxy
 from streamd.policy import Policy, treatments
@@ -101,9 +102,11 @@ PROCESS = "Drain and processes"
 ADMISSION = "Admission"
 ACCESS = "Access"
 TELEMETRY = "OpenTelemetry"
+NODES = "Several nodes"
 UPSTREAM = "[[upstream]]"
 ROUTE = "[[route]]"
 
+ENGINE_PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,32}", re.A)
 HEALTH_PATH: Final = re.compile(r"/[!\"$-~]{0,255}")
 
 
@@ -810,6 +813,108 @@ class Settings:
         zero="no metrics",
         restart=True,
     )
+    engine: tuple[str, ...] = list_row(
+        NODES,
+        (),
+        f"URLs: {ENGINE_URL}",
+        check_engine_url,
+        "Addresses of the Valkey or Redis servers, 7.0 or later, that hold copies of all streams, so that every node "
+        "with the same engine can resume them; needs the extra streamd[cluster]",
+        "Several are shards, written equally on all nodes. Without it streamd is alone, and pays nothing",
+        restart=True,
+    )
+    node: str = text_row(
+        NODES,
+        "",
+        "Name of this node in the other nodes' logs and in /status",
+        "The machine's host name unless set",
+        check=matching(UPSTREAM_NAME),
+        wanted="1 to 128 letters, digits and . _ : -",
+        restart=True,
+    )
+    engine_user: str = text_row(
+        NODES,
+        "",
+        "Name of streamd's user in the engine's access list",
+        "`default` unless set; docs/CLUSTER.md has the rights that it needs",
+        check=matching(UPSTREAM_NAME),
+        wanted="1 to 128 letters, digits and . _ : -",
+        restart=True,
+    )
+    engine_password_file: str = path_row(
+        NODES,
+        "File with one line, the password of engine_user",
+        "Refused if others may read it: mode 0600 or 0640",
+        exists=True,
+        restart=True,
+    )
+    engine_ca_file: str = path_row(
+        NODES, "Certificates (PEM) to trust in place of the system's, for an engine with TLS", exists=True, restart=True
+    )
+    engine_prefix: str = text_row(
+        NODES,
+        "sd:",
+        "Prefix of all keys and channels in the engine",
+        "Clusters that share an engine each need a prefix of their own",
+        check=matching(ENGINE_PREFIX),
+        wanted="1 to 32 letters, digits and . _ : -",
+        restart=True,
+    )
+    engine_push_s: float = duration_row(
+        NODES,
+        "30ms",
+        "5ms",
+        "1s",
+        "Interval at which new events go to nodes that read the stream",
+        "A third of a visible stutter; each push is a command for the engine",
+        restart=True,
+    )
+    engine_timeout_s: float = duration_row(
+        NODES,
+        "5s",
+        "1s",
+        "60s",
+        "Time without a reply after which a connection to the engine is given up",
+        "Longer than a fork for a snapshot takes an engine of some GB",
+        restart=True,
+    )
+    engine_patience_s: float = duration_row(
+        NODES,
+        "20s",
+        "1s",
+        "10m",
+        "Time that readers of another node's stream wait for an engine that can't be reached, before they are told to "
+        "come back",
+        "Sentinels take 5 to 15 s for a failover",
+        restart=True,
+    )
+    engine_lease_s: float = duration_row(
+        NODES,
+        "10s",
+        "6s",
+        "10m",
+        "Time without a sign of life after which a node counts as lost",
+        "Three beats of 2 s, and a failover by sentinels with a down-after of up to 4 s",
+        restart=True,
+    )
+    engine_live_ttl_s: float = duration_row(
+        NODES,
+        "1h",
+        "1m",
+        "24h",
+        "Time that the copy of a running stream outlives its node",
+        "Copies of finished streams stay for their retention",
+        restart=True,
+    )
+    engine_lookups_max: int = count_row(
+        NODES,
+        1000,
+        8,
+        100_000,
+        "Most requests of a worker that wait for the engine to find a stream of another node",
+        "With 1 ms each they are found within a second; a principal or an address has a sixteenth of them",
+        restart=True,
+    )
 
     upstreams: tuple[UpstreamSettings, ...] = ()
     routes: tuple[RouteOverride, ...] = ()
@@ -1053,6 +1158,7 @@ def relations(settings: Settings) -> Iterator[tuple[str, str]]:
     if s.otlp_endpoint and not _is_otel_installed():
         yield "otlp_endpoint", OTEL_IS_MISSING
     yield from _relations_of_access(s)
+    yield from _relations_of_nodes(s)
 
 
 OTEL_IS_MISSING = "needs the packages of OpenTelemetry: pip install 'streamd[otel]'"
@@ -1078,6 +1184,22 @@ LISTEN_WITHOUT_KEYS = (
 METRICS_BEYOND_LOOPBACK = (
     "must be loopback or a Unix socket, unless metrics_public = true: each machine that reaches it reads the metrics"
 )
+
+
+def _relations_of_nodes(s: Settings) -> Iterator[tuple[str, str]]:
+    if not s.engine:
+        needless = ("engine_user", "engine_password_file", "engine_ca_file")
+        yield from ((name, "must be left out without engine") for name in needless if getattr(s, name))
+        return
+    try:
+        urls = parse_engine_urls(s.engine)
+    except Refused as refused:
+        yield "engine", f"must be {refused}"
+        return
+    if s.engine_ca_file and not urls[0].tls:
+        yield "engine_ca_file", "must be left out, or engine must begin with valkeys://, rediss:// or sentinels://"
+    if s.engine_user and not s.engine_password_file:
+        yield "engine_password_file", "must be set, because engine_user and engine_password_file are used together"
 
 
 def _relations_of_access(s: Settings) -> Iterator[tuple[str, str]]:

@@ -58,6 +58,8 @@ class CloseReason(Choice):
     PUBLISHER_GONE = ("publisher_gone", 0, By.UPSTREAM)
     FAILED = ("failed", 0, By.UPSTREAM)  # the publisher said so
     RESTARTED = ("restarted", 0, By.OPERATOR)  # cut by a restart
+    NODE_LOST = ("node_lost", 0, By.NETWORK)  # the node that carried it is gone, as another node declared
+    ENGINE_UNREACHABLE = ("engine_unreachable", 503, By.STREAMD)  # it can't be told whether another node has it
 
     # Failures of an upstream.
     UPSTREAM_CONNECT = ("upstream_connect", 502, By.UPSTREAM)

@@ -87,6 +87,7 @@ FIRST_WORDS = {
         "Directory",
         "Environment",
         "Events",
+        "Prefix",
     ),
     *(
         "File",

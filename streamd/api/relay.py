@@ -191,9 +191,7 @@ class Relay:
             return False
         if request.method != "POST" and not self._has_more(request, last):
             return False
-        stream = self._streams.readable(request, last.stream)
-        seq = self._streams.position(request, stream, last)
-        self._streams.join(answer, stream, seq, policy, resumed=True)
+        self._streams.resume(answer, last, policy)
         return True
 
     def _has_more(self, request: Request, last: EventId) -> bool:

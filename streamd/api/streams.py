@@ -12,7 +12,7 @@ import orjson
 
 from streamd.api.gather import Gathered, all_others, gather
 from streamd.api.rights import Rights
-from streamd.core.auth import ANONYMOUS
+from streamd.api.seeking import Seeking, WaitForCopy, holder_of
 from streamd.core.hub import Gone
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.shares import Shares
@@ -74,6 +74,7 @@ class Streams:
         self._rights = rights
         self._waiting: dict[str, dict[WaitForName, None]] = {}  # in the order of their coming
         self._waiters: Shares[WaitForName] = Shares()
+        self.seeking = Seeking(runtime)
         self._stream_plans = {"GET": Plan(answer=self.read), "DELETE": Plan(answer=self.stop)}
         self._list_plans = {"GET": Plan(answer=self.list)}
 
@@ -98,7 +99,14 @@ class Streams:
             return
         if refusal is not None:
             raise refusal
+        if stream is None and self.seeking.may_be_elsewhere(name):
+            self.seeking.seek(answer, name, lambda found: self._read_found(answer, name, found, last))
+            return
         self._send(answer, stream or self.get(name), last)
+
+    def _read_found(self, answer: Answer, name: str, found: Stream | None, last: EventId | None) -> None:
+        """Another node's stream was looked for: answer as if it had been here from the start. Raises HttpError."""
+        self._send(answer, self.readable(answer.request, name), last)
 
     def read_from(self, answer: Answer, stream: Stream, last: EventId | None) -> None:
         """Answer with the stream, after `last` if given. Raises HttpError."""
@@ -115,6 +123,9 @@ class Streams:
         """The stream, if the client may publish to it (`below`: /events) or stop it. Raises HttpError as readable()."""
         stream = self.here(stream_id)
         self._rights.check_write(request, stream_id, stream, below=below)
+        if stream is not None and stream.terms.is_copy:
+            text = "The stream is another node's: publish to it, or stop it, at the node that opened it."
+            raise HttpError(409, text, code="stream_elsewhere")
         return stream or self.get(stream_id)
 
     def _send(self, answer: Answer, stream: Stream, last: EventId | None) -> None:
@@ -126,16 +137,52 @@ class Streams:
         policy = policy_of(request) or stream.terms.policy
         reset = last is not None and last.stream == stream.id and (last.epoch or "") != stream.epoch
         seq = 1 if reset else self.position(request, stream, last)
-        self.join(answer, stream, seq, policy, resumed=last is not None, reset=reset)
+        is_told = last is not None and last.told
+        self.join(answer, stream, seq, policy, resumed=last is not None, reset=reset, is_told=is_told)
+
+    def resume(self, answer: Answer, last: EventId, policy: Policy) -> None:
+        """Go on with the stream behind a position, wherever the stream is. Raises HttpError."""
+        request = answer.request
+
+        def go_on(found: Stream | None) -> None:
+            stream = self.readable(request, last.stream)
+            seq = self.position(request, stream, last)
+            self.join(answer, stream, seq, policy, resumed=True, is_told=last.told)
+
+        here = self.here(last.stream)
+        if here is None and self.seeking.may_be_elsewhere(last.stream):
+            self._rights.check_read(request, last.stream, None)
+            self.seeking.seek(answer, last.stream, go_on)
+        else:
+            go_on(here)
 
     def join(
-        self, answer: Answer, stream: Stream, seq: int, policy: Policy, *, resumed: bool, reset: bool = False
+        self,
+        answer: Answer,
+        stream: Stream,
+        seq: int,
+        policy: Policy,
+        *,
+        resumed: bool,
+        reset: bool = False,
+        is_told: bool = False,
     ) -> None:
-        """Subscribe the client. Past a sealed stream's end answer 204: the only polite way to stop an EventSource."""
+        """Subscribe the client. Past a sealed stream's end answer 204: the only polite way to stop an EventSource.
+
+        `is_told`: the client knows already that the stream's node is lost.
+        """
         request = answer.request
+        self.seeking.check_followed(stream)
+        if stream.terms.is_copy and seq > stream.log.seq_next:
+            if stream.reason is None:
+                again = lambda: self.join(answer, stream, seq, policy, resumed=resumed, is_told=is_told)  # noqa: E731
+                WaitForCopy(self._runtime, answer, stream, seq, again)
+                return
+            seq = stream.log.seq_next
         request.model = request.model or stream.terms.model
         request.upstream = stream.upstream
-        if stream.reason is not None and seq >= stream.log.seq_next and not reset:
+        is_owed_a_word = stream.reason is CloseReason.NODE_LOST and not is_told
+        if stream.reason is not None and seq >= stream.log.seq_next and not (reset or is_owed_a_word):
             answer.send(204, fields=[(b"x-stream-id", stream.id.encode())])
             return
         if resumed:
@@ -173,6 +220,8 @@ class Streams:
             seq = last.seq + 1
         else:
             seq = _from(request)
+        if stream.terms.is_copy:
+            return seq  # join() waits for a position that the copy hasn't reached yet
         if seq > stream.log.seq_next and stream.reason is None:
             text = f"The stream has not got as far as {seq}: its last event is {stream.log.seq_next - 1}."
             raise HttpError(400, text, code="position_not_reached", param="last_event_id")
@@ -189,7 +238,7 @@ class Streams:
         return min(float(given), self._runtime.settings.wait_max_s)
 
     def _wait(self, answer: Answer, name: str, wait_s: float, refusal: HttpError | None) -> None:
-        owner = _waiter_of(answer)
+        owner = holder_of(answer)
         if self._waiters.total >= self._runtime.admission.waiters_max:
             yielding = self._waiters.yielding(owner, lambda waiting: True)
             if yielding is None:
@@ -230,6 +279,8 @@ class Streams:
             now = self._runtime.time()
             stream.cancel(CloseReason.CANCELLED, now, message="The stream was stopped by request (DELETE).")
         elif not stream.readers:
+            if self.seeking.cluster is not None:
+                self.seeking.cluster.forget(stream)
             self._runtime.hub.remove(stream)
 
     # -- listing
@@ -289,7 +340,8 @@ class Streams:
         shown = (
             (stream.opened_at, stream.id, stream)
             for stream in self._runtime.hub
-            if (wanted.owners is None or stream.terms.owner in wanted.owners)
+            if not stream.terms.is_copy
+            and (wanted.owners is None or stream.terms.owner in wanted.owners)
             and wanted.state in (None, state_word(stream))
             and (wanted.after is None or (stream.opened_at, stream.id) > wanted.after)
         )
@@ -357,14 +409,6 @@ class WaitForName(Pending):
     def on_gone(self, reason: CloseReason) -> None:
         self._runtime.sweep.discard(self)
         self._streams.forget_waiting(self)
-
-
-def _waiter_of(answer: Answer) -> str:
-    """The holder of a waiter's place: its principal, or where it has none its address."""
-    request = answer.request
-    if request.principal is not ANONYMOUS:
-        return request.principal.id
-    return f"{ANONYMOUS.id} {request.client or answer.origin.address or ''}"
 
 
 def state_word(stream: Stream) -> str:

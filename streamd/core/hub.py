@@ -31,7 +31,7 @@ import secrets
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from streamd.core.guard import BARE, Guard
 from streamd.core.replay import ReplayLog
@@ -98,6 +98,13 @@ ENTRY_BYTES = 400
 DEFAULT_TERMS = Terms()
 
 
+class StreamCopies(Protocol):
+    """Keeps copies of this worker's streams elsewhere (engine/cluster.py)."""
+
+    def grown(self, stream: Stream) -> None:
+        """A second of the live stream's life is over; its accounts are up to date. Never raises, and never waits."""
+
+
 def _nothing(stream: Stream) -> None:
     """The default of the callbacks: do nothing."""
 
@@ -126,6 +133,7 @@ class Hub:
         "_random",
         "_slot",
         "_streams",
+        "copies",
         "detached",
         "detached_max",
         "event_bytes_total",
@@ -165,6 +173,7 @@ class Hub:
         readers; the `on_…` callbacks hear of a stream that is sealed, removed, or named by its API.
         """
         self.guard: Guard = BARE  # the runtime's, once there is one
+        self.copies: StreamCopies | None = None
         self._slot = SLOT_CHARS[slot]
         self._incarnation = incarnation or new_incarnation()
         self._random = random_bytes
@@ -196,6 +205,11 @@ class Hub:
         self.soon = soon
 
     # -- opening and finding
+
+    @property
+    def member(self) -> str:
+        """The characters by which ids name the worker that drew them."""
+        return self._slot + self._incarnation
 
     def new_id(self) -> str:
         """An unguessable id: knowing it is the right to read (docs/PROTOCOL.md, section 2)."""
@@ -484,6 +498,8 @@ class Hub:
                     if not stream.ledger.first_token_at and stream.text_events:
                         stream.speak(stream.touched_at)
                 if stream.reason is None:
+                    if self.copies is not None and charging:
+                        self.copies.grown(stream)
                     if stream.grace_until and stream.grace_until <= now:
                         self.abandon(stream, now)
                     continue

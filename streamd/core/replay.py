@@ -155,6 +155,11 @@ class Mark:
         self._offset = offset  # 0: the next record starts over
         self._templates = templates  # at least this many templates are known there
 
+    def move_to(self, other: Mark) -> None:
+        """Stand where `other` does."""
+        self.seq_next, self._segment = other.seq_next, other._segment
+        self._offset, self._templates = other._offset, other._templates
+
 
 class _Joined:
     """The fields that append_text() touches. Slots of a base class come first and so are neighbours in memory: over

@@ -163,9 +163,10 @@ Kept = Snapshot | MadeObjects
 def choose(streams: Iterable[Stream], bytes_max: int) -> list[Stream]:
     """The streams to keep within bytes_max: live streams first, then the most recently ended.
 
-    The others are gone, as if their retention were over.
+    The others are gone, as if their retention were over. Streams of other nodes stay with those.
     """
-    ordered = sorted(streams, key=lambda stream: (stream.reason is not None, -stream.sealed_at))
+    own = [stream for stream in streams if not stream.terms.is_copy]
+    ordered = sorted(own, key=lambda stream: (stream.reason is not None, -stream.sealed_at))
     chosen = []
     for stream in ordered:
         held = stream.log.bytes_held + FACTS_BYTES

@@ -94,6 +94,9 @@ DIRECT_READERS_MAX = 64
 # The `code` of an error where an upstream sent lines in place of events.
 NOT_EVENTS = "upstream_not_events"
 
+# The message of the error event when the node of a stream is lost.
+NODE_LOST = "The node that carried this stream is gone, and the stream ends here. Start it again with a new request."
+
 # Bound of the events of a read that go out in a single write. The whole write may stay in the buffer of a reader that
 # stalls at it; the next write goes to the reader's ring. 64 KiB are more than most servers write at once.
 APPEND_BYTES_MAX = 64 * 1024
@@ -617,8 +620,22 @@ class Subscriber(_PerEvent):
             and self.state in (SubscriberState.LIVE, SubscriberState.FOLLOWING)
             and self.at_end
         ):
+            if self.stream.reason is CloseReason.NODE_LOST and self.form not in RAW:
+                self._tell_of_loss()
             self.end()
             self.sink.stream_ended(self.stream.ended_clean)
+
+    def _tell_of_loss(self) -> None:
+        """The stream's node is lost: an error event without a seq of its own, since the node may live and go on."""
+        stream = self.stream
+        event = stream.loss_event()
+        if self.form in EVENTS_ONLY:
+            event = sse.data_lines(event)
+        else:
+            event = b"id: %b!\n%b" % (stream.event_id(stream.events).encode(), event)
+        frame = encode_chunk(event) if self.form in IN_CHUNKS else event
+        self._bytes_written += len(frame)
+        self.write(frame)
 
     def heartbeat(self) -> bool:
         """Write the dialect's heartbeat if nothing else is on its way. True if it was written."""
@@ -1102,8 +1119,9 @@ class Stream(_StreamPerToken):
 
         Can't fail: a stream whose error event can't be made, for lack of memory, is sealed without it.
         """
-        with self.keeper.guard:
-            self._append_error(reason, now, message, code, failure)
+        if not self.terms.is_copy:  # its seqs are another's to give
+            with self.keeper.guard:
+                self._append_error(reason, now, message, code, failure)
         self.seal(reason, now, clean=False)
 
     def _append_error(self, reason: CloseReason, now: float, message: str, code: str, failure: Failure | None) -> None:
@@ -1111,14 +1129,22 @@ class Stream(_StreamPerToken):
         if failure is not None:
             event = failure_event(self.dialect, failure, sequence_number=next_number)
         else:
-            event = error_event(
-                self.dialect,
-                message=message,
-                type=UPSTREAM_ERROR if reason.by is By.UPSTREAM else "stream_error",
-                code=code or reason.word,
-                sequence_number=next_number,
-            )
+            event = self._error(reason, message, next_number, code)
         self.append(event, now, synthetic=True)
+
+    def _error(self, reason: CloseReason, message: str, sequence_number: int, code: str = "") -> bytes:
+        """An error event of streamd's own, in the stream's dialect."""
+        return error_event(
+            self.dialect,
+            message=message,
+            type=UPSTREAM_ERROR if reason.by is By.UPSTREAM else "stream_error",
+            code=code or reason.word,
+            sequence_number=sequence_number,
+        )
+
+    def loss_event(self) -> bytes:
+        """The error event for readers when the node of the stream is lost."""
+        return self._error(CloseReason.NODE_LOST, NODE_LOST, self._next_number())
 
     def _next_number(self, before: list[bytes] | None = None) -> int:
         """The dialect's own number of an event that streamd adds, behind these pieces that aren't in the log yet."""

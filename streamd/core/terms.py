@@ -18,6 +18,7 @@ class Terms:
     pays_tokens: bool = True  # False for an answer that the upstream keeps and gives out again: it was paid for once
     name_public: bool = False
     published: bool = False  # by an application: its source isn't an upstream, and it holds no drain open
+    is_copy: bool = False  # another process owns the stream, and has the truth about it: this follows it
     model: str = ""
     policy: Policy = Policy.COALESCE
     catchup_bytes_max: int = 16 * 1024

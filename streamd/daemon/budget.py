@@ -60,6 +60,8 @@ def budget_of(settings: Settings) -> Budget:
 def descriptors_base(settings: Settings) -> int:
     """Descriptors of a worker that aren't connections: listeners with their dups, peers, and OTHER_DESCRIPTORS."""
     listeners = len(settings.listen) * (1 + DUPS) + 2 * bool(settings.admin) + 2 * bool(settings.metrics_listen)
+    # Two connections to each server of the engine, and one to a sentinel of it, and as many that are being made.
+    listeners += 6 * len(settings.engine)
     # An outlet to each worker, the inbox, and the descriptors that wait to be sent.
     peers = settings.workers + 1 + DESCRIPTORS_MAX if settings.workers > 1 else 0
     return OTHER_DESCRIPTORS + listeners + peers

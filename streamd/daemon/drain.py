@@ -269,9 +269,9 @@ class Drain:
 
 
 def _is_generation(stream: Stream) -> bool:
-    """Whether the stream's events come from an upstream, and not from a publisher."""
-    return not stream.terms.published
+    """Whether the stream's events come from an upstream, and not from a publisher or another node."""
+    return not (stream.terms.published or stream.terms.is_copy)
 
 
 def _reads_published(client: Client) -> bool:
-    return client.reader is not None and client.reader.stream.terms.published
+    return client.reader is not None and not _is_generation(client.reader.stream)

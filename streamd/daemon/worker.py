@@ -44,6 +44,7 @@ from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
 from streamd.daemon.control import ADMIN, QUICK_DRAIN_S, DaemonState, Reloaded, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain, DrainStep
+from streamd.daemon.engine_start import cluster_of
 from streamd.daemon.levels import Levels
 from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets, write_step
 from streamd.daemon.shared import Shared
@@ -124,7 +125,7 @@ class Worker:
             detached_max=self._detached_max(settings),
             slot=slot,
             on_sealed=self._stream_sealed,
-            on_removed=lambda stream: self.responses.forgotten(stream),
+            on_removed=self._stream_removed,
             on_response_id=self._response_named,
             new_fanout=lambda stream: self.runtime.new_fanout(stream),
             soon=loop.call_soon,
@@ -215,6 +216,10 @@ class Worker:
             ended=self._request_log.request_ended,
             hand_over=functools.partial(hand_over, runtime),
         )
+        self.cluster = cluster_of(runtime, self.settings, rights, self.rng)
+        if self.cluster is not None:
+            runtime.hub.copies = streams.seeking.cluster = self.cluster
+            runtime.sweep.on_tick.append(self.cluster.tick)
         runtime.sweep.on_tick += [
             self._tick,
             upstreams.tick,
@@ -346,6 +351,8 @@ class Worker:
         }
         if shared is not None:
             status["workers"] = shared.each()
+        if self.cluster is not None:
+            status["cluster"] = self.cluster.status()
         return status
 
     def standing(self, elapsed_s: float) -> Standing:
@@ -363,8 +370,17 @@ class Worker:
         self.responses.learned(stream)
         self.kept.learned(stream)
 
+    def _stream_removed(self, stream: Stream) -> None:
+        self.responses.forgotten(stream)
+        if self.cluster is not None:
+            self.cluster.removed(stream)
+
     def _stream_sealed(self, stream: Stream) -> None:
         assert stream.reason is not None
+        if stream.terms.is_copy:
+            return  # its owner counts it, and tells of it
+        if self.cluster is not None:
+            self.cluster.sealed(stream)
         self.runtime.counters.streams_ended[stream.reason] += 1
         if self.runtime.tracing is not None:
             self.runtime.tracing.sealed(stream)
@@ -532,6 +548,8 @@ class Worker:
         self._show(self.loop.time())
         self.runtime.sweep.start()
         self.upstreams.start()
+        if self.cluster is not None:
+            self.cluster.start()
         self.state = DaemonState.SERVING
 
     def reload(self, settings: Settings) -> None:
@@ -633,7 +651,13 @@ class Worker:
             with guard:
                 await self._finish_telemetry()
         self.state = DaemonState.STOPPED
+        if self.cluster is not None:
+            with guard:
+                await self.cluster.flush()
         self.runtime.sweep.stop()
+        if self.cluster is not None:
+            with guard:
+                self.cluster.stop()
         with guard:
             self.upstreams.close()
         for tunnel in tuple(self.runtime.tunnels):

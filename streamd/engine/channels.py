@@ -18,7 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from streamd.core.guard import Guard
 from streamd.engine.connection import EngineFault, packed
-from streamd.engine.link import Link, LinkOwner, LinkTerms, ServerAddress
+from streamd.engine.link import Link, LinkOwner, LinkTerms
+from streamd.engine_url import ServerAddress
 
 # Channels of a SUBSCRIBE, and of a turn: after a failover of thousands of followed streams the engine isn't stormed,
 # and the loop isn't held. Some 30 KB.

@@ -20,6 +20,9 @@ from streamd.wire.event_id import valid_name, valid_stream_id
 
 VERSION: Final = 1
 
+# A finished stream stays at a node that followed it for this time after its last reader; the engine keeps it longer.
+COPY_KEPT_S: Final = 10.0
+
 # Bounds of the texts, as where they come from: models' and upstreams' names, principals.
 _TEXT_CHARS_MAX: Final = 256
 
@@ -50,9 +53,10 @@ class StreamFacts(NamedTuple):
             owner=self.owner,
             name_public=self.public,
             published=self.published,
+            is_copy=True,
             model=self.model,
             policy=self.policy,
-            retention_s=self.retention_s,
+            retention_s=min(self.retention_s, COPY_KEPT_S),
             catchup_bytes_max=catchup_bytes_max,
         )
 

@@ -28,14 +28,14 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from streamd.choice import Choice
-from streamd.core.log_record import unpack
+from streamd.core.log_record import pack, unpack
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
 from streamd.engine.channels import ChannelReceiver, Channels
 from streamd.engine.connection import EngineError, Reply, packed
-from streamd.engine.entry import End, Entry, Position, Told, parse, parse_told
-from streamd.engine.facts import StreamFacts
-from streamd.engine.owner import Commands
+from streamd.engine.entry import End, Entry, Position, Told, fields_of, parse, parse_told, told
+from streamd.engine.facts import StreamFacts, pack_facts
+from streamd.engine.owner import ENDED_TTL_S_MIN, Commands
 from streamd.engine.reading import CopyReader, NotNext
 from streamd.reasons import CloseReason
 
@@ -51,6 +51,7 @@ STASH_MESSAGES_MAX: Final = 256
 STASH_BYTES_MAX: Final = 64 * 1024
 
 _REASONS: Final = {reason.word: reason for reason in CloseReason}
+_LOST: Final = End(CloseReason.NODE_LOST.word, clean=False)
 
 
 class FollowState(Choice):
@@ -133,6 +134,9 @@ class Follow:
         self.state = FollowState.SUBSCRIBING
         self.stream: Stream | None = None
         self._position = Position(0, 0)  # of the newest entry that the stream has
+        self._copied_seq = 0  # the last seq that the copy had when it was read
+        self._facts: StreamFacts | None = None
+        self.member = ""  # that wrote the copy's newest fence
         self._heard_at = self._asked_at = time()
         # reading
         self._reader: CopyReader | None = None  # reads the copy from its first entry
@@ -344,7 +348,8 @@ class Follow:
         else:
             self.stream.replace_log(log, self._time())
         self._reader = None
-        self._position = reader.position
+        self._position, self._copied_seq = reader.position, log.seq_next - 1
+        self._facts, self.member = facts, reader.member
         self._go(FollowState.FOLLOWING)
         self._heard()
         self._read_all(reader.end, has_gained=True)
@@ -356,7 +361,8 @@ class Follow:
         end: End | None = None
         for entry in entries:
             self._add(entry, stream)
-            self._position, end = entry.position, entry.end
+            self._position, self._copied_seq, end = entry.position, entry.last_seq, entry.end
+            self.member = entry.raised_by or self.member
         if len(entries) == READ_ENTRIES:
             self._read()
             return
@@ -402,13 +408,62 @@ class Follow:
         elif self.state is FollowState.FOLLOWING:
             self._go(FollowState.LOOKING)
 
+    # -- the owner's death
+
+    def declare_lost(self, by: str) -> None:
+        """The owner is lost: end the copy behind the last event that is here. `by` is this process's member id.
+
+        Only while nothing comes (LOOKING). Of several members the first wins, and an owner that lives after all takes
+        its stream back (engine/owner.py, REVIVING).
+        """
+        stream, link, facts = self.stream, self._place.link, self._facts
+        if self.state is not FollowState.LOOKING or self._is_reading or not link.has_room:
+            return
+        assert stream is not None and facts is not None
+        # Pushes may have brought more than the copy has: then the whole log is written. So it is if the copy is gone.
+        starts_over = self._copied_seq != stream.events
+        record = stream.log.since(stream.log.mark_at_start(), bytes_max=stream.log.bytes_max) if starts_over else None
+        fields = fields_of(
+            record=pack(record) if record is not None else b"",
+            starts_over=True,
+            facts=pack_facts(facts) if record is not None else b"",
+            end=_LOST,
+            raised_by=by,
+            last_seq=stream.events,
+        )
+        position = Position(self._position.fence + 1, 0)
+        create = () if record is not None else ("NOMKSTREAM",)
+        self._is_reading = True
+        command = packed("XADD", self._place.key, *create, str(position), *fields)
+        link.ask(command, lambda reply: self._declared(position, reply))
+
+    def _declared(self, position: Position, reply: Reply) -> None:
+        self._is_reading = False
+        if self.state in _LAST:
+            return
+        if reply is None:
+            self._copied_seq = -1  # the copy is gone: tick() comes here again
+        elif isinstance(reply, EngineError):
+            self._read_soon()  # another member was first, or the owner lives
+        else:
+            assert self._facts is not None
+            ttl_ms = round(max(ENDED_TTL_S_MIN, self._facts.retention_s) * 1000)
+            self._place.link.ask(packed("PEXPIRE", self._place.key, ttl_ms), _ignore)
+            self._place.link.ask(packed("PUBLISH", self._place.channel, told(position, is_end=True)), _ignore)
+            self._position = position
+            self._end(_LOST)
+
     def _end(self, end: End) -> None:
         stream = self.stream
         assert stream is not None
         self._go(FollowState.ENDED)
         self._place.channels.unsubscribe(self._place.channel)
         reason = _REASONS.get(end.reason)
-        if reason is None:
+        if reason is None or reason is CloseReason.NODE_LOST:
             self._owner.on_declared(end)
         elif stream.reason is None:
             stream.seal(reason, self._time(), clean=end.clean)
+
+
+def _ignore(reply: Reply) -> None:
+    """The reply to a command that needs none."""

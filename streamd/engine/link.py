@@ -41,6 +41,7 @@ from streamd.engine.connection import (
     fault_of,
     packed,
 )
+from streamd.engine_url import ServerAddress
 from streamd.net.dialer import Dialer
 
 # A thousand commands are 5 ms of the engine's work; a MiB is 10 ms of a Gbit line.
@@ -79,13 +80,6 @@ _NEXT: Final[dict[LinkState, tuple[LinkState, ...]]] = {
 }
 _GREETED: Final = (LinkState.UP, LinkState.SLOW)
 _OVER: Final = (LinkState.DOWN, LinkState.STOPPED)
-
-
-class ServerAddress(NamedTuple):
-    """Where a server listens."""
-
-    host: str
-    port: int
 
 
 class LinkTerms(NamedTuple):

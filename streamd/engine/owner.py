@@ -32,7 +32,7 @@ slices of SLICE_MAX a turn, while the link has room and HEAL_BYTES_S_MAX allows:
 stormed. A full engine (OOM) is probed by a single write a second.
 
 BOUNDS. A copy is at most twice its log and an entry. In flight are the link's 1,000 commands or 1 MiB. A copy's object
-takes some 250 B.
+takes some 250 B with its place in the table of copies: it is its own mark, and shares times with its neighbours.
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ from streamd.engine.shards import CopyKeys
 # 0.2 ms.
 ENTRY_BYTES_MAX: Final = 16 * 1024
 
-# Time to live of a copy whose owner is silent, in seconds; renewed while the stream lives.
-LIVE_TTL_S: Final = 3600
+# Passes over all copies in a time to live, each of which renews it.
+RENEWALS_PER_TTL: Final = 4
 # A reader elsewhere, on its way to the end, finds the copy for this long at least.
 ENDED_TTL_S_MIN: Final = 10
+
+NEVER: Final = float("inf")
 
 # An evicted copy is written anew once in this time: an engine that evicts all it gets isn't fed in a circle.
 RENEW_EVERY_S: Final = 10.0
@@ -67,6 +69,9 @@ PROBE_EVERY_S: Final = 1.0
 
 # Channels of a PUBSUB NUMSUB: some 0.1 us each for the engine, and a command of 12 KB.
 CHANNELS_ASKED_MAX: Final = 256
+
+# Unit in which the size of a copy is counted: of most copies it stays a number that Python keeps a single object for.
+WRITTEN_UNIT_BYTES: Final = 128
 
 # Copies looked at in a turn: some 10 us each.
 SLICE_MAX: Final = 64
@@ -142,45 +147,61 @@ def id_of(stream: Stream) -> str:
     return f"{stream.id}:{stream.epoch}" if stream.epoch else stream.id
 
 
-class OwnedCopy:
-    """The copy of a stream of this process."""
+class OwnedCopy(Mark):
+    """The copy of a stream of this process.
+
+    It is the mark of its stream's log, up to the last write that was sent; without a mark the next write starts over.
+    """
 
     __slots__ = (
-        "bytes_max",
-        "bytes_written",
         "channel_mark",
+        "confirmed_at",
         "confirmed_seq",
         "fence",
-        "id",
-        "is_waiting",
-        "mark",
         "not_before",
         "server",
         "state",
         "stream",
         "times_up",
-        "ttl_until",
+        "written_units",
     )
 
     def __init__(self, stream: Stream, server: EngineServer) -> None:
-        self.id = id_of(stream)
+        super().__init__(0, 0, 0, 0)
         self.stream = stream
         self.server = server
         self.state = CopyState.NEW
         self.fence = 0  # the highest that is known
-        self.mark: Mark | None = None  # of the log, up to the last write that was sent; None: the next starts over
         self.channel_mark: Mark | None = None  # of the log, up to the last push; None: nobody listens
         self.confirmed_seq = 0  # up to the last write that the engine took
-        self.is_waiting = False  # a command of this copy is on its way
-        self.not_before = 0.0  # of the next write
-        self.ttl_until = 0.0  # when the copy's time to live is renewed
-        self.bytes_written = 0  # since the copy started over
-        self.bytes_max = 0  # from here on it starts over again
+        self.confirmed_at = server.now  # when the copy was last known to have all events; an object that copies share
+        self.not_before = 0.0  # of the next write; NEVER: a command of this copy is on its way
+        self.written_units = 0  # of WRITTEN_UNIT_BYTES, since the copy started over
         self.times_up = server.times_up  # the server's, when the state was right
 
-    def needs_renewal(self, now: float) -> bool:
-        """Whether the time to live is due of a copy that has nothing to write."""
-        return self.state is CopyState.WRITTEN and now >= self.ttl_until
+    @property
+    def id(self) -> str:
+        """The copy's name."""
+        return id_of(self.stream)
+
+    @property
+    def has_mark(self) -> bool:
+        """Whether the next write goes on where the last ended."""
+        return self.seq_next > 0
+
+    def set_mark(self, mark: Mark | None) -> None:
+        """The next write begins at this mark of the log, or starts over."""
+        self.move_to(mark if mark is not None else _NO_MARK)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a command of this copy is on its way."""
+        return self.not_before == NEVER
+
+    def waits(self, *, waiting: bool) -> None:
+        """A command is on its way, or its reply has come."""
+        if waiting != self.is_waiting:
+            self.not_before = NEVER if waiting else 0.0
 
     @property
     def is_behind(self) -> bool:
@@ -189,6 +210,9 @@ class OwnedCopy:
             return False
         stream = self.stream
         return stream.reason is not None or self.confirmed_seq < stream.log.seq_next - 1
+
+
+_NO_MARK: Final = Mark(0, 0, 0, 0)
 
 
 class EngineServer:
@@ -200,7 +224,9 @@ class EngineServer:
         self.followed: dict[str, OwnedCopy] = {}  # a member listens
         self.written: list[OwnedCopy] = []  # since the last tick; it isn't known who listens
         self.unsettled: dict[str, OwnedCopy] = {}  # behind, or unknown; looked at by tick()
+        self.to_renew: list[OwnedCopy] = []  # copies that the pass under way has still to renew
         self.heal_bytes = float(HEAL_BYTES_S_MAX)  # that may be written now to heal copies
+        self.now = 0.0  # the time of the last tick
         self.times_up = 0
         self.left = 0  # unsettled copies that the pass under way has still to look at
         self.is_full = False
@@ -221,9 +247,13 @@ class CopyOwner:
         time: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
         facts: Callable[[Stream], bytes],
+        live_ttl_s: float = 3600.0,
+        on_followed: Callable[[], None] = lambda: None,
     ) -> None:
         """`server_of` finds the server of a stream's id; `soon` runs a call in a later turn of the loop; `facts` packs
-        a stream's facts (engine/facts.py).
+        a stream's facts (engine/facts.py); `on_followed` hears of a stream that another member listens to.
+
+        `live_ttl_s`: the time to live of a copy with a silent owner; renewed while the stream lives.
         """
         self._servers = servers
         self._server_of = server_of
@@ -233,8 +263,12 @@ class CopyOwner:
         self._time = time
         self._soon = soon
         self._facts = facts
+        self._live_ttl_s = live_ttl_s
+        self._on_followed = on_followed
         self._ticked_at = time()
-        self._renew_at = 0.0
+        self._renew_at = time() + live_ttl_s / RENEWALS_PER_TTL
+        for server in servers:
+            server.now = self._ticked_at
         self.counts = OwnerCounts()
 
     # -- streams
@@ -246,6 +280,9 @@ class CopyOwner:
             copy = server.copies.get(copy_id)
             if copy is None:
                 copy = server.copies[copy_id] = OwnedCopy(stream, server)
+            elif copy.state is CopyState.WRITTEN and not copy.is_behind and copy.times_up == server.times_up:
+                copy.confirmed_at = server.now
+                return
             self._write(copy, self._time())
 
     def removed(self, stream: Stream) -> None:
@@ -254,6 +291,19 @@ class CopyOwner:
         copy_id = id_of(stream)
         for copies in (server.unsettled, server.followed, server.copies):
             copies.pop(copy_id, None)
+
+    def forget(self, stream: Stream) -> None:
+        """The stream's copy is not wanted any more: remove it, if the engine can be asked now."""
+        server = self._server_of(stream.id)
+        self.removed(stream)
+        if server.link.has_room:
+            server.link.ask(packed("UNLINK", self._keys.log(stream.id, stream.epoch)), _ignore)
+
+    def lag_s(self, now: float) -> float:
+        """The age of the oldest event, or end, that the engine lacks, in seconds; at most a second too high."""
+        copies = (copy for server in self._servers for copy in server.copies.values() if copy.is_behind)
+        oldest = min((max(copy.confirmed_at, copy.stream.opened_at) for copy in copies), default=now)
+        return max(0.0, now - oldest)
 
     def push(self) -> None:
         """Send the new events of followed streams to the members that listen; called every engine_push."""
@@ -311,6 +361,7 @@ class CopyOwner:
             except LookupError:
                 return
             copy.server.followed[copy.id] = copy
+            self._on_followed()
             self._tell_written(copy, is_end=False)  # of the write that was told nobody
 
     # -- the engine's life
@@ -329,14 +380,15 @@ class CopyOwner:
         passed_s, self._ticked_at = now - self._ticked_at, now
         renews = now >= self._renew_at
         if renews:
-            self._renew_at = now + LIVE_TTL_S / 16
+            self._renew_at = now + self._live_ttl_s / RENEWALS_PER_TTL
         for server in self._servers:
+            server.now = now
             most = float(HEAL_BYTES_S_MAX)
             server.heal_bytes = min(most, server.heal_bytes + passed_s * most)
             if renews:
-                server.unsettled |= {
-                    copy_id: copy for copy_id, copy in server.copies.items() if copy.needs_renewal(now)
-                }
+                server.to_renew = list(server.copies.values())
+            with self._guard:
+                self._renew_some(server)
             if server.is_full and now >= server.probe_at:
                 with self._guard:
                     self._probe(server, now)
@@ -345,6 +397,15 @@ class CopyOwner:
                 self._slice(server)
             with self._guard:
                 self._ask_who_listens(server)
+
+    def _renew_some(self, server: EngineServer) -> None:
+        """Renew the time to live of a tick's share of the copies."""
+        for _ in range(min(SLICE_MAX, len(server.to_renew))):
+            if not server.link.has_room:
+                return
+            copy = server.to_renew.pop()
+            if copy.state is CopyState.WRITTEN and server.copies.get(copy.id) is copy:
+                self._renew(copy)
 
     def _probe(self, server: EngineServer, now: float) -> None:
         """A full engine: a single write a second tells whether it has room again."""
@@ -381,7 +442,7 @@ class CopyOwner:
         assert state in _NEXT[copy.state], (copy.state, state)
         copy.state = state
         if state in _STARTS_OVER:
-            copy.mark = None
+            copy.set_mark(None)
         elif state is CopyState.HELD:
             copy.not_before = self._time() + HELD_S
 
@@ -406,33 +467,30 @@ class CopyOwner:
         elif copy.state in _STARTS_OVER:
             self._start_over(copy)
         elif copy.state is CopyState.WRITTEN:
-            self._add(copy, now)
+            self._add(copy)
 
     def _doubt(self, copy: OwnedCopy) -> None:
         """The link was up anew since the copy was looked at: its replies are lost, and its content is unknown."""
         copy.times_up = copy.server.times_up
-        copy.is_waiting = False
         copy.not_before = 0.0
         if copy.fence and copy.state is not CopyState.YIELDED:
             self._go(copy, CopyState.VERIFYING)
 
-    def _add(self, copy: OwnedCopy, now: float) -> None:
+    def _add(self, copy: OwnedCopy) -> None:
         """Write the events behind the mark, or the end alone."""
-        stream, mark = copy.stream, copy.mark
-        if mark is None or copy.bytes_written > copy.bytes_max:
+        log = copy.stream.log
+        if not copy.has_mark or copy.written_units * WRITTEN_UNIT_BYTES > 2 * max(log.bytes_max, log.bytes_held):
             self._start_over(copy)
             return
         try:
-            record = stream.log.since(mark, bytes_max=ENTRY_BYTES_MAX)
+            record = log.since(copy, bytes_max=ENTRY_BYTES_MAX)
         except LookupError:
             self._start_over(copy)
             return
-        end = self._end(copy, mark)
+        end = self._end(copy)
         if record is None:
             if end is not None:
                 self._raise_fence(copy, None, end)
-            elif now >= copy.ttl_until:
-                self._renew(copy, now)
             return
         fields = fields_of(record=pack(record), end=end)
         position = Position(copy.fence, record.seq_last)
@@ -442,11 +500,11 @@ class CopyOwner:
     def _start_over(self, copy: OwnedCopy) -> None:
         """Write the log from its first event, under a new fence."""
         stream = copy.stream
-        mark = copy.mark = stream.log.mark_at_start()
-        record = stream.log.since(mark, bytes_max=ENTRY_BYTES_MAX)
+        copy.set_mark(stream.log.mark_at_start())
+        record = stream.log.since(copy, bytes_max=ENTRY_BYTES_MAX)
         if record is None and stream.reason is None:
             return  # there is nothing yet
-        self._raise_fence(copy, record, self._end(copy, mark))
+        self._raise_fence(copy, record, self._end(copy))
 
     def _raise_fence(self, copy: OwnedCopy, record: LogRecord | None, end: End | None) -> None:
         stream = copy.stream
@@ -464,17 +522,16 @@ class CopyOwner:
         # A copy that isn't there is begun by an entry that starts over, and by no other.
         create = () if starts_over else ("NOMKSTREAM",)
         if starts_over:
-            copy.bytes_written = 0
-            copy.bytes_max = 2 * max(stream.log.bytes_max, stream.log.bytes_held)
+            copy.written_units = 0
             self.counts.writes_start += 1
         self._send(
             copy, ("XADD", self._key(copy), *create, str(Position(copy.fence, 0)), *fields), last, end, new=starts_over
         )
 
-    def _end(self, copy: OwnedCopy, mark: Mark) -> End | None:
+    def _end(self, copy: OwnedCopy) -> End | None:
         """The stream's end, if the log is written up to it."""
         stream = copy.stream
-        if stream.reason is None or mark.seq_next != stream.log.seq_next:
+        if stream.reason is None or copy.seq_next != stream.log.seq_next:
             return None
         self.counts.writes_end += 1
         return End(stream.reason.word, stream.ended_clean)
@@ -483,8 +540,8 @@ class CopyOwner:
         self, copy: OwnedCopy, parts: tuple[bytes | str | int, ...], last: int, end: End | None, *, new: bool = False
     ) -> None:
         command = packed(*parts)
-        copy.is_waiting = True
-        copy.bytes_written += len(command)
+        copy.waits(waiting=True)
+        copy.written_units += -(-len(command) // WRITTEN_UNIT_BYTES)
         copy.server.heal_bytes -= len(command)
         self.counts.written_bytes += len(command)
         known = copy.stream.log.seq_next - 1
@@ -502,7 +559,7 @@ class CopyOwner:
 
     def _written(self, copy: OwnedCopy, reply: Reply, last: int, known_seq: int, is_end: bool, new: bool) -> None:
         """The engine's answer to a write up to `last`, when the log ended at `known_seq`."""
-        copy.is_waiting = False
+        copy.waits(waiting=False)
         confirmed = copy.confirmed_seq
         now = self._time()
         if isinstance(reply, EngineError):
@@ -513,7 +570,7 @@ class CopyOwner:
             copy.not_before = now + RENEW_EVERY_S
             self._go(copy, CopyState.NEW)
         else:
-            self._taken(copy, last, is_end, new, now)
+            self._taken(copy, last, is_end, new)
         if copy.state is CopyState.WRITTEN and confirmed != copy.confirmed_seq:
             # Events that came meanwhile wait for the next grown(), once a second; the rest of a large log, and the end
             # of a stream that was sealed meanwhile, don't.
@@ -522,17 +579,17 @@ class CopyOwner:
         elif copy.is_behind:
             copy.server.unsettled[copy.id] = copy
 
-    def _taken(self, copy: OwnedCopy, last: int, is_end: bool, new: bool, now: float) -> None:
+    def _taken(self, copy: OwnedCopy, last: int, is_end: bool, new: bool) -> None:
         copy.server.is_full = False
         if copy.state is CopyState.REVIVING:
             self.counts.revived += 1
-        copy.confirmed_seq = last
+        copy.confirmed_seq, copy.confirmed_at = last, copy.server.now
         self._go(copy, CopyState.DONE if is_end else CopyState.WRITTEN)
         if new and copy.fence > 1:
             # This entry has all of the log, so the former fences may go. Only now: of a refused entry they may not.
             self._tell(copy, packed("XTRIM", self._key(copy), "MINID", str(Position(copy.fence, 0))))
-        if is_end or new or now >= copy.ttl_until:
-            self._renew(copy, now)
+        if is_end or new:
+            self._renew(copy)
         if copy.channel_mark is None and not is_end:
             copy.server.written.append(copy)
             return
@@ -560,17 +617,16 @@ class CopyOwner:
         if copy.state is not CopyState.WRITTEN:
             return
         try:
-            copy.mark = copy.stream.log.mark_behind(copy.confirmed_seq)
+            copy.set_mark(copy.stream.log.mark_behind(copy.confirmed_seq))
         except LookupError:
-            copy.mark = None
+            copy.set_mark(None)
 
-    def _renew(self, copy: OwnedCopy, now: float) -> None:
+    def _renew(self, copy: OwnedCopy) -> None:
         """Set the copy's time to live."""
         if copy.state is CopyState.DONE:
             ttl_s = max(ENDED_TTL_S_MIN, copy.stream.terms.retention_s)
         else:
-            ttl_s = LIVE_TTL_S
-            copy.ttl_until = now + LIVE_TTL_S / 4
+            ttl_s = self._live_ttl_s
         self._tell(copy, packed("PEXPIRE", self._key(copy), round(ttl_s * 1000)))
 
     def _tell(self, copy: OwnedCopy, command: bytes) -> None:
@@ -587,14 +643,14 @@ class CopyOwner:
 
     def _verify(self, copy: OwnedCopy) -> None:
         """Read the copy's newest entry."""
-        copy.is_waiting = True
+        copy.waits(waiting=True)
         command = packed("XREVRANGE", self._key(copy), "+", "-", "COUNT", 1)
         self._ask(copy, command, lambda reply: self._newest(copy, reply))
 
     def _newest(self, copy: OwnedCopy, reply: Reply) -> None:
         """The newest entry; then the entry that raised its fence, if that is another."""
         if isinstance(reply, EngineError):
-            copy.is_waiting = False
+            copy.waits(waiting=False)
             self._refused(copy, reply, self._time())
             return
         if reply == []:
@@ -612,7 +668,7 @@ class CopyOwner:
 
     def _raiser(self, copy: OwnedCopy, newest: Entry, reply: Reply) -> None:
         if isinstance(reply, EngineError):
-            copy.is_waiting = False
+            copy.waits(waiting=False)
             self._refused(copy, reply, self._time())
             return
         raiser = _entry_of(reply)
@@ -633,12 +689,14 @@ class CopyOwner:
             return
         last = newest.last_seq
         try:
-            copy.mark = log.mark_behind(last)
+            copy.set_mark(log.mark_behind(last))
         except LookupError:
             self._judge(copy, CopyFound.OLDER)
             return
         copy.confirmed_seq = last
         is_whole = last == log.seq_next - 1
+        if is_whole:
+            copy.confirmed_at = copy.server.now
         if newest.end is not None and not (is_whole and copy.stream.reason is not None):
             self._judge(copy, CopyFound.OLDER)
             return
@@ -646,14 +704,14 @@ class CopyOwner:
 
     def _judge(self, copy: OwnedCopy, found: CopyFound, *, yields: bool = False, is_done: bool = False) -> None:
         """Go on after a look at the copy."""
-        copy.is_waiting = False
+        copy.waits(waiting=False)
         self.counts.found[found] += 1
         now = self._time()
         match found:
             case CopyFound.CURRENT | CopyFound.BEHIND:
                 self._go(copy, CopyState.DONE if is_done else CopyState.WRITTEN)
                 if is_done:
-                    self._renew(copy, now)
+                    self._renew(copy)
                     return
             case CopyFound.SUPERSEDED:
                 self._go(copy, CopyState.YIELDED if yields else CopyState.REVIVING)

@@ -20,7 +20,7 @@ class NotNext(ValueError):
 class CopyReader:
     """Reads a copy from its first entry on. `new_log` makes an empty log with the bounds of this process."""
 
-    __slots__ = ("_new_log", "end", "facts", "log", "position")
+    __slots__ = ("_new_log", "end", "facts", "log", "member", "position")
 
     def __init__(self, new_log: Callable[[], ReplayLog]) -> None:
         self._new_log = new_log
@@ -28,6 +28,7 @@ class CopyReader:
         self.log: ReplayLog | None = None  # None until an entry starts over
         self.facts: StreamFacts | None = None
         self.end: End | None = None
+        self.member = ""  # that raised the newest fence
 
     def take(self, entry: Entry) -> None:
         """Read the next entry.
@@ -49,6 +50,7 @@ class CopyReader:
         else:
             self._extend(entry, self.log)
         self.position, self.end = entry.position, entry.end
+        self.member = entry.raised_by or self.member
 
     def _start(self, entry: Entry) -> None:
         facts = parse_facts(entry.facts)

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from streamd.core.guard import Guard
 from streamd.engine.connection import EngineFault, Reply, packed
-from streamd.engine.link import Link, LinkOwner, LinkTerms, ServerAddress
+from streamd.engine.link import Link, LinkOwner, LinkTerms
+from streamd.engine_url import ServerAddress
 
 # Half of the least down-after-milliseconds that operators use: a lost message costs no more than that.
 ASK_EVERY_S: Final = 2.0

@@ -44,6 +44,14 @@ class CopyKeys:
         name = f"{stream_id}:{epoch}" if epoch else stream_id
         return f"{self._prefix}{{{partition_of(stream_id)}}}:l:{name}".encode()
 
+    def members(self) -> bytes:
+        """The hash of all members' signs of life."""
+        return f"{self._prefix}m".encode()
+
+    def probe(self, member: str) -> bytes:
+        """A stream that a member makes and removes to see its rights."""
+        return f"{self._prefix}{{0}}:probe:{member}".encode()
+
     def channel(self, stream_id: str, epoch: str = "") -> bytes:
         """The channel of a stream's pushes."""
         name = f"{stream_id}:{epoch}" if epoch else stream_id

@@ -3,6 +3,9 @@
     <stream id>:<seq>            a stream that streamd named: `s_` + worker slot + incarnation + 22 random characters
     <name>:<epoch>:<seq>         a name chosen by its publisher; the epoch tells apart streams of the same name
 
+    …:<seq>!                     the same position, and the reader was told that the stream's node is lost: a stream
+                                 that goes on after all goes on behind seq, and one that doesn't has nothing to add
+
 The grammar (docs/PROTOCOL.md, section 2) has no place for CR, LF, NUL or a space, so an id that parses can go into a
 header or an event unescaped (CWE-93). The two forms can't be confused: a chosen name has no colon and doesn't begin
 with `s_`.
@@ -21,12 +24,12 @@ SEQ_MAX = 2**53
 
 _NAME = rb"(?!s_)(?!\.{1,2}(?::|\Z))[A-Za-z0-9._~-]{1,128}"
 _STREAM_ID = rb"s_[A-Za-z0-9_-]{%d}" % STREAM_ID_CHARS
-_SEQ = rb"0|[1-9][0-9]{0,15}"  # 2**53 has 16 digits
+_SEQ = rb"(?:0|[1-9][0-9]{0,15})"  # 2**53 has 16 digits
 
 _is_name = re.compile(_NAME).fullmatch
 _is_stream_id = re.compile(_STREAM_ID).fullmatch
 _parse_id = re.compile(
-    rb"(?:(?P<stream>%b)|(?P<name>%b):(?P<epoch>[A-Za-z0-9_-]{6})):(?P<seq>%b)" % (_STREAM_ID, _NAME, _SEQ)
+    rb"(?:(?P<stream>%b)|(?P<name>%b):(?P<epoch>[A-Za-z0-9_-]{6})):(?P<seq>%b)(?P<told>!?)" % (_STREAM_ID, _NAME, _SEQ)
 ).fullmatch
 
 
@@ -37,6 +40,7 @@ class EventId:
     stream: str
     epoch: str | None
     seq: int  # 0 <= seq <= SEQ_MAX; 0 is "before the first"
+    told: bool = False  # that the stream's node is lost
 
 
 def valid_last_event_id(raw: bytes) -> EventId | None:
@@ -50,6 +54,7 @@ def valid_last_event_id(raw: bytes) -> EventId | None:
         name.decode("ascii"),
         None if epoch is None else epoch.decode("ascii"),
         int(match["seq"]),
+        bool(match["told"]),
     )
 
 

@@ -24,7 +24,8 @@ from streamd.engine.channels import Channels
 from streamd.engine.entry import End
 from streamd.engine.facts import StreamFacts
 from streamd.engine.follow import CopyPlace, Follow, FollowCounts, FollowOwner, FollowState
-from streamd.engine.link import Link, LinkOwner, LinkTerms, ServerAddress
+from streamd.engine.link import Link, LinkOwner, LinkTerms
+from streamd.engine_url import ServerAddress
 from streamd.reasons import CloseReason
 
 pytestmark = pytest.mark.cluster

@@ -15,8 +15,9 @@ from real_engine import RealEngine, RealSentinel, asked, engines, real_engine
 from streamd.core.guard import Guard
 from streamd.engine.channels import ChannelReceiver, Channels
 from streamd.engine.connection import EngineError, EngineFault, EngineLost, packed
-from streamd.engine.link import Link, LinkOwner, LinkState, LinkTerms, ServerAddress
+from streamd.engine.link import Link, LinkOwner, LinkState, LinkTerms
 from streamd.engine.sentinels import Sentinels
+from streamd.engine_url import ServerAddress
 
 pytestmark = pytest.mark.cluster
 

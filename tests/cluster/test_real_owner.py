@@ -24,10 +24,11 @@ from streamd.core.stream import Stream
 from streamd.engine.connection import EngineFault
 from streamd.engine.entry import parse
 from streamd.engine.facts import facts_of, pack_facts
-from streamd.engine.link import Link, LinkOwner, LinkTerms, ServerAddress
+from streamd.engine.link import Link, LinkOwner, LinkTerms
 from streamd.engine.owner import CopyOwner, CopyState, EngineServer
 from streamd.engine.reading import CopyReader
 from streamd.engine.shards import CopyKeys
+from streamd.engine_url import ServerAddress
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 

@@ -17,7 +17,8 @@ from test_link import Draws
 from streamd.core.guard import Guard
 from streamd.engine.channels import CHANNELS_TURN_MAX, ChannelReceiver, Channels
 from streamd.engine.connection import EngineFault
-from streamd.engine.link import LinkState, LinkTerms, ServerAddress
+from streamd.engine.link import LinkState, LinkTerms
+from streamd.engine_url import ServerAddress
 
 
 class Heard:

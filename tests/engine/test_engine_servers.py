@@ -17,9 +17,10 @@ from test_sentinels import Named
 
 from streamd.core.guard import Guard
 from streamd.engine.channels import ChannelReceiver
-from streamd.engine.link import LinkTerms, ServerAddress
+from streamd.engine.link import LinkTerms
 from streamd.engine.owner import EngineServer
-from streamd.engine.servers import EngineServers, EngineUrl, parse_engine_url, parse_engine_urls
+from streamd.engine.servers import EngineServers
+from streamd.engine_url import EngineUrl, ServerAddress, parse_engine_url, parse_engine_urls
 from streamd.rows import Refused
 
 URLS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import orjson
@@ -34,7 +35,7 @@ def test_facts_are_read_as_they_were_written() -> None:
 def test_the_terms_are_the_owners_but_for_its_account_and_graces() -> None:
     own = stream()
     terms = facts_of(own, 12.0, 1e9).terms(catchup_bytes_max=own.terms.catchup_bytes_max)
-    assert terms == own.terms
+    assert terms == dataclasses.replace(own.terms, is_copy=True, retention_s=10.0)
 
 
 def test_a_newer_version_is_told_apart_from_nonsense() -> None:

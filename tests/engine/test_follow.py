@@ -287,7 +287,7 @@ def test_a_copy_that_started_over_is_read_anew_and_no_event_comes_twice(own: Rig
     own.grow(stream, " c")
     settle(own, member, seconds=2)
     assert member.counts.rebuilds == 1
-    own.copy(stream).bytes_max = 0
+    own.copy(stream).written_units = 1 << 20
     own.grow(stream, " d")
     settle(own, member, seconds=3)
     assert member.read.seqs == [1, 2, 3, 4] and member.read.gaps == []
@@ -298,7 +298,7 @@ def test_a_reader_that_is_behind_reads_on_after_the_log_was_replaced(own: Rig) -
     stream, member = following(own, *[" token"] * 300)
     member.read.stall()
     write(own, stream, member, *[" late"] * 300)
-    own.copy(stream).bytes_max = 0
+    own.copy(stream).written_units = 1 << 20
     own.grow(stream, " end")
     settle(own, member, seconds=5)
     member.read.take()
@@ -334,7 +334,7 @@ def test_events_that_are_gone_send_the_readers_away(own: Rig) -> None:
     own.grow(stream, " c")
     own.settle()
     own.engine.keys[KEYS.log(stream.id)].entries = own.engine.keys[KEYS.log(stream.id)].entries[-1:]
-    own.copy(stream).bytes_max = 0
+    own.copy(stream).written_units = 1 << 20
     own.grow(stream, " d")
     own.settle()
     member.channels.is_up = member.link.room = True
@@ -463,7 +463,7 @@ class Storm:
                 own.engine.loses_messages = op == "lose"
             case "restart":
                 if self.stream.id in own.server.copies:
-                    own.copy(self.stream).bytes_max = 0
+                    own.copy(self.stream).written_units = 1 << 20
             case _ if member is not None:
                 self.disturb(op, member)
 

@@ -21,7 +21,8 @@ from tlspeer import make_certificate
 from streamd.core.guard import Guard
 from streamd.engine import link
 from streamd.engine.connection import EngineError, EngineFault, EngineLost, packed
-from streamd.engine.link import Link, LinkOwner, LinkState, LinkTerms, ServerAddress
+from streamd.engine.link import Link, LinkOwner, LinkState, LinkTerms
+from streamd.engine_url import ServerAddress
 
 
 class Draws(random.Random):

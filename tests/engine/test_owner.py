@@ -30,6 +30,7 @@ from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 
 KEYS = CopyKeys()
+LIVE_TTL_S = 1800
 
 
 def new_log() -> ReplayLog:
@@ -56,6 +57,7 @@ class Rig:
             time=lambda: self.now,
             soon=self.turns.append,
             facts=lambda stream: pack_facts(facts_of(stream, self.now, 1e9)),
+            live_ttl_s=LIVE_TTL_S,
         )
 
     def open(self) -> Stream:
@@ -151,7 +153,7 @@ def test_the_first_entry_has_the_facts_and_raises_the_fence(rig: Rig) -> None:
     assert (entry.position, entry.raised_by, entry.last_seq, entry.starts_over) == ((1, 0), "m1", 1, True)
     facts = rig.check(stream).facts
     assert facts is not None and (facts.id, facts.dialect) == (stream.id, Dialect.CHAT)
-    assert rig.engine.expiries[KEYS.log(stream.id)] == owner.LIVE_TTL_S * 1000
+    assert rig.engine.expiries[KEYS.log(stream.id)] == LIVE_TTL_S * 1000
 
 
 def test_the_end_comes_with_the_last_events_and_keeps_the_copy_for_the_retention(rig: Rig) -> None:
@@ -184,7 +186,7 @@ def test_without_a_link_nothing_is_written_and_nothing_is_kept() -> None:
     for _ in range(100):
         rig.grow(stream, " a")
         rig.tick()
-    assert rig.link.commands == [] and rig.copy(stream).mark is None
+    assert rig.link.commands == [] and not rig.copy(stream).has_mark
     rig.link.up()
     rig.settle()
     assert commands(rig) == [b"XADD", b"PEXPIRE"]
@@ -355,7 +357,7 @@ def test_a_trim_beside_a_declaration_destroys_nothing(rig: Rig) -> None:
     stream = rig.open()
     rig.grow(stream, " a", " b")
     rig.link.turn()
-    rig.copy(stream).bytes_max = 0  # the copy has become too large: the next write starts over and trims
+    rig.copy(stream).written_units = 1 << 20  # the copy has become too large: the next write starts over and trims
     stream.append(event(" c"), rig.now)
     declared(rig, stream, *DEAD)
     rig.owner.grown(stream)
@@ -478,7 +480,7 @@ def test_a_live_copy_is_kept_alive_though_nothing_comes(rig: Rig) -> None:
     rig.link.turn()
     rig.link.commands.clear()
     for _ in range(8):
-        rig.tick(owner.LIVE_TTL_S / 8)
+        rig.tick(LIVE_TTL_S / 8)
         rig.link.turn()
     renewals = commands(rig).count(b"PEXPIRE")
     assert 3 <= renewals <= 5 and set(commands(rig)) == {b"PEXPIRE"}

@@ -15,8 +15,9 @@ from test_link import Draws
 
 from streamd.core.guard import Guard
 from streamd.engine.connection import EngineFault
-from streamd.engine.link import LinkTerms, ServerAddress
+from streamd.engine.link import LinkTerms
 from streamd.engine.sentinels import Sentinels
+from streamd.engine_url import ServerAddress
 
 
 class Named:

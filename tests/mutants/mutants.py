@@ -457,7 +457,7 @@ CORE: Final = (
         "events refused by a full engine are missing in the copy for ever",
         "engine/owner.py",
         "CopyOwner._rewind",
-        "            copy.mark = copy.stream.log.mark_behind(copy.confirmed_seq)\n",
+        "            copy.set_mark(copy.stream.log.mark_behind(copy.confirmed_seq))\n",
         "            pass\n",
     ),
     Mutant(
@@ -478,7 +478,7 @@ CORE: Final = (
         "a copy grows without bound though its log is trimmed",
         "engine/owner.py",
         "CopyOwner._add",
-        " or copy.bytes_written > copy.bytes_max:",
+        " or copy.written_units * WRITTEN_UNIT_BYTES > 2 * max(log.bytes_max, log.bytes_held):",
         ":",
     ),
     Mutant(
@@ -491,15 +491,15 @@ CORE: Final = (
     Mutant(
         "a live copy runs out while its stream is silent",
         "engine/owner.py",
-        "OwnedCopy.needs_renewal",
-        "return self.state is CopyState.WRITTEN and now >= self.ttl_until",
-        "return False",
+        "CopyOwner._renew_some",
+        "if copy.state is CopyState.WRITTEN and",
+        "if False and",
     ),
     Mutant(
         "a second write overtakes the first, with its reply still open",
         "engine/owner.py",
         "CopyOwner._send",
-        "        copy.is_waiting = True\n",
+        "        copy.waits(waiting=True)\n",
         "",
     ),
     Mutant(
@@ -1129,10 +1129,10 @@ API: Final = (
     ),
     Mutant(
         "a resuming POST reads any stream",
-        "api/relay.py",
-        "Relay._resumes",
-        "self._streams.readable(request, last.stream)",
-        "self._streams.get(last.stream)",
+        "api/streams.py",
+        "Streams.resume",
+        "self.readable(request, last.stream)",
+        "self.get(last.stream)",
     ),
     Mutant(
         "a token in a query goes upstream when its name is percent-encoded",

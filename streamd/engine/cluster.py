@@ -1,0 +1,211 @@
+"""Cluster: a worker's part in a cluster of nodes that share an engine.
+
+A worker is a member of its own, with two connections to each server of the engine. It owns the streams that it carries
+and writes their copies (engine/owner.py), follows streams of other members that have readers here (engine/followed.py),
+gives signs of life (engine/members.py), and tells in the log how the engine is (engine/condition.py).
+
+Nothing here is awaited by a stream, a head or an admission. The sweep calls tick() four times a second, and the hub
+calls grown() once a second for each live stream, in its slices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+from streamd.config import Settings
+from streamd.core.stream import Stream
+from streamd.engine.condition import Condition
+from streamd.engine.facts import facts_of, pack_facts
+from streamd.engine.followed import FollowedStreams
+from streamd.engine.link import LinkTerms
+from streamd.engine.members import Members, Say
+from streamd.engine.owner import CopyOwner, EngineServer
+from streamd.engine.servers import EngineServers, EngineShard
+from streamd.engine.shards import CopyKeys
+from streamd.engine_url import parse_engine_urls
+from streamd.net.runtime import Runtime
+
+# The last words to the engine at an end: a write and its reply. systemd waits longer, and a dead engine is no reason
+# to keep it waiting.
+FLUSH_S: Final = 2.0
+_POLL_S: Final = 0.01
+
+
+class Cluster:
+    """The engine, as a worker uses it."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: Settings,
+        terms: LinkTerms,
+        *,
+        node: str,
+        fingerprint: Callable[[], str],
+        say: Say,
+        rng: random.Random,
+    ) -> None:
+        """`fingerprint`: of the keys in use; `say` writes a line of the log."""
+        self._runtime = runtime
+        self._push_s = settings.engine_push_s
+        self._push_timer: asyncio.TimerHandle | None = None
+        self.node = node
+        self.member = runtime.hub.member
+        guard, time = runtime.guard, runtime.time
+        keys = CopyKeys(settings.engine_prefix)
+        self.servers = EngineServers(
+            runtime.loop, parse_engine_urls(settings.engine), terms, guard, rng, on_up=self._server_up
+        )
+        shards = self.servers.shards
+        self._by_server = {id(shard.server): shard for shard in shards}
+        self.owner = CopyOwner(
+            [shard.server for shard in shards],
+            lambda stream_id: self.servers.shard_of(stream_id).server,
+            member=self.member,
+            keys=keys,
+            guard=guard,
+            time=time,
+            soon=runtime.loop.call_soon,
+            facts=self._facts,
+            live_ttl_s=settings.engine_live_ttl_s,
+            on_followed=self._push_soon,
+        )
+        self.members = Members(
+            shards,
+            keys.members(),
+            self.member,
+            node=node,
+            fingerprint=fingerprint,
+            time=time,
+            say=say,
+            lease_s=settings.engine_lease_s,
+            forget_s=settings.engine_live_ttl_s,
+        )
+        self.followed = FollowedStreams(runtime, settings, self.servers, keys, self.members)
+        probe_key = keys.probe(self.member)
+        self.conditions = {
+            shard.url.name: Condition(shard, probe_key=probe_key, members_key=keys.members(), time=time, say=say)
+            for shard in shards
+        }
+
+    def _facts(self, stream: Stream) -> bytes:
+        return pack_facts(facts_of(stream, self._runtime.time(), self._runtime.unix_time()))
+
+    # -- life
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self.servers.start()
+
+    def tick(self, now: float, lag_s: float) -> None:
+        """The sweep's work: each part's is bounded by itself."""
+        self.servers.tick(now)
+        self.owner.tick(now)
+        self.members.tick(now)
+        self.followed.tick(now)
+        for condition in self.conditions.values():
+            condition.tick(now)
+
+    def _server_up(self, server: EngineServer) -> None:
+        """A link is up, perhaps to another server than before, or to an empty one."""
+        shard = self._by_server[id(server)]
+        self.owner.server_up(server)
+        self.members.up(shard)
+        self.conditions[shard.url.name].check()
+
+    async def flush(self) -> None:
+        """The worker ends: write what the engine lacks, wait for it for FLUSH_S, and say that this member is gone."""
+        runtime = self._runtime
+        for stream in runtime.hub:
+            if not stream.terms.is_copy:
+                self.owner.grown(stream)
+        deadline = runtime.time() + FLUSH_S
+        while self._has_unwritten() and runtime.time() < deadline:
+            self.owner.tick(runtime.time())
+            await asyncio.sleep(_POLL_S)
+        self.members.stop()
+        while self._has_unanswered() and runtime.time() < deadline:  # noqa: ASYNC110 (as above)
+            await asyncio.sleep(_POLL_S)
+
+    def _has_unanswered(self) -> bool:
+        return any(shard.link.is_up and shard.link.pending for shard in self.servers.shards)
+
+    def _has_unwritten(self) -> bool:
+        up = [shard.server for shard in self.servers.shards if shard.link.is_up]
+        return any(copy.is_behind for server in up for copy in server.copies.values())
+
+    def stop(self) -> None:
+        """Close all connections, and leave other members' streams to them."""
+        if self._push_timer is not None:
+            self._push_timer.cancel()
+            self._push_timer = None
+        self.followed.stop()
+        self.servers.stop()
+
+    # -- streams of this worker
+
+    def grown(self, stream: Stream) -> None:
+        """As core/hub.py's StreamCopies: a second of the live stream's life is over."""
+        if not stream.terms.is_copy:
+            self.owner.grown(stream)
+
+    def sealed(self, stream: Stream) -> None:
+        """The stream has its end: write it at once."""
+        if not stream.terms.is_copy:
+            self.owner.grown(stream)
+
+    def removed(self, stream: Stream) -> None:
+        """The hub has removed the stream. A copy of it in the engine ends by its own time to live."""
+        if stream.terms.is_copy:
+            self.followed.removed(stream)
+        else:
+            self.owner.removed(stream)
+
+    def forget(self, stream: Stream) -> None:
+        """A client wants the finished stream to be forgotten: its copy goes at once."""
+        if not stream.terms.is_copy:
+            self.owner.forget(stream)
+
+    # -- pushes
+
+    def _push_soon(self) -> None:
+        if self._push_timer is None:
+            self._push_timer = self._runtime.loop.call_later(self._push_s, self._push)
+
+    def _push(self) -> None:
+        self._push_timer = None
+        with self._runtime.guard:
+            self.owner.push()
+        if any(shard.server.followed for shard in self.servers.shards):
+            self._push_soon()
+
+    # -- reports
+
+    def status(self) -> dict[str, Any]:
+        """The cluster as /status shows it: this worker's view."""
+        now = self._runtime.time()
+        return {
+            "node": self.node,
+            "member": self.member,
+            "lag_s": round(self.owner.lag_s(now), 3),
+            "copies": sum(len(shard.server.copies) for shard in self.servers.shards),
+            "followed": len(self.followed),
+            "engine": {shard.url.name: self._shown(shard) for shard in self.servers.shards},
+            "members": {
+                member: {"node": facts.node, "state": facts.state} for member, facts in self.members.shown().items()
+            },
+        }
+
+    def _shown(self, shard: EngineShard) -> dict[str, Any]:
+        link = shard.link
+        return {
+            "state": self.conditions[shard.url.name].state.value,
+            "version": link.version or None,
+            "round_trip_ms": round(link.round_trip_s * 1000, 2),
+            "error": None if link.is_up else link.fault_text or link.fault.value,
+            "unsettled": len(shard.server.unsettled),
+            "followed_elsewhere": len(shard.server.followed),
+        }

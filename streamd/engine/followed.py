@@ -1,0 +1,319 @@
+"""FollowedStreams: the streams of other members that have readers here, each followed once.
+
+seek() looks for the copy of a stream that isn't here. A seeker hears one answer: the stream, which is in the hub from
+then on like any other, or that there is none, or that the engine can't be asked. However many seekers there are, a copy
+is read once.
+
+BOUNDS. A followed stream holds a stream's place in admission, from the look-up on. How many look-ups a principal may
+have under way is decided by the seekers (api/seeking.py).
+
+ENDS. A stream without a reader is followed for IDLE_S longer; a finished stream is kept for its retention, at most
+facts.COPY_KEPT_S. When the engine can't be asked for engine_patience, the readers are told to come back, and the stream
+is dropped: then they get 503 until the engine is there. When nothing comes, the owner's sign of life is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Final, Protocol
+
+from streamd.config import Settings
+from streamd.core.replay import ReplayLog
+from streamd.core.stream import Stream
+from streamd.engine.entry import End
+from streamd.engine.facts import StreamFacts
+from streamd.engine.follow import CopyPlace, Follow, FollowCounts, FollowOwner, FollowState
+from streamd.engine.members import Members
+from streamd.engine.servers import EngineServers, EngineShard
+from streamd.engine.shards import CopyKeys
+from streamd.net.answer import Answer
+from streamd.net.runtime import Runtime
+from streamd.reasons import CloseReason
+
+# A reader that reloads its page comes back within this time.
+IDLE_S: Final = 5.0
+
+# A stream that was just opened has no copy yet: looks for it, and the time between them. Five of them are the second
+# that an owner takes at most, and a half.
+LOOKS_MAX: Final = 6
+LOOK_AGAIN_S: Final = 0.3
+
+# Followed streams looked at in a turn, some 2 us each.
+SLICE_MAX: Final = 250
+# Readers told to come back in a turn: some 30 us each.
+TOLD_TURN_MAX: Final = 64
+
+COME_BACK: Final = "The node that this stream is read through can't reach its engine; resume in a moment."
+
+
+class Seeker(Protocol):
+    """Waits for the outcome of a look-up. One of these is called, once, in a turn of its own."""
+
+    def found(self, stream: Stream) -> None:
+        """The stream is here from now on."""
+
+    def absent(self) -> None:
+        """No member has the stream, or none that this version can read."""
+
+    def unreachable(self) -> None:
+        """The engine can't be asked."""
+
+
+class _Followed:
+    """A stream of another member: its follow, and the seekers that wait for it."""
+
+    __slots__ = ("follow", "id", "is_stale", "looks", "read_at", "seekers", "shard", "stream")
+
+    def __init__(self, stream_id: str, shard: EngineShard, now: float) -> None:
+        self.id = stream_id
+        self.shard = shard
+        self.seekers: list[Seeker] = []
+        self.stream: Stream | None = None
+        self.read_at = now  # when it was last seen with a reader, or sought
+        self.is_stale = False
+        self.looks = 0  # that found no copy
+        self.follow: Follow
+
+
+class FollowedStreams:
+    """All streams of other members that are followed here."""
+
+    def __init__(
+        self, runtime: Runtime, settings: Settings, servers: EngineServers, keys: CopyKeys, members: Members
+    ) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._servers = servers
+        self._keys = keys
+        self._members = members
+        self._member = runtime.hub.member
+        self._by_id: dict[str, _Followed] = {}
+        self._left = 0  # of the pass under way
+        self.counts = FollowCounts()
+        self.lookups = self.lost = 0  # counted for metrics
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    # -- seeking
+
+    def seek(self, stream_id: str, seeker: Seeker) -> bool:
+        """Look for a stream that isn't here. False: the engine can't be asked now, and the seeker hears nothing.
+
+        Raises HttpError 503 if there is no room for another stream.
+        """
+        known = self._by_id.get(stream_id)
+        if known is None:
+            shard = self._servers.shard_of(stream_id)
+            if not shard.link.has_room or not shard.channels.link.is_up:
+                return False
+            known = self._begin(stream_id, shard)
+        elif known.stream is not None:
+            return False  # it is being dropped
+        known.seekers.append(seeker)
+        known.read_at = self._runtime.time()
+        return True
+
+    def give_up(self, stream_id: str, seeker: Seeker) -> None:
+        """The seeker is gone, or has waited long enough."""
+        known = self._by_id.get(stream_id)
+        if known is not None and seeker in known.seekers:
+            known.seekers.remove(seeker)
+            if not known.seekers and known.stream is None:
+                self._drop(known)
+
+    def _begin(self, stream_id: str, shard: EngineShard) -> _Followed:
+        runtime = self._runtime
+        runtime.admit_stream()
+        self.lookups += 1
+        known = self._by_id[stream_id] = _Followed(stream_id, shard, runtime.time())
+        self._follow(known)
+        return known
+
+    def _follow(self, known: _Followed) -> None:
+        """Look for the copy, and follow it if it is there."""
+        runtime, keys, shard = self._runtime, self._keys, known.shard
+        place = CopyPlace(keys.log(known.id), keys.channel(known.id), shard.link, shard.channels)
+        owner = FollowOwner(
+            on_built=lambda facts, log: self._built(known, facts, log),
+            on_absent=lambda: self._soon(lambda: self._absent(known)),
+            on_stale=lambda: self._soon(lambda: self._stale(known)),
+            on_declared=lambda end: self._declared(known, end),
+        )
+        known.follow = Follow(
+            place,
+            owner,
+            self.counts,
+            new_log=self._new_log,
+            time=runtime.time,
+            patience_s=self._settings.engine_patience_s,
+        )
+        known.follow.start()
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        """In a turn of its own: the caller is in the middle of a reply."""
+
+        def guarded() -> None:
+            with self._runtime.guard:
+                call()
+
+        self._runtime.loop.call_soon(guarded)
+
+    def _new_log(self) -> ReplayLog:
+        hub = self._runtime.hub
+        return ReplayLog(bytes_max=hub.stream_log_bytes_max, events_max=hub.stream_log_events_max)
+
+    def _built(self, known: _Followed, facts: StreamFacts, log: ReplayLog) -> Stream:
+        """The copy is read: it is a stream of the hub from now on. Raises ValueError for another stream's facts."""
+        runtime = self._runtime
+        if facts.id != known.id or facts.epoch:
+            raise ValueError("a copy with the facts of another stream")
+        now = runtime.time()
+        opened_at = now - max(0.0, runtime.unix_time() - facts.opened_unix)
+        terms = facts.terms(runtime.settings.catchup_bytes_max)
+        stream = runtime.hub.restore(facts.id, log, facts.dialect, opened_at, kind=Stream, terms=terms)
+        if stream is None:
+            raise ValueError("a stream that is here")
+        stream.upstream = facts.upstream
+        stream.source = known.follow
+        stream.touched_at = now
+        known.stream = stream
+        stream.look_into_log(now)
+        self._soon(lambda: self._answer(known, stream))
+        return stream
+
+    def _answer(self, known: _Followed, stream: Stream) -> None:
+        seekers, known.seekers = known.seekers, []
+        for seeker in seekers:
+            with self._runtime.guard:
+                seeker.found(stream)
+
+    def _absent(self, known: _Followed) -> None:
+        """There is no copy. A member that lives writes one within a second of a stream's first event."""
+        known.looks += 1
+        if known.looks == 1:
+            self._members.ask_whether_known(known.shard, known.id[2:7], lambda is_known: self._asked(known, is_known))
+        elif known.looks < LOOKS_MAX:
+            self._look_again_later(known)
+        else:
+            self._not_found(known)
+
+    def _asked(self, known: _Followed, is_known: bool) -> None:
+        if is_known:
+            self._look_again_later(known)
+        else:
+            self._not_found(known)
+
+    def _look_again_later(self, known: _Followed) -> None:
+        def again() -> None:
+            with self._runtime.guard:
+                if self._by_id.get(known.id) is known and known.stream is None:
+                    self._follow(known)
+
+        self._runtime.loop.call_later(LOOK_AGAIN_S, again)
+
+    def _not_found(self, known: _Followed) -> None:
+        seekers, known.seekers = known.seekers, []
+        self._drop(known)
+        for seeker in seekers:
+            with self._runtime.guard:
+                seeker.absent()
+
+    # -- ends
+
+    def _declared(self, known: _Followed, end: End) -> None:
+        """Another member has declared the owner lost, or this one has: here the stream ends."""
+        stream = known.stream
+        if stream is not None and stream.reason is None:
+            self.lost += 1
+            stream.seal(CloseReason.NODE_LOST, self._runtime.time(), clean=False)
+
+    def _stale(self, known: _Followed) -> None:
+        """The engine can't be asked: send the readers away, and drop the stream when they have left."""
+        known.is_stale = True
+        seekers, known.seekers = known.seekers, []
+        for seeker in seekers:
+            with self._runtime.guard:
+                seeker.unreachable()
+        if known.stream is None:
+            self._drop(known)
+        else:
+            self._send_away(tuple(known.stream.readers))
+
+    def _send_away(self, readers: tuple[object, ...]) -> None:
+        for reader in readers[:TOLD_TURN_MAX]:
+            sink = getattr(reader, "sink", None)
+            if isinstance(sink, Answer):
+                with self._runtime.guard:
+                    sink.send_away(CloseReason.ENGINE_UNREACHABLE, COME_BACK, among=len(readers))
+        if len(readers) > TOLD_TURN_MAX:
+            self._soon(lambda: self._send_away(readers[TOLD_TURN_MAX:]))
+
+    def is_stale(self, stream: Stream) -> bool:
+        """Whether a followed stream takes no more readers, because its copy can't be asked."""
+        known = self._by_id.get(stream.id)
+        return known is not None and known.is_stale
+
+    def removed(self, stream: Stream) -> None:
+        """The hub has removed a followed stream."""
+        known = self._by_id.get(stream.id)
+        if known is not None and known.stream is stream:
+            self._drop(known)
+
+    def _drop(self, known: _Followed) -> None:
+        """Follow no more, and forget the stream if it has no readers."""
+        if self._by_id.pop(known.id, None) is None:
+            return
+        known.follow.cancel(CloseReason.COMPLETE)
+        self._runtime.admission.release_stream()
+        stream = known.stream
+        if stream is not None:
+            stream.source = None
+            self._runtime.hub.remove(stream)
+
+    def stop(self) -> None:
+        """The process ends: streams of other members are not saved here."""
+        for known in tuple(self._by_id.values()):
+            if known.stream is None or not known.stream.readers:
+                self._drop(known)
+
+    # -- the clock
+
+    def tick(self, now: float) -> None:
+        """Look into silence, and drop streams without readers; the sweep calls it four times a second."""
+        if not self._left:
+            self._left = len(self._by_id)
+            self._slice(now)
+
+    def _slice(self, now: float) -> None:
+        count = min(self._left, SLICE_MAX)
+        self._left -= count
+        for stream_id, known in tuple(islice(self._by_id.items(), count)):
+            del self._by_id[stream_id]
+            self._by_id[stream_id] = known  # at the end of the line
+            with self._runtime.guard:
+                self._look(known, now)
+        if self._left:
+            self._runtime.loop.call_soon(self._slice, now)
+
+    def _look(self, known: _Followed, now: float) -> None:
+        follow, stream = known.follow, known.stream
+        follow.tick(now)
+        if follow.state is FollowState.LOOKING and self._members.is_lost(known.shard, follow.member):
+            follow.declare_lost(self._member)
+        if stream is None:
+            return
+        if stream.readers and not known.is_stale:
+            known.read_at = now
+        is_over = stream.reason is not None and follow.state is not FollowState.ENDED  # by an operator, here
+        is_idle = stream.reason is None and now - known.read_at > IDLE_S
+        if not stream.readers and (known.is_stale or is_over or is_idle):
+            self._drop(known)
+
+    def states(self) -> dict[str, int]:
+        """How many follows are in each state."""
+        counts = dict.fromkeys((state.value for state in FollowState), 0)
+        for known in self._by_id.values():
+            counts[known.follow.state.value] += 1
+        return counts

@@ -1,0 +1,222 @@
+"""Members: the workers of all nodes that share the engine, and whether they live.
+
+A member beats: every BEAT_S it writes its field of the hash `<prefix>m`, on every server of the engine, with a number
+that grows, its node's name, and a fingerprint of its keys. Fields have no time to live: keys with a time to live are
+the first that a full engine evicts, and a stalled engine lets all of them run out at once.
+
+A member is lost for this process if its field hasn't changed for `lease_s` of this process's own clock, or says
+`stopped`. Only a process that has a reason looks, at the server of the stream in question. A process whose own link to
+that server was disturbed within the last `lease_s` judges no member. No clocks of two machines are compared.
+
+Every SURVEY_EVERY_S all fields are read: to count the members, to notice nodes with other keys (principals are the ids
+of keys, so all nodes need the same), and to remove fields that haven't changed for `forget_s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from streamd.engine.connection import Reply, packed
+from streamd.engine.link import LinkState
+from streamd.engine.servers import EngineShard
+
+BEAT_S: Final = 2.0
+SURVEY_EVERY_S: Final = 60.0
+LOOK_EVERY_S: Final = 1.0
+
+# A field has some 100 B; of a longer field none of streamd's the rest isn't read.
+FIELD_BYTES_MAX: Final = 1024
+
+Say = Callable[..., None]
+"""Writes a line of the log: its level's word, its name, and its fields by keyword."""
+
+
+class MemberFacts(NamedTuple):
+    """The content of a member's field."""
+
+    node: str
+    state: str  # `up` or `stopped`
+    keys: str  # a fingerprint of the key file
+
+
+class _Watched:
+    """A member's field on a server, and since when it hasn't changed."""
+
+    __slots__ = ("asked_at", "changed_at", "value", "watched_since")
+
+    def __init__(self, now: float) -> None:
+        self.value: bytes | None = None
+        self.changed_at = self.watched_since = now
+        self.asked_at = -1e9
+
+    def take(self, value: bytes | None, now: float) -> None:
+        if value != self.value:
+            self.value, self.changed_at = value, now
+
+
+class Members:
+    """This process's own field, and its view of the other members'."""
+
+    def __init__(
+        self,
+        servers: Sequence[EngineShard],
+        key: bytes,
+        member: str,
+        *,
+        node: str,
+        fingerprint: Callable[[], str],
+        time: Callable[[], float],
+        say: Say,
+        lease_s: float,
+        forget_s: float,
+    ) -> None:
+        self._servers = servers
+        self._key = key
+        self._member = member
+        self._node = node
+        self._fingerprint = fingerprint
+        self._time = time
+        self._say = say
+        self._lease_s = lease_s
+        self._forget_s = forget_s
+        self._state = "up"
+        self._beats = 0
+        self._beat_at = self._survey_at = 0.0
+        self._whole_since = [time()] * len(servers)  # when the link was last seen disturbed
+        self._watched: list[dict[str, _Watched]] = [{} for _ in servers]  # of all fields
+        self._told_keys: set[tuple[str, str]] = set()  # nodes with other keys that were named in the log
+
+    # -- this member
+
+    def tick(self, now: float) -> None:
+        """Beat, and look around; the sweep calls it four times a second."""
+        for number, server in enumerate(self._servers):
+            if server.link.state is not LinkState.UP:
+                self._whole_since[number] = now
+        if now >= self._beat_at:
+            self._beat_at = now + BEAT_S
+            self._beat()
+        if now >= self._survey_at:
+            self._survey_at = now + SURVEY_EVERY_S
+            for number, server in enumerate(self._servers):
+                if server.link.has_room:
+                    server.link.ask(packed("HGETALL", self._key), lambda reply, k=number: self._surveyed(k, reply))  # type: ignore[misc]
+
+    def up(self, server: EngineShard) -> None:
+        """A link is up: beat at once, and look around soon."""
+        self._beat_at = 0.0
+        self._survey_at = min(self._survey_at, self._time() + LOOK_EVERY_S)
+
+    def stop(self) -> None:
+        """This member ends in order: others needn't wait for `lease_s`."""
+        self._state = "stopped"
+        self._beat()
+
+    def _beat(self) -> None:
+        self._beats += 1
+        facts = MemberFacts(self._node, self._state, self._fingerprint())._asdict()
+        value = orjson.dumps({"beat": self._beats, **facts})
+        for server in self._servers:
+            if server.link.has_room:
+                server.link.ask(packed("HSET", self._key, self._member, value), _ignore)
+
+    # -- the others
+
+    def is_lost(self, server: EngineShard, member: str) -> bool:
+        """Whether the member is lost; asks the engine if it hasn't been asked lately, for the next call to know."""
+        number, now = self._servers.index(server), self._time()
+        if member == self._member or now - self._whole_since[number] < self._lease_s:
+            return False
+        known = self._watched[number].get(member)
+        if known is None:
+            known = self._watched[number][member] = _Watched(now)
+        if now - known.asked_at >= LOOK_EVERY_S and server.link.has_room:
+            if now - known.asked_at > 3 * LOOK_EVERY_S:
+                known.watched_since = now  # not looked at lately: an old value says nothing
+            known.asked_at = now
+            server.link.ask(packed("HGET", self._key, member), lambda reply: self._looked(known, reply))
+        is_stopped = (facts := _facts_of(known.value)) is not None and facts.state == "stopped"
+        return is_stopped or now - max(known.changed_at, known.watched_since) >= self._lease_s
+
+    def ask_whether_known(self, server: EngineShard, member: str, answer: Callable[[bool], None]) -> None:
+        """Ask the engine whether there is, or was lately, a member of this id; yes where it can't tell."""
+        if server.link.has_room:
+            server.link.ask(packed("HEXISTS", self._key, member), lambda reply: answer(reply != 0))
+        else:
+            answer(True)
+
+    def _looked(self, known: _Watched, reply: Reply) -> None:
+        if reply is None or isinstance(reply, bytes):
+            known.take(reply, self._time())
+
+    def _surveyed(self, number: int, reply: Reply) -> None:
+        """All fields of a server."""
+        fields = _fields_of(reply)
+        if fields is None:
+            return
+        now, watched, server = self._time(), self._watched[number], self._servers[number]
+        for member in [each for each in watched if each not in fields]:
+            del watched[member]
+        for member, value in fields.items():
+            known = watched.get(member)
+            if known is None:
+                known = watched[member] = _Watched(now)
+            known.take(value, now)
+            if now - known.changed_at > self._forget_s and server.link.has_room:
+                server.link.ask(packed("HDEL", self._key, member), _ignore)
+        self._compare_keys()
+
+    def _compare_keys(self) -> None:
+        own = self._fingerprint()
+        for member, facts in self.shown().items():
+            differs = member != self._member and facts.state == "up" and facts.keys != own
+            if differs and (facts.node, facts.keys) not in self._told_keys:
+                self._told_keys.add((facts.node, facts.keys))
+                self._say(
+                    "warning",
+                    "key files differ: a principal of one node may have no rights at the other",
+                    node=facts.node,
+                    own_node=self._node,
+                )
+
+    def shown(self) -> dict[str, MemberFacts]:
+        """The members that are known to live, as of the last survey, on the first server."""
+        now = self._time()
+        living = {
+            member: _facts_of(known.value)
+            for member, known in self._watched[0].items()
+            if now - known.changed_at < SURVEY_EVERY_S + self._lease_s
+        }
+        return {member: facts for member, facts in living.items() if facts is not None}
+
+
+def _fields_of(reply: Any) -> dict[str, bytes] | None:
+    """The fields of the hash; fields that no member writes are left out. None: a reply that is no hash."""
+    if not isinstance(reply, dict):
+        return None
+    return {
+        name.decode("ascii"): value
+        for name, value in reply.items()
+        if isinstance(name, bytes) and isinstance(value, bytes) and name.isascii() and len(name) <= 64
+    }
+
+
+def _facts_of(value: bytes | None) -> MemberFacts | None:
+    """The content of a field; None for one that no member writes."""
+    if value is None or len(value) > FIELD_BYTES_MAX:
+        return None
+    try:
+        given = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(given, dict):
+        return None
+    texts = [given.get(name) for name in MemberFacts._fields]
+    return MemberFacts(*map(str, texts)) if all(type(text) is str for text in texts) else None
+
+
+def _ignore(reply: Reply) -> None:
+    """The reply to a command that needs none."""
