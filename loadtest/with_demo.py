@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 
-import launch
+from streamd.demo import launch
 
 UPSTREAM = ("mock-llm", "--listen", "127.0.0.1:0", "--interval-ms", "50", "--jitter-ms", "15")
 

@@ -1,4 +1,4 @@
-"""The command line: `streamd serve`, `check-config`, `config-reference`, `keys`, `mock-llm`, and the commands for a
+"""The command line: `streamd serve`, `check-config`, `config-reference`, `keys`, `demo`, `mock-llm`, and those for a
 running daemon (daemon/admin_cli.py).
 
 The flags of `serve` are the rows of the settings, beside `--config` and the two kinds of help.
@@ -190,6 +190,13 @@ def _fill_log_level(parser: argparse.ArgumentParser) -> None:
     admin_cli.fill_log_level(parser)
 
 
+def _fill_demo(parser: argparse.ArgumentParser) -> None:
+    from streamd.demo import command
+
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
 def _fill_mock_llm(parser: argparse.ArgumentParser) -> None:
     from streamd import mockllm
 
@@ -212,6 +219,7 @@ _COMMANDS = {
     "drain": _Subcommand("let it finish and stop, end that at once, or take it back", _fill_drain, {}),
     "log-level": _Subcommand("change how much it logs", _fill_log_level, {}),
     "keys": _Subcommand("add, list and revoke API keys in the key file", _fill_keys, {}),
+    "demo": _Subcommand("try streamd out in a browser, with a synthetic model", _fill_demo, {}),
     "mock-llm": _Subcommand("run the built-in synthetic upstream, for demos, tests and load", _fill_mock_llm, {}),
 }
 

@@ -694,6 +694,11 @@ class Settings:
         "Silence after which a worker is killed and replaced",
         "40 sweeps of 250 ms, and 10 times loop_lag_max",
     )
+    demo: bool = flag_row(
+        PROCESS,
+        "Whether GET / on every listener is a chat page, to try streamd out with",
+        "For demonstrations, as `streamd demo` is: users of a daemon in production have pages of their own",
+    )
 
     memory_limit_bytes: int = bytes_row(
         ADMISSION,

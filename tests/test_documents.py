@@ -27,6 +27,7 @@ from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings
 from streamd.core import fanout, health, replay, ring, stream
 from streamd.core.admission import Demands
 from streamd.daemon import listen
+from streamd.demo.command import DEMO
 from streamd.net import fetch, sweep, tunnel
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
@@ -39,7 +40,6 @@ README_LINES_MAX = 150
 
 sys.path.insert(0, str(PROJECT / "loadtest"))
 one_stalled: Any = importlib.import_module("one_stalled")
-run_demo: Any = importlib.import_module("run_demo")
 DOCUMENTS = sorted(
     str(path.relative_to(PROJECT))
     for pattern in ("*.md", "docs/*.md", "loadtest/*.md", "fuzz/*.md", "tests/*.md", "tests/corpus/*.md")
@@ -435,10 +435,9 @@ def test_the_readme_is_read_in_one_go() -> None:
 
 def test_the_readme_asks_the_synthetic_model_as_make_run_does() -> None:
     """The same path and body that `make run` prints, on the address that the Makefile listens on."""
-    demo = run_demo.DEMO
     curl = next(block for block in blocks(text_of("README.md"), "sh") if "curl" in block)
-    assert f"http://{listen_of_make_run()}{demo.path} " in curl
-    assert json.loads(curl.partition("-d '")[2].rpartition("'")[0]) == demo.body
+    assert f"http://{listen_of_make_run()}{DEMO.path} " in curl
+    assert json.loads(curl.partition("-d '")[2].rpartition("'")[0]) == DEMO.body
 
 
 def listen_of_make_run() -> str:

@@ -1,4 +1,4 @@
-"""The launcher of `make run`, with a stand-in for streamd: both start, stop together, and a death is reported."""
+"""The launcher of `streamd demo`, with a stand-in for streamd: both start, stop together, and a death is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-LOADTEST = Path(__file__).parent.parent / "loadtest"
+PROJECT = Path(__file__).parents[1]
 
 STAND_IN = """
 import http.server, sys
@@ -30,17 +30,16 @@ http.server.HTTPServer((host, int(port)), Ready).serve_forever()
 
 LAUNCH = """
 import sys
-sys.path.insert(0, {loadtest!r})
-import launch, run_demo
-demo = launch.Demo("a mock", {upstream!r} or run_demo.DEMO.command, "/v1/chat/completions", {{"stream": True}})
+from streamd.demo import command, launch
+demo = launch.Demo("a mock", {upstream!r} or command.DEMO.command, "/v1/chat/completions", {{"stream": True}})
 sys.exit(launch.launch("127.0.0.1:{port}", demo, streamd=(sys.executable, "-c", {streamd!r})))
 """
 
 
 def start(port: int, streamd: str, upstream: list[str] | None = None) -> subprocess.Popen[str]:
-    program = LAUNCH.format(loadtest=str(LOADTEST), upstream=upstream, port=port, streamd=streamd)
+    program = LAUNCH.format(upstream=upstream, port=port, streamd=streamd)
     return subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=LOADTEST.parent
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
     )
 
 

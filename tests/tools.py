@@ -46,6 +46,7 @@ class Tool(NamedTuple):
 
 TOOLS: Mapping[str, Tool] = {
     "apache2": Tool(("apache2",), debian="apache2"),
+    "axe": Tool(module="axe_playwright_python", python="axe-playwright-python"),
     "bash": Tool(("bash",), debian="bash"),
     "caddy": Tool(("caddy",), debian="caddy"),
     "chromium": Tool(("chromium", "chromium-browser", "google-chrome"), debian="chromium"),

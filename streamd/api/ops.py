@@ -1,4 +1,4 @@
-"""Health, readiness, metrics and status: the routes of operators and balancers."""
+"""Health, readiness, metrics and status: the routes of operators and balancers; also the pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from streamd.api.page_files import PageFiles
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
 from streamd.net.http_error import not_found
@@ -25,20 +26,20 @@ class Ops:
         metrics: Callable[[], tuple[bytes, bytes]],
         status: Callable[[], dict[str, Any]],
         ready: Callable[[], str],
+        pages: PageFiles,
     ) -> None:
         self._runtime = runtime
         self._metrics = metrics
         self._status = status
         self._ready = ready
         public = {"GET": Plan(answer=self.health)}
-        root = {"GET": Plan(answer=self.root)}
         whole = {"OPTIONS": Plan(answer=self.options)}
         self._public = {
             "*": whole,
-            "/": root,
             "/healthz": public,
             "/health": public,
             "/readyz": {"GET": Plan(answer=self.readiness)},
+            **pages.methods,
         }
         scraped = {"GET": Plan(answer=self.metrics)}
         self._scraped = {"/metrics": scraped, "/healthz": public, "/readyz": self._public["/readyz"]}
@@ -60,10 +61,6 @@ class Ops:
         if methods is None:
             raise not_found(answer.request.path)
         return methods
-
-    def root(self, answer: Answer) -> None:
-        """An answer for clients that knock at their base address before they ask (Claude Code does)."""
-        answer.send(200, b"streamd\n", [(b"content-type", b"text/plain; charset=utf-8")])
 
     def options(self, answer: Answer) -> None:
         """`OPTIONS *` asks about the server as a whole (RFC 9110 9.3.7)."""

@@ -25,6 +25,7 @@ from streamd.api.llama import LOOKUP, Llama
 from streamd.api.log_level import LogLevelRoute
 from streamd.api.models import Models
 from streamd.api.ops import Ops
+from streamd.api.page_files import PageFiles
 from streamd.api.publish import Publish
 from streamd.api.reader_table import ReaderTable
 from streamd.api.relay import Relay, ask_of
@@ -192,7 +193,7 @@ class Worker:
             streams,
             Publish(runtime, streams, rights),
             Models(runtime, upstreams, rights, lambda request: ask_of(request, runtime.cors)),
-            Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness),
+            Ops(runtime, metrics=self._rendered(), status=self.status, ready=self._readiness, pages=PageFiles(runtime)),
             Admin(
                 tables=tables,
                 ending=ending,

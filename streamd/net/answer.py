@@ -53,7 +53,7 @@ from streamd.wire.dialect import error_body
 from streamd.wire.http1 import Framing, ResponseHead, encode_response_head
 
 STREAM_TYPE = (b"content-type", EVENT_STREAM)
-STREAM_CACHING = (b"cache-control", b"no-cache, no-transform")
+STREAM_CACHING = (b"cache-control", b"no-store, no-transform")
 
 NOT_STORED = (b"cache-control", b"no-store")
 

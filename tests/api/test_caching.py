@@ -114,7 +114,7 @@ def test_an_upstreams_own_word_about_caches_passes() -> None:
 def test_a_stream_is_not_kept_either() -> None:
     with rig() as r:
         answer = asked(r, get("/v1/streams/{}"), finished(r))
-        assert answer.get("cache-control") == "no-cache, no-transform"
+        assert answer.get("cache-control") == "no-store, no-transform"
 
 
 VARYING = [

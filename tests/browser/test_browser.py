@@ -15,49 +15,18 @@ from typing import Any
 
 import pytest
 from fronts import FRONTS, Door, running
-from inprocess import WAIT_S, Live, live
+from inprocess import Live, live
 from page_server import EXAMPLES, PageServer
-from tools import TOOLS, needs
+from tools import needs
 
 from streamd.mockllm import MockOptions
 
 pytestmark = needs("chromium", "playwright")
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PROMPT = "Tell me about streams."  # the page's initial prompt
 SLOW = MockOptions(interval_s=0.02, ttft_s=0, tokens=80)
 ENDLESS = MockOptions(interval_s=0.02, ttft_s=0, tokens=1_000_000)
 SOON = {"retry_min_s": 0.01, "retry_max_s": 0.05}  # a browser waits as long as `retry:` says
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=TOOLS["chromium"].path(), args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def tab(browser: Any) -> Iterator[Any]:
-    context = browser.new_context()
-    page = context.new_page()
-    page.set_default_timeout(WAIT_S * 1000)
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    yield page
-    context.close()
-    assert wrong == []
 
 
 def page_of(served: Live, cut_after: Callable[[int], int | None] = lambda number: None) -> PageServer:

@@ -647,7 +647,7 @@ def test_a_stream_has_ids_and_is_written_once_per_read() -> None:
         r.reply(LAST)
         answer = client.answer
         assert answer.get("content-type") == "text/event-stream"
-        assert answer.get("cache-control") == "no-cache, no-transform"
+        assert answer.get("cache-control") == "no-store, no-transform"
         assert answer.get("x-accel-buffering") == "no"
         assert answer.get("x-upstream") == "up"
         stream_id = answer.get("x-stream-id")

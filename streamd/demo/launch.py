@@ -6,7 +6,6 @@ Each child logs to a file, which is shown if that child dies: in a demo the term
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import http.client
@@ -150,9 +149,9 @@ class Launcher:
             self.pause()
         raise LaunchError(f"{child.name} is not up after {READY_S_MAX:.0f} s:\n{child.tail()}")
 
-    def wait_end(self) -> None:
-        """Wait until a signal asks for an end (Stopped), or a child dies (LaunchError)."""
-        while True:
+    def wait_end(self, front: Child) -> None:
+        """Wait until `front` ends by itself, a signal asks for an end (Stopped), or a child dies (LaunchError)."""
+        while front.process.poll() != 0:
             self.pause()
 
 
@@ -182,19 +181,37 @@ def reachable(listen: str) -> str:
     return f"{ {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
 
 
-def check_free(listen: str, address: str) -> None:
-    """Raises LaunchError if another process listens there: its answers would look like those of the demo."""
+def check_free(listen: str, address: str, advice: str) -> None:
+    """Raises LaunchError if another process listens there: its answers would look like those of the demo.
+
+    `advice` has {port}, another port to try.
+    """
+    port = int(listen.rpartition(":")[2])
+    error = _taken(listen)
+    if error is None:
+        return
+    if error.errno != errno.EADDRINUSE:
+        raise LaunchError(f"{listen}: {error.strerror}")
+    other = "another streamd" if _is_ready(address) else "another process"
+    raise LaunchError(f"{other} listens on {listen} already; try another port: {advice.format(port=port % 65535 + 1)}")
+
+
+def _taken(listen: str) -> OSError | None:
+    """The error of listening at this address; None if it is free."""
     host, _, port = listen.rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     try:
         socket.create_server((host.strip("[]"), int(port)), family=family).close()
-    except OSError as wrong:
-        if wrong.errno != errno.EADDRINUSE:
-            raise LaunchError(f"{listen}: {wrong.strerror}") from None
-        other = "another streamd" if _is_ready(address) else "another process"
-        text = f"{other} listens on {listen} already; try another port: make run LISTEN=127.0.0.1:{int(port) + 1}"
-        raise LaunchError(text) from None
+    except OSError as error:
+        return error
+    return None
 
+
+PAGES = """\
+Open in a browser:
+
+  http://{address}/   a chat to reload, to cut off, to read twice and to read slowly
+"""
 
 CURL_LINES = """\
 Paste into another terminal. Tokens, one by one:
@@ -222,40 +239,43 @@ class Demo:
     command: Sequence[str]
     path: str
     body: dict[str, Any]
+    has_pages: bool = False  # whether the chat page can talk to it
+    again: str = "make run LISTEN=127.0.0.1:{port}"  # the command for another port
 
     def curl_lines(self, address: str) -> str:
         """The command lines to paste."""
         return CURL_LINES.format(address=address, path=self.path, body=json.dumps(self.body))
 
 
-def parse_listen(description: str | None) -> str:
-    """The only flag of both launchers: streamd's listening address."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default %(default)s")
-    listen = parser.parse_args().listen
-    if not re.fullmatch(r".+:[1-9]\d{0,4}", listen):
-        parser.error("--listen takes HOST:PORT with a port that is not 0")
-    return str(listen)
+def checked_listen(text: str) -> str:
+    """An address of the flag --listen. Raises ValueError."""
+    if not re.fullmatch(r".+:[1-9]\d{0,4}", text):
+        raise ValueError("HOST:PORT with a port that is not 0")
+    return text
 
 
 def launch(listen: str, demo: Demo, streamd: Sequence[str] = STREAMD) -> int:
     """Run both until Ctrl-C or SIGTERM (status 0), or until a child dies (status 1; its log is printed)."""
     address = reachable(listen)
     try:
-        check_free(listen, address)
+        check_free(listen, address, demo.again)
         with Launcher().running() as launcher:
             print(f"starting {demo.about} …", flush=True)
             url = launcher.wait_url(launcher.start("upstream", demo.command))
-            front = launcher.start("streamd", [*streamd, "--listen", listen, "--upstream", url])
+            pages = ("--demo",) if demo.has_pages else ()
+            front = launcher.start("streamd", [*streamd, "--listen", listen, "--upstream", url, *pages])
             launcher.wait_ready(front, address)
             print(f"streamd listens on http://{address}, in front of {demo.about} at {url}.\n")
+            if demo.has_pages:
+                print(PAGES.format(address=address))
             print(demo.curl_lines(address))
             print("Ctrl-C stops both.", flush=True)
-            launcher.wait_end()
+            launcher.wait_end(front)
+            print("streamd was drained, and has stopped")
+            return 0
     except Stopped:
         print("stopped", flush=True)
         return 0
     except LaunchError as wrong:
         print(wrong, file=sys.stderr)
         return 1
-    raise AssertionError("unreachable")
