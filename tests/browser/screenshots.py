@@ -1,4 +1,4 @@
-"""`make screenshots`: the pictures of the pages in docs/screenshots, each of a page in use, small enough for a document."""
+"""`make screenshots`: the pictures of the pages in docs/screenshots, each of a page in use and of less than 150 KB."""
 
 from __future__ import annotations
 

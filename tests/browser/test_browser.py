@@ -73,9 +73,9 @@ def test_the_page_reads_completions_and_responses(tab: Any, path: str) -> None:
 
 
 def test_a_wrong_address_is_said_and_not_tried_for_ever(tab: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed, live() as served:
+        closed.bind(("127.0.0.1", 0))  # without listening: nothing else gets the port
         wrong = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    with live() as served:
         tab.goto(f"{page_of(served).url}/?server={wrong}&watch=s_x")
         tab.get_by_role("button", name="Send").click()
         for status in ("status", "watch-status"):
