@@ -3152,7 +3152,7 @@ PACE: Final = (
         "                pass",
     ),
     Mutant(
-        "connections wait another tick when the timer comes early",
+        "a timer that comes a moment early is set again for nothing",
         "net/pacing.py",
         "Pacing._wake",
         "max(self._armed_tick, int(now / TICK_S))",

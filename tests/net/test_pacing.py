@@ -328,6 +328,21 @@ def test_bytes_that_a_pause_hides_are_no_silence_of_the_upstream() -> None:
         r.reply(chunk(DONE) + LAST)
 
 
+def test_the_silence_of_an_upstream_is_counted_from_the_end_of_a_pause() -> None:
+    with rig(write_interval_s=WORD_S, idle_timeout_s=0.6) as r:
+        client = r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("one ")))
+        r.runtime.pacing.adaptive.seconds = r.runtime.pacing.longest_s = 1.0
+        for word in ("two ", "three "):
+            r.reply(chunk(event(word)))
+        r.pass_time(1.0 + TICK_S)
+        assert r.link.reading, "nothing came during the pause"
+        r.pass_time(0.5)
+        r.reply(chunk(event("four "), DONE) + LAST)
+        r.pass_time(1.1)
+        assert client.answer.whole and text(client) == "one two three four "
+
+
 # -- reads past the transport
 
 
@@ -502,6 +517,17 @@ def test_pauses_that_end_together_have_one_timer() -> None:
         assert all(transport.reading for _, transport, _ in found)
         held = r.runtime.counters.held_s
         assert (sum(held.counts), held.sum) == (5, pytest.approx(5 * INTERVAL_S))
+
+
+def test_a_timer_that_comes_early_ends_its_pauses() -> None:
+    with rig(write_interval_s=INTERVAL_S) as r:
+        _, transport, _ = began(r)
+        transport.feed(chunk(event("three ")))
+        r.turn()
+        pacing: Pacing = r.runtime.pacing
+        r.loop._jumping.now = pacing._armed_tick * TICK_S - 1e-6
+        pacing._wake()
+        assert transport.reading and not pacing._due
 
 
 def test_a_shorter_pause_is_not_held_up_by_a_longer() -> None:
