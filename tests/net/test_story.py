@@ -54,6 +54,18 @@ def test_nothing_is_told_unless_somebody_wants_it() -> None:
         assert steps == [] and not r.runtime.story.is_on
 
 
+def test_a_story_of_everything_ends_when_only_a_key_is_watched_or_nothing_is_wanted() -> None:
+    with told() as (r, steps):
+        everything(r)
+        watch(r, key="another key")
+        assert r.runtime.story.is_on
+        r.client(post(WHOLE))
+        r.reply(whole_answer(b"{}"))
+        assert steps == []
+        r.runtime.story.want((), everything=False)
+        assert not r.runtime.story.is_on
+
+
 def test_a_streams_story_has_its_upstream_and_why_its_connection_first_event_and_reader() -> None:
     with told(upstreams=TWO) as (r, steps):
         everything(r)
