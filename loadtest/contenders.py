@@ -30,18 +30,19 @@ def streamd(folder: Path, port: int, upstream: int) -> Command:
     return [sys.executable, "-m", "streamd", "serve", *listen, *STREAMD_FLAGS]
 
 
-def nginx(folder: Path, port: int, upstream: int) -> Command:
-    """nginx with proxy_buffering off."""
+def nginx(folder: Path, port: int, upstream: int, pair: tuple[Path, Path] | None = None) -> Command:
+    """nginx with proxy_buffering off; with TLS if there is a certificate and its key."""
     _program("nginx", "apt-get install nginx-light")
     temporary = " ".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    ssl, secured = ("", "") if pair is None else (" ssl", f" ssl_certificate {pair[0]}; ssl_certificate_key {pair[1]};")
     config = folder / f"nginx-{port}.conf"
     config.write_text(
         f"worker_processes 1; daemon off; pid {folder}/nginx-{port}.pid; error_log {folder}/nginx.err warn;\n"
         "worker_rlimit_nofile 20000; events { worker_connections 19990; }\n"
         f"http {{ access_log off; {temporary}\n"
-        f" server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://127.0.0.1:{upstream};\n"
+        f" server {{ listen 127.0.0.1:{port}{ssl} backlog=4096;{secured} location / {{ proxy_pass http://127.0.0.1:{upstream};\n"
         '  proxy_http_version 1.1; proxy_set_header Connection "";\n'
         "  proxy_buffering off; proxy_read_timeout 600s; } } }\n"
     )
@@ -57,6 +58,18 @@ def haproxy(folder: Path, port: int, upstream: int) -> Command:
         "defaults\n  mode http\n  timeout connect 5s\n  timeout client 600s\n  timeout server 600s\n"
         "  option http-no-delay\n"
         f"listen relay\n  bind 127.0.0.1:{port} backlog 4096\n  server upstream 127.0.0.1:{upstream}\n"
+    )
+    return ["haproxy", "-f", str(config)]
+
+
+def tls_client(folder: Path, port: int, to: int) -> Command:
+    """HAProxy as the other side of TLS: plain connections to `port` go on over TLS to `to`."""
+    _program("haproxy", "apt-get install haproxy")
+    config = folder / f"tls-{port}.cfg"
+    config.write_text(
+        "global\n  maxconn 9900\n  nbthread 1\n"
+        "defaults\n  mode tcp\n  timeout connect 30s\n  timeout client 600s\n  timeout server 600s\n"
+        f"listen tls\n  bind 127.0.0.1:{port} backlog 4096\n  server contender 127.0.0.1:{to} ssl verify none\n"
     )
     return ["haproxy", "-f", str(config)]
 

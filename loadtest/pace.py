@@ -28,14 +28,17 @@ import contenders
 import rig
 from cost import Publisher
 from plot import lines
+from tls_price import make_certificate
 
 AGE_MS_MAX = 250.0
 RAMP_PER_S = 500.0
+TLS_RAMP_PER_S = 200.0
 WARM_S = 3.0
 QUOTA_PERIOD_US = 10_000
 CPU_GROUPS = Path("/sys/fs/cgroup/cpu")
 STREAMD_INTERVALS = {"streamd 0": "0", "streamd": "adaptive", "streamd 50 ms": "50ms", "streamd 100 ms": "100ms"}
 USUAL = ("C", "nginx", "haproxy", *STREAMD_INTERVALS)
+OVER_TLS = ("nginx", "streamd 0")
 IN_CAPACITY = ("C", "nginx", "haproxy", "streamd 0", "streamd")
 
 # A load counts as carried if so much of it arrives: a contender that is full accepts connections late, or not at all.
@@ -161,6 +164,26 @@ def relayed(name: str, cell: Cell, seconds: float, placement: Placement) -> Samp
         return _window(running, pid, sink, seconds, cell.streams, idle_bytes)
 
 
+def secured(name: str, cell: Cell, seconds: float, placement: Placement) -> Sample:
+    """As relayed(), over TLS. The readers' side of TLS runs on the harness's core."""
+    with rig.rig() as running:
+        os.sched_setaffinity(0, {placement.harness})
+        upstream = running.source(cell.per_s, due=True)
+        port, plain = rig.free_port(), rig.free_port()
+        pair = make_certificate(running.folder)
+        if name == "nginx":
+            argv = contenders.nginx(running.folder, port, upstream, pair)
+        else:
+            files = ["--tls-cert", str(pair[0]), "--tls-key", str(pair[1])]
+            argv = [*command_of(name, running.folder, port, upstream), *files]
+        pid = running.start(name.replace(" ", "-"), placement.pinned(argv), port, contenders.environment())
+        running.start("tls", contenders.tls_client(running.folder, plain, port), plain)
+        idle_bytes = rig.pss_bytes(pid)
+        sink = running.sink(port=plain, readers=cell.streams, ramp=TLS_RAMP_PER_S, warm=WARM_S, seconds=seconds)
+        time.sleep(cell.streams / TLS_RAMP_PER_S + WARM_S)
+        return _window(running, pid, sink, seconds, cell.streams, idle_bytes)
+
+
 def fanned_out(name: str, cell: Cell, seconds: float, placement: Placement) -> Sample:
     """Measure a stream of `cell.per_s` events a second with `cell.streams` readers."""
     with rig.rig() as running:
@@ -272,7 +295,9 @@ def capacity(name: str, per_s: float, seconds: float, placement: Placement) -> t
 # The page
 
 
-def page(runs: dict[Cell, Runs], fans: dict[Cell, Runs], most: dict[str, Sample], rounds: int) -> str:
+def page(
+    runs: dict[Cell, Runs], over_tls: dict[Cell, Runs], fans: dict[Cell, Runs], most: dict[str, Sample], rounds: int
+) -> str:
     """All figures as Markdown."""
     machine = rig.machine()
     parts = [
@@ -284,6 +309,8 @@ def page(runs: dict[Cell, Runs], fans: dict[Cell, Runs], most: dict[str, Sample]
     ]
     for cell, found in runs.items():
         parts += [f"## {cell}\n", _table(found)]
+    for cell, found in over_tls.items():
+        parts += [f"## Over TLS, {cell}\n", _table(found)]
     for cell, found in fans.items():
         parts += [f"## Fan-out, {cell}\n", _table(found)]
     if most:
@@ -328,6 +355,7 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--contenders", default=",".join(USUAL), help="default: %(default)s")
     parser.add_argument("--also", default="", help="contenders for a single round: envoy, caddy, aiohttp, fastapi")
     parser.add_argument("--cells", default=" ".join(f"{c.streams}x{c.per_s:g}" for c in CELLS), help="STREAMSxPER_S …")
+    parser.add_argument("--tls", default="400x25", help="the same over TLS, for nginx and streamd")
     parser.add_argument("--fans", default="8000x5 2500x25", help="the same for readers of one stream")
     parser.add_argument("--capacity", default=",".join(IN_CAPACITY), help="contenders whose capacity is searched")
     parser.add_argument("--results", type=Path, help="folder for pace.md and pace.svg")
@@ -362,6 +390,10 @@ def main(argv: Sequence[str]) -> int:
         for cell in cells_of(options.cells):
             runs[cell] = in_rounds(names_of(options.contenders), cell, options.rounds, options.seconds)
             runs[cell] |= in_rounds(names_of(options.also), cell, 1, options.seconds)
+        over_tls = {
+            cell: in_rounds(names_of(",".join(OVER_TLS)), cell, options.rounds, options.seconds, secured)
+            for cell in cells_of(options.tls)
+        }
         fans = {}
         for cell in cells_of(options.fans):
             names = ["C", "streamd 0" if cell.per_s <= 10 else "streamd 50 ms"]
@@ -374,7 +406,7 @@ def main(argv: Sequence[str]) -> int:
                 curves[name] = sorted((sample.tokens_per_s, sample.all_us) for sample in seen)
     finally:
         os.sched_setaffinity(0, own)
-    text = page(runs, fans, most, options.rounds)
+    text = page(runs, over_tls, fans, most, options.rounds)
     print(text)
     if options.results:
         options.results.mkdir(parents=True, exist_ok=True)
