@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-prometheus test-tools mutants bench-start bench-books bench-loop bench-failover bench-pace bench-requests
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-prometheus test-tools mutants bench-start bench-books bench-loop bench-failover bench-pace bench-overload bench-requests
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-loop: $(VENV)/.runtime ## the longest that a connection holds the loop, fo
 
 bench-pace: $(VENV)/.runtime ## the cost of a token at the pace of models, beside C, nginx and HAProxy (cc, taskset; an hour, quiet machine)
 	@$(BIN)/python loadtest/pace.py --results loadtest/results $(ARGS)
+
+bench-overload: $(VENV)/.runtime ## half as much again as a worker can carry, for twenty minutes (cc, taskset; quiet machine)
+	@$(BIN)/python loadtest/overload.py --results loadtest/results $(ARGS)
 
 bench-requests: $(VENV)/.runtime ## the cost of a request beyond its tokens, the time it adds, and the ramp (cc, nginx; ARGS="--before DIR" compares)
 	@$(BIN)/python loadtest/request_cost.py --nginx $(ARGS)

@@ -5,7 +5,7 @@
  * "tokens": N in its JSON body; with "silent_after": N the stream falls silent after N tokens and stays open. The text of
  * token k is "@<k>.<CLOCK_MONOTONIC in ns> ": a reader on this machine knows what is missing, what came twice, and how old
  * it is, also when texts were concatenated on the way. With "words": 1 it is a word instead, as long as a model's tokens
- * are. Anything but a POST gets a short 200.
+ * are. With "then_after": K and "then_ms": N the interval is N from token K on. Anything but a POST gets a short 200.
  *
  * A proxy that doesn't read blocks its stream here, which then goes on where it stopped: nothing is skipped. With "due" a
  * token's time is that at which it was due, and a stream that was blocked catches up, a token a millisecond: else a proxy that
@@ -34,7 +34,7 @@
 struct stream {
     int prev, next, slot; /* its place in the wheel; slot -1: none */
     int interval, spread; /* milliseconds; spread: from the first token to the second */
-    long sent, tokens, silent_after, words;
+    long sent, tokens, silent_after, words, then_after, then_ms;
     long due; /* the tick at which the next token is due */
     char *request; /* what came of a request so far */
     int request_len;
@@ -138,6 +138,7 @@ static void emit(int fd) {
     int taken = send_frame(fd, frame, len);
     if (taken < 0) return;
     int silent = ++s->sent == s->silent_after;
+    if (s->sent == s->then_after) s->interval = s->then_ms;
     long wait = s->sent > 1 ? s->interval : s->spread;
     s->due += wait;
     if (!by_due) s->due = tick + wait;
@@ -171,6 +172,8 @@ static void begin(int fd) {
     s->tokens = asked_for(s->request, "\"tokens\"", tokens_default);
     s->silent_after = asked_for(s->request, "\"silent_after\"", 0);
     s->words = asked_for(s->request, "\"words\"", 0);
+    s->then_ms = asked_for(s->request, "\"then_ms\"", s->interval);
+    s->then_after = s->then_ms < 1 || s->then_ms >= SLOTS ? 0 : asked_for(s->request, "\"then_after\"", 0);
     s->sent = 0;
     free(s->request);
     s->request = 0;
