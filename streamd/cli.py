@@ -197,6 +197,13 @@ def _fill_demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=command.run)
 
 
+def _fill_top(parser: argparse.ArgumentParser) -> None:
+    from streamd.top import command
+
+    command.fill(parser)
+    parser.set_defaults(run=lambda args: command.run(args, os.environ))
+
+
 def _fill_mock_llm(parser: argparse.ArgumentParser) -> None:
     from streamd import mockllm
 
@@ -215,6 +222,7 @@ _COMMANDS = {
         "show what each API key holds now, and the rest of its limits", functools.partial(_fill_table, "usage"), {}
     ),
     "upstreams": _Subcommand("show its inference servers", _fill_upstreams, {}),
+    "top": _Subcommand("watch its upstreams, streams, readers and keys, and end them, in a terminal", _fill_top, {}),
     "kill": _Subcommand("end streams, readers, or everything of a key", _fill_kill, {}),
     "drain": _Subcommand("let it finish and stop, end that at once, or take it back", _fill_drain, {}),
     "log-level": _Subcommand("change how much it logs", _fill_log_level, {}),

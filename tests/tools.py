@@ -62,6 +62,7 @@ TOOLS: Mapping[str, Tool] = {
     "playwright": Tool(module="playwright", python="playwright"),
     "ss": Tool(("ss",), debian="iproute2"),
     "systemd-analyze": Tool(("systemd-analyze",), debian="systemd"),
+    "tmux": Tool(("tmux",), debian="tmux"),
     "varnish": Tool(("varnishd",), debian="varnish"),
     "zsh": Tool(("zsh",), debian="zsh"),
 }

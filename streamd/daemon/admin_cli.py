@@ -60,10 +60,11 @@ KINDS: Final = ("stream", "reader", "key")
 
 
 class Column(NamedTuple):
-    """A column for people: its head, and its cell from a row."""
+    """A column for people: its head, its cell from a row, and the row's member that it can be sorted by."""
 
     head: str
     cell: Callable[[Mapping[str, Any]], str]
+    member: str
 
 
 def seconds(value: float | None) -> str:
@@ -102,19 +103,21 @@ def shown(value: object) -> str:
 
 
 def _plain(head: str, name: str) -> Column:
-    return Column(head, lambda row: shown(row.get(name)))
+    return Column(head, lambda row: shown(row.get(name)), name)
 
 
 def _of(head: str, used: str, limit: str) -> Column:
     """Used of a limit: `3/8`, or `3` without a limit."""
-    return Column(head, lambda row: shown(row.get(used)) + (f"/{row[limit]}" if row.get(limit) is not None else ""))
+    return Column(
+        head, lambda row: shown(row.get(used)) + (f"/{row[limit]}" if row.get(limit) is not None else ""), used
+    )
 
 
 def _seconds(head: str, name: str) -> Column:
-    return Column(head, lambda row: seconds(row.get(name)))
+    return Column(head, lambda row: seconds(row.get(name)), name)
 
 
-_KEY = Column("KEY", lambda row: shown(row.get("key_name") or row.get("key")))
+_KEY = Column("KEY", lambda row: shown(row.get("key_name") or row.get("key")), "key_name")
 
 READER_COLUMNS: Final = (
     _plain("ID", "id"),
@@ -127,7 +130,7 @@ READER_COLUMNS: Final = (
     _of("POSITION", "position", "last_seq"),
     _plain("LAG", "lag_events"),
     _seconds("BEHIND", "lag_s"),
-    Column("UNSENT", lambda row: size(row.get("unsent_bytes"))),
+    Column("UNSENT", lambda row: size(row.get("unsent_bytes")), "unsent_bytes"),
     _seconds("PAUSED", "paused_s"),
     _seconds("FIRST", "first_s"),
     _seconds("AGE", "age_s"),
@@ -156,7 +159,7 @@ KEY_COLUMNS: Final = (
     _plain("TOKENS/S", "tokens_per_s"),
     _of("RPM LEFT", "requests_left", "requests_per_minute"),
     _of("TPM LEFT", "tokens_left", "tokens_per_minute"),
-    Column("WAIT", lambda row: seconds(row["wait_s"]) if row.get("wait_s") else "-"),
+    Column("WAIT", lambda row: seconds(row["wait_s"]) if row.get("wait_s") else "-", "wait_s"),
     _plain("REQUESTS EVER", "requests_total"),
     _plain("TOKENS EVER", "tokens_total"),
 )
@@ -284,13 +287,18 @@ def complete_with(action: argparse.Action, *tables: str) -> None:
     action.ids_of = tables  # type: ignore[attr-defined]
 
 
-def _fill(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int]) -> None:
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Put the flag for the daemon's admin address on a parser; client_of() reads it."""
     parser.add_argument(
         "--admin",
         metavar="ADDRESS",
         help=f"the daemon's admin address, unix:/path or a loopback HOST:PORT [${ADDRESS_VARIABLE}, else"
         f" {DEFAULT_ADDRESS}]",
     )
+
+
+def _fill(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int]) -> None:
+    add_address(parser)
     parser.add_argument("--json", action="store_true", help="the daemon's own answer (docs/HTTP.md), for programs")
     parser.set_defaults(run=lambda args: run(args, work))
 
@@ -314,7 +322,8 @@ def run(args: argparse.Namespace, work: Callable[[argparse.Namespace], int]) -> 
         return EXIT_DONE
 
 
-def _client(args: argparse.Namespace) -> AdminClient:
+def client_of(args: argparse.Namespace) -> AdminClient:
+    """The client for the daemon that the command line or the environment names. Raises AdminUnreachableError."""
     text = args.admin or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
     try:
         return AdminClient(parse_address(text))
@@ -332,7 +341,7 @@ def _complain(text: str) -> None:
 def _table(args: argparse.Namespace, table: TableCommand) -> int:
     names = ("sort", "limit", *table.filters)
     query = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    found = _client(args).ask("GET", table.path, query)
+    found = client_of(args).ask("GET", table.path, query)
     rows = found["data"]
     if args.json:
         _print_json(found)
@@ -369,7 +378,7 @@ def _complete(found: Mapping[str, Any]) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    found = _client(args).ask("GET", "/status")
+    found = client_of(args).ask("GET", "/status")
     if args.json:
         _print_json(found)
     else:
@@ -391,7 +400,7 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
         f"saturation {parts[highest]:.2f} ({highest}), replay logs {size(found['log_bytes'])}",
     ]
     for name, upstream in found["upstreams"].items():
-        lines.append(f"upstream {shown(name)}: {_upstream_word(upstream)}, {upstream['in_flight']} requests")
+        lines.append(f"upstream {shown(name)}: {upstream_word(upstream)}, {upstream['in_flight']} requests")
     if found.get("drain"):
         lines.append(drain_line(found["drain"]))
     return lines
@@ -405,21 +414,22 @@ def drain_line(drain: Mapping[str, Any]) -> str:
     )
 
 
-def _upstream_word(upstream: Mapping[str, Any]) -> str:
+def upstream_word(upstream: Mapping[str, Any]) -> str:
+    """The state of an inference server in a word."""
     return shown(upstream.get("state") or ("out" if upstream.get("left_out") else "up"))
 
 
 def _upstreams(args: argparse.Namespace) -> int:
-    found = _client(args).ask("GET", "/status")["upstreams"]
+    found = client_of(args).ask("GET", "/status")["upstreams"]
     if args.json:
         _print_json(found)
     else:
         rows = [{"name": name, **upstream} for name, upstream in found.items()]
         more = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in _KNOWN_OF_UPSTREAMS]
-        columns = [_plain("NAME", "name"), Column("STATE", _upstream_word), _plain("REQUESTS", "in_flight")]
+        columns = [_plain("NAME", "name"), Column("STATE", upstream_word, "state"), _plain("REQUESTS", "in_flight")]
         columns += [_plain("IDLE CONNECTIONS", "idle")]
         print_table([*columns, *(_plain(name.replace("_", " ").upper(), name) for name in more)], rows)
-    return EXIT_UNWELL if any(_upstream_word(each) in ("out", "probing") for each in found.values()) else EXIT_DONE
+    return EXIT_UNWELL if any(upstream_word(each) in ("out", "probing") for each in found.values()) else EXIT_DONE
 
 
 # Members of an upstream in /status that have columns of their own.
@@ -427,7 +437,7 @@ _KNOWN_OF_UPSTREAMS: Final = ("name", "state", "left_out", "in_flight", "idle")
 
 
 def _kill(args: argparse.Namespace) -> int:
-    client, status = _client(args), EXIT_DONE
+    client, status = client_of(args), EXIT_DONE
     answers = {}
     for word in args.id:
         kind = args.kind or _kind_of(word)
@@ -435,7 +445,7 @@ def _kill(args: argparse.Namespace) -> int:
             _complain(f"{shown(word)}: say --as stream, --as reader or --as key")
             return 2
         try:
-            answers[word] = counts = client.ask("DELETE", f"/{kind}s/{urllib.parse.quote(word, safe='')}")
+            answers[word] = counts = end(client, kind, word)
         except AdminRefusedError as error:
             if error.code != "nothing_to_end":
                 raise
@@ -443,12 +453,24 @@ def _kill(args: argparse.Namespace) -> int:
             status = max(status, EXIT_NOTHING)
             continue
         if not args.json:
-            ended = f"{counts['streams']} streams, {counts['readers']} readers, {counts['requests']} waiting requests"
-            print(f"{shown(word)}: ended {ended}")
+            print(f"{shown(word)}: {ended_line(counts)}")
         status = max(status, _complete(counts))
     if args.json:
         _print_json(answers)
     return status
+
+
+def end(client: AdminClient, kind: str, word: str) -> Any:
+    """End a stream, a reader or everything of a key, by its id. Returns the numbers that were ended.
+
+    Raises AdminUnreachableError, and AdminRefusedError: its code is `nothing_to_end` where there is no such thing.
+    """
+    return client.ask("DELETE", f"/{kind}s/{urllib.parse.quote(word, safe='')}")
+
+
+def ended_line(counts: Mapping[str, int]) -> str:
+    """The numbers that end() returns, for people."""
+    return f"ended {counts['streams']} streams, {counts['readers']} readers, {counts['requests']} waiting requests"
 
 
 def _kind_of(word: str) -> str | None:
@@ -461,7 +483,7 @@ def _kind_of(word: str) -> str | None:
 
 
 def _drain(args: argparse.Namespace) -> int:
-    client = _client(args)
+    client = client_of(args)
     if args.undo:
         return _said(args, client.ask("DELETE", "/drain"), "the drain is taken back; streamd serves")
     drain = client.ask("GET", "/status")["drain"]
@@ -506,7 +528,7 @@ def _watch(client: AdminClient, args: argparse.Namespace) -> int:
 
 
 def _log_level(args: argparse.Namespace) -> int:
-    client = _client(args)
+    client = client_of(args)
     query = {name: value for name, value in (("for", args.for_), ("key", args.key), ("stream", args.stream)) if value}
     if args.level is None and not query:
         levels = client.ask("GET", "/log-level")

@@ -51,7 +51,7 @@ class AdminClient:
     def ask(self, method: str, path: str, query: Mapping[str, str] | None = None, body: bytes | None = None) -> Any:
         """The JSON of the answer; None for an answer without a body. `path` is percent-encoded already.
 
-        Raises AdminUnreachableError, and AdminRefusedError for a status of 400 or more.
+        Raises AdminUnreachableError, and AdminRefusedError for a status of 400 or more, or an answer that is no JSON.
         """
         target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         connection = self._connection()
@@ -66,7 +66,10 @@ class AdminClient:
             connection.close()
         if answer.status >= 400:
             raise _refused(answer.status, content)
-        return json.loads(content) if content else None
+        try:
+            return json.loads(content) if content else None
+        except ValueError:
+            raise _refused(answer.status, content) from None
 
     def _connection(self) -> http.client.HTTPConnection:
         address = self._address

@@ -145,6 +145,17 @@ def is_at_fault(reason: CloseReason, status: int, upstream: str) -> bool:
     return reason.by is By.UPSTREAM and reason not in _NO_FAULT
 
 
+def is_look(answer: Answer) -> bool:
+    """Whether an operator, or a program that watches, looked at the daemon and got what it asked for.
+
+    Such a program asks each second or more often, which would push all other lines out of a journal of limited size:
+    these lines are at level DEBUG.
+    """
+    request = answer.request
+    is_good = request.method in ("GET", "HEAD") and 200 <= request.status < 300
+    return is_good and answer.origin.is_operators and answer.reader is None and not request.upstream
+
+
 class RequestLog:
     """Counts each request that has ended, and writes its line."""
 
@@ -196,12 +207,15 @@ class RequestLog:
         if self._is_left_out(answer, now):
             self._left_out += 1
             return
-        left_out, self._left_out = self._left_out, 0
+        level, left_out = logs.DEBUG, 0
+        if not is_look(answer):
+            level = logs.INFO
+            left_out, self._left_out = self._left_out, 0
         upstream = request.upstream or (stream.upstream if stream is not None else "")
         is_fault = is_at_fault(request.reason, request.status, upstream)
         more = self.faults.more(upstream, now) if is_fault else None
         self._lines.event(
-            logs.INFO if more is None else logs.WARNING,
+            level if more is None else logs.WARNING,
             "request",
             self._runtime.story.is_on and self._runtime.story.is_watched(request, stream),
             id=without_secrets(request.id),

@@ -302,6 +302,7 @@ def test_the_address_comes_from_the_flag_or_the_variable_or_the_package(
         b"nonsense\r\n\r\n",
         b"HTTP/1.1 500 Oops\r\ncontent-length: 2\r\n\r\n[]",
         b"HTTP/1.1 404 No\r\ncontent-length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
     ],
 )
 def test_a_server_that_is_not_streamd_is_no_traceback(reply: bytes, capsys: pytest.CaptureFixture[str]) -> None:

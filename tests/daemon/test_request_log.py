@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from fakes import CHAT, WHOLE, get, post, rig
+from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, chunk, event, get, post, rig
 
 from streamd.config import UpstreamSettings
 from streamd.daemon import logs
@@ -71,6 +71,48 @@ def test_the_lines_of_refused_strangers_are_limited_and_the_rest_is_counted() ->
         r.pass_time(1.1)
         client.send(get("/v1/streams/none"))
         assert lines[-1]["status"] == 404 and lines[-1]["left_out"] is None
+
+
+@pytest.mark.parametrize(
+    ("listener", "data", "expected"),
+    [
+        ("admin", get("/status"), logs.DEBUG),
+        ("admin", get("/readers"), logs.DEBUG),
+        ("metrics", get("/metrics", method="HEAD"), logs.DEBUG),
+        ("admin", get("/readers?sort=beauty"), logs.INFO),
+        ("admin", get("/readers/r_none", method="DELETE"), logs.INFO),
+        ("admin", post(CHAT), logs.INFO),
+        ("public", get("/healthz"), logs.INFO),
+    ],
+)
+def test_a_look_at_the_daemon_is_a_line_at_debug_alone(listener: str, data: bytes, expected: int) -> None:
+    levels: list[int] = []
+
+    def noted(level: int, name: str, /, **fields: Any) -> None:
+        if name == "request":
+            levels.append(level)
+
+    with rig() as r, mock.patch.object(logs, "event", noted):
+        client = r.client(data, listener=listener)
+        r.reply(SSE_HEAD + chunk(event("a"), DONE) + LAST) if b"POST" in data else None
+        client.fin()
+        assert levels == [expected]
+
+
+def test_a_look_takes_no_count_of_refused_strangers_with_it() -> None:
+    lines: list[dict[str, Any]] = []
+
+    def noted(level: int, name: str, /, **fields: Any) -> None:
+        if name == "request" and level >= logs.INFO:
+            lines.append(fields)
+
+    with rig() as r, mock.patch.object(logs, "event", noted):
+        stranger, operator = r.client(), r.client(listener="admin")
+        for _ in range(STRANGERS_LINES_PER_S_MAX + 5):
+            stranger.send(get("/v1/streams/none"))
+        operator.send(get("/status"))
+        stranger.send(get("/healthz"))
+        assert lines[-1]["left_out"] == 5
 
 
 def test_a_key_in_the_path_or_as_the_method_is_not_in_the_line() -> None:
