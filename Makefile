@@ -151,6 +151,7 @@ include clients.mk
 include fuzz.mk
 include cluster.mk
 include pages.mk
+include top.mk
 include lock.mk
 
 clean: ## remove what was built and installed here

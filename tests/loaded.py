@@ -82,13 +82,15 @@ def new_key(path: Path, name: str) -> str:
 
 
 @contextlib.contextmanager
-def loaded(folder: Path, *names: str, args: tuple[str, ...] = (), mock: str = "") -> Iterator[Loaded]:
-    """A Loaded that serves. `mock`: the URL of its inference server; else one is started, 20 ms a token."""
+def loaded(
+    folder: Path, *names: str, args: tuple[str, ...] = (), of_upstreams: tuple[str, ...] = ()
+) -> Iterator[Loaded]:
+    """A Loaded that serves. `of_upstreams`: the flags that name its servers; else one is started, 20 ms a token."""
     keys = {name: new_key(folder / "keys", name) for name in names}
     address = f"unix:{folder}/admin.sock"
     with contextlib.ExitStack() as stack:
-        url = mock or stack.enter_context(upstream("--interval-ms", "20"))
-        words = ("--workers", "2", "--admin", address, "--keys-file", f"{folder}/keys", "--upstream", url, *args)
+        servers = of_upstreams or ("--upstream", stack.enter_context(upstream("--interval-ms", "20")))
+        words = ("--workers", "2", "--admin", address, "--keys-file", f"{folder}/keys", *servers, *args)
         d = stack.enter_context(served(*words))
         d.notify.until("READY=1")
         made = Loaded(d, address, keys)

@@ -1,6 +1,6 @@
 """The screen of `streamd top`: a head, four tables of which one is shown, a filter, and the keys.
 
-A single loop looks at the daemon and waits: for the interval to pass, or for a key that changes the question. The look
+A single loop looks at the daemon and waits: for the interval to pass, or for a key that changes the wish. The look
 runs in a thread. What the keys change at once (sort, filter, table) is drawn from the last look, so that the screen
 answers while the daemon doesn't.
 
@@ -31,7 +31,7 @@ from streamd.top.filter import Filter
 from streamd.top.head import TokenRate, alarms, facts, wrapped
 from streamd.top.in_thread import in_thread
 from streamd.top.layout import Placed, placed
-from streamd.top.look import Look, Question, look
+from streamd.top.look import Sight, TableWish, look
 from streamd.top.views import ALARMING, VIEWS, ViewColumn
 
 # Rows drawn: some screens, since drawing costs this process time for each.
@@ -133,7 +133,7 @@ class TopApp(App[None]):
         # the daemon
         self._rate = TokenRate()
         self._tokens_per_s: float | None = None
-        self._looks: dict[str, Look] = {}  # the last of each view
+        self._looks: dict[str, Sight] = {}  # the last of each view
         self._answered_at: float | None = None  # when the last look ended well
         self._asked_at: float | None = None  # when the look under way began
         self._trouble = ""
@@ -194,7 +194,7 @@ class TopApp(App[None]):
     async def _look_once(self) -> None:
         self._asked_at = self._clock()
         try:
-            found = await in_thread(functools.partial(look, self._client, self._question()))
+            found = await in_thread(functools.partial(look, self._client, self._wish()))
         except AdminUnreachableError as error:
             self._trouble = f"{shown(error)}."
         except AdminRefusedError as error:
@@ -203,14 +203,14 @@ class TopApp(App[None]):
             self._trouble = ""
             self._answered_at = self._clock()
             self._tokens_per_s = self._rate.add(self._answered_at, found.status.get("tokens_total"))
-            self._looks[found.question.view.name] = found
+            self._looks[found.wish.view.name] = found
         finally:
             self._asked_at = None
         self._draw()
 
-    def _question(self) -> Question:
+    def _wish(self) -> TableWish:
         head, is_reversed = self._sorts[self._view.name]
-        return Question(self._view, head, is_reversed, Filter.parse(self._filter_text))
+        return TableWish(self._view, head, is_reversed, Filter.parse(self._filter_text))
 
     async def _tell(self, work: Callable[[], Any], done: Callable[[Any], str]) -> None:
         """Let the daemon do something, and say how it went."""
@@ -261,7 +261,7 @@ class TopApp(App[None]):
         found, view = self._looks.get(self._view.name), self._view
         head, is_reversed = self._sorts[view.name]
         wanted = Filter.parse(self._filter_text)
-        asked = view.filters if found is not None and found.question.filter.exact == wanted.exact else ()
+        asked = view.filters if found is not None and found.wish.filter.exact == wanted.exact else ()
         shown_rows = []
         for row in found.rows if found is not None else ():
             cells = [column.cell(row) for column in view.columns]
@@ -279,7 +279,7 @@ class TopApp(App[None]):
         self._choose(chosen)
         self._set("caption", self._caption(found, len(shown_rows), len(rows)))
 
-    def _caption(self, found: Look | None, passing: int, drawn: int) -> str:
+    def _caption(self, found: Sight | None, passing: int, drawn: int) -> str:
         head, is_reversed = self._sorts[self._view.name]
         is_word = self._view.column(head).is_word
         order = _ORDERS[is_word][is_reversed]
@@ -288,7 +288,7 @@ class TopApp(App[None]):
         parts = [f"{self._view.title} by {head}, {order}: {drawn} of {found.total}"]
         if passing > drawn:
             parts.append(f"{passing - drawn} more pass the filter")
-        if found.total > len(found.rows) and self._question().query().get("limit") != str(drawn):
+        if found.total > len(found.rows) and self._wish().query().get("limit") != str(drawn):
             parts.append(f"chosen among {len(found.rows)}")
         if self._filter_text:
             parts.append(f"filter: {self._filter_text}")

@@ -15,7 +15,7 @@ ROWS: Final = 200
 ROWS_MAX: Final = 1000
 
 
-class Question(NamedTuple):
+class TableWish(NamedTuple):
     """The table that is wanted."""
 
     view: View
@@ -26,29 +26,31 @@ class Question(NamedTuple):
     def query(self) -> dict[str, str]:
         """The query of the table's request."""
         word = self.view.sorts.get(self.sorted_by)
-        is_ranked = word is not None and not self.is_reversed and not self.filter.words
-        wanted = {"limit": str(ROWS if is_ranked else ROWS_MAX), **self.filter.query(self.view.filters)}
+        of_daemon = self.filter.query(self.view.filters)
+        is_whole = not self.filter.words and len(of_daemon) == len(self.filter.exact)
+        is_ranked = word is not None and not self.is_reversed and is_whole
+        wanted = {"limit": str(ROWS if is_ranked else ROWS_MAX), **of_daemon}
         return {**wanted, "sort": word} if word is not None else wanted
 
 
-class Look(NamedTuple):
+class Sight(NamedTuple):
     """What the daemon answered."""
 
-    question: Question
+    wish: TableWish
     status: Mapping[str, Any]
     rows: list[Mapping[str, Any]]
     total: int  # rows that the daemon has
     workers_missing: int
 
 
-def look(client: AdminClient, question: Question) -> Look:
+def look(client: AdminClient, wish: TableWish) -> Sight:
     """Ask the daemon; waits for it. Raises AdminUnreachableError and AdminRefusedError."""
     status = client.ask("GET", "/status")
     try:
         upstreams = [{"name": name, **upstream} for name, upstream in status["upstreams"].items()]
-        if not question.view.path:
-            return Look(question, status, list(upstreams), len(upstreams), 0)
-        found = client.ask("GET", question.view.path, question.query())
-        return Look(question, status, found["data"], found["total"], found.get("workers_missing", 0))
+        if not wish.view.path:
+            return Sight(wish, status, list(upstreams), len(upstreams), 0)
+        found = client.ask("GET", wish.view.path, wish.query())
+        return Sight(wish, status, found["data"], found["total"], found.get("workers_missing", 0))
     except (TypeError, LookupError, AttributeError):
         raise AdminRefusedError(200, "", "an answer from something that isn't streamd's admin surface") from None

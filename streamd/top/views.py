@@ -45,7 +45,7 @@ class ViewColumn(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Something that can be ended: its kind as admin_cli names it, its id, and the question."""
+    """Something that can be ended: its kind as admin_cli names it, its id, and the words of the choice."""
 
     kind: str
     id: str
