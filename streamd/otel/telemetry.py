@@ -1,19 +1,21 @@
 """Telemetry: a worker's spans and the daemon's metrics on their way to a collector.
 
-    a generation ends ─ Tracing ─ SpanWriter ─ the SDK's queue ─┐ the SDK's thread ── POST /v1/traces
-    every interval, one worker ── the totals of all workers ────┘ a thread of ours ── POST /v1/metrics
+    a generation ends ── Tracing ── SpanWriter, in slices ── the SDK's queue ── the SDK's thread ── POST /v1/traces
+    each interval, one worker ── the totals of all workers ── a thread of streamd's ── POST /v1/metrics
 
 Each worker sends the spans of its own generations. The metrics are the daemon's totals, which any worker can add up
 (net/totals.py), so a single worker sends them: that in slot 0, or its successor.
 
-Bounds: SPANS_MAX spans wait, and later ones are lost and counted; an export under way holds one batch; at the end of
-the process what waits has FINISH_S_MAX to leave.
+Bounds: SPANS_MAX generations and spans wait, and later ones are lost and counted; an export under way holds a batch; at
+the end of the process the spans that wait have FINISH_S_MAX to leave. A generation never waits for the collector: it
+holds its stream's log, which the hub has let go perhaps, so it is made into a span within the next turns, or lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
@@ -35,6 +37,9 @@ from streamd.otel.spans import SpanWriter
 
 # Spans that wait for the collector: the SDK's own default, four batches. A span takes 4 KiB.
 SPANS_MAX: Final = 2048
+
+# Spans that are made in a turn of the loop, 0.1 ms each: thousands of readers may leave at once.
+SPANS_SLICE_MAX: Final = 16
 
 # Time for the last spans and metrics at the end of a drain: a collector in reach answers in milliseconds, and a process
 # must not wait at its end for a collector out of reach.
@@ -74,6 +79,7 @@ class Telemetry:
         self._exporter = ToldExporter(OTLPSpanExporter(endpoint=f"{base}/v1/traces"), self._outcomes.tell, export_error)
         self._processor = BatchSpanProcessor(self._exporter, max_queue_size=SPANS_MAX)
         self._given = 0  # spans, to the processor
+        self._unmade: deque[tuple[Trace, Request]] = deque()  # bounded by SPANS_MAX
         self._spans = SpanWriter(resource, self._processor, origin_of=origin_of, unix_s=self._unix_s, shown=shown)
         metric_exporter = OTLPMetricExporter(endpoint=f"{base}/v1/metrics")
         started_ns = round(self._unix_s(identity.started_at) * 1e9)
@@ -85,11 +91,27 @@ class Telemetry:
         return at + self._runtime.unix_time() - self._runtime.time()
 
     def _write(self, trace: Trace, request: Request) -> None:
-        if self._given - self._exporter.taken >= SPANS_MAX:
+        """A generation is over: its span is made in one of the next turns."""
+        if self._waiting >= SPANS_MAX:
             self._outcomes.lose(1)
             return
-        self._given += 1
-        self._spans.write(trace, request)
+        if not self._unmade:
+            self._runtime.loop.call_soon(self._make_spans)
+        self._unmade.append((trace, request))
+
+    @property
+    def _waiting(self) -> int:
+        """Generations and spans that the exporter has not taken yet."""
+        return len(self._unmade) + self._given - self._exporter.taken
+
+    def _make_spans(self, count: int = SPANS_SLICE_MAX) -> None:
+        for _ in range(min(count, len(self._unmade))):
+            trace, request = self._unmade.popleft()
+            with self._runtime.guard:
+                self._spans.write(trace, request)
+                self._given += 1
+        if self._unmade:
+            self._runtime.loop.call_soon(self._make_spans)
 
     def tick(self, now: float, lag_s: float) -> None:
         """Send metrics, if it is time."""
@@ -103,6 +125,7 @@ class Telemetry:
 
     async def finish(self) -> None:
         """The process ends: send what waits, for FINISH_S_MAX at most. Spans that don't leave in time are lost."""
+        self._make_spans(SPANS_MAX)
         if self._families is not None and self._interval_s:
             self._send_metrics(self._families)
         loop, done = self._runtime.loop, asyncio.Event()
@@ -120,7 +143,7 @@ class Telemetry:
             async with asyncio.timeout(FINISH_S_MAX):
                 await done.wait()
         except TimeoutError:
-            self._outcomes.lose(self._given - self._exporter.taken)
+            self._outcomes.lose(self._waiting)
 
 
 def resource_of(instance_id: str) -> Resource:

@@ -1,6 +1,6 @@
 """The words of OpenTelemetry's conventions for generative AI: the operation of a request, the provider behind a host.
 
-https://opentelemetry.io/docs/specs/semconv/gen-ai/ (version 1.40, in development).
+https://opentelemetry.io/docs/specs/semconv/gen-ai/ (version 1.44, in development).
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
-from fakes import WHOLE, post, rig, whole_answer
+from fakes import WHOLE, Rig, post, rig, whole_answer
 
 from streamd.config import ConfigError, Settings
 from streamd.core.admission import Demands
@@ -44,25 +45,68 @@ def test_a_variable_that_the_sdk_refuses_is_a_mistake_in_the_settings(monkeypatc
         collector.begin(r.worker, slot=0, started_at=0.0)
 
 
-def test_a_full_queue_loses_spans_and_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "SPANS_MAX", 2)
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A rig that traces into a processor that takes nothing, with room for 40 spans."""
     interval = sys.getswitchinterval()
+    monkeypatch.setattr(telemetry, "SPANS_MAX", 40)
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "40")
     with rig(otlp_endpoint=OUT_OF_REACH, otlp_metrics_interval_s=0.0) as r:
         collector.begin(r.worker, slot=1, started_at=0.0)
-        assert r.worker._finish_telemetry is not None and r.runtime.tracing is not None
-        made = r.worker._finish_telemetry.__self__  # type: ignore[attr-defined]
-        made._processor.shutdown()  # its thread takes nothing any more
+        made = telemetry_of(r)
+        made._processor.shutdown()
         monkeypatch.setattr(made._processor, "on_end", lambda span: None)
-        for _ in range(3):
-            r.client(post(WHOLE))
-            r.reply(whole_answer(b"{}"))
-        assert r.runtime.counters.otlp_spans_lost == 1
-        made._exporter.taken += 2
+        yield r
+    sys.setswitchinterval(interval)
+
+
+def telemetry_of(r: Rig) -> telemetry.Telemetry:
+    found = getattr(r.worker._finish_telemetry, "__self__", None)
+    assert isinstance(found, telemetry.Telemetry)
+    return found
+
+
+def test_a_full_queue_loses_spans_and_counts_them(small: Rig) -> None:
+    r, made = small, telemetry_of(small)
+    for k in range(42):
         r.client(post(WHOLE))
         r.reply(whole_answer(b"{}"))
-        assert r.runtime.counters.otlp_spans_lost == 1
-    sys.setswitchinterval(interval)
+        assert r.runtime.counters.otlp_spans_lost == max(0, k - 39)
+    made._exporter.taken += 2
+    r.client(post(WHOLE))
+    r.reply(whole_answer(b"{}"))
+    assert r.runtime.counters.otlp_spans_lost == 2
+
+
+def test_generations_that_end_together_are_made_into_spans_slice_by_slice(
+    small: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r, made, slices = small, telemetry_of(small), [0]
+    write = made._spans.write
+    monkeypatch.setattr(made._spans, "write", lambda *span: (slices.__setitem__(-1, slices[-1] + 1), write(*span)))
+    run = made._make_spans
+    monkeypatch.setattr(made, "_make_spans", lambda *count: (slices.append(0), run(*count)))
+    for client in [r.client(post(WHOLE)) for _ in range(39)]:
+        client.transport.reset()
+    r.turn()
+    assert slices == [0, 16, 16, 7] and r.runtime.counters.otlp_spans_lost == 0
+
+
+def test_a_span_that_cannot_be_made_is_a_bug_and_the_next_is_made(small: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    r, made = small, telemetry_of(small)
+    with monkeypatch.context() as patched:
+        patched.setattr(made._spans, "write", lambda trace, request: 1 / 0)
+        assert_whole(r)
+    assert_whole(r)
+    assert [type(error) for error in r.bugs] == [ZeroDivisionError] and made._waiting == 1
+    r.bugs.clear()
+    r.runtime.counters.bugs = 0
+
+
+def assert_whole(r: Rig) -> None:
+    c = r.client(post(WHOLE))
+    r.reply(whole_answer(b"{}"))
+    assert c.statuses == [200]
 
 
 def test_the_packages_and_the_queue_are_in_the_budget() -> None:

@@ -3356,4 +3356,81 @@ PACE: Final = (
     ),
 )
 
-MUTANTS: Final = (*CORE, *API, *WIRE, *NET, *DAEMON, *GUARD, *PACE)
+OTEL: Final = (
+    Mutant(
+        "an upstream's span hangs on the client's, and the generation's on nothing",
+        "net/trace.py",
+        "Trace.passed_on",
+        "passed_on(fields, self.own,",
+        "passed_on(fields, self.parent or self.own,",
+        ("tests/net/test_tracing.py",),
+    ),
+    Mutant(
+        "a tracestate of a broken traceparent goes on beside another trace",
+        "wire/trace_context.py",
+        "passed_on",
+        "if has_parent else (TRACEPARENT, TRACESTATE)",
+        "",
+    ),
+    Mutant(
+        "each generation is sampled, whatever the caller decided",
+        "net/tracing.py",
+        "Tracing.begin",
+        "parent._replace(span_id=self._drawn(64))",
+        "parent._replace(span_id=self._drawn(64), flags=SAMPLED)",
+    ),
+    Mutant(
+        "a generation that a reader left for later has no span",
+        "net/tracing.py",
+        "Tracing.sealed",
+        "        if trace.is_request_over:\n",
+        "        if not trace.is_request_over:\n",
+    ),
+    Mutant(
+        "an answer that turned out whole has the end of its dropped stream",
+        "net/exchange.py",
+        "Exchange._drop_stream",
+        "self._request.trace.stream = None",
+        "pass",
+        ("tests/net/test_tracing.py",),
+    ),
+    Mutant(
+        "a key in a model's name is in a span",
+        "otel/spans.py",
+        "SpanWriter.write",
+        "self._shown(request.model)",
+        "request.model",
+    ),
+    Mutant(
+        "spans wait without bound for a collector that is out",
+        "otel/telemetry.py",
+        "Telemetry._write",
+        "if self._waiting >= SPANS_MAX:",
+        "if False:",
+        ("tests/daemon/test_collector.py",),
+    ),
+    Mutant(
+        "all spans of readers that left at once are made in a single turn",
+        "otel/telemetry.py",
+        "Telemetry._make_spans",
+        "min(count, len(self._unmade))",
+        "len(self._unmade)",
+        ("tests/daemon/test_collector.py",),
+    ),
+    Mutant(
+        "an outage of the collector floods the log",
+        "otel/outcomes.py",
+        "Outcomes.hear",
+        "            if self._out_since is None:\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "a histogram's buckets are counted into each other",
+        "otel/metric_points.py",
+        "_histogram",
+        "more - less for less, more",
+        "more for less, more",
+    ),
+)
+
+MUTANTS: Final = (*CORE, *API, *WIRE, *NET, *DAEMON, *GUARD, *PACE, *OTEL)

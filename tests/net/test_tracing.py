@@ -232,6 +232,18 @@ def test_an_answer_that_is_a_stream_unasked_is_told_as_one() -> None:
         assert facts(only(spans))["gen_ai.request.stream"] is True
 
 
+def test_a_stream_from_before_tracing_is_read_without_a_span() -> None:
+    with rig() as r:
+        c = r.client(post(CHAT, "X-Stream-Detach-Grace: 60"))
+        r.reply(SSE_HEAD + chunk(event("a")))
+        stream_id = c.answer.get("x-stream-id")
+        c.reset()
+        spans = traced(r)
+        r.client(get(f"/v1/streams/{stream_id}", f"Last-Event-ID: {stream_id}:1"))
+        ended(r, event("b"))
+        assert spans.get_finished_spans() == ()
+
+
 def test_a_repeated_request_joins_and_begins_no_span() -> None:
     with rig() as r:
         spans = traced(r)

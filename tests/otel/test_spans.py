@@ -235,10 +235,27 @@ def test_no_span_holds_a_text_of_the_request_or_the_answer_a_key_or_a_client() -
         assert written[1].name == "chat x/sk-***"
 
 
+def test_a_child_of_the_clients_span_tells_its_retries_in_their_time() -> None:
+    ups = (UpstreamSettings(name="a", url="http://a.test:1"), UpstreamSettings(name="b", url="http://b.test:2"))
+    with rig(upstreams=ups) as r:
+        spans = traced(r)
+        r.client(post(WHOLE, f"traceparent: 00-{'a' * 32}-{'b' * 16}-01"))
+        r.pass_time(2)
+        r.reply(whole_answer(b"{}", "503 Busy"))
+        r.pass_time(1)
+        r.reply(whole_answer(b"{}"))
+        span = only(spans)
+        assert span.parent is not None and span.parent.span_id == int("b" * 16, 16)
+        (retry,) = span.events
+        assert span.start_time is not None and span.end_time is not None
+        assert retry.timestamp - span.start_time == pytest.approx(2e9, abs=1e8)
+        assert span.end_time - retry.timestamp == pytest.approx(1e9, abs=1e8)
+
+
 def test_two_generations_have_spans_of_their_own() -> None:
     with rig() as r:
         spans = traced(r)
-        first, second = r.client(post(WHOLE)), None
+        first = r.client(post(WHOLE))
         link = r.link
         second = r.client(post(WHOLE))
         r.reply(whole_answer(b"{}"))
