@@ -110,7 +110,7 @@ class FollowCounts:
 class Follow:
     """The source of a stream that lives elsewhere."""
 
-    needs_reader = True
+    needs_reader = False  # engine/followed.py ends it, a while after its last reader
     watch = None  # a generation's figures are counted by the worker that asks for it
 
     def __init__(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -108,6 +110,10 @@ class Nodes:
         found: dict[str, Any] = json.loads(self[node].request("GET", "/status").read())["cluster"]
         return found
 
+    def kill(self, node: str) -> None:
+        """kill -9 of the daemon with its worker: a power failure, as far as the others see."""
+        os.killpg(self[node].process.pid, signal.SIGKILL)
+
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
@@ -152,7 +158,8 @@ def nodes(*args: str, engine_options: tuple[str, ...] = (), a: tuple[str, ...] =
         url = f"valkey://127.0.0.1:{engine.port}"
         common = ("--upstream", mock, "--engine", url, "--engine-lease", "6s", *args)
         daemons = {
-            name: stack.enter_context(served(*common, "--node", name, *(a if name == "a" else ()))) for name in "ab"
+            name: stack.enter_context(served(*common, "--node", name, *(a if name == "a" else ()), new_group=True))
+            for name in "ab"
         }
         made = Nodes(engine, mock, daemons)
         for daemon in daemons.values():
