@@ -130,6 +130,27 @@ class Counters:
     otlp_export_failures: int = counter(
         "streamd_otlp_export_failures", "Exports of spans or metrics that the collector didn't take."
     )
+    # copies in an engine; the cluster's own, copied here when asked for
+    engine_writes: dict[str, int] = counter(
+        "streamd_engine_writes",
+        "Entries written to copies: events since the last, a whole log, and of both those with an end.",
+        Label.KIND,
+    )
+    engine_written_bytes: int = counter("streamd_engine_written_bytes", "Bytes of commands that write copies.")
+    engine_verifies: dict[str, int] = counter(
+        "streamd_engine_verifies", "Looks at own copies after a loss, by their outcome.", Label.FOUND
+    )
+    engine_refused: dict[str, int] = counter("streamd_engine_refused", "Writes that the engine refused.", Label.WHY)
+    engine_revived: int = counter(
+        "streamd_engine_revived", "Streams taken back that another node had declared lost while this one lived."
+    )
+    engine_pushes: int = counter("streamd_engine_pushes", "Pushes of new events to nodes that follow a stream.")
+    engine_lookups: int = counter("streamd_engine_lookups", "Streams of other nodes that were looked for.")
+    engine_reads: int = counter("streamd_engine_reads", "Reads of copies.")
+    engine_holes: int = counter(
+        "streamd_engine_holes", "Pushes and entries of followed streams that didn't continue the log; reads fill them."
+    )
+    engine_lost: int = counter("streamd_engine_lost", "Followed streams that ended because their node was lost.")
     # process
     cpu_us: int = counter("process_cpu_seconds", "CPU time that the workers have used.", unit=1_000_000)
     loop_lag_s: Histogram = histogram("streamd_loop_lag_seconds", "How late the 250 ms sweep came.")
@@ -210,6 +231,33 @@ GAUGES = (
         "streamd_certificate_expiry_timestamp_seconds",
         combine=Combine.LAST,
         hides_zero=True,
+    ),
+    gauge(
+        "engine_lag_ms",
+        "Age of the oldest event that the engine lacks: what the death of a worker would lose.",
+        "streamd_engine_lag_seconds",
+        combine=Combine.MAX,
+        unit=1000,
+    ),
+    gauge("engine_servers", "Servers of the engine; 0 without an engine.", combine=Combine.MAX),
+    gauge("engine_down", "Servers of the engine that a worker has no link to.", combine=Combine.MAX),
+    gauge(
+        "engine_round_trip_us",
+        "Round trip of the last sign of life of the engine.",
+        "streamd_engine_round_trip_seconds",
+        combine=Combine.MAX,
+        unit=1_000_000,
+    ),
+    gauge("engine_pending", "Commands without a reply.", "streamd_engine_pending_commands"),
+    gauge("engine_copies", "Copies that the workers own.", "streamd_engine_copies"),
+    gauge("engine_unsettled", "Copies that have to be looked at, or written.", "streamd_engine_unsettled_copies"),
+    gauge("engine_pushed", "Own streams that other nodes follow now.", "streamd_engine_pushed_streams"),
+    gauge("engine_follows", "Streams of other nodes that are followed now.", "streamd_engine_follows"),
+    gauge(
+        "engine_members",
+        "Workers of all nodes, by their signs of life.",
+        "streamd_engine_members",
+        combine=Combine.LAST,
     ),
     gauge("reserved", "Connections admitted from the operators' reserve, beyond the gates."),
     gauge("draining", "1 while streamd drains.", "streamd_draining", combine=Combine.MAX),

@@ -75,6 +75,9 @@ class Label(Choice):
     REASON = "reason"  # a CloseReason
     STATUS = "status"  # of HTTP, an int
     GATE = "gate"  # a word of core/admission.py's Gate
+    KIND = "kind"  # of a write to the engine (engine/cluster.py)
+    FOUND = "found"  # a word of engine/owner.py's CopyFound
+    WHY = "why"  # the engine's reason to refuse a write
     UPSTREAM = "upstream"  # a name; comes first of two labels
     MODEL = "model"  # a name, beside an upstream's alone: net/served.py has the pairs
 

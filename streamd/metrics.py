@@ -22,6 +22,9 @@ from streamd.measure import SERVED, Combine, Histogram, Measure, MeasureKind, me
 from streamd.net.totals import Totals
 from streamd.reasons import CloseReason
 
+# Metrics that are shown only with an engine.
+ENGINE = "streamd_engine_"
+
 
 class StreamdCollector(Collector):
     """Turns the daemon's totals into metric families, a family for each measure. `saturation` is by part, 0 to 1."""
@@ -32,11 +35,12 @@ class StreamdCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         totals = self._totals()
+        has_engine = bool(totals.gauges["engine_servers"])
         for measure in GAUGES:
-            if measure.metric:
+            if measure.metric and (has_engine or not measure.metric.startswith(ENGINE)):
                 yield _gauge(measure, totals)
         for measure in measures_of(type(totals.counters)):
-            if measure.metric:
+            if measure.metric and (has_engine or not measure.metric.startswith(ENGINE)):
                 value = getattr(totals.counters, measure.name)
                 is_histogram = measure.kind is MeasureKind.HISTOGRAM
                 yield _histogram(measure, value) if is_histogram else _counter(measure, value)
@@ -45,6 +49,12 @@ class StreamdCollector(Collector):
     def _derived(self, totals: Totals) -> Iterator[Metric]:
         """Metrics made of several measures, or of none."""
         gauges = totals.gauges
+        if gauges["engine_servers"]:
+            yield GaugeMetricFamily(
+                "streamd_engine_up",
+                "1 while all workers have links to all servers of the engine.",
+                value=int(not gauges["engine_down"]),
+            )
         streams = GaugeMetricFamily("streamd_streams", "Streams held now, by state.", labels=["state"])
         streams.add_metric(["live"], gauges["streams_live"] - gauges["streams_detached"])
         streams.add_metric(["detached"], gauges["streams_detached"])

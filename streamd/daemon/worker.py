@@ -283,6 +283,8 @@ class Worker:
         counters, files, unix_offset_s = self.runtime.counters, self.credential_files, time.time() - self.loop.time()
         counters.log_lines_lost = logs.lines_lost()
         counters.cpu_us = machine.cpu_us()
+        if self.cluster is not None:
+            self.cluster.count()
         started_at = self.started_at if self.shared is None else self.shared.started_at
         drain = totals.NO_DRAIN
         if self.draining is not None:
@@ -298,6 +300,7 @@ class Worker:
             "descriptors_max": machine.descriptors_max(),
             "started_ms": round((started_at + unix_offset_s) * 1000),
             **drain,
+            **(totals.NO_ENGINE if self.cluster is None else self.cluster.gauges()),
             "reload_succeeded": int(self.reloaded.succeeded),
             "reloaded_ms": round(self.reloaded.unix_s * 1000),
             "certificate_s": files.certificate_until,

@@ -184,6 +184,43 @@ class Cluster:
 
     # -- reports
 
+    def count(self) -> None:
+        """Bring the worker's counters up to date."""
+        counters, owned = self._runtime.counters, self.owner.counts
+        counters.engine_writes = {
+            "delta": owned.writes_delta,
+            "start": owned.writes_start,
+            "end": owned.writes_end,
+        }
+        counters.engine_written_bytes = owned.written_bytes
+        counters.engine_verifies = {found.value: count for found, count in owned.found.items()}
+        counters.engine_refused = {
+            "full": owned.refused_full,
+            "order": owned.refused_order,
+            "gone": owned.refused_gone,
+            "other": owned.refused_other,
+        }
+        counters.engine_revived, counters.engine_pushes = owned.revived, owned.pushes
+        follows = self.followed.counts
+        counters.engine_lookups, counters.engine_lost = self.followed.lookups, self.followed.lost
+        counters.engine_reads, counters.engine_holes = follows.reads, follows.holes
+
+    def gauges(self) -> dict[str, int]:
+        """The gauges of net/totals.py's NO_ENGINE."""
+        shards = self.servers.shards
+        return {
+            "engine_servers": len(shards),
+            "engine_down": sum(not shard.link.is_up for shard in shards),
+            "engine_lag_ms": round(self.owner.lag_s(self._runtime.time()) * 1000),
+            "engine_round_trip_us": round(max(shard.link.round_trip_s for shard in shards) * 1e6),
+            "engine_pending": sum(shard.link.pending for shard in shards),
+            "engine_copies": sum(len(shard.server.copies) for shard in shards),
+            "engine_unsettled": sum(len(shard.server.unsettled) for shard in shards),
+            "engine_pushed": sum(len(shard.server.followed) for shard in shards),
+            "engine_follows": len(self.followed),
+            "engine_members": len(self.members.shown()),
+        }
+
     def status(self) -> dict[str, Any]:
         """The cluster as /status shows it: this worker's view."""
         now = self._runtime.time()

@@ -54,6 +54,10 @@ KEYS: dict[Label, tuple[Any, ...]] = {
     Label.REASON: tuple(CloseReason),
     Label.STATUS: tuple(range(100, 600)),
     Label.GATE: tuple(gate.value for gate in Gate),
+    # Words of streamd.engine, which isn't imported without an engine; tests/engine/test_cluster.py compares them.
+    Label.KIND: ("delta", "start", "end"),
+    Label.FOUND: ("current", "behind", "gone", "older", "superseded", "broken"),
+    Label.WHY: ("full", "order", "gone", "other"),
 }
 _OFFSETS = {label: {key: k for k, key in enumerate(keys)} for label, keys in KEYS.items()}
 _HISTOGRAM_LEN = len(Histogram().counts) + 1  # the buckets, and the sum in microseconds
@@ -82,9 +86,17 @@ class Totals:
     models: tuple[Served, ...] = ()  # that the settings or lists name, with their upstreams, as this worker knows them
 
 
+# The gauges of an engine, while there is none.
+NO_ENGINE = dict.fromkeys(
+    (
+        *("engine_servers", "engine_down", "engine_lag_ms", "engine_round_trip_us", "engine_pending"),
+        *("engine_copies", "engine_unsettled", "engine_pushed", "engine_follows", "engine_members"),
+    ),
+    0,
+)
 # The gauges of a drain, while there is none.
 NO_DRAIN = dict.fromkeys(("draining", "drain_left", "drain_finished", "drain_sent_away", "drain_cut"), 0)
-NO_FACTS: Mapping[str, int] = {**NO_DRAIN, **dict.fromkeys(WORKERS_GAUGES, 0)}
+NO_FACTS: Mapping[str, int] = {**NO_DRAIN, **NO_ENGINE, **dict.fromkeys(WORKERS_GAUGES, 0)}
 
 
 def of_worker(

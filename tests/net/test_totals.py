@@ -224,7 +224,8 @@ def test_no_number_of_a_row_belongs_to_two_measures(measure: Measure) -> None:
         assert back.upstreams == only.upstreams
 
 
-KEY_TYPES = {Label.REASON: CloseReason, Label.STATUS: int, Label.GATE: str, Label.UPSTREAM: str, Label.MODEL: str}
+WORDS = dict.fromkeys((Label.GATE, Label.KIND, Label.FOUND, Label.WHY, Label.UPSTREAM, Label.MODEL), str)
+KEY_TYPES = {Label.REASON: CloseReason, Label.STATUS: int, **WORDS}
 
 
 @pytest.mark.parametrize("measure", measures_of(Counters), ids=lambda measure: measure.name)

@@ -1,0 +1,186 @@
+"""A worker's part in a cluster: its settings, its numbers, its memory, and its answers while the engine is away."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
+
+from fake_engine import fake_engine, in_loop, until
+from loopback import serving
+from test_owner import Rig
+
+from streamd.config import ConfigError, Settings, load, relations
+from streamd.daemon import engine_start
+from streamd.engine.connection import EngineError
+from streamd.engine.owner import CopyFound, CopyState
+from streamd.measure import Label
+from streamd.net.totals import KEYS, NO_ENGINE
+
+NOWHERE = ("valkey://127.0.0.1:1",)  # nothing listens there
+FOREIGN = "s_AZZZZ" + "x" * 22
+
+
+def problems(**given: Any) -> dict[str, str]:
+    return dict(relations(Settings(**given)))
+
+
+def test_settings_of_an_engine_fit_together() -> None:
+    assert problems(engine=NOWHERE) == {}
+    assert problems(engine=("valkey://a", "valkey://b")) == {}
+    assert "different servers" in problems(engine=("valkey://a", "redis://a:6379"))["engine"]
+    assert "different servers" in problems(engine=("valkey://a", "valkeys://b"))["engine"]
+    assert "without engine" in problems(engine_password_file="x")["engine_password_file"]
+    assert "valkeys://" in problems(engine=NOWHERE, engine_ca_file="x")["engine_ca_file"]
+    assert "used together" in problems(engine=NOWHERE, engine_user="u")["engine_password_file"]
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(file=None, environ={}, flags={"engine": ["valkey://user@host"]})
+    assert "without user, password" in str(refused.value)
+
+
+def test_an_installation_without_the_extra_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_start.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'streamd\[cluster\]'"):
+        engine_start.cluster_of(None, Settings(engine=NOWHERE), None, None)  # type: ignore[arg-type]
+
+
+def test_a_password_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("secret\n")
+    path.chmod(0o644)
+    settings = Settings(engine=NOWHERE, engine_password_file=str(path))
+    with pytest.raises(ConfigError, match="engine_password_file") as refused:
+        engine_start._password(settings)
+    assert "secret" not in str(refused.value).replace(str(path), "")
+    path.chmod(0o600)
+    assert engine_start._password(settings) == "secret"
+
+
+def test_the_words_of_metrics_are_those_of_the_engine() -> None:
+    assert KEYS[Label.FOUND] == tuple(found.value for found in CopyFound)
+
+
+@in_loop
+async def test_while_the_engine_is_away_a_foreign_id_is_unknown_and_not_gone() -> None:
+    async with serving(engine=NOWHERE) as d:
+        for path, status in ((f"/v1/streams/{FOREIGN}", 503), ("/v1/streams/a-name", 404)):
+            conn = await d.connect()
+            await conn.send(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            answer = await conn.answer()
+            assert answer.status == status, answer
+            if status == 503:
+                assert b"engine_unreachable" in answer.body and answer.get("retry-after")
+        cluster = d.worker.cluster
+        assert cluster is not None and cluster.gauges().keys() == NO_ENGINE.keys()
+        assert cluster.gauges()["engine_down"] == 1 and len(cluster.followed) == 0
+        cluster.stop()
+
+
+@in_loop
+async def test_a_foreign_id_is_looked_for_once_and_then_gone() -> None:
+    engine_of = fake_engine()
+    async with engine_of as engine, serving(engine=(f"valkey://127.0.0.1:{engine.port}",)) as d:
+        cluster = d.worker.cluster
+        assert cluster is not None
+        shard = cluster.servers.shards[0]
+        await until(lambda: shard.link.is_up and shard.channels.link.is_up)
+        engine.script = lambda command: (
+            b"*0\r\n" if command[0] == b"XRANGE" else b":0\r\n" if command[0] == b"HEXISTS" else None
+        )
+        conns = [await d.connect() for _ in range(3)]
+        for conn in conns:
+            await conn.send(f"GET /v1/streams/{FOREIGN} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert [(await conn.answer()).status for conn in conns] == [410] * 3
+        assert engine.names.count(b"SUBSCRIBE") <= 3 and len(cluster.followed) == 0
+        cluster.stop()
+
+
+@in_loop
+async def test_too_many_look_ups_of_an_address_are_refused() -> None:
+    async with fake_engine() as engine:
+        engine.script = lambda command: b"" if command[0] == b"XRANGE" and b":l:" in command[1] else None
+        async with serving(engine=(f"valkey://127.0.0.1:{engine.port}",), engine_lookups_max=32) as d:
+            cluster = d.worker.cluster
+            assert cluster is not None
+            shard = cluster.servers.shards[0]
+            await until(lambda: shard.link.is_up and shard.channels.link.is_up)
+            conns = [await d.connect() for _ in range(3)]
+            for number, conn in enumerate(conns):
+                await conn.send(f"GET /v1/streams/{FOREIGN[:-1]}{number} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            answer = await conns[2].answer()
+            assert answer.status == 503 and b"over_capacity" in answer.body
+            assert len(cluster.followed) == 2
+            for conn in conns:
+                conn.close()
+            await until(lambda: len(cluster.followed) == 0)
+            cluster.stop()
+
+
+def test_a_copy_takes_at_most_250_bytes_of_its_owner() -> None:
+    rig = Rig()
+    rig.link.up()
+    streams = [rig.open() for _ in range(3000)]
+    for stream in streams:
+        for _ in range(30):
+            stream.append(b'data: {"choices":[{"delta":{"content":" a"}}]}\n\n', rig.now)
+    rig.hub.sweep(streams, rig.now)
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for stream in streams:
+        rig.owner.grown(stream)
+        rig.link.commands.clear()
+        _, on_reply = rig.link.asked.popleft()
+        on_reply(b"1-0")
+        rig.link.commands.clear()
+        rig.link.asked.clear()
+    rig.server.written.clear()
+    gc.collect()
+    held = (tracemalloc.get_traced_memory()[0] - before) / len(streams)
+    tracemalloc.stop()
+    assert all(copy.state is CopyState.WRITTEN for copy in rig.server.copies.values())
+    assert held <= 250, held
+
+
+def test_the_loss_window_is_the_age_of_the_oldest_unwritten_event() -> None:
+    rig = Rig()
+    rig.link.up()
+    stream = rig.open()
+    rig.grow(stream, " a")
+    rig.link.turn()
+    assert rig.owner.lag_s(rig.now) == 0.0
+    rig.tick(0.25)
+    rig.owner.grown(stream)
+    rig.link.is_up = False
+    rig.grow(stream, " b")
+    for _ in range(12):
+        rig.tick(0.25)
+    assert 2.9 <= rig.owner.lag_s(rig.now) <= 4.0
+    rig.engine.flush()
+    rig.link.up()
+    rig.settle()
+    assert rig.owner.lag_s(rig.now) == 0.0
+
+
+def test_a_stream_that_is_to_be_forgotten_leaves_no_copy() -> None:
+    rig = Rig()
+    rig.link.up()
+    stream = rig.open()
+    rig.grow(stream, " a")
+    rig.link.turn()
+    rig.engine._unlink = rig.engine.evict  # type: ignore[attr-defined]
+    rig.owner.forget(stream)
+    rig.link.turn()
+    assert rig.entries(stream) == [] and not rig.server.copies
+
+
+def test_lost_replies_are_no_refusals_of_rights() -> None:
+    assert EngineError("NOPERM this user has no permissions").word == "NOPERM"
