@@ -75,6 +75,27 @@ def test_an_answer_in_any_worker_brings_a_server_back_although_another_still_lea
     assert len(told.lines) == 2
 
 
+def test_failures_that_an_answer_has_refuted_count_no_more() -> None:
+    told = Told(server("gpu1"), server("gpu2"))
+    told.report(0, out(10.0, 3), 10.0)
+    told.report(1, up(12.0), 12.0)
+    told.report(2, out(14.0, 1), 14.0)
+    assert told.verdict().failures == 1, "the three are older than the answer"
+    told.report(3, out(15.0, 2), 15.0)
+    assert told.verdict().failures == 3
+
+
+def test_the_version_grows_with_each_change_of_a_verdict_and_with_nothing_else() -> None:
+    told = Told(server("gpu1"), server("gpu2"))
+    versions = [told.outages.version]
+    for slot, view in ((0, out(10.0)), (0, out(10.0)), (1, up(12.0)), (2, up(11.0))):
+        told.report(slot, view, 20.0)
+        versions.append(told.outages.version)
+    told.outages.tick(500.0)
+    first = versions[0]
+    assert [*versions, told.outages.version] == [first, first + 1, first + 1, first + 2, first + 2, first + 2]
+
+
 def test_a_failing_server_is_up_for_the_log() -> None:
     told = Told(server("gpu1"))
     told.report(0, ServerView(FAILING, 5.0, 4.0, 2, "upstream_refused", "status 500"), 5.0)
@@ -142,6 +163,19 @@ def test_a_server_that_comes_and_goes_has_a_bounded_number_of_lines_and_the_last
     told.report(0, out(now), now)
     told.outages.tick(now + OUT_LINE_EVERY_S)
     assert told.events[-1] == ("warning", "upstream out"), "told as soon as its line is due"
+
+
+def test_an_outage_without_a_line_is_told_when_its_line_is_due_though_nothing_is_reported() -> None:
+    told, now = Told(server("gpu1"), server("gpu2")), 0.0
+    for _ in range(OUT_LINES_MAX + 2):
+        told.report(0, up(now), now)
+        now += 1.0
+        told.report(0, out(now), now)
+    assert told.events[-1] == ("info", "upstream back")
+    told.outages.tick(now + 1.0)
+    assert told.events[-1] == ("info", "upstream back"), "the line isn't due"
+    told.outages.tick(now + OUT_LINE_EVERY_S)
+    assert told.events[-1] == ("warning", "upstream out") and told.lines[-1][2]["outages"] == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.floats(0.01, 30.0)), max_size=60))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 from fakes import WHOLE, Rig, get, post, rig, whole_answer
 
 from streamd.config import UpstreamSettings
-from streamd.daemon.upstream_reports import UpstreamReports
+from streamd.daemon.upstream_reports import AGAIN_EVERY_S, UpstreamReports
 from streamd.server_state import LISTED_MAX, MODEL_CHARS_MAX, ServerState, ServerView
 
 TWO = tuple(UpstreamSettings(name=name, url=f"http://{name}.test:{port}") for name, port in (("a", 1), ("b", 2)))
@@ -19,6 +20,8 @@ class Pipe:
 
     def __init__(self, r: Rig) -> None:
         self.said: list[tuple[str, ServerView]] = []
+        self.said_at: list[float] = []
+        self._time = r.loop.time
         self.is_full = False
         self.reports = UpstreamReports(r.runtime, r.worker.upstreams, self.say)
         r.runtime.sweep.on_tick.append(self.reports.tick)
@@ -26,6 +29,7 @@ class Pipe:
     def say(self, name: str, view: ServerView) -> bool:
         if not self.is_full:
             self.said.append((name, view))
+            self.said_at.append(self._time())
         return not self.is_full
 
     @property
@@ -62,6 +66,11 @@ def test_an_outage_is_reported_at_once_and_its_later_failures_once_a_second() ->
             r.pass_time(0.05)
         outs = [view for _, view in pipe.said if view.state is ServerState.OUT]
         assert 3 <= len(pipe.said) <= 20 and outs[-1].failures > 40
+        reports = list(itertools.pairwise(zip(pipe.said_at, pipe.said, strict=True)))
+        again = [
+            (at - before_at) for (before_at, (_, before)), (at, (_, view)) in reports if view.state is before.state
+        ]
+        assert again and min(again) >= AGAIN_EVERY_S
 
 
 def test_an_answer_is_reported_where_it_refutes_the_verdict_and_only_then() -> None:
@@ -88,6 +97,18 @@ def test_a_report_that_finds_the_pipe_full_is_made_again() -> None:
         pipe.is_full = False
         r.pass_time(0.3)
         assert len(pipe.said) == 1 and pipe.said[0][1].state.is_down
+
+
+def test_a_list_that_finds_the_pipe_full_is_reported_again() -> None:
+    with rig() as r:
+        pipe = Pipe(r)
+        pipe.is_full = True
+        (upstream,) = r.worker.upstreams
+        upstream.listed = frozenset({"a"})
+        r.pass_time(1.1)
+        pipe.is_full = False
+        r.pass_time(1.1)
+        assert [view.listed for _, view in pipe.said] == [("a",)]
 
 
 def test_models_are_reported_as_far_as_they_are_told_by_name() -> None:
@@ -134,6 +155,7 @@ def test_a_server_with_new_settings_is_up_after_a_reload_and_one_that_is_gone_is
         assert [each.is_up for each in r.worker.upstreams] == [False, False]
         r.worker.reload(dataclasses.replace(r.worker.settings, upstreams=(dataclasses.replace(TWO[0], models=("m",)),)))
         assert [each.is_up for each in r.worker.upstreams] == [True]
+        assert list(r.worker.upstream_reports.verdicts) == ["a"]
         r.pass_time(0.3)
         shown = json.loads(r.client(get("/status"), listener="admin").answer.body)["upstreams"]
         assert list(shown) == ["a"] and shown["a"]["state"] == "up"

@@ -3348,7 +3348,7 @@ PACE: Final = (
         "few = names",
     ),
     Mutant(
-        "a server that the settings no longer name is shown for ever",
+        "verdicts on servers that the settings no longer name are kept for ever",
         "daemon/upstream_reports.py",
         "UpstreamReports.reload",
         " if name in names}",
