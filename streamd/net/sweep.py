@@ -12,6 +12,9 @@ work that blocks the loop for a hundredth of all time is every reader's p99.
 A process that was stopped (a cgroup's freezer, `docker pause`, a debugger) finds all its deadlines due when it goes on,
 and in a turn of the loop timers come before reads. So a pass that is later than LATE_S waits for another interval: what
 arrived meanwhile is read before anybody is judged by the clock.
+
+stop() holds from the moment of its call, in a pass under way too, and inside a tick or a member's on_due(): the slices
+that were planned don't run. Whatever is written down of a member afterwards stays true, as far as deadlines go.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ class Sweep:
         self._loop = loop
         self._on_bug = on_bug  # a member's bug must not stop the deadlines of the others
         self._members: set[Due] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._step: asyncio.Handle | None = None  # the next step, or the step that runs; None: stopped
         self._pass: tuple[Due, ...] = ()
         self._planned = 0.0
         self.on_tick: list[Callable[[float, float], None]] = []
@@ -66,37 +69,41 @@ class Sweep:
         self._plan()
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Call nothing any more until start(): no tick and no member, not even in a pass under way."""
+        if self._step is not None:
+            self._step.cancel()
+        self._step = None
+        self._pass = ()
 
     def _plan(self) -> None:
         self._planned = self._loop.time() + INTERVAL_S
-        self._timer = self._loop.call_later(INTERVAL_S, self._wake)
+        self._step = self._loop.call_later(INTERVAL_S, self._wake)
 
     def _wake(self) -> None:
         """Begin a pass; after a long stop an interval later, once, so that reads come first."""
         if self._loop.time() - self._planned > LATE_S:
-            self._timer = self._loop.call_later(INTERVAL_S, self._tick)
+            self._step = self._loop.call_later(INTERVAL_S, self._tick)
         else:
             self._tick()
 
     def _tick(self) -> None:
-        now = self._loop.time()
+        now, step = self._loop.time(), self._step
         for tick in self.on_tick:
             try:
                 tick(now, max(0.0, now - self._planned))
             except Exception as error:
                 self._on_bug("sweep.on_tick", error)
+            if self._step is not step:  # the tick stopped the sweep
+                return
         try:
             self._pass = tuple(self._members)
-            self._loop.call_soon(self._slice, 0)
+            self._step = self._loop.call_soon(self._slice, 0)
         except MemoryError as error:
             self._on_bug("sweep.on_tick", error)
             self._plan()
 
     def _slice(self, start: int) -> None:
-        now = self._loop.time()
+        now, step = self._loop.time(), self._step
         for member in self._pass[start : start + SLICE_MAX]:
             if member.due_at <= now:
                 try:
@@ -104,8 +111,10 @@ class Sweep:
                 except Exception as error:
                     member.due_at = NEVER
                     member.crash("sweep.on_due", error)
+                if self._step is not step:  # the member stopped the sweep
+                    return
         if start + SLICE_MAX < len(self._pass):
-            self._loop.call_soon(self._slice, start + SLICE_MAX)
+            self._step = self._loop.call_soon(self._slice, start + SLICE_MAX)
         else:
             self._pass = ()
             self._plan()

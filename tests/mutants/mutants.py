@@ -2567,6 +2567,20 @@ NET: Final = (
         "",
     ),
     Mutant(
+        "a sweep that was stopped in the middle of a pass goes on with it",
+        "net/sweep.py",
+        "Sweep.stop",
+        "            self._step.cancel()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a member that stops the sweep isn't the last of its slice",
+        "net/sweep.py",
+        "Sweep._slice",
+        "if self._step is not step:",
+        "if False:",
+    ),
+    Mutant(
         "a connection with much to do has several turns in one",
         "net/turns.py",
         "Turns._begin",

@@ -168,7 +168,7 @@ def due(r: Rig, client: Client) -> Prepared:
         for member in own:
             member.due_at = 0.0
         r.runtime.sweep._pass = own
-        timer = r.runtime.sweep._timer
+        timer = r.runtime.sweep._step
         r.runtime.sweep._slice(0)
         assert timer is not None
         timer.cancel()  # the slice has planned the next pass

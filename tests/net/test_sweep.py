@@ -157,3 +157,60 @@ def test_a_stopped_sweep_calls_no_member_until_it_is_started(swept: Swept) -> No
     swept.sweep.start()
     swept.run(1.0)
     assert len(member.asked) >= 3
+
+
+def test_a_stop_between_two_slices_ends_the_pass(swept: Swept) -> None:
+    members = [Member(0.0) for _ in range(3 * SLICE_MAX)]
+    for member in members:
+        swept.sweep.add(member)
+    asked = []
+
+    def stop() -> None:
+        asked.append(sum(len(member.asked) for member in members))
+        if asked[-1]:
+            swept.sweep.stop()
+        else:
+            swept.loop.call_soon(stop)
+
+    swept.loop.call_later(INTERVAL_S, stop)
+    swept.run(3 * INTERVAL_S)
+    assert 0 < asked[-1] < len(members), "the stop came in mid-pass"
+    assert sum(len(member.asked) for member in members) == asked[-1]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_member_that_stops_the_sweep_is_the_last_that_is_called(swept: Swept, restarts: bool) -> None:
+    asked: list[float] = []
+
+    def stop(now: float) -> float:
+        asked.append(now)
+        swept.sweep.stop()
+        if restarts and len(asked) == 1:
+            swept.sweep.start()
+        return now
+
+    for _ in range(3):
+        member = Member(0.0)
+        member.on_due = stop  # type: ignore[method-assign]
+        swept.sweep.add(member)
+    swept.run(8 * INTERVAL_S)
+    assert len(asked) == 1 + restarts, "a call, and a second after the start"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_tick_that_stops_the_sweep_begins_no_pass(swept: Swept, restarts: bool) -> None:
+    ticks: list[str] = []
+    member = Member(0.0, again=0.0)
+    swept.sweep.add(member)
+
+    def stop(now: float, lag_s: float) -> None:
+        ticks.append("first")
+        if len(ticks) == 1:
+            swept.sweep.stop()
+            if restarts:
+                swept.sweep.start()
+
+    swept.sweep.on_tick += [stop, lambda now, lag_s: ticks.append("second")]
+    swept.run(1.1)
+    assert ticks == (["first", *["first", "second"] * 3] if restarts else ["first"])
+    assert len(member.asked) == (3 if restarts else 0), "a pass for each whole tick, in a single rhythm"
