@@ -8,6 +8,7 @@
 
 PREFIX ?= /opt/streamd
 DESTDIR ?=
+EXTRAS ?=
 PYTHON ?= python3
 # For a machine without an index: PIP_FLAGS="--no-index --find-links=/wheels"
 PIP_FLAGS ?=
@@ -39,7 +40,7 @@ STREAMD_DOCS = streamd.8=$(MANDIR)/man8/streamd.8 \
 
 .PHONY: install install-venv install-files uninstall test-systemd
 
-install: install-files ## the daemon under /opt/streamd, units, configuration, man pages (DESTDIR, PREFIX)
+install: install-files ## the daemon under /opt/streamd, units, configuration, man pages (DESTDIR, PREFIX, EXTRAS)
 	@if $(STREAMD_BOOTED); then \
 		systemd-sysusers /usr/local/lib/sysusers.d/streamd.conf && \
 		systemd-tmpfiles --create /usr/local/lib/tmpfiles.d/streamd.conf && \
@@ -47,6 +48,7 @@ install: install-files ## the daemon under /opt/streamd, units, configuration, m
 	@echo "installed. Name your inference servers in $(CONFDIR)/streamd.toml, then: systemctl enable --now streamd.service"
 	@echo "(was it running before? systemctl restart streamd.service: readers resume by themselves)"
 
+# EXTRAS=otel brings the packages of an extra along, the newest that setup.cfg allows: the lock has the daemon's own alone.
 # Built from a copy: setuptools leaves build/ behind, and would pack a module that is gone from the tree.
 # Under DESTDIR the scripts and the compiled files are told where they will live.
 install-venv:
@@ -56,7 +58,7 @@ install-venv:
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
 		cp -R setup.cfg pyproject.toml $(wildcard README.md LICENSE) streamd "$$copy" && \
 		pip="$(STREAMD_ROOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS)" && \
-		$$pip --require-hashes -r requirements.lock && $$pip --no-deps "$$copy"
+		$$pip --require-hashes -r requirements.lock && $$pip $(if $(EXTRAS),"$$copy[$(EXTRAS)]",--no-deps "$$copy")
 	@if test -n "$(DESTDIR)"; then find $(STREAMD_ROOT)/bin -type f -exec sed -i 's#$(STREAMD_ROOT)#$(PREFIX)#g' {} +; fi
 	@$(STREAMD_ROOT)/bin/python -m compileall -q $(if $(DESTDIR),-f) -s "$(DESTDIR)/" -p / $(STREAMD_ROOT)/lib
 

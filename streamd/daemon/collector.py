@@ -41,7 +41,10 @@ def begin(worker: Worker, *, slot: int, started_at: float) -> None:
     """Trace the worker's generations from now on; in slot 0 the daemon's metrics are sent, too.
 
     `started_at`: of the daemon, monotonic seconds. Raises ConfigError for variables OTEL_… that the SDK doesn't take.
+    OTEL_SDK_DISABLED=true turns all of it off, as in each program with the SDK.
     """
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return
     from streamd.otel.telemetry import Identity, Telemetry  # Why here: nothing of it is loaded without a collector
 
     def origin_of(name: str) -> UpstreamOrigin | None:
@@ -50,7 +53,7 @@ def begin(worker: Worker, *, slot: int, started_at: float) -> None:
     try:
         telemetry = Telemetry(
             worker.runtime,
-            Identity(instance_id(os.getppid(), started_at), started_at),
+            Identity(instance_id(os.getppid(), started_at), _counts_since(worker, started_at)),
             origin_of=origin_of,
             shown=without_secrets,
             lines=Lines(worker.settings.otlp_endpoint),
@@ -61,6 +64,13 @@ def begin(worker: Worker, *, slot: int, started_at: float) -> None:
         raise ConfigError([ConfigProblem("environment", "otlp_endpoint", "", allowed)]) from None
     sys.setswitchinterval(SWITCH_S)
     worker.take_telemetry(telemetry.tracing, telemetry.tick, telemetry.finish)
+
+
+def _counts_since(worker: Worker, started_at: float) -> float:
+    """Since when the daemon's counts grow: of several workers the counts of the dead are kept, a single worker begins
+    anew.
+    """
+    return started_at if worker.shared is not None else worker.loop.time()
 
 
 def instance_id(parent: int, started_at: float) -> str:

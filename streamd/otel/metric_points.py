@@ -1,7 +1,7 @@
 """Metric points: the families of /metrics as OpenTelemetry's data, under the same names.
 
 A collector that writes for Prometheus adds `_total` and units by itself, so counters have no `_total` here: both ways
-lead to the same series. All values are cumulative, from the start of the daemon.
+lead to the same series. All values are cumulative.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _CUMULATIVE: Final = AggregationTemporality.CUMULATIVE
 _UNITS: Final = {"seconds": "s", "bytes": "By", "microseconds": "us"}
 
 
-def metrics_data(families: Iterable[Metric], resource: Resource, started_ns: int, now_ns: int) -> MetricsData:
-    """One export. Times are Unix nanoseconds: of the daemon's start, and of the values."""
+def metrics_data(families: Iterable[Metric], resource: Resource, since_ns: int, now_ns: int) -> MetricsData:
+    """One export. Times are Unix nanoseconds: since when counts grow, and of the values."""
     scope = InstrumentationScope("streamd", __version__)
-    metrics = [made for family in families if (made := _metric(family, started_ns, now_ns)).data.data_points]
+    metrics = [made for family in families if (made := _metric(family, since_ns, now_ns)).data.data_points]
     return MetricsData([ResourceMetrics(resource, [ScopeMetrics(scope, metrics, "")], "")])
 
 
-def _metric(family: Metric, started_ns: int, now_ns: int) -> OtelMetric:
+def _metric(family: Metric, since_ns: int, now_ns: int) -> OtelMetric:
     data: Sum | Gauge | HistogramData
     if family.type == "histogram":
-        data = HistogramData(_histograms(family, started_ns, now_ns), _CUMULATIVE)
+        data = HistogramData(_histograms(family, since_ns, now_ns), _CUMULATIVE)
     else:
-        points = [NumberDataPoint(each.labels, started_ns, now_ns, each.value) for each in family.samples]
+        points = [NumberDataPoint(each.labels, since_ns, now_ns, each.value) for each in family.samples]
         data = Sum(points, _CUMULATIVE, is_monotonic=True) if family.type == "counter" else Gauge(points)
     return OtelMetric(family.name, family.documentation, _UNITS.get(family.name.rpartition("_")[2], "1"), data)
 
 
-def _histograms(family: Metric, started_ns: int, now_ns: int) -> list[HistogramDataPoint]:
+def _histograms(family: Metric, since_ns: int, now_ns: int) -> list[HistogramDataPoint]:
     """A family's samples are, for each set of labels: its buckets, each with those below it, then count and sum."""
     points: list[HistogramDataPoint] = []
     buckets: list[Sample] = []
@@ -60,18 +60,18 @@ def _histograms(family: Metric, started_ns: int, now_ns: int) -> list[HistogramD
             buckets.append(sample)
         elif sample.name.endswith("_sum"):
             labels = {name: value for name, value in buckets[0].labels.items() if name != "le"}
-            points.append(_histogram(labels, buckets, sample.value, started_ns, now_ns))
+            points.append(_histogram(labels, buckets, sample.value, since_ns, now_ns))
             buckets = []
     return points
 
 
 def _histogram(
-    labels: dict[str, str], buckets: list[Sample], total: float, started_ns: int, now_ns: int
+    labels: dict[str, str], buckets: list[Sample], total: float, since_ns: int, now_ns: int
 ) -> HistogramDataPoint:
     below = [0, *(round(bucket.value) for bucket in buckets)]
     return HistogramDataPoint(
         attributes=labels,
-        start_time_unix_nano=started_ns,
+        start_time_unix_nano=since_ns,
         time_unix_nano=now_ns,
         count=below[-1],
         sum=total,

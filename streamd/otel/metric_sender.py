@@ -34,13 +34,13 @@ class MetricSender:
         self,
         exporter: TakesMetrics,
         resource: Resource,
-        started_ns: int,
+        since_ns: int,
         tell: Callable[[ExportOutcome], None],
         export_error: ExportError,
     ) -> None:
         self._exporter = exporter
         self._resource = resource
-        self._started_ns = started_ns
+        self._since_ns = since_ns
         self._tell = tell
         self._export_error = export_error
         self._waiting: queue.Queue[tuple[list[Metric], int]] = queue.Queue(maxsize=1)
@@ -69,7 +69,7 @@ class MetricSender:
             families, now_ns = self._waiting.get()
             error = ""
             try:
-                data = metrics_data(families, self._resource, self._started_ns, now_ns)
+                data = metrics_data(families, self._resource, self._since_ns, now_ns)
                 is_sent = self._exporter.export(data) is MetricExportResult.SUCCESS
                 logged = self._export_error.take()
                 error = "" if is_sent else logged or "the export failed"

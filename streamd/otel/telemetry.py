@@ -50,7 +50,7 @@ class Identity(NamedTuple):
     """The daemon, as a collector tells it from others."""
 
     instance_id: str  # the same for all workers
-    started_at: float  # monotonic seconds
+    counts_since: float  # monotonic seconds
 
 
 class Telemetry:
@@ -82,8 +82,8 @@ class Telemetry:
         self._unmade: deque[tuple[Trace, Request]] = deque()  # bounded by SPANS_MAX
         self._spans = SpanWriter(resource, self._processor, origin_of=origin_of, unix_s=self._unix_s, shown=shown)
         metric_exporter = OTLPMetricExporter(endpoint=f"{base}/v1/metrics")
-        started_ns = round(self._unix_s(identity.started_at) * 1e9)
-        self._sender = MetricSender(metric_exporter, resource, started_ns, self._outcomes.tell, export_error)
+        since_ns = round(self._unix_s(identity.counts_since) * 1e9)
+        self._sender = MetricSender(metric_exporter, resource, since_ns, self._outcomes.tell, export_error)
         self.tracing = Tracing(ratio=settings.otlp_sample_ratio, time=runtime.time, rng=runtime.rng, write=self._write)
         export_error.install()
 

@@ -109,6 +109,20 @@ def assert_whole(r: Rig) -> None:
     assert c.statuses == [200]
 
 
+def test_the_sdks_own_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
+    with rig(otlp_endpoint=OUT_OF_REACH) as r:
+        collector.begin(r.worker, slot=0, started_at=0.0)
+        assert r.runtime.tracing is None and r.worker._finish_telemetry is None
+
+
+def test_counts_begin_anew_with_a_single_worker_alone(small: Rig) -> None:
+    assert collector._counts_since(small.worker, 0.5) == small.loop.time()
+    small.worker.shared = object()  # type: ignore[assignment]
+    assert collector._counts_since(small.worker, 0.5) == 0.5
+    small.worker.shared = None
+
+
 def test_the_packages_and_the_queue_are_in_the_budget() -> None:
     fixed = [dict(budget_of(Settings(otlp_endpoint=url)).fixed)["1 worker(s)"] for url in ("", OUT_OF_REACH)]
     assert fixed == [Demands().process_bytes, Demands().process_bytes + OTEL_BYTES]
