@@ -36,8 +36,7 @@ _METAVARS = {
 }
 
 _SERVE_INTRODUCTION = """\
-Relay OpenAI-compatible servers to readers: every token arrives, or the reader
-is told which are missing.
+Relay model servers to readers: every token arrives, or its reader is told so.
 
     streamd serve --upstream http://127.0.0.1:8000
 
