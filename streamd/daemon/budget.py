@@ -19,7 +19,7 @@ OTHER_DESCRIPTORS = 32
 PARENT_BYTES = 16 * 1024 * 1024
 
 
-# Memory reserved in each worker where a collector gets spans: the packages 10 MiB, and 2,048 spans that wait, of 5 KB.
+# Memory reserved in each worker where a collector gets spans: the packages 12 MiB, and 2,048 spans that wait, of 4 KB.
 OTEL_BYTES = 20 * 1024 * 1024
 
 

@@ -1,6 +1,6 @@
 """Collector: the lines about the collector of OpenTelemetry, and a worker's start with it.
 
-The packages are imported here, and only where `otlp_endpoint` is set: 10 MiB and a tenth of a second for each worker.
+The packages are imported here, and only where `otlp_endpoint` is set: 12 MiB and a tenth of a second for each worker.
 """
 
 from __future__ import annotations
