@@ -114,8 +114,8 @@ mutants: $(VENV)/.dev ## one-edit mutants against their tests and the simulator,
 test-sdk: ## the SDK tests with the openai SDK's 2.x as well (make test has 3.x)
 	@PYTHON=$(PYTHON) sh tests/sdk/run_matrix.sh $(ARGS)
 
-# In two processes: many tests wait for daemons of their own, and alone they take nearly five minutes. JOBS=0: in one.
-JOBS ?= 2
+# Three processes keep two cores busy: half of the tests' time is spent waiting for daemons of their own. JOBS=0: in one.
+JOBS ?= 3
 
 test: $(VENV)/.dev ## the tests
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
