@@ -173,11 +173,17 @@ GAUGES = (
     gauge("streams_detached", "Streams not sealed yet, without a reader.", status="streams.detached"),
     gauge("streams_sealed", "Sealed streams that can still be read.", status="streams.sealed"),
     gauge("subscribers", "Readers of streams now.", "streamd_subscribers", status="subscribers"),
-    gauge("subscribers_paused", "Readers whose connection takes nothing now.", "streamd_subscribers_paused"),
+    gauge(
+        "subscribers_paused",
+        "Readers whose connection takes nothing now.",
+        "streamd_subscribers_paused",
+        status="subscribers_paused",
+    ),
     gauge(
         "lag_events",
         "Most events that a reader whose connection takes nothing has still to get.",
         "streamd_subscriber_lag_events",
+        status="lag_events",
         combine=Combine.MAX,
     ),
     gauge(

@@ -19,6 +19,7 @@ import uvloop
 from streamd.addresses import parse_address
 from streamd.config import Settings, UpstreamSettings
 from streamd.daemon import listen, logs
+from streamd.daemon.control import DaemonState
 from streamd.daemon.worker import Worker
 from streamd.mockllm import Faults, MockOptions, MockServer, parse_faults, start_mock
 from streamd.reasons import CloseReason
@@ -93,7 +94,7 @@ class Live:
         self.url = url_of(sock.getsockname())
         await self.worker.listen([sock], "")
         self.worker.runtime.sweep.start()
-        self.worker.state = "serving"
+        self.worker.state = DaemonState.SERVING
 
     def stop(self) -> None:
         self.call(self._stop())

@@ -1,10 +1,11 @@
-"""Routes of the admin surface only: the tables of readers, streams and keys, their ends, drain, log level."""
+"""Routes of the admin surface only: tables of readers, streams and keys, their ends, drain, log level, snapshots."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from streamd.api.ending import Ended, Ending
+from streamd.api.live import Live
 from streamd.api.streams import JSON
 from streamd.api.tables import Table
 from streamd.net.answer import Answer
@@ -26,12 +27,15 @@ class Admin:
         drain: Callable[[], None],
         take_back: Callable[[Callable[[bool], None]], None],
         log_level: dict[str, Plan],
+        live: Live,
     ) -> None:
         self._drain = drain
+        self.live = live
         self._take_back = take_back
         self._routes = {
             "/drain": {"POST": Plan(answer=self.drain), "DELETE": Plan(answer=self.take_back)},
             "/log-level": log_level,
+            "/live": {"GET": Plan(answer=live.open)},
             **{f"/{name}": {"GET": Plan(answer=table.show)} for name, table in tables.items()},
         }
         self._ends = {"DELETE": Plan(answer=ending.end)}

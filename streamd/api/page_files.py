@@ -1,8 +1,9 @@
-"""The page that streamd serves itself: a chat, where the setting `demo` is on.
+"""The pages that streamd serves itself: the operations page on the admin surface, and a chat where `demo` is set.
 
-It consists of whole files of the package (streamd/pages/): HTML, CSS and JavaScript as a browser reads them. The page
+They consist of whole files of the package (streamd/pages/): HTML, CSS and JavaScript as a browser reads them. A page
 asks no listener but its own, and the policy below makes the browser enforce that: no other host, no inline script or
-style, no frame around it, and no text that becomes markup.
+style, no frame around it (a click meant for another page would end a stream), and no text that becomes markup (names of
+models come from clients).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ FOLDER: Final = Path(__file__).parents[1] / "pages"
 PREFIX: Final = "/pages/"
 
 CHAT: Final = "chat.html"
+OPERATIONS: Final = "operations.html"
 
 KINDS: Final = {
     ".html": b"text/html; charset=utf-8",
@@ -65,6 +67,8 @@ class PageFiles:
         _send(answer, answer.request.path.removeprefix(PREFIX))
 
     def _page(self, answer: Answer) -> str | None:
+        if answer.origin.listener == "admin":
+            return OPERATIONS
         return CHAT if self._runtime.settings.demo else None
 
 

@@ -19,13 +19,13 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import orjson
 
-from streamd.api.gather import Gathered, all_others, gather
+from streamd.api.gather import all_others
 from streamd.api.rights import Rights
 from streamd.api.streams import JSON, query_of
 from streamd.net.answer import Answer
 from streamd.net.http_error import HttpError
 from streamd.net.in_turns import SlowWork, Steps
-from streamd.net.request import Request
+from streamd.net.inquiry import Answers
 from streamd.net.runtime import WORKER_BUSY, Runtime
 
 # Rows of a reply: a screen or two of a person, and as many as a program can want; 500 B each.
@@ -101,7 +101,7 @@ class Table(abc.ABC):
 
     def show(self, answer: Answer) -> None:
         """Answer a request with the table. Raises HttpError."""
-        wanted = self._wanted(answer.request)
+        wanted = self.wanted(query_of(answer.request))
         in_all_workers(
             self._runtime,
             self._slow_work,
@@ -120,8 +120,8 @@ class Table(abc.ABC):
 
         slowly(self._runtime, self._slow_work, answer, self.whole(wanted, parts), send)
 
-    def _wanted(self, request: Request) -> TableQuery:
-        query = query_of(request)
+    def wanted(self, query: dict[str, str]) -> TableQuery:
+        """The table that a query asks for; its fields are taken out. Raises HttpError 400."""
         known = ("sort", "limit", "key", *self.filters)
         for name in query:
             if name not in known:
@@ -221,30 +221,58 @@ def in_all_workers(
     own: Steps[bytes],
     finish: Callable[[list[bytes], int], None],
 ) -> None:
-    """Do a work in this worker, in slices, and have all other workers do it; `finish` gets all parts, and the number of
-    workers that didn't answer. It answers the request. Raises HttpError 503.
+    """As collect(), for an answer: `finish` answers the request, unless the client has left. Raises HttpError 503."""
+
+    def finished(parts: list[bytes], missing: int) -> None:
+        answer.settle(lambda: finish(parts, missing))
+
+    def failed(error: Exception) -> None:
+        answer.settle(functools.partial(_raise, error))
+
+    if not collect(runtime, slow_work, kind, question, own, finished, failed):
+        raise runtime.refused(WORKER_BUSY)
+
+
+def collect(
+    runtime: Runtime,
+    slow_work: SlowWork,
+    kind: str,
+    question: bytes,
+    own: Steps[bytes],
+    finish: Callable[[list[bytes], int], None],
+    failed: Callable[[Exception], None],
+) -> bool:
+    """Do a work in this worker, in slices, and have all other workers do it; `finish` gets all parts, this worker's
+    first, and the number of workers that didn't answer. False: too much work is under way, and nothing is called.
     """
     parts: list[bytes] = []
-    missing: list[int] = []
+    missing = 0
     left = 2
 
     def one_is_there() -> None:
         nonlocal left
         left -= 1
         if not left:
-            finish(parts, len(missing))
+            finish(parts, missing)
 
     def own_is_there(part: bytes) -> None:
         parts.insert(0, part)
         one_is_there()
 
-    def others_are_there(others: Gathered) -> None:
-        parts.extend(others.answers)
-        missing.extend(others.missing)
+    def others_are_there(answers: Answers) -> None:
+        nonlocal missing
+        parts.extend(answers.values())
+        missing = len(questions) - len(answers)
         one_is_there()
 
-    slowly(runtime, slow_work, answer, own, own_is_there)
-    gather(runtime, answer, kind, all_others(runtime, question), others_are_there)
+    questions = all_others(runtime, question)
+    if not slow_work.do(own, own_is_there, failed):
+        return False
+    if runtime.inquiries is None or not questions:
+        others_are_there({})
+    else:
+        runtime.inquiries.ask(kind, questions, others_are_there)
+    return True
 
 
 def slot_of(runtime: Runtime) -> int:

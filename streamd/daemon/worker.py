@@ -21,6 +21,7 @@ from streamd.api.admin import Admin
 from streamd.api.ending import Ended, EndedCounts, Ending
 from streamd.api.kept import MAKERS, KeptObjects
 from streamd.api.key_table import KeyTable
+from streamd.api.live import Live
 from streamd.api.llama import LOOKUP, Llama
 from streamd.api.log_level import LogLevelRoute
 from streamd.api.models import Models
@@ -200,6 +201,7 @@ class Worker:
                 drain=self._on_drain,
                 take_back=self._ask_take_back,
                 log_level=log_level.methods,
+                live=Live(runtime, slow_work, tables, self.status),
             ),
             llama := Llama(runtime, streams, rights),
             responses := ResponsesRoute(runtime, streams, rights),

@@ -20,7 +20,10 @@ DEFAULT_LISTEN = "127.0.0.1:8080"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Put the flags of `streamd demo` on a parser."""
-    parser.description = "Run streamd in front of a synthetic model, and print the address of a chat page."
+    parser.description = (
+        "Run streamd in front of a synthetic model, and print the addresses of a chat page and of the operations page,"
+        " which has the next port if that is free."
+    )
     parser.add_argument(
         "--listen",
         type=_listen,

@@ -207,10 +207,20 @@ def _taken(listen: str) -> OSError | None:
     return None
 
 
+def admin_beside(listen: str) -> str:
+    """A loopback address for the admin surface: the port after that of `listen` if it is free, else any."""
+    wanted = f"127.0.0.1:{int(listen.rpartition(':')[2]) % 65535 + 1}"
+    if _taken(wanted) is None:
+        return wanted
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 PAGES = """\
 Open in a browser:
 
   http://{address}/   a chat to reload, to cut off, to read twice and to read slowly
+  http://{admin}/   what streamd does meanwhile: its upstreams, streams, readers and keys
 """
 
 CURL_LINES = """\
@@ -262,12 +272,13 @@ def launch(listen: str, demo: Demo, streamd: Sequence[str] = STREAMD) -> int:
         with Launcher().running() as launcher:
             print(f"starting {demo.about} …", flush=True)
             url = launcher.wait_url(launcher.start("upstream", demo.command))
-            pages = ("--demo",) if demo.has_pages else ()
+            admin = admin_beside(listen) if demo.has_pages else ""
+            pages = ("--demo", "--admin", admin) if demo.has_pages else ()
             front = launcher.start("streamd", [*streamd, "--listen", listen, "--upstream", url, *pages])
             launcher.wait_ready(front, address)
             print(f"streamd listens on http://{address}, in front of {demo.about} at {url}.\n")
             if demo.has_pages:
-                print(PAGES.format(address=address))
+                print(PAGES.format(address=address, admin=admin))
             print(demo.curl_lines(address))
             print("Ctrl-C stops both.", flush=True)
             launcher.wait_end(front)
