@@ -28,6 +28,9 @@ READ_BYTES_MAX: Final = 16 * 1024
 
 # Shared by all connections of the process: a read is copied out of it before the next begins.
 _BUFFER: Final = memoryview(bytearray(READ_BYTES_MAX))
+# Why not os.read(): it makes an object of READ_BYTES_MAX and shrinks it. Between such objects the small ones of streams
+# scatter, and a live stream took 2 KiB more.
+_BUFFERS: Final = (_BUFFER,)
 
 
 class SmallReads(asyncio.BufferedProtocol):
@@ -84,6 +87,7 @@ def read_past(transport: asyncio.Transport) -> bytes:
     uvloop takes it out of epoll's set.
     """
     try:
-        return os.read(transport.get_extra_info("socket").fileno(), READ_BYTES_MAX)
+        size = os.readv(transport.get_extra_info("socket").fileno(), _BUFFERS)
     except BlockingIOError:
         return b""
+    return bytes(_BUFFER[:size])
