@@ -77,26 +77,20 @@ class KeptObjects:
 
     # -- answers
 
-    def reader(self, request: Request, fields: dict[str, Any]) -> Callable[[str, bytes], None] | None:
+    def reader(self, request: Request, fields: dict[str, Any]) -> MadeReader | None:
         """Takes an answer's upstream and bytes, to learn what it has made; None for a request that makes nothing."""
         path = in_path(request.method, request.path)
         if not path.makes and not (path.stores and says_yes(fields.get(STORE))):
             return None
-        ids, principal_id = IdReader(), request.principal.id
-
-        def read(upstream: str, piece: bytes) -> None:
-            object_id = ids.feed(piece)
-            if object_id is not None:
-                self._learn(object_id, Made(principal_id, upstream))
-
-        return read
+        return MadeReader(self, request.principal.id)
 
     def learned(self, stream: Stream) -> None:
         """A stream of this worker has its response id."""
         if stream.progress.response_id is not None and stream.upstream:
-            self._learn(stream.progress.response_id, Made(stream.terms.owner, stream.upstream))
+            self.learn(stream.progress.response_id, Made(stream.terms.owner, stream.upstream))
 
-    def _learn(self, object_id: str, made: Made) -> None:
+    def learn(self, object_id: str, made: Made) -> None:
+        """An answer has named an object that its upstream keeps: remember the maker, here and in the other workers."""
         self.makers.learn(object_id, *made)
         peers = self._runtime.peers
         if peers is not None:
@@ -120,6 +114,23 @@ class KeptObjects:
     def answer_makers(self, question: bytes) -> bytes:
         """Another worker asks for the makers of some objects."""
         return orjson.dumps([[each, *made] for each in orjson.loads(question) for made in self.makers.of(str(each))])
+
+
+class MadeReader:
+    """The Learner of an answer (net/exchange.py) whose upstream keeps what it has made."""
+
+    __slots__ = ("_ids", "_kept", "_principal_id")
+
+    def __init__(self, kept: KeptObjects, principal_id: str) -> None:
+        self._kept = kept
+        self._principal_id = principal_id
+        self._ids = IdReader()
+
+    def learn(self, upstream: str, piece: bytes) -> None:
+        """The next bytes of an answer of the upstream with this name."""
+        object_id = self._ids.feed(piece)
+        if object_id is not None:
+            self._kept.learn(object_id, Made(self._principal_id, upstream))
 
 
 def _is_limited(principal: Principal) -> bool:

@@ -23,7 +23,7 @@ import orjson
 from streamd.api.rights import Rights
 from streamd.net.answer import Answer, Pending
 from streamd.net.application import Plan
-from streamd.net.attempt import Ask
+from streamd.net.attempt import Ask, FixedAsk
 from streamd.net.http_error import HttpError
 from streamd.net.questions import ErrorAnswer, Key, Question, Questions, Read, Reading
 from streamd.net.request import Request
@@ -288,7 +288,7 @@ def _question(asked: Ask, request: Request, upstream: Upstream, *, is_own: bool)
     else:
         sent = (api.list_query or (_ANTHROPICS_MOST if request.get(b"anthropic-version") is not None else "")).encode()
     target = path + b"?" + sent if sent else path
-    return Ask("GET", lambda upstream: target, "", lambda upstream, length: fields, lambda upstream: b"")
+    return FixedAsk(target, fields)
 
 
 def _digest(ask: Ask, upstream: Upstream) -> bytes:

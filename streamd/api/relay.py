@@ -7,44 +7,35 @@ Idempotency-Key; neither ever starts a second generation.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote_plus
 
 import orjson
 
 from streamd.api import llama
 from streamd.api.kept import KeptObjects
+from streamd.api.relayed_ask import ask_of, target_of
+from streamd.api.relayed_request import RelayedRequest
 from streamd.api.rights import Rights
 from streamd.api.streams import Streams, accepts_events, policy_of, relayed_last_event_id, write_interval_of
 from streamd.core.hub import body_hash
-from streamd.core.limits import Account
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.stream import Stream
-from streamd.core.terms import Terms
-from streamd.core.usage import Charge
-from streamd.core.write_interval import WriteInterval
 from streamd.net.answer import Answer
 from streamd.net.application import Plan
-from streamd.net.attempt import Ask
 from streamd.net.exchange import Exchange
 from streamd.net.http_error import HttpError, bad_json, not_found, unsupported_encoding
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime, head_of
-from streamd.net.upstream import Upstream
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
-from streamd.wire import charset, content_coding, via
-from streamd.wire.cors import Cors
-from streamd.wire.dialect import KEY_FIELDS, KEY_OPENING, KEY_PARAMETER, Dialect, generates
-from streamd.wire.dialects.api import Api
-from streamd.wire.event_id import EventId, names_position
+from streamd.wire import charset, content_coding
+from streamd.wire.dialect import Dialect
+from streamd.wire.event_id import EventId
 from streamd.wire.form_scan import FormScan
-from streamd.wire.http1 import Framing, Headers, RequestHead, end_to_end
+from streamd.wire.http1 import Framing
 from streamd.wire.json_scan import JsonError, JsonScan
-from streamd.wire.path_models import climbs, model_in_path, with_model
-from streamd.wire.query import parameter
+from streamd.wire.path_models import climbs, model_in_path
 
 _duration = re.compile(rb"[0-9]{1,7}(?:\.[0-9]{1,3})?").fullmatch
 _sane_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
@@ -55,44 +46,6 @@ DETACHED = Refusal(
     "As many generations run without a reader as detached_max allows. Read the answer here, or try again later.",
     retry=Retry.WITH_ROOM,
 )
-
-# Fields that frameworks take for the true method or path of a request (CVE-2018-14773). The rights of a key were judged
-# by the method and path that are sent.
-_OVERRIDES = (
-    b"x-http-method",
-    b"x-http-method-override",
-    b"x-method-override",
-    b"x-original-url",
-    b"x-rewrite-url",
-)
-
-# Fields that don't go upstream: those that streamd writes itself or acts on, and the client's secrets.
-_STREAMD_FIELDS = frozenset(
-    (
-        b"accept-encoding",
-        b"authorization",
-        b"content-length",
-        b"cookie",
-        b"expect",
-        b"forwarded",
-        b"host",
-        b"idempotency-key",
-        b"last-event-id",
-        b"prefer",
-        *_OVERRIDES,
-        *KEY_FIELDS,
-        b"x-conversation-id",
-        b"x-request-id",
-        b"x-stream-detach-grace",
-        b"x-stream-policy",
-        b"x-stream-write-interval",
-    )
-)
-
-_WRITTEN_UPSTREAM = ((b"accept-encoding", b"identity"), (b"via", via.OWN))
-
-# A client's word about itself and the proxies between: only a proxy in front may be believed about that, by streamd.
-_FORWARDED_FIELDS = b"x-forwarded-"
 
 
 class Relay:
@@ -235,15 +188,23 @@ class Relay:
             raise runtime.refused(DETACHED)
         self._rights.check_limits(request)
         runtime.admit_relay(request.principal.id)
+        relayed = RelayedRequest(
+            runtime,
+            self._rights,
+            request,
+            policy=policy,
+            grace_s=grace_s,
+            interval=interval,
+            wants_whole=wants_whole,
+        )
         stream: Stream | None = None
-        over = runtime.admission.release_relay
         try:
             ask = ask_of(request, runtime.cors, at=at)
-            stream = self._open(request, policy, grace_s, interval) if wants_stream else None
+            stream = relayed.open() if wants_stream else None
             if tracing is not None and stream is not None:
                 tracing.opened(request, stream)
-            over = self._keep_key(request, key, stream)
-            charge = self._rights.charge(request)
+            relayed.keep_key(key, _hash_of(request) if key else b"", stream)
+            relayed.charge = self._rights.charge(request)
             exchange = Exchange(
                 runtime,
                 self._upstreams,
@@ -252,19 +213,14 @@ class Relay:
                 request=request,
                 stream=stream,
                 policy=policy,
-                charge=charge,
+                charge=relayed.charge,
                 may_be_foreign=request.dialect is Dialect.UNKNOWN and not wants_whole,
-                open_stream=lambda as_bytes: (
-                    self._count_unasked(charge)
-                    if wants_whole or as_bytes
-                    else self._open_unasked(request, policy, grace_s, interval, key)
-                ),
-                on_over=over,
+                owner=relayed,
                 learns=self._kept.reader(request, _fields_of(request)),
             )
             exchange.start()
         except Exception:  # then it has not begun; once it has, it ends by itself
-            over()
+            relayed.over()
             if stream is not None:
                 stream.cancel(CloseReason.INTERNAL, runtime.time(), message="The generation could not begin.")
             raise
@@ -284,20 +240,6 @@ class Relay:
                 raise
             self._upstreams.choose(model, now, principal=principal, at=at)
 
-    def _keep_key(self, request: Request, key: str, stream: Stream | None) -> Callable[[], None]:
-        """Keep the Idempotency-Key until the stream is removed or the answer is over, when the result is called."""
-        hub, admission, principal_id = self._runtime.hub, self._runtime.admission, request.principal.id
-        if key:
-            hub.keep_key(principal_id, key, _hash_of(request), stream)
-
-        def over() -> None:
-            admission.release_relay()
-            kept = hub.by_key(principal_id, key) if key else None
-            if kept is not None and kept.stream is None:
-                hub.forget_key(principal_id, key)
-
-        return over
-
     def _accept(self, exchange: Exchange, answer: Answer, stream: Stream, grace_s: float) -> None:
         """Prefer: respond-async. The generation runs on; its first reader has detach_grace_max to come."""
         if stream.reason is None and not stream.readers:
@@ -312,62 +254,6 @@ class Relay:
         ]
         exchange.answer = None
         answer.settle(lambda: answer.send(202, body, headers))
-
-    def _open(self, request: Request, policy: Policy, grace_s: float, interval: WriteInterval) -> Stream:
-        hub, now = self._runtime.hub, self._runtime.time()
-        old = hub.by_conversation(request.principal.id, request.conversation) if request.conversation else None
-        account = self._rights.open_stream(request, replacing=old)
-        terms = self._terms(request, policy, grace_s, interval, account)
-        self._runtime.counters.streams_opened += 1
-        try:
-            if not request.conversation:
-                return hub.open(request.dialect, now, terms=terms)
-            if old is not None:  # a conversation has a single generation
-                old.cancel(CloseReason.CANCELLED, now, message="The conversation went on with another request.")
-            return hub.open_conversation(request.dialect, now, conversation=request.conversation, terms=terms)
-        except Exception:
-            if terms.account is not None:
-                terms.account.close_stream()
-            raise
-
-    def _open_unasked(
-        self, request: Request, policy: Policy, grace_s: float, interval: WriteInterval, key: str
-    ) -> Stream:
-        """Open a stream for an event-stream answer to a request that didn't ask for a stream. Raises HttpError 429."""
-        terms = self._terms(request, policy, grace_s, interval, self._rights.open_stream(request))
-        hub = self._runtime.hub
-        self._runtime.counters.streams_opened += 1
-        stream = hub.open(request.dialect, self._runtime.time(), terms=terms)
-        kept = hub.by_key(request.principal.id, key) if key else None
-        if kept is not None:  # from now on a retry of the request joins the stream
-            hub.keep_key(request.principal.id, key, kept.body_hash, stream)
-        if self._runtime.tracing is not None:
-            self._runtime.tracing.opened(request, stream)
-        return stream
-
-    def _count_unasked(self, charge: Charge | None) -> None:
-        """Count events that pass as their bytes, because no stream was asked for. Raises HttpError 429."""
-        refusal = charge.open_stream() if charge is not None else None
-        if refusal is not None:
-            raise self._runtime.refused(refusal)
-
-    def _terms(
-        self, request: Request, policy: Policy, grace_s: float, interval: WriteInterval, account: Account | None
-    ) -> Terms:
-        """The terms of a stream, from its request and the present settings."""
-        settings = self._runtime.settings
-        return Terms(
-            owner=request.principal.id,
-            account=account,
-            pays_tokens=generates(request.method, request.path),
-            model=request.model,
-            policy=policy,
-            catchup_bytes_max=settings.catchup_bytes_max,
-            detach_grace_s=grace_s,
-            resume_grace_s=settings.resume_grace_s,
-            retention_s=settings.retention_s,
-            write_interval=interval,
-        )
 
 
 def _fields_of(request: Request) -> dict[str, Any]:
@@ -419,128 +305,10 @@ def _detach_grace(request: Request, max_s: float) -> float:
     return min(float(given), max_s)
 
 
-def ask_of(request: Request, cors: Cors, *, at: str = "") -> Ask:
-    """The request as it goes upstream: its head written anew from the parsed parts, its body as it came.
-
-    In the body of a model with another name there only the name is replaced; every other byte stays. Of a page that
-    `cors` lets in, the upstream isn't told: it would judge the page once more. Raises HttpError 508 for a request that
-    goes in a circle.
-    """
-    head = head_of(request)
-    if via.passes(head.get(b"via")) >= via.PASSES_MAX:
-        text = f"This request has passed streamd {via.PASSES_MAX} times: the URL of an upstream leads back to streamd."
-        raise HttpError(508, text, code="loop_detected")
-    body, json, form, api, request_id = request.body, request.json, request.form, request.dialect.api, request.id
-    request_id_field = (b"x-request-id", request_id.encode())
-    keeps_position = request.dialect is Dialect.UNKNOWN and relayed_last_event_id(request) is None
-    passed = [
-        field
-        for field in end_to_end(head.headers)
-        if field[0] not in _STREAMD_FIELDS
-        and not field[0].startswith(_FORWARDED_FIELDS)
-        and (b"_" not in field[0] or not _is_for_streamd(field[0]))
-    ]
-    if request.trace is not None:
-        passed = request.trace.passed_on(passed)
-    if keeps_position:
-        passed += [field for field in head.headers if field[0] == b"last-event-id"]
-    if head.get(b"origin") in cors.origins:
-        passed = [field for field in passed if field[0] != b"origin"]
-    secrets = _secrets(head, api)
-    bodiless = head.method in ("GET", "HEAD") and not body
-
-    def fields_for(upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
-        settings, clients = upstream.settings, passed
-        out = [(b"host", settings.origin.authority.encode())]
-        if settings.headers:
-            own = {_hyphened(name.lower().encode()) for name in settings.headers}
-            clients = [field for field in passed if _hyphened(field[0]) not in own]
-        out += clients
-        out.append(request_id_field)
-        out += [(name.lower().encode(), value.encode()) for name, value in settings.headers.items()]
-        out += _WRITTEN_UPSTREAM
-        if settings.key:
-            out += api.credentials(settings.key.encode())
-        elif settings.pass_client_key:
-            out += secrets
-        if not bodiless:
-            out.append((b"content-length", b"%d" % length))
-        return out
-
-    def renamed_for(upstream: Upstream) -> tuple[str, dict[str, str]]:
-        alias = upstream.settings.aliases.get(request.model) if request.model else None
-        if alias is None:
-            return head.path, {}
-        path, names = api.renamed(head.path, request.model, alias)
-        return (with_model(path, alias) if model_in_path(path) == request.model else path), names
-
-    def target_for(upstream: Upstream) -> bytes:
-        return _target(renamed_for(upstream)[0], head.query, api, keeps_position=keeps_position)
-
-    def body_for(upstream: Upstream) -> bytes:
-        renamed = renamed_for(upstream)[1]
-        if not renamed:
-            return body
-        if form is not None:
-            return form.with_names(body, renamed)
-        return body if json is None else json.with_names(body, "model", renamed)
-
-    return Ask(head.method, target_for, request.model, fields_for, body_for, request.principal.id, at)
-
-
-def _is_for_streamd(name: bytes) -> bool:
-    """Whether a field stays here. A server behind WSGI or CGI reads `_` as `-`, so both spellings count."""
-    name = _hyphened(name)
-    return name in _STREAMD_FIELDS or name.startswith(_FORWARDED_FIELDS)
-
-
-def _hyphened(name: bytes) -> bytes:
-    """The name as servers behind WSGI, CGI and PHP read it, for which `_` and `-` are the same."""
-    return name.replace(b"_", b"-")
-
-
 def _hash_of(request: Request) -> bytes:
     """Equal for equal requests with an Idempotency-Key: method, path and query as they go upstream, and body.
 
     Gemini's path names the model, and its query says whether the answer is a stream.
     """
-    target = _target(request.path, head_of(request).query, request.dialect.api)
+    target = target_of(request.path, head_of(request).query, request.dialect.api)
     return body_hash(b"%b %b\n%b" % (request.method.encode(), target, request.body))
-
-
-def _secrets(head: RequestHead, api: Api) -> Headers:
-    """The client's own credentials. A key in the query goes on in the API's field, where no log shows it."""
-    fields = [field for field in head.headers if field[0] in (b"authorization", *KEY_FIELDS)]
-    in_query = [key for key in parameter(head.query, KEY_PARAMETER) if _is_key(key, api)]
-    plain = (key.encode() for key in in_query if key.isascii() and key.isprintable())
-    return (*fields, *(field for key in plain for field in api.credentials(key)))
-
-
-def _is_key(value: str, api: Api) -> bool:
-    """Whether a query parameter `key` holds a key: on the paths of an API that has it there, else by its shape."""
-    return api.key_parameter == KEY_PARAMETER or value.startswith(KEY_OPENING)
-
-
-def _target(path: str, query: str, api: Api, *, keeps_position: bool = False) -> bytes:
-    """Path and query for the upstream, without the parameters that are for streamd only.
-
-    keeps_position: a Last-Event-ID is the upstream's own.
-
-    Names are decoded as in wire/query.py, or `access%5Ftoken=` would be read here and leak there. `;` separates too, as
-    some servers have it.
-    """
-
-    if not query:
-        return path.encode("ascii")
-
-    def is_for_streamd(part: str) -> bool:
-        for field in part.split(";"):
-            name, _, value = (unquote_plus(piece) for piece in field.partition("="))
-            if name == "access_token" or (name == KEY_PARAMETER and _is_key(value, api)):
-                return True
-            if not keeps_position and names_position(name):
-                return True
-        return False
-
-    kept = "&".join(part for part in query.split("&") if not is_for_streamd(part))
-    return (path + (f"?{kept}" if kept else "")).encode("ascii")

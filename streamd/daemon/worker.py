@@ -29,7 +29,8 @@ from streamd.api.ops import Ops
 from streamd.api.page_files import PageFiles
 from streamd.api.publish import Publish
 from streamd.api.reader_table import ReaderTable
-from streamd.api.relay import Relay, ask_of
+from streamd.api.relay import Relay
+from streamd.api.relayed_ask import ask_of
 from streamd.api.responses import ResponsesRoute
 from streamd.api.rights import Rights
 from streamd.api.router import Router

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from streamd.core.health import ERROR_STATUS, FAILED_STATUSES
@@ -32,24 +30,53 @@ WATCHED_S = 0.01
 _SENT = (b"", b"")  # the request of an attempt that has gone out or is over
 
 
-@dataclass(slots=True)
 class Ask:
-    """A request for an upstream; freed at the answer's first byte.
-
-    `fields` makes the header fields for an upstream. `target` and `body` depend on the upstream too, since a model may
-    have another name there.
+    """A request for an upstream; freed at the answer's first byte. A model may have another name at an upstream, so
+    target, fields and body depend on it.
     """
 
-    method: str
-    target: Callable[[Upstream], bytes]  # as a client asks; the path may name the model
-    model: str
-    fields: Callable[[Upstream, int], list[tuple[bytes, bytes]]]  # (upstream, length of the body)
-    body: Callable[[Upstream], bytes]
-    principal: str | None = None  # of the asker; None: streamd's own question, which judges no upstream
-    at: str = ""  # the only upstream that may be asked, by name: it keeps what the request is about. "": any
+    __slots__ = ("at", "method", "model", "principal")
+
+    def __init__(self, method: str, model: str, *, principal: str | None = None, at: str = "") -> None:
+        self.method = method
+        self.model = model
+        self.principal = principal  # of the asker; None: streamd's own question, which judges no upstream
+        self.at = at  # the only upstream that may be asked, by name: it keeps what the request is about. "": any
+
+    def target(self, upstream: Upstream) -> bytes:
+        """Path and query as a client asks; the path may name the model."""
+        raise NotImplementedError
+
+    def fields(self, upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
+        """The header fields. `length`: of the body, in bytes."""
+        raise NotImplementedError
+
+    def body(self, upstream: Upstream) -> bytes:
+        """The body; b"" if there is none."""
+        raise NotImplementedError
 
 
-def own_ask(upstream: Upstream, path: str, accept: bytes) -> Ask:
+class FixedAsk(Ask):
+    """A question of streamd's own, made for a single server."""
+
+    __slots__ = ("_fields", "_target")
+
+    def __init__(self, target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
+        super().__init__("GET", "")
+        self._target = target
+        self._fields = fields
+
+    def target(self, upstream: Upstream) -> bytes:
+        return self._target
+
+    def fields(self, upstream: Upstream, length: int) -> list[tuple[bytes, bytes]]:
+        return self._fields
+
+    def body(self, upstream: Upstream) -> bytes:
+        return b""
+
+
+def own_ask(upstream: Upstream, path: str, accept: bytes) -> FixedAsk:
     """A question of streamd's own for a server, with the server's own key."""
     settings = upstream.settings
     fields = [(b"host", settings.origin.authority.encode()), (b"accept", accept)]
@@ -57,8 +84,7 @@ def own_ask(upstream: Upstream, path: str, accept: bytes) -> Ask:
     fields += [(b"accept-encoding", b"identity"), (b"via", via.OWN)]
     if settings.key:
         fields += Dialect.UNKNOWN.api.credentials(settings.key.encode())
-    target = path.encode()
-    return Ask("GET", lambda upstream: target, "", lambda upstream, length: fields, lambda upstream: b"")
+    return FixedAsk(path.encode(), fields)
 
 
 class Owner(Asker, Protocol):

@@ -26,6 +26,7 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 from streamd.choice import Choice
 from streamd.config import RouteSettings, Settings, UpstreamOrigin, UpstreamSettings
@@ -103,6 +104,25 @@ TRANSITIONS: dict[ExchangeState, frozenset[ExchangeState]] = {
 }
 
 
+class ExchangeOwner(Protocol):
+    """The possessions of the request of an exchange, in the layer above."""
+
+    def open_unasked(self, *, as_bytes: bool) -> Stream | None:
+        """The Stream of an answer that unexpectedly is a stream, or None: its bytes pass, as they do if `as_bytes` says
+        so, for a stream with ids of its server's own. Raises HttpError if the client may have no further stream.
+        """
+
+    def over(self) -> None:
+        """The exchange is over. Called once."""
+
+
+class Learner(Protocol):
+    """Learns from a good answer what the upstream has made."""
+
+    def learn(self, upstream: str, piece: bytes) -> None:
+        """The next bytes of an answer of the upstream with this name, or the head of a stream's chunks."""
+
+
 class Exchange(Pending):
     """A request on its way. `answer` is None once its reader has left or has its stream."""
 
@@ -116,8 +136,7 @@ class Exchange(Pending):
         "_ends_at",
         "_learns",
         "_may_be_foreign",
-        "_on_over",
-        "_open_stream",
+        "_owner",
         "_request",
         "_route",
         "_runtime",
@@ -145,14 +164,10 @@ class Exchange(Pending):
         policy: Policy,
         charge: Charge | None,
         may_be_foreign: bool,
-        open_stream: Callable[[bool], Stream | None],
-        on_over: Callable[[], None],
-        learns: Callable[[str, bytes], None] | None = None,
+        owner: ExchangeOwner,
+        learns: Learner | None = None,
     ) -> None:
-        """`open_stream` makes the Stream of an answer that unexpectedly is a stream, or None: its bytes pass, as they
-        do if its argument says so, for a stream with ids of its server's own, which `may_be_foreign` permits.
-        It raises HttpError if the client may have no further stream. `on_over` is called once.
-        """
+        """`may_be_foreign`: the answer may be a stream with ids of its server's own."""
         # process
         self._runtime = runtime
         self._upstreams = upstreams
@@ -165,10 +180,9 @@ class Exchange(Pending):
         self.policy = policy
         self.stream = stream
         self._may_be_foreign = may_be_foreign
-        self._open_stream = open_stream
-        self._on_over = on_over
+        self._owner = owner
         self._charge = charge  # to the client's key, if it has one
-        self._learns = learns  # takes the upstream's name and a good answer: its bytes, or a stream's head
+        self._learns = learns
         # tries
         self._state = ExchangeState.CONNECTING
         self._tried: tuple[Upstream, ...] = ()
@@ -359,7 +373,7 @@ class Exchange(Pending):
         more streams, and is refused.
         """
         try:
-            self.stream = self._open_stream(as_bytes)
+            self.stream = self._owner.open_unasked(as_bytes=as_bytes)
         except HttpError as problem:
             # The request didn't look like a request for a stream, so the limit is held here: the generation is cut.
             bump(self._runtime.counters.upstream_cancels, self._request.upstream)
@@ -494,7 +508,7 @@ class Exchange(Pending):
             self.watch.passed(piece)
             if self._state is ExchangeState.PROXYING and self.answer is not None:
                 if self._learns is not None:
-                    self._learns(self._request.upstream, piece)
+                    self._learns.learn(self._request.upstream, piece)
                 self.answer.proxy_body(piece)
             return
         has_room = opened.take(piece)
@@ -693,7 +707,7 @@ class Exchange(Pending):
         with guard:
             self.watch.over()
         with guard:
-            self._on_over()
+            self._owner.over()
 
     def _let_ask_go(self) -> None:
         """The request won't be sent again: free its body. It stays in the books while the upstream doesn't read it."""
@@ -878,10 +892,10 @@ def _note_retry(exchange: Exchange, upstream: Upstream, why: str) -> None:
         trace.note(exchange._runtime.time(), "retry", upstream=upstream.settings.name, reason=why)
 
 
-def _learn_of(stream: Stream, learns: Callable[[str, bytes], None] | None) -> None:
+def _learn_of(stream: Stream, learns: Learner | None) -> None:
     """A stream of chat completions has all its events: their head holds the id of a completion that is kept."""
     if learns is not None and stream.progress.chunk_head:
-        learns(stream.upstream, b"{%b}" % stream.progress.chunk_head)
+        learns.learn(stream.upstream, b"{%b}" % stream.progress.chunk_head)
 
 
 def _at_latest(at: float, started_at: float, settings: Settings) -> float:

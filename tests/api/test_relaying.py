@@ -604,7 +604,7 @@ def test_a_second_try_that_cannot_be_prepared_ends_the_request(
         "streamd.wire.json_scan.JsonScan.feed",
         "streamd.wire.json_scan.JsonScan.fields",
         "streamd.api.relay.ask_of",
-        "streamd.api.relay.Relay._open",
+        "streamd.api.relayed_request.RelayedRequest.open",
         "streamd.net.attempt.encode_request_head",
         "streamd.net.upstream.Upstream.take_idle",
         "streamd.net.upstream.UpstreamConnection.send",

@@ -1103,7 +1103,7 @@ API: Final = (
         "a request that fails while it is opened keeps its upstream place",
         "api/relay.py",
         "Relay._ask",
-        "            over()\n",
+        "            relayed.over()\n",
         "",
     ),
     Mutant(
@@ -1122,8 +1122,8 @@ API: Final = (
     ),
     Mutant(
         "the Idempotency-Key of an answer that is not a stream stays in progress for ever",
-        "api/relay.py",
-        "Relay._keep_key",
+        "api/relayed_request.py",
+        "RelayedRequest.over",
         "if kept is not None and kept.stream is None:",
         "if False:",
     ),
@@ -1136,14 +1136,14 @@ API: Final = (
     ),
     Mutant(
         "a token in a query goes upstream when its name is percent-encoded",
-        "api/relay.py",
-        "_target",
+        "api/relayed_ask.py",
+        "target_of",
         "unquote_plus(piece) for piece",
         "piece for piece",
     ),
     Mutant(
         "a key in the query of a Gemini request goes upstream",
-        "api/relay.py",
+        "api/relayed_ask.py",
         "_is_key",
         "api.key_parameter == KEY_PARAMETER or ",
         "",

@@ -12,6 +12,8 @@ TESTS_OF: Final = {
     "api/rights.py": ("tests/api/test_rights.py",),
     "api/publish.py": ("tests/api/test_publish.py", "tests/api/test_rights.py"),
     "api/relay.py": ("tests/live/test_resume.py", "tests/api/test_relaying.py", "tests/api/test_rights.py"),
+    "api/relayed_ask.py": ("tests/live/test_resume.py", "tests/api/test_relaying.py", "tests/api/test_rights.py"),
+    "api/relayed_request.py": ("tests/live/test_resume.py", "tests/api/test_relaying.py", "tests/api/test_rights.py"),
     "api/streams.py": ("tests/live/test_resume.py", "tests/api/test_publish.py", "tests/api/test_relaying.py"),
     "core/fanout.py": ("tests/core/test_fanout.py", "tests/core/test_stream.py"),
     "core/hub.py": ("tests/core/test_hub.py", "tests/core/test_hub_stateful.py"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +10,7 @@ from fakes import FakeTransport, Rig, chunk, refuse_all, rig, whole_answer
 
 from streamd.config import UpstreamSettings
 from streamd.net import upstream as upstream_module
-from streamd.net.attempt import Ask
+from streamd.net.attempt import Ask, FixedAsk
 from streamd.net.fetch import ANSWER_BYTES_MAX, TIMEOUT_S, Fetch
 from streamd.net.upstream import Upstream, UpstreamConnection, UpstreamState
 from streamd.wire.http1 import LocalProtocolError
@@ -20,14 +19,8 @@ PORT = 1
 UP = UpstreamSettings(name="up", url=f"http://up.test:{PORT}/base")
 
 
-def ask() -> Ask:
-    return Ask(
-        method="GET",
-        target=lambda upstream: b"/models",
-        model="",
-        fields=lambda upstream, length: [(b"host", b"up.test"), (b"x-length", b"%d" % length)],
-        body=lambda upstream: b"",
-    )
+def ask(target: bytes = b"/models") -> Ask:
+    return FixedAsk(target, [(b"host", b"up.test"), (b"x-length", b"0")])
 
 
 class Fetching:
@@ -298,7 +291,7 @@ def test_a_bug_behind_the_end_is_counted_and_not_reported_again(f: Fetching) -> 
 def test_a_request_that_can_not_be_written_takes_nothing(f: Fetching) -> None:
     f.begun()
     f.r.reply(whole_answer(b"all"))
-    fetch = f.made(dataclasses.replace(ask(), target=lambda upstream: b"/models\r\n"))
+    fetch = f.made(ask(b"/models\r\n"))
     with pytest.raises(LocalProtocolError):
         fetch.start()
     assert f.at_rest and f.upstream.idle == 1

@@ -9,7 +9,7 @@ from fakes import Rig, rig, whole_answer
 
 from streamd.config import UpstreamSettings
 from streamd.net import questions as questions_module
-from streamd.net.attempt import Ask
+from streamd.net.attempt import FixedAsk
 from streamd.net.fetch import TIMEOUT_S
 from streamd.net.http_error import HttpError
 from streamd.net.questions import AT_ONCE_MAX, KEPT_S, Key, Question, Questions, Reading
@@ -17,7 +17,7 @@ from streamd.net.turns import CONNECTION_PIECES_MAX
 from streamd.net.upstream import Upstream
 from streamd.wire.model_list import PART_BYTES, ModelList
 
-ASK = Ask("GET", lambda upstream: b"/list", "", lambda upstream, length: [(b"host", b"up.test")], lambda upstream: b"")
+ASK = FixedAsk(b"/list", [(b"host", b"up.test")])
 
 
 def read(upstream: Upstream, status: int, body: bytes) -> Reading:
