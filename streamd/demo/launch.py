@@ -154,6 +154,12 @@ class Launcher:
         while front.process.poll() != 0:
             self.pause()
 
+    def wait_stop(self) -> None:
+        """Wait until a signal asks for an end (Stopped), whatever becomes of the children: a person may kill them."""
+        while not self._stop.wait(POLL_S):
+            pass
+        raise Stopped
+
 
 def _read_output(child: Child, found: list[str]) -> None:
     assert child.process.stdout is not None
