@@ -24,8 +24,8 @@ class Admin:
         *,
         tables: dict[str, Table],
         ending: Ending,
-        drain: Callable[[], None],
-        take_back: Callable[[Callable[[bool], None]], None],
+        drain: Callable[[Callable[[], None]], None],
+        take_back: Callable[[Callable[[HttpError | None], None]], None],
         log_level: dict[str, Plan],
         live: Live,
     ) -> None:
@@ -51,16 +51,14 @@ class Admin:
 
     def drain(self, answer: Answer) -> None:
         """Drain, as SIGTERM does; a second request ends the drain at once."""
-        self._drain()
-        answer.send(202, b'{"state":"draining"}\n', [JSON])
+        self._drain(lambda: answer.settle(lambda: answer.send(202, b'{"state":"draining"}\n', [JSON])))
 
     def take_back(self, answer: Answer) -> None:
         """Take a drain back whose listeners are still open. Raises HttpError 409."""
 
-        def respond(is_taken_back: bool) -> None:
-            if not is_taken_back:
-                text = "It was too late to take the drain back: the listeners are closed."
-                raise HttpError(409, text, code="drain_under_way")
+        def respond(error: HttpError | None) -> None:
+            if error is not None:
+                raise error
             answer.send(200, b'{"state":"serving"}\n', [JSON])
 
-        self._take_back(lambda is_taken_back: answer.settle(lambda: respond(is_taken_back)))
+        self._take_back(lambda error: answer.settle(lambda: respond(error)))

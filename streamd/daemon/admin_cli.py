@@ -54,6 +54,8 @@ EXITS: Final = (
 
 # Interval of the looks of drain --wait.
 WAIT_EVERY_S: Final = 0.5
+# Looks of drain --wait that may meet a worker to which the order is still on its way, some milliseconds for each.
+UNHEARD_MAX: Final = 2
 
 # The kinds of object that kill ends, as the paths of the admin surface name them.
 KINDS: Final = ("stream", "reader", "key")
@@ -509,11 +511,16 @@ def _said(args: argparse.Namespace, answer: Any, text: str) -> int:
 def _watch(client: AdminClient, args: argparse.Namespace) -> int:
     """Print the drain's progress until the daemon is gone, or the drain is taken back."""
     before = ""
+    unheard = 0  # looks before the first that saw the drain
     while True:
         try:
             drain = client.ask("GET", "/status")["drain"]
         except AdminUnreachableError:
             return EXIT_DONE
+        if drain is None and not before and unheard < UNHEARD_MAX:
+            unheard += 1
+            time.sleep(WAIT_EVERY_S)
+            continue
         if drain is None:
             _complain("the drain was taken back")
             return EXIT_UNWELL

@@ -57,7 +57,7 @@ class ToWorker(enum.Enum):
     DRAIN = "drain"  # (quick, whether CLOSE will end its first step, the name of the signal or ADMIN)
     CLOSE = "close"  # the first step of the drain is over: close the listeners
     HURRY = "hurry"  # end the drain now
-    TAKE_BACK = "take_back"  # the drain is taken back: serve as before
+    TAKE_BACK = "take_back"  # the drain is taken back, or there is none: serve as before
     LOG_LEVEL = "log_level"  # the LogLevels that hold from now on
     BURY = "bury"  # (slot, pid) of a worker that has died: fold its counts into the base row
     RELOADED = "reloaded"  # the values of a Reloaded

@@ -387,7 +387,7 @@ class Parent:
         elif kind == ToParent.DRAIN.value:
             self._stop(ADMIN, quick=False)
         elif kind == ToParent.TAKE_BACK.value:
-            self._take_back()
+            self._take_back(place)
         elif kind == ToParent.LOG_LEVEL.value:
             self._levels.change(facts, self._clock())
             self._tell_all(ToWorker.LOG_LEVEL, self._levels.now)
@@ -563,8 +563,11 @@ class Parent:
             self._notifier.stopping(self._status_line())
         self._tell_all(ToWorker.CLOSE)
 
-    def _take_back(self) -> None:
+    def _take_back(self, asker: Slot) -> None:
         """Serve as before the drain; workers that have died meanwhile are started again."""
+        if self._state is not DaemonState.DRAINING:
+            asker.tell(ToWorker.TAKE_BACK)  # it finds that there is no drain
+            return
         if not self._may_be_taken_back:
             return  # the worker that asks is told by the order that came between
         self._may_be_taken_back = False

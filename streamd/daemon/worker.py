@@ -162,10 +162,10 @@ class Worker:
         self.removes_sockets = True  # the files of Unix listeners: a single worker of the daemon does
         self._kept_open: set[int] = set()  # descriptors of sockets that outlive this process: systemd's
         self._drain_task: asyncio.Task[None] | None = None
-        # called when an operator asks for a drain of the whole daemon, or takes it back
-        self._on_drain = on_drain or self.drain
+        self._on_drain = on_drain or self.drain  # an operator asks for a drain of the whole daemon
         self._on_take_back = on_take_back or self.take_back
-        self._waiting_operators: list[Callable[[bool], None]] = []  # for whether a drain is taken back
+        self._waiting_drainers: list[Callable[[], None]] = []  # for the order of the drain that they asked for
+        self._waiting_operators: list[Callable[[HttpError | None], None]] = []  # for whether a drain is taken back
         self._begin_log(on_level)
         self._finish_telemetry: Callable[[], Awaitable[None]] | None = None
         self._adopting: set[asyncio.Task[None]] = set()  # bounded by the connections that peers receive in a turn
@@ -199,7 +199,7 @@ class Worker:
             Admin(
                 tables=tables,
                 ending=ending,
-                drain=self._on_drain,
+                drain=self._ask_drain,
                 take_back=self._ask_take_back,
                 log_level=log_level.methods,
                 live=Live(runtime, slow_work, tables, self.status),
@@ -601,8 +601,12 @@ class Worker:
 
         `quick`: with short times. `waits`: end_delay() ends the first step. `by`: a signal's name, or ADMIN.
         """
+        waiting, self._waiting_drainers = self._waiting_drainers, []
+        for told in waiting:
+            with self.runtime.guard:
+                told()
         if self.draining is not None:
-            self._answer_operators(is_taken_back=False)
+            self._answer_operators(_too_late())
             self.draining.hurry()
             return
         settings = self.settings
@@ -616,37 +620,47 @@ class Worker:
             waits=waits,
             by=by,
         )
+        if not self.draining.may_be_taken_back:
+            self._answer_operators(_too_late())
         self._drain_task = self.loop.create_task(self._drain(self.draining))
 
     def end_delay(self) -> None:
         """The first step of the drain is over."""
-        self._answer_operators(is_taken_back=False)
+        self._answer_operators(_too_late())
         if self.draining is not None:
             self.draining.end_delay()
 
     def take_back(self) -> None:
         """Serve as before, if the drain is in its first step."""
         drain = self.draining
-        if drain is not None and drain.may_be_taken_back:
+        if drain is None:
+            self._answer_operators(HttpError(409, "streamd isn't draining.", code="not_draining"))
+        elif drain.may_be_taken_back:
             drain.take_back()
             self.draining, self.state = None, DaemonState.SERVING
-            self._answer_operators(is_taken_back=True)
+            self._answer_operators(None)
 
-    def _ask_take_back(self, told: Callable[[bool], None]) -> None:
-        """An operator takes the drain back; `told` hears whether it was possible. Raises HttpError 409."""
+    def _ask_drain(self, told: Callable[[], None]) -> None:
+        """An operator asks for a drain; `told` is called when the order for all workers has reached this worker."""
+        self._waiting_drainers.append(told)
+        self._on_drain()
+
+    def _ask_take_back(self, told: Callable[[HttpError | None], None]) -> None:
+        """An operator takes the drain back; `told` gets the error 409 if it isn't possible. Raises HttpError 409.
+
+        A worker that knows of no drain asks as well: another may have begun it a moment ago.
+        """
         drain = self.draining
-        if drain is None:
-            raise HttpError(409, "streamd isn't draining.", code="not_draining")
-        if not drain.may_be_taken_back:
-            raise HttpError(409, TOO_LATE_TO_TAKE_BACK, code="drain_under_way")
+        if drain is not None and not drain.may_be_taken_back:
+            raise _too_late()
         self._waiting_operators.append(told)
         self._on_take_back()
 
-    def _answer_operators(self, *, is_taken_back: bool) -> None:
+    def _answer_operators(self, error: HttpError | None) -> None:
         waiting, self._waiting_operators = self._waiting_operators, []
         for told in waiting:
             with self.runtime.guard:
-                told(is_taken_back)
+                told(error)
 
     async def _drain(self, drain: Drain) -> None:
         guard = self.runtime.guard
@@ -701,9 +715,10 @@ def _utc(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-TOO_LATE_TO_TAKE_BACK = (
-    "This drain can't be taken back: its listeners are closed, or a signal began it, whose sender waits for the end."
-)
+def _too_late() -> HttpError:
+    why = "its listeners are closed, or a signal began it, whose sender waits for the end."
+    return HttpError(409, f"This drain can't be taken back: {why}", code="drain_under_way")
+
 
 # For gc.set_threshold(): allocations minus frees of containers before a pass over the youngest generation, then the
 # passes over each generation before a pass over the next older.

@@ -30,7 +30,7 @@ from streamd.api.stream_table import StreamTable
 from streamd.config import ROWS
 from streamd.daemon import admin_cli, completion, listen
 from streamd.daemon.admin_cli import TABLES, seconds, shown, size, status_lines
-from streamd.daemon.admin_client import AdminClient
+from streamd.daemon.admin_client import AdminClient, AdminUnreachableError
 from streamd.daemon.control import DaemonState
 from streamd.mockllm import MockOptions
 from streamd.net.in_turns import at_once
@@ -242,6 +242,23 @@ def test_a_watcher_sees_that_the_drain_is_taken_back(operated: Operated, monkeyp
     status, out, err = operated.run("drain", "--wait")
     assert status == admin_cli.EXIT_UNWELL and "taken back" in err
     assert out.splitlines()[0] == "draining" and "draining for 0" in out.splitlines()[1]
+
+
+@pytest.mark.parametrize(("unheard", "expected"), [(2, 0), (3, admin_cli.EXIT_UNWELL)])
+def test_a_watcher_bears_with_a_worker_that_has_not_heard_of_the_drain(
+    monkeypatch: pytest.MonkeyPatch, unheard: int, expected: int
+) -> None:
+    drain = {"since_s": 3.0, "deadline_s": 27.0, "by": "admin", "left": 4, "finished": 2, "sent_away": 1, "cut": 0}
+    answers: list[Any] = [{"drain": None}, {"state": "draining"}, *[{"drain": None}] * unheard, {"drain": drain}]
+
+    def ask(*given: object, **named: object) -> Any:
+        if not answers:
+            raise AdminUnreachableError("ended")
+        return answers.pop(0)
+
+    monkeypatch.setattr(AdminClient, "ask", ask)
+    monkeypatch.setattr(admin_cli, "time", types.SimpleNamespace(sleep=lambda seconds: None))
+    assert cli.main(["drain", "--wait"]) == expected
 
 
 async def _apply(worker: Any, **settings: Any) -> None:

@@ -505,6 +505,42 @@ def test_an_operator_who_is_too_late_is_told_so(order: str) -> None:
         assert report(r).cut == 1
 
 
+@pytest.mark.parametrize(("by", "status"), [("admin", 200), ("SIGTERM", 409)])
+def test_a_worker_that_has_not_heard_of_a_drain_asks_whether_it_is_taken_back(by: str, status: int) -> None:
+    """Another worker began it a moment ago: both orders come in turn."""
+    with serving(drain_delay_s=5.0) as r:
+        r.worker._on_take_back = lambda: None
+        client = operator(r, get("/drain", method="DELETE"))
+        assert client.raw == b""
+        begin(r, waits=True, by=by)
+        r.worker.take_back()
+        r.turn()
+        assert client.answer.status == status and (r.worker.draining is None) == (status == 200)
+        if by != "admin":
+            r.worker.end_delay()
+        else:
+            begin(r)
+        r.pass_time(36)
+        report(r)
+
+
+def test_a_drain_that_an_operator_asks_for_is_answered_when_the_order_for_all_workers_is_there() -> None:
+    with serving(drain_delay_s=5.0) as r:
+        r.worker._on_drain = lambda: None
+        first = operator(r, post(b"", path="/drain"))
+        assert first.raw == b"" and r.worker.draining is None
+        begin(r, waits=True)
+        r.turn()
+        assert first.answer.status == 202
+        second = operator(r, post(b"", path="/drain"))
+        assert second.raw == b""
+        r.worker.drain()
+        r.turn()
+        assert second.answer.status == 202
+        r.pass_time(10)
+        report(r)
+
+
 def test_readers_are_asked_back_within_a_window_of_those_that_leave_at_the_same_moment() -> None:
     asked: list[int | None] = []
     with serving(drain_timeout_s=10.0) as r:
