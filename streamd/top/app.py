@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, cast
@@ -169,8 +170,14 @@ class TopApp(App[None]):
         self._line.display = False
         self._table.focus()
         self._draw()
+        with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread
+            # Without it a `kill` would leave the terminal in the state of this screen.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ended_by_signal)
         self.set_interval(1.0, self._draw_head)
         self._watch()
+
+    def _ended_by_signal(self) -> None:
+        self.exit(return_code=128 + signal.SIGTERM)
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the columns anew."""

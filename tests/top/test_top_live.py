@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -176,3 +177,16 @@ def test_a_person_finds_and_ends_a_slow_reader_in_a_real_terminal(busy: Loaded, 
         t.until(lambda text: "q quit" in text.splitlines()[-1], "table")
         t.run("send-keys", "q")
         assert "status=0" in t.until(lambda text: "status=" in text, "end"), "the terminal is as it was before"
+
+
+@needs("tmux")
+@pytest.mark.parametrize(("way", "status"), [("TERM", 143), ("C-c", 0)])
+def test_a_killed_or_interrupted_screen_leaves_the_terminal_as_it_was(tmp_path: Path, way: str, status: int) -> None:
+    top = f"exec {sys.executable} -m streamd top --admin unix:{tmp_path}/none.sock"
+    with tmux(tmp_path, f"echo before; sh -c 'echo $$ > {tmp_path}/pid; {top}'; echo status=$?; exec cat") as t:
+        t.until(lambda text: "no daemon answers" in text and "before" not in text, "the screen")
+        if way == "TERM":
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+        else:
+            t.run("send-keys", way)
+        assert "before" in t.until(lambda text: f"status={status}" in text, "end")
