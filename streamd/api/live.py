@@ -8,8 +8,9 @@ nothing is computed.
 
 Bounds. A worker has VIEWERS_MAX pages, and a snapshot ROWS rows of a table and as many upstreams: 60 KB. Tables are
 made in slices (api/tables.py), one after the other, and then there is a rest of REST times the time that they took: at
-most a tenth of the time goes into them, with ten thousand readers as well. A page that doesn't take its last snapshot
-gets none until it has: only the newest is of use, and a stalled page is closed as every other client.
+most a tenth of the time goes into them. With 4,500 streams of a reader each the numbers take 3.5 ms in a turn of the
+loop, and a table 14 to 20 ms in slices of 0.2 to 1.3. A page that doesn't take its last snapshot gets none until it
+has: only the newest is of use, and a stalled page is closed as every other client.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ async function sayWhy() {
   asking.abort();
 }
 
-// Nobody looks at a hidden page: the daemon computes nothing for it.
+// The daemon computes nothing for a page that is hidden.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
     source?.close();
@@ -229,7 +229,7 @@ function showCurves(now, status) {
   curves.memory.add(now, status.admission.resident_bytes);
 }
 
-// The table. While a pointer or the focus is in it its rows stay where they are, so that nobody ends the wrong one.
+// The table. While a pointer or a keyboard's focus is in it its rows stay where they are: a click must not hit another.
 
 let upstreams = [];
 let upstreamsTotal = 0;
@@ -323,7 +323,7 @@ function showRows(rows, total, missing) {
   const body = at("rows");
   const { id } = TABLES[shown];
   const before = new Map(Array.from(body.rows, (row) => [row.dataset.id, row]));
-  const holds = before.size > 0 && (isPointedAt || body.contains(document.activeElement));
+  const holds = before.size > 0 && (isPointedAt || body.querySelector(":focus-visible") !== null);
   const now = new Set(rows.map((values) => String(values[id])));
   rows.forEach((values, k) => {
     const name = String(values[id]);

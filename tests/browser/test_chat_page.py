@@ -85,6 +85,7 @@ def test_stop_ends_the_answer_in_both_tabs(tab: Any, endless: Live) -> None:
     assert "stopped" in str(second.locator("#status").text_content())
 
 
+@pytest.mark.pages
 def test_events_are_shown_as_they_come_until_the_list_is_held(tab: Any) -> None:
     with live(SLOW, demo=True) as served:
         tab.goto(served.url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def test_a_stream_and_a_reader_are_ended_after_a_confirmation(served: Live, page
     tab.get_by_role("button", name="End this stream").click()
     served.until(aborted=1)
     tab.locator("#done").filter(has_text="Ended: 1 stream,").wait_for()
+    tab.mouse.move(0, 0)  # from here on nothing holds the rows: the focus that is back in them isn't a keyboard's
+    tab.locator("#count").filter(has_text=re.compile("of 2$")).wait_for()
     assert b"stopped" in rest_of(doomed)
     tab.get_by_role("tab", name="Readers").click()
     tab.get_by_role("button", name="End reader").click()
@@ -121,6 +124,7 @@ def test_a_stream_and_a_reader_are_ended_after_a_confirmation(served: Live, page
     assert b"reconnect" in rest_of(other)
 
 
+@pytest.mark.pages
 def test_rows_stay_in_place_while_a_person_points_at_them(served: Live, page_url: str, tab: Any) -> None:
     first = read(served, "first")
     tab.goto(page_url)
@@ -146,6 +150,7 @@ def test_a_drain_is_begun_after_a_confirmation_watched_and_taken_back(served: Li
     assert served.worker.draining is None
 
 
+@pytest.mark.pages
 def test_a_lost_daemon_is_told(served: Live, page_url: str, tab: Any) -> None:
     tab.goto(page_url)
     tab.locator("#connection[data-state=live]").wait_for()
@@ -160,6 +165,18 @@ async def hang_up(served: Live) -> None:
         client.transport.abort()
 
 
+@pytest.mark.pages
+@needs("axe")
+def test_the_question_before_an_end_is_accessible(browser: Any, served: Live, page_url: str) -> None:
+    reader = read(served, "m")
+
+    def asking(page: Any) -> None:
+        page.locator("#rows button").first.click()
+
+    assert violations(browser, page_url, asking) == []
+    reader.close()
+
+
 @needs("axe")
 def test_the_page_is_accessible_in_both_schemes_and_fits_a_phone(browser: Any, served: Live, page_url: str) -> None:
     reader = read(served, "m")
@@ -167,10 +184,5 @@ def test_the_page_is_accessible_in_both_schemes_and_fits_a_phone(browser: Any, s
     def filled(page: Any) -> None:
         page.locator("#rows tr").first.wait_for()
 
-    def asking(page: Any) -> None:
-        filled(page)
-        page.locator("#rows button").first.click()
-
     assert violations(browser, page_url, filled) == []
-    assert violations(browser, page_url, asking) == []
     reader.close()
