@@ -3007,11 +3007,13 @@ GUARD: Final = (
         "pass",
     ),
     Mutant(
-        "a body that found no memory is counted as held for ever",
+        "the piece of a body that found no memory is counted until its request is refused",
         "net/intake.py",
         "Intake._keep",
         "            charge.resize(len(held))\n",
         "",
+        (),
+        "the refusal releases the whole charge in the same callback; in between nobody reads the books",
     ),
     Mutant(
         "an exchange that raises at its start keeps its places",
