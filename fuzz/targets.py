@@ -9,6 +9,7 @@
     replay_log      the replay log: events come back byte for byte, coalesced text is the same text
     log_record      records of a log's copy: refused, or readable to their end, and cuts don't change the copy
     state           kept streams of another process: refused, or readable to their end
+    handover        records of parsers that another process hands over: refused, or the parser goes on
 
 An AssertionError, or any other exception, is a finding. This module doesn't depend on atheris: tests/test_fuzz.py runs
 the same functions over the corpus and some mutations of it.
@@ -35,14 +36,20 @@ from streamd.core.log_record import pack, unpack
 from streamd.core.replay import Mark, ReplayLog
 from streamd.core.stream import Stream
 from streamd.daemon import logs
+from streamd.handover import wire_kinds
+from streamd.handover.record import pack as pack_for_handover
+from streamd.handover.record import unpack as unpack_handed_over
 from streamd.reasons import CloseReason
-from streamd.wire.chunked import ChunkedDecoder
+from streamd.wire.chunked import ChunkedDecoder, LengthState, UntilCloseState, decoder_of
 from streamd.wire.dialect import Dialect
+from streamd.wire.dialects.api import Progress
 from streamd.wire.heads import HEAD_LIMITS
-from streamd.wire.http1 import RemoteProtocolError, judged_request, judged_response
+from streamd.wire.http1 import HeadReader, RemoteProtocolError, judged_request, judged_response
+from streamd.wire.inner import InnerSplitter, InnerState, SentAway
+from streamd.wire.json_lines import JsonLines, LinesState
 from streamd.wire.json_scan import JsonError, JsonScan, Watched
 from streamd.wire.quick_head import quick_request, quick_response, whole_head
-from streamd.wire.sse import EventSplitter, EventTooLarge
+from streamd.wire.sse import Edge, EventSplitter, EventTooLarge, SplitterState
 
 FOUR_FF = b"\xff\xff\xff\xff"
 CORPUS = Path(__file__).parent / "corpus"
@@ -345,6 +352,77 @@ def restored(wire: bytes) -> None:
             log.append(b"data: more\n\n")
 
 
+def handover(data: bytes) -> None:
+    """A record, with further bytes for its parser behind the last FOUR_FF: the same as without the record's way."""
+    wire, _, more = data.rpartition(FOUR_FF)
+    strays: Any = NoStrays()
+    for kind, go_on in (
+        (wire_kinds.DECODER, decoder_of),
+        (wire_kinds.SPLITTER, lambda state: splitter_of(state, strays)),
+        (wire_kinds.HEAD, head_reader_of),
+        (wire_kinds.PROGRESS, progress_of),
+    ):
+        try:
+            state = unpack_handed_over(kind, wire)
+            one, two = go_on(state), go_on(state)
+        except ValueError:
+            continue
+        assert unpack_handed_over(kind, pack_for_handover(kind, state)) == state
+        assert told(one, more, 0) == told(two, more, 3), state
+
+
+class NoStrays:
+    """Takes strays, and makes nothing of them."""
+
+    def take_strays(self, lines: bytes, before: list[bytes], *, dropped: bool) -> list[bytes]:
+        return []
+
+
+def splitter_of(state: Any, strays: Any) -> EventSplitter:
+    if isinstance(state, InnerState):
+        inner = InnerSplitter(b": hb\n", event_bytes_max=EVENT_BYTES_MAX, strays=strays)
+        inner.go_on_from_inner(state)
+        return inner
+    if isinstance(state, LinesState):
+        lines = JsonLines(Dialect.CHAT.api, event_bytes_max=EVENT_BYTES_MAX, strays=strays)
+        lines.go_on_from_lines(state)
+        return lines
+    splitter = EventSplitter(event_bytes_max=EVENT_BYTES_MAX, strays=strays)
+    splitter.go_on_from(state)
+    return splitter
+
+
+def head_reader_of(state: Any) -> HeadReader:
+    reader = HeadReader()
+    reader.go_on_from(state)
+    return reader
+
+
+def progress_of(state: Any) -> Progress:
+    progress = Progress(Dialect.CHAT.api)
+    progress.go_on_from(state)
+    return progress
+
+
+def told(parser: Any, more: bytes, size: int) -> object:
+    """All that a parser makes of the bytes, in pieces of that size; None where it refuses them."""
+    out = []
+    try:
+        if isinstance(parser, Progress):
+            parser.see(more)
+            return parser.state()
+        for piece in cut(more, size):
+            if isinstance(parser, HeadReader):
+                head = parser.feed(piece)
+                if head is not None:
+                    return head[0]
+            elif not getattr(parser, "done", False):
+                out += parser.feed(piece)
+    except (RemoteProtocolError, EventTooLarge, SentAway):
+        return None
+    return out if isinstance(parser, EventSplitter) else b"".join(out)
+
+
 def new_hub() -> Hub:
     return Hub(log_bytes_max=1 << 24, stream_log_bytes_max=1 << 20, stream_log_events_max=1000, detached_max=10)
 
@@ -358,6 +436,7 @@ TARGETS: dict[str, Target] = {
     "replay_log": replay_log,
     "log_record": log_record,
     "state": state,
+    "handover": handover,
 }
 
 
@@ -445,6 +524,27 @@ def state_seeds() -> list[bytes]:
     ]
 
 
+def handover_seeds() -> list[bytes]:
+    """Records of every kind of parser, in the middle of something."""
+    chunked, splitter, head, progress = (
+        ChunkedDecoder(),
+        EventSplitter(event_bytes_max=999),
+        HeadReader(),
+        Progress(Dialect.CHAT.api),
+    )
+    chunked.feed(b"5;a\r\nhel")
+    splitter.feed(b"data: a\n\ndata: b\r")
+    head.feed(b"\r\nGET / HTTP/1.1\r\nhost")
+    progress.see(event("a"))
+    inner = InnerState(splitter.state(), 7)
+    lines = LinesState(SplitterState(b"", Edge.PLAIN), b'{"choices"')
+    decoders = [chunked.state(), ChunkedDecoder().state(), LengthState(7), UntilCloseState()]
+    made = [(wire_kinds.DECODER, state, b"lo\r\n0\r\n\r\n") for state in decoders]
+    made += [(wire_kinds.SPLITTER, state, b"\n\ndata: c\n\n") for state in (splitter.state(), inner, lines)]
+    made += [(wire_kinds.HEAD, head.state(), b": a\r\n\r\n"), (wire_kinds.PROGRESS, progress.state(), event("b"))]
+    return [pack_for_handover(kind, state) + FOUR_FF + more for kind, state, more in made]
+
+
 MADE: dict[str, Callable[[], list[bytes]]] = {
     "request_path": request_seeds,
     "quick_head": head_seeds,
@@ -454,4 +554,5 @@ MADE: dict[str, Callable[[], list[bytes]]] = {
     "replay_log": event_seeds,
     "log_record": record_seeds,
     "state": state_seeds,
+    "handover": handover_seeds,
 }

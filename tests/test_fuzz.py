@@ -33,6 +33,8 @@ TEMPTING = (
     b"]",
     b",",
     b'"model":',
+    b"\0\0\0\x01",
+    b"true",
 )
 MUTATIONS = {
     "request_path": 400,
@@ -43,6 +45,7 @@ MUTATIONS = {
     "replay_log": 500,
     "log_record": 300,
     "state": 1500,
+    "handover": 1500,
 }
 
 

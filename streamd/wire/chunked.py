@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from streamd.wire.http1 import Framing, RemoteProtocolError
 
@@ -62,14 +62,35 @@ class BodyDecoder(Protocol):
         """Note that the connection has ended; return whether the body is complete."""
 
 
-class _ChunkState(enum.Enum):
+class ChunkPart(enum.Enum):
     """The part of the coding that the next byte belongs to."""
 
-    SIZE = 0
-    DATA = 1
-    DATA_END = 2  # the CRLF behind the data
-    TRAILER = 3
-    END = 4
+    SIZE = "size"
+    DATA = "data"
+    DATA_END = "data_end"  # the CRLF behind the data
+    TRAILER = "trailer"
+    END = "end"
+
+
+class ChunkedState(NamedTuple):
+    """A ChunkedDecoder between two reads, in the middle of a body."""
+
+    is_loose: bool
+    at: ChunkPart
+    data_bytes_left: int
+    line: bytes
+    trailers: int
+    trailer_bytes: int
+
+
+class LengthState(NamedTuple):
+    """A LengthDecoder between two reads."""
+
+    bytes_left: int
+
+
+class UntilCloseState(NamedTuple):
+    """An UntilCloseDecoder: it has no state."""
 
 
 class ChunkedDecoder:
@@ -93,7 +114,7 @@ class ChunkedDecoder:
         self.done = False
         self.rest = b""
         self.at_boundary = True  # the next byte begins a size line, and nothing is held
-        self._at = _ChunkState.SIZE
+        self._at = ChunkPart.SIZE
         self._data_bytes_left = 0  # > 0 exactly in DATA
         self._line = b""  # the unfinished line: a size line, a CRLF behind data, or a trailer
         self._trailers = 0
@@ -112,6 +133,36 @@ class ChunkedDecoder:
         """Complete only if the last chunk and its trailers came (RFC 9112 8)."""
         return self.done
 
+    def state(self) -> ChunkedState:
+        """What decoder_of() goes on from."""
+        return ChunkedState(
+            self._is_loose, self._at, self._data_bytes_left, self._line, self._trailers, self._trailer_bytes
+        )
+
+    def go_on_from(self, state: ChunkedState) -> None:
+        """Take the state of another decoder; this one is new. Raises ValueError for a state that no decoder has."""
+        has_data = state.at is ChunkPart.DATA
+        if state.at is ChunkPart.END or has_data != (0 < state.data_bytes_left < 1 << 32):
+            raise ValueError("a chunked body at its end, or in the middle of data that it doesn't have")
+        is_counted = 0 <= state.trailers <= TRAILERS_MAX and 0 <= state.trailer_bytes <= TRAILER_BYTES_MAX
+        if not is_counted or (state.at is not ChunkPart.TRAILER and (state.trailers or state.trailer_bytes)):
+            raise ValueError("a chunked body with trailers that can't be")
+        self._at, self._data_bytes_left = state.at, 0 if not has_data else state.data_bytes_left
+        self._trailers, self._trailer_bytes = state.trailers, state.trailer_bytes
+        if state.line and has_data:
+            raise ValueError("a chunked body with a line in the middle of data")
+        self._hold_line(state.line)
+
+    def _hold_line(self, line: bytes) -> None:
+        """Take a line that is begun, as feed() would: it has to be held as it is."""
+        before = self._at
+        try:
+            pieces = self._decode(line)
+        except RemoteProtocolError as broken:
+            raise ValueError(f"a chunked body with a line that can't be held: {broken}") from None
+        if pieces or self._line != line or self._at is not before:
+            raise ValueError("a chunked body with a line that is whole")
+
     def _decode(self, chunk: bytes) -> list[bytes]:
         assert not self.done
         if self._line:
@@ -120,7 +171,7 @@ class ChunkedDecoder:
         pieces: list[bytes] = []
         start, end = 0, len(chunk)
         try:
-            while start < end and self._at is not _ChunkState.END:
+            while start < end and self._at is not ChunkPart.END:
                 next_start = self._take(chunk, start, pieces)
                 if next_start == start:
                     break
@@ -132,20 +183,20 @@ class ChunkedDecoder:
         return pieces
 
     def _settle(self, chunk: bytes, start: int) -> None:
-        if self._at is _ChunkState.END:
+        if self._at is ChunkPart.END:
             self.done = True
             self.rest = chunk[start:]
         else:
             self._line = chunk[start:]
-        self.at_boundary = self._at is _ChunkState.SIZE and not self._line
+        self.at_boundary = self._at is ChunkPart.SIZE and not self._line
 
     def _take(self, chunk: bytes, start: int, pieces: list[bytes]) -> int:
         """Decode a step from `start` on; return where the next step begins, or `start` if a line isn't whole yet."""
-        if self._at is _ChunkState.SIZE:
+        if self._at is ChunkPart.SIZE:
             return _take_whole_chunks(chunk, start, pieces) or self._take_size_line(chunk, start)
-        if self._at is _ChunkState.DATA:
+        if self._at is ChunkPart.DATA:
             return self._take_data(chunk, start, pieces)
-        if self._at is _ChunkState.DATA_END:
+        if self._at is ChunkPart.DATA_END:
             return self._take_data_end(chunk, start)
         return self._take_trailer(chunk, start)
 
@@ -154,12 +205,12 @@ class ChunkedDecoder:
         pieces.append(piece)
         self._data_bytes_left -= len(piece)
         if not self._data_bytes_left:
-            self._at = _ChunkState.DATA_END
+            self._at = ChunkPart.DATA_END
         return start + len(piece)
 
     def _take_data_end(self, chunk: bytes, start: int) -> int:
         if chunk.startswith(b"\r\n", start):
-            self._at = _ChunkState.SIZE
+            self._at = ChunkPart.SIZE
             return start + 2
         if chunk[start:] != b"\r":
             raise RemoteProtocolError("end each chunk's data with CRLF, at the size announced", "bad_chunk_end")
@@ -179,14 +230,14 @@ class ChunkedDecoder:
         if match is None or len(match[2]) > EXTENSION_BYTES_MAX:
             raise _bad_size_line(line)
         self._data_bytes_left = int(match[1] or b"0", 16)
-        self._at = _ChunkState.DATA if self._data_bytes_left else _ChunkState.TRAILER
+        self._at = ChunkPart.DATA if self._data_bytes_left else ChunkPart.TRAILER
         return line_end + 2
 
     def _take_trailer(self, chunk: bytes, start: int) -> int:
         bytes_left = TRAILER_BYTES_MAX - self._trailer_bytes
         line_end = chunk.find(b"\r\n", start, start + bytes_left)
         if line_end == start:
-            self._at = _ChunkState.END
+            self._at = ChunkPart.END
             return start + 2
         if line_end < 0:
             held = chunk[start:]
@@ -246,6 +297,10 @@ class LengthDecoder:
         self.rest = b""
         self._bytes_left = content_length
 
+    def state(self) -> LengthState:
+        """What decoder_of() goes on from."""
+        return LengthState(self._bytes_left)
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The connection's next bytes in, the payload in them out."""
         assert not self.done
@@ -269,6 +324,10 @@ class UntilCloseDecoder:
         self.done = False
         self.rest = b""
 
+    def state(self) -> UntilCloseState:
+        """What decoder_of() goes on from."""
+        return UntilCloseState()
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The connection's next bytes in; all of them are payload."""
         assert not self.done
@@ -287,6 +346,24 @@ def decoder_for(framing: Framing, content_length: int, *, loose: bool = False) -
     if framing is Framing.UNTIL_CLOSE:
         return UntilCloseDecoder()
     return LengthDecoder(content_length)
+
+
+DecoderState = ChunkedState | LengthState | UntilCloseState
+
+
+def decoder_of(state: DecoderState) -> BodyDecoder:
+    """A decoder that goes on where the decoder with this state has stopped. Raises ValueError for an impossible state:
+    it comes from another process.
+    """
+    if isinstance(state, ChunkedState):
+        decoder = ChunkedDecoder(loose=state.is_loose)
+        decoder.go_on_from(state)
+        return decoder
+    if isinstance(state, UntilCloseState):
+        return UntilCloseDecoder()
+    if state.bytes_left < 0:
+        raise ValueError("a body with less than no bytes left")
+    return LengthDecoder(state.bytes_left)
 
 
 def encode_chunk(payload: bytes) -> bytes:

@@ -35,7 +35,7 @@ import http
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import h11
 
@@ -99,6 +99,13 @@ _ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*+)", re.IGNORECASE)
 _AUTHORITY = re.compile(rb"(?:([A-Za-z0-9\-._~]++)|\[([0-9A-Fa-f:.]++)\])(?::([0-9]{0,5}))?")
 
 
+class HeadState(NamedTuple):
+    """A HeadReader between two reads."""
+
+    held: bytes
+    leading_lines: int
+
+
 class HeadReader:
     """Collects the bytes of a connection's heads, one after another.
 
@@ -119,6 +126,24 @@ class HeadReader:
     def bytes_held(self) -> int:
         """Bytes of a head that has begun and not ended; 0 between heads."""
         return len(self._held)
+
+    def state(self) -> HeadState:
+        """What go_on_from() takes."""
+        return HeadState(bytes(self._held), self._leading_lines)
+
+    def go_on_from(self, state: HeadState) -> None:
+        """Take the state of another reader; this one is new. Raises ValueError for bytes that can't have begun a head,
+        by this reader's limits.
+        """
+        if not 0 <= state.leading_lines <= (0 if self._opening else LEADING_LINES_MAX):
+            raise ValueError("a head with empty lines in front that can't be")
+        self._leading_lines = state.leading_lines
+        try:
+            found = self.feed(state.held)
+        except RemoteProtocolError as broken:
+            raise ValueError(f"a head that can't begin so: {broken}") from None
+        if found is not None or self.state() != state:
+            raise ValueError("a head that is whole already")
 
     def feed(self, chunk: bytes) -> tuple[bytes, bytes] | None:
         """The next bytes in; out the whole head with its blank line and the bytes after it, or None: more is needed.

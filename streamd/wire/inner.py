@@ -11,10 +11,10 @@ An error event passes as any upstream's does.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from streamd.wire.dialects.members import Json, json_object
-from streamd.wire.sse import HEARTBEAT, EventSplitter, EventTooLarge, StrayTaker, is_event, parse_event
+from streamd.wire.sse import HEARTBEAT, EventSplitter, EventTooLarge, SplitterState, StrayTaker, is_event, parse_event
 
 # Heartbeats that are lines have no blank line: the splitter sees them as the first lines of the event behind them.
 _heartbeat_lines: Final = re.compile(rb"\A(?:%b)+" % re.escape(HEARTBEAT)).sub
@@ -30,6 +30,13 @@ class SentAway(Exception):
         self.before = before
 
 
+class InnerState(NamedTuple):
+    """An InnerSplitter between two reads."""
+
+    splitter: SplitterState
+    next_seq: int
+
+
 class InnerSplitter(EventSplitter):
     """An EventSplitter whose pieces are those for the outer stream. All of its ways to give some may raise SentAway."""
 
@@ -39,6 +46,18 @@ class InnerSplitter(EventSplitter):
         super().__init__(event_bytes_max=event_bytes_max, strays=strays)
         self._heartbeat = heartbeat
         self._next_seq = 1
+
+    @property
+    def inner_state(self) -> InnerState:
+        """What go_on_from_inner() takes."""
+        return InnerState(self.state(), self._next_seq)
+
+    def go_on_from_inner(self, state: InnerState) -> None:
+        """As go_on_from()."""
+        if state.next_seq < 1:
+            raise ValueError("an inner stream before its first event")
+        self.go_on_from(state.splitter)
+        self._next_seq = state.next_seq
 
     def feed(self, chunk: bytes) -> list[bytes]:
         try:

@@ -12,12 +12,12 @@ single line is none, and neither is JSON that is printed over several lines.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from streamd.wire.dialects.api import Api, Progress
 from streamd.wire.dialects.excerpt import excerpt
 from streamd.wire.dialects.members import json_object, string_of
-from streamd.wire.sse import BOM, EventSplitter, EventTooLarge, StrayTaker
+from streamd.wire.sse import BOM, EventSplitter, EventTooLarge, SplitterState, StrayTaker
 
 # The first line is parsed up to this size: a chunk has some hundred bytes, a whole answer may have megabytes.
 FIRST_LINE_BYTES_MAX: Final = 64 * 1024
@@ -49,6 +49,13 @@ def begins_lines(api: Api, opening: bytes) -> bool | None:
     return found is not None and len(found) == 1 and found[0][1] is body
 
 
+class LinesState(NamedTuple):
+    """A JsonLines between two reads."""
+
+    splitter: SplitterState
+    line: bytes
+
+
 class JsonLines(EventSplitter):
     """An EventSplitter for lines of JSON. Any split of the input gives the same output."""
 
@@ -59,6 +66,19 @@ class JsonLines(EventSplitter):
         self._api = api
         self._line = bytearray()  # that has begun
         self._line_bytes_max = event_bytes_max - _AROUND
+
+    @property
+    def lines_state(self) -> LinesState:
+        """What go_on_from_lines() takes."""
+        return LinesState(self.state(), bytes(self._line))
+
+    def go_on_from_lines(self, state: LinesState) -> None:
+        """As go_on_from()."""
+        if b"\n" in state.line or len(state.line) > self._line_bytes_max or state.splitter.held:
+            raise ValueError("a line of JSON that is whole already, or too long")
+        self.go_on_from(state.splitter)
+        self._line = bytearray(state.line)
+        self.pending = len(self._line)
 
     def feed(self, chunk: bytes) -> list[bytes]:
         pieces: list[bytes] = []

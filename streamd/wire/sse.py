@@ -23,9 +23,10 @@ with its id and retry lines. The bound falls on the same byte however the stream
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import orjson
 
@@ -105,6 +106,25 @@ def first_has_id(data: bytes) -> bool | None:
     return None
 
 
+class Edge(enum.Enum):
+    """Position of the next byte, as it is told to another process."""
+
+    PLAIN = "plain"
+    AFTER_CR = "after_cr"
+    AT_START = "at_start"
+
+
+_EDGES: Final = {_PLAIN: Edge.PLAIN, _AFTER_CR: Edge.AFTER_CR, _AT_START: Edge.AT_START}
+_BY_EDGE: Final = {edge: number for number, edge in _EDGES.items()}
+
+
+class SplitterState(NamedTuple):
+    """An EventSplitter between two reads: the block that has begun, with LF line ends."""
+
+    held: bytes
+    edge: Edge
+
+
 class EventSplitter:
     """Cuts an upstream's bytes into events. Any split of the input gives the same output.
 
@@ -158,6 +178,23 @@ class EventSplitter:
         """Whether the block that has begun is only comments so far, as that of a server whose heartbeat is a line."""
         held = self._held
         return held is not None and held[:1] == b":" and b"\ndata" not in held
+
+    def state(self) -> SplitterState:
+        """What go_on_from() takes. The blocks that were counted are not in it: nothing asks for more than a growth."""
+        return SplitterState(bytes(self._held or b""), _EDGES[self._edge])
+
+    def go_on_from(self, state: SplitterState) -> None:
+        """Take the state of another splitter; this one is new. Raises ValueError for a state that no splitter has."""
+        held = state.held
+        if state.edge is Edge.AT_START:
+            is_right = BOM.startswith(held) and held != BOM
+        else:
+            is_begun = held[:1] != b"\n" and b"\n\n" not in held and b"\r" not in held
+            is_right = is_begun and (not held or state.edge is Edge.PLAIN or held.endswith(b"\n"))
+        if not is_right or len(held) > self._event_bytes_max or held.count(b"\n") > EVENT_LINES_MAX:
+            raise ValueError("a block of an event stream that can't have begun so, or is too large")
+        self._edge = _BY_EDGE[state.edge]
+        self._hold(held)
 
     def _with_lf(self, chunk: bytes) -> bytes:
         """The chunk without a BOM and with LF line ends; `_edge` remembers a CR at its end for the next chunk."""

@@ -7,13 +7,21 @@ only the name of its field is kept, and of JSON and of free text not even a part
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 # Names kept of a stream: servers that stray send the same line again and again.
 NAMES_MAX: Final = 8
 # The fields of the standard and of servers' own have a word; longer text in front of a colon is a sentence.
 _name = re.compile(rb"([A-Za-z][A-Za-z0-9_-]{0,31}):").match
 _JSON: Final = (b"{", b"}", b"[", b"]", b'"')
+
+
+class StraysState(NamedTuple):
+    """The counts of Strays."""
+
+    lines: int
+    bytes: int
+    names: tuple[str, ...]
 
 
 class Strays:
@@ -25,6 +33,16 @@ class Strays:
         self.lines = 0
         self.bytes = 0
         self.names: tuple[str, ...] = ()
+
+    def state(self) -> StraysState:
+        """What go_on_from() takes."""
+        return StraysState(self.lines, self.bytes, self.names)
+
+    def go_on_from(self, state: StraysState) -> None:
+        """Take the counts of others. Raises ValueError for counts that can't be."""
+        if not 0 <= state.lines <= state.bytes or len(state.names) > NAMES_MAX:
+            raise ValueError("dropped lines that can't be counted so")
+        self.lines, self.bytes, self.names = state
 
     def add(self, lines: bytes) -> None:
         """Count lines, each with its LF."""

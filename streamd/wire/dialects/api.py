@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from streamd.wire.dialects.excerpt import excerpt
 from streamd.wire.dialects.failure import Failure
@@ -34,7 +34,7 @@ from streamd.wire.dialects.members import (
 from streamd.wire.dialects.merging import Merging
 from streamd.wire.json_scan import Watched
 from streamd.wire.sse import HEARTBEAT
-from streamd.wire.strays import Strays
+from streamd.wire.strays import Strays, StraysState
 
 # A choice's index becomes a bit. OpenAI's bound of `n` is 128; a higher index is an upstream's fault, and ignored.
 CHOICE_INDEX_MAX: Final = 1023
@@ -230,6 +230,24 @@ class Api:
         return None
 
 
+class ProgressState(NamedTuple):
+    """A Progress between two events; the members are Progress's own."""
+
+    complete: bool
+    terminal: bool
+    failed: bool
+    begun: int
+    finished: int
+    strays: StraysState | None
+    usage: Usage | None
+    usage_at: int
+    text_events: int
+    text_bytes: int
+    response_id: str | None
+    sequence_number: int | None
+    chunk_head: bytes
+
+
 class Progress:
     """How far a stream has come, from the events that were shown to it. Tolerates anything.
 
@@ -269,6 +287,42 @@ class Progress:
         self.sequence_number: int | None = None  # the last one seen (Responses)
         # The members of the first chunk that a gap event repeats: id, object, created, model, as JSON.
         self.chunk_head = b""
+
+    def state(self) -> ProgressState:
+        """What go_on_from() takes."""
+        return ProgressState(
+            self.complete,
+            self.terminal,
+            self.failed,
+            self._begun,
+            self._finished,
+            self.strays.state() if self.strays is not None else None,
+            self.usage,
+            self.usage_at,
+            self.text_events,
+            self.text_bytes,
+            self.response_id,
+            self.sequence_number,
+            self.chunk_head,
+        )
+
+    def go_on_from(self, state: ProgressState) -> None:
+        """Take the state of another Progress of the same API. Raises ValueError for a state that none has."""
+        if (state.terminal and not state.complete) or state.finished & ~state.begun:
+            raise ValueError(
+                "an answer that has ended and isn't complete, or with an end of a choice that hasn't begun"
+            )
+        if state.begun >> CHOICE_INDEX_MAX + 1 or state.usage_at < -1 or min(state.text_events, state.text_bytes) < 0:
+            raise ValueError("an answer with counts that can't be")
+        self.strays = Strays() if state.strays is not None else None
+        if self.strays is not None and state.strays is not None:
+            self.strays.go_on_from(state.strays)
+        self.complete, self.terminal, self.failed = state.complete, state.terminal, state.failed
+        self._begun, self._finished = state.begun, state.finished
+        self.usage, self.usage_at = state.usage, state.usage_at
+        self.text_events, self.text_bytes = state.text_events, state.text_bytes
+        self.response_id, self.sequence_number = state.response_id, state.sequence_number
+        self.chunk_head = state.chunk_head
 
     def see(self, event: bytes, unseen_texts: int = 0) -> None:
         """Take note of a whole event. `unseen_texts` is the number of text events that weren't shown until now."""
