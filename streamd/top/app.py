@@ -353,6 +353,10 @@ class TopApp(App[None]):
 
     # -- keys
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Under a dialog the table stays, though Tab goes before a dialog's own keys."""
+        return action != "next_view" or len(self.screen_stack) == 1
+
     def action_view(self, name: str) -> None:
         """Show a table."""
         self._tabs.active = name
@@ -429,7 +433,7 @@ class TopApp(App[None]):
 
     # -- ends
 
-    @work(exclusive=True, group="ask")
+    @work(group="ask")
     async def action_kill(self) -> None:
         """End what the chosen row names, after a confirmation."""
         row = self._chosen_row()
@@ -443,7 +447,7 @@ class TopApp(App[None]):
             work = functools.partial(end, self._client, target.kind, target.id)
             await self._tell(work, lambda counts: f"{shown(target.id)}: {ended_line(counts)}{_missing(counts)}")
 
-    @work(exclusive=True, group="ask")
+    @work(group="ask")
     async def action_drain(self) -> None:
         """Begin a drain, end it at once, or take it back, after a confirmation."""
         newest = self._looks.get(self._view.name)

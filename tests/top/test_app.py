@@ -238,12 +238,12 @@ def test_the_cursor_stays_on_its_row_when_rows_move(daemon: Played) -> None:
 def test_nothing_is_ended_before_the_choice_is_confirmed(daemon: Played) -> None:
     async def main() -> None:
         async with screen(daemon) as s:
-            for way_out in (("escape",), ("enter",), ("n",)):
+            for way_out in (("tab", "1", "escape"), ("enter",), ("n",)):
                 await s.press("k")
                 await s.until(lambda: isinstance(s.app.screen, ConfirmScreen), "dialog")
                 await s.press(*way_out)
                 await s.until(lambda: not isinstance(s.app.screen, ConfirmScreen), "end of the dialog")
-            assert daemon.changes() == []
+            assert daemon.changes() == [] and s.app._view.name == "readers"
             daemon.more["workers_missing"] = 1
             await s.press("k")
             await s.until(lambda: isinstance(s.app.screen, ConfirmScreen), "dialog")
@@ -270,6 +270,22 @@ def test_a_stream_and_a_key_of_a_reader_are_ended_too(daemon: Played) -> None:
             assert daemon.changes() == [("DELETE", "/streams/s_bob"), ("DELETE", "/keys/h-bob")]
             await s.press("1", "k")
             await s.until(lambda: any("nothing to end" in each for each in s.notified()), "word")
+
+    asyncio.run(main())
+
+
+def test_an_end_that_is_not_answered_yet_is_told_though_another_dialog_is_open(daemon: Played) -> None:
+    async def main() -> None:
+        async with screen(daemon) as s:
+            await s.press("k")
+            await s.until(lambda: isinstance(s.app.screen, ConfirmScreen), "dialog")
+            daemon.may_answer.clear()
+            await s.press("down", "enter")
+            await s.until(daemon.changes, "request")
+            await s.press("d")
+            await s.until(lambda: isinstance(s.app.screen, ConfirmScreen), "the other dialog")
+            daemon.may_answer.set()
+            await s.until(lambda: any("1 readers" in each for each in s.notified()), "word")
 
     asyncio.run(main())
 
