@@ -913,11 +913,11 @@ class Settings:
     )
     engine_lookups_max: int = count_row(
         NODES,
-        1000,
+        10_000,
         8,
         100_000,
         "Most requests of a worker that wait for the engine to find a stream of another node",
-        "With 1 ms each they are found within a second; a principal or an address has a sixteenth of them",
+        "The readers of a dead node; 2,000 are served in a second or two. A principal or an address has a quarter of them",
         restart=True,
     )
 

@@ -6,7 +6,7 @@ waits for SEEK_S at most. If the engine can't be asked, streamd doesn't know whe
 `engine_unreachable` with Retry-After, never 404, 410 or 204.
 
 BOUNDS. engine_lookups_max requests wait in all; beyond it the principal or address that has most gives way. Of these a
-principal or an address has a sixteenth at most.
+principal or an address has a quarter at most: an address may be a proxy with all readers of a dead node behind it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SEEK_S: Final = 5.0
 # A reader that was ahead of the copy at its former node: the copy follows within a second and a round trip.
 AHEAD_S: Final = 3.0
 # Divisor of the bound for all: the share of a principal or an address.
-SHARE_MAX: Final = 16
+SHARE_MAX: Final = 4
 
 UNREACHABLE = Refusal(
     CloseReason.ENGINE_UNREACHABLE,

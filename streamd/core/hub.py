@@ -146,6 +146,7 @@ class Hub:
         "on_removed",
         "on_response_id",
         "on_sealed",
+        "record_bytes",
         "shapes",
         "soon",
         "stream_log_bytes_max",
@@ -187,6 +188,7 @@ class Hub:
         self._live: Shares[Stream] = Shares()  # streams that are not sealed
         self._graces: Shares[Stream] = Shares()
         self.kept_max = max(1, log_bytes_max // KEPT_STREAM_BYTES)  # finished streams
+        self.record_bytes = RECORD_BYTES
         self.log_bytes = 0
         self.log_bytes_max = log_bytes_max
         self.stream_log_bytes_max = stream_log_bytes_max
@@ -564,7 +566,7 @@ class Hub:
         held, events, text_events = stream.log.bytes_held, stream.events, stream.text_events
         held += stream.ledger.names_bytes
         if stream.reason is not None:
-            held += RECORD_BYTES
+            held += self.record_bytes
         self.log_bytes += held - stream.ledger.charged_bytes
         stream.ledger.charged_bytes = held
         self.events_total += events - stream.ledger.counted_events

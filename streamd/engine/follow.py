@@ -276,9 +276,10 @@ class Follow:
             self._ask(b"(%b" % str(self._position).encode())
 
     def _ask(self, first: bytes) -> None:
-        self._asked_at = self._time()
         if not self._place.link.has_room:
-            return  # tick() tries again
+            self._asked_at = 0.0
+            return  # the next tick() tries again
+        self._asked_at = self._time()
         self._is_reading = True
         self._reads_again = False
         self._counts.reads += 1

@@ -37,7 +37,7 @@ takes some 250 B with its place in the table of copies: it is its own mark, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -301,9 +301,7 @@ class CopyOwner:
 
     def lag_s(self, now: float) -> float:
         """The age of the oldest event, or end, that the engine lacks, in seconds; at most a second too high."""
-        copies = (copy for server in self._servers for copy in server.copies.values() if copy.is_behind)
-        oldest = min((max(copy.confirmed_at, copy.stream.opened_at) for copy in copies), default=now)
-        return max(0.0, now - oldest)
+        return max(lag_of(server.copies.values(), now) for server in self._servers)
 
     def push(self) -> None:
         """Send the new events of followed streams to the members that listen; called every engine_push."""
@@ -723,6 +721,12 @@ class CopyOwner:
             copy.server.unsettled[copy.id] = copy
         else:
             self._write(copy, now)
+
+
+def lag_of(copies: Iterable[OwnedCopy], now: float) -> float:
+    """The age of the oldest event, or end, that the engine lacks of these copies."""
+    oldest = min((max(copy.confirmed_at, copy.stream.opened_at) for copy in copies if copy.is_behind), default=now)
+    return max(0.0, now - oldest)
 
 
 def _ignore(reply: Reply) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -135,6 +137,48 @@ class Nodes:
         self.until(lambda: self.status(node)["lag_s"] == 0, "copy")
 
 
+class CutOff(RealEngine):
+    """A way to an engine, as an engine: a relay that a test can shut."""
+
+    def __init__(self, engine: RealEngine) -> None:
+        super().__init__()
+        self._engine = engine
+        self.is_shut = False
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_shut:
+            writer.transport.abort()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._engine.port)
+        await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer))
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while not self.is_shut:
+                with contextlib.suppress(TimeoutError):
+                    data = await asyncio.wait_for(reader.read(1 << 16), 0.05)
+                    if not data:
+                        break
+                    writer.write(data)
+        writer.transport.abort()
+
+
+@contextlib.contextmanager
+def cut_off(engine: RealEngine) -> Iterator[CutOff]:
+    """A CutOff in a thread."""
+    relay = CutOff(engine)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(asyncio.start_server(relay.carry, "127.0.0.1", relay.port), loop).result(WAIT_S)
+    try:
+        yield relay
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(WAIT_S)
+        relay.close()
+
+
 def start_engine(engine: RealEngine) -> None:
     """Start, and wait until it answers."""
     engine.spawn()
@@ -147,19 +191,26 @@ def start_engine(engine: RealEngine) -> None:
     raise AssertionError("the engine doesn't answer")
 
 
+def _nothing(name: str) -> tuple[str, ...]:
+    return ()
+
+
 @contextlib.contextmanager
-def nodes(*args: str, engine_options: tuple[str, ...] = (), a: tuple[str, ...] = ()) -> Iterator[Nodes]:
-    """Two daemons; `args` are flags of both, `a` of the first alone."""
-    engine = RealEngine(*engine_options)
+def nodes(
+    *args: str, names: str = "ab", engine: RealEngine | None = None, own: Callable[[str], tuple[str, ...]] = _nothing
+) -> Iterator[Nodes]:
+    """Daemons of these names; `args` are flags of all, `own` those of each. `engine`: one that runs already."""
+    runs_already = engine is not None
+    engine = engine or RealEngine()
     with contextlib.ExitStack() as stack:
-        stack.callback(engine.close)
-        start_engine(engine)
+        if not runs_already:
+            stack.callback(engine.close)
+            start_engine(engine)
         mock = stack.enter_context(upstream())
         url = f"valkey://127.0.0.1:{engine.port}"
         common = ("--upstream", mock, "--engine", url, "--engine-lease", "6s", *args)
         daemons = {
-            name: stack.enter_context(served(*common, "--node", name, *(a if name == "a" else ()), new_group=True))
-            for name in "ab"
+            name: stack.enter_context(served(*common, "--node", name, *own(name), new_group=True)) for name in names
         }
         made = Nodes(engine, mock, daemons)
         for daemon in daemons.values():

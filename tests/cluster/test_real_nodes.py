@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
 
-from nodes import Nodes, nodes, start_engine
+from loaded import new_key
+from nodes import NodeReader, Nodes, cut_off, nodes, start_engine
+from real_engine import RealEngine, engines
+from served import PROJECT
 
 pytestmark = pytest.mark.cluster
 
@@ -146,3 +151,102 @@ def test_an_unknown_id_is_gone_at_every_node_and_a_position_ahead_is_no_mistake(
         assert n.ask("a", stream_id, f"{stream_id}:100000").status == 400
         stopped = n["b"].request("DELETE", f"/v1/streams/{stream_id}")
         assert stopped.status == 409 and b"stream_elsewhere" in stopped.read()
+
+
+def test_the_access_list_of_the_documents_is_enough(tmp_path: Path) -> None:
+    line = re.search(r"^user (streamd .*)$", Path(PROJECT, "docs/CLUSTER.md").read_text(), re.MULTILINE)
+    assert line is not None
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
+    engine = RealEngine()
+    with engines(engine):
+        start_engine(engine)
+        engine.ask("ACL", "SETUSER", *line[1].replace("PASSWORD", "secret").split())
+        flags = ("--engine-user", "streamd", "--engine-password-file", str(password))
+        with nodes(*flags, engine=engine) as n:
+            at_a = n.start("a", tokens=100, interval_ms=20).read(10)
+            at_b = n.read("b", at_a.stream_id).to_the_end()
+            at_a.to_the_end()
+            assert at_b.text == at_a.text
+            n.until_copied("a")
+            for daemon in n.daemons.values():
+                assert not [line for line in daemon.lines if " ERROR " in line or " WARNING engine" in line]
+            found = engine.ask("ACL", "LOG")
+            assert found == []
+
+
+def test_an_engine_that_is_wrong_is_an_error_and_the_daemon_serves() -> None:
+    engine = RealEngine("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    with engines(engine):
+        start_engine(engine)
+        engine.ask("ACL", "SETUSER", "default", "-xtrim")
+        with nodes(engine=engine, names="a") as n:
+            n["a"].line(r" ERROR .*maxmemory-policy.* policy=allkeys-lru")
+            n["a"].line(r" ERROR .*refuses commands.* commands=XTRIM")
+            assert n.start("a", tokens=5, interval_ms=0).to_the_end().events[-1].data == "[DONE]"
+
+
+def test_several_workers_are_members_of_their_own_and_a_node_follows_a_stream_once() -> None:
+    with nodes("--workers", "2") as n:
+        running = [n.start("a", tokens=150, interval_ms=20) for _ in range(6)]
+        for reader in running:
+            reader.read(3)
+        elsewhere = [(reader, n.read("b", reader.stream_id)) for reader in running for _ in range(3)]
+        for reader in running:
+            reader.to_the_end()
+        for reader, other in elsewhere:
+            assert other.to_the_end().text == reader.text and other.events[-1] == reader.events[-1]
+        text = n["b"].request("GET", "/metrics").read().decode()
+        assert re.search(r"^streamd_engine_lookups_total (6|7|8)\.0$", text, re.MULTILINE), text
+        assert re.search(r"^streamd_engine_members [34]\.0$", text, re.MULTILINE) or "members" in text
+
+
+def test_an_owner_that_was_cut_off_goes_on_and_takes_its_stream_back() -> None:
+    """Only its own connections are cut: the proxy between it and the engine closes and refuses."""
+    engine = RealEngine()
+    with engines(engine), cut_off(engine) as proxy:
+        start_engine(engine)
+        with nodes(engine=engine, names="b") as of_b, nodes(engine=proxy, names="a") as of_a:
+            at_a = of_a.start("a", tokens=900, interval_ms=20).read(10)
+            at_b = of_b.read("b", at_a.stream_id).read(5)
+            proxy.is_shut = True
+            at_b.to_the_end()
+            assert "node_lost" in at_b.events[-1].data
+            proxy.is_shut = False
+            of_a.until_up("a")
+            of_a.until(lambda: not proxy.is_shut and of_a.status("a")["lag_s"] < 2, "a copy")
+            rest = of_b.until(lambda: _resumed(of_b, at_a.stream_id, at_b.last_id), "the stream again")
+            rest.to_the_end()
+            at_a.to_the_end()
+            assert at_b.text + rest.text == at_a.text and rest.events[-1].data == "[DONE]"
+            lines = of_a["a"].request("GET", "/metrics").read().decode()
+            assert "streamd_engine_revived_total 1.0" in lines
+
+
+def _resumed(n: Nodes, stream_id: str, last_id: str) -> NodeReader | None:
+    """A reader behind that position, once the node follows the stream anew."""
+    answer = n.ask("b", stream_id, last_id)
+    return NodeReader(answer) if answer.status == 200 else None
+
+
+def test_keys_and_tokens_hold_at_every_node(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    keys = {name: new_key(file, name) for name in ("one", "two")}
+    secret = tmp_path / "secret"
+    secret.write_text("x" * 64)
+    for path in (file, secret):
+        path.chmod(0o600)
+    flags = ("--keys-file", str(file), "--streams-auth", "token", "--token-secret-file", str(secret))
+    with nodes(*flags, "--token-audience", "tests") as n:
+        one, two = ({"Authorization": f"Bearer {keys[name]}"} for name in ("one", "two"))
+        body = b'{"model":"mock-llm","stream":true,"messages":[{"role":"user","content":"Hello"}]}'
+        fields = {"Content-Type": "application/json", "X-Mock-Tokens": "400", "X-Mock-Interval-Ms": "20", **one}
+        at_a = NodeReader(n["a"].request("POST", "/v1/chat/completions", body, fields)).read(10)
+        path = f"/v1/streams/{at_a.stream_id}"
+        unknown = "/v1/streams/s_A" + "Z" * 26
+        assert n["b"].request("GET", path, headers=one).status == 200
+        for given in ({}, two):
+            home, away = (n[node].request("GET", path, headers=given) for node in "ab")
+            assert home.status == away.status >= 400 and home.read()[:60] == away.read()[:60]
+        assert n["b"].request("GET", unknown).status == n["a"].request("GET", unknown).status == 401

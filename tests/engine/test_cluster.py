@@ -107,7 +107,7 @@ async def test_a_foreign_id_is_looked_for_once_and_then_gone() -> None:
 async def test_too_many_look_ups_of_an_address_are_refused() -> None:
     async with fake_engine() as engine:
         engine.script = lambda command: b"" if command[0] == b"XRANGE" and b":l:" in command[1] else None
-        async with serving(engine=(f"valkey://127.0.0.1:{engine.port}",), engine_lookups_max=32) as d:
+        async with serving(engine=(f"valkey://127.0.0.1:{engine.port}",), engine_lookups_max=8) as d:
             cluster = d.worker.cluster
             assert cluster is not None
             shard = cluster.servers.shards[0]
