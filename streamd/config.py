@@ -917,7 +917,7 @@ class Settings:
         8,
         100_000,
         "Most requests of a worker that wait for the engine to find a stream of another node",
-        "The readers of a dead node; 2,000 are served in a second or two. A principal or an address has a quarter of them",
+        "The readers of a dead node: 2,000 take two seconds. A principal or an address has a quarter of them",
         restart=True,
     )
 
