@@ -15,9 +15,10 @@ from test_several import publish, stop_all
 
 from streamd.addresses import parse_address
 from streamd.api.live import EVERY_S, FRESH_S, REST, VIEWERS_MAX, bounded
-from streamd.api.tables import ROWS
+from streamd.api.tables import ROWS, Shown, TableQuery
 from streamd.daemon import listen
 from streamd.daemon.control import DaemonState
+from streamd.net.in_turns import Steps
 
 
 def watch(r: Rig, query: str = "", *fields: str) -> Client:
@@ -131,11 +132,12 @@ def test_a_long_look_is_followed_by_a_rest_nine_times_as_long(monkeypatch: pytes
 
 def test_a_page_that_takes_nothing_gets_the_newest_snapshot_later_and_none_between() -> None:
     with rig(stall_timeout_s=60.0) as r:
-        page = watch(r, "?table=streams")
+        page, other = watch(r, "?table=streams"), watch(r, "?table=streams")
         page.transport.capacity = 100
         r.pass_time(5 * EVERY_S)
         held = len(page.transport.held)
         r.pass_time(5 * EVERY_S)
+        assert len(snapshots(other)) > 9
         assert 0 < len(page.transport.held) == held, "one snapshot, and no more"
         page.take()
         before = len(snapshots(page))
@@ -213,3 +215,78 @@ def test_a_snapshot_has_the_rows_of_all_workers_and_counts_those_that_are_late(i
             await stop_all(p)
 
     run(main)
+
+
+def test_a_head_alone_is_answered_without_a_page() -> None:
+    with rig() as r:
+        client = Client(r, listener="admin")
+        client.methods = ("HEAD",)
+        client.send(get("/live", method="HEAD"))
+        assert client.answer.status == 200 and client.answer.get("content-type") == "text/event-stream"
+        assert not r.worker.router._admin.live
+
+
+def broken(wanted: TableQuery, parts: list[bytes]) -> Steps[Shown]:
+    """Work with a bug."""
+    yield
+    raise ZeroDivisionError
+
+
+def test_a_bug_in_a_table_ends_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rig() as r:
+        page = watch(r, "?table=readers")
+        other = watch(r, "?table=streams")
+        table = r.worker.router._admin.live._tables["readers"]
+        with monkeypatch.context() as patch:
+            patch.setattr(table, "whole", broken)
+            before = len(snapshots(page)), len(snapshots(other))
+            r.pass_time(2 * EVERY_S)
+        assert [type(error) for error in r.bugs] == [ZeroDivisionError] * 2
+        r.bugs.clear()
+        r.runtime.counters.bugs = 0
+        assert (len(snapshots(page)), len(snapshots(other))) == (before[0], before[1] + 2)
+        r.pass_time(EVERY_S)
+        assert len(snapshots(page)) == before[0] + 1
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_worker_with_too_much_other_work_leaves_tables_out(free: int) -> None:
+    """`free`: the works for which there is still room; a snapshot needs a second after its first."""
+    with rig() as r:
+        page = watch(r, "?table=readers")
+        numbers = watch(r)
+        before = len(snapshots(page)), len(snapshots(numbers))
+        slow_work = r.worker.slow_work
+        asked = 0
+        do = slow_work.do
+
+        def full(*work: Any) -> bool:
+            nonlocal asked
+            asked += 1
+            return asked <= free and do(*work)
+
+        slow_work.do = full  # type: ignore[method-assign]
+        r.pass_time(EVERY_S)
+        assert len(snapshots(numbers)) == before[1] + 1
+        assert len(snapshots(page)) == before[0] + free
+        assert not free or snapshots(page)[-1]["table"] is None
+
+
+def test_a_page_that_comes_while_a_snapshot_is_made_gets_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rig() as r:
+        page, late = watch(r, "?table=readers"), Client(r, listener="admin")
+        table = r.worker.router._admin.live._tables["readers"]
+        part = table.part
+
+        def slow(wanted: TableQuery) -> Steps[bytes]:
+            late.transport.feed(get("/live"))
+            for _ in range(20):
+                yield
+            return (yield from part(wanted))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(table, "part", slow)
+            r.pass_time(EVERY_S - FRESH_S)
+        assert len(snapshots(page)) == 2 and snapshots(late) == []
+        r.pass_time(FRESH_S)
+        assert len(snapshots(late)) == 1

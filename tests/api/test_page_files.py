@@ -30,6 +30,15 @@ def test_the_demo_has_a_chat_page_and_its_files_on_every_listener() -> None:
             assert (file.status, file.body.decode()) == (200, text_of(path.removeprefix("/pages/")))
 
 
+def test_the_admin_surface_has_the_operations_page_and_its_files() -> None:
+    with rig() as r:
+        page = r.client(get("/"), listener="admin").answer
+        assert (page.status, page.body.decode()) == (200, text_of("operations.html"))
+        for path in re.findall(r'(?:href|src)="(/pages/[^"]+)"', page.body.decode()):
+            assert r.client(get(path), listener="admin").answer.status == 200
+        assert r.client(get("/"), listener="metrics").answer.status == 404
+
+
 @pytest.mark.parametrize("listener", ["public", "loopback"])
 def test_a_daemon_in_production_has_no_page(listener: str) -> None:
     with rig() as r:
