@@ -25,6 +25,7 @@ import re
 from typing import NamedTuple, Protocol
 
 from streamd.wire.http1 import Framing, RemoteProtocolError
+from streamd.wire.possessive import compiled
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -39,11 +40,11 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
 # RFC 9112 7.1.1, but without blanks in front of the first ';', right behind the size: a size has none.
 _EXTENSION = rb";[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+(?:[ \t]*+(?=;))?+"
-_SIZE_LINE = re.compile(rb"(?=[0-9A-Fa-f]{1,16}(?:;|\Z))0*+([0-9A-Fa-f]{0,8})((?:" + _EXTENSION + rb")*+)", re.DOTALL)
-_SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[^\r\n]*+)?+\r?")
-_SIZE_BEGUN_LOOSELY = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*+(?:;[^\r\n]*+)?+\r?")
-_PADDED = re.compile(rb"([0-9A-Fa-f]++)[ \t]++(?=;|\Z)")
-_TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+")
+_SIZE_LINE = compiled(rb"(?=[0-9A-Fa-f]{1,16}(?:;|\Z))0*+([0-9A-Fa-f]{0,8})((?:" + _EXTENSION + rb")*+)", re.DOTALL)
+_SIZE_BEGUN = compiled(rb"[0-9A-Fa-f]{1,16}(?:;[^\r\n]*+)?+\r?")
+_SIZE_BEGUN_LOOSELY = compiled(rb"[0-9A-Fa-f]{1,16}[ \t]*+(?:;[^\r\n]*+)?+\r?")
+_PADDED = compiled(rb"([0-9A-Fa-f]++)[ \t]++(?=;|\Z)")
+_TRAILER = compiled(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+")
 
 # Size lines of SSE events as servers write them, in either case. Any other line takes the slow, careful parse.
 USUAL_SIZES = {line: size for size in range(1, 1024) for line in (b"%x" % size, b"%X" % size)}

@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from streamd.wire.possessive import compiled
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -34,11 +36,11 @@ HOPS_MAX: Final = 16
 ELEMENT_CHARS_MAX: Final = 512
 
 _PORT = r"(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?"  # RFC 7239 6; Azure's gateways add a port to X-Forwarded-For too
-_NODE = re.compile(rf"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]){_PORT}")
+_NODE = compiled(rf"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]){_PORT}")
 # RFC 7239 4: pairs separated by `;`, values tokens or quoted strings. Possessive, so that nothing is tried twice.
 _PAIR = r"""[ \t]*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)=("(?:[^"\\]|\\.)*+"|[!#$%&'*+.^_`|~0-9A-Za-z-]++)[ \t]*+"""
-_FORWARDED_PAIR = re.compile(_PAIR)
-_FORWARDED_ELEMENT = re.compile(rf"{_PAIR}(?:;{_PAIR})*+")
+_FORWARDED_PAIR = compiled(_PAIR)
+_FORWARDED_ELEMENT = compiled(rf"{_PAIR}(?:;{_PAIR})*+")
 
 
 # A request's address is asked about up to three times, and the next request often comes from the same place. A text of

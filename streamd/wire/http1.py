@@ -48,6 +48,7 @@ from streamd.wire.heads import (
     ResponseHead,
     joined,
 )
+from streamd.wire.possessive import compiled
 from streamd.wire.quick_head import quick_request, quick_response
 
 __all__ = ("HEAD_LIMITS", "Framing", "HeadLimits", "Headers", "RequestHead", "ResponseHead")
@@ -77,26 +78,26 @@ RESPONSE_OPENING = b"HTTP/1."  # `opening` of a HeadReader for responses
 LEADING_LINES_MAX = 2  # RFC 9112 2.2 asks for at least one: old clients send a CRLF behind a body
 
 _TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"  # RFC 9110 5.6.2
-_TOKEN = re.compile(rb"[" + _TCHAR + rb"]+")
+_TOKEN = compiled(rb"[" + _TCHAR + rb"]+")
 _TOKEN_BYTES = bytes(byte for byte in range(256) if _TOKEN.fullmatch(bytes([byte])))
-_FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")  # RFC 9110 5.5, obs-text included
+_FIELD_VALUE = compiled(rb"[\t\x20-\x7e\x80-\xff]*+")  # RFC 9110 5.5, obs-text included
 _VALUE_BYTES = bytes(byte for byte in range(256) if _FIELD_VALUE.fullmatch(bytes([byte])))
-_FIELDS = re.compile(rb"(?:[" + _TCHAR + rb"]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
-_REQUEST_LINE = re.compile(rb"([" + _TCHAR + rb"]++) ([\x21-\x7e]++) HTTP/([0-9])\.([0-9])\r\n")
-_STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n")
-_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+([^\r]*+)", re.IGNORECASE)
-_HOST = re.compile(rb"\r\nhost:[ \t]*+([^\r]*+)", re.IGNORECASE)
-_CONTENT_TYPE = re.compile(rb"\r\ncontent-type:[ \t]*+([^\r]*+)", re.IGNORECASE)
-_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"')  # RFC 9110 5.6.4
-_TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r]*+)", re.IGNORECASE)
-_DIGITS = re.compile(rb"[0-9]{1,18}")  # 18 digits stay below 2^63
+_FIELDS = compiled(rb"(?:[" + _TCHAR + rb"]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
+_REQUEST_LINE = compiled(rb"([" + _TCHAR + rb"]++) ([\x21-\x7e]++) HTTP/([0-9])\.([0-9])\r\n")
+_STATUS_LINE = compiled(rb"HTTP/([0-9])\.([0-9]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n")
+_BARE = compiled(rb"\r(?!\n)|(?<!\r)\n|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTENT_LENGTH = compiled(rb"\r\ncontent-length:[ \t]*+([^\r]*+)", re.IGNORECASE)
+_HOST = compiled(rb"\r\nhost:[ \t]*+([^\r]*+)", re.IGNORECASE)
+_CONTENT_TYPE = compiled(rb"\r\ncontent-type:[ \t]*+([^\r]*+)", re.IGNORECASE)
+_QUOTED = compiled(rb'"(?:[^"\\]|\\.)*+"')  # RFC 9110 5.6.4
+_TRANSFER_ENCODING = compiled(rb"\r\ntransfer-encoding:[ \t]*+([^\r]*+)", re.IGNORECASE)
+_DIGITS = compiled(rb"[0-9]{1,18}")  # 18 digits stay below 2^63
 # RFC 3986 3.3 pchar and "/", and the characters that browsers leave raw (WHATWG URL, path percent-encode set).
-_PATH = re.compile(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/|\[\]]|%(?!00)[0-9A-Fa-f]{2})*+")
-_ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
-_SLASHES = re.compile("//+")
-_ABSOLUTE = re.compile(rb"(https?)://([^/?]*+)(.*+)", re.IGNORECASE)
-_AUTHORITY = re.compile(rb"(?:([A-Za-z0-9\-._~]++)|\[([0-9A-Fa-f:.]++)\])(?::([0-9]{0,5}))?")
+_PATH = compiled(rb"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/|\[\]]|%(?!00)[0-9A-Fa-f]{2})*+")
+_ESCAPE = compiled("%([0-9A-Fa-f]{2})")
+_SLASHES = compiled("//+")
+_ABSOLUTE = compiled(rb"(https?)://([^/?]*+)(.*+)", re.IGNORECASE)
+_AUTHORITY = compiled(rb"(?:([A-Za-z0-9\-._~]++)|\[([0-9A-Fa-f:.]++)\])(?::([0-9]{0,5}))?")
 
 
 class HeadState(NamedTuple):

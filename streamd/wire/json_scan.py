@@ -36,6 +36,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import orjson
 
 from streamd.choice import Choice
+from streamd.wire.possessive import compiled
 
 # Containers in each other: serde_json's bound, half of what orjson can write. Schemas of tools have 10 to 20.
 DEPTH_MAX: Final = 128
@@ -107,35 +108,35 @@ _FLAT_MEMBER: Final = rb"%b%b%b" % (_PAIR, _SCALAR, _SPACE)
 _FLAT_OBJECT: Final = rb"\{%b(?:%b(?:,%b%b)*+)?+\}" % (_SPACE, _FLAT_MEMBER, _SPACE, _FLAT_MEMBER)
 _FLAT: Final = rb"(?:%b|%b|%b)" % (_SCALAR, _FLAT_LIST, _FLAT_OBJECT)
 
-_space = re.compile(_SPACE).match
-_string = re.compile(_STRING, re.DOTALL).match
-_rest = re.compile(_REST, re.DOTALL).match
-_scalar = re.compile(_SCALAR, re.DOTALL).match
-_scalars = re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, _SCALAR, _SPACE), re.DOTALL).match
+_space = compiled(_SPACE).match
+_string = compiled(_STRING, re.DOTALL).match
+_rest = compiled(_REST, re.DOTALL).match
+_scalar = compiled(_SCALAR, re.DOTALL).match
+_scalars = compiled(rb"(?:%b%b%b,)*+" % (_SPACE, _SCALAR, _SPACE), re.DOTALL).match
 # A member's plain name with its colon; and its value, a scalar, with the comma behind it.
-_key = re.compile(rb'%b("[A-Za-z_][A-Za-z0-9_]*+")%b:%b' % (_SPACE, _SPACE, _SPACE)).match
-_scalar_member = re.compile(rb"(%b)%b," % (_SCALAR, _SPACE), re.DOTALL).match
+_key = compiled(rb'%b("[A-Za-z_][A-Za-z0-9_]*+")%b:%b' % (_SPACE, _SPACE, _SPACE)).match
+_scalar_member = compiled(rb"(%b)%b," % (_SCALAR, _SPACE), re.DOTALL).match
 # The beginning of a number or a word, cut by the end of the bytes.
-_cut = re.compile(
+_cut = compiled(
     rb"(?:-|-?[0-9][0-9.eE+-]{0,%d}|t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?)\Z" % (3 * DIGITS_MAX + 4)
 ).match
 # Where nothing is watched: a run in a container, and behind it, if it is there, the last value and the container's end,
 # or the opening of the next container. The last byte tells which: a comma if nothing is behind the run.
 _skips: Final = {
-    _LIST: re.compile(
+    _LIST: compiled(
         rb"(?:%b%b%b,)*+(?:%b(?:%b%b\]|[\[{]))?+" % (_SPACE, _FLAT, _SPACE, _SPACE, _FLAT, _SPACE), re.DOTALL
     ).match,
-    _OBJECT: re.compile(
+    _OBJECT: compiled(
         rb"(?:%b%b%b%b,)*+(?:%b%b(?:%b%b\}|[\[{]))?+" % (_SPACE, _PAIR, _FLAT, _SPACE, _SPACE, _PAIR, _FLAT, _SPACE),
         re.DOTALL,
     ).match,
 }
 # The same in the innermost container that is allowed, where nothing may open another.
 _scalar_skips: Final = {
-    _LIST: re.compile(
+    _LIST: compiled(
         rb"(?:%b%b%b,)*+(?:%b%b%b\])?+" % (_SPACE, _SCALAR, _SPACE, _SPACE, _SCALAR, _SPACE), re.DOTALL
     ).match,
-    _OBJECT: re.compile(
+    _OBJECT: compiled(
         rb"(?:%b%b%b%b,)*+(?:%b%b%b%b\})?+" % (_SPACE, _PAIR, _SCALAR, _SPACE, _SPACE, _PAIR, _SCALAR, _SPACE),
         re.DOTALL,
     ).match,
@@ -152,7 +153,7 @@ def _run_without(names: Iterable[str]) -> Callable[[Bytes, int], re.Match[bytes]
     spellings = b"|".join(b"_*+".join(re.escape(letter.encode()) for letter in name) for name in names)
     other = rb'"(?!_*+(?i:%b)_*+")[ !#-\[\]-~]*+"' % (spellings or rb"(?!)")
     pattern = rb"(?:%b%b%b:%b%b%b,)*+" % (_SPACE, other, _SPACE, _SPACE, _FLAT, _SPACE)
-    return re.compile(pattern, re.DOTALL).match
+    return compiled(pattern, re.DOTALL).match
 
 
 class Watched:

@@ -19,21 +19,21 @@ Two fields with a name of this list have their values joined with a comma, which
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from streamd.wire.heads import Framing, Headers, HeadLimits, RequestHead, ResponseHead, joined
+from streamd.wire.possessive import compiled
 
-_request = re.compile(
+_request = compiled(
     rb"(GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH) "
     rb"((/[A-Za-z0-9\-._~!$&'()*+,;=:@/|\[\]]*+)(?:\?([!\"$-~]*+))?+) HTTP/1\.1\r\n"
 ).match
-_status = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: ([!-~](?:[ -~]*+(?<! ))?+))?+\r\n").match
+_status = compiled(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: ([!-~](?:[ -~]*+(?<! ))?+))?+\r\n").match
 # A line from the LF in front of it to the CR behind it. As many of these as there are LFs are all lines.
-_fields = re.compile(
+_fields = compiled(
     rb"\n([!#$%&'*+\-.^_`|~0-9A-Za-z]++): ?+([!-~\x80-\xff](?:[ -~\x80-\xff]*+(?<! ))?+)?+\r(?=\n)"
 ).findall
-_host = re.compile(rb"[A-Za-z0-9\-._~]++(?::([0-9]{0,5}))?").fullmatch
+_host = compiled(rb"[A-Za-z0-9\-._~]++(?::([0-9]{0,5}))?").fullmatch
 
 _CONTENT_LENGTH_DIGITS_MAX: Final = 18  # below 2^63
 _PORT_MAX: Final = 65535
