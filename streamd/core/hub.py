@@ -382,6 +382,12 @@ class Hub:
         self._count_from_here(stream)
         self.charge(stream)  # the stream may be sealed by now
 
+    def restore_grace(self, stream: Stream, until: float) -> None:
+        """The grace of a detached generation goes on as in the process before. Its place was given there."""
+        stream.grace_until = until
+        self.detached += 1
+        self._graces.add(stream.terms.owner, stream)
+
     # -- readers leave
 
     def leave(self, reader: Subscriber, reason: CloseReason, now: float) -> None:

@@ -60,6 +60,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, assert_never
 
 from streamd.choice import Choice
@@ -303,6 +304,20 @@ def _skip(frame: bytes) -> None:
     """push of a subscriber that reads the log, or has ended."""
 
 
+class ReaderPlace(NamedTuple):
+    """A subscriber's state, for another process. Its ring is in none: the frames in it are in the log, from `position`
+    on, and a reader of the log gets them.
+    """
+
+    policy: Policy
+    form: Form
+    position: int
+    seq_start: int
+    dropped: int
+    gap_from: int  # 0: no gap to announce
+    bytes_written: int
+
+
 class _PerEvent:
     """Fields that the fan-out touches for each of ten thousand readers. Slots of a base class come first: they are
     neighbours in memory, and the objects stored into them are the same for all readers of a pass.
@@ -446,6 +461,28 @@ class Subscriber(_PerEvent):
             self.catch_up()
         else:
             self._go(SubscriberEvent.PAUSE)
+
+    def place(self) -> ReaderPlace:
+        """The argument of another process's go_on_from()."""
+        return ReaderPlace(
+            self.policy, self.form, self.position, self.seq_start, self.dropped, self._gap_from, self.bytes_delivered
+        )
+
+    def go_on_from(self, place: ReaderPlace, *, writable: bool) -> None:
+        """Begin where the reader was in another process, in place of start(). Policy and form are the constructor's.
+
+        Raises ValueError, with nothing changed, for a place that no reader of this stream has.
+        """
+        position, first = place.position, place.seq_start
+        is_within = 1 <= first <= position <= self.stream.log.seq_next
+        has_gap = place.gap_from == 0 or first <= place.gap_from < position
+        if not is_within or not has_gap or not 0 <= place.dropped <= position - first or place.bytes_written < 0:
+            raise ValueError("a reader at a place that its stream doesn't have")
+        self._bytes_written = place.bytes_written
+        self._gap_from = place.gap_from
+        self.dropped = place.dropped
+        self.start(position, writable=writable)
+        self.seq_start = first
 
     def catch_up(self) -> None:
         """A turn: write a piece of the log, at most `catchup_bytes_max`; then LIVE, another turn, or a pause."""
@@ -1279,6 +1316,18 @@ class CountedStream(Stream):
         super().__init__(*given, **named)
         self.event_bytes = 0
         self._marks = [(1, 0)]  # pairs of a seq and the bytes in front of it
+
+    def marks(self) -> tuple[tuple[int, int], ...]:
+        """The argument of another process's take_marks()."""
+        return tuple(self._marks)
+
+    def take_marks(self, marks: tuple[tuple[int, int], ...], event_bytes: int) -> None:
+        """Count on from the bytes of another process. Raises ValueError for marks that no stream of this length has."""
+        ends = (*marks, (self.log.seq_next, event_bytes))
+        is_rising = all(mark[0] < later[0] and mark[1] < later[1] for mark, later in pairwise(marks))
+        if ends[0] != (1, 0) or not is_rising or ends[-2][0] > ends[-1][0] or ends[-2][1] > event_bytes:
+            raise ValueError("a count of bytes with marks that can't be")
+        self._marks, self.event_bytes = list(marks), event_bytes
 
     def append(self, event: bytes, now: float, *, synthetic: bool = False) -> None:
         self._mark()

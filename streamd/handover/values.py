@@ -191,16 +191,17 @@ _HEX: Final = "0123456789abcdef"
 
 
 class Word:
-    """A member of an enumeration, by its value, which is a word."""
+    """A member of an enumeration, by its value, which is a word, or by another attribute."""
 
-    __slots__ = ("_by_word",)
+    __slots__ = ("_attribute", "_by_word")
 
-    def __init__(self, members: type[enum.Enum]) -> None:
-        self._by_word = {str(member.value): member for member in members}
+    def __init__(self, members: type[enum.Enum], attribute: str = "value") -> None:
+        self._attribute = attribute
+        self._by_word = {str(getattr(member, attribute)): member for member in members}
 
     def put(self, value: Any, blobs: list[bytes], version: int) -> str:
         """As in Value."""
-        word = str(getattr(value, "value", ""))
+        word = str(getattr(value, self._attribute, ""))
         if value is None or self._by_word.get(word) is not value:
             raise RecordError(f"{value!r:.100} is none of {', '.join(self._by_word)}")
         return word
