@@ -69,11 +69,12 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 def test_the_page_has_a_row_for_each_contender_and_names_faults(no_programs: None) -> None:
     runs = {"C": [sample(10)], "nginx": [sample(20)], "streamd": [sample(5, faults=3)], "envoy": []}
-    text = pace.page({pace.Cell(400, 25): {k: v for k, v in runs.items() if v}}, {}, {"streamd": sample()}, 1)
+    cell, secured = pace.Cell(400, 25), {"nginx": [sample(20)], "streamd 0": [sample(22)]}
+    text = pace.page({cell: {k: v for k, v in runs.items() if v}}, {cell: secured}, {}, {"streamd": sample()}, 1)
     (row,) = [line for line in text.splitlines() if line.startswith("| streamd | 5.0 |")]
     assert row.endswith("| 0.50 | 0.25 |")
     assert "Lost, doubled, refused or broken off: streamd 3." in text
-    assert "## 400 x 25/s" in text and "## Capacity" in text
+    assert "## 400 x 25/s" in text and "## Over TLS, 400 x 25/s" in text and "## Capacity" in text
 
 
 def test_loads_are_read_as_they_are_written() -> None:

@@ -187,7 +187,6 @@ class Relay:
         if detached and not runtime.hub.make_room_for_grace(request.principal.id, runtime.time()):
             raise runtime.refused(DETACHED)
         self._rights.check_limits(request)
-        runtime.admit_relay(request.principal.id)
         relayed = RelayedRequest(
             runtime,
             self._rights,
@@ -197,6 +196,7 @@ class Relay:
             interval=interval,
             wants_whole=wants_whole,
         )
+        runtime.admit_relay(request.principal.id)  # nothing may raise from here to the `try`
         stream: Stream | None = None
         try:
             ask = ask_of(request, runtime.cors, at=at)

@@ -20,7 +20,7 @@ from streamd.wire.dialect import generates
 
 
 class RelayedRequest:
-    """The ExchangeOwner of a relayed request (net/exchange.py). It has a place of admit_relay() until over()."""
+    """The ExchangeOwner of a relayed request (net/exchange.py). Its place, of admit_relay(), is given back by over()."""
 
     __slots__ = (
         "_grace_s",
