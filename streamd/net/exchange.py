@@ -171,6 +171,7 @@ class Exchange(Pending):
         # process
         self._runtime = runtime
         self._upstreams = upstreams
+        self.watch = GenerationWatch(runtime.counters, upstreams.served, request)  # before anything is taken over
         # request
         self._ask: Ask | None = ask
         self._body_charge, request.body_charge = request.body_charge, None  # as long as it may be sent again
@@ -188,7 +189,6 @@ class Exchange(Pending):
         self._tried: tuple[Upstream, ...] = ()
         self._attempt: Attempt | None = None  # the attempt under way
         self._stale_links = 0  # pooled connections that ended without a byte; the request is sent again after the first
-        self.watch = GenerationWatch(runtime.counters, upstreams.served, request)
         # time
         self._started_at = runtime.time()
         self.due_at = NEVER
