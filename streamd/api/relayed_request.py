@@ -20,7 +20,7 @@ from streamd.wire.dialect import generates
 
 
 class RelayedRequest:
-    """The ExchangeOwner of a relayed request (net/exchange.py). Its place, of admit_relay(), is given back by over()."""
+    """The ExchangeOwner of a relayed request (net/exchange.py). over() gives back the place of admit_relay()."""
 
     __slots__ = (
         "_grace_s",
