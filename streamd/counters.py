@@ -267,6 +267,13 @@ GAUGES = (
     ),
     gauge("reserved", "Connections admitted from the operators' reserve, beyond the gates."),
     gauge("draining", "1 while streamd drains.", "streamd_draining", combine=Combine.MAX),
+    gauge(
+        "drain_deadline_s",
+        "When the drain under way should have ended at the latest, Unix time.",
+        "streamd_drain_deadline_timestamp_seconds",
+        combine=Combine.MAX,
+        hides_zero=True,
+    ),
     gauge("drain_left", "Generations that still run in a drain; 0 without a drain.", "streamd_drain_left"),
     gauge("drain_finished", "Generations that ended by themselves in this drain."),
     gauge("drain_sent_away", "Readers of published streams that were told to come back in this drain."),

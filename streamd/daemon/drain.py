@@ -134,6 +134,11 @@ class Drain:
 
     # -- reports
 
+    @property
+    def deadline(self) -> float:
+        """When step 3 begins at the latest, by the loop's clock. Step 1 may be longer than planned: then it moves."""
+        return self._deadline
+
     def progress(self) -> DrainProgress:
         """The numbers of this moment."""
         now, report = self._runtime.time(), self.report

@@ -283,7 +283,8 @@ class Worker:
 
     def _own_totals(self) -> Totals:
         """This worker's totals at this moment."""
-        counters, files, unix_offset_s = self.runtime.counters, self.credential_files, time.time() - self.loop.time()
+        counters, files = self.runtime.counters, self.credential_files
+        unix_offset_s = self.runtime.unix_time() - self.loop.time()
         counters.log_lines_lost = logs.lines_lost()
         counters.cpu_us = machine.cpu_us()
         if self.cluster is not None:
@@ -294,6 +295,7 @@ class Worker:
             progress = self.draining.progress()
             drain = {
                 "draining": 1,
+                "drain_deadline_s": round(self.draining.deadline + unix_offset_s),
                 "drain_left": progress.left,
                 "drain_finished": progress.finished,
                 "drain_sent_away": progress.sent_away,

@@ -95,7 +95,9 @@ NO_ENGINE = dict.fromkeys(
     0,
 )
 # The gauges of a drain, while there is none.
-NO_DRAIN = dict.fromkeys(("draining", "drain_left", "drain_finished", "drain_sent_away", "drain_cut"), 0)
+NO_DRAIN = dict.fromkeys(
+    ("draining", "drain_deadline_s", "drain_left", "drain_finished", "drain_sent_away", "drain_cut"), 0
+)
 NO_FACTS: Mapping[str, int] = {**NO_DRAIN, **NO_ENGINE, **dict.fromkeys(WORKERS_GAUGES, 0)}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -399,6 +400,12 @@ def drain_in_status(client: Client) -> Any:
     return json.loads(client.answer.body)["drain"]
 
 
+def deadline_in_metrics(r: Rig) -> float | None:
+    text = operator(r, get("/metrics"), listener="metrics").answer.body.decode()
+    found = re.search(r"^streamd_drain_deadline_timestamp_seconds (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
 def test_without_a_drain_status_has_none_and_there_is_nothing_to_take_back() -> None:
     with rig() as r:
         assert drain_in_status(operator(r)) is None
@@ -431,6 +438,21 @@ def test_operators_watch_a_drain_to_its_end_and_never_hold_it_open() -> None:
         r.pass_time(25)
         assert cut.gone and silent.gone and report(r) == Report(finished=1, sent_away=1, cut=1)
         r.worker.streams.stop_stream(news)
+
+
+def test_the_metric_of_a_deadline_stays_in_a_drain_that_its_main_process_forgets() -> None:
+    with serving(drain_delay_s=5.0) as r:
+        r.runtime.unix_time = lambda: 1_800_000_000 + r.loop.time()
+        reader = reading(r, event("a"))
+        assert deadline_in_metrics(r) is None
+        deadline = r.runtime.unix_time() + 5.0 + TIMEOUT_S
+        begin(r, waits=True)
+        r.pass_time(TIMEOUT_S * 3)
+        assert deadline_in_metrics(r) == pytest.approx(deadline, abs=0.5) and r.runtime.unix_time() > deadline
+        assert not reader.gone
+        r.worker.take_back()
+        assert deadline_in_metrics(r) is None
+        r.links[0].feed(chunk(DONE) + LAST)
 
 
 def test_a_drain_does_not_wait_for_operators() -> None:

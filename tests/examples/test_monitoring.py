@@ -32,7 +32,7 @@ def labels() -> dict[str, set[str]]:
         r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a"), event("b"), DONE) + LAST)
         found = totals.of_worker(r.runtime, r.worker.upstreams)
-        found.gauges |= {"certificate_s": 1, "pid": 1, "beat_ms": 1}
+        found.gauges |= {"certificate_s": 1, "drain_deadline_s": 1, "pid": 1, "beat_ms": 1}
         found.upstreams["up"]["client_certificate_s"] = 1
         families = StreamdCollector(lambda: found, lambda: {"memory": 0.5}).collect()
         names = {"up": {"job", "instance"}}

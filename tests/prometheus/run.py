@@ -4,8 +4,8 @@
 
 The rules are those of examples/prometheus, with their times shortened so that a run takes two minutes; SHORTER has each
 change. The faults are real: servers that refuse, hang or are slow, a reader that doesn't read, a stopped worker, a
-drain that doesn't end, a bad settings file, a certificate near its end. Two alerts have no fault that can be made here,
-a mistake of streamd and a lack of memory: promtool tests these (examples/prometheus/streamd.rules.test.yml).
+stopped main process in a drain, a bad settings file, a certificate near its end. Two alerts have no fault that can be
+made here, a mistake of streamd and a lack of memory: promtool tests these (examples/prometheus/streamd.rules.test.yml).
 
 Needs prometheus and promtool (Debian: prometheus).
 """
@@ -47,6 +47,7 @@ SHORTER = (
     (r"\[(?:1|5|15)m\]", "[15s]"),
     (r"wait_seconds > 60", "wait_seconds > 3"),
     (r"\) > 10$", ") > 1"),
+    (r"deadline_timestamp_seconds > 15", "deadline_timestamp_seconds > 1"),
 )
 # Alerts without a fault that can be made.
 UNPROVOKED = frozenset(("StreamdBug", "StreamdMemory"))
@@ -203,7 +204,8 @@ def run(folder: Path) -> None:
         nobody = f"127.0.0.1:{gone.getsockname()[1]}"
     settings = folder / "streamd.toml"
     cert, key = make_certificate(folder)
-    several = ("--workers", "2", "--metrics-listen", "127.0.0.1:0", "--config", str(settings))
+    times = ("--drain-delay", "3s", "--drain-timeout", "1s")
+    several = ("--workers", "2", "--metrics-listen", "127.0.0.1:0", "--config", str(settings), *times)
     alone = ("--metrics-listen", "127.0.0.1:0", "--tls-cert", str(cert), "--tls-key", str(key))
     seen: set[str] = set()
     with contextlib.ExitStack() as stack:
@@ -260,11 +262,14 @@ def run(folder: Path) -> None:
 
 
 def await_drain(stack: contextlib.ExitStack, d: Served, prometheus: Prometheus, seen: set[str]) -> None:
-    """A reader that goes on holds the drain open."""
+    """The main process hangs within drain_delay: its workers go on with their reader, beyond the deadline."""
     long = d.generation(tokens=3000, interval_ms=100)
     stack.callback(long.close)
     d.signal(signal.SIGTERM)
+    until(lambda: d.request("GET", "/readyz").status == 503, "a drain")
+    d.signal(signal.SIGSTOP)
     await_alerts(prometheus, seen, "StreamdDrainStuck")
+    assert long.readline(), "the reader still gets its tokens"
 
 
 def main() -> None:
