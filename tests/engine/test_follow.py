@@ -14,7 +14,7 @@ pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
 from fakes import event
 from model_engine import ModelChannels, ModelLink
 from sinks import Loop, Reader, new_hub
-from test_owner import DEAD, KEYS, Rig, declared, new_log
+from test_owner import KEYS, Rig, declared, new_log
 
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
@@ -356,14 +356,15 @@ def test_an_engine_that_cannot_be_asked_makes_readers_come_back(own: Rig) -> Non
     assert member.read.text == " a b" and member.follow.state is FollowState.FOLLOWING
 
 
-def test_a_declared_end_is_told_and_not_taken_for_the_streams_own(own: Rig) -> None:
+@pytest.mark.parametrize("word", ["node_lost", "a_reason_of_a_later_version"])
+def test_a_declared_or_unknown_end_is_told_and_not_taken_for_the_streams_own(own: Rig, word: str) -> None:
     stream, member = following(own, " a")
-    declared(own, stream, *DEAD)
+    declared(own, stream, b"e", b'{"reason":"%b","clean":false}' % word.encode())
     member.follow.tick(own.now + 3.1)
     own.now += 4.2
     member.follow.tick(own.now)
     member.turn()
-    assert member.heard == [End("node_lost", False)] and member.follow.state is FollowState.ENDED
+    assert member.heard == [End(word, False)] and member.follow.state is FollowState.ENDED
     assert member.stream is not None and member.stream.reason is None
 
 

@@ -545,7 +545,7 @@ CORE: Final = (
         "if False:",
     ),
     Mutant(
-        "a declaration by another member looks like the stream's own end",
+        "an end whose reason this version doesn't know is taken for a complete answer",
         "engine/follow.py",
         "Follow._end",
         "reason = _REASONS.get(end.reason)",
