@@ -12,15 +12,23 @@ import pytest
 pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
 
 from fake_engine import fake_engine, in_loop, until
+from fakes import Answer, event
 from loopback import serving
 from test_owner import Rig
 
 from streamd.config import ConfigError, Settings, load, relations
+from streamd.core.hub import CHARGE_TURNS
+from streamd.core.replay import ReplayLog
+from streamd.core.snapshot import choose
+from streamd.core.stream import Stream
+from streamd.core.terms import Terms
 from streamd.daemon import engine_start
 from streamd.engine.connection import EngineError
 from streamd.engine.owner import CopyFound, CopyState
 from streamd.measure import Label
 from streamd.net.totals import KEYS, NO_ENGINE
+from streamd.reasons import CloseReason
+from streamd.wire.dialect import Dialect
 
 NOWHERE = ("valkey://127.0.0.1:1",)  # nothing listens there
 FOREIGN = "s_AZZZZ" + "x" * 22
@@ -127,7 +135,7 @@ async def test_too_many_look_ups_of_an_address_are_refused() -> None:
 def test_a_copy_takes_at_most_250_bytes_of_its_owner() -> None:
     rig = Rig()
     rig.link.up()
-    streams = [rig.open() for _ in range(3000)]
+    streams = [rig.open() for _ in range(1000)]
     for stream in streams:
         for _ in range(30):
             stream.append(b'data: {"choices":[{"delta":{"content":" a"}}]}\n\n', rig.now)
@@ -184,3 +192,78 @@ def test_a_stream_that_is_to_be_forgotten_leaves_no_copy() -> None:
 
 def test_lost_replies_are_no_refusals_of_rights() -> None:
     assert EngineError("NOPERM this user has no permissions").word == "NOPERM"
+
+
+@in_loop
+async def test_a_reader_of_a_lost_stream_is_told_until_it_says_that_it_knows() -> None:
+    async with serving() as d:
+        hub, now = d.worker.runtime.hub, d.worker.runtime.time()
+        stream = hub.open(Dialect.CHAT, now, terms=Terms(retention_s=60.0))
+        for text in (" a", " b"):
+            stream.append(event(text), now)
+        stream.seal(CloseReason.NODE_LOST, now, clean=False)
+
+        async def ask(position: str) -> Answer:
+            fields = f"Host: 127.0.0.1\r\nLast-Event-ID: {stream.id}:{position}\r\n"
+            return await d.ask(f"GET /v1/streams/{stream.id} HTTP/1.1\r\n{fields}\r\n".encode())
+
+        told, again = await ask("1"), await ask("2")
+        for answer in (told, again):
+            assert answer.status == 200 and not answer.whole
+            assert f"id: {stream.id}:2!\n".encode() in answer.body and b"node_lost" in answer.body
+        assert b" b" in told.body and b" b" not in again.body
+        assert (await ask("2!")).status == 204
+        assert b" b" in (await ask("1!")).body, "a stream that went on has more for it"
+
+
+def test_the_sweep_writes_live_streams_once_a_second() -> None:
+    rig = Rig()
+    rig.link.up()
+    stream = rig.open()
+    rig.hub.copies = rig.owner
+    stream.append(event(" a"), rig.now)
+    for turn in range(CHARGE_TURNS):
+        rig.hub.sweep([stream], rig.now, turn)
+    assert [command[0] for command in rig.link.commands] == [b"XADD"]
+
+
+@in_loop
+async def test_streams_of_other_nodes_are_neither_written_nor_saved_nor_changed_here() -> None:
+    async with serving(engine=NOWHERE) as d:
+        cluster, runtime = d.worker.cluster, d.worker.runtime
+        assert cluster is not None
+        terms = Terms(is_copy=True, retention_s=10.0)
+        log = ReplayLog(bytes_max=1 << 20, events_max=1 << 20)
+        copy = runtime.hub.restore(FOREIGN, log, Dialect.CHAT, runtime.time(), kind=Stream, terms=terms)
+        assert copy is not None
+        copy.append(event(" a"), runtime.time())
+        runtime.hub.sweep([copy], runtime.time())
+        assert cluster.status()["copies"] == 0 and choose(runtime.hub, 1 << 30) == []
+        for method, path in (("DELETE", ""), ("POST", "/events")):
+            fields = "Host: 127.0.0.1\r\nContent-Length: 0\r\n"
+            answer = await d.ask(f"{method} /v1/streams/{FOREIGN}{path} HTTP/1.1\r\n{fields}\r\n".encode())
+            assert answer.status == 409 and b"stream_elsewhere" in answer.body
+        assert copy.reason is None
+        runtime.hub.remove(copy)
+        cluster.stop()
+
+
+@in_loop
+async def test_a_position_ahead_of_the_copy_waits_for_it() -> None:
+    async with serving(engine=NOWHERE) as d:
+        runtime = d.worker.runtime
+        terms = Terms(is_copy=True, retention_s=10.0)
+        log = ReplayLog(bytes_max=1 << 20, events_max=1 << 20)
+        copy = runtime.hub.restore(FOREIGN, log, Dialect.CHAT, runtime.time(), kind=Stream, terms=terms)
+        assert copy is not None
+        head = f"GET /v1/streams/{FOREIGN} HTTP/1.1\r\nHost: 127.0.0.1\r\nLast-Event-ID: {FOREIGN}:"
+        conn = await d.connect(f"{head}2\r\n\r\n".encode())
+        await d.until(lambda: len(runtime.sweep) > 1)
+        for text in (" a", " b", " c"):
+            copy.append(event(text), runtime.time())
+        copy.seal(CloseReason.COMPLETE, runtime.time(), clean=True)
+        answer = await conn.answer()
+        assert answer.status == 200 and b" c" in answer.body and b" b" not in answer.body
+        runtime.hub.remove(copy)
+        assert d.worker.cluster is not None
+        d.worker.cluster.stop()

@@ -1,0 +1,286 @@
+"""Followed streams: sought once for all who ask, and gone when no reader, no engine or no owner is left."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
+
+from model_engine import ModelChannels, ModelLink
+from sinks import Loop, Reader, new_hub
+from test_owner import KEYS, Rig
+
+from streamd.config import Settings
+from streamd.core.guard import Guard
+from streamd.core.stream import Stream
+from streamd.engine.entry import parse
+from streamd.engine.followed import IDLE_S, LOOKS_MAX, FollowedStreams
+from streamd.reasons import CloseReason
+
+
+class Heard:
+    """A seeker, and its outcome."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Stream | str] = []
+
+    def found(self, stream: Stream) -> None:
+        self.outcomes.append(stream)
+
+    def absent(self) -> None:
+        self.outcomes.append("absent")
+
+    def unreachable(self) -> None:
+        self.outcomes.append("unreachable")
+
+
+class Node:
+    """Another member's followed streams, on the engine of an owner's Rig."""
+
+    def __init__(self, own: Rig) -> None:
+        self.own = own
+        self.loop = Loop()
+        self.hub = new_hub(self.loop)
+        self.link = ModelLink(own.engine, lambda: None)
+        self.link.up()
+        self.channels = ModelChannels(own.engine)
+        self.channels.link = SimpleNamespace(is_up=True)  # type: ignore[attr-defined]
+        self.shard = SimpleNamespace(link=self.link, channels=self.channels)
+        self.is_known = True
+        self.lost = False
+        self.places = 0
+        runtime: Any = SimpleNamespace(
+            hub=self.hub,
+            time=lambda: own.now,
+            unix_time=lambda: 1e9,
+            guard=Guard(lambda where, error: own.bugs.append((where, error))),
+            loop=SimpleNamespace(
+                call_soon=lambda call, *given: self.loop.soon(lambda: call(*given)),
+                call_later=self.loop.later,
+            ),
+            settings=Settings(),
+            admit_stream=self.admit,
+            admission=SimpleNamespace(release_stream=self.release),
+        )
+        members: Any = SimpleNamespace(
+            ask_whether_known=lambda server, member, answer: answer(self.is_known),
+            is_lost=lambda server, member: self.lost and member == "m1",
+        )
+        servers: Any = SimpleNamespace(shard_of=lambda stream_id: self.shard)
+        self.followed = FollowedStreams(runtime, Settings(engine_patience_s=4.0), servers, KEYS, members)
+        self.hub.on_removed = self.followed.removed
+
+    def admit(self) -> None:
+        self.places += 1
+
+    def release(self) -> None:
+        self.places -= 1
+
+    def turn(self) -> None:
+        self.channels.turn()
+        if self.link.is_up:
+            self.link.turn()
+        self.loop.rest()
+
+    def seek(self, stream: Stream) -> Heard:
+        heard = Heard()
+        assert self.followed.seek(stream.id, heard)
+        return heard
+
+    def found(self, stream: Stream) -> Stream:
+        """The stream, as it is here."""
+        heard = self.seek(stream)
+        for _ in range(4):
+            self.turn()
+        (here,) = heard.outcomes
+        assert isinstance(here, Stream)
+        return here
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds * 4)):
+            self.own.tick()
+            if self.own.link.is_up:
+                self.own.link.turn()
+            self.followed.tick(self.own.now)
+            self.hub.sweep(tuple(self.hub), self.own.now)
+            self.turn()
+        assert self.own.bugs == []
+
+
+@pytest.fixture
+def own() -> Rig:
+    made = Rig()
+    made.link.up()
+    return made
+
+
+def written(own: Rig, *texts: str) -> Stream:
+    """A stream with a copy of these texts."""
+    stream = own.open()
+    own.grow(stream, *texts)
+    own.link.turn()
+    return stream
+
+
+def test_a_stream_is_followed_once_for_all_who_seek_it(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a", " b")
+    heard = [node.seek(stream) for _ in range(3)]
+    for _ in range(4):
+        node.turn()
+    here = node.hub.get(stream.id)
+    assert [each.outcomes for each in heard] == [[here]] * 3 and len(node.followed) == node.places == 1
+    assert here is not None and here.events == 2 and here.terms.is_copy and here.source is not None
+
+
+def test_a_stream_without_a_reader_is_followed_a_while_longer_and_then_dropped(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    reader = Reader(here, node.loop, leave=lambda each: node.hub.leave(each, CloseReason.READER_GONE, own.now))
+    node.pass_time(3 * IDLE_S)
+    assert len(node.followed) == 1 and here.reason is None
+    reader.subscriber.end()
+    here.leave(reader.subscriber)
+    node.pass_time(IDLE_S - 1)
+    assert len(node.followed) == 1
+    node.pass_time(2)
+    assert len(node.followed) == node.places == len(node.hub) == 0
+    assert not any(own.engine.listeners.values()), "and nothing is listened to"
+
+
+def test_a_stream_that_nobody_has_is_absent(own: Rig) -> None:
+    node, stream = Node(own), own.open()
+    node.is_known = False
+    heard = node.seek(stream)
+    node.turn()
+    assert heard.outcomes == ["absent"] and len(node.followed) == node.places == 0
+
+
+def test_a_stream_that_was_just_opened_is_looked_for_again(own: Rig) -> None:
+    node, stream = Node(own), own.open()
+    heard = node.seek(stream)
+    node.turn()
+    assert heard.outcomes == []
+    own.grow(stream, " a")
+    own.link.turn()
+    node.loop.ring()
+    for _ in range(4):
+        node.turn()
+    assert isinstance(heard.outcomes[0], Stream)
+
+
+def test_it_is_not_looked_for_for_ever(own: Rig) -> None:
+    node, stream = Node(own), own.open()
+    heard = node.seek(stream)
+    for _ in range(LOOKS_MAX):
+        node.turn()
+        node.loop.ring()
+    assert heard.outcomes == ["absent"] and node.places == 0
+
+
+def test_while_the_engine_is_away_nothing_is_sought_and_readers_are_sent_away(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    node.link.cut()
+    node.pass_time(6)
+    assert not node.followed.seek("s_" + "x" * 27, Heard())
+    assert len(node.followed) == node.places == 0 and here.reason is None
+    node.link.up()
+    assert node.found(stream).events == 1
+
+
+def test_a_seeker_that_gave_up_hears_nothing_and_leaves_nothing(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    first, second = node.seek(stream), node.seek(stream)
+    node.followed.give_up(stream.id, first)
+    assert len(node.followed) == 1
+    node.followed.give_up(stream.id, second)
+    assert len(node.followed) == node.places == 0
+    node.turn()
+    assert first.outcomes == second.outcomes == [] and own.bugs == []
+
+
+def test_a_copy_with_the_facts_of_another_stream_is_absent(own: Rig) -> None:
+    node, stream, other = Node(own), written(own, " a"), own.open()
+    own.engine.keys[KEYS.log(other.id)] = own.engine.keys[KEYS.log(stream.id)]
+    node.is_known = False
+    heard = node.seek(other)
+    node.turn()
+    assert heard.outcomes == ["absent"] and len(node.hub) == 0
+
+
+def test_a_finished_stream_is_kept_for_a_moment(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    own.seal(stream)
+    own.link.turn()
+    here = node.found(stream)
+    assert here.reason is CloseReason.COMPLETE and here.ended_clean
+    node.pass_time(12)
+    assert len(node.followed) == node.places == len(node.hub) == 0
+
+
+def test_a_lost_owners_stream_ends_at_its_last_event_for_all(own: Rig) -> None:
+    one, two, stream = Node(own), Node(own), written(own, " a", " b")
+    here = [node.found(stream) for node in (one, two)]
+    readers = [Reader(each, node.loop) for each, node in zip(here, (one, two), strict=True)]
+    own.link.is_up = False
+    for node in (one, two):
+        node.lost = True
+    for _ in range(10):
+        one.pass_time(1)
+        two.pass_time(1)
+    assert [each.reason for each in here] == [CloseReason.NODE_LOST] * 2 and [each.events for each in here] == [2, 2]
+    for reader in readers:
+        assert reader.ended is False and f"id: {stream.id}:2!".encode() in reader.sent and b"node_lost" in reader.sent
+    entries = [parse(entry) for entry in own.entries(stream)]
+    assert [entry.end is not None for entry in entries] == [False, True], "one of them declared it"
+    assert one.followed.lost + two.followed.lost == 2
+    late = Node(own)
+    assert late.found(stream).reason is CloseReason.NODE_LOST
+
+
+def test_the_declaration_has_the_events_that_only_pushes_brought(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    own.grow(stream, " b")
+    own.link.turn()
+    own.tick()
+    own.link.turn()
+    node.turn()
+    stream.append(b'data: {"choices":[{"delta":{"content":" c"}}]}\n\n', own.now)
+    own.owner.push()
+    own.link.turn()
+    node.turn()
+    assert here.events == 3, "the copy has two"
+    own.link.is_up = False
+    node.lost = True
+    node.pass_time(6)
+    assert here.reason is CloseReason.NODE_LOST
+    assert Node(own).found(stream).events == 3
+    own.link.up()
+    own.settle()
+    own.check(stream)  # the owner lives after all, and takes its stream back
+    assert own.owner.counts.revived == 1
+
+
+def test_a_copy_that_is_gone_with_its_owner_is_written_from_what_is_here(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a", " b")
+    here = node.found(stream)
+    own.engine.flush()
+    own.link.is_up = False
+    node.lost = True
+    node.pass_time(8)
+    assert here.reason is CloseReason.NODE_LOST
+    assert Node(own).found(stream).events == 2
+
+
+def test_an_operator_may_end_it_here_without_a_word_in_the_owners_name(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    here.cancel(CloseReason.CANCELLED, own.now, message="stopped")
+    assert here.events == 1 and here.reason is CloseReason.CANCELLED
+    node.pass_time(1)
+    assert len(node.followed) == node.places == 0
+    assert node.found(stream).reason is None, "at its own node it goes on"
