@@ -45,10 +45,11 @@ from streamd.wire.dialect import Dialect
 from streamd.wire.dialects.api import Progress
 from streamd.wire.heads import HEAD_LIMITS
 from streamd.wire.http1 import HeadReader, RemoteProtocolError, judged_request, judged_response
-from streamd.wire.inner import InnerSplitter, InnerState, SentAway
-from streamd.wire.json_lines import JsonLines, LinesState
+from streamd.wire.inner import InnerState, SentAway
+from streamd.wire.json_lines import LinesState
 from streamd.wire.json_scan import JsonError, JsonScan, Watched
 from streamd.wire.quick_head import quick_request, quick_response, whole_head
+from streamd.wire.splitters import splitter_of
 from streamd.wire.sse import Edge, EventSplitter, EventTooLarge, SplitterState
 
 FOUR_FF = b"\xff\xff\xff\xff"
@@ -355,10 +356,13 @@ def restored(wire: bytes) -> None:
 def handover(data: bytes) -> None:
     """A record, with further bytes for its parser behind the last FOUR_FF: the same as without the record's way."""
     wire, _, more = data.rpartition(FOUR_FF)
-    strays: Any = NoStrays()
+    size, strays = EVENT_BYTES_MAX, NoStrays()
     for kind, go_on in (
         (wire_kinds.DECODER, decoder_of),
-        (wire_kinds.SPLITTER, lambda state: splitter_of(state, strays)),
+        (
+            wire_kinds.SPLITTER,
+            lambda state: splitter_of(state, Dialect.CHAT.api, event_bytes_max=size, strays=strays),
+        ),
         (wire_kinds.HEAD, head_reader_of),
         (wire_kinds.PROGRESS, progress_of),
     ):
@@ -376,20 +380,6 @@ class NoStrays:
 
     def take_strays(self, lines: bytes, before: list[bytes], *, dropped: bool) -> list[bytes]:
         return []
-
-
-def splitter_of(state: Any, strays: Any) -> EventSplitter:
-    if isinstance(state, InnerState):
-        inner = InnerSplitter(b": hb\n", event_bytes_max=EVENT_BYTES_MAX, strays=strays)
-        inner.go_on_from_inner(state)
-        return inner
-    if isinstance(state, LinesState):
-        lines = JsonLines(Dialect.CHAT.api, event_bytes_max=EVENT_BYTES_MAX, strays=strays)
-        lines.go_on_from_lines(state)
-        return lines
-    splitter = EventSplitter(event_bytes_max=EVENT_BYTES_MAX, strays=strays)
-    splitter.go_on_from(state)
-    return splitter
 
 
 def head_reader_of(state: Any) -> HeadReader:
