@@ -1,0 +1,121 @@
+"""Clients' connections that move between any two bytes of a head: the answers are the same, and so are the books."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import CHAT, SSE_HEAD, Client, Rig, chunk, event, get, post, rig
+
+from streamd.handover.clients import CLIENT
+from streamd.handover.record import pack, unpack
+from streamd.net.client import ClientState
+from streamd.net.client_place import ClientPlace, continued, go_on_at, place_of
+from streamd.net.origin import AWAITED
+from streamd.reasons import CloseReason
+from streamd.wire.http1 import HeadState
+
+HEALTH = get("/healthz")
+LONG = b"\r\nGET /healthz HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 6000 + b"\r\n\r\n"
+
+
+def moved(r: Rig, client: Client) -> ClientPlace:
+    """Another connection takes the client's place, from its record alone."""
+    before = client.connection
+    place: ClientPlace = unpack(CLIENT, pack(CLIENT, place_of(before)))
+    assert place == place_of(before)
+    entrance = r.worker.entrance(place.listener, place.price_bytes, is_tunnelled=place.is_tunnelled)
+    before._gone(CloseReason.MOVED)
+    client.connection = continued(r.worker.application, entrance, place)
+    client.transport.set_protocol(client.connection)
+    client.connection.connection_made(client.transport)
+    go_on_at(client.connection, place)
+    r.turn()
+    return place
+
+
+@pytest.mark.parametrize("head", [HEALTH, LONG])
+def test_a_head_goes_on_at_any_byte(head: bytes) -> None:
+    with rig() as r:
+        for at in range(0, len(head), 1 if len(head) < 200 else 61):
+            client = r.client(head[:at])
+            moved(r, client)
+            client.send(head[at:])
+            assert client.answer.status == 200, at
+            place = moved(r, client)
+            assert place.at is ClientState.HEAD and place.head is None
+            client.send(HEALTH)
+            assert [answer.status for answer in client.answers] == [200, 200]
+            client.fin()
+        assert len(r.runtime.clients) == 0
+
+
+def test_deadlines_go_on_as_they_were() -> None:
+    with rig(head_timeout_s=10.0, keepalive_timeout_s=30.0) as r:
+        slow, idle = r.client(b"GET /"), r.client(HEALTH)
+        r.pass_time(6.0)
+        moved(r, slow)
+        moved(r, idle)
+        r.pass_time(5.0)
+        assert slow.answer.status == 408 and not idle.transport.closed
+        r.pass_time(20.0)
+        assert idle.transport.closed and r.closed[CloseReason.IDLE] == 1
+
+
+def test_an_address_is_counted_once_and_as_opening_until_its_first_request() -> None:
+    limits = {"conns_per_address_max": 2, "conns_opening_per_address_max": 1}
+    with rig(**limits) as r:
+        client = r.client(HEALTH[:-2], listener="public")
+        assert moved(r, client).is_opening
+        assert r.client(HEALTH, listener="public").answer.status == 429, "another may not open meanwhile"
+        client.send(HEALTH[-2:])
+        assert not moved(r, client).is_opening
+        assert r.client(HEALTH, listener="public").answer.status == 200
+        assert r.client(HEALTH, listener="public").answer.status == 429
+
+
+def test_a_connection_in_a_request_or_over_can_not_be_told() -> None:
+    with rig() as r:
+        body, streaming = r.client(post(CHAT)[:-5]), r.client(post(CHAT))
+        r.reply(SSE_HEAD + chunk(event("one ")))
+        lost = r.client()
+        lost.reset()
+        for client in (body, streaming, lost):
+            with pytest.raises(ValueError, match="in the middle of a request, or over"):
+                place_of(client.connection)
+        waiting: Any = r.client().connection
+        waiting.origin._remote = AWAITED
+        with pytest.raises(ValueError, match="PROXY"):
+            place_of(waiting)
+
+
+PLACE = ClientPlace(ClientState.HEAD, "loopback", 0, False, None, False, 2000.0, b"", None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"at": ClientState.BODY},
+        {"at": ClientState.LOST},
+        {"head": HeadState(b"GET / HTTP/1.1\r\n\r\n", 0)},
+        {"head": HeadState(b"\0", 0)},
+    ],
+)
+def test_a_place_that_no_connection_has_is_refused(wrong: dict[str, Any]) -> None:
+    with rig() as r:
+        with pytest.raises(ValueError, match="connection|head"):
+            continued(r.worker.application, r.worker.entrance("loopback"), PLACE._replace(**wrong))
+        assert len(r.runtime.clients) == 0
+
+
+def test_bytes_behind_a_head_are_processed_in_the_new_place() -> None:
+    with rig() as r:
+        client = r.client()
+        client.connection._gone(CloseReason.MOVED)
+        place = PLACE._replace(at=ClientState.FRESH, behind=HEALTH + HEALTH)
+        client.connection = continued(r.worker.application, r.worker.entrance("loopback"), place)
+        client.transport.set_protocol(client.connection)
+        client.connection.connection_made(client.transport)
+        go_on_at(client.connection, place)
+        r.turn()
+        assert [answer.status for answer in client.answers] == [200, 200]
