@@ -65,8 +65,9 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
         DERIVED: "body_charge form json route",
     },
     "wire.heads.RequestHead": {
-        CARRIED: "authority by_name bytes_read content_length expect_continue framing headers http10 keep_alive method"
+        CARRIED: "authority bytes_read content_length expect_continue framing headers http10 keep_alive method"
         " path query target upgrade",
+        DERIVED: "by_name",
     },
     # The bytes are held, and are scanned again.
     "wire.json_scan.JsonScan": {
