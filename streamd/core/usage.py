@@ -11,7 +11,7 @@ the server streams all the same.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from streamd.core.auth import Key
 from streamd.core.limits import Account
@@ -24,6 +24,24 @@ OVERLAP_BYTES: Final = 128
 _EVENT: Final = b"\ndata:"
 
 
+class TallyState(NamedTuple):
+    """A Tally between two pieces of an answer."""
+
+    found: tuple[tuple[bytes, int], ...]
+    tail: bytes
+
+
+class ChargeState(NamedTuple):
+    """A Charge between two pieces of an answer."""
+
+    has_stream: bool
+    events: int
+    pays_tokens: bool
+    tail: bytes
+    tally: TallyState
+    is_asked: bool
+
+
 class Tally:
     """The tokens that an answer states, searched in its bytes as they pass."""
 
@@ -32,6 +50,16 @@ class Tally:
     def __init__(self) -> None:
         self._tail = b""
         self._found: dict[bytes, int] = {}  # the largest count of each name
+
+    def state(self) -> TallyState:
+        """What go_on_from() takes."""
+        return TallyState(tuple(self._found.items()), self._tail)
+
+    def go_on_from(self, state: TallyState) -> None:
+        """Take the state of another tally. Raises ValueError for a state that none has."""
+        if len(state.tail) > OVERLAP_BYTES or any(count < 0 for _, count in state.found):
+            raise ValueError("a tally of tokens that can't be")
+        self._found, self._tail = dict(state.found), state.tail
 
     def passed(self, piece: bytes) -> None:
         """The next bytes."""
@@ -75,6 +103,28 @@ class Charge:
         self._tally = Tally()
         self._is_asked = False
         self._is_over = False
+
+    def state(self) -> ChargeState:
+        """What continued() takes."""
+        return ChargeState(
+            self._has_stream, self._events, self._pays_tokens, self._tail, self._tally.state(), self._is_asked
+        )
+
+    @classmethod
+    def continued(cls, account: Account, key: Key, state: ChargeState) -> Charge:
+        """A charge that goes on from this state; another process has counted its request, and its stream if it has one.
+
+        Raises ValueError for a state that no charge has.
+        """
+        if len(state.tail) >= len(_EVENT) or state.events < 0 or (state.events and not state.has_stream):
+            raise ValueError("a charge of an answer that can't be")
+        charge = cls.__new__(cls)
+        charge._account, charge._key = account, key
+        charge._has_stream, charge._events, charge._pays_tokens = state.has_stream, state.events, state.pays_tokens
+        charge._tail, charge._tally = state.tail, Tally()
+        charge._tally.go_on_from(state.tally)
+        charge._is_asked, charge._is_over = state.is_asked, False
+        return charge
 
     def asked(self) -> None:
         """The request has reached an upstream."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from streamd.core.health import ERROR_STATUS, FAILED_STATUSES
 from streamd.counters import bump
@@ -97,6 +97,17 @@ class Owner(Asker, Protocol):
         """No connection was established, so the upstream did no work."""
 
 
+class AttemptPlace(NamedTuple):
+    """An attempt whose request is out, for another process."""
+
+    upstream: str
+    method: str
+    principal: str | None
+    began_at: float
+    asked_at: float
+    is_reused: bool
+
+
 class Attempt:
     """A single try of an upstream, to be started once. `owner` gets no more calls after end()."""
 
@@ -132,6 +143,33 @@ class Attempt:
         self.is_reused = False  # whether the connection has carried an answer before
         self.began_at = 0.0
         self.asked_at = 0.0
+
+    @classmethod
+    def continued(cls, runtime: Runtime, upstream: Upstream, place: AttemptPlace, link: UpstreamConnection) -> Attempt:
+        """An attempt whose request another process has sent, on this connection; own() follows. Takes its place in
+        flight.
+        """
+        attempt = cls.__new__(cls)
+        attempt._runtime, attempt.upstream, attempt.link, attempt._owner = runtime, upstream, link, None
+        attempt._request, attempt._connecting, attempt.connect_by = _SENT, None, 0.0
+        attempt._method, attempt._principal = place.method, place.principal
+        attempt.began_at, attempt.asked_at, attempt.is_reused = place.began_at, place.asked_at, place.is_reused
+        upstream.in_flight += 1
+        if place.principal is not None:
+            upstream.health.begin(attempt, place.principal, place.began_at)
+        return attempt
+
+    def own(self, owner: Owner) -> None:
+        """The owner of a continued attempt is there."""
+        self._owner = owner
+
+    def place(self) -> AttemptPlace:
+        """The argument of another process's continued(). Raises ValueError while no request is out."""
+        if self.link is None:
+            raise ValueError("no connection is there yet")
+        return AttemptPlace(
+            self.upstream.settings.name, self._method, self._principal, self.began_at, self.asked_at, self.is_reused
+        )
 
     def start(self, *, pooled: bool = True) -> None:
         """Take a place in flight and a connection; always a new connection unless `pooled`."""

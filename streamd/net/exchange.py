@@ -156,7 +156,7 @@ class Exchange(Pending):
         self,
         runtime: Runtime,
         upstreams: Upstreams,
-        ask: Ask,
+        ask: Ask | None,
         *,
         answer: Answer | None,
         request: Request,
@@ -167,13 +167,15 @@ class Exchange(Pending):
         owner: ExchangeOwner,
         learns: Learner | None = None,
     ) -> None:
-        """`may_be_foreign`: the answer may be a stream with ids of its server's own."""
+        """`may_be_foreign`: the answer may be a stream with ids of its server's own. `ask`: None where another process
+        has sent the request, and it won't be sent again.
+        """
         # process
         self._runtime = runtime
         self._upstreams = upstreams
         self.watch = GenerationWatch(runtime.counters, upstreams.served, request)  # before anything is taken over
         # request
-        self._ask: Ask | None = ask
+        self._ask = ask
         self._body_charge, request.body_charge = request.body_charge, None  # as long as it may be sent again
         self._request = request
         self._route = request.route
