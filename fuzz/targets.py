@@ -9,7 +9,7 @@
     replay_log      the replay log: events come back byte for byte, coalesced text is the same text
     log_record      records of a log's copy: refused, or readable to their end, and cuts don't change the copy
     state           kept streams of another process: refused, or readable to their end
-    handover        records of parsers that another process hands over: refused, or the parser goes on
+    handover        records that another process hands over: refused, or the parser or stream goes on
 
 An AssertionError, or any other exception, is a finding. This module doesn't depend on atheris: tests/test_fuzz.py runs
 the same functions over the corpus and some mutations of it.
@@ -17,6 +17,7 @@ the same functions over the corpus and some mutations of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import runpy
 import struct
@@ -34,11 +35,18 @@ from streamd.core import snapshot
 from streamd.core.hub import Hub
 from streamd.core.log_record import pack, unpack
 from streamd.core.replay import Mark, ReplayLog
-from streamd.core.stream import Stream
+from streamd.core.stream import Form, ReaderPlace, Stream
 from streamd.daemon import logs
 from streamd.handover import wire_kinds
+from streamd.handover.clients import CLIENT
+from streamd.handover.exchanges import EXCHANGE
 from streamd.handover.record import pack as pack_for_handover
 from streamd.handover.record import unpack as unpack_handed_over
+from streamd.handover.requests import REQUEST
+from streamd.handover.streams import READER, STREAM, StreamState, land_stream, stream_state
+from streamd.handover.upstreams import UPSTREAM
+from streamd.handover.values import RecordError
+from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire.chunked import ChunkedDecoder, LengthState, UntilCloseState, decoder_of
 from streamd.wire.dialect import Dialect
@@ -373,6 +381,32 @@ def handover(data: bytes) -> None:
             continue
         assert unpack_handed_over(kind, pack_for_handover(kind, state)) == state
         assert told(one, more, 0) == told(two, more, 3), state
+    for kind in (STREAM, READER, CLIENT, UPSTREAM, EXCHANGE, REQUEST):
+        with contextlib.suppress(RecordError):
+            state = unpack_handed_over(kind, wire)
+            assert unpack_handed_over(kind, pack_for_handover(kind, state)) == state
+            if isinstance(state, StreamState):
+                landed(state)
+
+
+def landed(state: StreamState) -> None:
+    """A stream that lands can be read to its end and goes on; else nothing is left of it."""
+    hub = new_hub()
+    try:
+        stream = land_stream(hub, state)
+    except ValueError:
+        assert len(hub) == hub.log_bytes == hub.detached == 0
+        return
+    assert stream_state(hub, stream) == state
+    cursor = stream.log.seek(stream.log.seq_first)
+    while stream.log.read(cursor, bytes_max=4096):
+        pass
+    assert cursor.seq == stream.log.seq_next
+    if stream.reason is None:
+        stream.append(b"data: more\n\n", 9.0)
+        stream.seal(CloseReason.COMPLETE, 9.0, clean=True)
+    hub.remove(stream)
+    assert len(hub) == hub.log_bytes == hub.detached == 0
 
 
 class NoStrays:
@@ -405,7 +439,7 @@ def told(parser: Any, more: bytes, size: int) -> object:
             if isinstance(parser, HeadReader):
                 head = parser.feed(piece)
                 if head is not None:
-                    return head[0]
+                    return judged_request(head[0])  # a mistake in it shows earlier or later, by the cut
             elif not getattr(parser, "done", False):
                 out += parser.feed(piece)
     except (RemoteProtocolError, EventTooLarge, SentAway):
@@ -532,6 +566,14 @@ def handover_seeds() -> list[bytes]:
     made = [(wire_kinds.DECODER, state, b"lo\r\n0\r\n\r\n") for state in decoders]
     made += [(wire_kinds.SPLITTER, state, b"\n\ndata: c\n\n") for state in (splitter.state(), inner, lines)]
     made += [(wire_kinds.HEAD, head.state(), b": a\r\n\r\n"), (wire_kinds.PROGRESS, progress.state(), event("b"))]
+    for number, body in enumerate(event_seeds()[:4]):
+        hub = new_hub()
+        stream: Stream = hub.open(
+            Dialect.CHAT, 1.0, name=f"n{number}" if number % 2 else "", epoch="abcdef"[: number % 2 * 6]
+        )
+        stream.append_all([each for each in split(body[1:], 0) or [] if each.endswith(b"\n\n")], 2.0)
+        made.append((STREAM, stream_state(hub, stream), b""))
+    made.append((READER, ReaderPlace(Policy.COALESCE, Form.CHUNKED, 9, 1, 2, 3, 999), b""))
     return [pack_for_handover(kind, state) + FOUR_FF + more for kind, state, more in made]
 
 
