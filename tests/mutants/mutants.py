@@ -3610,4 +3610,113 @@ OTEL: Final = (
     ),
 )
 
-MUTANTS: Final = (*CORE, *API, *WIRE, *NET, *DAEMON, *GUARD, *PACE, *OTEL)
+# handover/ and the states that it tells
+
+HANDOVER: Final = (
+    Mutant(
+        "a fact that the next version adds is dropped in silence where the old version reads",
+        "handover/record.py",
+        "RecordKind.put",
+        "elif own != fact.default:",
+        "elif False:",
+        ("tests/handover/test_record.py",),
+    ),
+    Mutant(
+        "a fact that this version doesn't know is ignored",
+        "handover/record.py",
+        "RecordKind.get",
+        "if unknown:",
+        "if False:",
+        ("tests/handover/test_record.py",),
+    ),
+    Mutant(
+        "bytes of a record are used twice",
+        "handover/values.py",
+        "Blobs.take",
+        " or number != self._next",
+        "",
+        ("tests/handover/test_values.py",),
+    ),
+    Mutant(
+        "events before a handover are counted in no process",
+        "handover/streams.py",
+        "stream_state",
+        "    hub.charge(stream)\n",
+        "",
+        ("tests/handover/test_streams.py",),
+    ),
+    Mutant(
+        "the bytes before a handover are counted twice",
+        "handover/streams.py",
+        "_go_on",
+        "stream.frame_bytes = stream.ledger.counted_bytes =",
+        "stream.frame_bytes =",
+        ("tests/handover/test_streams.py",),
+    ),
+    Mutant(
+        "a detached generation runs on for ever after a handover",
+        "handover/streams.py",
+        "land_stream",
+        "if state.grace_until:",
+        "if False:",
+        ("tests/handover/test_streams.py",),
+    ),
+    Mutant(
+        "a reader that lost events before a handover is never told",
+        "core/stream.py",
+        "Subscriber.go_on_from",
+        "        self._gap_from = place.gap_from\n",
+        "",
+        ("tests/handover/test_streams.py",),
+    ),
+    Mutant(
+        "half of a CRLF before a handover becomes a blank line after it",
+        "wire/sse.py",
+        "EventSplitter.state",
+        "_EDGES[self._edge]",
+        "Edge.PLAIN",
+        ("tests/handover/test_wire_kinds.py",),
+    ),
+    Mutant(
+        "a choice that ended before a handover is awaited for ever after it",
+        "wire/dialects/api.py",
+        "Progress.go_on_from",
+        "self._begun, self._finished = state.begun, state.finished",
+        "self._begun = state.begun",
+        ("tests/handover/test_wire_kinds.py",),
+    ),
+    Mutant(
+        "a token after a handover takes the short way in the middle of an event",
+        "net/upstream_place.py",
+        "go_on_at",
+        " and splitter.at_rest",
+        "",
+        ("tests/handover/test_upstream_records.py",),
+    ),
+    Mutant(
+        "an address has a place too few for opening connections after a handover",
+        "net/client_place.py",
+        "go_on_at",
+        "if not place.is_opening:",
+        "if False:",
+        ("tests/handover/test_client_records.py",),
+    ),
+    Mutant(
+        "time limits begin anew at a handover",
+        "net/exchange_place.py",
+        "continued",
+        "exchange._stale_links, exchange._started_at = place.stale_links, place.started_at",
+        "exchange._stale_links = place.stale_links",
+        ("tests/handover/test_exchanges.py",),
+    ),
+    Mutant(
+        "a request that reached its upstream before a handover is given back after it",
+        "core/usage.py",
+        "Charge.continued",
+        "state.is_asked, False",
+        "False, False",
+        ("tests/handover/test_exchanges.py",),
+    ),
+)
+
+MUTANTS: Final = (*CORE, *API, *WIRE, *NET, *DAEMON, *GUARD, *PACE, *OTEL, *HANDOVER)
