@@ -60,16 +60,16 @@ class Installed:
         there.parent.mkdir(parents=True, exist_ok=True)
         there.write_text(text)
 
-    def settings(self, more: str = "") -> str:
-        """streamd.toml for these tests, with further lines at its top."""
-        upstream = f'[[upstream]]\nname = "mock"\nurl = "http://127.0.0.1:{self.mock_port}"\n'
+    def settings(self, more: str = "", upstreams: str = "") -> str:
+        """streamd.toml for these tests, with further lines at its top, and the mock unless `upstreams` are given."""
+        mock = f'[[upstream]]\nname = "mock"\nurl = "http://127.0.0.1:{self.mock_port}"\n'
         key = 'key_file = "credential:upstream_mock"\n'
-        return f'{more}\nstate_dir = "/var/lib/streamd"\nworker_stuck = "2s"\n{upstream}{key}'
+        return f'{more}\nstate_dir = "/var/lib/streamd"\nworker_stuck = "2s"\n{upstreams or mock + key}'
 
-    def fresh(self, more: str = "") -> None:
+    def fresh(self, more: str = "", upstreams: str = "") -> None:
         """Stop and start streamd, with these settings and a clean record."""
         self.run("systemctl", "stop", *UNITS)
-        self.write(SETTINGS, self.settings(more))
+        self.write(SETTINGS, self.settings(more, upstreams))
         # This also resets the count of recent starts, which has a limit.
         self.ran("systemctl", "reset-failed", *UNITS)
         self.run("systemctl", "start", "streamd.service")
@@ -87,10 +87,23 @@ class Installed:
     def journal(self) -> str:
         return self.run("journalctl", "-o", "cat", "-u", "streamd.service")
 
-    def get(self, path: str) -> int:
-        """The status of a GET; 0 without a listener or if the connection breaks."""
+    def warnings(self) -> list[str]:
+        """What an on-call person sees first: `journalctl -p warning` of the service since its last start."""
+        invocation = f"_SYSTEMD_INVOCATION_ID={self.show('InvocationID')}"
+        return self.run("journalctl", "-p", "warning", "-o", "cat", invocation).splitlines()
+
+    def chat(self) -> int:
+        """The status of a short chat."""
+        asked = {"model": "mock-llm", "messages": [{"role": "user", "content": "Hi"}]}
+        return self.get("/v1/chat/completions", json.dumps(asked).encode())
+
+    def get(self, path: str, body: bytes | None = None) -> int:
+        """The status of a GET, or of a POST with a body; 0 without a listener or if the connection breaks."""
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", body, {"Content-Type": "application/json"} if body else {}
+        )
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S) as answer:
+            with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as refusal:
             return refusal.code
@@ -130,17 +143,24 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
+@contextlib.contextmanager
+def mock_llm() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """An inference server: its process and its port."""
+    command = [sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0", "--ttft-ms", "20"]
+    with subprocess.Popen(command, cwd=nspawn.PROJECT, stdout=subprocess.PIPE, text=True) as mock:
+        assert mock.stdout is not None
+        listening = re.search(r":(\d+)\s*$", mock.stdout.readline())
+        assert listening is not None
+        try:
+            yield mock, int(listening[1])
+        finally:
+            mock.kill()
+
+
 @pytest.fixture(scope="module")
 def mock_port() -> Iterator[int]:
-    command = [sys.executable, "-m", "streamd", "mock-llm", "--listen", "127.0.0.1:0", "--ttft-ms", "20"]
-    mock = subprocess.Popen(command, cwd=nspawn.PROJECT, stdout=subprocess.PIPE, text=True)
-    assert mock.stdout is not None
-    listening = re.search(r":(\d+)\s*$", mock.stdout.readline())
-    assert listening is not None
-    yield int(listening[1])
-    mock.terminate()
-    mock.wait()
-    mock.stdout.close()
+    with mock_llm() as (_, port):
+        yield port
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +378,32 @@ def test_a_killed_main_process_is_restarted_without_a_refused_connection(streamd
     cgroup = streamd.run("cat", f"/proc/{streamd.main_pid()}/cgroup")
     assert "streamd.service" in cgroup
     until(lambda: len(streamd.worker_pids()) == workers, "the workers")
+
+
+# Servers that are out
+
+
+def test_both_servers_killed_are_a_warning_each_and_named_in_the_status_line(streamd: Installed) -> None:
+    with mock_llm() as (one, port_of_one), mock_llm() as (two, port_of_two):
+        ports = {"gpu1": port_of_one, "gpu2": port_of_two}
+        upstreams = (f'[[upstream]]\nname = "{name}"\nurl = "http://127.0.0.1:{ports[name]}"\n' for name in ports)
+        streamd.fresh("workers = 2", "".join(upstreams))
+        assert [streamd.chat() for _ in range(8)] == [200] * 8
+        assert "upstreams out" not in streamd.show("StatusText") and streamd.warnings() == []
+        for mock in (one, two):
+            mock.kill()
+            mock.wait()
+        until(
+            lambda: streamd.chat() in (502, 503) and "2 of 2 upstreams out: gpu1, gpu2" in streamd.show("StatusText"),
+            "a status line with both servers",
+        )
+        found = until(lambda: [line for line in streamd.warnings() if "no upstream left" in line], "an error")
+        assert len(found) == 1, found
+        for _ in range(8):  # both workers go on to find both servers dead
+            streamd.chat()
+        told = streamd.warnings()
+        for name in ports:
+            assert len([line for line in told if re.search(rf"upstream out.* upstream={name} ", line)]) == 1, told
 
 
 # Stopping and restarting
