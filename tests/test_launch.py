@@ -16,10 +16,12 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 
 STAND_IN = """
-import http.server, sys
+import http.server, os, sys
 host, port = sys.argv[sys.argv.index("--listen") + 1].split(":")
 class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/drain":
+            os._exit(0)
         self.send_response(200)
         self.end_headers()
         self.wfile.write(sys.argv[sys.argv.index("--upstream") + 1].encode())
@@ -69,6 +71,17 @@ def test_both_processes_start_and_stop_together(port: int, number: signal.Signal
         for url in (upstream, f"http://127.0.0.1:{port}"):
             with pytest.raises(OSError, match="refused"):
                 urllib.request.urlopen(url)
+
+
+def test_a_drained_streamd_ends_the_demonstration(port: int) -> None:
+    with start(port, STAND_IN) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("Ctrl-C"):
+                break
+        with pytest.raises(OSError, match="closed connection"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/drain")
+        assert child.wait(20) == 0 and "drained" in child.stdout.read()
 
 
 def test_the_death_of_streamd_is_reported(port: int) -> None:

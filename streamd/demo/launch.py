@@ -151,8 +151,12 @@ class Launcher:
 
     def wait_end(self, front: Child) -> None:
         """Wait until `front` ends by itself, a signal asks for an end (Stopped), or a child dies (LaunchError)."""
-        while front.process.poll() != 0:
-            self.pause()
+        try:
+            while True:
+                self.pause()
+        except LaunchError:
+            if front.process.poll() != 0:
+                raise
 
     def wait_stop(self) -> None:
         """Wait until a signal asks for an end (Stopped), whatever becomes of the children: a person may kill them."""
