@@ -37,6 +37,7 @@ def draw(browser: Any, name: str, url: str, ready: Callable[[Any], None]) -> Non
         page = context.new_page()
         page.goto(url)
         ready(page)
+        page.evaluate("window.scrollTo(0, 0)")
         file = FOLDER / f"{name}-{look}.png"
         page.screenshot(path=file)
         context.close()
