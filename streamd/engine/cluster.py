@@ -238,7 +238,7 @@ class Cluster:
         shards = self.servers.shards
         return {
             "engine_servers": len(shards),
-            "engine_down": sum(not shard.link.is_up for shard in shards),
+            "engine_down": sum(not (shard.link.is_up and shard.channels.link.is_up) for shard in shards),
             "engine_lag_ms": round(self._lag_s * 1000),
             "engine_round_trip_us": round(max(shard.link.round_trip_s for shard in shards) * 1e6),
             "engine_pending": sum(shard.link.pending for shard in shards),
@@ -269,6 +269,7 @@ class Cluster:
         return {
             "state": self.conditions[shard.url.name].state.value,
             "version": link.version or None,
+            "pushes": shard.channels.link.is_up,
             "round_trip_ms": round(link.round_trip_s * 1000, 2),
             "error": None if link.is_up else link.fault_text or link.fault.value,
             "unsettled": len(shard.server.unsettled),

@@ -106,7 +106,7 @@ class FollowedStreams:
         known = self._by_id.get(stream_id)
         if known is None:
             shard = self._servers.shard_of(stream_id)
-            if not shard.link.is_up or not shard.channels.link.is_up:
+            if not shard.link.is_up:  # the link for pushes may follow in a moment
                 return False
             known = self._begin(stream_id, shard)
         elif known.stream is not None:

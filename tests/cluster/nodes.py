@@ -128,7 +128,9 @@ class Nodes:
         """Until these daemons' links, for commands and pushes, are up and healed."""
         for name in names or tuple(self.daemons):
             self.until(
-                lambda name=name: all(each["state"] == "up" for each in self.status(name)["engine"].values()),
+                lambda name=name: all(
+                    each["state"] == "up" and each["pushes"] for each in self.status(name)["engine"].values()
+                ),
                 f"engine at {name}",
             )
 
