@@ -157,7 +157,10 @@ def test_a_person_finds_and_ends_a_slow_reader_in_a_real_terminal(busy: Loaded, 
     address = slow_reader(busy)
     command = f"{sys.executable} -m streamd top --admin {busy.address} --interval 200ms; echo status=$?; exec cat"
     with tmux(tmp_path, command) as t:
-        screen = t.until(lambda text: address in text and "q quit" in text.splitlines()[-1], "the slow reader")
+        t.until(lambda text: address in text, "the slow reader")
+        # A program that asks for the size of a terminal without a client may be told 80 x 24: a change tells it anew.
+        t.run("resize-window", "-x", "112", "-y", "31")
+        screen = t.until(lambda text: address in text and "q quit" in text.splitlines()[-1], "the whole screen")
         lines = screen.splitlines()
         assert lines[0].startswith(" streamd ") and "k kill" in lines[-1]
         (row,) = [text for text in lines if address in text]
