@@ -152,6 +152,7 @@ include fuzz.mk
 include cluster.mk
 include pages.mk
 include top.mk
+include prometheus.mk
 include lock.mk
 
 clean: ## remove what was built and installed here
