@@ -125,7 +125,8 @@ class Counters:
     # the collector of OpenTelemetry
     otlp_spans: int = counter("streamd_otlp_spans", "Spans of generations that the collector of otlp_endpoint took.")
     otlp_spans_lost: int = counter(
-        "streamd_otlp_spans_lost", "Spans that the collector didn't take, or that found their queue full."
+        "streamd_otlp_spans_lost",
+        "Spans that the collector didn't take, that found their queue full, or that a bug kept from being made.",
     )
     otlp_export_failures: int = counter(
         "streamd_otlp_export_failures", "Exports of spans or metrics that the collector didn't take."

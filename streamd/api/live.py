@@ -181,8 +181,12 @@ class Live:
 
         if not subject.table:
             made(b"null")
-        elif not self._make(subject, made, failed):
-            self._next(subjects, status)  # too much other work: its pages keep the snapshot that they have
+            return
+        is_begun = False
+        with self._runtime.guard:
+            is_begun = self._make(subject, made, failed)
+        if not is_begun:
+            self._next(subjects, status)  # too much other work, or a bug: its pages keep the snapshot that they have
 
     def _make(self, subject: Subject, made: Callable[[bytes], None], failed: Callable[[Exception], None]) -> bool:
         """Make the table of a subject, of all workers. False: there is no room for the work."""
@@ -203,7 +207,8 @@ class Live:
         for viewer in tuple(self._viewers):
             if viewer.subject == subject and not viewer.is_paused:
                 viewer.has_seen = True
-                viewer.answer.proxy_body(snapshot)
+                with self._runtime.guard:  # an error of a single page must not stop the snapshots of all
+                    viewer.answer.proxy_body(snapshot)
 
 
 def bounded(status: dict[str, Any]) -> dict[str, Any]:

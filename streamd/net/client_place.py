@@ -4,8 +4,9 @@ Ten thousand connections may be idle so. The process that has the socket next ma
 continued(), lets the transport begin, and calls go_on_at(). It takes a place at admission as a connection that another
 worker hands over does (no refusal), and is counted under its client's address anew.
 
-A connection can't be told yet in the middle of a request's body or of an answer; and not at all under TLS, before a
-PROXY header has come, on a reserved place, or while it is being closed: it stays where it is until that is over.
+A connection can't be told yet in the middle of a request's body or of an answer, not even of one whose last bytes wait
+here for the client; and not at all under TLS, before a PROXY header has come, on a reserved place, or while it is being
+closed: it stays where it is until that is over.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def place_of(client: ClientConnection) -> ClientPlace:
     origin = client.origin
     if client.at not in EXPECTING or client.answer is not None:
         raise ValueError("the connection is in the middle of a request, or over")
+    if client.paused:
+        raise ValueError("bytes of the last answer have not left yet")
     if client.transport.get_extra_info("ssl_object") or origin._remote is AWAITED:
         raise ValueError("the connection has TLS, or waits for a PROXY header")
     if origin._place is not Place.REGULAR:

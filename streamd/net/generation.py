@@ -44,7 +44,7 @@ class GenerationWatch:
         """The answer passes as bytes: if they are a generation's, the tokens that they state are counted."""
         if generates(self._request.method, self._request.path) and _is_json(head):
             trace = self._request.trace
-            self._tally = Tally() if trace is None else trace.whole_answer()
+            self._tally = trace.whole_answer() if trace is not None and trace.is_recorded else Tally()
 
     def passed(self, piece: bytes) -> None:
         """The next bytes of a whole answer."""

@@ -38,8 +38,8 @@ WHAT IT COSTS. All pauses end by a single timer: the connections that have to be
 list. A pause is a call of the transport and an append. At its end the socket is read past the transport: a stream that
 goes on like that leaves the kernel's set of watched sockets once, and its reads cost neither a wake-up nor a call to
 leave the set and to join it (11 µs a pause instead of 15). The transport reads on where nothing has come, which may be
-the end, after more than READ_BYTES_MAX bytes, and under TLS. A read without a pause costs a comparison
-of times, and nothing while no stream has an interval.
+the end, where READ_BYTES_MAX bytes have come, and under TLS. A read without a pause costs a comparison of times, and
+nothing while no stream has an interval.
 
 NEVER FOR A READER. A pause follows a read, whatever the stream's readers do. For a slow reader the source is never
 paused.
@@ -78,7 +78,7 @@ class Paced(Readable, Protocol):
     """A connection to an upstream whose socket may rest."""
 
     touched_at: float  # the time of its last sign of life
-    read_at: float  # the time of its last read; at a pause's end another, for the rule above
+    read_at: float  # the time of its last read; a pause's end sets it so that only a read right behind may pause again
 
     def rest(self, pacing: Pacing, since_s: float, now: float) -> bool:
         """Its bytes are processed: pause it, if its state allows. Returns whether it rests."""

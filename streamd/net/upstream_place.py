@@ -54,6 +54,8 @@ def place_of(link: UpstreamConnection) -> UpstreamPlace:
     decoder, splitter = link._decoder, link._splitter
     if link.at is UpstreamState.CLOSED or link._ended_by is not None:
         raise ValueError("the connection is over")
+    if link.unwritten_bytes:
+        raise ValueError("bytes of the request have not left yet")
     if link.upstream.settings.origin.tls or type(decoder) is InflatingDecoder:
         raise ValueError("TLS and content codings have a state that can't be told")
     return UpstreamPlace(

@@ -107,9 +107,14 @@ class Telemetry:
     def _make_spans(self, count: int = SPANS_SLICE_MAX) -> None:
         for _ in range(min(count, len(self._unmade))):
             trace, request = self._unmade.popleft()
+            is_made = False
             with self._runtime.guard:
                 self._spans.write(trace, request)
+                is_made = True
+            if is_made:
                 self._given += 1
+            else:
+                self._outcomes.lose(1)
         if self._unmade:
             self._runtime.loop.call_soon(self._make_spans)
 

@@ -18,6 +18,7 @@ from streamd.api.live import EVERY_S, FRESH_S, REST, VIEWERS_MAX, bounded
 from streamd.api.tables import ROWS, Shown, TableQuery
 from streamd.daemon import listen
 from streamd.daemon.control import DaemonState
+from streamd.net.answer import Answer
 from streamd.net.in_turns import Steps
 
 
@@ -241,12 +242,51 @@ def test_a_bug_in_a_table_ends_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(table, "whole", broken)
             before = len(snapshots(page)), len(snapshots(other))
             r.pass_time(2 * EVERY_S)
-        assert [type(error) for error in r.bugs] == [ZeroDivisionError] * 2
-        r.bugs.clear()
-        r.runtime.counters.bugs = 0
+        forget(r, ZeroDivisionError, 2)
         assert (len(snapshots(page)), len(snapshots(other))) == (before[0], before[1] + 2)
         r.pass_time(EVERY_S)
         assert len(snapshots(page)) == before[0] + 1
+
+
+def test_a_table_that_cannot_be_begun_stops_no_other_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rig() as r:
+        page, other = watch(r, "?table=readers"), watch(r, "?table=streams")
+        before = len(snapshots(page)), len(snapshots(other))
+        with monkeypatch.context() as patch:
+            patch.setattr(r.worker.router._admin.live._tables["readers"], "part", lambda wanted: 1 / 0)
+            r.pass_time(2 * EVERY_S)
+        assert (len(snapshots(page)), len(snapshots(other))) == (before[0], before[1] + 2)
+        forget(r, ZeroDivisionError, 2)
+        r.pass_time(EVERY_S)
+        assert len(snapshots(page)) == before[0] + 1
+
+
+def test_a_page_that_cannot_be_written_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rig() as r:
+        page, other = watch(r), watch(r)
+        before = len(snapshots(page)), len(snapshots(other))
+        first = next(iter(r.worker.router._admin.live._viewers)).answer
+        write = Answer.proxy_body
+
+        def written(answer: Answer, piece: bytes) -> None:
+            if answer is first:
+                raise MemoryError
+            write(answer, piece)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Answer, "proxy_body", written)
+            r.pass_time(2 * EVERY_S)
+        assert (len(snapshots(page)), len(snapshots(other))) == (before[0], before[1] + 2)
+        forget(r, MemoryError, 2)
+        r.pass_time(EVERY_S)
+        assert len(snapshots(page)) == before[0] + 1
+
+
+def forget(r: Rig, kind: type[Exception], count: int) -> None:
+    """The bugs that a test has made are no faults of the rig."""
+    assert [type(error) for error in r.bugs] == [kind] * count
+    r.bugs.clear()
+    r.runtime.counters.bugs = 0
 
 
 @pytest.mark.parametrize("free", [0, 1])

@@ -99,6 +99,7 @@ def test_a_span_that_cannot_be_made_is_a_bug_and_the_next_is_made(small: Rig, mo
         assert_whole(r)
     assert_whole(r)
     assert [type(error) for error in r.bugs] == [ZeroDivisionError] and made._waiting == 1
+    assert r.runtime.counters.otlp_spans_lost == 1
     r.bugs.clear()
     r.runtime.counters.bugs = 0
 

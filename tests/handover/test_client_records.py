@@ -89,6 +89,19 @@ def test_a_connection_in_a_request_or_over_can_not_be_told() -> None:
             place_of(waiting)
 
 
+def test_a_client_that_has_not_taken_its_last_answer_can_not_be_told() -> None:
+    with rig() as r:
+        client = r.client()
+        client.transport.capacity = 10
+        client.send(HEALTH)
+        assert client.connection.at is ClientState.HEAD and client.transport.held
+        with pytest.raises(ValueError, match="not left yet"):
+            place_of(client.connection)
+        client.take()
+        moved(r, client)
+        assert client.answer.status == 200
+
+
 PLACE = ClientPlace(ClientState.HEAD, "loopback", 0, False, None, False, 2000.0, b"", None)
 
 

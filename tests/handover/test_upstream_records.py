@@ -110,6 +110,17 @@ def test_a_connection_that_is_over_can_not_be_told() -> None:
             place_of(link)
 
 
+def test_a_connection_whose_request_has_not_left_can_not_be_told() -> None:
+    with rig() as r:
+        r.client(post(CHAT))
+        link: Any = r.link.protocol
+        r.link.held += b"the request's rest"
+        with pytest.raises(ValueError, match="not left yet"):
+            place_of(link)
+        r.link.held.clear()
+        assert place_of(link).at is UpstreamState.HEAD
+
+
 IDLE = UpstreamPlace(UpstreamState.IDLE, "GET", None, None, None, None, True, False, 1, 0, 5.0, 5.0, 5.0)
 BODY = IDLE._replace(at=UpstreamState.BODY, decoder=LengthState(5))
 

@@ -9,6 +9,7 @@ from fakes import CHAT, DONE, LAST, SSE_HEAD, WHOLE, Rig, chunk, event, get, pos
 from traced import events, facts, only, traced
 
 from streamd.config import UpstreamSettings
+from streamd.core.answer_edges import AnswerEdges
 from streamd.net.trace import EVENTS_MAX, Trace
 from streamd.wire.trace_context import TraceParent
 
@@ -83,6 +84,17 @@ def test_the_caller_decides_what_is_sampled_and_else_the_ratio(ratio: float, fla
         assert len(spans.get_finished_spans()) == recorded
         assert sent(r)[0].endswith("-01" if recorded else "-00")
         assert sent(r)[0].split("-")[2] != SPAN
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_only_for_a_span_are_the_ends_of_a_whole_answer_kept(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[AnswerEdges] = []
+    monkeypatch.setattr(AnswerEdges, "passed", lambda edges, piece: kept.append(edges))
+    with rig() as r:
+        traced(r, ratio=ratio)
+        client = r.client(post(WHOLE))
+        r.reply(whole_answer(b"{}", "200 OK", "content-type: application/json"))
+        assert client.answer.status == 200 and bool(kept) == bool(ratio)
 
 
 def test_a_ratio_samples_its_share_by_the_trace_id_alone() -> None:
