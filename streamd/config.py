@@ -696,7 +696,7 @@ class Settings:
     )
     demo: bool = flag_row(
         PROCESS,
-        "Whether GET / on every listener is a chat page, to try streamd out with",
+        "Whether GET / on the listeners for clients is a chat page, to try streamd out with",
         "For demonstrations, as `streamd demo` is: users of a daemon in production have pages of their own",
     )
 

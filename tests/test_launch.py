@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from streamd.demo import launch
+
 PROJECT = Path(__file__).parents[1]
 
 STAND_IN = """
@@ -123,3 +125,9 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(other: str) -> None
     assert child.returncode == 1
     assert errors.startswith(f"{other} listens on 127.0.0.1:{port} already") and "was started" not in errors
     assert f"make run LISTEN=127.0.0.1:{port + 1}" in errors
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:٣", ":8080"])
+def test_an_address_without_a_port_that_can_be_had_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a port from 1 to 65535"):
+        launch.checked_listen(text)

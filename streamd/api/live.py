@@ -141,7 +141,7 @@ class Live:
         """Set the timer for the next snapshots, earlier than usual if a page waits for its first."""
         if self._is_looking or not self._viewers:
             return
-        is_fresh = any(not viewer.has_seen for viewer in self._viewers)
+        is_fresh = any(not viewer.has_seen and not viewer.is_paused for viewer in self._viewers)
         due_at = max(self._began_at + EVERY_S, self._ended_at + self._rest_s)
         if is_fresh:
             due_at = min(due_at, self._ended_at + max(FRESH_S, self._rest_s))

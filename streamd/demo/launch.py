@@ -29,6 +29,7 @@ READY_S_MAX = (
 STOP_S_MAX = 15.0  # then the child is killed
 POLL_S = 0.1
 LOG_TAIL_BYTES = 8192
+PORT_MAX = 65_535
 
 _LISTENING = re.compile(rb"listening on (http://\S+)")
 
@@ -203,7 +204,7 @@ def check_free(listen: str, address: str, advice: str) -> None:
     if error.errno != errno.EADDRINUSE:
         raise LaunchError(f"{listen}: {error.strerror}")
     other = "another streamd" if _is_ready(address) else "another process"
-    raise LaunchError(f"{other} listens on {listen} already; try another port: {advice.format(port=port % 65535 + 1)}")
+    raise LaunchError(f"{other} listens on {listen} already; try another port: {advice.format(port=port % PORT_MAX + 1)}")
 
 
 def _taken(listen: str) -> OSError | None:
@@ -219,7 +220,7 @@ def _taken(listen: str) -> OSError | None:
 
 def admin_beside(listen: str) -> str:
     """A loopback address for the admin surface: the port after that of `listen` if it is free, else any."""
-    wanted = f"127.0.0.1:{int(listen.rpartition(':')[2]) % 65535 + 1}"
+    wanted = f"127.0.0.1:{int(listen.rpartition(':')[2]) % PORT_MAX + 1}"
     if _taken(wanted) is None:
         return wanted
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -269,8 +270,8 @@ class Demo:
 
 def checked_listen(text: str) -> str:
     """An address of the flag --listen. Raises ValueError."""
-    if not re.fullmatch(r".+:[1-9]\d{0,4}", text):
-        raise ValueError("HOST:PORT with a port that is not 0")
+    if not re.fullmatch(r".+:[1-9][0-9]{0,4}", text) or int(text.rpartition(":")[2]) > PORT_MAX:
+        raise ValueError(f"HOST:PORT with a port from 1 to {PORT_MAX}")
     return text
 
 

@@ -432,13 +432,20 @@ function askToEnd(kind, id) {
   ask(title, TABLES[kind].end, `End this ${SINGULAR[kind]}`, () => order("DELETE", `/${kind}/${encodeURIComponent(id)}`, say));
 }
 
+// The same request begins a drain and hurries one. It isn't sent where another operator was faster than the confirmation.
+function postDrain(isToBegin, said) {
+  const isDraining = at("drain").hidden;
+  if (isToBegin === isDraining) at("done").textContent = "Another operator was faster, and nothing was done: look at the drain again.";
+  else order("POST", "/drain", () => said);
+}
+
 at("drain").addEventListener("click", () => {
   const words = "The daemon takes no new work, lets its generations finish, and stops, as at SIGTERM.";
-  ask("Drain this daemon?", words, "Drain", () => order("POST", "/drain", () => "The drain has begun."));
+  ask("Drain this daemon?", words, "Drain", () => postDrain(true, "The drain has begun."));
 });
 at("drain-now").addEventListener("click", () => {
   const words = "Generations that still run are cut: their readers are told their position.";
-  ask("End the drain now?", words, "End now", () => order("POST", "/drain", () => "The drain ends now."));
+  ask("End the drain now?", words, "End now", () => postDrain(false, "The drain ends now."));
 });
 at("drain-undo").addEventListener("click", () => order("DELETE", "/drain", () => "The drain was taken back."));
 

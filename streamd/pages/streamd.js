@@ -122,6 +122,7 @@ async function* follow(server, { streamId, lastEventId, begin }, options) {
     const abort = () => connection.abort();
     signal?.addEventListener("abort", abort);
     onConnect?.(abort);
+    let isLeft = true; // the caller left its loop (break, return)
     try {
       signal?.throwIfAborted();
       const response = await ask(server, { streamId, parser, begin, headers, signal: connection.signal });
@@ -131,14 +132,18 @@ async function* follow(server, { streamId, lastEventId, begin }, options) {
       if (!type.startsWith("text/event-stream")) throw new Refused(`${server} answers with ${type}: is that streamd?`);
       streamId = response.headers.get("X-Stream-Id") ?? streamId;
       yield { state: "streaming", streamId };
-      if (yield* readAnswer(response, parser, options)) return;
+      const isWhole = yield* readAnswer(response, parser, options);
+      isLeft = false;
+      if (isWhole) return;
     } catch (error) {
+      isLeft = false;
       if (signal?.aborted || error instanceof Refused) throw error;
       if (error instanceof HttpFailure) isAnswered = true;
       if (!isAnswered && tries + 1 >= TRIES_UNANSWERED_MAX) throw new Refused(unanswered(server));
       // Everything else is a lost connection: come back.
     } finally {
       signal?.removeEventListener("abort", abort);
+      if (isLeft) abort(); // else streamd would count a reader until the page is closed
     }
     if (parser.lastEventId !== before) tries = 0;
     const waitMs = Math.min(RETRY_MS_MAX, parser.retryMs * 2 ** tries);

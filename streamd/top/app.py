@@ -135,6 +135,7 @@ class TopApp(App[None]):
         self._rate = TokenRate()
         self._tokens_per_s: float | None = None
         self._looks: dict[str, Sight] = {}  # the last of each view
+        self._status: Mapping[str, Any] | None = None  # the newest /status
         self._answered_at: float | None = None  # when the last look ended well
         self._asked_at: float | None = None  # when the look under way began
         self._trouble = ""
@@ -211,6 +212,7 @@ class TopApp(App[None]):
             self._answered_at = self._clock()
             self._tokens_per_s = self._rate.add(self._answered_at, found.status.get("tokens_total"))
             self._looks[found.wish.view.name] = found
+            self._status = found.status
         finally:
             self._asked_at = None
         self._draw()
@@ -238,12 +240,11 @@ class TopApp(App[None]):
         self._draw_rows()
 
     def _draw_head(self) -> None:
-        last = max(self._looks.values(), key=lambda each: each.status["uptime_s"], default=None)
-        newest = self._looks.get(self._view.name) or last
+        status = self._status
         lines_max = 1 if self.size.height < SMALL_LINES else 4
         width = max(20, self.size.width - 2)
-        head = wrapped(facts(newest.status, self._tokens_per_s), width, lines_max) if newest else ["streamd top"]
-        warned = alarms(newest.status) if newest else []
+        head = wrapped(facts(status, self._tokens_per_s), width, lines_max) if status else ["streamd top"]
+        warned = alarms(status) if status else []
         self._set("head", "\n".join(head))
         self._set("alarms", "\n".join(f"! {line}" for line in warned))
         self._set("trouble", self._trouble_text())
@@ -450,19 +451,30 @@ class TopApp(App[None]):
     @work(group="ask")
     async def action_drain(self) -> None:
         """Begin a drain, end it at once, or take it back, after a confirmation."""
-        newest = self._looks.get(self._view.name)
-        if newest is None:
+        if self._status is None:
             self.notify("The daemon hasn't answered yet.", severity="warning")
             return
-        drain = newest.status["drain"]
+        drain = self._status["drain"]
         steps = _DRAIN_STEPS if drain is None else _END_STEPS
         if drain is not None and drain["may_be_taken_back"]:
             steps = (*_BACK_STEPS, *steps)
-        running = f"{newest.status['streams']['live']} streams run now. "
+        running = f"{self._status['streams']['live']} streams run now. "
         chosen = await self.push_screen_wait(ConfirmScreen("Drain?", running + _DRAIN_TEXT, [s[0] for s in steps]))
         if chosen is not None:
             _, method, told = steps[chosen]
-            await self._tell(functools.partial(self._client.ask, method, "/drain"), lambda answer: told)
+            was_draining = drain is not None
+            await self._tell(lambda: self._drain_or_not(was_draining, method), lambda done: told if done else _MEANWHILE)
+
+    def _drain_or_not(self, was_draining: bool, method: str) -> bool:
+        """Ask for a step of the drain, unless the drain was begun or taken back since it was offered: the same request
+        begins a drain and hurries one, and the screen may stand still. False: nothing was asked. Waits for the daemon.
+        """
+        status = self._client.ask("GET", "/status")
+        if (status["drain"] is not None) != was_draining:
+            self._status = status
+            return False
+        self._client.ask(method, "/drain")
+        return True
 
 
 # The text of a choice, the method of its request, and the text when it is done.
@@ -470,6 +482,8 @@ _Steps = tuple[tuple[str, str, str], ...]
 _DRAIN_STEPS: Final[_Steps] = (("Drain and stop the daemon", "POST", "draining"),)
 _END_STEPS: Final[_Steps] = (("End the drain at once: readers are told their position, and cut", "POST", "ending now"),)
 _BACK_STEPS: Final[_Steps] = (("Take the drain back", "DELETE", "the drain is taken back; streamd serves"),)
+
+_MEANWHILE: Final = "Nothing was done: the drain was begun or taken back meanwhile. Choose again."
 
 
 def _missing(counts: Mapping[str, int]) -> str:

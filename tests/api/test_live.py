@@ -289,6 +289,18 @@ def forget(r: Rig, kind: type[Exception], count: int) -> None:
     r.runtime.counters.bugs = 0
 
 
+def test_a_page_that_takes_not_even_its_first_snapshot_makes_no_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rig() as r:
+        for _ in range(2):  # the second comes too soon for a snapshot
+            r.client(get("/live"), listener="admin")
+        (viewer,) = (each for each in r.worker.router._admin.live._viewers if not each.has_seen)
+        viewer.on_paused()
+        r.pass_time(EVERY_S)
+        made = looks(r, monkeypatch)
+        r.pass_time(4 * EVERY_S)
+        assert len(made) == 4
+
+
 @pytest.mark.parametrize("free", [0, 1])
 def test_a_worker_with_too_much_other_work_leaves_tables_out(free: int) -> None:
     """`free`: the works for which there is still room; a snapshot needs a second after its first."""

@@ -150,6 +150,17 @@ def test_a_drain_is_begun_after_a_confirmation_watched_and_taken_back(served: Li
     assert served.worker.draining is None
 
 
+def test_a_drain_that_another_operator_began_is_not_hurried(served: Live, page_url: str, tab: Any) -> None:
+    tab.goto(page_url)
+    tab.get_by_role("button", name="Drain …").click()
+    tab.evaluate("() => fetch('/drain', {method: 'POST'}).then(() => null)")
+    tab.locator("#drain-state").filter(has_text="Draining for").wait_for()
+    tab.get_by_role("button", name="Drain", exact=True).click()
+    tab.locator("#done").filter(has_text="nothing was done").wait_for()
+    tab.get_by_role("button", name="Take the drain back").click()
+    tab.locator("#drain-state").filter(has_text="Serving.").wait_for()
+
+
 @pytest.mark.pages
 def test_a_lost_daemon_is_told(served: Live, page_url: str, tab: Any) -> None:
     tab.goto(page_url)

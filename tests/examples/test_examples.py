@@ -112,6 +112,26 @@ def test_the_script_says_that_nothing_answers_at_an_address() -> None:
     assert states == ["reconnecting", "reconnecting"] and last.startswith(f"Nothing answers at {url}: ")
 
 
+# Leaves the loop after the first text, and lives on as a page does.
+LEAVING = """
+const { generate } = await import(process.argv[1]);
+const options = { graceS: 0 };
+for await (const said of generate(process.argv[2], "/v1/chat/completions", { model: "m" }, options)) if (said.text) break;
+setInterval(() => {}, 1000);
+"""
+
+
+@needs("node")
+def test_a_page_that_leaves_its_loop_is_no_reader_any_longer() -> None:
+    with live(MockOptions(interval_s=0.02, ttft_s=0, tokens=1_000_000)) as served:
+        command = ["node", "--input-type=module", "--eval", LEAVING, str(EXAMPLES / "streamd.js"), served.url]
+        with subprocess.Popen(command) as page:
+            try:
+                served.until(aborted=1, open=0)
+            finally:
+                page.kill()
+
+
 @needs("node")
 def test_the_script_says_that_another_server_answers() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi"

@@ -334,6 +334,26 @@ def test_a_drain_is_begun_taken_back_and_hurried_after_confirmations(daemon: Pla
     asyncio.run(main())
 
 
+def test_a_drain_that_another_operator_began_is_not_hurried_by_a_choice_from_before(daemon: Played) -> None:
+    async def main() -> None:
+        async with screen(daemon) as s:
+            await s.press("p")
+            await s.until(lambda: "paused" in s.static("caption"), "pause")
+            await s.press("d")
+            await s.until(lambda: isinstance(s.app.screen, ConfirmScreen), "dialog")
+            numbers = {"left": 3, "finished": 1, "sent_away": 0, "cut": 0}
+            drain = {"by": "admin", "since_s": 1.0, "deadline_s": 29.0, "may_be_taken_back": True, **numbers}
+            daemon.status = {**daemon.status, "state": "draining", "drain": drain}
+            await s.press("down", "enter")
+            await s.until(lambda: any("begun or taken back meanwhile" in each for each in s.notified()), "word")
+            assert daemon.changes() == []
+            await s.press("d")
+            await s.until(lambda: isinstance(s.app.screen, ConfirmScreen), "dialog")
+            assert "Take the drain back" in cast(ConfirmScreen, s.app.screen)._choices
+
+    asyncio.run(main())
+
+
 def test_a_row_has_all_its_members_in_its_details(daemon: Played) -> None:
     async def main() -> None:
         async with screen(daemon, size=(40, 10)) as s:
