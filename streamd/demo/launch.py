@@ -204,7 +204,9 @@ def check_free(listen: str, address: str, advice: str) -> None:
     if error.errno != errno.EADDRINUSE:
         raise LaunchError(f"{listen}: {error.strerror}")
     other = "another streamd" if _is_ready(address) else "another process"
-    raise LaunchError(f"{other} listens on {listen} already; try another port: {advice.format(port=port % PORT_MAX + 1)}")
+    raise LaunchError(
+        f"{other} listens on {listen} already; try another port: {advice.format(port=port % PORT_MAX + 1)}"
+    )
 
 
 def _taken(listen: str) -> OSError | None:

@@ -463,7 +463,9 @@ class TopApp(App[None]):
         if chosen is not None:
             _, method, told = steps[chosen]
             was_draining = drain is not None
-            await self._tell(lambda: self._drain_or_not(was_draining, method), lambda done: told if done else _MEANWHILE)
+            await self._tell(
+                lambda: self._drain_or_not(was_draining, method), lambda done: told if done else _MEANWHILE
+            )
 
     def _drain_or_not(self, was_draining: bool, method: str) -> bool:
         """Ask for a step of the drain, unless the drain was begun or taken back since it was offered: the same request

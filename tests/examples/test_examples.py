@@ -115,8 +115,8 @@ def test_the_script_says_that_nothing_answers_at_an_address() -> None:
 # Leaves the loop after the first text, and lives on as a page does.
 LEAVING = """
 const { generate } = await import(process.argv[1]);
-const options = { graceS: 0 };
-for await (const said of generate(process.argv[2], "/v1/chat/completions", { model: "m" }, options)) if (said.text) break;
+const body = { model: "m", messages: [{ role: "user", content: "Hello" }] };
+for await (const said of generate(process.argv[2], "/v1/chat/completions", body, { graceS: 0 })) if (said.text) break;
 setInterval(() => {}, 1000);
 """
 
