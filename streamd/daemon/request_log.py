@@ -183,7 +183,8 @@ class RequestLog:
     def request_ended(self, answer: Answer) -> None:
         request, reader = answer.request, answer.reader
         if self._runtime.tracing is not None:
-            self._runtime.tracing.ended(request, reader)
+            with self._runtime.guard:  # the count and the line follow in any case
+                self._runtime.tracing.ended(request, reader)
         counters, now = self._runtime.counters, self._runtime.time()
         duration_s = now - request.started_at
         assert request.reason is not None

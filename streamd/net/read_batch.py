@@ -50,7 +50,7 @@ class Reading(Protocol):
 
 
 class ReadBatch:
-    """One per loop. Bounded by the number of connections: each is in it once."""
+    """One per loop. Bounded by the reads of a turn: at most 32 of each connection (libuv)."""
 
     __slots__ = ("_counters", "_loop", "_readings", "pacing")
 
