@@ -448,7 +448,7 @@ class Hub:
         """
 
         def may_yield(stream: Stream) -> bool:
-            is_idle = bool(stream.grace_until) or (stream.terms.published and not relayed)
+            is_idle = bool(stream.grace_until) or (stream.terms.published and not stream.terms.is_copy and not relayed)
             is_there = not upstreams or stream.upstream in upstreams
             return is_idle and is_there and _has_no_reader(stream) and stream.source is not None
 

@@ -127,6 +127,7 @@ class Condition:
             ("PEXPIRE", key, 1000),
             ("PUBLISH", key, "probe"),
             ("PUBSUB", "NUMSUB", key),
+            ("HSET", members, "probe", "probe"),
             ("HGET", members, "probe"),
             ("HEXISTS", members, "probe"),
             ("HGETALL", members),

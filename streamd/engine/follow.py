@@ -15,15 +15,17 @@ one for a stream however many readers it has here.
 THE RULE. Messages are hints, the copy is the truth. A push is taken if it begins with the event after the log's last,
 under the fence that was read; an older one is passed over. All else (a hole, a higher fence, an overlap) is answered by
 reading the copy: on from the last entry, or from its first where it has started over. Nothing is ever applied in part.
-The stash is bounded; what it loses, a read finds. A copy that is shorter than what the readers have (a failover to a
-replica that was behind) changes nothing: its owner will heal it.
+The stash is bounded; what it loses, a read finds. A copy that is gone, or shorter than what the readers have (after a
+failover to a replica that was behind), changes nothing: its owner heals it, or is lost, and then the declaration does.
 
 A copy is read READ_ENTRIES entries at a time, one reply after the other. All of it is untrusted: an entry that can't be
-read ends the attempt, and the next look comes by the clock, RETRY_S later.
+read ends the attempt, and the next look comes by the clock, RETRY_S later. A copy that a newer streamd wrote sends
+the readers away: another node can read it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -34,7 +36,7 @@ from streamd.core.stream import Stream
 from streamd.engine.channels import ChannelReceiver, Channels
 from streamd.engine.connection import EngineError, Reply, packed
 from streamd.engine.entry import End, Entry, Position, Told, fields_of, parse, parse_told, told
-from streamd.engine.facts import StreamFacts, pack_facts
+from streamd.engine.facts import NewerVersion, StreamFacts, pack_facts
 from streamd.engine.owner import ENDED_TTL_S_MIN, Commands
 from streamd.engine.reading import CopyReader, NotNext
 from streamd.reasons import CloseReason
@@ -95,7 +97,7 @@ class FollowOwner(NamedTuple):
     """The callbacks of a follow."""
 
     on_built: Callable[[StreamFacts, ReplayLog], Stream]  # opens the stream that the follow feeds
-    on_absent: Callable[[], None]  # there is no copy, or none that this version can read
+    on_absent: Callable[[], None]  # there is no copy, or none that can be read
     on_stale: Callable[[], None]  # readers have to be told to come back
     on_declared: Callable[[End], None]  # the end isn't the owner's own: its node is lost
 
@@ -134,10 +136,10 @@ class Follow:
         self.state = FollowState.SUBSCRIBING
         self.stream: Stream | None = None
         self._position = Position(0, 0)  # of the newest entry that the stream has
-        self._copied_seq = 0  # the last seq that the copy had when it was read
+        self._fence_seen = 0  # the highest of a copy that was shorter than what is here
         self._facts: StreamFacts | None = None
         self.member = ""  # that wrote the copy's newest fence
-        self._heard_at = self._asked_at = time()
+        self._heard_at = self._asked_at = self._answered_at = time()
         # reading
         self._reader: CopyReader | None = None  # reads the copy from its first entry
         self._is_reading = False
@@ -178,7 +180,8 @@ class Follow:
         if self.state in _LAST:
             return
         if self._is_reading or not self._place.link.has_room:
-            if now - self._heard_at > self._patience_s and self.state is not FollowState.STALE:
+            silent_s = now - max(self._heard_at, self._answered_at)  # the engine's; a stream may be silent for long
+            if silent_s > self._patience_s and self.state is not FollowState.STALE:
                 self._go(FollowState.STALE)
                 self._owner.on_stale()
             return
@@ -292,6 +295,7 @@ class Follow:
             return
         if not isinstance(reply, list) or isinstance(reply, EngineError):
             return  # tick() tries again
+        self._answered_at = self._time()
         try:
             entries = [parse(each) for each in reply]
             if self._reader is not None:
@@ -301,6 +305,11 @@ class Follow:
         except NotNext:
             self._counts.holes += 1
             self._rebuild_soon()
+        except NewerVersion:
+            self._counts.broken += 1
+            self._reader = None
+            self._go(FollowState.STALE)
+            self._owner.on_stale()
         except ValueError:
             self._counts.broken += 1
             if self.stream is None:
@@ -334,14 +343,17 @@ class Follow:
             self._ask(b"(%b" % str(entries[-1].position).encode())
             return
         log, facts = reader.log, reader.facts
-        if log is None or facts is None:
-            if self.stream is None:
-                self._absent()
-            return
         if self.stream is None:
+            if log is None or facts is None:
+                self._absent()
+                return
             self.stream = self._owner.on_built(facts, log)
-        elif log.seq_next < self.stream.log.seq_next:
-            return  # the owner heals the copy; tick() looks again
+        elif log is None or facts is None or log.seq_next < self.stream.log.seq_next:
+            self._reader = None
+            self._fence_seen = max(self._fence_seen, reader.position.fence)
+            self._may_read_at = self._time() + RETRY_S
+            self._go(FollowState.LOOKING)
+            return
         elif log.seq_first > self.stream.log.seq_next:
             self._go(FollowState.STALE)  # events between are gone: readers come back to a stream without them
             self._owner.on_stale()
@@ -349,8 +361,7 @@ class Follow:
         else:
             self.stream.replace_log(log, self._time())
         self._reader = None
-        self._position, self._copied_seq = reader.position, log.seq_next - 1
-        self._facts, self.member = facts, reader.member
+        self._position, self._facts, self.member = reader.position, facts, reader.member
         self._go(FollowState.FOLLOWING)
         self._heard()
         self._read_all(reader.end, has_gained=True)
@@ -362,7 +373,7 @@ class Follow:
         end: End | None = None
         for entry in entries:
             self._add(entry, stream)
-            self._position, self._copied_seq, end = entry.position, entry.last_seq, entry.end
+            self._position, end = entry.position, entry.end
             self.member = entry.raised_by or self.member
         if len(entries) == READ_ENTRIES:
             self._read()
@@ -421,30 +432,26 @@ class Follow:
         if self.state is not FollowState.LOOKING or self._is_reading or not link.has_room:
             return
         assert stream is not None and facts is not None
-        # Pushes may have brought more than the copy has: then the whole log is written. So it is if the copy is gone.
-        starts_over = self._copied_seq != stream.events
-        record = stream.log.since(stream.log.mark_at_start(), bytes_max=stream.log.bytes_max) if starts_over else None
+        # The whole log: pushes may have brought more than the copy has, and a failover may have shortened it.
+        record = stream.log.since(stream.log.mark_at_start(), bytes_max=sys.maxsize)
         fields = fields_of(
             record=pack(record) if record is not None else b"",
             starts_over=True,
-            facts=pack_facts(facts) if record is not None else b"",
+            facts=pack_facts(facts),
             end=_LOST,
             raised_by=by,
             last_seq=stream.events,
         )
-        position = Position(self._position.fence + 1, 0)
-        create = () if record is not None else ("NOMKSTREAM",)
+        position = Position(max(self._position.fence, self._fence_seen) + 1, 0)
         self._is_reading = True
-        command = packed("XADD", self._place.key, *create, str(position), *fields)
+        command = packed("XADD", self._place.key, str(position), *fields)
         link.ask(command, lambda reply: self._declared(position, reply))
 
     def _declared(self, position: Position, reply: Reply) -> None:
         self._is_reading = False
         if self.state in _LAST:
             return
-        if reply is None:
-            self._copied_seq = -1  # the copy is gone: tick() comes here again
-        elif isinstance(reply, EngineError):
+        if isinstance(reply, EngineError):
             self._read_soon()  # another member was first, or the owner lives
         else:
             assert self._facts is not None

@@ -41,7 +41,7 @@ LOOK_AGAIN_S: Final = 0.3
 
 # Followed streams looked at in a turn, some 2 us each.
 SLICE_MAX: Final = 250
-# Readers told to come back in a turn: some 30 us each.
+# Readers told to come back, and seekers answered, in a turn: some 30 us each.
 TOLD_TURN_MAX: Final = 64
 
 COME_BACK: Final = "The node that this stream is read through can't reach its engine; resume in a moment."
@@ -184,15 +184,20 @@ class FollowedStreams:
         return stream
 
     def _answer(self, known: _Followed, stream: Stream) -> None:
-        seekers, known.seekers = known.seekers, []
+        """Answer a turn's share of the seekers: thousands may wait for a single stream."""
+        seekers, known.seekers = known.seekers[:TOLD_TURN_MAX], known.seekers[TOLD_TURN_MAX:]
         for seeker in seekers:
             with self._runtime.guard:
                 seeker.found(stream)
+        if known.seekers:
+            self._soon(lambda: self._answer(known, stream))
 
     def _absent(self, known: _Followed) -> None:
         """There is no copy. A member that lives writes one within a second of a stream's first event."""
         known.looks += 1
-        if known.looks == 1:
+        if known.id[2:7] == self._member:
+            self._not_found(known)  # it was this worker's, and is kept nowhere any more
+        elif known.looks == 1:
             self._members.ask_whether_known(known.shard, known.id[2:7], lambda is_known: self._asked(known, is_known))
         elif known.looks < LOOKS_MAX:
             self._look_again_later(known)
@@ -214,11 +219,15 @@ class FollowedStreams:
         self._runtime.loop.call_later(LOOK_AGAIN_S, again)
 
     def _not_found(self, known: _Followed) -> None:
+        is_unsure = self._members.may_lack_copies(known.shard)
         seekers, known.seekers = known.seekers, []
         self._drop(known)
         for seeker in seekers:
             with self._runtime.guard:
-                seeker.absent()
+                if is_unsure:
+                    seeker.unreachable()
+                else:
+                    seeker.absent()
 
     # -- ends
 
@@ -262,9 +271,13 @@ class FollowedStreams:
             self._drop(known)
 
     def _drop(self, known: _Followed) -> None:
-        """Follow no more, and forget the stream if it has no readers."""
+        """Follow no more, and forget the stream if it has no readers. Seekers that still wait may come again."""
         if self._by_id.pop(known.id, None) is None:
             return
+        seekers, known.seekers = known.seekers, []
+        for seeker in seekers:
+            with self._runtime.guard:
+                seeker.unreachable()
         known.follow.cancel(CloseReason.COMPLETE)
         self._runtime.admission.release_stream()
         stream = known.stream

@@ -267,8 +267,10 @@ class Link:
     def _judge(self, reply: Reply) -> tuple[EngineFault, str]:
         """Whether the server that answered HELLO so can be used, and if not, why."""
         if isinstance(reply, EngineError):
-            # A server before 6.0 knows no HELLO, and says so as an error of the command.
-            return (EngineFault.VERSION if reply.word in ("ERR", "NOPROTO") else fault_of(reply)), str(reply)
+            if reply.word in ("ERR", "NOPROTO"):
+                # A server before 6.0 knows no HELLO. Its error repeats the arguments, the password among them.
+                return EngineFault.VERSION, "the server doesn't know HELLO 3; streamd needs 7.0 or later"
+            return fault_of(reply), str(reply)
         if not isinstance(reply, dict):
             return EngineFault.PROTOCOL, "the reply to HELLO is no map"
         server = {_text(name): _text(value) for name, value in reply.items()}

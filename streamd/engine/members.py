@@ -6,7 +6,8 @@ the first that a full engine evicts, and a stalled engine lets all of them run o
 
 A member is lost for this process if its field hasn't changed for `lease_s` of this process's own clock, or says
 `stopped`. Only a process that has a reason looks, at the server of the stream in question. A process whose own link to
-that server was disturbed within the last `lease_s` judges no member. No clocks of two machines are compared.
+that server was disturbed within the last `lease_s`, or whose own beat the server refused (a full engine refuses all of
+them), judges no member. No clocks of two machines are compared.
 
 Every SURVEY_EVERY_S all fields are read: to count the members, to notice nodes with other keys (principals are the ids
 of keys, so all nodes need the same), and to remove fields that haven't changed for `forget_s`.
@@ -14,12 +15,13 @@ of keys, so all nodes need the same), and to remove fields that haven't changed 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from streamd.engine.connection import Reply, packed
+from streamd.engine.connection import EngineError, Reply, packed
 from streamd.engine.link import LinkState
 from streamd.engine.servers import EngineShard
 
@@ -86,6 +88,7 @@ class Members:
         self._beats = 0
         self._beat_at = self._survey_at = 0.0
         self._whole_since = [time()] * len(servers)  # when the link was last seen disturbed
+        self._incomplete_until = [0.0] * len(servers)  # copies may be missing before: their owners write them
         self._watched: list[dict[str, _Watched]] = [{} for _ in servers]  # of all fields
         self._told_keys: set[tuple[str, str]] = set()  # nodes with other keys that were named in the log
 
@@ -106,9 +109,13 @@ class Members:
                     server.link.ask(packed("HGETALL", self._key), lambda reply, k=number: self._surveyed(k, reply))  # type: ignore[misc]
 
     def up(self, server: EngineShard) -> None:
-        """A link is up: beat at once, and look around soon."""
+        """A link is up: beat at once, and look around soon. No tick may have seen that it was down."""
+        number, now = self._servers.index(server), self._time()
         self._beat_at = 0.0
-        self._survey_at = min(self._survey_at, self._time() + LOOK_EVERY_S)
+        self._survey_at = min(self._survey_at, now + LOOK_EVERY_S)
+        self._whole_since[number] = now
+        if server.link.times_up > 1:
+            self._incomplete_until[number] = now + self._lease_s
 
     def stop(self) -> None:
         """This member ends in order: others needn't wait for `lease_s`."""
@@ -119,9 +126,16 @@ class Members:
         self._beats += 1
         facts = MemberFacts(self._node, self._state, self._fingerprint())._asdict()
         value = orjson.dumps({"beat": self._beats, **facts})
-        for server in self._servers:
+        for number, server in enumerate(self._servers):
             if server.link.has_room:
-                server.link.ask(packed("HSET", self._key, self._member, value), _ignore)
+                command = packed("HSET", self._key, self._member, value)
+                server.link.ask(command, functools.partial(self._beaten, number))
+
+    def _beaten(self, number: int, reply: Reply) -> None:
+        if isinstance(reply, EngineError):
+            now = self._time()
+            self._whole_since[number] = now
+            self._incomplete_until[number] = now + self._lease_s
 
     # -- the others
 
@@ -140,6 +154,12 @@ class Members:
             server.link.ask(packed("HGET", self._key, member), lambda reply: self._looked(known, reply))
         is_stopped = (facts := _facts_of(known.value)) is not None and facts.state == "stopped"
         return is_stopped or now - max(known.changed_at, known.watched_since) >= self._lease_s
+
+    def may_lack_copies(self, server: EngineShard) -> bool:
+        """Whether a copy that isn't there may be another member's all the same, which has still to write it: the server
+        came back lately, perhaps empty, or is full.
+        """
+        return self._time() < self._incomplete_until[self._servers.index(server)]
 
     def ask_whether_known(self, server: EngineShard, member: str, answer: Callable[[bool], None]) -> None:
         """Ask the engine whether there is, or was lately, a member of this id; yes where it can't tell."""

@@ -212,8 +212,8 @@ def test_a_stream_that_is_not_there_is_absent(own: Rig) -> None:
     assert member.link.commands[1:] == []
 
 
-@pytest.mark.parametrize("version", [2, 0])
-def test_a_copy_of_another_version_is_not_read(own: Rig, version: int) -> None:
+@pytest.mark.parametrize(("version", "heard"), [(2, "stale"), (0, "absent")])
+def test_a_copy_of_another_version_is_not_read(own: Rig, version: int, heard: str) -> None:
     stream = own.open()
     own.grow(stream, " a")
     own.link.turn()
@@ -223,7 +223,7 @@ def test_a_copy_of_another_version_is_not_read(own: Rig, version: int) -> None:
     own.engine.keys[KEYS.log(stream.id)].entries[0] = ((1, 0), fields)
     member = Member(own, stream)
     member.turn()
-    assert member.heard == ["absent"]
+    assert member.heard == [heard], "a newer streamd can read what it wrote, so the stream is there"
 
 
 def test_nothing_is_read_before_the_channel_is_confirmed(own: Rig) -> None:
@@ -354,6 +354,16 @@ def test_an_engine_that_cannot_be_asked_makes_readers_come_back(own: Rig) -> Non
     own.grow(stream, " b")
     settle(own, member, seconds=3)
     assert member.read.text == " a b" and member.follow.state is FollowState.FOLLOWING
+
+
+def test_a_moment_without_the_engine_sends_no_reader_of_a_silent_stream_away(own: Rig) -> None:
+    _, member = following(own, " a")
+    settle(own, member, seconds=30)
+    member.link.room = False
+    member.follow.tick(own.now + 1)
+    assert member.heard == [], "the stream was silent, the engine wasn't"
+    member.follow.tick(own.now + 21)
+    assert member.heard == ["stale"]
 
 
 @pytest.mark.parametrize("word", ["node_lost", "a_reason_of_a_later_version"])

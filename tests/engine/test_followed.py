@@ -17,7 +17,7 @@ from streamd.config import Settings
 from streamd.core.guard import Guard
 from streamd.core.stream import Stream
 from streamd.engine.entry import parse
-from streamd.engine.followed import IDLE_S, LOOKS_MAX, FollowedStreams
+from streamd.engine.followed import IDLE_S, LOOKS_MAX, TOLD_TURN_MAX, FollowedStreams
 from streamd.reasons import CloseReason
 
 
@@ -51,6 +51,7 @@ class Node:
         self.shard = SimpleNamespace(link=self.link, channels=self.channels)
         self.is_known = True
         self.lost = False
+        self.is_unsure = False
         self.places = 0
         runtime: Any = SimpleNamespace(
             hub=self.hub,
@@ -68,6 +69,7 @@ class Node:
         members: Any = SimpleNamespace(
             ask_whether_known=lambda server, member, answer: answer(self.is_known),
             is_lost=lambda server, member: self.lost and member == "m1",
+            may_lack_copies=lambda server: self.is_unsure,
         )
         servers: Any = SimpleNamespace(shard_of=lambda stream_id: self.shard)
         self.followed = FollowedStreams(runtime, Settings(engine_patience_s=4.0), servers, KEYS, members)
@@ -156,6 +158,52 @@ def test_a_stream_that_nobody_has_is_absent(own: Rig) -> None:
     heard = node.seek(stream)
     node.turn()
     assert heard.outcomes == ["absent"] and len(node.followed) == node.places == 0
+
+
+def test_a_stream_is_not_called_absent_while_copies_may_be_missing(own: Rig) -> None:
+    node, stream = Node(own), own.open()
+    node.is_known, node.is_unsure = False, True
+    heard = node.seek(stream)
+    node.turn()
+    assert heard.outcomes == ["unreachable"] and len(node.followed) == node.places == 0
+
+
+def test_a_stream_that_was_this_workers_own_is_looked_for_once(own: Rig) -> None:
+    node = Node(own)
+    heard = Heard()
+    assert node.followed.seek(node.hub.new_id(), heard)
+    node.turn()
+    assert heard.outcomes == ["absent"] and not node.loop.timers
+
+
+def test_thousands_of_seekers_of_a_stream_are_answered_in_slices(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    heard = [node.seek(stream) for _ in range(2 * TOLD_TURN_MAX + 1)]
+    node.channels.turn()
+    node.link.turn()
+    node.loop.turn()
+    assert sum(len(each.outcomes) for each in heard) == TOLD_TURN_MAX
+    node.followed.give_up(stream.id, heard[-1])
+    node.loop.turn()
+    here = node.hub.get(stream.id)
+    assert here is not None
+    node.hub.remove(here)
+    node.loop.rest()
+    assert [len(each.outcomes) for each in heard] == [1] * (2 * TOLD_TURN_MAX) + [0]
+    assert own.bugs == [] and node.places == 0
+
+
+def test_a_seeker_of_a_stream_that_went_before_its_turn_may_come_again(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    heard = [node.seek(stream) for _ in range(TOLD_TURN_MAX + 1)]
+    node.channels.turn()
+    node.link.turn()
+    node.loop.turn()
+    here = node.hub.get(stream.id)
+    assert here is not None
+    node.hub.remove(here)
+    node.loop.rest()
+    assert heard[-1].outcomes == ["unreachable"] and own.bugs == []
 
 
 def test_a_stream_that_was_just_opened_is_looked_for_again(own: Rig) -> None:
@@ -274,6 +322,49 @@ def test_a_copy_that_is_gone_with_its_owner_is_written_from_what_is_here(own: Ri
     node.pass_time(8)
     assert here.reason is CloseReason.NODE_LOST
     assert Node(own).found(stream).events == 2
+
+
+def test_a_copy_that_a_failover_shortened_is_written_from_what_is_here(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    own.grow(stream, " b")
+    own.link.turn()
+    here = node.found(stream)
+    own.engine.fail_over(1)
+    own.link.is_up = False
+    node.lost = True
+    node.pass_time(8)
+    assert here.reason is CloseReason.NODE_LOST
+    late = Node(own).found(stream)
+    assert (late.events, late.reason) == (2, CloseReason.NODE_LOST)
+
+
+def test_an_owner_that_is_lost_while_it_starts_over_leaves_no_reader_waiting(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    own.grow(stream, " b")
+    own.link.turn()
+    here = node.found(stream)
+    own.engine.execute((b"XADD", KEYS.log(stream.id), b"2-0", *own.entries(stream)[0][1]))
+    own.link.is_up = False
+    node.lost = True
+    node.pass_time(8)
+    assert here.reason is CloseReason.NODE_LOST
+    late = Node(own).found(stream)
+    assert (late.events, late.reason) == (2, CloseReason.NODE_LOST)
+
+
+def test_a_declared_log_is_whole_though_it_has_an_event_larger_than_its_bound() -> None:
+    own = Rig(log_bytes_max=4096)
+    own.link.up()
+    node, stream = Node(own), written(own, " a", "x" * 8192, " b", " c")
+    node.hub.stream_log_bytes_max = 4096
+    here = node.found(stream)
+    own.engine.flush()
+    own.link.is_up = False
+    node.lost = True
+    node.pass_time(8)
+    assert here.reason is CloseReason.NODE_LOST
+    late = Node(own).found(stream)
+    assert (late.events, late.reason) == (4, CloseReason.NODE_LOST)
 
 
 def test_an_operator_may_end_it_here_without_a_word_in_the_owners_name(own: Rig) -> None:

@@ -99,6 +99,15 @@ async def test_without_a_password_there_is_no_auth() -> None:
         assert engine.commands == [(b"HELLO", b"3", b"SETNAME", b"streamd-test")]
 
 
+@in_loop
+async def test_an_old_servers_error_which_repeats_the_password_is_not_repeated() -> None:
+    said = b"-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `sd`, `secret`, \r\n"
+    async with linked(lambda command: said if command[0] == b"HELLO" else None, user="sd", password="secret") as made:
+        _, own = made
+        await until(lambda: own.link.fault is EngineFault.VERSION)
+        assert "secret" not in own.link.fault_text and "7.0" in own.link.fault_text
+
+
 UNFIT = {
     "a wrong password": (b"-WRONGPASS invalid username-password pair\r\n", EngineFault.RIGHTS),
     "no password": (b"-NOAUTH HELLO must be called with the client already authenticated\r\n", EngineFault.RIGHTS),

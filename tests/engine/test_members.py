@@ -11,6 +11,7 @@ pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
 
 import hiredis
 
+from streamd.engine.connection import EngineError
 from streamd.engine.link import LinkState
 from streamd.engine.members import Members
 
@@ -22,7 +23,9 @@ class Seat:
         self.link = self
         self.state = LinkState.UP
         self.has_room = True
+        self.times_up = 1
         self.is_late = False  # replies don't come yet
+        self.is_full = False
         self.fields: dict[bytes, bytes] = {}
         self.commands: list[bytes] = []
 
@@ -34,6 +37,8 @@ class Seat:
         if self.is_late:
             return
         match name:
+            case b"HSET" if self.is_full:
+                on_reply(EngineError("OOM command not allowed when used memory > 'maxmemory'."))
             case b"HSET":
                 self.fields[rest[0]] = rest[1]
                 on_reply(1)
@@ -114,6 +119,39 @@ def test_a_process_that_was_cut_off_itself_judges_no_member() -> None:
     rig.seat.state = LinkState.UP
     assert not rig.go_on(9, beats=False)
     assert rig.go_on(12, beats=False)
+
+
+def test_a_link_that_was_lost_between_two_ticks_was_disturbed_too() -> None:
+    rig = Rig()
+    rig.go_on(12, beats=True)
+    rig.go_on(8, beats=False)
+    rig.members.up(rig.seat)  # type: ignore[arg-type]
+    assert not rig.go_on(8, beats=False)
+    assert rig.go_on(14, beats=False)
+
+
+def test_a_full_engine_takes_no_signs_of_life_and_so_shows_no_deaths() -> None:
+    rig = Rig()
+    rig.go_on(12, beats=True)
+    rig.seat.is_full = True
+    assert not rig.go_on(60, beats=False)
+    rig.seat.is_full = False
+    assert not rig.go_on(7, beats=False)
+    assert rig.go_on(14, beats=False)
+
+
+def test_copies_may_be_missing_in_a_server_that_came_back_or_is_full_and_in_no_other() -> None:
+    rig = Rig()
+    rig.members.up(rig.seat)  # type: ignore[arg-type]
+    assert not rig.members.may_lack_copies(rig.seat), "the first time"  # type: ignore[arg-type]
+    rig.seat.times_up = 2
+    rig.members.up(rig.seat)  # type: ignore[arg-type]
+    assert rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
+    rig.go_on(10, beats=True)
+    assert not rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
+    rig.seat.is_full = True
+    rig.go_on(3, beats=True)
+    assert rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
 
 
 def test_an_old_look_says_nothing() -> None:
