@@ -261,11 +261,15 @@ export async function stop(server, streamId, headers = {}) {
 
 function sleep(ms, signal) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, ms);
+    signal?.throwIfAborted();
     const cancel = () => {
       clearTimeout(timer);
       reject(signal.reason);
     };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", cancel);
+      resolve();
+    }, ms);
     signal?.addEventListener("abort", cancel, { once: true });
   });
 }
