@@ -437,7 +437,7 @@ class Rig:
         assert [upstream.in_flight for upstream in self.worker.upstreams] == [0] * len(self.worker.upstreams)
         in_use = runtime.admission.status()["in_use"]
         assert in_use == dict.fromkeys(in_use, 0), in_use  # type: ignore[call-overload]
-        assert not runtime.pacing._set and not runtime.pacing._due
+        assert not runtime.pacing.answers and not runtime.pacing._due
         assert not tuple(runtime.hub) and runtime.hub.log_bytes == 0 and runtime.hub.detached == 0
         assert not runtime.hub._by_key and not runtime.hub._by_response and not runtime.hub._forget_on_remove
         assert all(link.closed and link.protocol.at is UpstreamState.CLOSED for link in self.links)

@@ -37,9 +37,9 @@ terminal event that comes during a pause waits for the pause's end, because nobo
 WHAT IT COSTS. All pauses end by a single timer: the connections that have to be read again in the same TICK_S are a
 list. A pause is a call of the transport and an append. At its end the socket is read past the transport: a stream that
 goes on like that leaves the kernel's set of watched sockets once, and its reads cost neither a wake-up nor a call to
-leave the set and to join it (11 µs a pause instead of 15). The transport reads on where nothing has come, which may be
-the end, where READ_BYTES_MAX bytes have come, and under TLS. A read without a pause costs a comparison of times, and
-nothing while no stream has an interval.
+leave the set and to join it (docs/ARCHITECTURE.md, Measured, 18). The transport reads on where nothing has come, which
+may be the end, where READ_BYTES_MAX bytes have come, and under TLS. A read without a pause costs a comparison of times,
+and nothing while no stream has an interval.
 
 NEVER FOR A READER. A pause follows a read, whatever the stream's readers do. For a slow reader the source is never
 paused.
@@ -100,18 +100,16 @@ class Pacing:
         "_due",
         "_late_s",
         "_loop",
-        "_set",
         "_timer",
         "adaptive",
-        "longest_s",
+        "answers",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
         self._loop = loop
         self._counters = counters
         self.adaptive = AdaptiveInterval()
-        self._set = 0  # answers under way whose interval is at least some time by their terms
-        self.longest_s = 0.0  # no pause is longer at this moment; 0: no stream has an interval
+        self.answers = 0  # under way, whose interval is at least some time by their terms
         self._due: dict[tuple[int, float], list[Paced]] = {}  # by the tick of the pause's end, and its length
         self._awake: list[Paced] = []  # read at the end of their pause, until these bytes are processed
         self._timer: asyncio.TimerHandle | None = None
@@ -137,17 +135,14 @@ class Pacing:
         """Follow the load of the last 250 ms: the part of it that the worker was busy, and the loop's lateness."""
         late_s, self._late_s = max(self._late_s, lag_s), 0.0
         self.adaptive.note(busy_share, late_s)
-        self.longest_s = max(READ_PAUSE_S_MAX if self._set else 0.0, self.adaptive.seconds)
 
     def enter(self, interval: WriteInterval) -> None:
         """An answer begins whose stream has these terms; leave() follows."""
-        self._set += interval.least_s > 0
-        self.longest_s = max(READ_PAUSE_S_MAX if self._set else 0.0, self.adaptive.seconds)
+        self.answers += interval.least_s > 0
 
     def leave(self, interval: WriteInterval) -> None:
         """The answer is over."""
-        self._set -= interval.least_s > 0
-        self.longest_s = max(READ_PAUSE_S_MAX if self._set else 0.0, self.adaptive.seconds)
+        self.answers -= interval.least_s > 0
 
     # -- pauses
 
@@ -182,12 +177,13 @@ class Pacing:
         self._late_s = max(self._late_s, now - self._armed_tick * TICK_S)
         # Why the armed tick: a timer may come a fraction of a millisecond early.
         tick_now = max(self._armed_tick, int(now / TICK_S))
-        for key in [key for key in self._due if key[0] <= tick_now]:
-            resting = self._due.pop(key)
-            self._counters.held_s.observe(key[1], len(resting))
+        for tick, wait_s in [due for due in self._due if due[0] <= tick_now]:
+            resting = self._due.pop((tick, wait_s))
+            self._counters.held_s.observe(wait_s, len(resting))
+            read_at = now - wait_s + max(READ_AFTER_S, wait_s * READ_AFTER_SHARE)
             for connection in resting:
                 connection.touched_at = now  # it had no chance to show a sign of life
-                connection.read_at = now - key[1] + max(READ_AFTER_S, key[1] * READ_AFTER_SHARE)
+                connection.read_at = read_at
                 try:
                     if connection.read_rested():
                         self._awake.append(connection)

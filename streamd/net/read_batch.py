@@ -19,7 +19,7 @@ from typing import Protocol
 
 from streamd.core.stream import Stream
 from streamd.counters import Counters
-from streamd.net.pacing import Pacing
+from streamd.net.pacing import READ_PAUSE_S_MAX, Pacing
 
 
 class Reading(Protocol):
@@ -69,7 +69,9 @@ class ReadBatch:
     def _end(self) -> None:
         readings, self._readings = self._readings, []
         now = self._loop.time()
-        longest_s = self.pacing.longest_s
+        pacing = self.pacing
+        # No pause is longer at this moment; 0: no stream has an interval.
+        longest_s = max(READ_PAUSE_S_MAX if pacing.answers else 0.0, pacing.adaptive.seconds)
         fast: list[tuple[Reading, float]] = []  # those that may rest, and the time since the read before
         taken: list[tuple[Reading, bytes]] = []
         runs: list[tuple[Reading, list[bytes], bytes]] = []
@@ -125,6 +127,6 @@ class ReadBatch:
         for reading, since_s in fast:
             try:
                 if not reading.pauses:
-                    reading.rest(self.pacing, since_s, now)
+                    reading.rest(pacing, since_s, now)
             except Exception as error:
                 reading.crash("read_batch.rest", error)

@@ -3276,8 +3276,8 @@ PACE: Final = (
         "answers that are over still cost every read a look at the time",
         "net/pacing.py",
         "Pacing.leave",
-        "self._set -= interval.least_s > 0",
-        "self._set -= 0",
+        "self.answers -= interval.least_s > 0",
+        "self.answers -= 0",
     ),
     Mutant(
         "a short pause lasts as long as a longer pause that began before",

@@ -309,14 +309,14 @@ def test_the_next_answer_of_a_connection_is_read_at_once() -> None:
         other = r.client(post(WHOLE))
         assert r.link is transport
         r.reply(whole_answer(b"{}"))
-        assert other.answer.status == 200 and transport.reading and not r.runtime.pacing.longest_s
+        assert other.answer.status == 200 and transport.reading and not r.runtime.pacing.answers
 
 
 def test_bytes_that_a_pause_hides_are_no_silence_of_the_upstream() -> None:
     with rig(write_interval_s=WORD_S, idle_timeout_s=0.3) as r:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("one ")))
-        r.runtime.pacing.adaptive.seconds = r.runtime.pacing.longest_s = 1.0
+        r.runtime.pacing.adaptive.seconds = 1.0
         for word in ("two ", "three "):
             r.reply(chunk(event(word)))
         assert not r.link.reading
@@ -332,7 +332,7 @@ def test_the_silence_of_an_upstream_is_counted_from_the_end_of_a_pause() -> None
     with rig(write_interval_s=WORD_S, idle_timeout_s=0.6) as r:
         client = r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("one ")))
-        r.runtime.pacing.adaptive.seconds = r.runtime.pacing.longest_s = 1.0
+        r.runtime.pacing.adaptive.seconds = 1.0
         for word in ("two ", "three "):
             r.reply(chunk(event(word)))
         r.pass_time(1.0 + TICK_S)
