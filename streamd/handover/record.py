@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import orjson
 
-from streamd.handover.values import Blobs, RecordError, Value
+from streamd.handover.values import Blobs, RecordError, Value, told
 
 # The newest version. The next one needs a copy of the records of this one among the tests' fixtures.
 VERSION: Final = 1
@@ -76,7 +76,7 @@ class RecordKind(Generic[State]):
     def get(self, given: Any, blobs: Blobs, version: int) -> State:
         """As in Value."""
         if type(given) is not dict or given.get("kind") != self.name:
-            raise RecordError(f"{given!r:.100} where a record of the kind {self.name} should be")
+            raise RecordError(f"{told(given)} where a record of the kind {self.name} should be")
         facts: dict[str, Any] = {}
         for name, fact in self.facts.items():
             if name in given and fact.since <= version:

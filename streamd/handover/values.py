@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, Final, Protocol
 
 # Bound of times and durations, in seconds: a process that runs for a thousand years.
@@ -17,6 +17,13 @@ SECONDS_MAX: Final = 3.2e10
 
 # Bound of counts that nothing else bounds. JSON's readers take integers up to here.
 COUNT_MAX: Final = 2**53
+
+
+def told(value: object) -> str:
+    """The kind of a value, and its length or itself, for an error: texts and bytes may be a client's, or megabytes."""
+    if isinstance(value, (bool, int, float)) or value is None:
+        return f"{value!r:.40}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, Sized) else type(value).__name__
 
 
 class RecordError(ValueError):
@@ -82,7 +89,7 @@ class Flag(PlainValue):
 
     def check(self, value: Any) -> None:
         if type(value) is not bool:
-            raise RecordError(f"{value!r:.100} where true or false should be")
+            raise RecordError(f"{told(value)} where true or false should be")
 
 
 class WholeNumber(PlainValue):
@@ -96,7 +103,7 @@ class WholeNumber(PlainValue):
 
     def check(self, value: Any) -> None:
         if type(value) is not int or not self._least <= value <= self._most:
-            raise RecordError(f"{value!r:.100} is no whole number from {self._least} to {self._most}")
+            raise RecordError(f"{told(value)} is no whole number from {self._least} to {self._most}")
 
 
 class Text(PlainValue):
@@ -110,7 +117,7 @@ class Text(PlainValue):
 
     def check(self, value: Any) -> None:
         if type(value) is not str or len(value) > self._chars_max or not self._fits(value):
-            raise RecordError(f"{value!r:.100} isn't a right text of at most {self._chars_max} characters")
+            raise RecordError(f"{told(value)} isn't a right text of at most {self._chars_max} characters")
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -136,7 +143,7 @@ class Seconds:
         if given is None and self._or_never:
             return math.inf
         if type(given) not in (int, float) or not abs(given) <= SECONDS_MAX:
-            raise RecordError(f"{given!r:.100} is no time in seconds")
+            raise RecordError(f"{told(given)} is no time in seconds")
         return float(given)
 
 
@@ -151,7 +158,7 @@ class Bytes:
     def put(self, value: Any, blobs: list[bytes], version: int) -> int:
         """As in Value."""
         if type(value) is not bytes or len(value) > self._bytes_max:
-            raise RecordError(f"{value!r:.100} isn't at most {self._bytes_max} bytes")
+            raise RecordError(f"{told(value)} isn't at most {self._bytes_max} bytes")
         blobs.append(value)
         return len(blobs) - 1
 
@@ -180,10 +187,10 @@ class Mask:
     def get(self, given: Any, blobs: Blobs, version: int) -> int:
         """As in Value."""
         if type(given) is not str or not 0 < len(given) <= self._bits_max // 4 + 1 or set(given) - set(_HEX):
-            raise RecordError(f"{given!r:.100} where hexadecimal digits should be")
+            raise RecordError(f"{told(given)} where hexadecimal digits should be")
         value = int(given, 16)
         if f"{value:x}" != given or value.bit_length() > self._bits_max:
-            raise RecordError(f"{given!r:.100} where at most {self._bits_max} bits should be")
+            raise RecordError(f"{told(given)} where at most {self._bits_max} bits should be")
         return value
 
 
@@ -203,14 +210,14 @@ class Word:
         """As in Value."""
         word = str(getattr(value, self._attribute, ""))
         if value is None or self._by_word.get(word) is not value:
-            raise RecordError(f"{value!r:.100} is none of {', '.join(self._by_word)}")
+            raise RecordError(f"{told(value)} is none of {', '.join(self._by_word)}")
         return word
 
     def get(self, given: Any, blobs: Blobs, version: int) -> enum.Enum:
         """As in Value."""
         found = self._by_word.get(given) if type(given) is str else None
         if found is None:
-            raise RecordError(f"{given!r:.100} is none of {', '.join(self._by_word)}")
+            raise RecordError(f"{told(given)} is none of {', '.join(self._by_word)}")
         return found
 
 
@@ -243,13 +250,13 @@ class Many:
     def put(self, value: Any, blobs: list[bytes], version: int) -> list[Any]:
         """As in Value."""
         if not isinstance(value, tuple) or len(value) > self._count_max:
-            raise RecordError(f"{value!r:.100} where at most {self._count_max} values should be")
+            raise RecordError(f"{told(value)} where at most {self._count_max} values should be")
         return [self._inner.put(each, blobs, version) for each in value]
 
     def get(self, given: Any, blobs: Blobs, version: int) -> tuple[Any, ...]:
         """As in Value."""
         if type(given) is not list or len(given) > self._count_max:
-            raise RecordError(f"{given!r:.100} where at most {self._count_max} values should be")
+            raise RecordError(f"{told(given)} where at most {self._count_max} values should be")
         return tuple([self._inner.get(each, blobs, version) for each in given])
 
 
@@ -264,11 +271,11 @@ class TupleOf:
     def put(self, value: Any, blobs: list[bytes], version: int) -> list[Any]:
         """As in Value."""
         if not isinstance(value, tuple) or len(value) != len(self._inner):
-            raise RecordError(f"{value!r:.100} where {len(self._inner)} values should be")
+            raise RecordError(f"{told(value)} where {len(self._inner)} values should be")
         return [inner.put(each, blobs, version) for inner, each in zip(self._inner, value, strict=True)]
 
     def get(self, given: Any, blobs: Blobs, version: int) -> tuple[Any, ...]:
         """As in Value."""
         if type(given) is not list or len(given) != len(self._inner):
-            raise RecordError(f"{given!r:.100} where {len(self._inner)} values should be")
+            raise RecordError(f"{told(given)} where {len(self._inner)} values should be")
         return tuple([inner.get(each, blobs, version) for inner, each in zip(self._inner, given, strict=True)])
