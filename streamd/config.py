@@ -17,7 +17,6 @@ line.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +44,7 @@ from streamd.addresses import (
     split_url,
 )
 from streamd.engine_url import ENGINE_URL, check_engine_url, parse_engine_urls
+from streamd.extras import missing_extra
 from streamd.files import read_regular
 from streamd.forward_proxy import ForwardProxy
 from streamd.policy import Policy, treatments
@@ -1160,23 +1160,10 @@ def relations(settings: Settings) -> Iterator[tuple[str, str]]:
     for route in s.routes:
         if (route.detach_grace_s or 0) > s.detach_grace_max_s:
             yield "routes", f"route {route.path}: detach_grace must be at most detach_grace_max"
-    if s.otlp_endpoint and not _is_otel_installed():
-        yield "otlp_endpoint", OTEL_IS_MISSING
+    if s.otlp_endpoint and (missing := missing_extra("otel")):
+        yield "otlp_endpoint", missing
     yield from _relations_of_access(s)
     yield from _relations_of_nodes(s)
-
-
-OTEL_IS_MISSING = "needs the packages of OpenTelemetry: pip install 'streamd[otel]'"
-
-
-def _is_otel_installed() -> bool:
-    """Whether the SDK and the exporter can be imported; neither is."""
-    try:
-        return all(
-            importlib.util.find_spec(name) for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
-        )
-    except ModuleNotFoundError:  # a package around it
-        return False
 
 
 # For the addresses of `listen`, and for the sockets of systemd in their place (daemon/parent.py).
@@ -1201,6 +1188,8 @@ def _relations_of_nodes(s: Settings) -> Iterator[tuple[str, str]]:
     except Refused as refused:
         yield "engine", f"must be {refused}"
         return
+    if missing := missing_extra("cluster"):
+        yield "engine", missing
     if s.engine_ca_file and not urls[0].tls:
         yield "engine_ca_file", "must be left out, or engine must begin with valkeys://, rediss:// or sentinels://"
     if s.engine_user and not s.engine_password_file:

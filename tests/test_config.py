@@ -374,7 +374,7 @@ def test_a_collector_needs_the_packages_of_its_extra(file: Path, monkeypatch: py
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "exporter" in name else object())
     (problem,) = problems_of(file, text)
     assert problem.startswith("streamd.toml:2: otlp_endpoint = 'http://127.0.0.1:4318': needs the packages of")
-    assert "pip install 'streamd[otel]'" in problem
+    assert "make install EXTRAS=otel, or pip install '.[otel]'" in problem
 
     def absent(name: str) -> None:
         raise ModuleNotFoundError(name)

@@ -6,7 +6,6 @@ Without `engine` this imports nothing of streamd.engine.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import random
 import socket
 import ssl
@@ -25,17 +24,13 @@ from streamd.sources import ConfigProblem
 if TYPE_CHECKING:
     from streamd.engine.cluster import Cluster
 
-EXTRA_MISSING = "needs the extra: pip install 'streamd[cluster]'"
-
 
 def cluster_of(runtime: Runtime, settings: Settings, rights: Rights, rng: random.Random) -> Cluster | None:
-    """The worker's part in the cluster; None without an engine. Raises ConfigError for files that can't be used, and
-    for an installation without the extra. Whether the engine can be reached is found out later, and is no error.
+    """The worker's part in the cluster; None without an engine. Raises ConfigError for files that can't be used.
+    Whether the engine can be reached is found out later, and is no error.
     """
     if not settings.engine:
         return None
-    if importlib.util.find_spec("hiredis") is None:
-        raise _refused("engine", settings.engine[0], EXTRA_MISSING)
     from streamd.engine.cluster import Cluster  # Why here: only a configured engine needs them
     from streamd.engine.link import LinkTerms
 

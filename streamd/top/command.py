@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Mapping
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 from streamd.daemon import admin_cli
 from streamd.daemon.admin_client import AdminUnreachableError
 from streamd.daemon.complaint import complain
+from streamd.extras import missing_extra
 from streamd.rows import Refused, format_duration, parse_duration
 from streamd.top.views import DEFAULT_VIEW, VIEWS
 
@@ -21,7 +21,6 @@ INTERVAL_S: Final = 1.0
 INTERVAL_S_MIN: Final = 0.2
 INTERVAL_S_MAX: Final = 60.0
 
-_NO_TEXTUAL: Final = "top needs the package textual; install it with: pip install streamd[top]"
 _NO_TERMINAL: Final = "top needs a terminal; for scripts there are streamd status, streams and readers with --json"
 
 
@@ -60,8 +59,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     `environ`: a NO_COLOR in it, even an empty one, turns colours off.
     """
-    if importlib.util.find_spec("textual") is None:
-        complain(_NO_TEXTUAL)
+    if missing := missing_extra("top"):
+        complain(f"top {missing}")
         return EXIT_USAGE
     # The library draws on standard error.
     if not all(each.isatty() for each in (sys.stdin, sys.stdout, sys.stderr)):

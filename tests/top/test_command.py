@@ -33,7 +33,8 @@ def test_without_the_library_a_sentence_names_the_extra(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "textual" else found(name))
     assert cli.main(["top"]) == 2
-    told = "streamd: top needs the package textual; install it with: pip install streamd[top]\n"
+    ways = "make install EXTRAS=top, or pip install '.[top]' in streamd's source"
+    told = f"streamd: top needs the packages of the extra top: {ways}\n"
     assert capsys.readouterr() == ("", told)
 
 
