@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import rig
+
 from streamd.demo import launch
 
 FOLDER = Path(__file__).parents[1] / ".venv-cluster"
@@ -67,13 +69,6 @@ def server_program() -> str:
     return str(found[0])
 
 
-def free_port() -> int:
-    """A port of loopback without a listener at present."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_engine(launcher: launch.Launcher, port: int) -> None:
     """Wait until the engine answers. Raises LaunchError."""
     deadline = time.monotonic() + ENGINE_S_MAX
@@ -89,7 +84,7 @@ def wait_engine(launcher: launch.Launcher, port: int) -> None:
 def run(listen: str, folder: str) -> None:
     """Start all, print the lines, and wait. Raises Stopped and LaunchError."""
     host, _, port = listen.rpartition(":")
-    a, b, engine_port = listen, f"{host}:{int(port) + 1}", free_port()
+    a, b, engine_port = listen, f"{host}:{int(port) + 1}", rig.free_port()
     for address in (a, b):
         launch.check_free(address, launch.reachable(address), "make run-cluster LISTEN=127.0.0.1:{port}")
     command = [server_program(), "--port", str(engine_port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
