@@ -29,7 +29,7 @@ READ_BYTES_MAX: Final = 16 * 1024
 # Shared by all connections of the process: a read is copied out of it before the next begins.
 _BUFFER: Final = memoryview(bytearray(READ_BYTES_MAX))
 # Why not os.read(): it makes an object of READ_BYTES_MAX and shrinks it. Between such objects the small ones of streams
-# scatter, and a live stream took 2 KiB more.
+# scatter, and live streams take more memory (make bench-headline SCENARIO=stream-memory).
 _BUFFERS: Final = (_BUFFER,)
 
 
