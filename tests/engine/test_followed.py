@@ -324,18 +324,28 @@ def test_a_copy_that_is_gone_with_its_owner_is_written_from_what_is_here(own: Ri
     assert Node(own).found(stream).events == 2
 
 
+def lose_owner(own: Rig, node: Node, here: Stream) -> None:
+    """The owner's node dies: its readers here are told."""
+    own.link.is_up = False
+    node.lost = True
+    node.pass_time(8)
+    assert here.reason is CloseReason.NODE_LOST
+
+
+def late(own: Rig, stream: Stream) -> tuple[int, CloseReason | None]:
+    """The events and the end that a node finds which asks for the stream only now."""
+    found = Node(own).found(stream)
+    return found.events, found.reason
+
+
 def test_a_copy_that_a_failover_shortened_is_written_from_what_is_here(own: Rig) -> None:
     node, stream = Node(own), written(own, " a")
     own.grow(stream, " b")
     own.link.turn()
     here = node.found(stream)
     own.engine.fail_over(1)
-    own.link.is_up = False
-    node.lost = True
-    node.pass_time(8)
-    assert here.reason is CloseReason.NODE_LOST
-    late = Node(own).found(stream)
-    assert (late.events, late.reason) == (2, CloseReason.NODE_LOST)
+    lose_owner(own, node, here)
+    assert late(own, stream) == (2, CloseReason.NODE_LOST)
 
 
 def test_an_owner_that_is_lost_while_it_starts_over_leaves_no_reader_waiting(own: Rig) -> None:
@@ -344,12 +354,8 @@ def test_an_owner_that_is_lost_while_it_starts_over_leaves_no_reader_waiting(own
     own.link.turn()
     here = node.found(stream)
     own.engine.execute((b"XADD", KEYS.log(stream.id), b"2-0", *own.entries(stream)[0][1]))
-    own.link.is_up = False
-    node.lost = True
-    node.pass_time(8)
-    assert here.reason is CloseReason.NODE_LOST
-    late = Node(own).found(stream)
-    assert (late.events, late.reason) == (2, CloseReason.NODE_LOST)
+    lose_owner(own, node, here)
+    assert late(own, stream) == (2, CloseReason.NODE_LOST)
 
 
 def test_a_declared_log_is_whole_though_it_has_an_event_larger_than_its_bound() -> None:
@@ -359,12 +365,8 @@ def test_a_declared_log_is_whole_though_it_has_an_event_larger_than_its_bound() 
     node.hub.stream_log_bytes_max = 4096
     here = node.found(stream)
     own.engine.flush()
-    own.link.is_up = False
-    node.lost = True
-    node.pass_time(8)
-    assert here.reason is CloseReason.NODE_LOST
-    late = Node(own).found(stream)
-    assert (late.events, late.reason) == (4, CloseReason.NODE_LOST)
+    lose_owner(own, node, here)
+    assert late(own, stream) == (4, CloseReason.NODE_LOST)
 
 
 def test_an_operator_may_end_it_here_without_a_word_in_the_owners_name(own: Rig) -> None:
