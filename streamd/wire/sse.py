@@ -291,7 +291,7 @@ class EventSplitter:
         """
         held, self._held, self.pending = self._held, None, 0
         if held is not None and _has_data_line(bytes(held)):
-            block, pieces = bytes(held).rstrip(b"\n") + b"\n\n", list[bytes]()
+            block, pieces = _without_half_field(bytes(held)).rstrip(b"\n") + b"\n\n", list[bytes]()
             if len(block) <= self._event_bytes_max and _is_whole(block):
                 self._cut(block, pieces)
             return pieces
@@ -299,6 +299,18 @@ class EventSplitter:
             return []
         lines = _lines_of(bytes(held) + b"\n", _dropped_lines)
         return self._strays.take_strays(lines, [], dropped=True) if lines else []
+
+
+def _without_half_field(block: bytes) -> bytes:
+    """A cut block without the half of an ignored field; nothing if the half may be its type or more data."""
+    at = block.rfind(b"\n") + 1
+    half = block[at:]
+    if not half or half.startswith(b"data:"):
+        return block
+    name, colon, _ = half.partition(b":")
+    if name == b"event" or (not colon and (b"data".startswith(name) or b"event".startswith(name))):
+        return b""
+    return block[:at]
 
 
 def _is_whole(block: bytes) -> bool:

@@ -1486,6 +1486,20 @@ WIRE: Final = (
         "if not together:",
     ),
     Mutant(
+        "an event whose type was cut behind its data passes with half of the type",
+        "wire/sse.py",
+        "_without_half_field",
+        'name == b"event" or ',
+        "",
+    ),
+    Mutant(
+        "half of a field goes out behind the data of an event that was cut",
+        "wire/sse.py",
+        "_without_half_field",
+        "    return block[:at]\n",
+        "    return block\n",
+    ),
+    Mutant(
         "an upstream's ids in the middle of an event reach the reader",
         "wire/sse.py",
         "",

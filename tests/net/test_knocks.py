@@ -116,6 +116,22 @@ def test_where_no_server_is_left_a_request_finds_out() -> None:
         assert all(upstream.health.is_reachable() for upstream in r.worker.upstreams)
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_request_between_the_end_of_the_time_out_and_the_knock_goes_elsewhere(fault: str) -> None:
+    with rig(upstreams=(A, B), connect_timeout_s=CONNECT_S) as r:
+        put_out(r, fault)
+        out = r.worker.upstreams._all[0]
+        for k in range(4):
+            while out.health.connecting:  # a knock that finds no server
+                r.pass_time(0.25)
+            out.health.all.out_until = r.runtime.time() - 0.01
+            dialled = r.dialled.count(1)
+            r.client(post(CHAT, f"Authorization: Bearer {k}"))
+            assert r.dialled.count(1) == dialled and not out.health.connecting
+            r.pass_time(0.02)
+            r.links[-1].feed(SSE_HEAD + chunk(event("a"), DONE) + LAST)
+
+
 def test_a_server_that_answers_with_errors_is_not_knocked_at() -> None:
     with rig(upstreams=(A, B)) as r:
         r.client(post(CHAT))

@@ -116,15 +116,18 @@ class Script:
 
     def confirm(self, stream: Any) -> None:
         """As many of the published lines were read as the stream has events. And an event whose data is whole counts
-        without its blank line when the upstream is lost.
+        without its blank line, and without an ignored field, when the upstream is lost.
         """
         taken = max(0, stream.events - len(self.events))
         self.events += self.unread[:taken]
         del self.unread[:taken]
         cut = [event for _, event in self.pending[:1]] or self.cut
         seq, log = len(self.events) + 1, stream.log
-        if cut and log.seq_first <= seq < log.seq_next and log.read(log.seek(seq), bytes_max=1)[0][1] == cut[0]:
-            self.events += cut
+        if not cut or not log.seq_first <= seq < log.seq_next:
+            return
+        event = log.read(log.seek(seq), bytes_max=1)[0][1]
+        if event in (cut[0], _without_ignored_field(cut[0])):
+            self.events.append(event)
             self.pending.clear()
             self.cut.clear()
 
@@ -324,6 +327,14 @@ class Script:
         if count:
             self.event_at = now
         del pending[:count]
+
+
+def _without_ignored_field(event: bytes) -> bytes:
+    """The event without its last line, if that is neither its type nor data."""
+    lines = event[:-2].split(b"\n")
+    if len(lines) > 1 and not lines[-1].startswith((b"data", b"event")):
+        del lines[-1]
+    return b"\n".join(lines) + b"\n\n"
 
 
 class Wire:

@@ -284,6 +284,37 @@ def test_a_block_that_is_cut_is_shown_unless_it_has_data(held: bytes, taken: lis
     assert EventSplitter(event_bytes_max=MAX).give_up() == []
 
 
+@pytest.mark.parametrize(
+    "half, kept",
+    [
+        (b"", True),
+        (b"d", False),
+        (b"data", False),
+        (b"data: 1", False),
+        (b"e", False),
+        (b"event", False),
+        (b"event: err", False),
+        (b"o", True),
+        (b"other: fie", True),
+        (b"id: 1", True),
+        (b"retry", True),
+        (b": comm", True),
+        (b"eventual", True),
+        (b"database: x", True),
+    ],
+)
+@pytest.mark.parametrize("first", [b"", b"event: x\n"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_a_block_cut_behind_whole_data_is_kept_without_the_half_field(
+    half: bytes, kept: bool, first: bytes, line_end: bytes
+) -> None:
+    splitter = EventSplitter(event_bytes_max=MAX)
+    held = first + b"data: {}\n" + half
+    assert splitter.feed(held.replace(b"\n", line_end)) == []
+    assert splitter.give_up() == ([first + b"data: {}\n\n"] if kept else [])
+    assert splitter.pending == 0
+
+
 def test_one_whole_event_is_not_copied() -> None:
     splitter = EventSplitter(event_bytes_max=MAX)
     for chunk in [b"data: one\n\n", b"data: two\n\n"]:
