@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -31,92 +32,201 @@ class Key:
         self.last: Id = (0, 0)
 
 
+OOM = EngineError("OOM command not allowed when used memory > 'maxmemory'.")
+ORDER = EngineError("ERR The ID specified in XADD is equal or smaller than the target stream top item")
+
+# Writes that a failover can lose: seconds of a simulation's, and all of a test's.
+WRITTEN_MAX = 1000
+
+
 class ModelEngine:
     """The data, and what each command does to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = lambda: 0.0) -> None:
+        """`now`: the server's clock, in seconds."""
+        self.now = now
         self.keys: dict[bytes, Key] = {}
+        self.hashes: dict[bytes, dict[bytes, bytes]] = {}
         self.expiries: dict[bytes, int] = {}  # the last that was set, in milliseconds
+        self.deadlines: dict[bytes, float] = {}  # of keys that are there, by the server's clock
         self.is_full = False
         self.listeners: dict[bytes, list[Callable[[bytes], None]]] = {}
         self.loses_messages = False  # the members that listen are counted, and hear nothing
-        self.written: list[tuple[bytes, ...]] = []  # commands that changed something, for failovers
+        self.written: deque[Callable[[], object]] = deque(maxlen=WRITTEN_MAX)  # how each of the newest is undone
 
     def execute(self, command: tuple[bytes, ...]) -> Any:
-        reply = getattr(self, f"_{command[0].decode().lower()}")(*command[1:])
-        if not isinstance(reply, EngineError) and command[0] in (b"XADD", b"XTRIM"):
-            self.written.append(command)
-        return reply
+        return getattr(self, f"_{command[0].decode().lower()}")(*command[1:])
 
     def flush(self) -> None:
+        """All data is gone."""
         self.keys.clear()
+        self.hashes.clear()
+        self.deadlines.clear()
         self.written.clear()
 
     def evict(self, key: bytes) -> None:
-        self.keys.pop(key, None)
-        self.written = [command for command in self.written if command[1] != key]
+        """The engine needs the memory of this key, or its time is over."""
+        self.deadlines.pop(key, None)
+        gone = self.keys.pop(key, None)
+        if gone is not None:
+            self.written.append(lambda: self.keys.__setitem__(key, gone))
+
+    def expire(self) -> None:
+        """Remove the keys whose time is over."""
+        now = self.now()
+        for key in [key for key, at in self.deadlines.items() if at <= now]:
+            self.evict(key)
 
     def fail_over(self, lost: int) -> None:
-        """Go on as a replica that has never got the last `lost` commands."""
-        history = self.written[: len(self.written) - lost]
-        self.flush()
-        full, self.is_full = self.is_full, False
-        for command in history:
-            self.execute(command)
-        self.is_full = full
+        """Go on as a replica that has never got the last `lost` writes."""
+        for _ in range(min(lost, len(self.written))):
+            self.written.pop()()
+        self.written.clear()
+
+    def replica(self) -> ModelEngine:
+        """Another server with the same data."""
+        other = ModelEngine(self.now)
+        for name, key in self.keys.items():
+            copied = other.keys[name] = Key()
+            copied.entries, copied.last = list(key.entries), key.last
+        other.hashes = {name: dict(fields) for name, fields in self.hashes.items()}
+        other.deadlines = dict(self.deadlines)
+        return other
+
+    # -- streams
 
     def _xadd(self, name: bytes, *rest: bytes) -> Any:
         if self.is_full:
-            return EngineError("OOM command not allowed when used memory > 'maxmemory'.")
+            return OOM
+        most = 0
         if rest[0] == b"NOMKSTREAM":
             rest = rest[1:]
             if name not in self.keys:
                 return None
-        entry_id = id_of(rest[0])
-        key = self.keys.get(name) or Key()
-        if entry_id <= key.last:
-            return EngineError("ERR The ID specified in XADD is equal or smaller than the target stream top item")
-        self.keys[name] = key
+        elif rest[0] == b"MAXLEN":
+            most, rest = int(rest[1]), rest[2:]
+        key = self.keys.get(name)
+        before = key.last if key is not None else (0, 0)
+        if rest[0] == b"*":
+            entry_id = max((round(self.now() * 1000), 1), (before[0], before[1] + 1))
+        else:
+            entry_id = id_of(rest[0])
+        if entry_id <= before:
+            return ORDER
+        if key is None:
+            key = self.keys[name] = Key()
         key.entries.append((entry_id, list(rest[1:])))
         key.last = entry_id
-        return rest[0]
+        if most:
+            del key.entries[:-most]
+        self.written.append(lambda: self._take_back(name, entry_id, before))
+        return text_of(entry_id)
+
+    def _take_back(self, name: bytes, entry_id: Id, before: Id) -> None:
+        """Undo an XADD."""
+        key = self.keys.get(name)
+        if key is None or key.last != entry_id:
+            return
+        if key.entries and key.entries[-1][0] == entry_id:
+            key.entries.pop()
+        key.last = before
+        if before == (0, 0):
+            del self.keys[name]
+            self.deadlines.pop(name, None)
 
     def _xrange(self, name: bytes, first: bytes, last: bytes, word: bytes = b"COUNT", count: bytes = b"999999") -> Any:
         assert word == b"COUNT"
         beyond = first.startswith(b"(")
         low = FIRST if first == b"-" else id_of(first.removeprefix(b"("))
         high = LAST if last == b"+" else id_of(last)
-        key = self.keys.get(name) or Key()
-        found = [entry for entry in key.entries if low <= entry[0] <= high and not (beyond and entry[0] == low)]
-        return [[text_of(entry_id), list(fields)] for entry_id, fields in found[: int(count)]]
+        entries = self.keys[name].entries if name in self.keys else []
+        start = (bisect_right if beyond else bisect_left)(entries, low, key=_id_in)
+        end = bisect_right(entries, high, lo=start, key=_id_in)
+        return [[text_of(entry_id), list(fields)] for entry_id, fields in entries[start : min(end, start + int(count))]]
 
     def _xrevrange(self, name: bytes, last: bytes, first: bytes, word: bytes, count: bytes) -> Any:
-        assert word == b"COUNT"
-        return self._xrange(name, first, last)[::-1][: int(count)]
+        assert (word, last, first) == (b"COUNT", b"+", b"-")
+        entries = self.keys[name].entries if name in self.keys else []
+        return [[text_of(entry_id), list(fields)] for entry_id, fields in reversed(entries[-int(count) :])]
 
     def _xtrim(self, name: bytes, word: bytes, least: bytes) -> Any:
         assert word == b"MINID"
         key = self.keys.get(name)
         if key is None:
             return 0
-        before = len(key.entries)
-        key.entries = [entry for entry in key.entries if entry[0] >= id_of(least)]
-        return before - len(key.entries)
+        before = key.entries
+        key.entries = before[bisect_left(before, id_of(least), key=_id_in) :]
+        trimmed = before[: len(before) - len(key.entries)]
+        self.written.append(lambda: key.entries.__setitem__(slice(0, 0), trimmed))
+        return len(trimmed)
+
+    def _xdel(self, name: bytes, *ids: bytes) -> Any:
+        key = self.keys.get(name)
+        if key is None:
+            return 0
+        before, gone = key.entries, {id_of(each) for each in ids}
+        key.entries = [entry for entry in before if entry[0] not in gone]
+        self.written.append(lambda: setattr(key, "entries", before))
+        return len(before) - len(key.entries)
+
+    def _unlink(self, name: bytes) -> Any:
+        was = name in self.keys
+        self.evict(name)
+        return int(was)
+
+    def _pexpire(self, name: bytes, milliseconds: bytes) -> Any:
+        self.expiries[name] = int(milliseconds)
+        if name not in self.keys:
+            return 0
+        self.deadlines[name] = self.now() + int(milliseconds) / 1000
+        return 1
+
+    # -- hashes
+
+    def _hset(self, name: bytes, field: bytes, value: bytes) -> Any:
+        if self.is_full:
+            return OOM
+        fields = self.hashes.setdefault(name, {})
+        before = fields.get(field)
+        fields[field] = value
+
+        def undo() -> None:
+            if before is None:
+                fields.pop(field, None)
+            else:
+                fields[field] = before
+
+        self.written.append(undo)
+        return int(before is None)
+
+    def _hget(self, name: bytes, field: bytes) -> Any:
+        return self.hashes.get(name, {}).get(field)
+
+    def _hexists(self, name: bytes, field: bytes) -> Any:
+        return int(field in self.hashes.get(name, {}))
+
+    def _hgetall(self, name: bytes) -> Any:
+        return dict(self.hashes.get(name, {}))
+
+    def _hdel(self, name: bytes, field: bytes) -> Any:
+        return int(self.hashes.get(name, {}).pop(field, None) is not None)
+
+    # -- messages
 
     def _pubsub(self, word: bytes, *channels: bytes) -> Any:
         assert word == b"NUMSUB"
         return [part for channel in channels for part in (channel, len(self.listeners.get(channel, [])))]
 
     def _publish(self, channel: bytes, text: bytes) -> Any:
-        if self.loses_messages:
-            return 1
-        for hear in self.listeners.get(channel, []):
-            hear(text)
-        return len(self.listeners.get(channel, []))
+        listeners = self.listeners.get(channel, [])
+        if not self.loses_messages:
+            for hear in list(listeners):
+                hear(text)
+        return len(listeners)
 
-    def _pexpire(self, name: bytes, milliseconds: bytes) -> Any:
-        self.expiries[name] = int(milliseconds)
-        return int(name in self.keys)
+
+def _id_in(entry: tuple[Id, list[bytes]]) -> Id:
+    return entry[0]
 
 
 class ModelChannels:
