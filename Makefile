@@ -108,7 +108,7 @@ STEPS ?= 1000000
 sim: $(VENV)/.dev ## the simulator: search STEPS=… steps with new seeds, or replay SEED=… exactly
 	@$(BIN)/python tests/sim/simulate.py --steps $(STEPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-mutants: $(VENV)/.dev ## one-edit mutants against their tests and the simulator, or ONLY=pattern (half an hour)
+mutants: $(VENV)/.dev ## one-edit mutants against their tests and the simulator, or ONLY=pattern; ARGS=--page renews the page (two hours)
 	@nice $(BIN)/python tests/mutants/run.py --jobs $(if $(filter 0,$(JOBS)),1,$(JOBS)) $(if $(ONLY),'$(ONLY)') $(ARGS)
 
 test-sdk: ## the SDK tests with the openai SDK's 2.x as well (make test has 3.x)

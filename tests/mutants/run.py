@@ -5,8 +5,8 @@ PYTHONPATH names the copy, for tests and for the daemons that tests start; canar
 that the copy is run. A test counts only if it passes on the clean copy and fails on the mutant a second time, by
 itself: on a busy machine a test may fail once for other reasons. The simulator's seeds have to pass there, too.
 
-Without PATTERN the table is written to RESULTS.md. The exit status is 1 if a mutant survived its tests and has no
-reason.
+With --page each outcome renews its row in RESULTS.md at once, so that parts make a whole run. A test that killed the
+mutant before is tried before all others. The exit status is 1 if a mutant survived its tests and has no reason.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import mutants_page
 from mutants import MUTANTS
+from mutants_page import Row
 from mutation import Mutant, applied
 
 PROJECT = Path(__file__).parents[2]
@@ -166,8 +167,10 @@ def failed_test(ran: Ran) -> str:
     return "::".join(hanging.groups()) if hanging else f"(status {ran.status})"
 
 
-def killer(root: Path, tests: Sequence[str]) -> str:
-    """The first test that fails on this tree, twice; "" if all pass."""
+def killer(root: Path, tests: Sequence[str], before: str = "") -> str:
+    """The first test that fails on this tree, twice, the killer before as the first; "" if all pass."""
+    if before and failed_test(run_tests(root, [before])) == before and failed_test(run_tests(root, [before])):
+        return before
     accidents: list[str] = []
     while test := failed_test(run_tests(root, tests, accidents)):
         if "::" not in test or len(accidents) == ACCIDENTS_MAX or failed_test(run_tests(root, [test])):
@@ -188,11 +191,11 @@ def finding_seed(root: Path, seeds: Sequence[int]) -> tuple[int | None, float]:
     return None, seconds
 
 
-def outcome_of(clean: Path, mutant: Mutant, seeds: Sequence[int]) -> Outcome:
-    """Try a mutant."""
+def outcome_of(clean: Path, mutant: Mutant, seeds: Sequence[int], before: str = "") -> Outcome:
+    """Try a mutant. `before`: the test that killed it in an earlier run."""
     began = time.monotonic()
     with tree(clean, mutant) as root:
-        killed_by = killer(root, mutant.test_files)
+        killed_by = killer(root, mutant.test_files, before)
         seed, seed_s = finding_seed(root, seeds) if mutant.simulated else (None, 0.0)
     outcome = Outcome(mutant, killed_by, seed, seed_s, time.monotonic() - began)
     print(f"{'killed  ' if killed_by else 'SURVIVED'} {outcome.seconds:5.0f} s  {mutant.harm}", flush=True)
@@ -225,48 +228,52 @@ def check_clean(clean: Path, tests: Sequence[str], seeds: Sequence[int], pool: T
     return quiet
 
 
-def report(outcomes: Sequence[Outcome], seeds: Sequence[int], seconds: float) -> str:
-    """The table as Markdown."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, check=True)
-    survived = sum(not each.killed_by for each in outcomes)
-    unseen = sum(not each.killed_by and each.seed is None for each in outcomes)
-    lines = [
-        "# Mutants",
-        "",
-        f"`make mutants`, {datetime.now(UTC):%Y-%m-%d}, on {machine()}, streamd at {commit.stdout.decode().strip()}, "
-        f"{seconds / 60:.0f} minutes.",
-        "",
-        f"- {len(outcomes)} mutants; {len(outcomes) - survived} killed by their module's tests, "
-        f"{survived} survived them, {unseen} survived everything",
-        f"- {_simulator_line(outcomes, seeds)}",
-        "",
-        "| file | with this edit … | killed by | simulator |",
-        "| --- | --- | --- | --- |",
-    ]
-    return "\n".join([*lines, *(_row(each, seeds) for each in outcomes)]) + "\n"
-
-
-def _simulator_line(outcomes: Sequence[Outcome], seeds: Sequence[int]) -> str:
-    if not seeds:
-        return "the simulator was not asked"
-    simulated = [each for each in outcomes if each.mutant.simulated]
-    found = sum(each.seed is not None for each in simulated)
-    named = ", ".join(map(str, seeds))
-    return f"the simulator runs the code of {len(simulated)}: seeds {named}, {SEED_STEPS:,} steps each, find {found}"
-
-
-def _row(each: Outcome, seeds: Sequence[int]) -> str:
-    killed = f"`{each.killed_by.removeprefix('tests/')}`" if each.killed_by else f"**survived** {each.mutant.reason}"
-    simulator = "–"
-    if seeds and each.mutant.simulated:
-        simulator = f"seed {each.seed}, {each.seed_s:.0f} s" if each.seed is not None else "not found"
-    return f"| {each.mutant.file} | {each.mutant.harm} | {killed.rstrip()} | {simulator} |"
-
-
 def machine() -> str:
     """The processors, by number and name."""
     names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return f"{os.cpu_count()} vCPU {names[0] if names else ''}".rstrip()
+
+
+def commit() -> str:
+    """The commit of the code, with -dirty behind it if the working tree differs from it."""
+    differs = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=PROJECT, check=False).returncode
+    command = ["git", "rev-parse", "--short=7", "HEAD"]
+    name = subprocess.run(command, cwd=PROJECT, capture_output=True, check=True, text=True).stdout.strip()
+    return f"{name}-dirty" if differs else name
+
+
+class Page:
+    """RESULTS.md, renewed row by row."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._commit = commit()
+        self._lock = threading.Lock()
+        self.rows = mutants_page.read(path)
+
+    def lacks(self, mutant: Mutant) -> bool:
+        """Whether the mutant's last run was on another commit, or hasn't been."""
+        row = self.rows.get(mutant.harm)
+        return row is None or row.commit != self._commit
+
+    def killer_of(self, mutant: Mutant) -> str:
+        """The test that killed it in its last run; "" if none did."""
+        row = self.rows.get(mutant.harm)
+        known = f"tests/{row.killed_by}" if row is not None and row.killed_by else ""
+        return known if known.partition("::")[0] in mutant.test_files else ""
+
+    def add(self, outcome: Outcome, seeds: Sequence[int]) -> None:
+        """Renew the mutant's row. A simulator that wasn't asked this time leaves its last word."""
+        mutant, row = outcome.mutant, self.rows.get(outcome.mutant.harm)
+        simulator = row.simulator if row is not None else mutants_page.NOT_ASKED
+        if seeds and mutant.simulated:
+            simulator = f"seed {outcome.seed}, {outcome.seed_s:.0f} s" if outcome.seed is not None else "not found"
+        killed_by = outcome.killed_by.removeprefix("tests/")
+        reason = "" if killed_by else mutant.reason
+        with self._lock:
+            self.rows[mutant.harm] = Row(mutant.file, mutant.harm, killed_by, reason, self._commit, simulator)
+            harms = [(each.file, each.harm) for each in MUTANTS]
+            self._path.write_text(mutants_page.written(self.rows, harms, machine()), encoding="utf-8")
 
 
 def main() -> None:
@@ -275,8 +282,14 @@ def main() -> None:
     parser.add_argument("pattern", nargs="?", default="", help="only mutants whose file or harm matches")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     parser.add_argument("--no-sim", action="store_true", help="tests alone")
+    parser.add_argument(
+        "--page", type=Path, nargs="?", const=RESULTS, help="renew the mutants' rows there (RESULTS.md)"
+    )
+    parser.add_argument("--rest", action="store_true", help="only mutants whose row on the page isn't of this commit")
     options = parser.parse_args()
+    page = Page(options.page or RESULTS)
     wanted = [each for each in MUTANTS if re.search(options.pattern, f"{each.file} {each.harm}")]
+    wanted = [each for each in wanted if not options.rest or page.lacks(each)]
     if not wanted:
         sys.exit(f"no mutant matches {options.pattern!r}")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -287,13 +300,17 @@ def main() -> None:
         tests = sorted({test for each in wanted for test in each.test_files})
         seeds = check_clean(clean, tests, () if options.no_sim else SEEDS, pool)
         print(f"clean: {time.monotonic() - began:.0f} s, seeds {seeds}", flush=True)
-        outcomes = list(pool.map(lambda each: outcome_of(clean, each, seeds), wanted))
-    text = report(outcomes, seeds, time.monotonic() - began)
-    if options.pattern:
-        print(text)
-    else:
-        RESULTS.write_text(text, encoding="utf-8")
-    sys.exit(any(not each.killed_by and not each.mutant.reason for each in outcomes))
+
+        def tried(mutant: Mutant) -> Outcome:
+            outcome = outcome_of(clean, mutant, seeds, page.killer_of(mutant))
+            if options.page is not None:
+                page.add(outcome, seeds)
+            return outcome
+
+        outcomes = list(pool.map(tried, wanted))
+    survivors = [each.mutant for each in outcomes if not each.killed_by]
+    print(f"{len(outcomes)} mutants, {len(survivors)} survived, {time.monotonic() - began:.0f} s")
+    sys.exit(any(not each.reason for each in survivors))
 
 
 if __name__ == "__main__":
