@@ -16,5 +16,5 @@ test-cluster: $(CLUSTER)/.ready ## the engine's tests with a real Valkey and its
 run-cluster: $(CLUSTER)/.ready ## two nodes that share a Valkey: curl lines to start at a, read at b, and kill either
 	@exec $(BIN)/python loadtest/run_cluster.py --listen $(LISTEN)
 
-bench-engine: $(CLUSTER)/.ready ## what copies in an engine cost: its memory and CPU, the owner's CPU and memory (a minute)
-	@$(BIN)/python loadtest/engine_cost.py $(ARGS)
+bench-engine: $(CLUSTER)/.ready ## all that an engine costs, against its bounds (cc, taskset; half an hour, quiet machine; ARGS="memory resume")
+	@$(BIN)/python loadtest/engine_bench.py --results loadtest/results $(ARGS)

