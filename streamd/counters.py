@@ -151,6 +151,11 @@ class Counters:
     engine_holes: int = counter(
         "streamd_engine_holes", "Pushes and entries of followed streams that didn't continue the log; reads fill them."
     )
+    engine_notes_sent: int = counter("streamd_engine_notes_sent", "Notes to other workers of the cluster.")
+    engine_notes_read: int = counter("streamd_engine_notes_read", "Notes from other workers of the cluster.")
+    engine_notes_lost: int = counter(
+        "streamd_engine_notes_lost", "Notes that the engine refused, that are none, or that got no answer in time."
+    )
     engine_lost: int = counter("streamd_engine_lost", "Followed streams that ended because their node was lost.")
     # process
     cpu_us: int = counter("process_cpu_seconds", "CPU time that the workers have used.", unit=1_000_000)
@@ -260,6 +265,7 @@ GAUGES = (
     gauge("engine_unsettled", "Copies that have to be looked at, or written.", "streamd_engine_unsettled_copies"),
     gauge("engine_pushed", "Own streams that other nodes follow now.", "streamd_engine_pushed_streams"),
     gauge("engine_follows", "Streams of other nodes that are followed now.", "streamd_engine_follows"),
+    gauge("engine_remote", "Readers elsewhere of own streams, by stream and worker.", "streamd_engine_remote_readers"),
     gauge(
         "engine_members",
         "Workers of all nodes, by their signs of life.",

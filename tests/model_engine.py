@@ -268,6 +268,21 @@ class ModelChannels:
                 self._unready.append(channel)
 
 
+class ModelShard:
+    """A member's ways to a model."""
+
+    def __init__(self, engine: ModelEngine) -> None:
+        self.link = ModelLink(engine, lambda: None)
+        self.link.up()
+        self.channels = ModelChannels(engine)
+
+    def turn(self) -> None:
+        """Let the engine carry out all that was asked."""
+        self.channels.turn()
+        if self.link.is_up:
+            self.link.turn()
+
+
 class ModelLink:
     """A link to a model: commands wait until the test lets the engine carry them out."""
 

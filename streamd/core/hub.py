@@ -104,6 +104,12 @@ class StreamCopies(Protocol):
     def grown(self, stream: Stream) -> None:
         """A second of the live stream's life is over; its accounts are up to date. Never raises, and never waits."""
 
+    def left(self, stream: Stream, reason: CloseReason) -> None:
+        """The last reader here of a live stream has left, and its source needs none."""
+
+    def is_read_elsewhere(self, stream: Stream) -> bool:
+        """Whether a stream of this worker has readers at other nodes."""
+
 
 def _nothing(stream: Stream) -> None:
     """The default of the callbacks: do nothing."""
@@ -400,18 +406,33 @@ class Hub:
         try:
             if source.needs_reader:
                 self.orphan(stream, stream.grace_s(reason), reason, now)
+            elif self.copies is not None:
+                self.copies.left(stream, reason)
         except Exception as error:
             self.crash(stream, "Hub.leave", error, now)
 
     def orphan(self, stream: Stream, grace_s: float, reason: CloseReason, now: float) -> None:
-        """A generation without a reader: it may go on for grace_s, if there is room among the detached."""
+        """A generation without a reader here: it may go on for grace_s, if there is room among the detached; or for as
+        long as another node has readers of it.
+        """
         self.end_grace(stream)
+        if self._is_read_elsewhere(stream):
+            return
         if grace_s <= 0 or not self.make_room_for_grace(stream.terms.owner, now):
             self._stop(stream, reason, now)
             return
         stream.grace_until = now + grace_s
         self.detached += 1
         self._graces.add(stream.terms.owner, stream)
+
+    def left_elsewhere(self, stream: Stream, reason: CloseReason, now: float) -> None:
+        """The last reader of this worker's live stream at another node has left."""
+        source = stream.source
+        if not stream.readers and not stream.grace_until and source is not None and source.needs_reader:
+            self.orphan(stream, stream.grace_s(reason), reason, now)
+
+    def _is_read_elsewhere(self, stream: Stream) -> bool:
+        return self.copies is not None and self.copies.is_read_elsewhere(stream)
 
     def _stop(self, stream: Stream, reason: CloseReason, now: float) -> None:
         """Cancel the upstream now and seal the stream in a later turn: when 1,000 readers leave at once, the last GPU
@@ -450,7 +471,9 @@ class Hub:
         def may_yield(stream: Stream) -> bool:
             is_idle = bool(stream.grace_until) or (stream.terms.published and not stream.terms.is_copy and not relayed)
             is_there = not upstreams or stream.upstream in upstreams
-            return is_idle and is_there and _has_no_reader(stream) and stream.source is not None
+            if not is_idle or not is_there or stream.readers or stream.source is None:
+                return False
+            return not self._is_read_elsewhere(stream)
 
         yielding = self._live.yielding(owner, may_yield)
         if yielding is not None:

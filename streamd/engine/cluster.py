@@ -16,17 +16,21 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from streamd.config import Settings
+from streamd.core.hub import Gone
 from streamd.core.stream import Stream
 from streamd.engine.condition import Condition
 from streamd.engine.facts import facts_of, pack_facts
 from streamd.engine.followed import FollowedStreams
 from streamd.engine.link import LinkTerms
 from streamd.engine.members import Members, Say
+from streamd.engine.notes import ClusterNote, NoteKind, Notes
 from streamd.engine.owner import SLICE_MAX, CopyOwner, EngineServer, OwnedCopy, lag_of
+from streamd.engine.remote_readers import RemoteReaders
 from streamd.engine.servers import EngineServers, EngineShard
 from streamd.engine.shards import CopyKeys
 from streamd.engine_url import parse_engine_urls
 from streamd.net.runtime import Runtime
+from streamd.reasons import CloseReason
 
 # The last words to the engine at an end: a write and its reply. systemd waits longer, and a dead engine is no reason
 # to keep it waiting.
@@ -93,7 +97,12 @@ class Cluster:
             lease_s=settings.engine_lease_s,
             forget_s=settings.engine_live_ttl_s,
         )
-        self.followed = FollowedStreams(runtime, settings, self.servers, keys, self.members)
+        self.notes = Notes(shards, keys, self.member, guard=guard, time=time)
+        self.followed = FollowedStreams(runtime, settings, self.servers, keys, self.members, self.notes)
+        self.remote_readers = RemoteReaders(runtime.hub, time, self.owner.wanted)
+        self.notes.on(NoteKind.SYNC, self._take_sync)
+        self.notes.on(NoteKind.FOLLOW, self.remote_readers.take_follow)
+        self.notes.on(NoteKind.LEFT, self.remote_readers.take_left)
         probe_key = keys.probe(self.member)
         self.conditions = {
             shard.url.name: Condition(shard, probe_key=probe_key, members_key=keys.members(), time=time, say=say)
@@ -108,12 +117,15 @@ class Cluster:
     def start(self) -> None:
         """Begin to connect."""
         self.servers.start()
+        self.notes.start()
 
     def tick(self, now: float, lag_s: float) -> None:
         """The sweep's work: each part's is bounded by itself."""
         self.servers.tick(now)
         self.owner.tick(now)
         self.members.tick(now)
+        self.notes.tick(now)
+        self.remote_readers.tick(now)
         self.followed.tick(now)
         for condition in self.conditions.values():
             condition.tick(now)
@@ -165,6 +177,7 @@ class Cluster:
             self._push_timer.cancel()
             self._push_timer = None
         self.followed.stop()
+        self.notes.stop()
         self.servers.stop()
 
     # -- streams of this worker
@@ -178,6 +191,7 @@ class Cluster:
         """The stream has its end: write it at once."""
         if not stream.terms.is_copy:
             self.owner.grown(stream)
+            self.remote_readers.ended(stream)
 
     def removed(self, stream: Stream) -> None:
         """The hub has removed the stream. A copy of it in the engine ends by its own time to live."""
@@ -190,6 +204,24 @@ class Cluster:
         """A client wants the finished stream to be forgotten: its copy goes at once."""
         if not stream.terms.is_copy:
             self.owner.forget(stream)
+
+    def left(self, stream: Stream, reason: CloseReason) -> None:
+        """The last reader here of a live stream has left, and its source needs none."""
+        if stream.terms.is_copy:
+            self.followed.left(stream, reason)
+
+    def is_read_elsewhere(self, stream: Stream) -> bool:
+        """Whether a stream of this worker has readers at other nodes."""
+        return self.remote_readers.has(stream)
+
+    def _take_sync(self, note: ClusterNote) -> None:
+        """A member looks for the copy of a stream of this worker."""
+        try:
+            stream = self._runtime.hub.get(note.body.decode())
+        except Gone:
+            return
+        if stream is not None and not stream.terms.is_copy:
+            self.owner.wanted(stream)
 
     # -- pushes
 
@@ -232,6 +264,9 @@ class Cluster:
         follows = self.followed.counts
         counters.engine_lookups, counters.engine_lost = self.followed.lookups, self.followed.lost
         counters.engine_reads, counters.engine_holes = follows.reads, follows.holes
+        notes = self.notes.counts
+        counters.engine_notes_sent, counters.engine_notes_read = notes.sent, notes.read
+        counters.engine_notes_lost = notes.refused + notes.broken + notes.unanswered
 
     def gauges(self) -> dict[str, int]:
         """The gauges of net/totals.py's NO_ENGINE."""
@@ -246,6 +281,7 @@ class Cluster:
             "engine_unsettled": sum(len(shard.server.unsettled) for shard in shards),
             "engine_pushed": sum(len(shard.server.followed) for shard in shards),
             "engine_follows": len(self.followed),
+            "engine_remote": len(self.remote_readers),
             "engine_members": len(self.members.shown()),
         }
 

@@ -124,6 +124,7 @@ class Condition:
             ("XRANGE", key, "-", "+"),
             ("XREVRANGE", key, "+", "-", "COUNT", 1),
             ("XTRIM", key, "MINID", "1-0"),
+            ("XDEL", key, "1-0"),
             ("PEXPIRE", key, 1000),
             ("PUBLISH", key, "probe"),
             ("PUBSUB", "NUMSUB", key),

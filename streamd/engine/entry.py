@@ -9,7 +9,7 @@ refuses a record that is there already, and it refuses an owner that another mem
                     the end, or `t`, a takeover
 
 Of several members that raise the fence at the same time the engine takes the first and refuses the others, since all
-ids are equal. So whoever reads the newest entry reads `<fence>-0` as well, and goes on only if it is its own. With the
+ids are equal. So a reader of the newest entry reads `<fence>-0` as well, and goes on only if it is its own. With the
 last seq in the id, as in `<fence>-<seq>`, a second raiser with a higher seq would be taken too.
 
 All that is read here is untrusted: parse() raises ValueError, and sizes are bounded by the reply's.

@@ -10,6 +10,7 @@ have under way is decided by the seekers (api/seeking.py).
 ENDS. A stream without a reader is followed for IDLE_S longer; a finished stream is kept for its retention, at most
 facts.COPY_KEPT_S. When the engine can't be asked for engine_patience, the readers are told to come back, and the stream
 is dropped: then they get 503 until the engine is there. When nothing comes, the owner's sign of life is looked at.
+The owner is told of the readers here (engine/presence.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from streamd.engine.entry import End
 from streamd.engine.facts import StreamFacts
 from streamd.engine.follow import CopyPlace, Follow, FollowCounts, FollowOwner, FollowState
 from streamd.engine.members import Members
+from streamd.engine.notes import NoteKind, Notes
+from streamd.engine.presence import Presence, Readership
 from streamd.engine.servers import EngineServers, EngineShard
 from streamd.engine.shards import CopyKeys
 from streamd.net.answer import Answer
@@ -63,7 +66,7 @@ class Seeker(Protocol):
 class _Followed:
     """A stream of another member: its follow, and the seekers that wait for it."""
 
-    __slots__ = ("follow", "id", "is_stale", "looks", "read_at", "seekers", "shard", "stream")
+    __slots__ = ("follow", "id", "is_stale", "looks", "read_at", "readership", "seekers", "shard", "stream")
 
     def __init__(self, stream_id: str, shard: EngineShard, now: float) -> None:
         self.id = stream_id
@@ -73,6 +76,7 @@ class _Followed:
         self.read_at = now  # when it was last seen with a reader, or sought
         self.is_stale = False
         self.looks = 0  # that found no copy
+        self.readership = Readership()
         self.follow: Follow
 
 
@@ -80,13 +84,21 @@ class FollowedStreams:
     """All streams of other members that are followed here."""
 
     def __init__(
-        self, runtime: Runtime, settings: Settings, servers: EngineServers, keys: CopyKeys, members: Members
+        self,
+        runtime: Runtime,
+        settings: Settings,
+        servers: EngineServers,
+        keys: CopyKeys,
+        members: Members,
+        notes: Notes,
     ) -> None:
         self._runtime = runtime
         self._settings = settings
         self._servers = servers
         self._keys = keys
         self._members = members
+        self._notes = notes
+        self._presence = Presence(notes, runtime.time)
         self._member = runtime.hub.member
         self._by_id: dict[str, _Followed] = {}
         self._left = 0  # of the pass under way
@@ -206,6 +218,7 @@ class FollowedStreams:
 
     def _asked(self, known: _Followed, is_known: bool) -> None:
         if is_known:
+            self._notes.tell(known.shard, known.id[2:7], NoteKind.SYNC, known.id.encode())
             self._look_again_later(known)
         else:
             self._not_found(known)
@@ -264,6 +277,12 @@ class FollowedStreams:
         known = self._by_id.get(stream.id)
         return known is not None and known.is_stale
 
+    def left(self, stream: Stream, reason: CloseReason) -> None:
+        """The last reader here of a followed stream has left."""
+        known = self._by_id.get(stream.id)
+        if known is not None:
+            known.readership.left_for = reason
+
     def removed(self, stream: Stream) -> None:
         """The hub has removed a followed stream."""
         known = self._by_id.get(stream.id)
@@ -309,6 +328,9 @@ class FollowedStreams:
                 self._look(known, now)
         if self._left:
             self._runtime.loop.call_soon(self._slice, now)
+        else:
+            with self._runtime.guard:
+                self._presence.tell()
 
     def _look(self, known: _Followed, now: float) -> None:
         follow, stream = known.follow, known.stream
@@ -317,6 +339,7 @@ class FollowedStreams:
             follow.declare_lost(self._member)
         if stream is None:
             return
+        self._presence.look(known.readership, known.shard, follow.member, stream)
         if stream.readers and not known.is_stale:
             known.read_at = now
         is_over = stream.reason is not None and follow.state is not FollowState.ENDED  # by an operator, here

@@ -8,7 +8,7 @@
     STOPPED     by its owner, for good
 
 A link is lost, and made anew, where its connection ends, where a reply takes `timeout_s`, and where an error reply
-shows that another server is wanted (READONLY, LOADING). Whoever uses the link hears of it by `on_up` and `on_down`:
+shows that another server is wanted (READONLY, LOADING). The link's user hears of it by `on_up` and `on_down`:
 after each `on_up` nothing is known of the engine's content, which may be another server's, or empty.
 
 The loop never waits for the engine. A caller asks `has_room` and does without if there is none: the link keeps no

@@ -9,7 +9,7 @@ never gets.
     NEW         nothing of the stream is in the engine: the next write starts over
     WRITTEN     the copy is ours, up to the mark
     VERIFYING   nothing is known of the copy: its newest entry, and the entry that raised its fence, are read next
-    REVIVING    another member has declared this owner dead, who lives: the next write starts over, above its fence
+    REVIVING    another member has declared this owner dead, but it lives: the next write starts over, above its fence
     HELD        the engine refused a write in its own words (no right, wrong type): a pause, then VERIFYING
     YIELDED     another member has taken the stream over: nothing is written any more
     DONE        the end is in the copy
@@ -222,7 +222,7 @@ class EngineServer:
         self.link = link
         self.copies: dict[str, OwnedCopy] = {}
         self.followed: dict[str, OwnedCopy] = {}  # a member listens
-        self.written: list[OwnedCopy] = []  # since the last tick; it isn't known who listens
+        self.written: list[OwnedCopy] = []  # since the last tick; the members that listen aren't known
         self.unsettled: dict[str, OwnedCopy] = {}  # behind, or unknown; looked at by tick()
         self.to_renew: list[OwnedCopy] = []  # copies that the pass under way has still to renew
         self.heal_bytes = float(HEAL_BYTES_S_MAX)  # that may be written now to heal copies
@@ -284,6 +284,19 @@ class CopyOwner:
                 copy.confirmed_at = server.now
                 return
             self._write(copy, self._time())
+
+    def wanted(self, stream: Stream) -> None:
+        """Another member wants the stream: write at once what its copy lacks, or see whether the copy is there, and
+        push to the members that listen. Never raises, and never waits.
+        """
+        self.grown(stream)
+        with self._guard:
+            copy = self._server_of(stream.id).copies[id_of(stream)]
+            if copy.channel_mark is None:
+                copy.server.written.append(copy)
+            if copy.state in (CopyState.WRITTEN, CopyState.DONE) and not (copy.is_waiting or copy.is_behind):
+                self._go(copy, CopyState.VERIFYING)
+                self._write(copy, self._time())
 
     def removed(self, stream: Stream) -> None:
         """The stream is no longer kept here. Its copy ends by its own time to live."""

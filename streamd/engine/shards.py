@@ -48,6 +48,14 @@ class CopyKeys:
         """The hash of all members' signs of life."""
         return f"{self._prefix}m".encode()
 
+    def inbox(self, member: str) -> bytes:
+        """The stream that holds the notes for a member."""
+        return f"{self._prefix}in:{member}".encode()
+
+    def inbox_channel(self, member: str) -> bytes:
+        """The channel that wakes a member for its notes."""
+        return f"{self._prefix}c:in:{member}".encode()
+
     def probe(self, member: str) -> bytes:
         """A stream that a member makes and removes to see its rights."""
         return f"{self._prefix}{{0}}:probe:{member}".encode()

@@ -90,7 +90,7 @@ class Totals:
 NO_ENGINE = dict.fromkeys(
     (
         *("engine_servers", "engine_down", "engine_lag_ms", "engine_round_trip_us", "engine_pending"),
-        *("engine_copies", "engine_unsettled", "engine_pushed", "engine_follows", "engine_members"),
+        *("engine_copies", "engine_unsettled", "engine_pushed", "engine_follows", "engine_remote", "engine_members"),
     ),
     0,
 )

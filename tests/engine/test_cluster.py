@@ -25,11 +25,26 @@ from streamd.core.stream import Stream
 from streamd.core.terms import Terms
 from streamd.daemon import engine_start
 from streamd.engine.connection import EngineError
-from streamd.engine.owner import CopyFound, CopyState
+from streamd.engine.owner import CopyFound, CopyOwner, CopyState
+from streamd.engine.shards import CopyKeys
 from streamd.measure import Label
 from streamd.net.totals import KEYS, NO_ENGINE
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import Dialect
+
+
+class CopiesOf:
+    """An owner's part of a cluster."""
+
+    def __init__(self, owner: CopyOwner) -> None:
+        self.grown = owner.grown
+
+    def left(self, stream: Stream, reason: CloseReason) -> None:
+        raise AssertionError("no stream of another worker is here")
+
+    def is_read_elsewhere(self, stream: Stream) -> bool:
+        return False
+
 
 NOWHERE = ("valkey://127.0.0.1:1",)  # nothing listens there
 FOREIGN = "s_AZZZZ" + "x" * 22
@@ -108,7 +123,8 @@ async def test_a_foreign_id_is_looked_for_once_and_then_gone() -> None:
         for conn in conns:
             await conn.send(f"GET /v1/streams/{FOREIGN} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         assert [(await conn.answer()).status for conn in conns] == [410] * 3
-        assert engine.names.count(b"SUBSCRIBE") == 1 and len(cluster.followed) == 0
+        channel = CopyKeys().channel(FOREIGN)
+        assert engine.commands.count((b"SUBSCRIBE", channel)) == 1 and len(cluster.followed) == 0
         cluster.stop()
 
 
@@ -221,7 +237,7 @@ def test_the_sweep_writes_live_streams_once_a_second() -> None:
     rig = Rig()
     rig.link.up()
     stream = rig.open()
-    rig.hub.copies = rig.owner
+    rig.hub.copies = CopiesOf(rig.owner)
     stream.append(event(" a"), rig.now)
     for turn in range(CHARGE_TURNS):
         rig.hub.sweep([stream], rig.now, turn)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
 
-from model_engine import ModelChannels, ModelLink
+from model_engine import ModelShard
 from sinks import Loop, Reader, new_hub
 from test_owner import KEYS, Rig
 
@@ -18,6 +18,7 @@ from streamd.core.guard import Guard
 from streamd.core.stream import Stream
 from streamd.engine.entry import parse
 from streamd.engine.followed import IDLE_S, LOOKS_MAX, TOLD_TURN_MAX, FollowedStreams
+from streamd.engine.notes import Notes
 from streamd.reasons import CloseReason
 
 
@@ -44,11 +45,8 @@ class Node:
         self.own = own
         self.loop = Loop()
         self.hub = new_hub(self.loop)
-        self.link = ModelLink(own.engine, lambda: None)
-        self.link.up()
-        self.channels = ModelChannels(own.engine)
-        self.channels.link = SimpleNamespace(is_up=True)  # type: ignore[attr-defined]
-        self.shard = SimpleNamespace(link=self.link, channels=self.channels)
+        self.shard = ModelShard(own.engine)
+        self.link, self.channels = self.shard.link, self.shard.channels
         self.is_known = True
         self.lost = False
         self.is_unsure = False
@@ -72,7 +70,8 @@ class Node:
             may_lack_copies=lambda server: self.is_unsure,
         )
         servers: Any = SimpleNamespace(shard_of=lambda stream_id: self.shard)
-        self.followed = FollowedStreams(runtime, Settings(engine_patience_s=4.0), servers, KEYS, members)
+        self.notes = Notes([self.shard], KEYS, self.hub.member, guard=runtime.guard, time=runtime.time)
+        self.followed = FollowedStreams(runtime, Settings(engine_patience_s=4.0), servers, KEYS, members, self.notes)
         self.hub.on_removed = self.followed.removed
 
     def admit(self) -> None:
@@ -377,3 +376,34 @@ def test_an_operator_may_end_it_here_without_a_word_in_the_owners_name(own: Rig)
     node.pass_time(1)
     assert len(node.followed) == node.places == 0
     assert node.found(stream).reason is None, "at its own node it goes on"
+
+
+def notes_of(own: Rig, member: str) -> list[tuple[bytes, bytes]]:
+    """The notes that a member has got: kind and body of each."""
+    entries = own.engine.execute((b"XRANGE", KEYS.inbox(member), b"-", b"+"))
+    return [(fields[1], fields[9]) for _, fields in entries]
+
+
+def test_the_owner_of_a_stream_without_a_copy_is_asked_for_it(own: Rig) -> None:
+    node, stream = Node(own), own.open()
+    node.seek(stream)
+    for _ in range(2):
+        node.turn()
+    assert notes_of(own, own.hub.member) == [(b"sync", stream.id.encode())]
+
+
+def test_the_owner_hears_of_readers_here_and_why_the_last_has_left(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    node.hub.copies = SimpleNamespace(  # type: ignore[assignment]
+        grown=lambda stream: None, left=node.followed.left, is_read_elsewhere=lambda stream: False
+    )
+    node.pass_time(1)
+    assert notes_of(own, "m1") == []
+    reader = Reader(here, node.loop)
+    node.pass_time(1)
+    assert notes_of(own, "m1") == [(b"follow", f'["{stream.id}"]'.encode())]
+    reader.subscriber.end()
+    node.hub.leave(reader.subscriber, CloseReason.READER_GONE, own.now)
+    node.pass_time(1)
+    assert notes_of(own, "m1")[1:] == [(b"left", f'[["{stream.id}","reader_gone"]]'.encode())]

@@ -628,3 +628,37 @@ def test_after_any_storm_the_engine_has_every_log(rng: random.Random, ops: list[
         if stream.reason is not None:
             assert rig.state(stream) is CopyState.DONE
     assert rig.bugs == []
+
+
+def test_a_wanted_stream_is_written_at_once_and_pushed_to_whoever_listens(rig: Rig) -> None:
+    heard: list[bytes] = []
+    stream = rig.open()
+    stream.append(event(" a"), rig.now)
+    rig.engine.listeners[KEYS.channel(stream.id)] = [heard.append]
+    rig.owner.wanted(stream)
+    rig.link.turn()
+    rig.check(stream)
+    rig.tick()
+    rig.link.turn()
+    stream.append(event(" b"), rig.now)
+    rig.owner.push()
+    rig.link.turn()
+    assert stream.id in rig.server.followed and heard, "not only after its next write, a second later"
+
+
+def test_a_wanted_stream_whose_copy_was_evicted_is_written_anew_though_it_is_finished(rig: Rig) -> None:
+    stream = rig.open()
+    rig.grow(stream, " a", " b")
+    rig.seal(stream)
+    rig.link.turn()
+    for state in (CopyState.DONE, CopyState.DONE):
+        assert rig.state(stream) is state
+        rig.engine.evict(KEYS.log(stream.id))
+        rig.owner.wanted(stream)
+        rig.owner.wanted(stream)
+        rig.link.turn()
+        rig.check(stream)
+    writes = commands(rig).count(b"XADD")
+    rig.owner.wanted(stream)
+    rig.link.turn()
+    assert commands(rig).count(b"XADD") == writes and rig.bugs == [], "a copy that is there is looked at, no more"
