@@ -844,17 +844,15 @@ class Settings:
         "`default` unless set; docs/CLUSTER.md has the rights that it needs",
         check=matching(UPSTREAM_NAME),
         wanted="1 to 128 letters, digits and . _ : -",
-        restart=True,
     )
     engine_password_file: str = path_row(
         NODES,
         "File with one line, the password of engine_user",
         "Refused if others may read it: mode 0600 or 0640",
         exists=True,
-        restart=True,
     )
     engine_ca_file: str = path_row(
-        NODES, "Certificates (PEM) to trust in place of the system's, for an engine with TLS", exists=True, restart=True
+        NODES, "Certificates (PEM) to trust in place of the system's, for an engine with TLS", exists=True
     )
     engine_prefix: str = text_row(
         NODES,
@@ -872,7 +870,6 @@ class Settings:
         "1s",
         "Interval at which new events go to nodes that read the stream",
         "A third of a visible stutter; each push is a command for the engine",
-        restart=True,
     )
     engine_timeout_s: float = duration_row(
         NODES,
@@ -881,7 +878,6 @@ class Settings:
         "60s",
         "Time without a reply after which a connection to the engine is given up",
         "Longer than a fork for a snapshot takes an engine of some GB",
-        restart=True,
     )
     engine_patience_s: float = duration_row(
         NODES,
@@ -891,7 +887,6 @@ class Settings:
         "Time that readers of another node's stream wait for an engine that can't be reached, before they are told to "
         "come back",
         "Sentinels take 5 to 15 s for a failover",
-        restart=True,
     )
     engine_lease_s: float = duration_row(
         NODES,
@@ -900,7 +895,6 @@ class Settings:
         "10m",
         "Time without a sign of life after which a node counts as lost",
         "Three beats of 2 s, and a failover by sentinels with a down-after of up to 4 s",
-        restart=True,
     )
     engine_live_ttl_s: float = duration_row(
         NODES,
@@ -909,7 +903,6 @@ class Settings:
         "24h",
         "Time that the copy of a running stream outlives its node",
         "Copies of finished streams stay for their retention",
-        restart=True,
     )
     engine_lookups_max: int = count_row(
         NODES,
@@ -918,7 +911,6 @@ class Settings:
         100_000,
         "Most requests of a worker that wait for the engine to find a stream of another node",
         "The readers of a dead node: 2,000 take two seconds. A principal or an address has a quarter of them",
-        restart=True,
     )
 
     upstreams: tuple[UpstreamSettings, ...] = ()

@@ -23,6 +23,7 @@ from streamd.sources import ConfigProblem
 
 if TYPE_CHECKING:
     from streamd.engine.cluster import Cluster
+    from streamd.engine.link import LinkTerms
 
 
 def cluster_of(runtime: Runtime, settings: Settings, rights: Rights, rng: random.Random) -> Cluster | None:
@@ -31,19 +32,30 @@ def cluster_of(runtime: Runtime, settings: Settings, rights: Rights, rng: random
     """
     if not settings.engine:
         return None
-    from streamd.engine.cluster import Cluster  # Why here: only a configured engine needs them
-    from streamd.engine.link import LinkTerms
+    from streamd.engine.cluster import Cluster  # Why here: only a configured engine needs it
 
     node = settings.node or socket.gethostname()
-    terms = LinkTerms(
-        client_name=f"streamd-{runtime.hub.member}",
+    terms = link_terms_of(settings, runtime.hub.member)
+    assert terms is not None
+    return Cluster(runtime, settings, terms, node=node, fingerprint=KeyFingerprint(rights), say=_say, rng=rng)
+
+
+def link_terms_of(settings: Settings, member: str) -> LinkTerms | None:
+    """The terms of all links to the engine, with the password and the certificates of now; None without an engine.
+    Raises ConfigError for files that can't be used.
+    """
+    if not settings.engine:
+        return None
+    from streamd.engine.link import LinkTerms  # Why here: as above
+
+    return LinkTerms(
+        client_name=f"streamd-{member}",
         user=settings.engine_user,
         password=_password(settings),
         tls=_tls(settings),
         timeout_s=settings.engine_timeout_s,
         slow_s=min(1.0, settings.engine_timeout_s / 2),
     )
-    return Cluster(runtime, settings, terms, node=node, fingerprint=KeyFingerprint(rights), say=_say, rng=rng)
 
 
 class KeyFingerprint:

@@ -21,6 +21,9 @@ from streamd.daemon.slot import Slot
 
 Load = Callable[[], Settings]
 
+# User, password and certificates belong to the servers that they are for: with other servers they need a restart, too.
+ENGINE_FILES = ("engine_user", "engine_password_file", "engine_ca_file")
+
 
 @dataclass(slots=True)
 class Reload:
@@ -172,6 +175,12 @@ class Reloads:
 
 def as_far_as_running(running: Settings, fresh: Settings) -> tuple[Settings, tuple[str, ...]]:
     """Fresh settings, except that those which need a restart keep their values; and the keys of those that differ."""
-    rows = [row for row in ROWS if row.restart and getattr(running, row.attribute) != getattr(fresh, row.attribute)]
+    kept_with_engine = ENGINE_FILES if running.engine != fresh.engine else ()
+    rows = [
+        row
+        for row in ROWS
+        if (row.restart or row.attribute in kept_with_engine)
+        and getattr(running, row.attribute) != getattr(fresh, row.attribute)
+    ]
     kept = {row.attribute: getattr(running, row.attribute) for row in rows}
     return replace(fresh, **kept), tuple(row.key for row in rows)

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamd import metrics
 from streamd.api.admin import Admin
@@ -47,7 +47,7 @@ from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
 from streamd.daemon.control import ADMIN, QUICK_DRAIN_S, DaemonState, Reloaded, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain, DrainStep
-from streamd.daemon.engine_start import cluster_of
+from streamd.daemon.engine_start import cluster_of, link_terms_of
 from streamd.daemon.levels import Levels
 from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets, write_step
 from streamd.daemon.shared import Shared
@@ -78,6 +78,9 @@ STREAMS_SLICE_MAX = 250
 # Adding up 10,000 streams and clients takes 4 ms.
 PUBLISH_EVERY_S = 1.0
 
+if TYPE_CHECKING:
+    from streamd.engine.link import LinkTerms
+
 # The numbers of an upstream in /status, beside its state.
 UPSTREAM_NUMBERS = ("in_flight", "idle", "left_out")
 
@@ -92,6 +95,7 @@ class Prepared(NamedTuple):
     budget: Budget
     files: LoadedFiles
     upstreams: list[Upstream]
+    engine: LinkTerms | None
 
 
 class Worker:
@@ -577,11 +581,11 @@ class Worker:
         budget, upstreams = budget_of(settings), self.upstreams.prepare(settings)
         yield
         files = yield from self.credential_files.read(settings)
-        return Prepared(settings, budget, files, upstreams)
+        return Prepared(settings, budget, files, upstreams, link_terms_of(settings, self.runtime.hub.member))
 
     def apply(self, prepared: Prepared) -> None:
         """Use the prepared settings from now on."""
-        settings, budget, files, upstreams = prepared
+        settings, budget, files, upstreams, engine = prepared
         self.budget = budget
         self.runtime.admission.reload(budget, limits_of(settings))
         self.settings = settings
@@ -589,6 +593,8 @@ class Worker:
         self.upstreams.take(upstreams)
         self.upstream_reports.reload(settings)
         self.credential_files.take(files)  # some are for the upstreams of now
+        if self.cluster is not None and engine is not None:
+            self.cluster.reload(settings, engine)
         hub = self.runtime.hub
         hub.log_bytes_max = self.runtime.admission.logs_bytes_max
         hub.stream_log_bytes_max = settings.log_bytes_max

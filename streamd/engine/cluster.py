@@ -11,6 +11,7 @@ calls grown() once a second for each live stream, in its slices.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Callable
 from typing import Any, Final
@@ -61,6 +62,7 @@ class Cluster:
     ) -> None:
         """`fingerprint`: of the keys in use; `say` writes a line of the log."""
         self._runtime = runtime
+        self._say = say
         self._push_s = settings.engine_push_s
         self._push_timer: asyncio.TimerHandle | None = None
         self._lag_s = self._scan_at = 0.0
@@ -118,6 +120,23 @@ class Cluster:
         """Begin to connect."""
         self.servers.start()
         self.notes.start()
+
+    def reload(self, settings: Settings, terms: LinkTerms) -> None:
+        """Use new settings and terms from now on; connections and copies stay as they are."""
+        self._push_s = settings.engine_push_s
+        self.owner.use(live_ttl_s=settings.engine_live_ttl_s)
+        self.members.use(lease_s=settings.engine_lease_s, forget_s=settings.engine_live_ttl_s)
+        self.followed.use(settings)
+        for shard in self.servers.shards:
+            shard.use(terms, functools.partial(self._refused, shard.url.name))
+
+    def _refused(self, engine: str, words: str) -> None:
+        self._say(
+            "error",
+            "engine refuses the new user or password; the old ones stay in use: correct them, and reload again",
+            engine=engine,
+            error=words,
+        )
 
     def tick(self, now: float, lag_s: float) -> None:
         """The sweep's work: each part's is bounded by itself."""

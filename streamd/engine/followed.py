@@ -108,6 +108,10 @@ class FollowedStreams:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def use(self, settings: Settings) -> None:
+        """New settings, for streams that are followed from now on."""
+        self._settings = settings
+
     # -- seeking
 
     def seek(self, stream_id: str, seeker: Seeker) -> bool:

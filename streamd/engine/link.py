@@ -154,6 +154,29 @@ class Link:
         """Close the connection; the link is of no use any more."""
         self._lose(EngineFault.STOPPED, stop=True)
 
+    def use(self, terms: LinkTerms, on_refused: Callable[[str], None]) -> None:
+        """New terms, for every try from now on. The connection that stands stays as it is.
+
+        It is asked whether the engine takes another user or password: if not, `on_refused` hears the engine's words,
+        and the old ones stay in use.
+        """
+        connection, old = self._connection, self._terms
+        if self.is_up and connection is not None and terms.password and _login(terms) != _login(old):
+            self._terms = terms._replace(user=old.user, password=old.password)
+            command = packed("AUTH", *_login(terms))
+            connection.ask(command, functools.partial(self._authenticated, terms, on_refused))
+            return
+        self._terms = terms
+        if self.state is LinkState.DOWN:
+            self._backoff_s = BACKOFF_MIN_S
+            self._try()
+
+    def _authenticated(self, terms: LinkTerms, on_refused: Callable[[str], None], reply: Reply) -> None:
+        if isinstance(reply, EngineError) and not isinstance(reply, EngineLost):
+            on_refused(str(reply))
+        else:  # a connection that was lost meanwhile tells nothing: the next is greeted with the new password
+            self._terms = terms
+
     def moved(self) -> None:
         """The address may be another one now: go there. No effect if it is the same."""
         if self.state is LinkState.STOPPED or self._address() == self._dialled:
@@ -249,7 +272,7 @@ class Link:
         connection.set_user_timeout(self._terms.timeout_s)
         auth: tuple[str, ...] = ()
         if self._terms.password:
-            auth = ("AUTH", self._terms.user or "default", self._terms.password)
+            auth = ("AUTH", *_login(self._terms))
         hello = packed("HELLO", 3, *auth, "SETNAME", self._terms.client_name)
         connection.ask(hello, functools.partial(self._greeted, connection))
 
@@ -380,6 +403,11 @@ class _Standing:
 
     def close(self) -> None:
         self.connection.close(EngineFault.STOPPED)
+
+
+def _login(terms: LinkTerms) -> tuple[str, str]:
+    """User and password."""
+    return terms.user or "default", terms.password
 
 
 def _text(value: Any) -> str:

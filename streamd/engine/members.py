@@ -92,6 +92,10 @@ class Members:
         self._watched: list[dict[str, _Watched]] = [{} for _ in servers]  # of all fields
         self._told_keys: set[tuple[str, str]] = set()  # nodes with other keys that were named in the log
 
+    def use(self, *, lease_s: float, forget_s: float) -> None:
+        """New settings, from the next judgement on."""
+        self._lease_s, self._forget_s = lease_s, forget_s
+
     # -- this member
 
     def tick(self, now: float) -> None:

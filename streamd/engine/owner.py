@@ -271,6 +271,11 @@ class CopyOwner:
             server.now = self._ticked_at
         self.counts = OwnerCounts()
 
+    def use(self, *, live_ttl_s: float) -> None:
+        """A new setting, from the next renewal of each copy on."""
+        self._live_ttl_s = live_ttl_s
+        self._renew_at = min(self._renew_at, self._time() + live_ttl_s / RENEWALS_PER_TTL)
+
     # -- streams
 
     def grown(self, stream: Stream) -> None:

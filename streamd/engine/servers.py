@@ -56,6 +56,13 @@ class EngineShard:
         self.link.start()
         self.channels.link.start()
 
+    def use(self, terms: LinkTerms, on_refused: Callable[[str], None]) -> None:
+        """As Link.use(), for all links of the shard; `on_refused` hears of a refusal once."""
+        if self.sentinels is not None:
+            self.sentinels.link.use(terms, lambda words: on_refused(f"a sentinel: {words}"))
+        self.link.use(terms, on_refused)
+        self.channels.link.use(terms, lambda words: None)  # the same server says the same
+
     def stop(self) -> None:
         """Close all connections, for good."""
         if self.sentinels is not None:

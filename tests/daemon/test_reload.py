@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from streamd.config import ConfigError, Settings
 from streamd.daemon import logs
 from streamd.daemon.control import ToWorker
-from streamd.daemon.reload import Reloads
+from streamd.daemon.reload import Reloads, as_far_as_running
 from streamd.daemon.slot import Slot
 from streamd.sources import ConfigProblem
 
@@ -212,3 +213,13 @@ def test_settings_that_need_a_restart_keep_their_values_and_are_named(daemon: Da
         reloads.answered(place, number)
     assert (reloads.settings.head_timeout_s, reloads.settings.workers) == (2.0, daemon.old.workers)
     assert daemon.lines[0][1] == {"settings": ("workers",)} and daemon.lines[1][0] == "reloaded"
+
+
+def test_the_engines_password_stays_with_its_servers() -> None:
+    running = Settings(engine=("valkey://a",), engine_user="u", engine_password_file="/p", engine_push_s=0.03)
+    moved = Settings(engine=("valkey://b",), engine_user="v", engine_password_file="/q", engine_push_s=0.05)
+    used, fixed = as_far_as_running(running, moved)
+    assert used == Settings(engine=("valkey://a",), engine_user="u", engine_password_file="/p", engine_push_s=0.05)
+    assert fixed == ("engine", "engine_user", "engine_password_file")
+    used, fixed = as_far_as_running(running, replace(running, engine_user="v"))
+    assert used.engine_user == "v" and fixed == ()

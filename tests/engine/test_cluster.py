@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,23 @@ async def test_a_position_ahead_of_the_copy_waits_for_it() -> None:
         runtime.hub.remove(copy)
         assert d.worker.cluster is not None
         d.worker.cluster.stop()
+
+
+@in_loop
+async def test_a_reload_takes_up_the_engines_times_and_keeps_its_connections() -> None:
+    async with fake_engine() as engine, serving(engine=(f"valkey://127.0.0.1:{engine.port}",)) as d:
+        cluster = d.worker.cluster
+        assert cluster is not None
+        link = cluster.servers.shards[0].link
+        await until(lambda: link.is_up)
+        changed = {"engine_push_s": 0.5, "engine_lease_s": 60.0, "engine_live_ttl_s": 60.0, "engine_timeout_s": 30.0}
+        d.worker.reload(replace(d.worker.settings, **changed))
+        assert cluster._push_s == 0.5 and link._terms.timeout_s == 30.0
+        assert cluster.members._lease_s == 60.0 and cluster.owner._live_ttl_s == 60.0
+        assert cluster.followed._settings is d.worker.settings and link.times_up == 1
+
+        missing = replace(d.worker.settings, engine_password_file="/nowhere/password", engine_push_s=0.1)
+        with pytest.raises(ConfigError, match="engine_password_file"):
+            d.worker.reload(missing)
+        assert cluster._push_s == 0.5 and link.is_up
+        cluster.stop()

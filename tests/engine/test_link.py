@@ -362,3 +362,70 @@ def test_tls_hides_the_password_and_checks_the_name(tmp_path: Path) -> None:
             stranger.link.stop()
 
     run(main)
+
+
+# New terms while the link lives
+
+
+@contextlib.asynccontextmanager
+async def logged_in(answer: bytes) -> AsyncIterator[tuple[FakeEngine, Linked, list[str]]]:
+    """A link that is up with an old password, and is given a new one that the engine answers so."""
+    refusals: list[str] = []
+    async with linked(
+        lambda command: answer if command[0] == b"AUTH" else None, user="sd", password="old", timeout_s=5.0
+    ) as (engine, own):
+        await own.is_in(LinkState.UP)
+        own.link.use(LinkTerms("streamd-test", user="sd", password="new", timeout_s=7.0), refusals.append)
+        await until(lambda: (b"AUTH", b"sd", b"new") in engine.commands)
+        asked = Asked()
+        own.link.ask(packed("PING", "after"), asked)
+        await until(lambda: asked.replies)
+        yield engine, own, refusals
+
+
+async def greeting_anew(engine: FakeEngine, own: Linked) -> Command:
+    """The next connection's greeting."""
+    engine.cut()
+    await until(lambda: own.link.times_up == 2)
+    return [command for command in engine.commands if command[0] == b"HELLO"][-1]
+
+
+@in_loop
+async def test_a_new_password_is_used_on_the_connection_that_stands_and_on_the_next() -> None:
+    async with logged_in(b"+OK\r\n") as (engine, own, refusals):
+        assert own.heard == ["up"] and refusals == []
+        assert b"new" in await greeting_anew(engine, own)
+
+
+@in_loop
+async def test_a_new_password_that_the_engine_refuses_is_told_and_the_old_one_stays_in_use() -> None:
+    async with logged_in(b"-WRONGPASS invalid username-password pair\r\n") as (engine, own, refusals):
+        assert own.heard == ["up"] and refusals == ["WRONGPASS invalid username-password pair"]
+        greeting = await greeting_anew(engine, own)
+        assert b"old" in greeting and b"new" not in greeting
+
+
+@in_loop
+async def test_a_link_that_is_down_tries_a_new_password_at_once() -> None:
+    def script(command: Command) -> bytes | None:
+        is_wrong = command[0] == b"HELLO" and b"new" not in command
+        return b"-WRONGPASS invalid username-password pair\r\n" if is_wrong else None
+
+    async with linked(script, password="old") as (_, own):
+        own.rng.uniform = lambda a, b: 3600.0  # type: ignore[method-assign]
+        await until(lambda: own.link.state is LinkState.DOWN and own.link.fault is EngineFault.RIGHTS)
+        own.link.use(LinkTerms("streamd-test", password="new"), lambda words: None)
+        await own.is_in(LinkState.UP)
+
+
+@in_loop
+async def test_other_settings_than_the_password_ask_the_engine_nothing() -> None:
+    async with linked(password="same") as (engine, own):
+        await own.is_in(LinkState.UP)
+        own.link.use(LinkTerms("streamd-test", password="same", timeout_s=1.0, slow_s=0.5), own.heard.append)
+        engine.script = lambda command: b""
+        own.link.ask(packed("GET", "a"), Asked())
+        own.tick()
+        own.tick(1.2)
+        assert own.link.state is LinkState.DOWN and own.link.fault is EngineFault.TIMEOUT
+        assert b"AUTH" not in engine.names

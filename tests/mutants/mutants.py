@@ -368,6 +368,13 @@ CORE: Final = (
         "",
     ),
     Mutant(
+        "a password that the engine refuses takes the place of the one that works",
+        "engine/link.py",
+        "Link._authenticated",
+        "            on_refused(str(reply))\n",
+        "            on_refused(str(reply))\n            self._terms = terms\n",
+    ),
+    Mutant(
         "a node that was cut off itself declares the others lost",
         "engine/members.py",
         "Members.is_lost",
