@@ -202,8 +202,8 @@ class ModelEngine:
     def _hget(self, name: bytes, field: bytes) -> Any:
         return self.hashes.get(name, {}).get(field)
 
-    def _hexists(self, name: bytes, field: bytes) -> Any:
-        return int(field in self.hashes.get(name, {}))
+    def _hmget(self, name: bytes, *fields: bytes) -> Any:
+        return [self._hget(name, field) for field in fields]
 
     def _hgetall(self, name: bytes) -> Any:
         return dict(self.hashes.get(name, {}))

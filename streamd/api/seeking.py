@@ -19,6 +19,7 @@ from streamd.core.refusal import Refusal, Retry
 from streamd.core.shares import Shares
 from streamd.core.stream import Stream
 from streamd.net.answer import Answer, Pending
+from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import INTERVAL_S, NEVER
 from streamd.reasons import CloseReason
@@ -91,6 +92,13 @@ class Seeking:
         """The request waits no more."""
         self._waiting.discard(seeker.owner, seeker)
 
+    def wait_for_copy(self, answer: Answer, stream: Stream, seq: int, reached: Callable[[], None]) -> None:
+        """Wait until the followed stream has the event in front of `seq`, or has ended; then call `reached`, which may
+        raise HttpError.
+        """
+        assert self.cluster is not None
+        WaitForCopy(self._runtime, self.cluster, answer, stream, seq, reached)
+
     def check_followed(self, stream: Stream) -> None:
         """Raises HttpError 503 for a followed stream while the engine can't be asked for long."""
         if stream.terms.is_copy and self.cluster is not None and self.cluster.followed.is_stale(stream):
@@ -145,8 +153,12 @@ class SeekStream(Pending):
         self._settle(lambda: self._found(None))
 
     def unreachable(self) -> None:
-        """The engine can't be asked."""
+        """The engine can't be asked, or can't tell."""
         self._settle(lambda: self._refuse(UNREACHABLE))
+
+    def no_room(self, refused: HttpError) -> None:
+        """The stream is there, and this worker has no room for it."""
+        self._settle(lambda: _raise(refused))
 
     def give_way(self) -> None:
         """There are too many, and this one's owner has most of them."""
@@ -176,13 +188,24 @@ class SeekStream(Pending):
 
 
 class WaitForCopy(Pending):
-    """A reader with a position beyond the end of the followed copy: it has read those events at another node."""
+    """A reader with a position beyond the end of the followed copy: it has read those events at another node.
 
-    __slots__ = ("_answer", "_reached", "_runtime", "_seq", "_stream", "_until", "due_at")
+    The stream is followed as long as such requests come: if its owner is lost, the end of the copy is the answer.
+    """
 
-    def __init__(self, runtime: Runtime, answer: Answer, stream: Stream, seq: int, reached: Callable[[], None]) -> None:
-        """`reached` is called when the stream has the event in front of `seq`, or has ended; it may raise HttpError."""
+    __slots__ = ("_answer", "_cluster", "_reached", "_runtime", "_seq", "_stream", "_until", "due_at")
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        cluster: Cluster,
+        answer: Answer,
+        stream: Stream,
+        seq: int,
+        reached: Callable[[], None],
+    ) -> None:
         self._runtime = runtime
+        self._cluster = cluster
         self._answer = answer
         self._stream = stream
         self._seq = seq
@@ -195,6 +218,7 @@ class WaitForCopy(Pending):
     def on_due(self, now: float) -> float:
         """Look again, at each sweep."""
         stream = self._stream
+        self._cluster.followed.awaited(stream, now)
         if stream.log.seq_next >= self._seq or stream.reason is not None:
             self._runtime.sweep.discard(self)
             self._answer.settle(self._reached)
@@ -216,6 +240,10 @@ class WaitForCopy(Pending):
     def on_gone(self, reason: CloseReason) -> None:
         """The client left."""
         self._runtime.sweep.discard(self)
+
+
+def _raise(error: HttpError) -> None:
+    raise error
 
 
 def holder_of(answer: Answer) -> str:

@@ -12,7 +12,7 @@ import orjson
 
 from streamd.api.gather import Gathered, all_others, gather
 from streamd.api.rights import Rights
-from streamd.api.seeking import Seeking, WaitForCopy, holder_of
+from streamd.api.seeking import Seeking, holder_of
 from streamd.core.hub import Gone
 from streamd.core.refusal import Refusal, Retry
 from streamd.core.shares import Shares
@@ -176,7 +176,7 @@ class Streams:
         if stream.terms.is_copy and seq > stream.log.seq_next:
             if stream.reason is None:
                 again = lambda: self.join(answer, stream, seq, policy, resumed=resumed, is_told=is_told)  # noqa: E731
-                WaitForCopy(self._runtime, answer, stream, seq, again)
+                self.seeking.wait_for_copy(answer, stream, seq, again)
                 return
             seq = stream.log.seq_next
         request.model = request.model or stream.terms.model

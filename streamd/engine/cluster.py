@@ -87,6 +87,7 @@ class Cluster:
             facts=self._facts,
             live_ttl_s=settings.engine_live_ttl_s,
             on_followed=self._push_soon,
+            on_gone=lambda server: self.members.lacks_copies(self._by_server[id(server)]),
         )
         self.members = Members(
             shards,

@@ -130,7 +130,7 @@ class Condition:
             ("PUBSUB", "NUMSUB", key),
             ("HSET", members, "probe", "probe"),
             ("HGET", members, "probe"),
-            ("HEXISTS", members, "probe"),
+            ("HMGET", members, "probe", "probe"),
             ("HGETALL", members),
             ("HDEL", members, "probe"),
             ("UNLINK", key),

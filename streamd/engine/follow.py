@@ -100,6 +100,7 @@ class FollowOwner(NamedTuple):
     on_absent: Callable[[], None]  # there is no copy, or none that can be read
     on_stale: Callable[[], None]  # readers have to be told to come back
     on_declared: Callable[[End], None]  # the end isn't the owner's own: its node is lost
+    may_build: Callable[[], bool] = lambda: True  # the copy is there: is there room for it? False: this follow is over
 
 
 class FollowCounts:
@@ -335,6 +336,8 @@ class Follow:
         self._owner.on_absent()
 
     def _build(self, reader: CopyReader, entries: list[Entry]) -> None:
+        if entries and self.stream is None and not self._owner.may_build():
+            return
         for entry in entries:
             # What stands in front of a start belongs to a log that is no more; a trim is on its way.
             if reader.log is not None or entry.starts_over:

@@ -1,11 +1,15 @@
 """FollowedStreams: the streams of other members that have readers here, each followed once.
 
 seek() looks for the copy of a stream that isn't here. A seeker hears one answer: the stream, which is in the hub from
-then on like any other, or that there is none, or that the engine can't be asked. However many seekers there are, a copy
-is read once.
+then on like any other, or that there is none, or that nobody can tell. However many seekers there are, a copy is read
+once.
 
-BOUNDS. A followed stream holds a stream's place in admission, from the look-up on. How many look-ups a principal may
-have under way is decided by the seekers (api/seeking.py).
+A stream without a copy is absent if its owner has given a sign of life while it was looked for, has been lost for long,
+or never was. Else nobody can tell: its owner may be cut off, or the engine may have lost what it had.
+
+BOUNDS. A followed stream holds a stream's place in admission, from the moment that its copy is found: an id that
+somebody made up takes no room from others. How many look-ups a principal may have under way is decided by the seekers
+(api/seeking.py).
 
 ENDS. A stream without a reader is followed for IDLE_S longer; a finished stream is kept for its retention, at most
 facts.COPY_KEPT_S. When the engine can't be asked for engine_patience, the readers are told to come back, and the stream
@@ -25,12 +29,13 @@ from streamd.core.stream import Stream
 from streamd.engine.entry import End
 from streamd.engine.facts import StreamFacts
 from streamd.engine.follow import CopyPlace, Follow, FollowCounts, FollowOwner, FollowState
-from streamd.engine.members import Members
+from streamd.engine.members import Members, Sign
 from streamd.engine.notes import NoteKind, Notes
 from streamd.engine.presence import Presence, Readership
 from streamd.engine.servers import EngineServers, EngineShard
 from streamd.engine.shards import CopyKeys
 from streamd.net.answer import Answer
+from streamd.net.http_error import HttpError
 from streamd.net.runtime import Runtime
 from streamd.reasons import CloseReason
 
@@ -38,8 +43,9 @@ from streamd.reasons import CloseReason
 IDLE_S: Final = 5.0
 
 # A stream that was just opened has no copy yet: looks for it, and the time between them. Five of them are the second
-# that an owner takes at most, and a half.
-LOOKS_MAX: Final = 6
+# that an owner takes at most, and a half; a few more are longer than a beat and its way.
+LOOKS_MIN: Final = 6
+LOOKS_MAX: Final = 10
 LOOK_AGAIN_S: Final = 0.3
 
 # Followed streams looked at in a turn, some 2 us each.
@@ -60,13 +66,27 @@ class Seeker(Protocol):
         """No member has the stream, or none that this version can read."""
 
     def unreachable(self) -> None:
-        """The engine can't be asked."""
+        """The engine can't be asked, or can't tell."""
+
+    def no_room(self, refused: HttpError) -> None:
+        """The stream is there, and this worker has no room for it."""
 
 
 class _Followed:
     """A stream of another member: its follow, and the seekers that wait for it."""
 
-    __slots__ = ("follow", "id", "is_stale", "looks", "read_at", "readership", "seekers", "shard", "stream")
+    __slots__ = (
+        "follow",
+        "has_place",
+        "id",
+        "is_stale",
+        "looks",
+        "read_at",
+        "readership",
+        "seekers",
+        "shard",
+        "stream",
+    )
 
     def __init__(self, stream_id: str, shard: EngineShard, now: float) -> None:
         self.id = stream_id
@@ -75,6 +95,7 @@ class _Followed:
         self.stream: Stream | None = None
         self.read_at = now  # when it was last seen with a reader, or sought
         self.is_stale = False
+        self.has_place = False  # in admission
         self.looks = 0  # that found no copy
         self.readership = Readership()
         self.follow: Follow
@@ -115,10 +136,7 @@ class FollowedStreams:
     # -- seeking
 
     def seek(self, stream_id: str, seeker: Seeker) -> bool:
-        """Look for a stream that isn't here. False: the engine can't be asked now, and the seeker hears nothing.
-
-        Raises HttpError 503 if there is no room for another stream.
-        """
+        """Look for a stream that isn't here. False: the engine can't be asked now, and the seeker hears nothing."""
         known = self._by_id.get(stream_id)
         if known is None:
             shard = self._servers.shard_of(stream_id)
@@ -140,10 +158,8 @@ class FollowedStreams:
                 self._drop(known)
 
     def _begin(self, stream_id: str, shard: EngineShard) -> _Followed:
-        runtime = self._runtime
-        runtime.admit_stream()
         self.lookups += 1
-        known = self._by_id[stream_id] = _Followed(stream_id, shard, runtime.time())
+        known = self._by_id[stream_id] = _Followed(stream_id, shard, self._runtime.time())
         self._follow(known)
         return known
 
@@ -152,6 +168,7 @@ class FollowedStreams:
         runtime, keys, shard = self._runtime, self._keys, known.shard
         place = CopyPlace(keys.log(known.id), keys.channel(known.id), shard.link, shard.channels)
         owner = FollowOwner(
+            may_build=lambda: self._take_place(known),
             on_built=lambda facts, log: self._built(known, facts, log),
             on_absent=lambda: self._soon(lambda: self._absent(known)),
             on_stale=lambda: self._soon(lambda: self._stale(known)),
@@ -179,6 +196,26 @@ class FollowedStreams:
     def _new_log(self) -> ReplayLog:
         hub = self._runtime.hub
         return ReplayLog(bytes_max=hub.stream_log_bytes_max, events_max=hub.stream_log_events_max)
+
+    def _take_place(self, known: _Followed) -> bool:
+        """The copy is there: take a stream's place for it. False: there is none, and the seekers are told."""
+        if known.has_place:
+            return True
+        try:
+            self._runtime.admit_stream()
+        except HttpError as refused:
+            why = refused
+            self._soon(lambda: self._no_room(known, why))
+            return False
+        known.has_place = True
+        return True
+
+    def _no_room(self, known: _Followed, refused: HttpError) -> None:
+        seekers, known.seekers = known.seekers, []
+        self._drop(known)
+        for seeker in seekers:
+            with self._runtime.guard:
+                seeker.no_room(refused)
 
     def _built(self, known: _Followed, facts: StreamFacts, log: ReplayLog) -> Stream:
         """The copy is read: it is a stream of the hub from now on. Raises ValueError for another stream's facts."""
@@ -211,21 +248,23 @@ class FollowedStreams:
     def _absent(self, known: _Followed) -> None:
         """There is no copy. A member that lives writes one within a second of a stream's first event."""
         known.looks += 1
+        if self._by_id.get(known.id) is not known:
+            return
         if known.id[2:7] == self._member:
             self._not_found(known)  # it was this worker's, and is kept nowhere any more
-        elif known.looks == 1:
-            self._members.ask_whether_known(known.shard, known.id[2:7], lambda is_known: self._asked(known, is_known))
-        elif known.looks < LOOKS_MAX:
-            self._look_again_later(known)
         else:
-            self._not_found(known)
+            self._members.ask_for_sign(known.shard, known.id[2:7], lambda sign: self._signed(known, sign))
 
-    def _asked(self, known: _Followed, is_known: bool) -> None:
-        if is_known:
-            self._notes.tell(known.shard, known.id[2:7], NoteKind.SYNC, known.id.encode())
+    def _signed(self, known: _Followed, sign: Sign) -> None:
+        """The sign of life of the stream's owner, beside a look that found no copy."""
+        if sign in (Sign.UNKNOWN, Sign.LOST) or (sign is Sign.LIVES and known.looks >= LOOKS_MIN):
+            self._not_found(known)
+        elif known.looks < LOOKS_MAX:
+            if known.looks == 1:
+                self._notes.tell(known.shard, known.id[2:7], NoteKind.SYNC, known.id.encode())
             self._look_again_later(known)
         else:
-            self._not_found(known)
+            self._not_found(known, is_unsure=True)
 
     def _look_again_later(self, known: _Followed) -> None:
         def again() -> None:
@@ -235,8 +274,10 @@ class FollowedStreams:
 
         self._runtime.loop.call_later(LOOK_AGAIN_S, again)
 
-    def _not_found(self, known: _Followed) -> None:
-        is_unsure = self._members.may_lack_copies(known.shard)
+    def _not_found(self, known: _Followed, *, is_unsure: bool = False) -> None:
+        if self._by_id.get(known.id) is not known:
+            return  # given up meanwhile
+        is_unsure = is_unsure or self._members.may_lack_copies(known.shard)
         seekers, known.seekers = known.seekers, []
         self._drop(known)
         for seeker in seekers:
@@ -287,6 +328,12 @@ class FollowedStreams:
         if known is not None:
             known.readership.left_for = reason
 
+    def awaited(self, stream: Stream, now: float) -> None:
+        """A request waits for the stream to go on, and will be its reader."""
+        known = self._by_id.get(stream.id)
+        if known is not None and not known.is_stale:
+            known.read_at = now
+
     def removed(self, stream: Stream) -> None:
         """The hub has removed a followed stream."""
         known = self._by_id.get(stream.id)
@@ -302,7 +349,8 @@ class FollowedStreams:
             with self._runtime.guard:
                 seeker.unreachable()
         known.follow.cancel(CloseReason.COMPLETE)
-        self._runtime.admission.release_stream()
+        if known.has_place:
+            self._runtime.admission.release_stream()
         stream = known.stream
         if stream is not None:
             stream.source = None

@@ -9,6 +9,10 @@ A member is lost for this process if its field hasn't changed for `lease_s` of t
 that server was disturbed within the last `lease_s`, or whose own beat the server refused (a full engine refuses all of
 them), judges no member. No clocks of two machines are compared.
 
+Whether a stream without a copy exists is known to its owner alone. So a seeker asks for the owner's sign of life: an
+owner that gives signs writes a copy within a second, and an owner that gives none may have streams that it couldn't
+write. An engine that has lost this member's own field has lost the others' fields and copies too.
+
 Every SURVEY_EVERY_S all fields are read: to count the members, to notice nodes with other keys (principals are the ids
 of keys, so all nodes need the same), and to remove fields that haven't changed for `forget_s`.
 """
@@ -21,8 +25,10 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from streamd.choice import Choice
 from streamd.engine.connection import EngineError, Reply, packed
 from streamd.engine.link import LinkState
+from streamd.engine.owner import RENEW_EVERY_S
 from streamd.engine.servers import EngineShard
 
 BEAT_S: Final = 2.0
@@ -31,6 +37,24 @@ LOOK_EVERY_S: Final = 1.0
 
 # A field has some 100 B; of a longer field none of streamd's the rest isn't read.
 FIELD_BYTES_MAX: Final = 1024
+
+# The owners of copies that are gone have written them anew by then: each looks once a second, and waits if it did so
+# a moment before.
+HEALED_S: Final = RENEW_EVERY_S + 1.0
+
+# A field that changed between two looks this far apart at most: its member lives now, and not only since.
+LATELY_S: Final = 2 * BEAT_S
+
+
+class Sign(Choice):
+    """What the engine tells of another member's life."""
+
+    UNKNOWN = "unknown"  # there is no such member, and there was none lately
+    LOST = "lost"  # it has stopped, or given no sign of life for the lease
+    LIVES = "lives"  # it has given one since it was looked at, which was just now
+    SILENT = "silent"  # it is there, and has given none since it was looked at
+    UNSURE = "unsure"  # the engine can't be asked, or has lost what its members wrote
+
 
 Say = Callable[..., None]
 """Writes a line of the log: its level's word, its name, and its fields by keyword."""
@@ -47,16 +71,24 @@ class MemberFacts(NamedTuple):
 class _Watched:
     """A member's field on a server, and since when it hasn't changed."""
 
-    __slots__ = ("asked_at", "changed_at", "value", "watched_since")
+    __slots__ = ("asked_at", "changed_at", "gave_sign_at", "taken_at", "value", "watched_since")
 
     def __init__(self, now: float) -> None:
         self.value: bytes | None = None
         self.changed_at = self.watched_since = now
-        self.asked_at = -1e9
+        self.asked_at = self.taken_at = self.gave_sign_at = -1e9
 
     def take(self, value: bytes | None, now: float) -> None:
         if value != self.value:
+            if self.value is not None and value is not None and now - self.taken_at <= LATELY_S:
+                self.gave_sign_at = now
             self.value, self.changed_at = value, now
+        self.taken_at = now
+
+    @property
+    def is_stopped(self) -> bool:
+        facts = _facts_of(self.value)
+        return facts is not None and facts.state == "stopped"
 
 
 class Members:
@@ -89,6 +121,7 @@ class Members:
         self._beat_at = self._survey_at = 0.0
         self._whole_since = [time()] * len(servers)  # when the link was last seen disturbed
         self._incomplete_until = [0.0] * len(servers)  # copies may be missing before: their owners write them
+        self._has_field = [False] * len(servers)  # the server has taken this member's beat
         self._watched: list[dict[str, _Watched]] = [{} for _ in servers]  # of all fields
         self._told_keys: set[tuple[str, str]] = set()  # nodes with other keys that were named in the log
 
@@ -119,7 +152,7 @@ class Members:
         self._survey_at = min(self._survey_at, now + LOOK_EVERY_S)
         self._whole_since[number] = now
         if server.link.times_up > 1:
-            self._incomplete_until[number] = now + self._lease_s
+            self._lacks(number)
 
     def stop(self) -> None:
         """This member ends in order: others needn't wait for `lease_s`."""
@@ -137,9 +170,19 @@ class Members:
 
     def _beaten(self, number: int, reply: Reply) -> None:
         if isinstance(reply, EngineError):
-            now = self._time()
-            self._whole_since[number] = now
-            self._incomplete_until[number] = now + self._lease_s
+            self._whole_since[number] = self._time()
+            self._lacks(number)
+        elif reply == 1 and self._has_field[number]:
+            self._lacks(number)  # the field was there: the engine has lost it
+        else:
+            self._has_field[number] = True
+
+    def lacks_copies(self, server: EngineShard) -> None:
+        """The engine has lost a copy of this process, so it may have lost others'."""
+        self._lacks(self._servers.index(server))
+
+    def _lacks(self, number: int) -> None:
+        self._incomplete_until[number] = self._time() + max(self._lease_s, HEALED_S)
 
     # -- the others
 
@@ -156,8 +199,7 @@ class Members:
                 known.watched_since = now  # not looked at lately: an old value says nothing
             known.asked_at = now
             server.link.ask(packed("HGET", self._key, member), lambda reply: self._looked(known, reply))
-        is_stopped = (facts := _facts_of(known.value)) is not None and facts.state == "stopped"
-        return is_stopped or now - max(known.changed_at, known.watched_since) >= self._lease_s
+        return known.is_stopped or now - max(known.changed_at, known.watched_since) >= self._lease_s
 
     def may_lack_copies(self, server: EngineShard) -> bool:
         """Whether a copy that isn't there may be another member's all the same, which has still to write it: the server
@@ -165,12 +207,33 @@ class Members:
         """
         return self._time() < self._incomplete_until[self._servers.index(server)]
 
-    def ask_whether_known(self, server: EngineShard, member: str, answer: Callable[[bool], None]) -> None:
-        """Ask the engine whether there is, or was lately, a member of this id; yes where it can't tell."""
+    def ask_for_sign(self, server: EngineShard, member: str, answer: Callable[[Sign], None]) -> None:
+        """Ask the engine for a member's sign of life; `answer` may be called at once."""
         if server.link.has_room:
-            server.link.ask(packed("HEXISTS", self._key, member), lambda reply: answer(reply != 0))
+            command = packed("HMGET", self._key, self._member, member)
+            server.link.ask(command, lambda reply: answer(self._sign(server, member, reply)))
         else:
-            answer(True)
+            answer(Sign.UNSURE)
+
+    def _sign(self, server: EngineShard, member: str, reply: Reply) -> Sign:
+        """The sign of life in a reply of this member's own field, and the other's."""
+        number, now = self._servers.index(server), self._time()
+        if not isinstance(reply, list) or len(reply) != 2:
+            return Sign.UNSURE
+        own, value = reply
+        if not isinstance(own, bytes):
+            self._lacks(number)
+            return Sign.UNSURE
+        if not isinstance(value, bytes):
+            return Sign.UNSURE if self.may_lack_copies(server) else Sign.UNKNOWN
+        known = self._watched[number].get(member)
+        if known is None:
+            known = self._watched[number][member] = _Watched(now)
+        known.take(value, now)
+        is_whole = now - self._whole_since[number] >= self._lease_s
+        if known.is_stopped or (is_whole and now - known.changed_at >= self._lease_s):
+            return Sign.LOST
+        return Sign.LIVES if now - known.gave_sign_at <= LATELY_S else Sign.SILENT
 
     def _looked(self, known: _Watched, reply: Reply) -> None:
         if reply is None or isinstance(reply, bytes):

@@ -60,8 +60,9 @@ RENEWALS_PER_TTL: Final = 4
 ENDED_TTL_S_MIN: Final = 10
 
 NEVER: Final = float("inf")
+_LONG_AGO: Final = -NEVER
 
-# An evicted copy is written anew once in this time: an engine that evicts all it gets isn't fed in a circle.
+# A copy starts over for an eviction once in this time: an engine that evicts all it gets isn't fed in a circle.
 RENEW_EVERY_S: Final = 10.0
 # After a refusal that a second try won't change.
 HELD_S: Final = 10.0
@@ -159,6 +160,7 @@ class OwnedCopy(Mark):
         "confirmed_seq",
         "fence",
         "not_before",
+        "renewed_at",
         "server",
         "state",
         "stream",
@@ -175,6 +177,7 @@ class OwnedCopy(Mark):
         self.channel_mark: Mark | None = None  # of the log, up to the last push; None: nobody listens
         self.confirmed_seq = 0  # up to the last write that the engine took
         self.confirmed_at = server.now  # when the copy was last known to have all events; an object that copies share
+        self.renewed_at = _LONG_AGO  # when it last started over because it was gone; an object that copies share
         self.not_before = 0.0  # of the next write; NEVER: a command of this copy is on its way
         self.written_units = 0  # of WRITTEN_UNIT_BYTES, since the copy started over
         self.times_up = server.times_up  # the server's, when the state was right
@@ -249,9 +252,11 @@ class CopyOwner:
         facts: Callable[[Stream], bytes],
         live_ttl_s: float = 3600.0,
         on_followed: Callable[[], None] = lambda: None,
+        on_gone: Callable[[EngineServer], None] = lambda server: None,
     ) -> None:
         """`server_of` finds the server of a stream's id; `soon` runs a call in a later turn of the loop; `facts` packs
-        a stream's facts (engine/facts.py); `on_followed` hears of a stream that another member listens to.
+        a stream's facts (engine/facts.py); `on_followed` hears of a stream that another member listens to, `on_gone` of
+        a server that has lost a copy.
 
         `live_ttl_s`: the time to live of a copy with a silent owner; renewed while the stream lives.
         """
@@ -265,6 +270,7 @@ class CopyOwner:
         self._facts = facts
         self._live_ttl_s = live_ttl_s
         self._on_followed = on_followed
+        self._on_gone = on_gone
         self._ticked_at = time()
         self._renew_at = time() + live_ttl_s / RENEWALS_PER_TTL
         for server in servers:
@@ -583,8 +589,10 @@ class CopyOwner:
         elif reply is None:
             # NOMKSTREAM: the copy was evicted, or the engine emptied.
             self.counts.refused_gone += 1
-            copy.not_before = now + RENEW_EVERY_S
+            copy.not_before = max(now, copy.renewed_at + RENEW_EVERY_S)
+            copy.renewed_at = max(copy.not_before, copy.server.now)
             self._go(copy, CopyState.NEW)
+            self._on_gone(copy.server)
         else:
             self._taken(copy, last, is_end, new)
         if copy.state is CopyState.WRITTEN and confirmed != copy.confirmed_seq:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import json
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+from counting import CountingSource, counting
+from patient import Ending, Event, PatientReader, events_of
 from real_engine import RealEngine
 from served import WAIT_S, Served, served, upstream
-
-
-class Event(NamedTuple):
-    """An event as a reader got it."""
-
-    id: str
-    name: str
-    data: str
+from way import Way
 
 
 class NodeReader:
@@ -31,7 +24,7 @@ class NodeReader:
     def __init__(self, answer: http.client.HTTPResponse) -> None:
         self.answer = answer
         self.events: list[Event] = []
-        self.is_over = False
+        self._events = events_of(answer)
 
     @property
     def stream_id(self) -> str:
@@ -39,22 +32,10 @@ class NodeReader:
 
     def next(self) -> Event | None:
         """The next event; None at the end, however it came."""
-        fields: dict[str, str] = {}
-        while True:
-            try:
-                line = self.answer.readline().decode()
-            except (http.client.HTTPException, OSError):
-                line = ""
-            if not line:
-                self.is_over = True
-                return None
-            if line == "\n" and "data" in fields:
-                event = Event(fields.get("id", ""), fields.get("event", ""), fields["data"])
-                self.events.append(event)
-                return event
-            name, _, value = line.rstrip("\n").partition(": ")
-            if line != "\n" and name:
-                fields[name] = value if name not in fields else f"{fields[name]}\n{value}"
+        event = next(self._events, None)
+        if event is not None:
+            self.events.append(event)
+        return event
 
     def read(self, count: int) -> NodeReader:
         """Read so many more events."""
@@ -85,15 +66,89 @@ class NodeReader:
 
 
 class Nodes:
-    """Daemons a and b, the engine they share, and the upstream."""
+    """Daemons a, b and so on, the engine they share, the way of each to it, and the upstream."""
 
-    def __init__(self, engine: RealEngine, mock: str, daemons: dict[str, Served]) -> None:
+    def __init__(self, engine: RealEngine, source: CountingSource | None, stack: contextlib.ExitStack) -> None:
         self.engine = engine
-        self.mock = mock
-        self.daemons = daemons
+        self.source = source
+        self.daemons: dict[str, Served] = {}
+        self.ways: dict[str, Way] = {}
+        self._commands: dict[str, tuple[str, ...]] = {}
+        self._stack = stack
+        self._begun = 0
+
+    # -- daemons
+
+    def add(self, name: str, way: Way, command: tuple[str, ...]) -> None:
+        """A node of this name, which goes this way to the engine."""
+        self.ways[name], self._commands[name] = way, command
+        self.spawn(name)
+
+    def spawn(self, name: str) -> None:
+        """Start the node's daemon, for the first time or after its death."""
+        self.daemons[name] = self._stack.enter_context(served(*self._commands[name], new_group=True))
+
+    def restart(self, name: str) -> None:
+        """kill -9 of the daemon with its worker, and a new one in its place."""
+        self.kill(name)
+        self[name].ended()
+        self.spawn(name)
+        self[name].notify.until("READY=1")
 
     def __getitem__(self, name: str) -> Served:
         return self.daemons[name]
+
+    # -- counted generations
+
+    def begin(self, node: str, *more: str) -> PatientReader:
+        """A counted generation at a node, with its first reader there, which comes back at `more` nodes in turn."""
+        assert self.source is not None
+        self._begun += 1
+        generation = self.source.generation(f"t{self._begun}")
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": generation.tag}]}
+        headers = {"Content-Type": "application/json", "X-Stream-Detach-Grace": "60"}
+        answer = self[node].request("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
+        assert answer.status == 200, answer.read()
+        stream_id = str(answer.headers["X-Stream-Id"])
+        reader = PatientReader(generation, stream_id, self.ask, node, *more, first=answer)
+        reader.start()
+        return reader
+
+    def also(self, first: PatientReader, *homes: str) -> PatientReader:
+        """Another reader of a counted generation, from its first event on."""
+        reader = PatientReader(first.generation, first.stream_id, self.ask, *homes)
+        reader.start()
+        return reader
+
+    def goes_on(self, lost: PatientReader) -> PatientReader:
+        """The reader of a stream that was said to be lost goes on behind the place that it was told."""
+        reader = PatientReader(lost.generation, lost.stream_id, self.ask, *lost.homes)
+        reader.seq, reader.last_id = lost.seq, lost.last_id
+        reader.start()
+        return reader
+
+    def until_read(self, readers: Iterable[PatientReader], more: int = 20) -> None:
+        """Until each of these readers has so many events more than are made now, or has ended."""
+        wanted = [(reader, reader.generation.made + more) for reader in readers]
+        self.until(
+            lambda: all(reader.seq >= seq or reader.ending or reader.wrong for reader, seq in wanted),
+            f"{more} more events for {[(each.stream_id, each.seq, seq, each.statuses[-5:]) for each, seq in wanted]}",
+        )
+
+    def finish(self, readers: Sequence[PatientReader], ending: Ending = Ending.DONE) -> None:
+        """End the generations of these readers. Each has every event, exactly once and as it was made, and the end."""
+        for reader in readers:
+            reader.generation.end()
+        for reader in readers:
+            reader.join(WAIT_S)
+            assert not reader.wrong and reader.ending is ending, (reader.wrong, reader.ending, reader.seq, self.lines())
+            assert reader.seq == reader.generation.made + 2, "the numbers, the finish and [DONE]"
+
+    def lines(self) -> dict[str, list[str]]:
+        """The last lines of each daemon."""
+        return {name: daemon.lines[-8:] for name, daemon in self.daemons.items()}
+
+    # -- requests
 
     def start(self, node: str, **mock: object) -> NodeReader:
         """A generation at a node."""
@@ -122,7 +177,7 @@ class Nodes:
             if found := condition():
                 return found
             time.sleep(0.02)
-        raise AssertionError(f"no {what}: {[daemon.lines[-8:] for daemon in self.daemons.values()]}")
+        raise AssertionError(f"no {what}: {self.lines()}")
 
     def until_up(self, *names: str) -> None:
         """Until these daemons' links, for commands and pushes, are up and healed."""
@@ -137,48 +192,6 @@ class Nodes:
     def until_copied(self, node: str) -> None:
         """Until the engine has all events of this node's streams."""
         self.until(lambda: self.status(node)["lag_s"] == 0, "copy")
-
-
-class CutOff(RealEngine):
-    """A way to an engine, as an engine: a relay that a test can shut."""
-
-    def __init__(self, engine: RealEngine) -> None:
-        super().__init__()
-        self._engine = engine
-        self.is_shut = False
-
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.is_shut:
-            writer.transport.abort()
-            return
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._engine.port)
-        await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer))
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while not self.is_shut:
-                with contextlib.suppress(TimeoutError):
-                    data = await asyncio.wait_for(reader.read(1 << 16), 0.05)
-                    if not data:
-                        break
-                    writer.write(data)
-        writer.transport.abort()
-
-
-@contextlib.contextmanager
-def cut_off(engine: RealEngine) -> Iterator[CutOff]:
-    """A CutOff in a thread."""
-    relay = CutOff(engine)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(asyncio.start_server(relay.carry, "127.0.0.1", relay.port), loop).result(WAIT_S)
-    try:
-        yield relay
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(WAIT_S)
-        relay.close()
 
 
 def start_engine(engine: RealEngine) -> None:
@@ -199,23 +212,32 @@ def _nothing(name: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def nodes(
-    *args: str, names: str = "ab", engine: RealEngine | None = None, own: Callable[[str], tuple[str, ...]] = _nothing
+    *args: str,
+    names: str = "ab",
+    engine: RealEngine | None = None,
+    own: Callable[[str], tuple[str, ...]] = _nothing,
+    counted: bool = False,
+    url: str = "",
 ) -> Iterator[Nodes]:
-    """Daemons of these names; `args` are flags of all, `own` those of each. `engine`: one that runs already."""
+    """Daemons of these names; `args` are flags of all, `own` those of each. `engine`: one that runs already.
+
+    `counted`: the upstream is a CountingSource, else the mock. `url`: the engine's for all nodes, else each goes a way
+    of its own to the engine.
+    """
     runs_already = engine is not None
     engine = engine or RealEngine()
     with contextlib.ExitStack() as stack:
         if not runs_already:
             stack.callback(engine.close)
             start_engine(engine)
-        mock = stack.enter_context(upstream())
-        url = f"valkey://127.0.0.1:{engine.port}"
-        common = ("--upstream", mock, "--engine", url, "--engine-lease", "6s", *args)
-        daemons = {
-            name: stack.enter_context(served(*common, "--node", name, *own(name), new_group=True)) for name in names
-        }
-        made = Nodes(engine, mock, daemons)
-        for daemon in daemons.values():
+        source = stack.enter_context(counting()) if counted else None
+        upstream_url = source.url if source is not None else stack.enter_context(upstream())
+        made = Nodes(engine, source, stack)
+        for name in names:
+            way = stack.enter_context(Way(engine.port).serving())
+            common = ("--upstream", upstream_url, "--engine", url or f"valkey://127.0.0.1:{way.port}")
+            made.add(name, way, (*common, "--engine-lease", "6s", *args, "--node", name, *own(name)))
+        for daemon in made.daemons.values():
             daemon.notify.until("READY=1")
         made.until_up()
         yield made

@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
 
 from loaded import new_key
-from nodes import NodeReader, Nodes, cut_off, nodes, start_engine
+from nodes import NodeReader, nodes, start_engine
+from patient import Ending
 from real_engine import RealEngine, engines
-from served import PROJECT
+from served import PROJECT, WAIT_S
 
 from streamd.engine.shards import CopyKeys
 
@@ -51,49 +52,6 @@ def test_a_finished_stream_is_read_at_the_other_node() -> None:
         at_b = n.read("b", at_a.stream_id).to_the_end()
         assert at_b.text == at_a.text and at_b.events[-1] == at_a.events[-1]
         assert n.ask("b", at_a.stream_id, at_a.last_id).status == 204
-
-
-def fault_kill(n: Nodes) -> None:
-    n.engine.kill()
-    start_engine(n.engine)
-
-
-def fault_stop(n: Nodes) -> None:
-    n.engine.signal(signal.SIGSTOP)
-    n.until(lambda: n.status("a")["engine"] and "up" not in engine_states(n), "slow engine")
-    n.engine.signal(signal.SIGCONT)
-
-
-def engine_states(n: Nodes) -> set[str]:
-    return {each["state"] for name in n.daemons for each in n.status(name)["engine"].values()}
-
-
-FAULTS = {
-    "kill -9, and empty again": fault_kill,
-    "a stall": fault_stop,
-    "FLUSHALL": lambda n: n.engine.ask("FLUSHALL"),
-    "all connections cut": lambda n: n.engine.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
-    "connections for pushes cut": lambda n: n.engine.ask("CLIENT", "KILL", "TYPE", "pubsub"),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_the_engine_costs_no_reader_a_token(name: str) -> None:
-    with nodes() as n:
-        at_a = n.start("a", tokens=400, interval_ms=20).read(20)
-        at_b = n.read("b", at_a.stream_id).read(5)
-        late = n.read("b", at_a.stream_id, at_a.last_id)
-        for _ in range(2):
-            FAULTS[name](n)
-            at_a.read(60)
-        at_a.to_the_end()
-        at_b.to_the_end()
-        late.to_the_end()
-        assert at_a.events[-1].data == "[DONE]" and at_b.text == at_a.text and at_a.text.endswith(late.text)
-        assert at_b.events[-1] == at_a.events[-1] and "gap" not in at_b.names
-        n.until_up()
-        n.until_copied("a")
-        assert n.read("b", at_a.stream_id).to_the_end().text == at_a.text
 
 
 def test_without_an_engine_the_own_readers_notice_nothing_and_others_are_told_to_come_back() -> None:
@@ -207,31 +165,23 @@ def test_several_workers_are_members_of_their_own_and_a_node_follows_a_stream_on
 
 
 def test_an_owner_that_was_cut_off_goes_on_and_takes_its_stream_back() -> None:
-    """Only its own connections are cut: the proxy between it and the engine closes and refuses."""
-    engine = RealEngine()
-    with engines(engine), cut_off(engine) as proxy:
-        start_engine(engine)
-        with nodes(engine=engine, names="b") as of_b, nodes(engine=proxy, names="a") as of_a:
-            at_a = of_a.start("a", tokens=900, interval_ms=20).read(10)
-            at_b = of_b.read("b", at_a.stream_id).read(5)
-            proxy.is_shut = True
-            at_b.to_the_end()
-            assert "node_lost" in at_b.events[-1].data
-            proxy.is_shut = False
-            of_a.until_up("a")
-            of_a.until(lambda: not proxy.is_shut and of_a.status("a")["lag_s"] < 2, "a copy")
-            rest = of_b.until(lambda: _resumed(of_b, at_a.stream_id, at_b.last_id), "the stream again")
-            rest.to_the_end()
-            at_a.to_the_end()
-            assert at_b.text + rest.text == at_a.text and rest.events[-1].data == "[DONE]"
-            lines = of_a["a"].request("GET", "/metrics").read().decode()
-            assert "streamd_engine_revived_total 1.0" in lines
-
-
-def _resumed(n: Nodes, stream_id: str, last_id: str) -> NodeReader | None:
-    """A reader behind that position, once the node follows the stream anew."""
-    answer = n.ask("b", stream_id, last_id)
-    return NodeReader(answer) if answer.status == 200 else None
+    """Only its own connections are cut: the way between it and the engine resets and refuses."""
+    with nodes(counted=True) as n:
+        at_a = n.begin("a")
+        at_b = n.also(at_a, "b")
+        n.until_read([at_a, at_b])
+        n.ways["a"].shut()
+        at_b.join(WAIT_S)
+        assert at_b.ending is Ending.NODE_LOST and at_b.lost_at == at_b.seq and not at_b.wrong
+        n.ways["a"].open()
+        n.until_up("a")
+        n.until(lambda: n.status("a")["lag_s"] < 2, "a copy")
+        n.until(lambda: n.ask("b", at_b.stream_id, at_b.last_id).status == 200, "the stream again")
+        at_b = n.goes_on(at_b)
+        n.until_read([at_b])
+        n.finish([at_a, at_b, n.also(at_a, "b")])
+        lines = n["a"].request("GET", "/metrics").read().decode()
+        assert "streamd_engine_revived_total 1.0" in lines
 
 
 def test_keys_and_tokens_hold_at_every_node(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ async def test_a_foreign_id_is_looked_for_once_and_then_gone() -> None:
         shard = cluster.servers.shards[0]
         await until(lambda: shard.link.is_up and shard.channels.link.is_up)
         engine.script = lambda command: (
-            b"*0\r\n" if command[0] == b"XRANGE" else b":0\r\n" if command[0] == b"HEXISTS" else None
+            b"*0\r\n" if command[0] == b"XRANGE" else b"*2\r\n$1\r\nx\r\n_\r\n" if command[0] == b"HMGET" else None
         )
         conns = [await d.connect() for _ in range(3)]
         for conn in conns:

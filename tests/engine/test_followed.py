@@ -17,8 +17,10 @@ from streamd.config import Settings
 from streamd.core.guard import Guard
 from streamd.core.stream import Stream
 from streamd.engine.entry import parse
-from streamd.engine.followed import IDLE_S, LOOKS_MAX, TOLD_TURN_MAX, FollowedStreams
+from streamd.engine.followed import IDLE_S, LOOKS_MAX, LOOKS_MIN, TOLD_TURN_MAX, FollowedStreams
+from streamd.engine.members import Sign
 from streamd.engine.notes import Notes
+from streamd.net.http_error import HttpError
 from streamd.reasons import CloseReason
 
 
@@ -37,6 +39,9 @@ class Heard:
     def unreachable(self) -> None:
         self.outcomes.append("unreachable")
 
+    def no_room(self, refused: HttpError) -> None:
+        self.outcomes.append("no room")
+
 
 class Node:
     """Another member's followed streams, on the engine of an owner's Rig."""
@@ -47,10 +52,10 @@ class Node:
         self.hub = new_hub(self.loop)
         self.shard = ModelShard(own.engine)
         self.link, self.channels = self.shard.link, self.shard.channels
-        self.is_known = True
+        self.sign = Sign.LIVES  # of every owner
         self.lost = False
         self.is_unsure = False
-        self.places = 0
+        self.places, self.places_max = 0, 1000
         runtime: Any = SimpleNamespace(
             hub=self.hub,
             time=lambda: own.now,
@@ -65,7 +70,7 @@ class Node:
             admission=SimpleNamespace(release_stream=self.release),
         )
         members: Any = SimpleNamespace(
-            ask_whether_known=lambda server, member, answer: answer(self.is_known),
+            ask_for_sign=lambda server, member, answer: answer(self.sign),
             is_lost=lambda server, member: self.lost and member == "m1",
             may_lack_copies=lambda server: self.is_unsure,
         )
@@ -75,6 +80,8 @@ class Node:
         self.hub.on_removed = self.followed.removed
 
     def admit(self) -> None:
+        if self.places == self.places_max:
+            raise HttpError(503, "full", code="over_capacity")
         self.places += 1
 
     def release(self) -> None:
@@ -153,7 +160,7 @@ def test_a_stream_without_a_reader_is_followed_a_while_longer_and_then_dropped(o
 
 def test_a_stream_that_nobody_has_is_absent(own: Rig) -> None:
     node, stream = Node(own), own.open()
-    node.is_known = False
+    node.sign = Sign.UNKNOWN
     heard = node.seek(stream)
     node.turn()
     assert heard.outcomes == ["absent"] and len(node.followed) == node.places == 0
@@ -161,7 +168,7 @@ def test_a_stream_that_nobody_has_is_absent(own: Rig) -> None:
 
 def test_a_stream_is_not_called_absent_while_copies_may_be_missing(own: Rig) -> None:
     node, stream = Node(own), own.open()
-    node.is_known, node.is_unsure = False, True
+    node.sign, node.is_unsure = Sign.UNKNOWN, True
     heard = node.seek(stream)
     node.turn()
     assert heard.outcomes == ["unreachable"] and len(node.followed) == node.places == 0
@@ -218,13 +225,55 @@ def test_a_stream_that_was_just_opened_is_looked_for_again(own: Rig) -> None:
     assert isinstance(heard.outcomes[0], Stream)
 
 
-def test_it_is_not_looked_for_for_ever(own: Rig) -> None:
+LOOKS = {Sign.LIVES: LOOKS_MIN, Sign.SILENT: LOOKS_MAX, Sign.UNSURE: LOOKS_MAX, Sign.LOST: 1, Sign.UNKNOWN: 1}
+
+
+@pytest.mark.parametrize("sign", LOOKS)
+def test_a_stream_is_absent_only_if_its_owner_would_have_written_it(own: Rig, sign: Sign) -> None:
+    node, stream = Node(own), own.open()
+    node.sign = sign
+    heard = node.seek(stream)
+    looks = 0
+    while not heard.outcomes:
+        node.turn()
+        looks += 1
+        if not heard.outcomes:
+            node.loop.ring()
+    is_known = sign in (Sign.LIVES, Sign.LOST, Sign.UNKNOWN)
+    assert heard.outcomes == ["absent" if is_known else "unreachable"]
+    assert looks == LOOKS[sign] and len(node.followed) == 0 and not node.loop.timers
+
+
+def test_an_id_without_a_copy_takes_no_place_from_others(own: Rig) -> None:
     node, stream = Node(own), own.open()
     heard = node.seek(stream)
-    for _ in range(LOOKS_MAX):
+    node.turn()
+    assert heard.outcomes == [] and node.places == 0
+
+
+def test_a_stream_without_room_for_it_is_told_so(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    node.places_max = 0
+    heard = [node.seek(stream) for _ in range(2)]
+    for _ in range(4):
         node.turn()
-        node.loop.ring()
-    assert heard.outcomes == ["absent"] and node.places == 0
+    assert [each.outcomes for each in heard] == [["no room"]] * 2
+    assert len(node.followed) == len(node.hub) == node.places == 0 and not any(own.engine.listeners.values())
+    node.places_max = 1
+    assert node.found(stream).events == 1
+
+
+def test_a_stream_that_requests_wait_for_is_followed_until_its_owner_is_lost(own: Rig) -> None:
+    """They are ahead of the copy, and no readers yet."""
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    own.link.is_up = False
+    for _ in range(3):
+        node.pass_time(IDLE_S - 1)
+        node.followed.awaited(here, own.now)
+    node.lost = True
+    node.pass_time(2)
+    assert here.reason is CloseReason.NODE_LOST
 
 
 def test_while_the_engine_is_away_nothing_is_sought_and_readers_are_sent_away(own: Rig) -> None:
@@ -252,7 +301,7 @@ def test_a_seeker_that_gave_up_hears_nothing_and_leaves_nothing(own: Rig) -> Non
 def test_a_copy_with_the_facts_of_another_stream_is_absent(own: Rig) -> None:
     node, stream, other = Node(own), written(own, " a"), own.open()
     own.engine.keys[KEYS.log(other.id)] = own.engine.keys[KEYS.log(stream.id)]
-    node.is_known = False
+    node.sign = Sign.UNKNOWN
     heard = node.seek(other)
     node.turn()
     assert heard.outcomes == ["absent"] and len(node.hub) == 0

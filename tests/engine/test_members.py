@@ -13,7 +13,7 @@ import hiredis
 
 from streamd.engine.connection import EngineError
 from streamd.engine.link import LinkState
-from streamd.engine.members import Members
+from streamd.engine.members import Members, Sign
 
 
 class Seat:
@@ -40,14 +40,15 @@ class Seat:
             case b"HSET" if self.is_full:
                 on_reply(EngineError("OOM command not allowed when used memory > 'maxmemory'."))
             case b"HSET":
+                is_new = rest[0] not in self.fields
                 self.fields[rest[0]] = rest[1]
-                on_reply(1)
+                on_reply(int(is_new))
             case b"HGET":
                 on_reply(self.fields.get(rest[0]))
             case b"HGETALL":
                 on_reply(dict(self.fields))
-            case b"HEXISTS":
-                on_reply(int(rest[0] in self.fields))
+            case b"HMGET":
+                on_reply([self.fields.get(name) for name in rest])
             case b"HDEL":
                 self.fields.pop(rest[0], None)
                 on_reply(1)
@@ -147,10 +148,74 @@ def test_copies_may_be_missing_in_a_server_that_came_back_or_is_full_and_in_no_o
     rig.seat.times_up = 2
     rig.members.up(rig.seat)  # type: ignore[arg-type]
     assert rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
-    rig.go_on(10, beats=True)
+    rig.go_on(11, beats=True)
     assert not rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
     rig.seat.is_full = True
     rig.go_on(3, beats=True)
+    assert rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
+
+
+def sign_of(rig: Rig, member: str = "Abbbb") -> Sign:
+    signs: list[Sign] = []
+    rig.members.ask_for_sign(rig.seat, member, signs.append)  # type: ignore[arg-type]
+    (sign,) = signs
+    return sign
+
+
+def test_a_member_lives_if_it_gave_a_sign_since_it_was_looked_at() -> None:
+    rig = Rig()
+    rig.go_on(12, beats=True)
+    rig.now += 30
+    rig.beat()
+    assert sign_of(rig) is Sign.SILENT, "it may have died since that sign"
+    rig.beat()
+    rig.now += 2
+    assert sign_of(rig) is Sign.LIVES
+    rig.now += 9
+    assert sign_of(rig) is Sign.SILENT
+    rig.now += 1
+    assert sign_of(rig) is Sign.LOST
+    rig.beat(state="stopped")
+    assert sign_of(rig) is Sign.LOST
+    assert sign_of(rig, "Acccc") is Sign.UNKNOWN
+
+
+def test_a_process_that_was_cut_off_itself_says_of_none_that_it_is_lost() -> None:
+    rig = Rig()
+    rig.go_on(12, beats=True)
+    sign_of(rig)
+    rig.now += 20
+    rig.members.up(rig.seat)  # type: ignore[arg-type]
+    assert sign_of(rig) is Sign.SILENT
+    rig.seat.has_room = False
+    assert sign_of(rig) is Sign.UNSURE
+
+
+def test_an_engine_that_lost_this_members_field_tells_nothing_of_others() -> None:
+    """FLUSHALL, or an eviction: no connection ends, and the owners have still to write."""
+    rig = Rig()
+    rig.go_on(12, beats=True)
+    rig.seat.fields.clear()
+    assert sign_of(rig) is Sign.UNSURE
+    assert rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
+    rig.go_on(3, beats=False)
+    assert sign_of(rig) is Sign.UNSURE, "others have still to give a sign"
+    rig.go_on(12, beats=False)
+    assert sign_of(rig) is Sign.UNKNOWN
+
+
+def test_a_sign_of_life_that_finds_its_field_gone_shows_that_copies_are_missing() -> None:
+    rig = Rig()
+    rig.go_on(12, beats=True)
+    assert not rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
+    rig.seat.fields.clear()
+    rig.go_on(3, beats=True)
+    assert rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
+
+
+def test_a_copy_of_ones_own_that_is_gone_shows_that_others_may_be_missing() -> None:
+    rig = Rig()
+    rig.members.lacks_copies(rig.seat)  # type: ignore[arg-type]
     assert rig.members.may_lack_copies(rig.seat)  # type: ignore[arg-type]
 
 
