@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from streamd.net.answer import Answer
 from streamd.net.inquiry import Answers
@@ -27,6 +28,8 @@ def gather(
         return
 
     def over(answers: Answers) -> None:
+        if runtime.turns.postpones(partial(over, answers)):
+            return
         missing = tuple(slot for slot in questions if slot not in answers)
         answer.settle(lambda: finish(Gathered(answers, missing)))
 

@@ -394,6 +394,19 @@ class Hub:
         self.detached += 1
         self._graces.add(stream.terms.owner, stream)
 
+    # -- streams that nothing may touch, while they are told to another process
+
+    def set_aside(self, stream: Stream) -> None:
+        """Until take_back() do nothing with this stream by oneself: no sweep, no grace's end, no relief of memory.
+
+        Its accounts, its grace and its names stay. No client may ask for it meanwhile: the caller holds their requests.
+        """
+        del self._streams[stream.id]
+
+    def take_back(self, stream: Stream) -> None:
+        """The opposite of set_aside()."""
+        self._streams[stream.id] = stream
+
     # -- readers leave
 
     def leave(self, reader: Subscriber, reason: CloseReason, now: float) -> None:
@@ -456,7 +469,7 @@ class Hub:
         if self.detached < self.detached_max:
             return True
         # A published stream has no grace, so a stream here has no reader.
-        yielding = self._graces.yielding(owner, _has_no_reader) if self.detached_max > 0 else None
+        yielding = self._graces.yielding(owner, self._has_no_reader) if self.detached_max > 0 else None
         if yielding is not None:
             self._give_way(yielding, now)
         return self.detached < self.detached_max
@@ -471,7 +484,7 @@ class Hub:
         def may_yield(stream: Stream) -> bool:
             is_idle = bool(stream.grace_until) or (stream.terms.published and not stream.terms.is_copy and not relayed)
             is_there = not upstreams or stream.upstream in upstreams
-            if not is_idle or not is_there or stream.readers or stream.source is None:
+            if not is_idle or not is_there or not self._has_no_reader(stream) or stream.source is None:
                 return False
             return not self._is_read_elsewhere(stream)
 
@@ -479,6 +492,9 @@ class Hub:
         if yielding is not None:
             self._give_way(yielding, now)
         return yielding is not None
+
+    def _has_no_reader(self, stream: Stream) -> bool:
+        return not stream.readers and self._streams.get(stream.id) is stream
 
     def _give_way(self, stream: Stream, now: float) -> None:
         """Sealed at once, and not in a later turn: a publisher's request must find it ended."""
@@ -648,10 +664,6 @@ class Hub:
         for stream in itertools.islice(_of_the_largest(idle, held), left):
             held[stream.terms.owner] -= 1
             self.remove(stream)
-
-
-def _has_no_reader(stream: Stream) -> bool:
-    return not stream.readers
 
 
 def _sums(streams: Iterable[Stream], size: Callable[[Stream], int]) -> dict[str, int]:

@@ -183,7 +183,7 @@ class Worker:
         runtime, upstreams, rights = self.runtime, self.upstreams, self.rights
         self.kept = KeptObjects(runtime, upstreams)
         self.streams = streams = Streams(runtime, rights)
-        slow_work = self.slow_work = SlowWork(self.loop, runtime.bug)
+        slow_work = self.slow_work = SlowWork(self.loop, runtime.bug, runtime.turns.postpones)
         readers = ReaderTable(runtime, rights, slow_work)
         tables: dict[str, Table] = {
             Ended.READER.value: readers,

@@ -13,10 +13,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from streamd.core.stream import SubscriberState
+from streamd.net.answer import AnswerState
 from streamd.net.application import Application
 from streamd.net.client import EXPECTING, ClientConnection, ClientState
+from streamd.net.frozen import NotNow
 from streamd.net.gates import NOT_COUNTED
 from streamd.net.origin import AWAITED, Entrance, Place, Remote
+from streamd.net.reading import TURN
 from streamd.wire.http1 import HeadReader, HeadState
 
 
@@ -32,6 +36,31 @@ class ClientPlace(NamedTuple):
     due_at: float
     behind: bytes
     head: HeadState | None
+
+
+def check(client: ClientConnection) -> None:
+    """Whether the connection can be frozen: raises NotNow, or ValueError for a connection that stays."""
+    if client.at in (ClientState.LINGER, ClientState.CLOSING, ClientState.LOST):
+        raise ValueError("the connection is over")
+    transport, origin, answer = client.transport, client.origin, client.answer
+    if transport.is_closing():
+        raise NotNow("the connection is lost, and hears of it in this turn")
+    if transport.get_extra_info("ssl_object") or origin._remote is AWAITED:
+        raise ValueError("the connection has TLS, or waits for a PROXY header")
+    if origin._place is not Place.REGULAR:
+        raise ValueError("the connection has a reserved place")
+    if client.pauses & TURN:
+        raise NotNow("bytes of the client wait for a turn")
+    if answer is None:
+        return
+    if answer._corked is not None:
+        raise NotNow("the socket is corked until this turn's end")
+    if answer.state is AnswerState.WRITING or answer._large is not None:
+        raise ValueError("a large answer, or a large event, is on its way")
+    if answer.reader is not None and answer.reader.state is SubscriberState.CATCHING:
+        raise NotNow("the reader catches up")
+    if client.at is ClientState.ANSWERING and answer._pending is None and answer.reader is None:
+        raise ValueError("the answer waits for something that can't be told")
 
 
 def place_of(client: ClientConnection) -> ClientPlace:

@@ -41,7 +41,7 @@ from streamd.net.collected import ERROR_BYTES_MAX, Collected, coding_of, may_hol
 from streamd.net.dialer import is_own_shortage
 from streamd.net.generation import GenerationWatch
 from streamd.net.http_error import HttpError
-from streamd.net.reading import PACE
+from streamd.net.reading import PACE, TURN
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.sweep import NEVER
@@ -793,8 +793,8 @@ class Exchange(Pending):
         settings, route = self._runtime.settings, self._route
         if settings.stream_timeout_s and now - self._started_at >= settings.stream_timeout_s:
             return CloseReason.UPSTREAM_STREAM_TIMEOUT
-        if self._state is ExchangeState.CONNECTING:
-            return None
+        if self._state is ExchangeState.CONNECTING or (attempt.link is not None and attempt.link.pauses & TURN):
+            return None  # in the second case bytes have come, and wait for their turn
         if self._before_first():
             return CloseReason.UPSTREAM_TTFT_TIMEOUT if now >= _first_by(attempt, route, settings) else None
         late = route.idle_timeout_s and now - self._last_sign(attempt) >= route.idle_timeout_s

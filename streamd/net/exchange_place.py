@@ -17,6 +17,7 @@ from streamd.core.usage import Charge, ChargeState, Tally, TallyState
 from streamd.net.answer import Answer
 from streamd.net.attempt import Ask, Attempt, AttemptPlace
 from streamd.net.exchange import Exchange, ExchangeOwner, ExchangeState, Learner
+from streamd.net.frozen import NotNow
 from streamd.net.request import Request
 from streamd.net.runtime import Runtime
 from streamd.net.upstream import UpstreamConnection
@@ -53,6 +54,13 @@ class ExchangeParts(NamedTuple):
     charge: Charge | None  # Charge.continued()
     ask: Ask | None  # of a request that may be sent again
     link: UpstreamConnection  # on which the request is out; go_on_at() comes after the exchange
+
+
+def check(exchange: Exchange) -> None:
+    """Whether the exchange can be frozen: raises NotNow."""
+    attempt = exchange._attempt
+    if exchange.state in (ExchangeState.CONNECTING, ExchangeState.OVER) or attempt is None or attempt.link is None:
+        raise NotNow("no connection is there yet, or the exchange is over")
 
 
 def place_of(exchange: Exchange) -> ExchangePlace:

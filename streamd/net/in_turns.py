@@ -53,9 +53,16 @@ WORKS_MAX: Final = 64
 class SlowWork:
     """Works that clients cause, dealt round robin: a slice of a single work in each turn of the loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_bug: Callable[[str, Exception], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_bug: Callable[[str, Exception], None],
+        postpones: Callable[[Callable[[], None]], bool] = lambda turn: False,
+    ) -> None:
+        """`postpones`: whether a turn has to wait, because streams are frozen; then it is called later."""
         self._loop = loop
         self._on_bug = on_bug
+        self._postpones = postpones
         self._works: deque[Callable[[], bool]] = deque()  # each does its next slice; True: there are more
         self._is_due = False
 
@@ -90,6 +97,8 @@ class SlowWork:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
+        if self._postpones(self._turn):
+            return
         self._is_due = False
         work = self._works.popleft()
         try:

@@ -164,6 +164,14 @@ class Pacing:
             resting.append(connection)
         return True
 
+    def end_rest(self, connection: Paced) -> None:
+        """End this connection's rest, if it has one: whoever calls has another reason for which it isn't read."""
+        if connection.pauses & PACE:
+            for resting in (*self._due.values(), self._awake):
+                if connection in resting:
+                    resting.remove(connection)
+            resume_reading(connection, PACE)
+
     def _arm(self, tick: int) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -21,7 +21,7 @@ BACKPRESSURE: Final = 1  # the receiver of these bytes takes nothing for now
 TURN: Final = 2  # bytes that were read wait for a turn (net/turns.py)
 ABOVE: Final = 4  # the protocol above a TLS layer wants no more bytes
 PACE: Final = 8  # the socket was read a moment ago, and its next bytes may wait (net/pacing.py)
-
+FROZEN: Final = 16  # the connection's state is being written down for another process (net/frozen.py)
 
 # A request's head (head_bytes_max), and as much as is kept behind a running answer.
 READ_BYTES_MAX: Final = 16 * 1024

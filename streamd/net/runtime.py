@@ -161,9 +161,9 @@ class Runtime(Reporting):
         self.rng = rng or random.Random()
         self.admission = admission or unlimited()
         self.guard = hub.guard = Guard(self.bug)
-        self.sweep = Sweep(loop, self.bug)
-        self.read_batch = ReadBatch(loop, self.counters)
         self.turns = Turns(loop, self.bug)
+        self.sweep = Sweep(loop, self.bug, self.turns.postpones)
+        self.read_batch = ReadBatch(loop, self.counters)
         self.handshakes = Handshakes(loop, self.bug)
         self.hub = hub
         self.lags = Lags()

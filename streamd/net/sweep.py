@@ -13,6 +13,8 @@ A process that was stopped (a cgroup's freezer, `docker pause`, a debugger) find
 and in a turn of the loop timers come before reads. So a pass that is later than LATE_S waits for another interval: what
 arrived meanwhile is read before anybody is judged by the clock.
 
+While input is held (Turns.hold()) the pass waits as well: nobody is judged by the clock while its bytes lie unread.
+
 stop() holds from the moment of its call, in a pass under way too, and inside a tick or a member's on_due(): the slices
 that were planned don't run. Whatever is written down of a member afterwards stays true, as far as deadlines go.
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 INTERVAL_S = 0.25
@@ -45,9 +48,16 @@ class Due(Protocol):
 class Sweep:
     """Members and the pass over them. `on_tick(now, lag_s)` runs once at the start of each pass."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_bug: Callable[[str, Exception], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_bug: Callable[[str, Exception], None],
+        postpones: Callable[[Callable[[], None]], bool] = lambda step: False,
+    ) -> None:
+        """`postpones`: whether a step has to wait, because input does (net/turns.py); then it is called later."""
         self._loop = loop
         self._on_bug = on_bug  # a member's bug must not stop the deadlines of the others
+        self._postpones = postpones
         self._members: set[Due] = set()
         self._step: asyncio.Handle | None = None  # the next step, or the step that runs; None: stopped
         self._pass: tuple[Due, ...] = ()
@@ -87,6 +97,8 @@ class Sweep:
             self._tick()
 
     def _tick(self) -> None:
+        if self._step is None or self._postpones(self._tick):
+            return
         now, step = self._loop.time(), self._step
         for tick in self.on_tick:
             try:
@@ -103,6 +115,8 @@ class Sweep:
             self._plan()
 
     def _slice(self, start: int) -> None:
+        if self._step is None or self._postpones(partial(self._slice, start)):
+            return
         now, step = self._loop.time(), self._step
         for member in self._pass[start : start + SLICE_MAX]:
             if member.due_at <= now:

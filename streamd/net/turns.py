@@ -119,13 +119,15 @@ class Rotation(Generic[Member]):
 class Turns:
     """One per loop. Bounded by the number of connections: each waits here once."""
 
-    __slots__ = ("_is_due", "_loop", "_on_bug", "_rotation", "left")
+    __slots__ = ("_is_due", "_is_held", "_loop", "_on_bug", "_postponed", "_rotation", "left")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_bug: Callable[[str, Exception], None]) -> None:
         self._loop = loop
         self._on_bug = on_bug
         self._rotation: Rotation[TurnMember] = Rotation()
         self._is_due = False  # _begin() is scheduled
+        self._is_held = False
+        self._postponed: list[Callable[[], None]] = []  # bounded by the requests that wait for other workers
         self.left = TURN_PIECES_MAX  # of this turn
 
     @property
@@ -138,6 +140,26 @@ class Turns:
         self.left -= pieces
         if not self._is_due:
             self._wake()
+
+    def hold(self) -> None:
+        """Until release() no work on input begins: all connections that have some wait. Tokens go on."""
+        self._is_held = True
+        self.left = 0
+
+    def release(self) -> None:
+        """Go on in the next turn."""
+        self._is_held = False
+        if not self._is_due:
+            self._wake()
+        postponed, self._postponed = self._postponed, []
+        for call in postponed:
+            self._loop.call_soon(call)
+
+    def postpones(self, call: Callable[[], None]) -> bool:
+        """Whether work is held; then `call` follows the release. For work on streams that isn't input."""
+        if self._is_held:
+            self._postponed.append(call)
+        return self._is_held
 
     def wait(self, member: TurnMember) -> None:
         """Call the member's work() in the next turns, until it returns False. The member waits at most once."""
@@ -152,6 +174,8 @@ class Turns:
     def _begin(self) -> None:
         """A new turn: serve those that wait, each at most once, until the turn's pieces are spent."""
         self._is_due = False
+        if self._is_held:
+            return
         self.left = TURN_PIECES_MAX
         rotation = self._rotation
         unfinished = []

@@ -853,6 +853,10 @@ class Upstream:
         link.idle_since = now
         self._idle.append(link)
 
+    def unfreeze(self, link: UpstreamConnection) -> None:
+        """Take back an idle connection that was frozen, as it was."""
+        self._idle.append(link)
+
     def forget(self, link: UpstreamConnection) -> None:
         if link.at is UpstreamState.IDLE and link in self._idle:
             self._idle.remove(link)

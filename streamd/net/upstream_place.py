@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from streamd.core.stream import Stream
+from streamd.net.frozen import NotNow
+from streamd.net.reading import BACKPRESSURE, TURN
 from streamd.net.upstream import Asker, UpstreamConnection, UpstreamState
 from streamd.wire.chunked import ChunkedDecoder, DecoderState, LengthDecoder, UntilCloseDecoder, decoder_of
 from streamd.wire.http1 import RESPONSE_OPENING, HeadReader, HeadState
@@ -47,6 +49,18 @@ _PARTS: Final[dict[UpstreamState, tuple[bool, bool]]] = {
     UpstreamState.BODY: (True, False),
     UpstreamState.EVENTS: (True, True),
 }
+
+
+def check(link: UpstreamConnection) -> None:
+    """Whether the connection can be frozen: raises NotNow, or ValueError for a connection that stays."""
+    if link.at is UpstreamState.CLOSED:
+        raise ValueError("the connection is over")
+    if link.upstream.settings.origin.tls or type(link._decoder) is InflatingDecoder:
+        raise ValueError("TLS and content codings have a state that can't be told")
+    if link.transport.is_closing() or link._ended_by is not None:
+        raise NotNow("the connection has ended, and its last bytes are processed first")
+    if link.pauses & TURN or (link._read is not None and not link.pauses & BACKPRESSURE):
+        raise NotNow("bytes of the upstream wait for this turn's end, or for another turn")
 
 
 def place_of(link: UpstreamConnection) -> UpstreamPlace:

@@ -12,7 +12,7 @@ from zlib import crc32
 
 from sim_loop import Violation
 from sim_script import PATHS, TEXTS, Script, data_of, effects, merges_to
-from sim_transport import Transport
+from sim_transport import UNHEARD_S, Transport
 from sim_upstream import weighted
 
 if TYPE_CHECKING:
@@ -520,7 +520,7 @@ class Reader:
             self._send(chunk[:cut])
         if self.over or self.transport is None:
             return
-        world.published(self.transport, errand, body)
+        world.published(errand, body)
         self._send(chunk[cut:] + (b"" if left else b"0\r\n\r\n"))
         if left:
             burst = rng.random() < 0.1
@@ -606,6 +606,9 @@ class Reader:
 
     def _reset(self, exc: OSError) -> None:
         if self.over or self.transport is None:
+            return
+        if self.transport.hears_nothing:
+            self.world.loop.io(UNHEARD_S, self._reset, exc)
             return
         self.transport.receive_reset(exc)
         if self.transport.gone:

@@ -87,7 +87,6 @@ class Script:
         "said",
         "terminal_at",
         "total",
-        "unread",
     )
 
     def __init__(self, rng: random.Random, dialect: str, name: str, total: int) -> None:
@@ -97,7 +96,6 @@ class Script:
         self.total = total
         self.said = 0
         self.events: list[bytes] = []  # the second model
-        self.unread: list[bytes] = []  # published, perhaps before its request's head was read
         self.pending: list[tuple[int, bytes]] = []  # (offset on the wire at which the event is whole, the event)
         self.cut: list[bytes] = []  # the event that was on its way when the upstream was lost
         # The numbers of events with which all choices are finished, and with which the dialect's terminal is sent.
@@ -115,12 +113,9 @@ class Script:
         self._half = 0
 
     def confirm(self, stream: Any) -> None:
-        """As many of the published lines were read as the stream has events. And an event whose data is whole counts
-        without its blank line, and without an ignored field, when the upstream is lost.
+        """When the upstream is lost, an event whose data is whole counts without its blank line, and without an ignored
+        field.
         """
-        taken = max(0, stream.events - len(self.events))
-        self.events += self.unread[:taken]
-        del self.unread[:taken]
         cut = [event for _, event in self.pending[:1]] or self.cut
         seq, log = len(self.events) + 1, stream.log
         if not cut or not log.seq_first <= seq < log.seq_next:

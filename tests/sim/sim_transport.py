@@ -16,7 +16,10 @@ from typing import Any, Protocol
 
 from sim_loop import Violation, VirtualLoop
 
+from streamd.net.frozen import StandIn
 from streamd.net.reading import READ_BYTES_MAX
+
+UNHEARD_S = 0.02  # after which a reset that would go unnoticed is tried again
 
 
 class Peer(Protocol):
@@ -30,6 +33,12 @@ class Peer(Protocol):
 
     def delivers(self, length: int) -> None:
         """This number of sent bytes is about to be read."""
+
+
+def connection_of(transport: Transport) -> Any:
+    """The connection of streamd's on this transport, also while it is frozen."""
+    protocol = transport.protocol
+    return protocol._connection if isinstance(protocol, StandIn) else protocol
 
 
 class Transport(asyncio.Transport):
@@ -52,6 +61,7 @@ class Transport(asyncio.Transport):
         "lost",
         "name",
         "opened_at",
+        "owner",
         "peer",
         "protocol",
         "resumed_at",
@@ -66,6 +76,7 @@ class Transport(asyncio.Transport):
         self._loop = loop
         self._touched = touched
         self.peer: Peer | None = peer
+        self.owner = peer  # also once it is lost: bytes that came before may be read later
         self.name = name
         self.protocol: Any = None
         self.room = 1 << 60  # bytes that the peer's side still takes
@@ -136,6 +147,9 @@ class Transport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closing or self.gone
 
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
     def can_write_eof(self) -> bool:
         return True
 
@@ -195,7 +209,7 @@ class Transport(asyncio.Transport):
         protocol, self.protocol = self.protocol, None
         protocol.connection_lost(exc)
         waits = getattr(protocol, "_ended_by", None) is not None  # for a turn, behind bytes that came before the end
-        if protocol.at.value not in ("lost", "closed") and not waits:
+        if not isinstance(protocol, StandIn) and protocol.at.value not in ("lost", "closed") and not waits:
             self._loop.failed.append(Violation(f"lost, but {protocol.at}"))
         peer, self.peer = self.peer, None
         if peer is not None and not self.gone:
@@ -274,8 +288,14 @@ class Transport(asyncio.Transport):
             if not self.protocol.eof_received():
                 self.close()
 
+    @property
+    def hears_nothing(self) -> bool:
+        """Whether a reset would go unnoticed for now: bytes that came before it lie unread, and none are to be sent."""
+        is_open = not (self.closing or self.lost or self.gone or self.eof_received)
+        return is_open and not self._reading and not self.buffer
+
     def receive_reset(self, exc: Exception) -> None:
-        """The peer's RST arrives, or the network gives up. Unnoticed without reading or pending writes."""
+        """The peer's RST arrives, or the network gives up. The peer waits while `hears_nothing`."""
         if self.lost or self.gone or self.aborted:
             return
         if self.closing and not self.buffer:

@@ -7,7 +7,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from sim_script import PATHS, Script, Wire
-from sim_transport import Transport
+from sim_transport import UNHEARD_S, Transport
 
 if TYPE_CHECKING:
     from sim_world import World
@@ -83,7 +83,7 @@ class Link:
         self.server = server
         self.world = server.world
         self._waiter: asyncio.Future[Any] | None = waiter
-        self._factory = factory
+        self._factory: Any = factory
         self.transport: Transport | None = None
         self._request = b""
         self.busy = False
@@ -93,6 +93,7 @@ class Link:
         self._answers = 0
         # answer
         self.script: Script | None = None
+        self.newest: Script | None = None  # also when all of it was delivered, which the relay may process later
         self._wire: Wire | None = None
         self._fate = ""
         self._fate_at = 0
@@ -114,7 +115,7 @@ class Link:
             return
         world = self.world
         self.transport = Transport(world.loop, self, (self.server.name, 8000), world.touched)
-        self.transport.protocol = self._factory()
+        self.transport.protocol, self._factory = self._factory(), None
         self.server.links[self] = None
         self.connecting = True
         world.loop.call_soon(self._established)
@@ -150,6 +151,9 @@ class Link:
         self._over = True
         if transport is None:
             return
+        if not fin and transport.hears_nothing:
+            self.world.loop.io(UNHEARD_S, self._hang_up, fin)
+            return
         if fin:
             if self.script is not None and not self._chunked:
                 self.script.ended = self.script.read_whole = True  # as far as the relay can tell
@@ -172,7 +176,7 @@ class Link:
             return
         self._request = b""
         self.busy = True
-        self.script = None
+        self.script = self.newest = None
         self.asked_at = self.world.loop.now
         words = head.split(b"\r\n", 1)[0].split(b" ")
         rng = self.world.rng
@@ -204,7 +208,7 @@ class Link:
             total = min(int(rng.expovariate(1 / world.tokens_mean)), LONG - 1)
             if world.crowded and rng.random() < 0.04:
                 total = rng.randrange(LONG, 2 * LONG)
-            self.script = Script(rng, dialect, rid, total)
+            self.script = self.newest = Script(rng, dialect, rid, total)
             self._fate_at = rng.randrange(total + 1)
             self._begin(self.script)
 

@@ -17,6 +17,7 @@ from sim_checks import must
 from sim_loop import Violation
 from sim_transport import Transport
 
+from streamd.api.publish import Publishing
 from streamd.core import replay
 from streamd.core.fanout import SlicedFanout
 from streamd.core.hub import Hub
@@ -125,6 +126,7 @@ SITUATIONS = (
 BROKEN_ANSWERS = (CloseReason.UPSTREAM_TRUNCATED, CloseReason.UPSTREAM_PROTOCOL, CloseReason.UPSTREAM_RESET)
 
 ROUNDING_S = 1e-6
+FROZEN_S_MAX = 0.2  # for which moves may put off a check
 
 # Pieces of a connection's turn, by the seed of the run: the real bound is reached by few reads of a small world.
 TURN_SIZES = (4, 16, 256)
@@ -162,6 +164,7 @@ class Watch:
         self._around(Hub, "by_key", self._by_key)
         self._around(Answer, "slow_consumer", self._slow_consumer)
         self._around(ReadBatch, "_end", self._read_batch_end)
+        self._around(Publishing, "body_piece", self._body_piece)
         self._turn_pieces = 0  # events appended in this turn
         for owner in (net_client, net_upstream, net_turns):
             self._replace(owner, "CONNECTION_PIECES_MAX", TURN_SIZES[world.seed % len(TURN_SIZES)])
@@ -199,18 +202,26 @@ class Watch:
     def _take_opening(self, original: Any, link: UpstreamConnection, head: ResponseHead, *coding: Any) -> None:
         """The relay may read the head of a stream in a later turn than that in which its server sent it all."""
         original(link, head, *coding)
-        peer: Any = getattr(link.transport, "peer", None)
-        if is_event_stream(head.get(b"content-type")) and peer is not None and peer.script is not None:
-            self.world.stream_begins(peer, peer.script)
+        peer: Any = getattr(link.transport, "owner", None)
+        if is_event_stream(head.get(b"content-type")) and peer is not None and peer.newest is not None:
+            stream = getattr(link._asker, "stream", None)
+            if stream is not None:
+                self.world.stream_has(stream, peer.newest)
 
     def _open_unasked(self, original: Any, exchange: Exchange, **kwargs: Any) -> bool:
         """In no known dialect the first event opens the stream."""
         is_open = bool(original(exchange, **kwargs))
         link = exchange._attempt.link if exchange._attempt is not None else None
-        peer: Any = getattr(link.transport, "peer", None) if link is not None else None
-        if exchange.stream is not None and peer is not None and peer.script is not None:
-            self.world.stream_has(exchange.stream, peer.script)
+        peer: Any = getattr(link.transport, "owner", None) if link is not None else None
+        if exchange.stream is not None and peer is not None and peer.newest is not None:
+            self.world.stream_has(exchange.stream, peer.newest)
         return is_open
+
+    def _body_piece(self, original: Any, publishing: Publishing, piece: bytes) -> int:
+        """Published lines are read, in the order of their reads: several requests may publish to a stream."""
+        self.world.read_lines(publishing._answer.request.id, publishing._publisher.stream, piece.count(b"\n"))
+        spent: int = original(publishing, piece)
+        return spent
 
     # -- slow readers
 
@@ -469,6 +480,7 @@ class Watch:
         if reason is CloseReason.STALLED and reader is not None:
             # It is checked four times within the limit: bytes taken before the first check aren't noticed.
             silent_s, least_s = now - transport.taken_at, settings.stall_timeout_s * 3 / 4 - ROUNDING_S
+            least_s -= FROZEN_S_MAX if self.world.mover is not None else 0.0  # the first check may be late
             slept = self.world.jumped_at > transport.taken_at - self.world.jumped_s  # checks were missed
             must(silent_s >= least_s or slept, "a reader that took bytes counts as stalled", silent_s)
         elif reason is CloseReason.TOKEN_EXPIRED:

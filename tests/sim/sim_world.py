@@ -12,11 +12,12 @@ from zlib import crc32
 
 import sim_checks
 from sim_loop import Violation, VirtualLoop
+from sim_moves import Mover
 from sim_reader import Answer, Errand, Reader
 from sim_script import DIALECTS, PATHS, Script
-from sim_transport import Transport
+from sim_transport import Transport, connection_of
 from sim_upstream import EVENT_BYTES_MAX, LONG, Link, Server, weighted
-from sim_watch import ROUNDING_S, Watch
+from sim_watch import FROZEN_S_MAX, ROUNDING_S, Watch
 
 from streamd.config import RouteOverride, Settings, UpstreamSettings
 from streamd.core import fanout
@@ -27,7 +28,7 @@ from streamd.daemon import logs, machine
 from streamd.daemon import worker as worker_module
 from streamd.daemon.worker import Worker
 from streamd.net import sweep
-from streamd.net.client import EXPECTING, ClientConnection, ClientState
+from streamd.net.client import ClientConnection
 from streamd.net.exchange import Exchange
 from streamd.net.upstream import UpstreamConnection
 from streamd.policy import Policy
@@ -46,6 +47,7 @@ SLICES: tuple[tuple[Any, str, tuple[int, ...]], ...] = (
     (sweep, "SLICE_MAX", (7, 250)),
     (worker_module, "STREAMS_SLICE_MAX", (7, 250)),
 )
+DONE = b"data: [DONE]\n\n"
 GONE_MAX = 1000  # streams remembered after their removal
 KINDS = (
     ("generate", 56),
@@ -121,7 +123,7 @@ def settings_for(rng: random.Random) -> Settings:
 class World:
     """A run. `play()` raises Violation, or an exception that the code under test must not raise."""
 
-    def __init__(self, seed: int, *, population: int = 300, tokens_mean: int = 60) -> None:
+    def __init__(self, seed: int, *, population: int = 300, tokens_mean: int = 60, moves: bool = False) -> None:
         self.seed = seed
         self.rng = rng = random.Random(seed)
         self.loop = VirtualLoop(rng)
@@ -151,6 +153,7 @@ class World:
         self._recent: deque[str] = deque(maxlen=50)
         self._hot = ""
         self._names = 0
+        self._lines: dict[str, deque[bytes]] = {}  # published lines that weren't read yet, by their requests' ids
         self._asks: Counter[str] = Counter()
         self._errands: dict[str, Errand] = {}
         self._gone: dict[str, tuple[Stream, Script | None]] = {}
@@ -165,6 +168,7 @@ class World:
         self.removed_totals: Counter[str] = Counter()  # of streams that are gone
         self._left_at: dict[str, float] = {}  # stream id -> when its last reader left
         self.watch: Watch | None = None
+        self.mover = Mover(self) if moves else None
         self.steps = 0  # set when the world is cleared
 
     def _hire(self) -> Worker:
@@ -314,10 +318,13 @@ class World:
     @property
     def slack_s(self) -> float:
         """How late a deadline may be met: a sweep and its slices, and a jump of the clock in between."""
-        return SWEEP_SLACK_S + (self.jumped_s if self.loop.now - self.jumped_at <= SWEEP_SLACK_S else 0.0)
+        frozen_s = FROZEN_S_MAX if self.mover is not None else 0.0
+        return SWEEP_SLACK_S + frozen_s + (self.jumped_s if self.loop.now - self.jumped_at <= SWEEP_SLACK_S else 0.0)
 
     def _stop(self) -> None:
         """A drain, in a hurry now and then. Some readers have just stopped taking bytes."""
+        if self.mover is not None:
+            self.mover.stop()
         for reader in list(self.readers):
             if reader.transport is not None and reader.temper not in ("calm", "breaks") and self.rng.random() < 0.5:
                 reader.transport.room = min(reader.transport.room, self.rng.randrange(2000))
@@ -340,7 +347,9 @@ class World:
             for transport in dict.fromkeys(touched) if len(touched) > 1 else touched:
                 sim_checks.check_touched(self, transport)
             touched.clear()
-        if self.loop.steps >= self._next_check:
+        if self.mover is not None:
+            self.mover.after_step()
+        if self.loop.steps >= self._next_check and (self.mover is None or self.mover.freezer is None):
             self._next_check = self.loop.steps + CHECK_ALL_EVERY
             sim_checks.check_all(self)
 
@@ -478,28 +487,21 @@ class World:
         errand = Errand("publish", "POST", f"/v1/streams/{stream_id}/events", self._rid())
         errand.stream_id = stream_id
         if stream_id in self.scripts:
-            self.scripts[stream_id].unread.clear()
             return errand
         self.scripts[stream_id] = Script(self.rng, "unknown", stream_id, 0)
         self.known(stream_id)
         return errand
 
-    def published(self, transport: Transport, errand: Errand, body: bytes) -> None:
-        """A line is about to be whole."""
-        stream = self.worker.runtime.hub.get(errand.stream_id)
-        protocol = transport.protocol
-        if stream is None or stream.reason is not None or transport.is_closing():
-            return
-        script = self.scripts[errand.stream_id]
-        line = b"data: %b\n\n" % body
-        if protocol.at in EXPECTING:
-            script.unread.append(line)  # the request's head still waits for a turn
-            return
-        if protocol.at is not ClientState.BODY or protocol.answer is None or protocol.answer.request.id != errand.rid:
-            return
-        script.ended = body == b"[DONE]"
-        script.events += [*script.unread, line]
-        script.unread.clear()
+    def published(self, errand: Errand, body: bytes) -> None:
+        """A line is about to be sent whole."""
+        self._lines.setdefault(errand.rid, deque()).append(b"data: %b\n\n" % body)
+
+    def read_lines(self, rid: str, stream: Stream, count: int) -> None:
+        """The request of this id brings its next lines to the stream."""
+        lines, script = self._lines.get(rid), self.scripts.get(stream.id)
+        if stream.reason is None and script is not None and lines is not None:
+            script.events += [lines.popleft() for _ in range(count)]
+            script.ended = count > 0 and script.events[-1] == DONE
 
     @staticmethod
     def plain_body(rid: str) -> bytes:
@@ -511,9 +513,14 @@ class World:
         found = re.match(rb'data: \{"rid":"(r[0-9]+)', event)
         return found is not None and event == b"data: %b\n\n" % self.plain_body(found[1].decode())
 
+    def stream(self, stream_id: str) -> Stream | None:
+        """A stream of the worker, also while it is frozen."""
+        frozen = self.mover.frozen_streams() if self.mover is not None else {}
+        return frozen.get(stream_id) or self.worker.runtime.hub.get(stream_id)
+
     def find(self, stream_id: str) -> tuple[Stream, Script | None]:
         """A stream; also a removed stream whose last bytes are still on their way."""
-        stream = self.worker.runtime.hub.get(stream_id)
+        stream = self.stream(stream_id)
         if stream is not None:
             return stream, self.scripts.get(stream_id)
         if stream_id not in self._gone:
@@ -550,7 +557,7 @@ class World:
             if errand.key:
                 first = self._asked_with.setdefault(errand.key, rid)
                 begun = self._stream_of.get(first, "")
-                stream = self.worker.runtime.hub.get(begun)
+                stream = self.stream(begun)
                 if first != rid and stream is not None and not stream.has_failed:
                     raise Violation(f"{rid} was paid for again: {first} with the same key is the stream {begun}")
                 self._asked_with[errand.key] = rid
@@ -558,7 +565,7 @@ class World:
     def stream_begins(self, link: Link, script: Script) -> None:
         """A server answers with a stream: its readers have to get this script."""
         transport = link.transport
-        protocol = transport.protocol if transport is not None else None
+        protocol = connection_of(transport) if transport is not None else None
         asker = getattr(protocol, "_asker", None)
         stream = getattr(asker, "stream", None) or getattr(protocol, "_stream", None)
         if stream is not None:
@@ -632,6 +639,7 @@ class World:
         if self.watch is not None:
             self.watch.request_ended(answer)
         self._was_ended(answer)
+        self._lines.pop(answer.request.id, None)
 
     # -- answers
 

@@ -63,6 +63,13 @@ def test_a_short_run_breaks_no_rule(seed: int) -> None:
     assert world.steps >= STEPS // 2
 
 
+@pytest.mark.parametrize("seed", (11, 12))
+def test_units_that_are_frozen_and_go_on_break_no_rule(seed: int) -> None:
+    world = World(seed, moves=True)
+    world.play(STEPS)
+    assert sum(count for name, count in world.seen.items() if name.endswith(" is frozen")) > 10
+
+
 def test_a_few_runs_reach_nearly_every_situation() -> None:
     """A search has to reach all situations; here it is enough that none of the counters is deaf."""
     seen: Counter[str] = Counter()
