@@ -132,7 +132,7 @@ test-thorough: $(VENV)/.dev ## the same with 5,000 examples of each property ins
 test-tools: $(VENV)/.dev ## install what some tests need: nginx, Caddy, HAProxy, Chromium, zsh … (as root on Debian)
 	@$(BIN)/python tests/tools.py
 
-test-prometheus: $(VENV)/.dev ## a real Prometheus scrapes loaded daemons: panels have data, alerts fire (three minutes)
+test-prometheus: .venv-cluster/.ready ## a real Prometheus scrapes loaded daemons: panels have data, alerts fire (three minutes)
 	@command -v prometheus promtool >/dev/null || apt-get install --quiet --yes --no-install-recommends prometheus
 	@$(BIN)/python tests/prometheus/run.py
 

@@ -188,7 +188,16 @@ def resume_run(kind: str) -> Sample:
     with rig.rig() as running, engine(running.folder) as server:
         os.sched_setaffinity(0, {HARNESS_CORE})
         upstream = running.source(PER_S)
-        flags = ("--engine", server.url, "--resume-grace", "60s", "--detach-grace", "60s", "--detached-max", str(RESUMED_STREAMS))
+        flags = (
+            "--engine",
+            server.url,
+            "--resume-grace",
+            "60s",
+            "--detach-grace",
+            "60s",
+            "--detached-max",
+            str(RESUMED_STREAMS),
+        )
         pid, port = node(running, "a", upstream, *flags, "--node", "a", core=HARNESS_CORE)
         _, other_port = node(running, "b", upstream, *flags, "--node", "b", core=NODE_CORE)
         kill = ",".join(map(str, rig.tree(pid))) if kind == "of a killed node" else ""

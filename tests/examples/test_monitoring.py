@@ -14,6 +14,7 @@ import pytest
 from fakes import CHAT, DONE, LAST, SSE_HEAD, chunk, event, get, post, rig
 
 from streamd.config import UpstreamSettings
+from streamd.measure import Label
 from streamd.metrics import StreamdCollector
 from streamd.net import totals
 
@@ -32,7 +33,9 @@ def labels() -> dict[str, set[str]]:
         r.client(post(CHAT))
         r.reply(SSE_HEAD + chunk(event("a"), event("b"), DONE) + LAST)
         found = totals.of_worker(r.runtime, r.worker.upstreams)
-        found.gauges |= {"certificate_s": 1, "drain_deadline_s": 1, "pid": 1, "beat_ms": 1}
+        found.counters.engine_writes = dict.fromkeys(totals.KEYS[Label.KIND], 0)
+        found.counters.engine_refused = dict.fromkeys(totals.KEYS[Label.WHY], 0)
+        found.gauges |= {"engine_servers": 1, "certificate_s": 1, "drain_deadline_s": 1, "pid": 1, "beat_ms": 1}
         found.upstreams["up"]["client_certificate_s"] = 1
         families = StreamdCollector(lambda: found, lambda: {"memory": 0.5}).collect()
         names = {"up": {"job", "instance"}}

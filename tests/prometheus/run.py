@@ -4,10 +4,11 @@
 
 The rules are those of examples/prometheus, with their times shortened so that a run takes two minutes; SHORTER has each
 change. The faults are real: servers that refuse, hang or are slow, a reader that doesn't read, a stopped worker, a
-stopped main process in a drain, a bad settings file, a certificate near its end. Two alerts have no fault that can be
-made here, a mistake of streamd and a lack of memory: promtool tests these (examples/prometheus/streamd.rules.test.yml).
+stopped main process in a drain, a bad settings file, a certificate near its end, a real Valkey that is full, emptied
+and killed, a node that dies. Three alerts have no fault that can be made here, a mistake of streamd, a lack of memory
+and pushes that are lost without end: promtool tests these (examples/prometheus/streamd.rules.test.yml).
 
-Needs prometheus and promtool (Debian: prometheus).
+Needs prometheus and promtool (Debian: prometheus), and the Valkey of make test-cluster.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).parents[2]
-sys.path.insert(0, str(PROJECT / "tests"))
+sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "tests" / "cluster")]
 
+from nodes import Nodes, nodes  # noqa: E402
 from served import Served, served, upstream  # noqa: E402
 from tlspeer import make_certificate  # noqa: E402
 
@@ -50,7 +52,7 @@ SHORTER = (
     (r"deadline_timestamp_seconds > 15", "deadline_timestamp_seconds > 1"),
 )
 # Alerts without a fault that can be made.
-UNPROVOKED = frozenset(("StreamdBug", "StreamdMemory"))
+UNPROVOKED = frozenset(("StreamdBug", "StreamdMemory", "StreamdEngineHoles"))
 # Grafana's variables, as a run has them.
 VARIABLES = {"$__rate_interval": "15s", "$job": ".*", "$instance": ".*", "$model": ".*"}
 
@@ -218,7 +220,12 @@ def run(folder: Path) -> None:
         only = stack.enter_context(
             served(*alone, "--upstream", f"http://{nobody}", "--conns-max", "10", "--drain-timeout", "60s")
         )
-        prometheus = Prometheus(folder, [metrics_of(d), metrics_of(only), nobody])
+        # A third node has a prefix of its own: it sees other members than a and b.
+        flags = ("--metrics-listen", "127.0.0.1:0")
+        own = lambda name: ("--engine-prefix", "other:") if name == "c" else ()  # noqa: E731
+        n = stack.enter_context(nodes(*flags, names="abc", own=own))
+        targets = [metrics_of(each) for each in (d, only, *n.daemons.values())]
+        prometheus = Prometheus(folder, [*targets, nobody])
         stack.callback(prometheus.end)
         for work, every_s in (
             (lambda: ask(d, "mock-llm", tokens=20, interval_ms=20, ttft_ms=50), 0.1),
@@ -232,8 +239,12 @@ def run(folder: Path) -> None:
         await_alerts(prometheus, seen, "StreamdDown", "StreamdUpstreamOut", "StreamdModelWithoutUpstream")
         await_alerts(prometheus, seen, "StreamdUpstreamFails", "StreamdFirstTokenHangs", "StreamdFirstTokenSlow")
         await_alerts(prometheus, seen, "StreamdReadersLag")
+        running = n.start("a", tokens=100_000, interval_ms=50)
+        elsewhere = n.read("b", running.stream_id).read(1)
         check_panels(prometheus)
         hanging.close()
+        await_engine_alerts(n, prometheus, seen)
+        assert elsewhere.events
 
         settings.write_text("heartbeat = 'soon'\n")
         d.signal(signal.SIGHUP)
@@ -259,6 +270,25 @@ def run(folder: Path) -> None:
     if missing:
         raise SystemExit(f"no fault was made for {sorted(missing)}")
     show(f"every alert fires for its fault, but for {', '.join(sorted(UNPROVOKED))}, which promtool tests")
+
+
+def await_engine_alerts(n: Nodes, prometheus: Prometheus, seen: set[str]) -> None:
+    """The engine is full, emptied and killed, and node a dies, whose stream node b has followed."""
+    await_alerts(prometheus, seen, "StreamdMembersDiffer")
+    n.engine.ask("CONFIG", "SET", "maxmemory", "1")
+    await_alerts(prometheus, seen, "StreamdEngineFull", "StreamdEngineLags")
+    n.engine.ask("CONFIG", "SET", "maxmemory", "0")
+    with again_and_again(lambda: n.engine.ask("FLUSHALL"), 1.0):
+        await_alerts(prometheus, seen, "StreamdEngineEvicts")
+    n.until_up("a", "b")
+    n.until_copied("a")
+    running = n.start("a", tokens=100_000, interval_ms=50)
+    elsewhere = n.read("b", running.stream_id).read(1)
+    n.kill("a")
+    await_alerts(prometheus, seen, "StreamdNodeLost")
+    assert "node_lost" in elsewhere.to_the_end().events[-1].data
+    n.engine.kill()
+    await_alerts(prometheus, seen, "StreamdEngineDown")
 
 
 def await_drain(stack: contextlib.ExitStack, d: Served, prometheus: Prometheus, seen: set[str]) -> None:
