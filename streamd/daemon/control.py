@@ -1,8 +1,10 @@
 """Control messages between the parent and its worker processes, and the facts that a process is launched with.
 
-Each process has a pipe to the parent, a SOCK_SEQPACKET pair, so a message is a datagram: the kind's word and plain
-values. The end of the pipe is a message too: it tells the parent that the process has ended, and a worker that it has
-to end. Both sides import this module, so it imports nothing of the data path: the parent has to stay small.
+Each process has a pipe to the parent, a SOCK_SEQPACKET pair, so a message is a datagram of JSON: the version of the
+messages, the kind's word, and its facts, whose type FORMS has (daemon/typed_json.py). The sides may be of
+neighbouring versions: a kind that a side doesn't know says nothing to it. The end of the pipe is a message too: it
+tells the parent that the process has ended, and a worker that it has to end. Both sides import this module, so it
+imports nothing of the data path: the parent has to stay small.
 """
 
 from __future__ import annotations
@@ -11,17 +13,24 @@ import array
 import contextlib
 import enum
 import json
-import pickle
+import os
 import socket
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from streamd import descriptors
+from streamd.config import Settings
+from streamd.daemon.typed_json import FormError, read, written
+from streamd.log_levels import LevelChange, LogLevels
+from streamd.server_state import ServerView
 
 # Environment variables with the Launch of a worker process, and with the StateLaunch of the process that moves saved
 # streams. The second underscore keeps the names apart from the settings' variables.
 WORKER_VARIABLE = "STREAMD__WORKER"
 STATE_VARIABLE = "STREAMD__STATE"
+
+# The version of the messages. A side takes messages of its own version and of the versions beside it.
+MESSAGES_VERSION = 1
 
 # Size of the buffer that receives a message. The largest message is the settings: 50 KB with a hundred upstreams.
 MESSAGE_BYTES_MAX = 192 * 1024
@@ -43,7 +52,7 @@ STATE_FILE = "streams.state"
 # Time limit for saving or restoring streams: 1 GiB of logs, at the 50 MB/s of a slow disk, is 20 s.
 STATE_S = 30.0
 
-Kind = TypeVar("Kind", bound=enum.Enum)
+Kind = TypeVar("Kind", "ToWorker", "ToParent")
 
 
 class ToWorker(enum.Enum):
@@ -189,33 +198,97 @@ def _with_tuples(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 
 
-class Received(NamedTuple):
-    """A received message: the word of its kind, its values, and a descriptor or -1."""
+# The type of each kind's facts. Both directions share words: DRAIN, TAKE_BACK and LOG_LEVEL.
+FORMS: dict[ToWorker | ToParent, Any] = {
+    ToWorker.SETTINGS: tuple[Settings, tuple[str, ...]],
+    ToWorker.UPSTREAMS: tuple[tuple[str, ServerView], ...],
+    ToWorker.PREPARE: tuple[int, Settings, tuple[str, ...]],
+    ToWorker.APPLY: int,
+    ToWorker.DISCARD: int,
+    ToWorker.DRAIN: tuple[bool, bool, str],
+    ToWorker.CLOSE: None,
+    ToWorker.HURRY: None,
+    ToWorker.TAKE_BACK: None,
+    ToWorker.LOG_LEVEL: LogLevels,
+    ToWorker.BURY: tuple[int, int],
+    ToWorker.RELOADED: Reloaded,
+    ToWorker.STORED: bool,
+    ToParent.READY: str,
+    ToParent.FAILED: tuple[int, tuple[str, ...]],
+    ToParent.BEAT: None,
+    ToParent.STANDING: Standing,
+    ToParent.UPSTREAM: tuple[str, ServerView],
+    ToParent.PREPARED: tuple[int, str],
+    ToParent.APPLIED: int,
+    ToParent.DRAIN: None,
+    ToParent.TAKE_BACK: None,
+    ToParent.LOG_LEVEL: LevelChange,
+    ToParent.SAVING: None,
+    ToParent.DRAINED: Report,
+    ToParent.STORE: str,
+    ToParent.REMOVE: str,
+}
 
-    kind: str
+
+class Received(NamedTuple):
+    """A received message: its kind, its facts, and a descriptor or -1."""
+
+    kind: ToWorker | ToParent
     facts: Any
     fd: int = -1
 
 
-def send(pipe: socket.socket, kind: enum.Enum, facts: object = None, fd: int = -1) -> bool:
-    """Send a message. False if the other side is gone, or hasn't read for so long that the pipe is full."""
+def send(pipe: socket.socket, kind: ToWorker | ToParent, facts: object = None, fd: int = -1) -> bool:
+    """Send a message. False if the other side is gone, or hasn't read for so long that the pipe is full.
+
+    Raises FormError for facts that aren't of the kind's type.
+    """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
+    text = json.dumps([MESSAGES_VERSION, kind.value, written(facts, FORMS[kind])], separators=(",", ":"))
     with contextlib.suppress(OSError):
-        pipe.sendmsg([pickle.dumps((kind.value, facts))], rights)
+        pipe.sendmsg([text.encode()], rights)
         return True
     return False
 
 
-def receive(pipe: socket.socket) -> Received | None:
-    """The next message; None at the pipe's end. Raises BlockingIOError or TimeoutError if there is none yet."""
+def receive(pipe: socket.socket, kinds: type[Kind]) -> Received | None:
+    """The next message of a known kind; None at the pipe's end. Raises BlockingIOError or TimeoutError if there is none
+    yet, and FormError for a message that isn't of this version or one beside it.
+    """
+    while True:
+        try:
+            data, fds, _ = descriptors.receive(pipe, MESSAGE_BYTES_MAX, 1)
+        except (BlockingIOError, TimeoutError):
+            raise
+        except OSError:
+            return None
+        if not data:
+            return None
+        fd = fds[0] if fds else -1
+        try:
+            message = _taken(data, kinds, fd)
+        except FormError:
+            _close(fd)
+            raise
+        if message is not None:
+            return message
+        _close(fd)
+
+
+def _taken(data: bytes, kinds: type[Kind], fd: int) -> Received | None:
+    """A datagram as a message; None if its kind isn't known. Raises FormError."""
     try:
-        data, fds, _ = descriptors.receive(pipe, MESSAGE_BYTES_MAX, 1)
-    except (BlockingIOError, TimeoutError):
-        raise
-    except OSError:
+        version, word, facts = json.loads(data)
+    except ValueError as error:
+        raise FormError("a message that is no JSON of a version, a kind and facts") from error
+    if type(version) is not int or abs(version - MESSAGES_VERSION) > 1:
+        raise FormError(f"a message of version {version!r:.20}, where {MESSAGES_VERSION} is spoken")
+    if word not in {kind.value for kind in kinds}:
         return None
-    # The other side is our own parent or child, so unpickling is safe.
-    if not data:
-        return None
-    kind, facts = pickle.loads(data)
-    return Received(kind, facts, fds[0] if fds else -1)
+    kind = cast("ToWorker | ToParent", kinds(word))
+    return Received(kind, read(facts, FORMS[kind]), fd)
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)

@@ -52,7 +52,6 @@ from streamd.daemon.control import (
     Launch,
     Received,
     Report,
-    Standing,
     StateLaunch,
     ToParent,
     ToWorker,
@@ -65,6 +64,7 @@ from streamd.daemon.outages import Outages
 from streamd.daemon.reload import Load, Reloads
 from streamd.daemon.slot import MEANINGLESS, SIGNALS, Slot
 from streamd.daemon.state_mover import move_streams, relay_to_store
+from streamd.daemon.typed_json import FormError
 from streamd.server_state import ServerView
 from streamd.sources import ConfigProblem
 
@@ -361,41 +361,46 @@ class Parent:
 
     def _hear(self, place: Slot) -> None:
         assert place.pipe is not None
-        with contextlib.suppress(BlockingIOError):
-            message = control.receive(place.pipe)
-            if message is None:
-                self._gone(place)
-            else:
-                place.heard_at = self._clock()
-                self._work_off(place, message)
+        try:
+            message = control.receive(place.pipe, ToParent)
+        except BlockingIOError:
+            return
+        except FormError as error:
+            logs.event(logs.ERROR, "a worker's message can't be read", slot=place.number, error=str(error))
+            return
+        if message is None:
+            self._gone(place)
+        else:
+            place.heard_at = self._clock()
+            self._work_off(place, message)
 
     def _work_off(self, place: Slot, message: Received) -> None:
         kind, facts = message.kind, message.facts
-        if kind == ToParent.READY.value:
+        if kind is ToParent.READY:
             self._worker_ready(place, facts)
-        elif kind == ToParent.FAILED.value:
+        elif kind is ToParent.FAILED:
             place.error = facts
-        elif kind == ToParent.STANDING.value:
-            place.standing = Standing(*facts)
+        elif kind is ToParent.STANDING:
+            place.standing = facts
             self._notifier.status(self._status_line())
-        elif kind == ToParent.UPSTREAM.value:
+        elif kind is ToParent.UPSTREAM:
             self._take_view(place, *facts)
-        elif kind == ToParent.PREPARED.value:
+        elif kind is ToParent.PREPARED:
             self._reloads.prepared(place, *facts)
-        elif kind == ToParent.APPLIED.value:
+        elif kind is ToParent.APPLIED:
             self._reloads.answered(place, facts)
-        elif kind == ToParent.DRAIN.value:
+        elif kind is ToParent.DRAIN:
             self._stop(ADMIN, quick=False)
-        elif kind == ToParent.TAKE_BACK.value:
+        elif kind is ToParent.TAKE_BACK:
             self._take_back(place)
-        elif kind == ToParent.LOG_LEVEL.value:
+        elif kind is ToParent.LOG_LEVEL:
             self._levels.change(facts, self._clock())
             self._tell_all(ToWorker.LOG_LEVEL, self._levels.now)
-        elif kind == ToParent.SAVING.value:
+        elif kind is ToParent.SAVING:
             place.saving = True
-        elif kind == ToParent.DRAINED.value:
-            place.report = Report(*facts)
-        elif kind in (ToParent.STORE.value, ToParent.REMOVE.value):
+        elif kind is ToParent.DRAINED:
+            place.report = facts
+        elif kind in (ToParent.STORE, ToParent.REMOVE):
             assert place.pipe is not None
             relay_to_store(self._notifier, place.pipe, message)
 

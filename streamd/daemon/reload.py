@@ -88,7 +88,7 @@ class Reloads:
 
     def started(self, place: Slot) -> None:
         """A worker was started, with the current settings: it takes part in a reload that is still in PREPARE."""
-        place.tell(ToWorker.RELOADED, tuple(self._outcome))
+        place.tell(ToWorker.RELOADED, self._outcome)
         self._include(place)
 
     def _include(self, place: Slot) -> None:
@@ -163,7 +163,7 @@ class Reloads:
         self._outcome = outcome
         try:
             for each in self._slots:
-                each.tell(ToWorker.RELOADED, tuple(outcome))
+                each.tell(ToWorker.RELOADED, outcome)
         except Exception as error:  # Why: as in begin_if_asked()
             logs.bug("reload", error)
 

@@ -53,7 +53,7 @@ class Slot:
         self.standing = Standing()
         self.verdicts = -1  # the version of the verdicts on servers that the process was told
         self.report: Report | None = None
-        self.error: tuple[int, list[str]] | None = None  # exit status and lines of a worker that can't start
+        self.error: tuple[int, tuple[str, ...]] | None = None  # exit status and lines of a worker that can't start
         # the place
         self.start_at = 0.0  # when the successor is due; 0: there is nothing to start
         self._deaths = 0  # within RESTART_FORGET_S of each other

@@ -35,7 +35,7 @@ def move_streams(
         while time.monotonic() < until:
             alive()
             with contextlib.suppress(TimeoutError):
-                message = control.receive(own_end)
+                message = control.receive(own_end, ToParent)
                 if message is None:
                     break
                 relay_to_store(notifier, own_end, message)
@@ -45,8 +45,8 @@ def move_streams(
 
 def relay_to_store(notifier: systemd.Notifier, pipe: socket.socket, message: Received) -> None:
     """The parent's side of StoreRelay: passes a request on to systemd, and answers it."""
-    if message.kind == ToParent.REMOVE.value:
+    if message.kind is ToParent.REMOVE:
         notifier.remove_fd(message.facts)
-    elif message.kind == ToParent.STORE.value:
+    elif message.kind is ToParent.STORE:
         control.send(pipe, ToWorker.STORED, notifier.store_fd(message.facts, message.fd))
         os.close(message.fd)

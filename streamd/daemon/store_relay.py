@@ -28,7 +28,7 @@ class StoreRelay:
             return False
         self._pipe.settimeout(ANSWER_S_MAX)
         with contextlib.suppress(TimeoutError):
-            while message := control.receive(self._pipe):
-                if message.kind == ToWorker.STORED.value:
+            while message := control.receive(self._pipe, ToWorker):
+                if message.kind is ToWorker.STORED:
                     return bool(message.facts)
         return False

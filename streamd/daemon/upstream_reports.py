@@ -7,7 +7,7 @@ parent, as tests and tools run it, judges by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from streamd.config import Settings
@@ -47,7 +47,7 @@ class UpstreamReports:
         self._told = {each: self._told[each] for each in self._upstreams if each in self._told}
         self._listed = {each: self._listed[each] for each in self._upstreams if each in self._listed}
 
-    def hear(self, verdicts: list[tuple[str, ServerView]]) -> None:
+    def hear(self, verdicts: Sequence[tuple[str, ServerView]]) -> None:
         """The parent tells its verdicts on some of the servers."""
         self.verdicts.update(verdicts)
         for upstream in self._upstreams:

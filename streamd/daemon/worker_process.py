@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import random
 import socket
@@ -21,7 +20,6 @@ from streamd.daemon.control import (
     EXIT_SETTINGS,
     WORKER_VARIABLE,
     Launch,
-    Reloaded,
     ToParent,
     ToWorker,
 )
@@ -29,6 +27,7 @@ from streamd.daemon.shared import Shared
 from streamd.daemon.slot import unblock_signals
 from streamd.daemon.state_store import StateStore, leave_streams, put_streams, read_snapshots, take_streams
 from streamd.daemon.store_relay import StoreRelay
+from streamd.daemon.typed_json import FormError
 from streamd.daemon.worker import Prepared, Worker
 from streamd.log_levels import LevelChange
 from streamd.net.in_turns import in_turns
@@ -77,7 +76,7 @@ class WorkerProcess:
         if not self._orphaned:  # if orphaned: another daemon may run already, and must not find streams from before it
             self._say(ToParent.SAVING)
             self._save(store, worker)
-        self._say(ToParent.DRAINED, dataclasses.astuple(report))
+        self._say(ToParent.DRAINED, report)
         return 0
 
     def _alone(self, settings: Settings) -> Worker:
@@ -145,8 +144,11 @@ class WorkerProcess:
 
     def _hear(self) -> None:
         try:
-            message = control.receive(self._pipe)
+            message = control.receive(self._pipe, ToWorker)
         except BlockingIOError:
+            return
+        except FormError as error:
+            logs.event(logs.ERROR, "the parent's message can't be read", error=str(error))
             return
         worker = self._worker
         assert worker is not None
@@ -156,28 +158,28 @@ class WorkerProcess:
             worker.drain(quick=True)
             return
         kind, facts = message.kind, message.facts
-        if kind == ToWorker.PREPARE.value:
+        if kind is ToWorker.PREPARE:
             self._prepare(worker, *facts)
-        elif kind == ToWorker.APPLY.value:
+        elif kind is ToWorker.APPLY:
             self._apply(worker, facts)
-        elif kind == ToWorker.DISCARD.value:
+        elif kind is ToWorker.DISCARD:
             self._prepared = None
-        elif kind == ToWorker.DRAIN.value:
+        elif kind is ToWorker.DRAIN:
             quick, waits, by = facts
             worker.drain(quick=quick, waits=waits, by=by)
-        elif kind == ToWorker.CLOSE.value:
+        elif kind is ToWorker.CLOSE:
             worker.end_delay()
-        elif kind == ToWorker.TAKE_BACK.value:
+        elif kind is ToWorker.TAKE_BACK:
             worker.take_back()
-        elif kind == ToWorker.HURRY.value:
+        elif kind is ToWorker.HURRY:
             worker.drain()
-        elif kind == ToWorker.LOG_LEVEL.value:
+        elif kind is ToWorker.LOG_LEVEL:
             worker.set_levels(facts)
-        elif kind == ToWorker.UPSTREAMS.value:
+        elif kind is ToWorker.UPSTREAMS:
             worker.upstream_reports.hear(facts)
-        elif kind == ToWorker.RELOADED.value:
-            worker.reloaded = Reloaded(*facts)
-        elif kind == ToWorker.BURY.value:
+        elif kind is ToWorker.RELOADED:
+            worker.reloaded = facts
+        elif kind is ToWorker.BURY:
             assert self._shared is not None
             self._shared.bury(*facts)
 
@@ -219,7 +221,7 @@ class WorkerProcess:
         self._say(ToParent.BEAT)
         if self._launch.under_systemd and now >= self._standing_at + STANDING_EVERY_S:
             assert self._worker is not None
-            self._say(ToParent.STANDING, tuple(self._worker.standing(now - self._standing_at)))
+            self._say(ToParent.STANDING, self._worker.standing(now - self._standing_at))
             self._standing_at = now
 
     def _ask_drain(self) -> None:
@@ -248,7 +250,7 @@ def run(environ: MutableMapping[str, str] = os.environ) -> int:
     launch = Launch.decode(environ.pop(WORKER_VARIABLE))
     pipe = _socket(launch.pipe)
     pipe.setblocking(True)
-    message = control.receive(pipe)
+    message = control.receive(pipe, ToWorker)
     if message is None:  # the parent is gone already
         return EXIT_FAILED
     settings, names = message.facts
@@ -272,5 +274,5 @@ def run(environ: MutableMapping[str, str] = os.environ) -> int:
 
 
 def _failed(pipe: socket.socket, status: int, *lines: str) -> int:
-    control.send(pipe, ToParent.FAILED, (status, list(lines)))
+    control.send(pipe, ToParent.FAILED, (status, lines))
     return status

@@ -353,17 +353,17 @@ def test_messages_pass_with_a_descriptor_and_end_with_the_pipe() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull) as file:
         assert control.send(ours, ToParent.STORE, "name", file.fileno())
-        assert control.send(ours, ToParent.STANDING, tuple(Standing(1, 2, 3.0, 0.5)))
-        message = control.receive(theirs)
-        assert message is not None and message[:2] == ("store", "name")
+        assert control.send(ours, ToParent.STANDING, Standing(1, 2, 3.0, 0.5))
+        message = control.receive(theirs, ToParent)
+        assert message is not None and message[:2] == (ToParent.STORE, "name")
         assert os.readlink(f"/proc/self/fd/{message.fd}") == os.devnull and not os.get_inheritable(message.fd)
         os.close(message.fd)
-        assert control.receive(theirs) == ("standing", (1, 2, 3.0, 0.5), -1)
+        assert control.receive(theirs, ToParent) == (ToParent.STANDING, Standing(1, 2, 3.0, 0.5), -1)
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):
-            control.receive(theirs)
+            control.receive(theirs, ToParent)
         ours.close()
-        assert control.receive(theirs) is None
+        assert control.receive(theirs, ToParent) is None
         assert not control.send(theirs, ToWorker.HURRY)
 
 
@@ -580,15 +580,15 @@ def test_a_second_signal_counts_only_a_second_later() -> None:
         theirs.setblocking(False)
         parent._slots[0].take(os.getpid(), ours, clock.now)
         parent._stop("SIGTERM", quick=False)
-        assert control.receive(theirs) == ("drain", (False, False, "SIGTERM"), -1)
+        assert control.receive(theirs, ToWorker) == (ToWorker.DRAIN, (False, False, "SIGTERM"), -1)
         for wait_s in (SECOND_SIGNAL_S / 2, SECOND_SIGNAL_S / 4):
             clock.now += wait_s
             parent._stop("SIGTERM", quick=False)
             with pytest.raises(BlockingIOError):
-                control.receive(theirs)
+                control.receive(theirs, ToWorker)
         clock.now += SECOND_SIGNAL_S / 4
         parent._stop("SIGTERM", quick=False)
-        assert control.receive(theirs) == ("hurry", None, -1)
+        assert control.receive(theirs, ToWorker) == (ToWorker.HURRY, None, -1)
 
 
 class Hearing(systemd.Notifier):
@@ -620,9 +620,9 @@ class Told:
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                message = control.receive(self.theirs)
+                message = control.receive(self.theirs, ToWorker)
                 assert message is not None
-                found.append(message.kind)
+                found.append(message.kind.value)
         return found
 
     def pass_time(self, seconds: float) -> None:

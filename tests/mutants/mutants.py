@@ -3161,6 +3161,32 @@ DAEMON: Final = (
         ("tests/daemon/test_slot.py",),
     ),
     Mutant(
+        "a fact that the version before doesn't send ends the message",
+        "daemon/typed_json.py",
+        "_read_object",
+        " if name in given}",
+        "}",
+    ),
+    Mutant(
+        "a message of any version is taken for one of this version",
+        "daemon/control.py",
+        "_taken",
+        "abs(version - MESSAGES_VERSION) > 1",
+        "False",
+        ("tests/daemon/test_typed_json.py",),
+    ),
+    Mutant(
+        "a descriptor of an unknown message stays open",
+        "daemon/control.py",
+        "receive",
+        """            return message
+        _close(fd)
+""",
+        """            return message
+""",
+        ("tests/daemon/test_typed_json.py",),
+    ),
+    Mutant(
         "a worker's deaths of last week delay its successor today",
         "daemon/slot.py",
         "Slot.plan_successor",

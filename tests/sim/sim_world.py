@@ -590,13 +590,13 @@ class World:
     def _sealed(self, stream: Stream) -> None:
         self._was_sealed(stream)
         script = self.scripts.get(stream.id)
+        if script is not None:
+            script.confirm(stream)  # the last event may lack its blank line alone
         if self.watch is not None:
             self.watch.stream_sealed(stream, script)
         whole = script is not None and script.complete and (script.ended or script.said_terminal)
         if stream.ended_clean and not whole:
             raise Violation(f"{stream.id} ended cleanly, its answer didn't")
-        if script is not None:
-            script.confirm(stream)
         if stream.ended_clean and script is not None and stream.events != len(script.events):
             raise Violation(f"{stream.id} has {stream.events} events of {len(script.events)}")
 
