@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from typing import Any, Final
 
 import jwt
 import orjson
+from cryptography.hazmat.primitives import serialization
 
 from streamd.core.auth import HeadersGet, bearer
 from streamd.core.patterns import matches_any
@@ -146,6 +148,14 @@ def _jwk(row: dict[str, Any]) -> VerifyKey | None:
     return VerifyKey(algorithm, kid, key)
 
 
+def _material(key: Any) -> bytes:
+    """The bytes of a key: a secret as it is, a public key by RFC 5280."""
+    if isinstance(key, bytes):
+        return key
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return bytes(key.public_bytes(serialization.Encoding.DER, form))
+
+
 class Verifier:
     """Verifies tokens against fixed keys and a fixed audience. Immutable: changed key files make a new Verifier."""
 
@@ -160,6 +170,12 @@ class Verifier:
         self._by_algorithm: dict[str, tuple[VerifyKey, ...]] = {}
         for key in keys:
             self._by_algorithm[key.algorithm] = (*self._by_algorithm.get(key.algorithm, ()), key)
+
+    def fingerprint(self) -> str:
+        """A text that differs for other keys or another audience, and tells nothing about them."""
+        keys = [key for some in self._by_algorithm.values() for key in some]
+        rows = sorted(f"{key.algorithm} {key.kid} {_material(key.key).hex()}" for key in keys)
+        return hashlib.blake2b("\n".join((self._audience, *rows)).encode(), digest_size=8).hexdigest()
 
     def verify(self, token: bytes, now_unix: float) -> Grant | Refusal:
         """The rights of a token at `now_unix` (seconds since 1970), or a refusal (401) that names the mistake.

@@ -22,6 +22,7 @@ from streamd.net.runtime import Runtime
 from streamd.sources import ConfigProblem
 
 if TYPE_CHECKING:
+    from streamd.core.tokens import Verifier
     from streamd.engine.cluster import Cluster
     from streamd.engine.link import LinkTerms
 
@@ -59,20 +60,21 @@ def link_terms_of(settings: Settings, member: str) -> LinkTerms | None:
 
 
 class KeyFingerprint:
-    """A text that differs where two nodes have different keys; it tells nothing about them. Made once for a key file:
-    ten thousand keys take 5 ms.
+    """A text that differs where two nodes have different keys or issuers of tokens; it tells nothing about them. Made
+    once for a key file and its like: ten thousand keys take 5 ms.
     """
 
     def __init__(self, rights: Rights) -> None:
         self._rights = rights
-        self._made: tuple[Keys | None, str] | None = None
+        self._made: tuple[Keys | None, Verifier | None, str] | None = None
 
     def __call__(self) -> str:
-        keys = self._rights.keys
-        if self._made is None or self._made[0] is not keys:
+        keys, verifier = self._rights.keys, self._rights.verifier
+        if self._made is None or self._made[0] is not keys or self._made[1] is not verifier:
             ids = "\n".join(sorted(key.id for key in keys)) if keys is not None else "no key file"
-            self._made = (keys, hashlib.blake2b(ids.encode(), digest_size=8).hexdigest())
-        return self._made[1]
+            issuers = verifier.fingerprint() if verifier is not None else "no tokens"
+            self._made = (keys, verifier, hashlib.blake2b(f"{ids}\n{issuers}".encode(), digest_size=8).hexdigest())
+        return self._made[2]
 
 
 def _say(level: str, name: str, **fields: logs.Value) -> None:

@@ -4,9 +4,9 @@ Replies are matched to commands by their order alone. So no command is ever canc
 reply, or has one too many, is closed: a reply can't reach a stranger's command.
 
 Commands are collected during a turn of the loop and written in a single write. Replies are dealt out, REPLIES_TURN_MAX
-in a turn; while more wait, the socket isn't read. The parser is hiredis, in C: 1.3 us for a command and its reply,
-against 20 to 67 of the client libraries. It is imported with this module, and this module only where an engine is
-configured.
+in a turn or those of TURN_S_MAX; while more wait, the socket isn't read. The parser is hiredis, in C: 1.3 us for a
+command and its reply, against 20 to 67 of the client libraries. It is imported with this module, and this module only
+where an engine is configured.
 
 Bounds: the commands in flight are bounded by the link (engine/link.py), a reply by REPLY_BYTES_MAX, and the replies
 that are read and not dealt out yet by a read of the socket (256 KB).
@@ -29,8 +29,11 @@ from streamd.core.guard import Guard
 # with the engine's own framing: eight times that.
 REPLY_BYTES_MAX: Final = 16 * 1024 * 1024
 
-# A reply costs 1 to 10 us with the work that its receiver does: a turn of at most 2 ms.
+# A reply costs 1 to 10 us with the work that its receiver does, and some ms where it is a piece of a large log. The
+# clock is looked at after each few, so a turn takes 2 ms and the work of so many replies at most.
 REPLIES_TURN_MAX: Final = 256
+REPLIES_LOOK: Final = 8
+TURN_S_MAX: Final = 0.002
 
 _NOT_YET: Final = object()
 
@@ -194,7 +197,10 @@ class EngineConnection(asyncio.Protocol):
         self._is_dealing = False
         if self._fault is not EngineFault.NONE or self._is_over:
             return
-        for _ in range(REPLIES_TURN_MAX):
+        ends_at = self._loop.time() + TURN_S_MAX
+        for number in range(REPLIES_TURN_MAX):
+            if number % REPLIES_LOOK == REPLIES_LOOK - 1 and self._loop.time() > ends_at:
+                break
             try:
                 reply = self._reader.gets()
             except (hiredis.HiredisError, MemoryError):

@@ -12,6 +12,9 @@ Of several members that raise the fence at the same time the engine takes the fi
 ids are equal. So a reader of the newest entry reads `<fence>-0` as well, and goes on only if it is its own. With the
 last seq in the id, as in `<fence>-<seq>`, a second raiser with a higher seq would be taken too.
 
+A later version may write more fields. A name with a small letter is for those that know it, and is passed over; a name
+with a capital letter has to be understood, and the copy is left to nodes that do (NewerVersion).
+
 All that is read here is untrusted: parse() raises ValueError, and sizes are bounded by the reply's.
 """
 
@@ -29,6 +32,10 @@ FENCE_MAX: Final = 1 << 53
 
 _is_id = re.compile(rb"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})").fullmatch
 _FIELDS: Final = frozenset((b"d", b"s", b"f", b"e", b"t", b"w", b"n"))
+
+
+class NewerVersion(ValueError):
+    """The copy was written by a newer streamd: this one can't read it, and another can."""
 
 
 class Position(NamedTuple):
@@ -74,7 +81,7 @@ def fields_of(
     fields: list[bytes | str | int] = []
     if raised_by:
         fields += ("w", raised_by, "n", last_seq)
-    if record:
+    if record or facts:  # a stream that ends without an event starts over with nothing
         fields += ("s" if starts_over else "d", record)
     if facts:
         fields += ("f", facts)
@@ -92,8 +99,12 @@ def parse(reply: Any) -> Entry:
         raise ValueError("an entry with a field that is no text")
     names, values = parts[::2], parts[1::2]
     fields = dict(zip(names, values, strict=True))
-    if len(fields) != len(names) or not fields.keys() <= _FIELDS:
-        raise ValueError("an entry with fields that this version doesn't know")
+    if len(fields) != len(names):
+        raise ValueError("an entry with a field twice")
+    if any(name[:1].isupper() for name in fields):
+        raise NewerVersion("the copy was written by a newer version of streamd")
+    if fields.keys().isdisjoint(_FIELDS):
+        raise ValueError("an entry that is none of streamd's")
     raises = position.seq == 0
     if raises != (b"w" in fields) or raises != (b"n" in fields) or (raises and b"d" in fields):
         raise ValueError("an entry that raises the fence without its writer, or has a writer and raises no fence")

@@ -1,7 +1,8 @@
 """Facts: all that another member has to know of a stream to serve its copy, beside the log.
 
 They stand in each entry that starts over, as JSON of some 400 bytes; VERSION tells the form. A member that reads a
-newer version keeps its hands off the copy. What is read here is untrusted.
+newer version keeps its hands off the copy. Facts that it doesn't know under its own version it passes over: a fact that
+has to be understood takes a new version. What is read here is untrusted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import orjson
 from streamd.core.snapshot import TIME_S_MAX
 from streamd.core.stream import CountedStream, Stream
 from streamd.core.terms import Terms
+from streamd.engine.entry import NewerVersion
 from streamd.policy import Policy
 from streamd.wire.dialect import Dialect, dialect_named
 from streamd.wire.event_id import valid_name, valid_stream_id
@@ -25,10 +27,6 @@ COPY_KEPT_S: Final = 10.0
 
 # Bounds of the texts, as where they come from: models' and upstreams' names, principals.
 _TEXT_CHARS_MAX: Final = 256
-
-
-class NewerVersion(ValueError):
-    """The copy was written by a newer streamd: this one can't read it, and another can."""
 
 
 class StreamFacts(NamedTuple):
@@ -96,8 +94,9 @@ def parse_facts(json: bytes) -> StreamFacts:
         raise ValueError("facts without a version")
     if given.pop("version") > VERSION:
         raise NewerVersion("the copy was written by a newer version of streamd")
-    if given.keys() != set(StreamFacts._fields):
-        raise ValueError("facts that this version doesn't write")
+    if not given.keys() >= set(StreamFacts._fields):
+        raise ValueError("facts without a fact that every version writes")
+    given = {name: given[name] for name in StreamFacts._fields}  # a later version may know more
     texts = ("id", "epoch", "dialect", "owner", "model", "upstream", "policy")
     if not all(type(given[name]) is str and len(given[name]) <= _TEXT_CHARS_MAX for name in texts):
         raise ValueError("a text among the facts that is none, or too long")

@@ -35,8 +35,8 @@ from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
 from streamd.engine.channels import ChannelReceiver, Channels
 from streamd.engine.connection import EngineError, Reply, packed
-from streamd.engine.entry import End, Entry, Position, Told, fields_of, parse, parse_told, told
-from streamd.engine.facts import NewerVersion, StreamFacts, pack_facts
+from streamd.engine.entry import End, Entry, NewerVersion, Position, Told, fields_of, parse, parse_told, told
+from streamd.engine.facts import StreamFacts, pack_facts
 from streamd.engine.owner import ENDED_TTL_S_MIN, Commands
 from streamd.engine.reading import CopyReader, NotNext
 from streamd.reasons import CloseReason
@@ -137,7 +137,7 @@ class Follow:
         self.state = FollowState.SUBSCRIBING
         self.stream: Stream | None = None
         self._position = Position(0, 0)  # of the newest entry that the stream has
-        self._fence_seen = 0  # the highest of a copy that was shorter than what is here
+        self._fence_seen = 0  # the highest of a copy, also of what was shorter than the log here
         self._facts: StreamFacts | None = None
         self.member = ""  # that wrote the copy's newest fence
         self._heard_at = self._asked_at = self._answered_at = time()
@@ -346,14 +346,14 @@ class Follow:
             self._ask(b"(%b" % str(entries[-1].position).encode())
             return
         log, facts = reader.log, reader.facts
+        self._fence_seen = max(self._fence_seen, reader.fence)
         if self.stream is None:
             if log is None or facts is None:
                 self._absent()
                 return
             self.stream = self._owner.on_built(facts, log)
-        elif log is None or facts is None or log.seq_next < self.stream.log.seq_next:
+        elif log is None or facts is None or log.seq_next < self.stream.log.seq_next + (not reader.is_whole):
             self._reader = None
-            self._fence_seen = max(self._fence_seen, reader.position.fence)
             self._may_read_at = self._time() + RETRY_S
             self._go(FollowState.LOOKING)
             return

@@ -65,7 +65,7 @@ class MemberFacts(NamedTuple):
 
     node: str
     state: str  # `up` or `stopped`
-    keys: str  # a fingerprint of the key file
+    keys: str  # a fingerprint of the key file and the issuers of tokens
 
 
 class _Watched:
@@ -264,7 +264,7 @@ class Members:
                 self._told_keys.add((facts.node, facts.keys))
                 self._say(
                     "warning",
-                    "key files differ: a principal of one node may have no rights at the other",
+                    "key files or token issuers differ: a principal of one node may have no rights at the other",
                     node=facts.node,
                     own_node=self._node,
                 )

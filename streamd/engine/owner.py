@@ -14,8 +14,10 @@ never gets.
     YIELDED     another member has taken the stream over: nothing is written any more
     DONE        the end is in the copy
 
-A write that starts over has the whole log in it, under a fence that was never used (engine/entry.py). It is the answer
-to a copy that is gone, shorter or older than the log can continue, another member's, or twice as large as the log.
+A write that starts over begins with the log's first event, under a fence that was never used (engine/entry.py). It is
+the answer to a copy that is gone, shorter or older than the log can continue, another member's, or twice as large as
+the log. A large log takes several entries. The former entries are removed when the last of them is written: an owner
+that dies before has lost nothing (engine/reading.py).
 
 WHEN. grown() comes from the sweep that charges a stream's log, once a second while it grows, so nothing is added to the
 way of a token: ten tokens cost the engine a command. sealed() writes the end at once. A stream has at most a single
@@ -31,8 +33,9 @@ AFTER A LOSS. When a link is up again all of its copies are VERIFYING. tick() go
 slices of SLICE_MAX a turn, while the link has room and HEAL_BYTES_S_MAX allows: an engine that came back empty isn't
 stormed. A full engine (OOM) is probed by a single write a second.
 
-BOUNDS. A copy is at most twice its log and an entry. In flight are the link's 1,000 commands or 1 MiB. A copy's object
-takes some 250 B with its place in the table of copies: it is its own mark, and shares times with its neighbours.
+BOUNDS. A copy is at most twice its log and an entry, and while it starts over its log once more. In flight are the
+link's 1,000 commands or 1 MiB. A copy's object takes some 250 B with its place in the table of copies: it is its own
+mark, and shares times with its neighbours.
 """
 
 from __future__ import annotations
@@ -165,6 +168,7 @@ class OwnedCopy(Mark):
         "state",
         "stream",
         "times_up",
+        "whole_seq",
         "written_units",
     )
 
@@ -178,6 +182,7 @@ class OwnedCopy(Mark):
         self.confirmed_seq = 0  # up to the last write that the engine took
         self.confirmed_at = server.now  # when the copy was last known to have all events; an object that copies share
         self.renewed_at = _LONG_AGO  # when it last started over because it was gone; an object that copies share
+        self.whole_seq = 0  # a copy that started over is whole with this seq; 0: it is, and is trimmed
         self.not_before = 0.0  # of the next write; NEVER: a command of this copy is on its way
         self.written_units = 0  # of WRITTEN_UNIT_BYTES, since the copy started over
         self.times_up = server.times_up  # the server's, when the state was right
@@ -523,6 +528,7 @@ class CopyOwner:
         """Write the log from its first event, under a new fence."""
         stream = copy.stream
         copy.set_mark(stream.log.mark_at_start())
+        copy.whole_seq = stream.log.seq_next - 1
         record = stream.log.since(copy, bytes_max=ENTRY_BYTES_MAX)
         if record is None and stream.reason is None:
             return  # there is nothing yet
@@ -609,9 +615,11 @@ class CopyOwner:
             self.counts.revived += 1
         copy.confirmed_seq, copy.confirmed_at = last, copy.server.now
         self._go(copy, CopyState.DONE if is_end else CopyState.WRITTEN)
-        if new and copy.fence > 1:
-            # This entry has all of the log, so the former fences may go. Only now: of a refused entry they may not.
-            self._tell(copy, packed("XTRIM", self._key(copy), "MINID", str(Position(copy.fence, 0))))
+        if copy.whole_seq and last >= copy.whole_seq:
+            # The former fences may go. Only now: a reader of the copy has them for as long as this log isn't whole.
+            copy.whole_seq = 0
+            if copy.fence > 1:
+                self._tell(copy, packed("XTRIM", self._key(copy), "MINID", str(Position(copy.fence, 0))))
         if is_end or new:
             self._renew(copy)
         if copy.channel_mark is None and not is_end:

@@ -498,3 +498,16 @@ def test_a_token_comes_from_header_query_or_cookie_and_a_cookie_never_publishes(
 ) -> None:
     assert token_to_read(get, query) == to_read
     assert token_to_publish(get, query) == to_publish
+
+
+def test_verifiers_that_take_the_same_tokens_have_the_same_fingerprint_and_no_others() -> None:
+    secret, keys = load_secret(SECRET), load_jwks(SET)
+    same = Verifier((*keys, secret), audience=AUDIENCE)
+    assert same.fingerprint() == VERIFIER.fingerprint()
+    others = [
+        Verifier((secret,), audience=AUDIENCE),
+        Verifier(keys, audience=AUDIENCE),
+        Verifier((secret, *keys), audience="other"),
+        Verifier((load_secret(b"y" * 32), *keys), audience=AUDIENCE),
+    ]
+    assert len({each.fingerprint() for each in (VERIFIER, *others)}) == 5

@@ -7,6 +7,7 @@ import importlib.util
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from streamd.core.snapshot import choose
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
 from streamd.daemon import engine_start
+from streamd.daemon.engine_start import KeyFingerprint
 from streamd.engine.connection import EngineError
 from streamd.engine.owner import CopyFound, CopyOwner, CopyState
 from streamd.engine.shards import CopyKeys
@@ -305,3 +307,16 @@ async def test_a_reload_takes_up_the_engines_times_and_keeps_its_connections() -
             d.worker.reload(missing)
         assert cluster._push_s == 0.5 and link.is_up
         cluster.stop()
+
+
+def test_nodes_with_other_keys_or_other_issuers_of_tokens_have_other_fingerprints() -> None:
+    key, other = SimpleNamespace(id="one"), SimpleNamespace(id="two")
+    tokens, foreign = (SimpleNamespace(fingerprint=lambda text=text: text) for text in ("a", "b"))
+    rights: Any = SimpleNamespace(keys=None, verifier=None)
+    fingerprint = KeyFingerprint(rights)
+    made: set[str] = set()
+    for rights.keys in (None, [key], [other]):
+        for rights.verifier in (None, tokens, foreign):
+            made.add(fingerprint())
+            assert fingerprint() in made
+    assert len(made) == 9

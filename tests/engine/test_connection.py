@@ -53,6 +53,10 @@ class Turns:
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
+        self.now = 0.0
+
+    def time(self) -> float:
+        return self.now
 
     def call_soon(self, call: Any) -> None:
         self.calls.append(call)
@@ -151,6 +155,24 @@ def test_the_commands_of_a_turn_leave_in_a_single_write() -> None:
     commands = [*(packed("GET", number) for number in range(3)), packed("SUBSCRIBE", b"c")]
     assert rig.socket.writes == [b"".join(commands)]
     assert rig.connection.pending == 3 and rig.connection.pending_bytes == sum(map(len, commands[:3]))
+
+
+def test_replies_that_take_long_are_fewer_in_a_turn() -> None:
+    rig, count = Rig(), 4 * connection.REPLIES_LOOK
+    dealt: list[int] = []
+
+    def take_a_millisecond(reply: object) -> None:
+        rig.loop.now += 0.001
+        dealt.append(1)
+
+    for number in range(count):
+        rig.connection.ask(packed("GET", number), take_a_millisecond)
+    rig.loop.turn()
+    rig.connection.data_received(b":1\r\n" * count)
+    assert 0 < len(dealt) <= connection.REPLIES_LOOK and not rig.socket.reading
+    while rig.loop.calls:
+        rig.loop.turn()
+    assert len(dealt) == count and rig.socket.reading
 
 
 def test_many_replies_are_dealt_out_over_several_turns() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamd.engine.entry import End, Entry, Position, fields_of, parse, position_of
+from streamd.engine.entry import End, Entry, NewerVersion, Position, fields_of, parse, position_of
 
 
 def reply(entry_id: bytes, fields: list[bytes | str | int]) -> Any:
@@ -28,6 +28,13 @@ def test_an_entry_is_read_as_it_was_written() -> None:
     assert parse([b"5-0", [b"w", b"m2", b"n", b"9", b"t", b"m2"]]).taken_by == "m2"
 
 
+def test_a_field_of_a_later_version_is_passed_over_unless_it_has_to_be_understood() -> None:
+    known = [b"d", b"r"]
+    assert parse([b"3-9", [*known, b"x", b"1"]]) == parse([b"3-9", known])
+    with pytest.raises(NewerVersion):
+        parse([b"3-9", [*known, b"X", b"1"]])
+
+
 def test_positions_are_in_the_order_of_the_engines_ids() -> None:
     ids = [b"1-0", b"1-2", b"1-10", b"2-0", b"10-1"]
     assert sorted(map(position_of, ids)) == [position_of(each) for each in ids]
@@ -45,7 +52,8 @@ REFUSED = {
     "a place that is no number": [b"1-0", [b"w", b"m1", b"n", b"-3"]],
     "a long place": [b"1-0", [b"w", b"m1", b"n", b"9" * 17]],
     "a long member": [b"1-0", [b"w", b"m" * 65, b"n", b"3"]],
-    "an unknown field": [b"1-3", [b"d", b"r", b"x", b""]],
+    "none of the known fields": [b"1-3", [b"x", b"r"]],
+    "a field of a newer version": [b"1-3", [b"d", b"r", b"X", b""]],
     "a field twice": [b"1-3", [b"d", b"r", b"d", b"r"]],
     "half a field": [b"1-3", [b"d"]],
     "an end that is no JSON": [b"1-3", [b"e", b"{"]],

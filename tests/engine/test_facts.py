@@ -11,7 +11,8 @@ from sinks import new_hub
 
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
-from streamd.engine.facts import VERSION, NewerVersion, facts_of, pack_facts, parse_facts
+from streamd.engine.entry import NewerVersion
+from streamd.engine.facts import VERSION, facts_of, pack_facts, parse_facts
 from streamd.policy import Policy
 from streamd.wire.dialect import Dialect
 
@@ -43,13 +44,20 @@ def test_a_newer_version_is_told_apart_from_nonsense() -> None:
         parse_facts(packed(version=VERSION + 1, id=7))
 
 
+def test_facts_of_a_later_release_are_passed_over_and_none_may_be_missing() -> None:
+    given = orjson.loads(packed())
+    assert parse_facts(orjson.dumps(given | {"more": 1})) == parse_facts(orjson.dumps(given))
+    for name in given.keys() - {"version"}:
+        with pytest.raises(ValueError):
+            parse_facts(orjson.dumps({each: value for each, value in given.items() if each != name}))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"version": None},
         {"version": "1"},
         {"id": None},
-        {"more": 1},
         {"id": "a b"},
         {"id": 7},
         {"id": "news"},  # a chosen name without its epoch

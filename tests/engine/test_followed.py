@@ -406,6 +406,27 @@ def test_an_owner_that_is_lost_while_it_starts_over_leaves_no_reader_waiting(own
     assert late(own, stream) == (2, CloseReason.NODE_LOST)
 
 
+@pytest.mark.parametrize("is_early", [False, True])
+def test_an_owner_that_is_lost_in_the_middle_of_a_start_over_takes_no_text_along(own: Rig, is_early: bool) -> None:
+    node, stream = Node(own), written(own, *[" token" * 100] * 400)
+    early = node.found(stream) if is_early else None
+    own.copy(stream).written_units = 1 << 20  # the next write starts over
+    own.grow(stream, " end")
+    own.link.turn(1)
+    assert parse(own.entries(stream)[-1]).position == (2, 0)
+    here = early or node.found(stream)
+    assert here.events == 400, "the former entries are read"
+    lose_owner(own, node, here)
+    assert late(own, stream) == (400, CloseReason.NODE_LOST)
+
+
+def test_a_stream_that_ends_without_an_event_is_there_for_others(own: Rig) -> None:
+    stream = own.open()
+    own.seal(stream)
+    own.link.turn()
+    assert late(own, stream) == (0, CloseReason.COMPLETE)
+
+
 def test_a_declared_log_is_whole_though_it_has_an_event_larger_than_its_bound() -> None:
     own = Rig(log_bytes_max=4096)
     own.link.up()

@@ -371,6 +371,27 @@ def test_a_trim_beside_a_declaration_destroys_nothing(rig: Rig) -> None:
     rig.check(stream)
 
 
+def test_a_large_log_that_is_written_anew_replaces_the_former_entries_when_it_is_whole(rig: Rig) -> None:
+    stream = rig.open()
+    rig.grow(stream, *[" token" * 100] * 400)
+    rig.link.turn()
+    before = rig.entries(stream)
+    rig.copy(stream).written_units = 1 << 20  # the copy has become too large: the next write starts over
+    rig.grow(stream, " end")
+    writes = 0
+    while (entries := rig.entries(stream))[: len(before)] == before:
+        reader = CopyReader(new_log)
+        for entry in entries:
+            reader.take(parse(entry))
+        assert reader.log is not None and reader.log.seq_next >= 401, "an owner that dies here loses nothing"
+        rig.link.turn(1)
+        writes += 1
+    assert writes > 3
+    rig.link.turn()
+    assert parse(rig.entries(stream)[0]).position == (2, 0)
+    rig.check(stream)
+
+
 def test_a_copy_is_bounded_when_its_log_is(rig: Rig) -> None:
     small = Rig(log_bytes_max=8192)
     small.link.up()

@@ -63,6 +63,22 @@ def test_a_start_over_replaces_all_that_was_read() -> None:
     assert reader.log is not None and reader.log.parts() == own.stream.log.parts()
 
 
+def test_a_start_over_replaces_the_former_log_only_when_it_has_got_as_far() -> None:
+    own, reader = Written(), new_reader()
+    reader.take(own.add(*[letter * 600 for letter in "abc"]))
+    own.fence, own.mark = 2, own.stream.log.mark_at_start()
+    for number in (1, 2, 3):
+        record = own.stream.log.since(own.mark, bytes_max=1)
+        assert record is not None and record.seq_last == number
+        position = Position(2, 0 if number == 1 else number)
+        facts, by = (own.facts, "m1") if number == 1 else (b"", "")
+        reader.take(Entry(position, pack(record), number == 1, facts, None, "", by, number))
+        assert reader.log is not None and reader.log.parts() == own.stream.log.parts()
+        assert (reader.is_whole, reader.position, reader.fence) == (
+            (True, (2, 3), 2) if number == 3 else (False, (1, 0), 2)
+        )
+
+
 def test_a_declared_end_at_the_same_place_is_the_end_until_the_owner_goes_on() -> None:
     own, reader = Written(), new_reader()
     reader.take(own.add(" a"))

@@ -635,7 +635,7 @@ CORE: Final = (
         "a storm of messages holds the loop",
         "engine/connection.py",
         "EngineConnection._deal",
-        "for _ in range(REPLIES_TURN_MAX):",
+        "for number in range(REPLIES_TURN_MAX):",
         "while True:",
     ),
     Mutant(
@@ -716,13 +716,48 @@ CORE: Final = (
         "        copy.fence += 1 if end is None else 0\n",
     ),
     Mutant(
-        "a refused start over trims entries that another member's end needs",
+        "an owner that dies while it writes a large log anew takes text along that the copy had",
         "engine/owner.py",
-        "CopyOwner._written",
-        "            self._refused(copy, reply, now)\n",
-        """            self._refused(copy, reply, now)
-            self._tell(copy, packed("XTRIM", self._key(copy), "MINID", str(Position(copy.fence, 0))))
-""",
+        "CopyOwner._taken",
+        "if copy.whole_seq and last >= copy.whole_seq:",
+        "if copy.whole_seq:",
+    ),
+    Mutant(
+        "a half rewritten copy is read as if it were whole",
+        "engine/reading.py",
+        "CopyReader._start",
+        "if self.log is not None:",
+        "if False:",
+    ),
+    Mutant(
+        "the loss of an owner that died while it wrote anew is never declared",
+        "engine/follow.py",
+        "Follow._build",
+        " + (not reader.is_whole)",
+        "",
+        tests=("tests/engine/test_followed.py",),
+    ),
+    Mutant(
+        "a rolling deploy to a version with one more field makes copies unreadable",
+        "engine/entry.py",
+        "parse",
+        "if fields.keys().isdisjoint(_FIELDS):",
+        "if not fields.keys() <= _FIELDS:",
+    ),
+    Mutant(
+        "replies that take long hold the loop",
+        "engine/connection.py",
+        "EngineConnection._deal",
+        "self._loop.time() > ends_at",
+        "False",
+    ),
+    Mutant(
+        "a stream that ended without an event isn't there at other nodes",
+        "engine/entry.py",
+        "fields_of",
+        "if record or facts:",
+        "if record:",
+        tests=("tests/engine/test_followed.py",),
     ),
     Mutant(
         "events refused by a full engine are missing in the copy for ever",
