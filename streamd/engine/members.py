@@ -71,10 +71,11 @@ class MemberFacts(NamedTuple):
 class _Watched:
     """A member's field on a server, and since when it hasn't changed."""
 
-    __slots__ = ("asked_at", "changed_at", "gave_sign_at", "taken_at", "value", "watched_since")
+    __slots__ = ("asked_at", "changed_at", "facts", "gave_sign_at", "taken_at", "value", "watched_since")
 
     def __init__(self, now: float) -> None:
         self.value: bytes | None = None
+        self.facts: MemberFacts | None = None  # in the value; None for one that no member writes
         self.changed_at = self.watched_since = now
         self.asked_at = self.taken_at = self.gave_sign_at = -1e9
 
@@ -82,13 +83,12 @@ class _Watched:
         if value != self.value:
             if self.value is not None and value is not None and now - self.taken_at <= LATELY_S:
                 self.gave_sign_at = now
-            self.value, self.changed_at = value, now
+            self.value, self.facts, self.changed_at = value, _facts_of(value), now
         self.taken_at = now
 
     @property
     def is_stopped(self) -> bool:
-        facts = _facts_of(self.value)
-        return facts is not None and facts.state == "stopped"
+        return self.facts is not None and self.facts.state == "stopped"
 
 
 class Members:
@@ -273,7 +273,7 @@ class Members:
         """The members that are known to live, as of the last survey, on the first server."""
         now = self._time()
         living = {
-            member: _facts_of(known.value)
+            member: known.facts
             for member, known in self._watched[0].items()
             if now - known.changed_at < SURVEY_EVERY_S + self._lease_s
         }

@@ -435,14 +435,19 @@ class CopyOwner:
                 self._renew(copy)
 
     def _probe(self, server: EngineServer, now: float) -> None:
-        """A full engine: a single write a second tells whether it has room again."""
+        """A full engine: a single write a second tells whether it has room again. A turn's share of the copies is
+        looked at for one to write.
+        """
         server.probe_at = now + PROBE_EVERY_S
         server.is_full = False
-        for copy in tuple(server.unsettled.values()):
+        for copy_id, copy in tuple(islice(server.unsettled.items(), SLICE_MAX)):
+            server.unsettled.pop(copy_id, None)
             self._write(copy, now)
             if copy.is_waiting and copy.state is not CopyState.VERIFYING:
                 server.is_full = True  # until its reply
                 return
+        if server.unsettled:
+            server.is_full, server.probe_at = True, now  # at the next tick
 
     def _slice(self, server: EngineServer) -> None:
         """A turn's share of a pass over the unsettled copies."""

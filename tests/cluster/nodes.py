@@ -114,15 +114,19 @@ class Nodes:
         reader.start()
         return reader
 
+    def reader_of(self, first: PatientReader, *homes: str) -> PatientReader:
+        """Another reader of a counted generation, that hasn't begun."""
+        return PatientReader(first.generation, first.stream_id, self.ask, *homes)
+
     def also(self, first: PatientReader, *homes: str) -> PatientReader:
         """Another reader of a counted generation, from its first event on."""
-        reader = PatientReader(first.generation, first.stream_id, self.ask, *homes)
+        reader = self.reader_of(first, *homes)
         reader.start()
         return reader
 
     def goes_on(self, lost: PatientReader) -> PatientReader:
         """The reader of a stream that was said to be lost goes on behind the place that it was told."""
-        reader = PatientReader(lost.generation, lost.stream_id, self.ask, *lost.homes)
+        reader = self.reader_of(lost, *lost.homes)
         reader.seq, reader.last_id = lost.seq, lost.last_id
         reader.start()
         return reader

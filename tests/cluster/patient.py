@@ -127,14 +127,15 @@ class PatientReader(threading.Thread):
         for event in events_of(answer):
             if event.name == "reconnect" or self.wrong:
                 break
-            self._take(event)
+            self.take(event)
             if self.ending is not None:
                 break
         answer.close()
 
     # -- the comparison
 
-    def _take(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        """Compare the next event with its source's."""
         if event.name:
             self.wrong.append(f"an event {event} behind {self.seq}")
             return

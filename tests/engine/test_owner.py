@@ -426,6 +426,30 @@ def test_a_full_engine_is_probed_by_a_single_write_a_second(rig: Rig) -> None:
     assert not rig.server.unsettled
 
 
+def test_thousands_of_copies_in_a_full_engine_are_looked_at_in_slices(rig: Rig) -> None:
+    streams = [rig.open() for _ in range(4 * owner.SLICE_MAX)]
+    for stream in streams:
+        rig.grow(stream, " a")
+    rig.link.turn()
+    rig.link.cut()
+    rig.link.up()  # none of them can be written before it was looked at
+    rig.server.is_full = rig.engine.is_full = True
+    for stream in streams:
+        stream.append(event(" b"), rig.now)
+    for _ in range(12):
+        before = len(rig.link.commands)
+        rig.tick()
+        assert len(rig.link.commands) - before <= owner.SLICE_MAX
+        rig.link.turn()
+    rig.engine.is_full = False
+    rig.settle()
+    for stream in streams:
+        rig.owner.grown(stream)
+    rig.settle()
+    for stream in streams:
+        rig.check(stream)
+
+
 def test_a_refusal_of_another_kind_pauses_the_copy(rig: Rig) -> None:
     stream = rig.open()
     key = KEYS.log(stream.id)

@@ -723,6 +723,13 @@ CORE: Final = (
         "if copy.whole_seq:",
     ),
     Mutant(
+        "a full engine with thousands of copies holds the loop",
+        "engine/owner.py",
+        "CopyOwner._probe",
+        "tuple(islice(server.unsettled.items(), SLICE_MAX))",
+        "tuple(server.unsettled.items())",
+    ),
+    Mutant(
         "a half rewritten copy is read as if it were whole",
         "engine/reading.py",
         "CopyReader._start",
