@@ -373,6 +373,13 @@ class Subscriber(_PerEvent):
 
     # -- called by the answer
 
+    def write_by(self, write: Callable[[bytes], None]) -> None:
+        """Write by another function from here on: the sink holds the bytes of a turn back, or doesn't any more."""
+        self.write = write
+        if self.state is SubscriberState.LIVE:
+            self.push = write
+            self.stream.update_push()
+
     def pause(self) -> None:
         """The transport is full (pause_writing)."""
         if self.state is SubscriberState.LIVE:
@@ -1136,8 +1143,10 @@ class Stream(_StreamPerToken):
         self.ended_clean = clean
         self.source = None
         guard = self.keeper.guard
-        with guard:
+        try:
             self.keeper.stream_sealed(self)
+        except Exception as error:
+            guard.caught("stream.sealed", error)
         if self.fanout is not None and not self.direct:
             with guard:
                 self.fanout.flush()

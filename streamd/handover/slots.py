@@ -71,8 +71,8 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
     },
     # The bytes are held, and are scanned again.
     "wire.json_scan.JsonScan": {
-        DERIVED: "_at _depth_max _looked_into _name _odd_names _open _seen _since _string_is_name _under_way _watched"
-        " containers found position root values",
+        DERIVED: "_at _depth_max _looked_into _name _odd_names _open _quick _seen _since _string_is_name _under_way"
+        " _watched containers found position root values",
     },
     "wire.form_scan.FormScan": {
         DERIVED: "_at _delimiter _is_model _since _values is_plain parts position",
@@ -80,7 +80,7 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
     "net.answer.Answer": {
         CARRIED: "_framing _pending body_bytes reader request state wrote_at",
         DERIVED: "_carrier _runtime origin write",
-        REFUSED: "_corked _large",  # corked: until the turn's end
+        REFUSED: "_held _held_bytes _large",  # held: until the turn's end
     },
     "net.trace.Trace": {
         CARRIED: "edges ended_at events is_request_over operation own parent reason status",
@@ -144,6 +144,12 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
         CARRIED: "_back _found _front _size _tail facts usage",
     },
     # -- streams and their readers: streams.py
+    "core.terms.Terms": {
+        CARRIED: "catchup_bytes_max detach_grace_s model name_public owner pays_tokens policy published resume_grace_s"
+        " retention_s write_interval",
+        DERIVED: "account",  # that of the owner's key in the new process
+        REFUSED: "is_copy",  # the new process follows the stream anew
+    },
     "core.stream.Stream": {
         CARRIED: "dialect drops ended_clean epoch first_event_at frame_bytes grace_until id ledger log opened_at"
         " progress readers reason sealed_at source terms touched_at upstream",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import socket
 import struct
 import termios
 from collections import deque
@@ -20,6 +19,10 @@ UNIX_SNDBUF_BYTES: Final = 16 * 1024
 # As much as TCP_NOTSENT_LOWAT lets the kernel hold of a reader, and as a catching-up reader is written in a turn.
 LARGE_PIECE_BYTES: Final = 16 * 1024
 
+# The writes of an answer in a turn of the loop leave together up to this size: a head, the first events and the end of
+# a short answer are 1 to 2 KB, and larger bytes fill packets by themselves.
+TOGETHER_BYTES_MAX: Final = 16 * 1024
+
 UNKNOWN: Final = -1  # bytes outstanding before the first look
 
 # Looks at a paused connection's send queue (TIOCOUTQ) per stall_timeout.
@@ -34,40 +37,6 @@ def outstanding(transport: asyncio.Transport) -> int:
         packed = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
         queued = int(struct.unpack("i", packed)[0])
     return transport.get_write_buffer_size() + queued
-
-
-def cork(transport: asyncio.Transport) -> int | None:
-    """Let the next writes share packets (tcp(7), TCP_CORK) until uncork() gets the result. None: it isn't TCP.
-
-    A head, the first events and the end of an answer that come in the same turn of the loop are three writes of a few
-    hundred bytes. As three packets they cost twice the CPU, here and at the client, which is woken three times.
-    """
-    sock = transport.get_extra_info("socket")
-    fd = sock.fileno() if sock is not None else -1
-    return fd if _set_cork(fd, 1) else None
-
-
-def uncork(fd: int) -> None:
-    """Send what cork() has held back. It has no effect if the socket was closed meanwhile, which sends it, too."""
-    _set_cork(fd, 0)
-
-
-def _set_cork(fd: int, on: int) -> bool:
-    """Whether the descriptor is a TCP socket.
-
-    Why not the transport's own socket object: uvloop's makes a socket.socket for each call, which takes 3 us more.
-    """
-    if fd < 0:
-        return False
-    try:
-        borrowed = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
-        try:
-            borrowed.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
-        finally:
-            borrowed.detach()
-    except OSError:  # a Unix socket, or closed already
-        return False
-    return True
 
 
 class LargeWrite:
