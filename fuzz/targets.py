@@ -55,7 +55,7 @@ from streamd.wire.heads import HEAD_LIMITS
 from streamd.wire.http1 import HeadReader, RemoteProtocolError, judged_request, judged_response
 from streamd.wire.inner import InnerState, SentAway
 from streamd.wire.json_lines import LinesState
-from streamd.wire.json_scan import JsonError, JsonScan, Watched
+from streamd.wire.json_scan import JsonError, JsonScan, Watched, scan_slowly
 from streamd.wire.quick_head import quick_request, quick_response, whole_head
 from streamd.wire.splitters import splitter_of
 from streamd.wire.sse import Edge, EventSplitter, EventTooLarge, SplitterState
@@ -196,6 +196,9 @@ WATCHED = Watched(
 )
 
 
+FLAT = Watched({"model": None, "stream": None, "store": None})
+
+
 def json_scan(data: bytes) -> None:
     """The first byte is the size of the cuts."""
     if not data:
@@ -203,6 +206,10 @@ def json_scan(data: bytes) -> None:
     text = data[1:]
     whole, cuts = scanned(text, len(text) + 1), scanned(text, data[0] or 1)
     assert outcome(whole) == outcome(cuts)
+    assert FLAT.quick is not None
+    quick = FLAT.quick.read(text)
+    if quick is not None:
+        assert repr(sorted(scan_slowly(text, FLAT).fields(text).items())) == repr(sorted(quick.items()))
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -37,6 +37,7 @@ import orjson
 
 from streamd.choice import Choice
 from streamd.wire.possessive import compiled
+from streamd.wire.quick_json import QuickMembers
 
 # Containers in each other: serde_json's bound, half of what orjson can write. Schemas of tools have 10 to 20.
 DEPTH_MAX: Final = 128
@@ -162,7 +163,7 @@ class Watched:
     `members` maps a name to the Watched of its value, None if only its place is wanted. An API's module lists them.
     """
 
-    __slots__ = ("elements", "folded", "members", "run")
+    __slots__ = ("elements", "folded", "members", "quick", "run")
 
     def __init__(self, members: Mapping[str, Watched | None] | None = None, *, elements: Watched | None = None) -> None:
         self.members = dict(members or {})
@@ -170,6 +171,10 @@ class Watched:
         self.folded = {folded(name): name for name in self.members}
         # Takes a run of flat members with names that are none of these in any reading.
         self.run = _run_without(self.folded)
+        # Reads small whole texts, unless places within members are watched, or two names have the same reading.
+        self.quick: QuickMembers | None = None
+        if elements is None and not any(self.members.values()) and len(self.folded) == len(self.members):
+            self.quick = QuickMembers(self.members, folded, depth_max=DEPTH_MAX, digits_max=DIGITS_MAX)
 
     def looks_into(self, is_list: bool) -> bool:
         """Whether anything is watched in a list, or in an object."""
@@ -192,6 +197,7 @@ class JsonScan:
         "_name",
         "_odd_names",
         "_open",
+        "_quick",
         "_seen",
         "_since",
         "_string_is_name",
@@ -220,11 +226,18 @@ class JsonScan:
         self.containers = 0  # opening brackets so far
         self._looked_into = 0  # containers so far in which something is watched
         self._odd_names = 0  # names so far that had to be decoded
-        self.found: list[Found] = []  # in the order of their ends
+        self.found: list[Found] = []  # in the order of their ends; empty for a text that was read quickly (places())
+        self._quick: dict[str, Any] | None = None  # the fields of such a text
 
     def feed(self, data: Bytes, *, last: bool = False) -> None:
         """Read on in `data`, which begins as before. Raises JsonError."""
         if not self.position:
+            root = self.root
+            if last and root is not None and root.quick is not None and self._depth_max >= DEPTH_MAX:
+                self._quick = root.quick.read(data)
+                if self._quick is not None:
+                    self._at, self.position = _At.END, len(data)
+                    return
             if not last and len(data) < len(_BOM) and _BOM.startswith(data):
                 return  # it may be a byte order mark
             if data.startswith(_BOM):
@@ -467,6 +480,8 @@ class JsonScan:
         A container has no more in it than is watched there; where nothing is watched it is read whole if it is small.
         Raises JsonError for a value that can't be read.
         """
+        if self._quick is not None:
+            return dict(self._quick)
         fields: dict[str, Any] = {}
         inner: list[Found] = []
         for found in self.found:
@@ -484,10 +499,14 @@ class JsonScan:
                 fields[found.name] = _value_of(data, found)
         return fields
 
+    def places(self, data: Bytes) -> list[Found]:
+        """The watched members of a whole text, in the order of their ends."""
+        return self.found if self._quick is None else scan_slowly(data, self.root).found
+
     def with_names(self, data: bytes, name: str, others: Mapping[str, str]) -> bytes:
         """`data` with other strings in the places of the watched members `name`; every other byte stays as it is."""
         edits = []
-        for found in self.found:
+        for found in self.places(data):
             value = _value_of(data, found) if found.name == name else None
             if isinstance(value, str) and value in others:
                 edits.append((found.start, found.end, orjson.dumps(others[value])))
@@ -521,6 +540,14 @@ def _text_of(quoted: Bytes) -> str:
 def scan(data: bytes, watched: Watched | None = None, *, depth_max: int = DEPTH_MAX) -> JsonScan:
     """The scan of a whole text. Raises JsonError."""
     found = JsonScan(watched, depth_max=depth_max)
+    found.feed(data, last=True)
+    return found
+
+
+def scan_slowly(data: Bytes, watched: Watched | None) -> JsonScan:
+    """The scan of a whole text in two pieces, which no quick way takes. Raises JsonError."""
+    found = JsonScan(watched)
+    found.feed(data)
     found.feed(data, last=True)
     return found
 

@@ -32,7 +32,7 @@ def watched_with(own: Watched) -> Watched:
 def models_beside(scan: JsonScan, body: bytes) -> list[tuple[str, str | None]]:
     """(member, model) for each model that such a member of the scanned body names; None: no name that can be read."""
     named: list[tuple[str, str | None]] = []
-    for found in scan.found:
+    for found in scan.places(body):
         if found.depth == 1 and found.name in MEMBERS:
             named += [(found.name, model) for model in _names_in(body[found.start : found.end])]
     return named

@@ -11,7 +11,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamd.wire import json_scan
-from streamd.wire.json_scan import DEPTH_MAX, Found, JsonError, JsonScan, Watched, folded, loaded, scan, spliced
+from streamd.wire.json_scan import (
+    DEPTH_MAX,
+    Found,
+    JsonError,
+    JsonScan,
+    Watched,
+    folded,
+    loaded,
+    scan,
+    scan_slowly,
+    spliced,
+)
 
 MODEL = Watched({"model": None})
 WATCHED = Watched(
@@ -141,7 +152,7 @@ def test_it_makes_no_difference_how_a_text_is_cut(text: bytes, step: int) -> Non
 
 
 def places(text: bytes) -> dict[str, Any]:
-    found = scan(text, MODEL)
+    found = scan_slowly(text, MODEL)
     return {each.name: json.loads(text[each.start : each.end]) for each in found.found}
 
 
@@ -159,7 +170,7 @@ def test_a_watched_member_is_found_where_a_parser_finds_it(text: bytes) -> None:
 def test_splicing_changes_one_value_and_no_other_byte(others: dict[str, Any], model: str, ascii_only: bool) -> None:
     others = {name: value for name, value in others.items() if folded(name) != "model"}
     text = json.dumps({**others, "model": model, "z": 1e2}, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-    [place] = scan(text, MODEL).found
+    [place] = scan_slowly(text, MODEL).found
     after = spliced(text, [(place.start, place.end, b'"own"')])
     assert after[: place.start] == text[: place.start]
     assert after[place.start + 5 :] == text[place.end :]
@@ -170,7 +181,7 @@ def test_digits_order_surrogates_and_doubled_members_stay_as_they_are() -> None:
     text = (
         b'{"seed":123456789012345678901234567890, "x":-0.0,"x":1e2,"t":"\\ud83d\\/","model" : "m" ,"b":[{"model":"m"}]}'
     )
-    [place] = scan(text, MODEL).found
+    [place] = scan_slowly(text, MODEL).found
     assert spliced(text, [(place.start, place.end, b'"own"')]) == text.replace(b': "m" ', b': "own" ')
 
 
@@ -214,13 +225,13 @@ def test_letters_that_fold_to_ascii_count_too() -> None:
 )
 def test_other_names_may_stand_as_often_as_they_like(name: str) -> None:
     text = json.dumps({name: 1})[1:-1]
-    found = scan(f'{{{text},"model":"m",{text}}}'.encode(), MODEL)
+    found = scan_slowly(f'{{{text},"model":"m",{text}}}'.encode(), MODEL)
     assert [each.name for each in found.found] == ["model"]
 
 
 def test_members_of_a_place_that_is_not_watched_may_have_any_name() -> None:
-    assert scan(b'{"tools":[{"model":1,"Model":2,"model":3}],"x":{"model":1,"model":2}}', MODEL).found == []
-    assert scan(b'[{"model":1,"model":2}]', MODEL).found == []
+    assert scan_slowly(b'{"tools":[{"model":1,"Model":2,"model":3}],"x":{"model":1,"model":2}}', MODEL).found == []
+    assert scan_slowly(b'[{"model":1,"model":2}]', MODEL).found == []
 
 
 def test_two_spellings_may_be_watched_together_but_stand_apart() -> None:
