@@ -46,7 +46,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from streamd.core.log_record import TEMPLATES_MAX, LogRecord, TemplateParts
-from streamd.wire.shapes import Shapes
+from streamd.wire.shapes import Shapes, learnt_alone
 from streamd.wire.template import (
     AGAIN,
     COUNT,
@@ -67,7 +67,6 @@ from streamd.wire.template import (
     Template,
     combine,
     is_string_inside,
-    learn,
 )
 
 SEGMENT_BYTES_MAX: Final = 479  # see above
@@ -294,6 +293,8 @@ class ReplayLog(_Joined):
         if self._padding or self._counting or (self._number >= 0 and not self._numbering):
             return self._append_one_by_one(events, start)
         prefix, suffix, cut, numbering, number = self._prefix, self._suffix, self._cut, self._numbering, self._number
+        if start >= len(events) or not events[start].startswith(prefix):
+            return 0
         texts = []
         for event in events[start:] if start else events:
             if not event.startswith(prefix) or not event.endswith(suffix):
@@ -345,7 +346,7 @@ class ReplayLog(_Joined):
 
     def _append_other(self, event: bytes) -> bool:
         """Keep an event that isn't plain text in the current template."""
-        if self._append_filled(event):
+        if self._templates and self._append_filled(event):
             return True
         found = self._find(event)
         if found:
@@ -438,14 +439,16 @@ class ReplayLog(_Joined):
         return None
 
     def _learn(self, event: bytes) -> tuple[int, Fill] | None:
+        if b"{" not in event:  # `[DONE]`, mostly: it has no text
+            return None
         count = len(self._templates or ())
         if count == TEMPLATES_MAX or self._learnt >= LEARNT_AT_ONCE_MAX + (self.seq_next >> LEARN_EVERY_LOG2):
             return None
         self._learnt += 1
-        template = learn(event) if self.shapes is None else self.shapes.learn(event)
-        fill = template and template.match(event)
-        if not template or not fill or not self._has_room_for(template):
+        learnt = learnt_alone(event) if self.shapes is None else self.shapes.learn(event)
+        if learnt is None or not self._has_room_for(learnt[0]):
             return None
+        template, fill = learnt
         self._add_template(template)
         return count, fill
 
@@ -1269,7 +1272,7 @@ def _template_held(template: Template, copies: int) -> int:
     """Memory of a template whose pieces are held so many times."""
     fixed = template.fixed
     objects = _TEMPLATE_OBJECT + _TUPLE_PLACE * len(fixed) + len(template.holes)
-    return objects + copies * sum(_BYTES_OBJECT + len(piece) for piece in fixed)
+    return objects + copies * (_BYTES_OBJECT * len(fixed) + sum(map(len, fixed)))
 
 
 def _template_held_max(template: Template) -> int:

@@ -73,12 +73,17 @@ def of_stream(headers: Headers, passed: frozenset[bytes], place: Whereabouts) ->
 
 def is_event_stream(content_type: bytes | None) -> bool:
     """Whether this is the media type of a stream of events, with any parameters."""
-    return (content_type or b"").split(b";")[0].strip().lower() == EVENT_STREAM
+    if not content_type or content_type == EVENT_STREAM:
+        return content_type == EVENT_STREAM
+    return content_type.split(b";")[0].strip().lower() == EVENT_STREAM
+
+
+_REQUEST_ID_NAMES: Final = frozenset(_REQUEST_IDS)
 
 
 def request_id_of(headers: Headers, own: bytes) -> str:
     """The name that the upstream has given the request; "" if it has none but `own`, which it was sent."""
-    if not any(name in _REQUEST_IDS for name, _ in headers):
+    if _REQUEST_ID_NAMES.isdisjoint([name for name, _ in headers]):
         return ""
     found = (value for wanted in _REQUEST_IDS for name, value in headers if name == wanted)
     return next((value.decode() for value in found if value != own and _sane_id(value)), "")

@@ -6,12 +6,14 @@ bytes may name another model to them, so any other charset is refused before the
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 # ASCII is a part of UTF-8; the last spelling is none of IANA's, and common.
 _UTF8: Final = frozenset((b"utf-8", b"us-ascii", b"ascii", b"utf8"))
 
 
+@functools.lru_cache(maxsize=16)  # clients send a handful of types
 def is_foreign(content_type: bytes | None) -> bool:
     """Whether a body is said to be JSON in another charset than UTF-8. A parameter of an odd form counts as another."""
     media_type, *parameters = (content_type or b"").lower().split(b";")

@@ -11,6 +11,7 @@ through the SDKs, which look at different things (tests/wire/test_dialect_sdks.p
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Callable
 from typing import Final
@@ -27,6 +28,7 @@ from streamd.wire.dialects.messages import Messages
 from streamd.wire.dialects.published import Published
 from streamd.wire.dialects.responses import Responses, sequence_number_of
 from streamd.wire.json_scan import is_deep
+from streamd.wire.path_models import PATHS_KNOWN_MAX
 from streamd.wire.sse import BOM, EventSplitter, EventTooLarge, is_event
 
 __all__ = [
@@ -89,12 +91,18 @@ KEY_OPENING: Final = "sk-"
 
 def dialect_of(path: str, query: str = "", field: Callable[[bytes], bytes | None] = lambda name: None) -> Dialect:
     """The dialect of a request's path; where several APIs have the path, the client decides. `field` gives a header."""
-    for dialect in Dialect:
-        if dialect.api.serves(path):
-            return dialect
+    found = _dialect_by_path(path)
+    if found is not None:
+        return found
     return next((dialect for dialect in Dialect if dialect.api.claims(path, query, field)), Dialect.UNKNOWN)
 
 
+@functools.lru_cache(PATHS_KNOWN_MAX)
+def _dialect_by_path(path: str) -> Dialect | None:
+    return next((dialect for dialect in Dialect if dialect.api.serves(path)), None)
+
+
+@functools.lru_cache(PATHS_KNOWN_MAX)
 def generates(method: str, path: str) -> bool:
     """Whether the tokens in the answer were made for this request.
 

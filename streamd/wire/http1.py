@@ -542,7 +542,7 @@ HOP_BY_HOP: frozenset[bytes] = frozenset(
 )
 
 
-_NAMES_NO_FIELD = (b"keep-alive", b"close")
+_NAMES_NO_FIELD = frozenset((b"keep-alive", b"close"))
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -550,7 +550,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byte
     headers = tuple(headers)
     named = [value.lower() for name, value in headers if name == b"connection"]
     dropped = HOP_BY_HOP
-    if any(value not in _NAMES_NO_FIELD for value in named):
+    if named and not _NAMES_NO_FIELD.issuperset(named):
         dropped = HOP_BY_HOP.union(option.strip(b" \t") for value in named for option in value.split(b","))
     return [field for field in headers if field[0] not in dropped]
 

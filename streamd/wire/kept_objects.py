@@ -7,11 +7,13 @@ to the request that makes an object begins with its `id`.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from streamd.wire.json_scan import JsonError, JsonScan, Watched
+from streamd.wire.path_models import PATHS_KNOWN_MAX
 
 _COLLECTION: Final = re.compile(
     r"/v1(?:beta)?/(?:[^/]+/)*?(responses|conversations|chat/completions)(?:/+(.*))?", re.IGNORECASE | re.DOTALL
@@ -44,6 +46,7 @@ class InPath(NamedTuple):
     lists: bool = False  # the answer tells of all objects
 
 
+@functools.lru_cache(PATHS_KNOWN_MAX)
 def in_path(method: str, path: str) -> InPath:
     """What a request's method and path say."""
     found = _COLLECTION.fullmatch(path)

@@ -9,6 +9,7 @@ SDKs write a slash in a name as `%2F`, which a path may hold nowhere else (`clim
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 from urllib.parse import quote, unquote
@@ -22,6 +23,9 @@ _ACTION: Final = re.compile(
     r"|predict|rawPredict|streamRawPredict|serverStreamingPredict))/*\Z",
     re.IGNORECASE,
 )
+# Paths whose readings are remembered: those of requests for answers are a dozen, and a path has 8 KiB at most.
+PATHS_KNOWN_MAX: Final = 64
+
 # A path that is decoded twice on its way names another model at each time.
 _DECODED_MAX: Final = 3
 
@@ -35,6 +39,7 @@ _MAY_HOLD_SLASH: Final = re.compile(
 )
 
 
+@functools.lru_cache(PATHS_KNOWN_MAX)
 def climbs(path: str) -> bool:
     """Whether a path could lead out of the upstream's base, or to another route there than here."""
     if _climbs(path):
@@ -43,6 +48,7 @@ def climbs(path: str) -> bool:
     return plain != path and (_MAY_HOLD_SLASH.fullmatch(path) is None or _climbs(plain) is not None)
 
 
+@functools.lru_cache(PATHS_KNOWN_MAX)
 def models_in_path(path: str) -> tuple[str, ...]:
     """The model that a path names, once for each way in which it may be decoded; empty if it names none."""
     found: dict[str, None] = {}
@@ -54,6 +60,7 @@ def models_in_path(path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+@functools.lru_cache(PATHS_KNOWN_MAX)
 def model_in_path(path: str) -> str:
     """The model that a path names to a server, which decodes it once; "" if it names none."""
     named = _NAMED.fullmatch(path)

@@ -17,12 +17,16 @@ from typing import Final
 
 from streamd.wire.template import (
     AGAIN,
+    CREATED,
+    PLAIN,
     TEMPLATE_BYTES_MAX,
     TEXT,
     VARIED_BYTES_MAX,
+    Fill,
     Template,
     has_many_brackets,
     hole_end,
+    is_string_inside,
     learn,
 )
 
@@ -36,12 +40,24 @@ _OWN_KEY: Final = re.compile(rb'"(?:id|item_id|responseId)"\s*:\s*"(?=[0-9A-Za-z
 _own = re.compile(rb"[0-9A-Za-z_.:\-]{1,128}").match
 
 _OWN: Final = ord("O")  # the kind of hole that only a shape has
+_PLAIN: Final = bytes((TEXT, CREATED, _OWN))
+
+
+Learnt = tuple[Template, Fill]
+"""A template, and what the event that it was made of has in the holes."""
+
+
+def learnt_alone(event: bytes) -> Learnt | None:
+    """What an event teaches that fits no known shape; None if it is no text delta."""
+    template = learn(event)
+    fill = template.match(event) if template is not None else None
+    return (template, fill) if template is not None and fill is not None else None
 
 
 class Shape:
     """A template with holes at the ids, which differ from stream to stream."""
 
-    __slots__ = ("_fixed", "_holes", "_template")
+    __slots__ = ("_fixed", "_holes", "_is_plain", "_template")
 
     def __init__(self, template: Template) -> None:
         self._template = template
@@ -59,11 +75,12 @@ class Shape:
             holes.append(hole)
         self._fixed = tuple(fixed)
         self._holes = bytes(holes[:-1])
+        self._is_plain = not self._holes.translate(None, _PLAIN)  # what is in its holes is found on the way
 
-    def template_of(self, event: bytes) -> Template | None:
+    def template_of(self, event: bytes) -> Learnt | None:
         """The template that learn() makes of the event if it has this shape, else None."""
         fixed: list[bytes] = []
-        at, text, own = 0, b"", b""
+        at, text, own, created = 0, b"", b"", b""
         for piece, hole in zip(self._fixed, self._holes, strict=False):
             if not event.startswith(piece, at):
                 return None
@@ -75,11 +92,18 @@ class Shape:
                 own += piece + value[0]
                 at = value.end()
                 continue
-            end = hole_end(hole, event, at, text)
+            if hole == TEXT:
+                end = event.find(b'"', at)
+                text = event[at:end]
+                if end < 0 or text.translate(PLAIN) is not text:
+                    end = hole_end(hole, event, at, b"")
+                    text = event[at:end]
+            else:
+                end = hole_end(hole, event, at, text)
             if end < 0:
                 return None
-            if hole == TEXT:
-                text = event[at:end]
+            if hole == CREATED:
+                created = event[at:end]
             fixed.append(own + piece if own else piece)
             own, at = b"", end
         last = self._fixed[-1]
@@ -91,7 +115,10 @@ class Shape:
             return None
         like = self._template
         made = Template(tuple(fixed), like.holes, like.merges)
-        return made if made.match(event) is not None else None
+        if self._is_plain:
+            return (made, Fill(created, -1, text, b"")) if is_string_inside(text) else None
+        fill = made.match(event)
+        return (made, fill) if fill is not None else None
 
 
 class Shapes:
@@ -102,17 +129,17 @@ class Shapes:
     def __init__(self) -> None:
         self._known: list[Shape] = []
 
-    def learn(self, event: bytes) -> Template | None:
+    def learn(self, event: bytes) -> Learnt | None:
         """The same as template.learn(): a template made of an event, None if it is no text delta of a known shape."""
         for shape in self._known:
-            template = shape.template_of(event)
-            if template is not None:
-                return template
-        template = learn(event)
-        if template is not None and not template.varied:  # their holes depend on the text
-            self._known.insert(0, Shape(template))
+            learnt = shape.template_of(event)
+            if learnt is not None:
+                return learnt
+        learnt = learnt_alone(event)
+        if learnt is not None and not learnt[0].varied:  # their holes depend on the text
+            self._known.insert(0, Shape(learnt[0]))
             del self._known[SHAPES_MAX:]
-        return template
+        return learnt
 
     def __len__(self) -> int:
         return len(self._known)

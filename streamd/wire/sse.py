@@ -424,6 +424,8 @@ def data_line_parts(event: memoryview) -> list[bytes | memoryview]:
 
 def parse_event(event: bytes) -> tuple[str | None, bytes]:
     """(event type, data) of an event as EventSplitter gives it: the last `event` line; the data lines joined by LF."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:  # most events
+        return None, event[6:-2]
     name: bytes = b""
     data: list[bytes] = []
     for line in event.split(b"\n"):

@@ -120,7 +120,7 @@ class Template:
         self.fixed = fixed
         self.holes = holes
         self.merges = merges
-        self.varied = any(hole in _OF_VARIED for hole in holes)  # a member varies with the text
+        self.varied = len(holes.translate(None, _OF_VARIED)) != len(holes)  # a member varies with the text
 
     @property
     def numbered(self) -> bool:

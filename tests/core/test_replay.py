@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from streamd.core import replay
 from streamd.core.replay import Cursor, ReplayLog, check_parts
+from streamd.wire import shapes
 from streamd.wire.template import learn
 
 # Texts that could mislead a log of texts between templates: structure, escapes, its own marks, halves of characters.
@@ -966,7 +967,7 @@ def test_reads_keep_to_their_bytes_but_give_one_event_at_least() -> None:
 
 def test_a_stream_without_repetition_rarely_learns_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    monkeypatch.setattr(replay, "learn", lambda event: (tried.append(event), learn(event))[1])
+    monkeypatch.setattr(shapes, "learn", lambda event: (tried.append(event), learn(event))[1])
     events = [wire(chat(id=f"chatcmpl-{n}", choices=[choice("x")])) for n in range(2000)]
     log = filled(events)
     assert len(tried) <= replay.LEARNT_AT_ONCE_MAX + (2000 >> replay.LEARN_EVERY_LOG2)

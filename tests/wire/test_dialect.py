@@ -598,3 +598,58 @@ def test_a_response_with_an_id_too_long_to_keep_has_no_name() -> None:
         for count in (256, 257)
     )
     assert (short.response_id, long.response_id) == ("r" * 256, None)
+
+
+fields_seen = st.fixed_dictionaries(
+    {},
+    optional={
+        "content": st.none() | st.text(max_size=4) | st.just(1),
+        "reasoning": st.none() | st.text(max_size=4) | st.just([]),
+        "reasoning_content": st.none() | st.text(max_size=4) | st.just({}),
+        "refusal": st.none() | st.text(max_size=4),
+        "role": st.just("assistant"),
+        "tool_calls": st.sampled_from([None, [], [{"index": 0, "function": {"arguments": "{"}}]]),
+    },
+)
+choices_seen = st.fixed_dictionaries(
+    {"delta": fields_seen | st.none()},
+    optional={
+        "index": st.integers(-1, 2) | st.just("0"),
+        "finish_reason": st.sampled_from([None, "", "null", "stop", "error", 1]),
+        "error": st.sampled_from([None, "", "bad", {"message": "m"}]),
+        "object": st.sampled_from(["error", "x"]),
+        "text": st.text(max_size=4),
+    },
+)
+chunks_seen = st.fixed_dictionaries(
+    {"choices": st.lists(choices_seen, max_size=2) | st.none()},
+    optional={
+        "id": st.just("c1"),
+        "object": st.sampled_from(["chat.completion.chunk", "text_completion", "error", None]),
+        "usage": st.sampled_from([None, {}, {"prompt_tokens": 1, "completion_tokens": 2}, 1]),
+        "x_groq": st.just({"usage": {"completion_tokens": 3}}),
+        "error": st.sampled_from([None, "", {}, "bad", {"message": "m"}]),
+        "detail": st.just("d"),
+    },
+)
+
+
+@pytest.mark.parametrize("dialect", [Dialect.CHAT, Dialect.COMPLETIONS])
+@given(st.lists(chunks_seen, max_size=3))
+def test_usual_events_are_seen_as_all_others(dialect: Dialect, bodies: list[Any]) -> None:
+    api = dialect.api
+    unusual = type("Unusual", (type(api),), {"see_usual": lambda self, progress, body: False})()
+    quick, slow = Progress(api), Progress(unusual)
+    for body in bodies:
+        quick.see(event(body))
+        slow.see(event(body))
+        assert quick.state() == slow.state()
+
+
+def test_the_events_of_an_ordinary_answer_are_usual() -> None:
+    progress = Progress(Dialect.CHAT.api)
+    for body in ({"role": "assistant", "content": ""}, {"content": "a"}, {"reasoning": "b"}):
+        chunk = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": body, "finish_reason": None}]}
+        assert Dialect.CHAT.api.see_usual(progress, chunk)
+    last = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    assert Dialect.CHAT.api.see_usual(progress, last) and progress.complete and progress.text_events == 2

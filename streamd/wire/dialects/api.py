@@ -177,6 +177,12 @@ class Api:
     def see(self, progress: Progress, body: Json, name: str | None) -> None:
         """Note the signs of the answer's end in an event's body; `name` is the event's type."""
 
+    def see_usual(self, progress: Progress, body: Json) -> bool:
+        """Take note of an event without a type as servers usually send it, in a single pass, with the result of
+        texts(), usage(), see() and is_error(). False: it isn't usual, and nothing was noted.
+        """
+        return False
+
     def texts(self, body: Json) -> list[str | None]:
         """Every piece of generated text in an event."""
         return []
@@ -332,17 +338,22 @@ class Progress:
                 self.end()
             return
         if body is not None:
+            if name is None and self.api.see_usual(self, body):
+                return
             self._count(body, unseen_texts)
             self.api.see(self, body, name)
         if self.api.is_error(body or {}, name):  # an event named `error` may hold plain text
             self.failed = True
             self.end()
 
-    def _count(self, body: Json, unseen_texts: int) -> None:
-        text_bytes = sum(len(text.encode()) for text in self.api.texts(body) if text)
+    def count_text(self, text_bytes: int) -> None:
+        """Note an event with so many bytes of text."""
         if text_bytes:
             self.text_events += 1
             self.text_bytes += text_bytes
+
+    def _count(self, body: Json, unseen_texts: int) -> None:
+        self.count_text(sum(len(text.encode()) for text in self.api.texts(body) if text))
         read, made = self.api.usage(body, _UNSTATED) or _UNSTATED
         if made >= 0:
             self.usage_at = unseen_texts + self.text_events

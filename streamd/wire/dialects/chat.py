@@ -124,6 +124,31 @@ class Chat(Api):
             progress.see_choice(choice.get("index", 0), is_finish(choice.get("finish_reason")))
         progress.weigh_choices()
 
+    def see_usual(self, progress: Progress, body: Json) -> bool:
+        """A chunk with a single choice, without usage, calls of tools, or any sign of an error."""
+        choices = body.get("choices")
+        if type(choices) is not list or len(choices) != 1 or body.get("object") != self.chunk:
+            return False
+        choice = choices[0]
+        if type(choice) is not dict or body.get("usage") or body.get("error") or "x_groq" in body:
+            return False
+        delta, reason = choice.get("delta"), choice.get("finish_reason")
+        if type(delta) is not dict or delta.get("tool_calls") or reason == "error" or _may_be_error(choice):
+            return False
+        text_bytes = 0
+        reasoning = delta.get("reasoning_content")
+        for text in (delta.get("content"), reasoning or delta.get("reasoning"), delta.get("refusal")):
+            if type(text) is str:
+                text_bytes += len(text.encode())
+            elif text is not None:
+                return False
+        progress.count_text(text_bytes)
+        if not progress.chunk_head:
+            progress.chunk_head = self._chunk_head(body)
+        progress.see_choice(choice.get("index", 0), is_finish(reason))
+        progress.weigh_choices()
+        return True
+
     def is_error(self, body: Json, name: str | None) -> bool:
         """Also an event named so, whatever its data is, and a choice that failed: OpenRouter's servers report both."""
         failed = any(
@@ -185,6 +210,10 @@ class Chat(Api):
             return None
         known = [part for choice in choices if (part := _part(choice))]
         return known if len({part.index for part in known}) == len(choices) else []
+
+
+def _may_be_error(choice: Json) -> bool:
+    return bool(choice.get("error")) or "detail" in choice or "object" in choice
 
 
 def _kept(body: Json, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from streamd.wire.dialects.api import NamedEvent
+from streamd.wire.dialects.api import NamedEvent, Progress
 from streamd.wire.dialects.chat import Chat
 from streamd.wire.dialects.members import Json, objects_of, string_of
 
@@ -14,6 +14,9 @@ class Completions(Chat):
 
     paths: ClassVar = ("/v1/completions",)
     chunk: ClassVar[str] = "text_completion"
+
+    def see_usual(self, progress: Progress, body: Json) -> bool:
+        return False  # its text stands elsewhere
 
     def texts(self, body: Json) -> list[str | None]:
         return [string_of(choice, "text") for choice in objects_of(body, "choices")]

@@ -45,6 +45,8 @@ def readable_object(data: bytes) -> Json | None:
     Servers send such halves where a token ends in the middle of a character, and Python's json writes such numbers for
     log probabilities. The event around them may still say that a choice has ended, or how many tokens there were.
     """
+    if data[:1] == b"[":
+        return None  # `[DONE]`, mostly
     body = json_object(data)
     if body is None and b"\\u" in data:
         body = json_object(_halves.sub(lambda found: found[0] if found[1] or found[2] else rb"\ufffd", data))
