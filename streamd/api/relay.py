@@ -48,6 +48,9 @@ DETACHED = Refusal(
 )
 
 
+_POLICIES = {policy.value: policy for policy in Policy}
+
+
 class Relay:
     """The relayed part of the API."""
 
@@ -115,7 +118,7 @@ class Relay:
         request.data_only = api.data_only and not accepts_events(request)
         request.conversation = llama.conversation_of(request) if wants_stream else ""
         wants_whole = not wants_stream and _asks_for_no_stream(request, fields)
-        policy = policy_of(request) or Policy(request.route.policy)
+        policy = policy_of(request) or _POLICIES[request.route.policy]
         if self._resumes(answer, policy):
             return
         key = _idempotency_key(request)
@@ -287,7 +290,10 @@ def _idempotency_key(request: Request) -> str:
 
 def _wants_detached(request: Request) -> bool:
     """Prefer: respond-async (RFC 7240 4.1): start the generation without reading it here."""
-    preferences = (request.get(b"prefer") or b"").lower().split(b",")
+    given = request.get(b"prefer")
+    if given is None:
+        return False
+    preferences = given.lower().split(b",")
     return any(preference.split(b";")[0].strip() == b"respond-async" for preference in preferences)
 
 

@@ -33,6 +33,9 @@ Methods = dict[str, Plan]
 RELAYED = frozenset(path for api in APIS for path in api.paths)
 RELAYED_BELOW = ("/v1/", *(prefix for api in APIS for prefix in api.below))
 
+# All paths of streams begin so: by their ids, published, and llama.cpp's.
+STREAMS = "/v1/stream"
+
 # RFC 9110 15.5.22: a 426 names the protocols that would do.
 UPGRADE = ((b"upgrade", b"HTTP/1.1"), (b"connection", b"Upgrade"))
 
@@ -90,10 +93,11 @@ class Router:
         owner = self._other_owner(request)
         if owner is not None:
             return Plan(owner=owner)
-        families = (self._streams, self._publish, self._llama)
-        methods = {method: plan for each in families for method, plan in (each.routes(request) or {}).items()}
-        if methods:
-            return _of(methods, request)
+        if request.path.startswith(STREAMS):
+            families = (self._streams, self._publish, self._llama)
+            methods = {method: plan for each in families for method, plan in (each.routes(request) or {}).items()}
+            if methods:
+                return _of(methods, request)
         known = self._responses.plan(request)
         if known is not None:
             return known

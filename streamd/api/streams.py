@@ -476,7 +476,7 @@ def _position_given(request: Request) -> bytes:
     Empty if there is none: an EventSource without an id sends no header, a fetch wrapper an empty header.
     """
     header, head = request.get(b"last-event-id"), request.head
-    if header or head is None:
+    if header or head is None or not head.query:
         return header or b""
     given = [value for name, value in fields(head.query) if value and names_position(name)]
     return given[-1].encode("utf-8", "surrogatepass") if given else b""

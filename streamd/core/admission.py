@@ -482,7 +482,18 @@ class Admission:
     process, slices of the shared mapping else.
     """
 
-    __slots__ = ("_budget", "_limits", "_own", "_peer_rows", "_row", "_shares", "_upstream_max", "addresses")
+    __slots__ = (
+        "_budget",
+        "_limits",
+        "_own",
+        "_peer_rows",
+        "_row",
+        "_shares",
+        "_stream_bytes",
+        "_upstream_max",
+        "addresses",
+        "head_bytes_max",
+    )
 
     def __init__(
         self,
@@ -497,6 +508,7 @@ class Admission:
         self._row: MutableSequence[int] = [0] * len(SharedNumber) if row is None else row
         self._peer_rows = peer_rows
         self._upstream_max = limits.upstream_in_flight_max or budget.streams_max
+        self._take_prices()
         self._own = _Own()
         self._shares = BodyShares()
         self.addresses = AddressGate(limits.conns_per_address_max)
@@ -507,7 +519,13 @@ class Admission:
         self._budget = budget
         self._limits = limits
         self._upstream_max = limits.upstream_in_flight_max or budget.streams_max
+        self._take_prices()
         self.addresses.count_max = limits.conns_per_address_max
+
+    def _take_prices(self) -> None:
+        prices = self._budget.prices
+        self._stream_bytes = prices.stream_bytes
+        self.head_bytes_max = prices.held_bytes  # the part of a head that a connection's price covers
 
     # Connections
 
@@ -589,6 +607,11 @@ class Admission:
 
         `give_way` may free a place that another holds.
         """
+        if self._has_all_for_relay():
+            self._row[_STREAMS] += 1
+            self._row[_MEMORY] += self._stream_bytes
+            self._row[_UPSTREAM] += 1
+            return None
         if self._lacks_upstream() and not (give_way(True) and not self._lacks_upstream()):
             return self._refuse(Gate.UPSTREAM)
         if self._lacks_descriptors() and not (give_way(True) and not self._lacks_descriptors()):
@@ -603,6 +626,24 @@ class Admission:
         assert self._row[_UPSTREAM] > 0
         self._row[_UPSTREAM] -= 1
         self.release_stream()
+
+    def _has_all_for_relay(self) -> bool:
+        """Whether no gate is shut for a stream from an upstream, all of them looked at in a single pass."""
+        row, own, budget = self._row, self._own, self._budget
+        streams, upstreams, memory = row[_STREAMS], row[_UPSTREAM], row[_MEMORY]
+        descriptors = row[_CONNECTIONS] + upstreams
+        for other in self._peer_rows:
+            streams += other[_STREAMS]
+            upstreams += other[_UPSTREAM]
+            memory += other[_MEMORY]
+        return (
+            upstreams < self._upstream_max
+            and descriptors < budget.descriptors_max
+            and streams < budget.streams_max
+            and memory + self._stream_bytes <= budget.available_bytes
+            and own.resident_bytes <= budget.resources.memory_bytes
+            and self._lateness() <= 1
+        )
 
     def _lacks_upstream(self) -> bool:
         return self._total(_UPSTREAM) >= self._upstream_max
@@ -621,7 +662,7 @@ class Admission:
         """
         if self._lacks_stream() and not (give_way(False) and not self._lacks_stream()):
             return self._refuse(Gate.STREAMS)
-        price_bytes = self._budget.prices.stream_bytes
+        price_bytes = self._stream_bytes
         if not self._fits(price_bytes) and not (give_way(False) and self._fits(price_bytes)):
             return self._refuse(Gate.MEMORY)
         if self._lateness() > 1:
@@ -634,7 +675,7 @@ class Admission:
         """Undo `admit_stream`: the stream is sealed."""
         assert self._row[_STREAMS] > 0
         self._row[_STREAMS] -= 1
-        self._row[_MEMORY] -= self._budget.prices.stream_bytes
+        self._row[_MEMORY] -= self._stream_bytes
 
     def charge_logs(self, delta_bytes: int) -> None:
         """Charge growth of the logs (negative: they shrank). Never refused: the hub keeps to `logs_bytes_max`."""

@@ -31,8 +31,8 @@ class BodyShares:
 
     def has_room(self, holders: Iterable[str], size_bytes: int, free_bytes: int, body_bytes_max: int) -> bool:
         """Whether each holder may have `size_bytes` more, which leave `free_bytes` to all."""
-        most = max(free_bytes, body_bytes_max)
-        return all(self._held.get(holder, 0) + size_bytes <= most for holder in holders)
+        most = max(free_bytes, body_bytes_max) - size_bytes
+        return not [holder for holder in holders if self._held.get(holder, 0) > most]
 
     def take(self, holders: Iterable[str], size_bytes: int) -> None:
         """Count `size_bytes` more for each holder."""

@@ -24,6 +24,7 @@ stream; detached is the number of streams with a grace.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import heapq
 import itertools
@@ -47,6 +48,9 @@ SLOT_CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 INCARNATION_LEN = 4
 ID_LEN = 2 + 1 + INCARNATION_LEN + 22
 
+
+# From base64's last two letters to those of its alphabet for URLs (RFC 4648 5).
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 S = TypeVar("S", bound=Stream)
 
@@ -221,7 +225,8 @@ class Hub:
 
     def new_id(self) -> str:
         """An unguessable id: knowing it is the right to read (docs/PROTOCOL.md, section 2)."""
-        return f"s_{self._slot}{self._incarnation}" + base64.urlsafe_b64encode(self._random(16)).decode().rstrip("=")
+        drawn = binascii.b2a_base64(self._random(16), newline=False).translate(_URL_SAFE, b"=")
+        return f"s_{self._slot}{self._incarnation}{drawn.decode()}"
 
     def open(
         self,
@@ -271,7 +276,8 @@ class Hub:
         )
         self._next_turn = (self._next_turn + 1) % CHARGE_TURNS
         stream.charge_turn = self._next_turn
-        self._count_from_here(stream)
+        if log.seq_next > 1:
+            self._count_from_here(stream)
         self._live.add(terms.owner, stream)
         try:
             self.charge(stream)
@@ -510,8 +516,10 @@ class Hub:
         """Keeper: settle the stream's accounts."""
         self.end_grace(stream)
         self._live.discard(stream.terms.owner, stream)
-        with self.guard:
+        try:
             self.charge(stream)
+        except Exception as error:
+            self.guard.caught("hub.charge", error)
         account = stream.terms.account
         if account is not None:
             account.close_stream()

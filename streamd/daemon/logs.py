@@ -66,7 +66,11 @@ class _Sink:
             if value is None:
                 continue
             if type(value) is str and len(value) <= VALUE_CHARS_MAX and _plain_text(value):  # most values
+                parts.append(key + "=" + value)
+            elif type(value) is int:
                 parts.append(f"{key}={value}")
+            elif type(value) is float:
+                parts.append(f"{key}={round(value, 6)}")
             else:
                 parts.append(f"{key}={_quoted(value)}")
         return (" ".join(parts) + "\n").encode()

@@ -564,14 +564,18 @@ class ClientConnection(TakesTurns, SmallReads):
             return
         self._intake = None
         guard = self._runtime.guard
-        with guard:
+        try:
             answer.end(reason)
+        except Exception as error:
+            guard.caught("client.end_answer", error)
         if intake is not None:
             with guard:
                 intake.break_off(reason)
         self.origin.leave_request(answer.request)
-        with guard:
+        try:
             self._application.ended(answer)
+        except Exception as error:
+            guard.caught("client.ended", error)
         answer.reader = None  # the reader refers to the answer as its sink: break the cycle
         self.answer = None
 

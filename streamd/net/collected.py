@@ -49,6 +49,8 @@ class Collected:
 
     def skip_blanks(self) -> None:
         """Let blank bytes in front go: servers send them as signs of life, and they mean nothing in either kind."""
+        if not self.body[:1].isspace():
+            return
         rest = self.body.lstrip()
         self._admission.charge_held(len(rest) - len(self.body))
         self.body = rest
@@ -123,7 +125,9 @@ def undone(head: ResponseHead) -> tuple[ResponseHead, bytes | None]:
 
 def may_hold_events(head: ResponseHead) -> bool:
     """Whether the body of an answer to a request for a stream may be a stream, or say the same as one."""
-    return 200 <= head.status < 300 and head.framing is not Framing.NONE and coding_of(head) is None
+    if not 200 <= head.status < 300 or head.framing is Framing.NONE:
+        return False
+    return b"content-encoding" not in head.by_name or coding_of(head) is None
 
 
 def _shown(value: bytes) -> str:

@@ -401,7 +401,9 @@ class Exchange(Pending):
         collected = Collected(self._runtime.admission, head, self._runtime.settings.event_bytes_max)
         self._collected = collected
         link.take_opening(head, coding)
-        self.due_at = self._next_due()
+        # For a stream no deadline comes earlier by this step, but for the look at a request that wasn't read yet.
+        if self._body_charge is not None or stream is None:
+            self.due_at = self._next_due()
         if stream is not None:
             stream.source, stream.upstream = self, self._request.upstream
             if collected.is_typed:
@@ -430,7 +432,8 @@ class Exchange(Pending):
             link.read_body()
         if kind is BodyKind.EVENTS and stream is not None:
             self._go(ExchangeState.STREAMING)
-            self.due_at = self._next_due()
+            if self._route.idle_timeout_s:
+                self.due_at = min(self.due_at, self._runtime.time() + self._route.idle_timeout_s)
             self._attach(stream, opened.head)
             first, self._collected = opened.let_go(), None
             stream.log.shapes = self._runtime.hub.shapes.of(stream.upstream, stream.terms.model)
@@ -697,19 +700,26 @@ class Exchange(Pending):
         self._runtime.sweep.discard(self)
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
-            with guard:
+            try:
                 attempt.end()
-        with guard:
-            self._let_ask_go()
+            except Exception as error:
+                guard.caught("exchange.end_attempt", error)
+        if self._ask is not None or self._body_charge is not None:
+            with guard:
+                self._let_ask_go()
         if self._collected is not None:
             self._collected.let_go()
         if self._charge is not None:
             with guard:
                 self._charge.over()
-        with guard:
+        try:
             self.watch.over()
-        with guard:
+        except Exception as error:
+            guard.caught("exchange.watch_over", error)
+        try:
             self._owner.over()
+        except Exception as error:
+            guard.caught("exchange.owner_over", error)
 
     def _let_ask_go(self) -> None:
         """The request won't be sent again: free its body. It stays in the books while the upstream doesn't read it."""

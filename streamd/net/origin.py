@@ -120,15 +120,17 @@ class Origin:
     def leave_request(self, request: Request) -> None:
         """The request is over: the opposite of find_client()."""
         runtime = self.entrance.runtime
-        runtime.admission.charge_held(-self._head_bytes)
-        self._head_bytes = 0
-        runtime.gates.leave((request.gate_key, ""))
+        if self._head_bytes:
+            runtime.admission.charge_held(-self._head_bytes)
+            self._head_bytes = 0
+        if request.gate_key:
+            runtime.gates.leave((request.gate_key, ""))
 
     def _charge_head(self, request: Request) -> None:
         """Charge the part of a head of very many or long fields that goes beyond the connection's price."""
         assert request.head is not None
         admission = self.entrance.runtime.admission
-        excess = request.head.held_bytes - admission.prices.held_bytes
+        excess = request.head.held_bytes - admission.head_bytes_max
         if excess > 0:
             self._head_bytes = excess
             admission.charge_held(excess)

@@ -126,7 +126,8 @@ class Request(Outcome):
 
     def get(self, name: bytes) -> bytes | None:
         """A header of the request; None once the head is freed."""
-        return self.head.get(name) if self.head is not None else None
+        head = self.head
+        return head.by_name.get(name) if head is not None else None
 
 
 def request_id(given: bytes | None) -> str:

@@ -62,10 +62,14 @@ class ServedPairs:
 
     def __init__(self) -> None:
         self.board: ServedBoard = OwnBoard()
-        self._known: dict[Served, Served] = {}  # at most PAIRS_MAX
+        self._known: dict[tuple[str, str], Served] = {}  # at most PAIRS_MAX
 
     def of(self, upstream: str, model: str, *, is_named: bool) -> Served:
         """The pair of a request; `is_named`: the settings or an upstream's list have the model."""
+        if is_named:
+            known = self._known.get((upstream, model))
+            if known is not None:
+                return known
         other = Served(upstream, OTHER)
         pair = Served(upstream, model) if is_named and 0 < len(model.encode()) <= NAME_BYTES_MAX else other
         found = self._known.get(pair)

@@ -312,8 +312,11 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         left = CONNECTION_PIECES_MAX
         while (data := self._read) is not None and left > 0 and not self._is_held_back(data):
             size = self._step_bytes(data)
-            self._read = data[size:] or None
-            left -= self._take(data[:size])
+            if size >= len(data):
+                self._read = None
+            else:
+                self._read, data = data[size:], data[:size]
+            left -= self._take(data)
             if self._read is None and self._waits_in_decoder:
                 self._read = b""
         self._runtime.turns.spend(CONNECTION_PIECES_MAX - left)
@@ -332,7 +335,7 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
         """Whether these bytes wait for a slow reader. A small rest goes to it at once: it may end the answer, and then
         the connection is free for another request.
         """
-        return bool(self.pauses & BACKPRESSURE) and len(data) > STEP_SIZES_BYTES[0]
+        return bool(self.pauses) and bool(self.pauses & BACKPRESSURE) and len(data) > STEP_SIZES_BYTES[0]
 
     @property
     def _waits_in_decoder(self) -> bool:
@@ -590,8 +593,9 @@ class UpstreamConnection(_UpstreamPerToken, TakesTurns, asyncio.Protocol):
             held = self._unsent_bytes + len(self._read or b"")
         if type(self._decoder) is InflatingDecoder:
             held += STATE_BYTES
-        self._runtime.admission.charge_held(held - self._held_bytes)
-        self._held_bytes = held
+        if held != self._held_bytes:
+            self._runtime.admission.charge_held(held - self._held_bytes)
+            self._held_bytes = held
 
     def _append(self, pieces: list[bytes]) -> None:
         stream = self.stream

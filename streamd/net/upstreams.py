@@ -87,7 +87,9 @@ class Upstreams:
         return self.pairs.of(upstream, model, is_named=self._is_named(model))
 
     def _is_named(self, model: str) -> bool:
-        return model != "*" and any(up.names(model) or model in up.listed for up in self._all)
+        if model == "*":
+            return False
+        return bool([up for up in self._all if model in up.listed or up.names(model)])
 
     def named_models(self) -> tuple[Served, ...]:
         """The models that settings and lists name, each with its upstreams: at most MODELS_MAX models."""
