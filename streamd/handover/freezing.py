@@ -8,9 +8,9 @@ It is a property of each object, and not of the process: a frozen object is in n
     a stream         set aside by the hub
 
 What an object has scheduled for a later turn is the reason for which it can't be frozen yet (unit.check()): bytes that
-wait for a turn, a catch-up, a pass over readers, a corked socket, a connection that is being established. And no new
-work may begin on a frozen stream: while anything is frozen, input waits in net/turns.py, for milliseconds. Tokens of
-all other streams go on.
+wait for a turn, a catch-up, a pass over readers, writes that leave at the turn's end, a connection that is being
+established. And no new work may begin on a frozen stream: while anything is frozen, input waits in net/turns.py, for
+milliseconds. Tokens of all other streams go on.
 
 All places in the books stay taken. So thaw() gives the process back what it had, and nothing shows: a rehearsal and a
 move that was called off leave no trace.

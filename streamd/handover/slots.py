@@ -80,7 +80,7 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
     "net.answer.Answer": {
         CARRIED: "_framing _pending body_bytes reader request state wrote_at",
         DERIVED: "_carrier _runtime origin write",
-        REFUSED: "_held _held_bytes _large",  # held: until the turn's end
+        REFUSED: "_held _large",  # held: until the turn's end
     },
     "net.trace.Trace": {
         CARRIED: "edges ended_at events is_request_over operation own parent reason status",

@@ -41,7 +41,7 @@ from streamd.core.stream import Form, Stream, Subscriber, SubscriberState
 from streamd.counters import bump
 from streamd.net.http_error import HttpError
 from streamd.net.origin import Origin
-from streamd.net.outlet import TOGETHER_BYTES_MAX, LargeWrite
+from streamd.net.outlet import HeldWrites, LargeWrite
 from streamd.net.request import Request
 from streamd.net.runtime import reason_of
 from streamd.net.sweep import NEVER
@@ -142,7 +142,6 @@ class Answer:
         "_carrier",
         "_framing",
         "_held",
-        "_held_bytes",
         "_large",
         "_pending",
         "_runtime",
@@ -171,8 +170,7 @@ class Answer:
         self._large: LargeWrite | None = None  # on its way out, in pieces
         self.reader: Subscriber | None = None
         self.body_bytes = 0  # of an answer that isn't a stream
-        self._held: list[bytes] | None = None  # the writes of this turn, which leave together at its end
-        self._held_bytes = 0
+        self._held: HeldWrites | None = None  # those of this turn, which leave together at its end
         self.wrote_at = 0.0  # the last head, heartbeat or resume: the heartbeat's interval begins
 
     # -- how far it is
@@ -373,37 +371,20 @@ class Answer:
         bytes. As three packets they cost twice the CPU, here and at the client, which is woken three times.
         """
         if self._held is None:
-            self._held = []
-            self._write_by(self._hold)
-            self._runtime.loop.call_soon(self._end_turn)
-
-    def _write_by(self, write: Callable[[bytes], None]) -> None:
-        self.write = write
-        if self.reader is not None:
-            self.reader.write_by(write)
-
-    def _hold(self, data: bytes) -> None:
-        """`write` while packets are shared. More than leaves in a few packets doesn't wait."""
-        assert self._held is not None
-        self._held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes > TOGETHER_BYTES_MAX:
-            self._let_go()
-
-    @guarded
-    def _end_turn(self) -> None:
-        self._let_go()
+            held = self._held = HeldWrites(self._let_go)
+            _write_by(self, held.add)
+            self._runtime.loop.call_soon(self._run, self._let_go)
 
     def _let_go(self) -> None:
         """The turn ends, or the answer does: write what was held. A transport that is closing takes nothing more."""
         held, self._held = self._held, None
         if held is None:
             return
-        self._held_bytes = 0
         transport = self._carrier.transport
-        self._write_by(transport.write)
-        if held and not transport.is_closing():
-            transport.write(held[0] if len(held) == 1 else b"".join(held))
+        _write_by(self, transport.write)
+        together = held.joined()
+        if together and not transport.is_closing():
+            transport.write(together)
 
     def _subscribe(self, stream: Stream, policy: Policy) -> Subscriber:
         request, runtime, carrier = self.request, self._runtime, self._carrier
@@ -675,6 +656,13 @@ class Answer:
         state = TRANSITIONS[self.state].get(event)
         assert state is not None, f"{event} in {self.state}"
         self.state = state
+
+
+def _write_by(answer: Answer, write: Callable[[bytes], None]) -> None:
+    """The answer and its reader write by this function from here on."""
+    answer.write = write
+    if answer.reader is not None:
+        answer.reader.write_by(write)
 
 
 def _form(*, chunked: bool, raw: bool, data_only: bool) -> Form:

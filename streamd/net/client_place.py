@@ -53,8 +53,8 @@ def check(client: ClientConnection) -> None:
         raise NotNow("bytes of the client wait for a turn")
     if answer is None:
         return
-    if answer._corked is not None:
-        raise NotNow("the socket is corked until this turn's end")
+    if answer._held is not None:
+        raise NotNow("the writes of this turn leave at its end")
     if answer.state is AnswerState.WRITING or answer._large is not None:
         raise ValueError("a large answer, or a large event, is on its way")
     if answer.reader is not None and answer.reader.state is SubscriberState.CATCHING:

@@ -7,6 +7,7 @@ import fcntl
 import struct
 import termios
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from streamd.config import Settings
@@ -37,6 +38,29 @@ def outstanding(transport: asyncio.Transport) -> int:
         packed = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
         queued = int(struct.unpack("i", packed)[0])
     return transport.get_write_buffer_size() + queued
+
+
+class HeldWrites:
+    """The writes of an answer in a turn of the loop, which leave together."""
+
+    __slots__ = ("_full", "_pieces", "_size_bytes")
+
+    def __init__(self, full: Callable[[], None]) -> None:
+        """`full` is called once more than TOGETHER_BYTES_MAX are held: they wait no longer."""
+        self._full = full
+        self._pieces: list[bytes] = []
+        self._size_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Hold these bytes, too."""
+        self._pieces.append(data)
+        self._size_bytes += len(data)
+        if self._size_bytes > TOGETHER_BYTES_MAX:
+            self._full()
+
+    def joined(self) -> bytes:
+        """All of them."""
+        return b"".join(self._pieces)
 
 
 class LargeWrite:

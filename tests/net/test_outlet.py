@@ -20,7 +20,11 @@ class Watched:
         def written(transport: FakeTransport, data: Any) -> None:
             write(transport, data)
             if transport.peer == ("192.0.2.1", 40000):
-                parts = {"head": data.startswith(b"HTTP/1.1 200"), "events": b"data: " in data, "end": LAST in data}
+                parts = {
+                    "head": data.startswith(b"HTTP/1.1 200"),
+                    "events": b"data: " in data,
+                    "end": data.endswith(b"\r\n" + LAST),
+                }
                 self.seen.append(" ".join(name for name, is_there in parts.items() if is_there))
 
         monkeypatch.setattr(FakeTransport, "write", written)
