@@ -912,6 +912,15 @@ class Settings:
         "Most requests of a worker that wait for the engine to find a stream of another node",
         "The readers of a dead node: 2,000 take two seconds. A principal or an address has a quarter of them",
     )
+    limits_alone: str = word_row(
+        NODES,
+        "share",
+        ("share", "full"),
+        "Share of a key's limits that a node allows after engine_lease without the engine: an even one among the nodes "
+        "that were there last, or all of it",
+        "A share keeps the sum; full refuses no request, and lets a key have its limits at each node",
+        restart=True,
+    )
 
     upstreams: tuple[UpstreamSettings, ...] = ()
     routes: tuple[RouteOverride, ...] = ()

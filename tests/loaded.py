@@ -73,11 +73,11 @@ def _read_all(sock: socket.socket) -> None:
             pass
 
 
-def new_key(path: Path, name: str) -> str:
+def new_key(path: Path, name: str, *flags: str) -> str:
     """Add a key to a key file, as `streamd keys add` does, and return it."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
-        assert cli.main(["keys", "--file", str(path), "add", name]) == 0
+        assert cli.main(["keys", "--file", str(path), "add", name, *flags]) == 0
     return told.getvalue().strip()
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from streamd.core.auth import ADMIN, ANONYMOUS, Key, Principal, presented_keys, principal_without_keys
 from streamd.core.keys import EXPIRED, REQUIRED, Keys
-from streamd.core.limits import Account, Accounts, KeyUsage, SpendingBoard
+from streamd.core.limits import Account, Accounts, KeyLevels, KeyUsage, SpendingBoard
 from streamd.core.refusal import Refusal
 from streamd.core.stream import Stream
 from streamd.core.usage import Charge
@@ -219,6 +219,14 @@ class Rights:
     def publish(self, now: float) -> None:
         """Bring all buckets up to date, and publish this worker's spending to the other workers. For the sweep."""
         self._accounts.publish(now)
+
+    def refresh(self, key: Key) -> KeyLevels:
+        """Bring the buckets of a key up to date."""
+        return self._accounts.of(key).refresh(key, self._runtime.time())
+
+    def lower(self, key: Key, levels: KeyLevels) -> None:
+        """Another node has found these levels of a key's buckets: go on from them where they are lower."""
+        self._accounts.of(key).lower(key, levels, self._runtime.time())
 
     def check_limits(self, request: Request) -> None:
         """Whether the key's requests and tokens of the minute are spent. Counts nothing. Raises HttpError 429."""

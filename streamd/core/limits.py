@@ -11,6 +11,9 @@ look, of any worker, goes on from the newest of these: less the spending since, 
 waits for another, and a worker that sees a key for the first time finds its bucket as the others left it. Looks at the
 same moment may overshoot a limit, for requests and streams by at most workers - 1.
 
+Nodes that share an engine share limits as well (engine/key_limits.py): what other nodes spent is in the sum of all
+other workers, as it was heard of last. While a node can't ask the others, each node has an even share of a limit.
+
 A request is counted when nothing stands between it and its upstream any more, and given back if it doesn't get there. A
 refusal for any reason counts nothing.
 
@@ -71,6 +74,13 @@ class Look(NamedTuple):
     number: int
     requests: Bucket | None
     tokens: Bucket | None
+
+
+class KeyLevels(NamedTuple):
+    """The levels of a key's buckets; None: never limited."""
+
+    requests: float | None
+    tokens: float | None
 
 
 def look_at(bucket: Bucket | None, per_minute: int | None, total: int, elapsed_s: float) -> Bucket | None:
@@ -142,7 +152,10 @@ class SharedAccount(Protocol):
         """Show this worker's look at the buckets."""
 
     def seen(self) -> tuple[Spent, Look | None]:
-        """The sum of all other workers' counts, and the newest look of any worker."""
+        """The sum of all other workers' and nodes' counts, and the newest look of any worker of this node."""
+
+    def sharers(self) -> int:
+        """The number of nodes that each have a share of the key's limits, because they can't ask each other; else 1."""
 
 
 class SpendingBoard(Protocol):
@@ -152,7 +165,10 @@ class SpendingBoard(Protocol):
         """The key's place; None if the board is full."""
 
     def usage_in_all(self, key_id: str) -> tuple[Spent, Look | None]:
-        """The sum of all workers' counts, and the newest look of any worker. Makes no place."""
+        """The sum of all workers' and nodes' counts, and the newest look of any worker. Makes no place."""
+
+    def spent_elsewhere(self, key_id: str) -> Spent:
+        """The counts of other nodes in these sums."""
 
 
 class _Alone:
@@ -171,6 +187,9 @@ class _Alone:
 
     def seen(self) -> tuple[Spent, Look | None]:
         return NOTHING, self._look
+
+    def sharers(self) -> int:
+        return 1
 
 
 class Account:
@@ -220,19 +239,37 @@ class Account:
         elsewhere, last = self._shared.seen()
         return usage_of(key, _both(self.spent(), elsewhere), last, now)
 
+    def refresh(self, key: Key, now: float) -> KeyLevels:
+        """Bring the buckets up to date, and return their levels. A refill must not pay for later spending, so this is
+        due whenever other nodes' spending is heard of.
+        """
+        sharers = self._shared.sharers()
+        self._rates = (_share(key.requests_per_minute, sharers), _share(key.tokens_per_minute, sharers))
+        requests, tokens = self._look(self._rates, now)
+        return KeyLevels(requests and requests.level, tokens and tokens.level)
+
+    def lower(self, key: Key, levels: KeyLevels, now: float) -> None:
+        """Another node has found these levels, before this one counted: go on from them where they are lower."""
+        self.refresh(key, now)
+        _, look = self._shared.seen()
+        if look is not None:
+            requests, tokens = _lowered(look.requests, levels.requests), _lowered(look.tokens, levels.tokens)
+            self._shared.keep(look._replace(number=look.number + 1, requests=requests, tokens=tokens))
+
     # -- requests
 
     def refuse_request(self, key: Key, now: float) -> Refusal | None:
         """The refusal (429) of a request, None if it may go upstream. Counts nothing."""
-        self._rates = (key.requests_per_minute, key.tokens_per_minute)
+        sharers = self._shared.sharers()
+        requests_rate, tokens_rate = _share(key.requests_per_minute, sharers), _share(key.tokens_per_minute, sharers)
+        self._rates = (requests_rate, tokens_rate)
         requests, tokens = self._look(self._rates, now)
-        requests_wait_s = _wait_s(requests, key.requests_per_minute)
-        tokens_wait_s = _wait_s(tokens, key.tokens_per_minute)
+        requests_wait_s, tokens_wait_s = _wait_s(requests, requests_rate), _wait_s(tokens, tokens_rate)
         if not requests_wait_s and not tokens_wait_s:
             return None
         if requests_wait_s >= tokens_wait_s:
-            return _refuse(f"{key.requests_per_minute} requests per minute", requests_wait_s)
-        return _refuse(f"{key.tokens_per_minute} tokens per minute", tokens_wait_s)
+            return _refuse(f"{key.requests_per_minute} requests per minute", requests_wait_s, sharers)
+        return _refuse(f"{key.tokens_per_minute} tokens per minute", tokens_wait_s, sharers)
 
     def count_request(self) -> None:
         """A request goes upstream."""
@@ -252,9 +289,9 @@ class Account:
         `replacing`: streams of this account that end when the new one has begun.
         """
         if key.streams_max is not None:
-            elsewhere, _ = self._shared.seen()
-            if self.streams_now + elsewhere.streams_now - replacing >= key.streams_max:
-                return _refuse(f"{key.streams_max} streams at once", STREAMS_RETRY_AFTER_S)
+            (elsewhere, _), sharers = self._shared.seen(), self._shared.sharers()
+            if self.streams_now + elsewhere.streams_now - replacing >= -(-key.streams_max // sharers):
+                return _refuse(f"{key.streams_max} streams at once", STREAMS_RETRY_AFTER_S, sharers)
         self.streams_now += 1
         self._show()
         return None
@@ -305,12 +342,22 @@ class Accounts:
         return account
 
     def usage(self, key: Key, now: float) -> KeyUsage:
-        """The usage of a key over all workers. Makes no account for a key that this worker has not seen."""
-        account = self._by_id.get(key.id)
+        """The usage of a key: the counts of this node, over all workers, and the rest of its limits, over all nodes.
+
+        Makes no account for a key that this worker has not seen.
+        """
+        account, board = self._by_id.get(key.id), self.board
         if account is not None:
-            return account.usage(key, now)
-        spent, last = self.board.usage_in_all(key.id) if self.board is not None else (NOTHING, None)
-        return usage_of(key, spent, last, now)
+            usage = account.usage(key, now)
+        else:
+            spent, last = board.usage_in_all(key.id) if board is not None else (NOTHING, None)
+            usage = usage_of(key, spent, last, now)
+        elsewhere = board.spent_elsewhere(key.id) if board is not None else NOTHING
+        return usage._replace(
+            streams_now=max(0, usage.streams_now - elsewhere.streams_now),
+            requests_total=usage.requests_total - elsewhere.requests_total,
+            tokens_total=usage.tokens_total - elsewhere.tokens_total,
+        )
 
     def publish(self, now: float) -> None:
         """Show all counts to the other workers, tokens above all. For the sweep, once a second."""
@@ -340,6 +387,18 @@ def _wait_s(bucket: Bucket | None, per_minute: int | None) -> float:
     return (1 - bucket.level) * 60 / per_minute
 
 
-def _refuse(limit: str, wait_s: float) -> Refusal:
-    text = f"This API key is limited to {limit}. Try again later."
+def _share(per_minute: int | None, sharers: int) -> int | None:
+    """A node's share of a rate, rounded up: nobody is locked out."""
+    return per_minute and -(-per_minute // sharers)
+
+
+def _lowered(bucket: Bucket | None, level: float | None) -> Bucket | None:
+    return bucket if bucket is None or level is None else bucket._replace(level=min(bucket.level, level))
+
+
+def _refuse(limit: str, wait_s: float, sharers: int) -> Refusal:
+    text = f"This API key is limited to {limit}"
+    if sharers > 1:
+        text += f", and this node, which can't ask the others, to a share of 1/{sharers}"
+    text += ". Try again later."
     return Refusal(CloseReason.RATE_LIMITED, "rate_limit_exceeded", text, min(wait_s, RETRY_AFTER_S_MAX))

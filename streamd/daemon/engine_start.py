@@ -16,6 +16,7 @@ from streamd.api.rights import Rights
 from streamd.config import ConfigError, Settings
 from streamd.core.keys import Keys
 from streamd.daemon import keyfile, logs
+from streamd.daemon.shared import hash_of
 from streamd.engine_url import parse_engine_urls
 from streamd.files import why_unreadable
 from streamd.net.runtime import Runtime
@@ -33,12 +34,15 @@ def cluster_of(runtime: Runtime, settings: Settings, rights: Rights, rng: random
     """
     if not settings.engine:
         return None
-    from streamd.engine.cluster import Cluster  # Why here: only a configured engine needs it
+    from streamd.engine.cluster import Cluster  # Why here: only a configured engine needs them
+    from streamd.engine.key_limits import LimitedKeys
 
     node = settings.node or socket.gethostname()
     terms = link_terms_of(settings, runtime.hub.member)
     assert terms is not None
-    return Cluster(runtime, settings, terms, node=node, fingerprint=KeyFingerprint(rights), say=_say, rng=rng)
+    limited = LimitedKeys(lambda: rights.keys, hash_of, rights.refresh, rights.lower)
+    fingerprint = KeyFingerprint(rights)
+    return Cluster(runtime, settings, terms, node=node, fingerprint=fingerprint, limited=limited, say=_say, rng=rng)
 
 
 def link_terms_of(settings: Settings, member: str) -> LinkTerms | None:

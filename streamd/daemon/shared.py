@@ -2,7 +2,8 @@
 
     head       the version, the daemon's start time, and for each row the pid of the worker that counts in it
     rows       the base row, then each worker's (the layout is net/totals.py's)
-    ledgers    the base ledger, then each worker's: its counts for every API key that it has seen
+    ledgers    the base ledger, then each worker's: its counts for every API key that it has seen; then that of other
+               nodes, which one of the workers writes (engine/key_limits.py)
     pairs      the upstreams and models that requests are counted under, by index (net/served.py)
     crossings  for each worker: how many connections it was sent by each other worker, and has taken from each
 
@@ -27,6 +28,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import secrets
 import time
 from collections.abc import Iterator, MutableSequence, Sequence
 from operator import mul
@@ -42,15 +44,17 @@ from streamd.net.totals import BEAT_AT, RESIDENT_AT, CounterRow, Totals
 
 BYTES_PER_NUMBER = 8
 
-# The head: two numbers, then for each slot the pid of its owner, the worker that counts in the row.
-VERSION, STARTED_MS, OWNERS = range(3)
-HEAD_LEN = 2 + WORKERS_MAX
+# The head: three numbers, then for each slot the pid of its owner, the worker that counts in the row. LIFE is drawn by
+# the first worker: counts that other nodes see go on under it for as long as the mapping lives.
+VERSION, STARTED_MS, LIFE, OWNERS = range(4)
+HEAD_LEN = 3 + WORKERS_MAX
 
 # A ledger: two numbers, then entries: the key's hash, three counts, and the look in the order of _packed.
 GENERATION, COUNT = range(2)
 LEDGER_HEAD_LEN = 2
 HASH, REQUESTS, TOKENS, STREAMS, LOOK = range(5)
 LOOK_LEN = 9
+SHARERS = LOOK  # in the ledger of other nodes, which has no looks
 ENTRY_LEN = LOOK + LOOK_LEN
 LEDGER_LEN = LEDGER_HEAD_LEN + KEYS_MAX * ENTRY_LEN
 
@@ -130,6 +134,11 @@ class KeyLedger:
         numbers = self._numbers
         return Spent(numbers[at + REQUESTS], numbers[at + TOKENS], numbers[at + STREAMS])
 
+    def sharers(self, key_hash: int) -> int:
+        """In the ledger of other nodes: how many share the key's limits; 1 if they can ask each other."""
+        at = self.place(key_hash)
+        return 1 if at is None else max(1, self._numbers[at + SHARERS])
+
     def fold(self, other: KeyLedger) -> None:
         """Add the counts of a dead worker, except its running streams, which ended with it; take its look if newer."""
         numbers = other._numbers
@@ -156,7 +165,7 @@ class KeySpending:
     __slots__ = ("_entry", "_hash", "_ledgers", "_others")
 
     def __init__(self, key_hash: int, entry: MutableSequence[int], ledgers: Sequence[KeyLedger], own: int) -> None:
-        """`entry` in the ledger of index `own` is this worker's."""
+        """`entry` in the ledger of index `own` is this worker's; the last ledger is that of other nodes."""
         self._hash = key_hash
         self._entry = entry
         self._ledgers = ledgers
@@ -170,8 +179,12 @@ class KeySpending:
         _write_look(self._entry, look)
 
     def seen(self) -> tuple[Spent, Look | None]:
-        """The counts of all other workers, including the dead, and the newest look of any."""
+        """The counts of all other workers, including the dead, and of other nodes, and the newest look of any."""
         return _seen(self._hash, self._ledgers, self._others)
+
+    def sharers(self) -> int:
+        """The nodes that each have a share of the key's limits."""
+        return self._ledgers[-1].sharers(self._hash)
 
 
 def _seen(key_hash: int, looked_at: Sequence[KeyLedger], counted: Sequence[KeyLedger]) -> tuple[Spent, Look | None]:
@@ -243,9 +256,9 @@ class Shared:
         rows = [numbers[rows_at + k * row_len : rows_at + (k + 1) * row_len] for k in range(workers + 1)]
         self.base: CounterRow = rows[0]
         self.rows: list[CounterRow] = list(rows[1:])
-        ledgers = [numbers[ledgers_at + k * LEDGER_LEN : ledgers_at + (k + 1) * LEDGER_LEN] for k in range(workers + 1)]
-        self._ledgers = [KeyLedger(each) for each in ledgers]  # the base's first
-        crossings_at = ledgers_at + (workers + 1) * LEDGER_LEN
+        ledgers = [numbers[ledgers_at + k * LEDGER_LEN : ledgers_at + (k + 1) * LEDGER_LEN] for k in range(workers + 2)]
+        self._ledgers = [KeyLedger(each) for each in ledgers]  # the base's first, that of other nodes last
+        crossings_at = ledgers_at + (workers + 2) * LEDGER_LEN
         crossings = [numbers[crossings_at + k * CROSSINGS_LEN :][:CROSSINGS_LEN] for k in range(workers)]
         pairs_at = crossings_at + workers * CROSSINGS_LEN
         self._pairs_count = numbers[pairs_at : pairs_at + 1]
@@ -346,13 +359,47 @@ class Shared:
     def account_of(self, key_id: str) -> KeySpending | None:
         """A key's place; None if this worker's ledger is full."""
         assert self._slot is not None
-        key_hash, own = _hash(key_id), 1 + self._slot
+        key_hash, own = hash_of(key_id), 1 + self._slot
         entry = self._ledgers[own].entry(key_hash)
         return None if entry is None else KeySpending(key_hash, entry, self._ledgers, own)
 
     def usage_in_all(self, key_id: str) -> tuple[Spent, Look | None]:
-        """The sum of all workers' counts of a key, and the newest look of any worker."""
-        return _seen(_hash(key_id), self._ledgers, self._ledgers)
+        """The sum of all workers' and nodes' counts of a key, and the newest look of any worker."""
+        return _seen(hash_of(key_id), self._ledgers, self._ledgers)
+
+    def spent_elsewhere(self, key_id: str) -> Spent:
+        """The counts of other nodes, as far as they are known here."""
+        return self.heard_of(hash_of(key_id))
+
+    # -- keys over all nodes (engine/key_limits.py's NodeBoard)
+
+    @property
+    def life(self) -> int:
+        """A number that no other daemon's workers have."""
+        if not self._head[LIFE]:
+            with self._alone():
+                self._head[LIFE] = self._head[LIFE] or 1 + secrets.randbits(62)
+        return self._head[LIFE]
+
+    def is_first(self, now: float) -> bool:
+        """Whether no worker of a lower slot is ready: one worker speaks for all."""
+        assert self._slot is not None
+        return not any(self.alive(slot, now) for slot in range(self._slot))
+
+    def spent_here(self, key_hash: int) -> Spent:
+        """The sum of all workers' counts of a key."""
+        return _seen(key_hash, (), self._ledgers[:-1])[0]
+
+    def heard_of(self, key_hash: int) -> Spent:
+        """The counts of other nodes that were shown last."""
+        return self._ledgers[-1].spent(key_hash)
+
+    def set_elsewhere(self, key_hash: int, spent: Spent, sharers: int) -> None:
+        """Show the workers the counts of other nodes, and how many share the key's limits (1: none)."""
+        entry = self._ledgers[-1].entry(key_hash)
+        if entry is not None:
+            entry[REQUESTS], entry[TOKENS], entry[STREAMS] = spent
+            entry[SHARERS] = sharers
 
     # -- sums
 
@@ -427,15 +474,22 @@ class Shared:
         self._head[OWNERS + slot] = 0
 
 
-def _hash(key_id: str) -> int:
+def hash_of(key_id: str) -> int:
+    """The number of a key in the ledgers."""
     return int.from_bytes(hashlib.blake2b(key_id.encode(), digest_size=8).digest(), "little")
 
 
 def size_bytes(workers: int) -> int:
-    """The size of the mapping: the head; rows and ledgers of the base and of each worker; crossings; pairs."""
-    return (
-        HEAD_LEN + (workers + 1) * (totals.LAYOUT.row_len + LEDGER_LEN) + workers * CROSSINGS_LEN + PAIRS_LEN
-    ) * BYTES_PER_NUMBER
+    """The size of the mapping: the head; rows and ledgers of the base and of each worker; the ledger of other nodes;
+    crossings; pairs.
+    """
+    rows_len, ledgers_len = (workers + 1) * totals.LAYOUT.row_len, (workers + 2) * LEDGER_LEN
+    return (HEAD_LEN + rows_len + ledgers_len + workers * CROSSINGS_LEN + PAIRS_LEN) * BYTES_PER_NUMBER
+
+
+def shared_alone() -> Shared:
+    """A mapping of its own for the only worker of a daemon, in which it counts keys over all nodes."""
+    return Shared(create(1), 1, (), 0)
 
 
 def create(workers: int) -> int:

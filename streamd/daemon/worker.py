@@ -50,7 +50,7 @@ from streamd.daemon.drain import Drain, DrainStep
 from streamd.daemon.engine_start import cluster_of, link_terms_of
 from streamd.daemon.levels import Levels
 from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets, write_step
-from streamd.daemon.shared import Shared
+from streamd.daemon.shared import Shared, shared_alone
 from streamd.daemon.upstream_reports import UpstreamReports
 from streamd.log_levels import LevelChange, LogLevels
 from streamd.net import totals
@@ -124,6 +124,7 @@ class Worker:
         self.settings = settings
         self.rng = rng or random.Random()
         self.budget = budget or budget_of(settings)
+        self._has_peers = admission is not None  # join() follows
         admission = admission or admission_of(settings, self.budget)
         hub = Hub(
             log_bytes_max=admission.logs_bytes_max,
@@ -150,7 +151,6 @@ class Worker:
         self.parent_bytes = 0  # of the parent process, which doesn't grow
         self._busy_s = busy_s
         self._busy_at = (busy_s(), loop.time())
-        self._standing_events = 0
         self._saturation: dict[str, float] = {}  # the daemon's, as of the last totals()
         self.state = DaemonState.STARTING
         self.started_at = loop.time()
@@ -158,7 +158,7 @@ class Worker:
         self._request_log = RequestLog(self.runtime, self._lines, self.upstreams.served)
         self.draining: Drain | None = None
         self.drained: asyncio.Future[Report] = loop.create_future()
-        self._charged_logs = self._charge_turn = 0
+        self._charged_logs = self._charge_turn = self._standing_events = 0
         self._entrances: dict[tuple[str, int, bool], Entrance] = {}
         # by whether they are of operators
         self._servers: dict[bool, list[asyncio.AbstractServer]] = {False: [], True: []}
@@ -228,6 +228,9 @@ class Worker:
         if self.cluster is not None:
             runtime.hub.copies = streams.seeking.cluster = self.cluster
             runtime.sweep.on_tick.append(self.cluster.tick)
+            if not self._has_peers:
+                self.cluster.key_limits.board = alone = shared_alone()
+                rights.share(alone)
         runtime.sweep.on_tick += [
             self._tick,
             upstreams.tick,
@@ -514,6 +517,8 @@ class Worker:
         self.upstreams.share(shared)
         self._request_log.faults.board = shared
         self.rights.share(shared)
+        if self.cluster is not None:
+            self.cluster.key_limits.board = shared
         peers.start()
 
     def take_note(self, note: Note) -> None:

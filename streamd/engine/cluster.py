@@ -22,6 +22,7 @@ from streamd.core.stream import Stream
 from streamd.engine.condition import Condition
 from streamd.engine.facts import facts_of, pack_facts
 from streamd.engine.followed import FollowedStreams
+from streamd.engine.key_limits import KeyLimits, LimitedKeys
 from streamd.engine.link import LinkTerms
 from streamd.engine.members import Members, Say
 from streamd.engine.notes import ClusterNote, NoteKind, Notes
@@ -57,10 +58,11 @@ class Cluster:
         *,
         node: str,
         fingerprint: Callable[[], str],
+        limited: LimitedKeys,
         say: Say,
         rng: random.Random,
     ) -> None:
-        """`fingerprint`: of the keys in use; `say` writes a line of the log."""
+        """`fingerprint`: of the keys in use; `limited`: those with limits; `say` writes a line of the log."""
         self._runtime = runtime
         self._say = say
         self._push_s = settings.engine_push_s
@@ -106,6 +108,18 @@ class Cluster:
         self.notes.on(NoteKind.SYNC, self._take_sync)
         self.notes.on(NoteKind.FOLLOW, self.remote_readers.take_follow)
         self.notes.on(NoteKind.LEFT, self.remote_readers.take_left)
+        self.key_limits = KeyLimits(
+            limited,
+            shard_of=self.servers.shard_of,
+            name_of=keys.spending,
+            member=self.member,
+            nodes=self.members.nodes_seen,
+            guard=guard,
+            time=time,
+            soon=runtime.loop.call_soon,
+            lease_s=settings.engine_lease_s,
+            shares_alone=settings.limits_alone == "share",
+        )
         probe_key = keys.probe(self.member)
         self.conditions = {
             shard.url.name: Condition(shard, probe_key=probe_key, members_key=keys.members(), time=time, say=say)
@@ -119,6 +133,7 @@ class Cluster:
 
     def start(self) -> None:
         """Begin to connect."""
+        self.key_limits.tick(self._runtime.time())  # before a request is counted
         self.servers.start()
         self.notes.start()
 
@@ -147,6 +162,7 @@ class Cluster:
         self.notes.tick(now)
         self.remote_readers.tick(now)
         self.followed.tick(now)
+        self.key_limits.tick(now)
         for condition in self.conditions.values():
             condition.tick(now)
         if now >= self._scan_at:
@@ -180,6 +196,7 @@ class Cluster:
         while self._has_unwritten() and runtime.time() < deadline:
             self.owner.tick(runtime.time())
             await asyncio.sleep(_POLL_S)
+        self.key_limits.stop()
         self.members.stop()
         while self._has_unanswered() and runtime.time() < deadline:  # noqa: ASYNC110 (as above)
             await asyncio.sleep(_POLL_S)

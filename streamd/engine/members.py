@@ -118,6 +118,7 @@ class Members:
         self._forget_s = forget_s
         self._state = "up"
         self._beats = 0
+        self._nodes = 1
         self._beat_at = self._survey_at = 0.0
         self._whole_since = [time()] * len(servers)  # when the link was last seen disturbed
         self._incomplete_until = [0.0] * len(servers)  # copies may be missing before: their owners write them
@@ -254,6 +255,7 @@ class Members:
             known.take(value, now)
             if now - known.changed_at > self._forget_s and server.link.has_room:
                 server.link.ask(packed("HDEL", self._key, member), _ignore)
+        self._nodes = len({facts.node for facts in self.shown().values() if facts.state == "up"})
         self._compare_keys()
 
     def _compare_keys(self) -> None:
@@ -268,6 +270,10 @@ class Members:
                     node=facts.node,
                     own_node=self._node,
                 )
+
+    def nodes_seen(self) -> int:
+        """The number of nodes at the last survey that the engine answered."""
+        return self._nodes
 
     def shown(self) -> dict[str, MemberFacts]:
         """The members that are known to live, as of the last survey, on the first server."""

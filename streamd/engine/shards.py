@@ -56,6 +56,10 @@ class CopyKeys:
         """The channel that wakes a member for its notes."""
         return f"{self._prefix}c:in:{member}".encode()
 
+    def spending(self, key_hash: str) -> bytes:
+        """The hash of what nodes have spent of a key."""
+        return f"{self._prefix}{{{partition_of(key_hash)}}}:k:{key_hash}".encode()
+
     def probe(self, member: str) -> bytes:
         """A stream that a member makes and removes to see its rights."""
         return f"{self._prefix}{{0}}:probe:{member}".encode()

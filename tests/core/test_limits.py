@@ -61,6 +61,9 @@ class Place:
         summed = Spent(*map(sum, zip(NOTHING, *others, strict=True)))
         return summed, max(looks, key=lambda look: look[:2], default=None)
 
+    def sharers(self) -> int:
+        return 1
+
 
 def test_without_limits_nothing_is_refused() -> None:
     account = Account()

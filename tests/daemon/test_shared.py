@@ -270,7 +270,7 @@ def test_sums_saturate_in_the_mapping(fd: int) -> None:
         place.publish(Spent(TOTAL_MAX, TOTAL_MAX, 1))
         Shared(fd, WORKERS, []).bury(slot, 0)
     base = Shared(fd, WORKERS, [])._ledgers[0]
-    assert base.spent(shared_module._hash("k1")) == Spent(TOTAL_MAX, TOTAL_MAX, 0)
+    assert base.spent(shared_module.hash_of("k1")) == Spent(TOTAL_MAX, TOTAL_MAX, 0)
     limited = key(requests_per_minute=5)
     assert admit(accounts_of(fd, 2).of(limited), limited, 0.0)
 

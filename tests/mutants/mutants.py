@@ -609,6 +609,63 @@ CORE: Final = (
         "if copy.state in (CopyState.WRITTEN, CopyState.DONE) and",
         "if copy.state in (CopyState.WRITTEN,) and",
     ),
+    # engine/key_limits.py: limits of keys over all nodes
+    Mutant(
+        "what other nodes spent of a key counts nowhere",
+        "engine/key_limits.py",
+        "KeyLimits._show",
+        "Spent(tally.requests, tally.tokens, tally.streams)",
+        "NOTHING",
+    ),
+    Mutant(
+        "a node that begins to watch a key takes off what was spent long ago",
+        "engine/key_limits.py",
+        "KeyLimits._take",
+        "if tally.is_watching:",
+        "if True:",
+    ),
+    Mutant(
+        "a key has a whole bucket at a node that was restarted",
+        "engine/key_limits.py",
+        "KeyLimits._heard",
+        "            self._limited.lower(tally.key, levels)\n",
+        "",
+    ),
+    Mutant(
+        "streams of a dead node count for ever",
+        "engine/key_limits.py",
+        "KeyLimits._heard",
+        "if now - field.changed_at < self._lease_s",
+        "if True",
+    ),
+    Mutant(
+        "tokens that others spent come off in a lump, and lock the key out",
+        "engine/key_limits.py",
+        "KeyLimits._heard",
+        "            self._limited.refresh(tally.key)\n",
+        "",
+    ),
+    Mutant(
+        "a worker that takes over from a dead one gives back what other nodes spent",
+        "engine/key_limits.py",
+        "_Tally.__init__",
+        "self.requests, self.tokens, self.streams = known",
+        "self.requests, self.tokens, self.streams = NOTHING",
+    ),
+    Mutant(
+        "each node allows all of a limit while it can't ask the others",
+        "engine/key_limits.py",
+        "KeyLimits._alone",
+        "max(1, self._nodes()) if self._shares_alone else 1",
+        "1",
+    ),
+    Mutant(
+        "every worker of a node tells what all of them spent",
+        "engine/key_limits.py",
+        "KeyLimits.tick",
+        "if not board.is_first(now):",
+        "if False:",
+    ),
     # engine/: replies in step, links that end and come back
     Mutant(
         "a reply beyond the last command is taken for the next command's",
