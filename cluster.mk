@@ -3,7 +3,7 @@
 
 CLUSTER := .venv-cluster
 
-.PHONY: test-cluster bench-engine run-cluster
+.PHONY: test-cluster bench-engine bench-fleet run-cluster
 
 $(CLUSTER)/.ready: tests/cluster/requirements.txt $(VENV)/.dev
 	@echo "installing Valkey into $(CLUSTER) …"
@@ -18,3 +18,6 @@ run-cluster: $(CLUSTER)/.ready ## two nodes that share a Valkey: curl lines to s
 
 bench-engine: $(CLUSTER)/.ready ## all that an engine costs, against its bounds (cc, taskset; half an hour, quiet machine; ARGS="memory resume")
 	@$(BIN)/python loadtest/engine_bench.py --results loadtest/results $(ARGS)
+
+bench-fleet: $(CLUSTER)/.ready ## CPU of an engine for the command streams of 100 nodes, scaled (a minute; ARGS="--push-ms 100")
+	@$(BIN)/python loadtest/engine_fleet.py $(ARGS)
