@@ -64,6 +64,7 @@ class Cluster:
     ) -> None:
         """`fingerprint`: of the keys in use; `limited`: those with limits; `say` writes a line of the log."""
         self._runtime = runtime
+        self._settings = settings
         self._say = say
         self._push_s = settings.engine_push_s
         self._push_timer: asyncio.TimerHandle | None = None
@@ -108,23 +109,27 @@ class Cluster:
         self.notes.on(NoteKind.SYNC, self._take_sync)
         self.notes.on(NoteKind.FOLLOW, self.remote_readers.take_follow)
         self.notes.on(NoteKind.LEFT, self.remote_readers.take_left)
-        self.key_limits = KeyLimits(
-            limited,
-            shard_of=self.servers.shard_of,
-            name_of=keys.spending,
-            member=self.member,
-            nodes=self.members.nodes_seen,
-            guard=guard,
-            time=time,
-            soon=runtime.loop.call_soon,
-            lease_s=settings.engine_lease_s,
-            shares_alone=settings.limits_alone == "share",
-        )
+        self.key_limits = self._new_key_limits(limited, keys)
         probe_key = keys.probe(self.member)
         self.conditions = {
             shard.url.name: Condition(shard, probe_key=probe_key, members_key=keys.members(), time=time, say=say)
             for shard in shards
         }
+
+    def _new_key_limits(self, limited: LimitedKeys, keys: CopyKeys) -> KeyLimits:
+        runtime, settings = self._runtime, self._settings
+        return KeyLimits(
+            limited,
+            shard_of=self.servers.shard_of,
+            name_of=keys.spending,
+            member=self.member,
+            nodes=self.members.nodes_seen,
+            guard=runtime.guard,
+            time=runtime.time,
+            soon=runtime.loop.call_soon,
+            lease_s=settings.engine_lease_s,
+            shares_alone=settings.limits_alone == "share",
+        )
 
     def _facts(self, stream: Stream) -> bytes:
         return pack_facts(facts_of(stream, self._runtime.time(), self._runtime.unix_time()))

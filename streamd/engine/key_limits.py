@@ -360,10 +360,11 @@ def _grown(total: int, count: int) -> int:
     return max(0, min(TOTAL_MAX, total + count))
 
 
-def _lowest(one: KeyLevels | None, other: KeyLevels | None) -> KeyLevels | None:
-    if one is None or other is None:
-        return one or other
-    return KeyLevels(*(min((x for x in both if x is not None), default=None) for both in zip(one, other, strict=True)))
+def _lowest(known: KeyLevels | None, told: KeyLevels | None) -> KeyLevels | None:
+    if known is None or told is None:
+        return known or told
+    pairs = zip(known, told, strict=True)
+    return KeyLevels(*(min((level for level in pair if level is not None), default=None) for pair in pairs))
 
 
 def _ignore(reply: Reply) -> None:
