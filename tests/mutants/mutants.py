@@ -609,6 +609,14 @@ CORE: Final = (
         "if copy.state in (CopyState.WRITTEN, CopyState.DONE) and",
         "if copy.state in (CopyState.WRITTEN,) and",
     ),
+    Mutant(
+        "a drained node is lost for the others before its last words are in the engine",
+        "engine/cluster.py",
+        "Cluster.flush",
+        "while self._has_unwritten() and",
+        "while False and",
+        tests=("tests/engine/test_cluster_end.py",),
+    ),
     # engine/key_limits.py: limits of keys over all nodes
     Mutant(
         "what other nodes spent of a key counts nowhere",
