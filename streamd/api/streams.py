@@ -173,12 +173,10 @@ class Streams:
         """
         request = answer.request
         self.seeking.check_followed(stream)
-        if stream.terms.is_copy and seq > stream.log.seq_next:
-            if stream.reason is None:
-                again = lambda: self.join(answer, stream, seq, policy, resumed=resumed, is_told=is_told)  # noqa: E731
-                self.seeking.wait_for_copy(answer, stream, seq, again)
-                return
-            seq = stream.log.seq_next
+        if stream.terms.is_copy and seq > stream.log.seq_next and stream.reason is None:
+            again = lambda: self.join(answer, stream, seq, policy, resumed=resumed, is_told=is_told)  # noqa: E731
+            self.seeking.wait_for_copy(answer, stream, seq, again)
+            return
         request.model = request.model or stream.terms.model
         request.upstream = stream.upstream
         is_owed_a_word = stream.reason is CloseReason.NODE_LOST and not is_told

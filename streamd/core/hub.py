@@ -2,7 +2,8 @@
 
 Bounds
     streams live      bounded by admission (core/admission.py)
-    streams kept      a sealed stream stays for its retention, unless the logs' budget runs short: then the logs of
+    streams kept      a sealed stream stays for its retention, and until its copy elsewhere has its end, unless the
+                      logs' budget runs short: then the logs of
                       finished streams go first, then the oldest halves of live logs. A reader that still needs a
                       removed event gets a gap (docs/PROTOCOL.md, section 3), never a lie. kept_max bounds their number,
                       and with it that of names, idempotency keys and conversations
@@ -113,6 +114,9 @@ class StreamCopies(Protocol):
 
     def is_read_elsewhere(self, stream: Stream) -> bool:
         """Whether a stream of this worker has readers at other nodes."""
+
+    def need(self, stream: Stream) -> bool:
+        """Whether the copy of the finished stream lacks the end, for which its readers elsewhere wait."""
 
 
 def _nothing(stream: Stream) -> None:
@@ -558,7 +562,9 @@ class Hub:
                     if stream.grace_until and stream.grace_until <= now:
                         self.abandon(stream, now)
                     continue
-                if not stream.readers and stream.sealed_at + stream.terms.retention_s <= now:
+                if stream.readers or stream.sealed_at + stream.terms.retention_s > now:
+                    continue
+                if self.copies is None or not self.copies.need(stream):
                     self.remove(stream)
             except Exception as error:
                 self.crash(stream, "Hub.sweep", error, now)

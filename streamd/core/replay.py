@@ -357,7 +357,7 @@ class ReplayLog(_Joined):
         if found:
             record = self._put_switching(*found)
             self._text_base -= len(record)
-            self._keep_bounds()  # the template takes room, too
+            self.keep_bounds()  # the template takes room, too
             return self._count(is_text=False)
         self.keep_whole(event)
         return False
@@ -570,7 +570,7 @@ class ReplayLog(_Joined):
         self._text_base += len(self._tail) - len(head)
         self._tail = b"".join((head, *record))
         self.bytes_held += _tail_held(self._tail)
-        self._keep_bounds()
+        self.keep_bounds()
 
     def _seal_tail(self) -> None:
         """The tail becomes a segment; the caller begins another."""
@@ -582,7 +582,7 @@ class ReplayLog(_Joined):
 
     # Forgetting.
 
-    def _keep_bounds(self) -> None:
+    def keep_bounds(self) -> None:
         """Above a bound, drop an eighth at once, so that the next segments drop nothing."""
         if self.bytes_held > self.bytes_max or self.seq_next - self.seq_first >= self.events_max:
             self._drop(self.bytes_max * 7 // 8, self.events_max * 7 // 8)
@@ -652,7 +652,7 @@ class ReplayLog(_Joined):
             log._tail = parts.segments[-1]
             log.bytes_held += _tail_held(log._tail)
         log._text_base = parts.text_bytes + parts.text_events - len(log._tail)
-        log._keep_bounds()
+        log.keep_bounds()
         return log
 
     # A copy in another place (core/log_record.py).
@@ -708,7 +708,13 @@ class ReplayLog(_Joined):
         return record
 
     def extend(self, record: LogRecord) -> None:
-        """Add a record that since() of another log returned: the bytes of both logs are equal then, up to its end.
+        """As add(), and then keep to the bounds."""
+        self.add(record)
+        self.keep_bounds()
+
+    def add(self, record: LogRecord) -> None:
+        """Add a record that since() of another log returned: the bytes of both logs are equal then, up to its end. The
+        caller calls keep_bounds() once it has read the new events: a small log may not have room for all of them.
 
         The record may come from a stranger. Raises ValueError, with nothing changed, unless the record continues this
         log, or starts over and this log is new, and every byte of it can be read. Texts are counted from the bytes, so
@@ -740,7 +746,6 @@ class ReplayLog(_Joined):
         self.seq_next += walk.events
         self._other_events += walk.events - walk.text_events
         self._stop_writing(walk)
-        self._keep_bounds()
 
     def replace(self, fresh: ReplayLog) -> None:
         """Take over the content of another log of the same stream, which ends here or later. Cursors keep their seqs.

@@ -460,8 +460,13 @@ class Subscriber(_PerEvent):
     # -- catching up
 
     def start(self, seq: int, *, writable: bool = True) -> None:
-        """Begin at `seq` (1 <= seq <= log.seq_next; below the log's first it is a gap)."""
-        self.seq_start = self.own_position = seq
+        """Begin at `seq` (below the log's first it is a gap).
+
+        1 <= seq <= log.seq_next; of a lost stream `seq` may be larger: its node had given the reader more than others
+        know of.
+        """
+        self.seq_start = seq
+        self.own_position = min(seq, self.stream.log.seq_next)
         if self.state is not SubscriberState.CATCHING:
             return  # announce_reset() filled the transport: resume() goes on from here
         if writable:
@@ -471,9 +476,9 @@ class Subscriber(_PerEvent):
 
     def place(self) -> ReaderPlace:
         """The argument of another process's go_on_from()."""
-        return ReaderPlace(
-            self.policy, self.form, self.position, self.seq_start, self.dropped, self._gap_from, self.bytes_delivered
-        )
+        position = self.position
+        first = min(self.seq_start, position)
+        return ReaderPlace(self.policy, self.form, position, first, self.dropped, self._gap_from, self.bytes_delivered)
 
     def go_on_from(self, place: ReaderPlace, *, writable: bool) -> None:
         """Begin where the reader was in another process, in place of start(). Policy and form are the constructor's.
@@ -670,13 +675,15 @@ class Subscriber(_PerEvent):
             self.sink.stream_ended(self.stream.ended_clean)
 
     def _tell_of_loss(self) -> None:
-        """The stream's node is lost: an error event without a seq of its own, since the node may live and go on."""
+        """The stream's node is lost: an error event without a seq of its own, since the node may live and go on. Then
+        the reader goes on behind the last event that it has, which others may have never got.
+        """
         stream = self.stream
         event = stream.loss_event()
         if self.form in EVENTS_ONLY:
             event = sse.data_lines(event)
         else:
-            event = b"id: %b!\n%b" % (stream.event_id(stream.events).encode(), event)
+            event = b"id: %b!\n%b" % (stream.event_id(max(stream.events, self.seq_start - 1)).encode(), event)
         frame = encode_chunk(event) if self.form in IN_CHUNKS else event
         self._bytes_written += len(frame)
         self.write(frame)
@@ -772,7 +779,7 @@ class Subscriber(_PerEvent):
     @property
     def events_delivered(self) -> int:
         """Events handed to the transport, gaps not counted."""
-        return self.position - self.seq_start - self.dropped
+        return max(0, self.position - self.seq_start - self.dropped)
 
     @property
     def bytes_delivered(self) -> int:
@@ -989,8 +996,11 @@ class Stream(_StreamPerToken):
         """
         log = self.log
         cursor, seq = log.cursor_at_end(), log.seq_next
-        log.extend(record)
-        self._hand_out_from(cursor, seq, now, shows_first=bool(record.templates))
+        log.add(record)
+        try:
+            self._hand_out_from(cursor, seq, now, shows_first=bool(record.templates))
+        finally:
+            log.keep_bounds()
 
     def look_into_log(self, now: float) -> None:
         """Learn from the log of a copy as much as its readers may need: of its first event, and of its last."""

@@ -235,6 +235,10 @@ class Cluster:
             self.owner.grown(stream)
             self.remote_readers.ended(stream)
 
+    def need(self, stream: Stream) -> bool:
+        """As core/hub.py's StreamCopies: whether the finished stream has to stay, because its copy lacks its end."""
+        return not stream.terms.is_copy and self.owner.need(stream)
+
     def removed(self, stream: Stream) -> None:
         """The hub has removed the stream. A copy of it in the engine ends by its own time to live."""
         if stream.terms.is_copy:

@@ -151,7 +151,7 @@ class EngineConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None and not self._is_over and out:
+        if self._transport is not None and self._fault is EngineFault.NONE and out:
             with self._guard:
                 self._transport.write(b"".join(out))
 

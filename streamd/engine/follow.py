@@ -137,6 +137,7 @@ class Follow:
         self.state = FollowState.SUBSCRIBING
         self.stream: Stream | None = None
         self._position = Position(0, 0)  # of the newest entry that the stream has
+        self._found_end: End | None = None  # in that entry
         self._fence_seen = 0  # the highest of a copy, also of what was shorter than the log here
         self._facts: StreamFacts | None = None
         self.member = ""  # that wrote the copy's newest fence
@@ -364,26 +365,26 @@ class Follow:
         else:
             self.stream.replace_log(log, self._time())
         self._reader = None
-        self._position, self._facts, self.member = reader.position, facts, reader.member
+        self._position, self._found_end = reader.position, reader.end
+        self._facts, self.member = facts, reader.member
         self._go(FollowState.FOLLOWING)
         self._heard()
-        self._read_all(reader.end, has_gained=True)
+        self._read_all(has_gained=True)
 
     def _go_on(self, entries: list[Entry]) -> None:
         """Entries behind those that the stream has."""
         stream = self.stream
         assert stream is not None
-        end: End | None = None
         for entry in entries:
             self._add(entry, stream)
-            self._position, end = entry.position, entry.end
+            self._position, self._found_end = entry.position, entry.end
             self.member = entry.raised_by or self.member
         if len(entries) == READ_ENTRIES:
             self._read()
             return
         if entries:
             self._heard()
-        self._read_all(end, has_gained=bool(entries))
+        self._read_all(has_gained=bool(entries))
 
     def _add(self, entry: Entry, stream: Stream) -> None:
         log, last = stream.log, stream.log.seq_next - 1
@@ -402,11 +403,11 @@ class Follow:
             raise NotNext("events are missing, or overlap")
         stream.take_record(record, self._time())
 
-    def _read_all(self, end: End | None, *, has_gained: bool) -> None:
+    def _read_all(self, *, has_gained: bool) -> None:
         """The copy is read to its end: now the messages that waited, or the stream's end."""
         stash, self._stash, self._stash_bytes = self._stash, [], 0
-        if end is not None:
-            self._end(end)
+        if self._found_end is not None:
+            self._end(self._found_end)
             return
         for message in stash:
             if not self._take(message):

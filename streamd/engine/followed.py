@@ -387,7 +387,7 @@ class FollowedStreams:
     def _look(self, known: _Followed, now: float) -> None:
         follow, stream = known.follow, known.stream
         follow.tick(now)
-        if follow.state is FollowState.LOOKING and self._members.is_lost(known.shard, follow.member):
+        if follow.state is FollowState.LOOKING and self._is_lost(known):
             follow.declare_lost(self._member)
         if stream is None:
             return
@@ -398,6 +398,11 @@ class FollowedStreams:
         is_idle = stream.reason is None and now - known.read_at > IDLE_S
         if not stream.readers and (known.is_stale or is_over or is_idle):
             self._drop(known)
+
+    def _is_lost(self, known: _Followed) -> bool:
+        """Whether the stream's owner is lost. A stream that this process had, and has no more, is as lost."""
+        member = known.follow.member
+        return member == self._member or self._members.is_lost(known.shard, member)
 
     def states(self) -> dict[str, int]:
         """How many follows are in each state."""

@@ -314,6 +314,14 @@ class CopyOwner:
                 self._go(copy, CopyState.VERIFYING)
                 self._write(copy, self._time())
 
+    def need(self, stream: Stream) -> bool:
+        """Whether the copy of a finished stream lacks its end: without it readers elsewhere would wait for ever.
+
+        For live_ttl at most: by then the copy is gone.
+        """
+        copy = self._server_of(stream.id).copies.get(id_of(stream))
+        return copy is not None and copy.is_behind and self._time() - stream.sealed_at < self._live_ttl_s
+
     def removed(self, stream: Stream) -> None:
         """The stream is no longer kept here. Its copy ends by its own time to live."""
         server = self._server_of(stream.id)
@@ -633,6 +641,9 @@ class CopyOwner:
         if copy.channel_mark is not None and is_end:
             self._push(copy, copy.channel_mark)  # in front of the end, so that followers needn't read for it
         self._tell_written(copy, is_end=is_end)
+        if is_end:
+            copy.channel_mark = None
+            copy.server.followed.pop(copy.id, None)
 
     def _refused(self, copy: OwnedCopy, error: EngineError, now: float) -> None:
         if isinstance(error, EngineLost):

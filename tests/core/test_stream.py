@@ -874,6 +874,33 @@ def test_a_record_reaches_a_live_reader_in_a_single_write() -> None:
     assert len(reader.frames) == before + 1 and reader.seqs == list(range(1, 52))
 
 
+def test_a_record_larger_than_the_log_reaches_every_live_reader() -> None:
+    loop = Loop()
+    own, copy = new_stream(), new_stream(loop, stream_log_events_max=20)
+    readers = [Reader(copy, loop), Reader(copy, loop, form=Form.BARE), Reader(copy, loop, form=Form.RAW_CHUNKED)]
+    mark = own.log.mark_at_start()
+    for count in (1, 300):
+        feed(own, count)
+        record = own.log.since(mark, bytes_max=1 << 20)
+        assert record is not None
+        copy.take_record(record, 1.0)
+        loop.rest()
+    assert copy.log.seq_first > 200, "the log has dropped most of the record"
+    for reader in readers:
+        assert text_of(events_in(reader.body)) == said(own)
+
+
+def test_a_reader_that_has_more_of_a_lost_stream_than_is_known_here_keeps_its_position() -> None:
+    loop = Loop()
+    stream = new_stream(loop)
+    feed(stream, 3)
+    stream.seal(CloseReason.NODE_LOST, 2.0, clean=False)
+    for seq, told in ((2, 3), (4, 3), (9, 8)):
+        reader = Reader(stream, loop, seq=seq)
+        assert f"id: {stream.id}:{told}!\n".encode() in reader.body
+        assert reader.ended is False and reader.subscriber.events_delivered == max(0, 4 - seq)
+
+
 def test_a_record_that_does_not_continue_the_stream_is_refused() -> None:
     loop = Loop()
     _, copy, records = copied(loop, 3, 3, 3)

@@ -17,7 +17,7 @@ pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
 from fake_engine import fake_engine, in_loop, until
 from fakes import Answer, event
 from loopback import serving
-from test_owner import Rig
+from test_owner import LIVE_TTL_S, Rig
 
 from streamd.config import ConfigError, Settings, load, relations
 from streamd.core.hub import CHARGE_TURNS
@@ -245,6 +245,25 @@ def test_the_sweep_writes_live_streams_once_a_second() -> None:
     for turn in range(CHARGE_TURNS):
         rig.hub.sweep([stream], rig.now, turn)
     assert [command[0] for command in rig.link.commands] == [b"XADD"]
+
+
+def test_a_finished_stream_stays_until_its_copy_has_the_end_but_not_longer_than_a_copy_would() -> None:
+    rig = Rig()
+    rig.hub.copies = rig.owner
+    rig.link.up()
+    written, cut_off = rig.open(), rig.open()
+    for stream in (written, cut_off):
+        rig.grow(stream, " a")
+        rig.link.turn()
+        stream.seal(CloseReason.COMPLETE, rig.now, clean=True)
+    rig.owner.grown(written)
+    rig.link.turn()
+    rig.now += 60
+    rig.hub.sweep(tuple(rig.hub), rig.now)
+    assert tuple(rig.hub) == (cut_off,), "whoever reads it elsewhere waits for the end"
+    rig.now += LIVE_TTL_S
+    rig.hub.sweep(tuple(rig.hub), rig.now)
+    assert len(rig.hub) == 0
 
 
 @in_loop

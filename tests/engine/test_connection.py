@@ -264,6 +264,14 @@ def test_a_connection_closed_before_it_stands_is_aborted() -> None:
     assert sock.is_aborted
 
 
+def test_commands_of_the_turn_in_which_it_is_closed_are_not_written() -> None:
+    rig = Rig()
+    rig.ask(1)
+    rig.connection.close(EngineFault.TIMEOUT)
+    rig.feed(b"")
+    assert rig.socket.writes == []
+
+
 def test_a_full_kernel_is_no_room() -> None:
     rig = Rig()
     rig.connection.pause_writing()

@@ -280,6 +280,19 @@ def test_silence_is_looked_into(own: Rig) -> None:
     assert member.read.text == " a b" and member.read.ended is True
 
 
+@pytest.mark.parametrize("entries", [1, follow.READ_ENTRIES - 1, follow.READ_ENTRIES, follow.READ_ENTRIES + 1])
+def test_an_end_that_is_the_last_entry_of_a_full_reply_is_the_end(own: Rig, entries: int) -> None:
+    stream, member = following(own, " a")
+    own.engine.loses_messages = True
+    for _ in range(entries - 1):
+        own.grow(stream, " b")
+        own.link.turn()
+    stream.append(event(" c"), own.now)
+    own.seal(stream)
+    settle(own, member, seconds=follow.SILENT_S + 2)
+    assert member.read.ended is True and not own.server.followed
+
+
 def test_a_copy_that_started_over_is_read_anew_and_no_event_comes_twice(own: Rig) -> None:
     stream, member = following(own, " a")
     write(own, stream, member, " b")

@@ -380,6 +380,15 @@ def lose_owner(own: Rig, node: Node, here: Stream) -> None:
     assert here.reason is CloseReason.NODE_LOST
 
 
+def test_a_stream_that_this_process_has_no_more_ends_where_its_copy_does(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    node.followed._member = "m1"  # the writer of the copy
+    here = node.found(stream)
+    own.link.is_up = False
+    node.pass_time(8)
+    assert here.reason is CloseReason.NODE_LOST
+
+
 def late(own: Rig, stream: Stream) -> tuple[int, CloseReason | None]:
     """The events and the end that a node finds which asks for the stream only now."""
     found = Node(own).found(stream)
