@@ -3,7 +3,7 @@
 
 CLUSTER := .venv-cluster
 
-.PHONY: test-cluster bench-engine bench-fleet run-cluster
+.PHONY: test-cluster bench-engine bench-fleet run-cluster sim-nodes
 
 $(CLUSTER)/.ready: tests/cluster/requirements.txt $(VENV)/.dev
 	@echo "installing Valkey into $(CLUSTER) …"
@@ -21,3 +21,6 @@ bench-engine: $(CLUSTER)/.ready ## all that an engine costs, against its bounds 
 
 bench-fleet: $(CLUSTER)/.ready ## CPU of an engine for the command streams of 100 nodes, scaled (a minute; ARGS="--push-ms 100")
 	@$(BIN)/python loadtest/engine_fleet.py $(ARGS)
+
+sim-nodes: $(VENV)/.dev ## the simulator of a cluster and its engine's faults: STEPS=… with new seeds, or SEED=… exactly
+	@$(BIN)/python tests/sim/simulate.py --nodes --steps $(STEPS) $(if $(SEED),--seed $(SEED)) $(ARGS)

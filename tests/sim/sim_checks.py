@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sim_loop import Violation
+from sim_loop import must
 from sim_reader import Reader
 
 from streamd.api.publish import Publishing
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
     from sim_world import World
 
 WRITABLE = (SubscriberState.LIVE, SubscriberState.CATCHING, SubscriberState.FOLLOWING)
-
-
-def must(true: object, what: str, *shown: object) -> None:
-    """Raise a Violation unless the condition is true."""
-    if not true:
-        raise Violation(what + "".join(f", {value}" for value in shown))
 
 
 def check_touched(world: World, transport: Transport) -> None:

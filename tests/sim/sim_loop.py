@@ -25,6 +25,12 @@ class Violation(AssertionError):
     """An invariant of the code under test is broken."""
 
 
+def must(true: object, what: str, *shown: object) -> None:
+    """Raise a Violation unless the condition is true."""
+    if not true:
+        raise Violation(what + "".join(f", {value}" for value in shown))
+
+
 class Timer:
     """A callback, ready or for later."""
 

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).parents[2]
 
+# The pages of the repository, by the target that makes them.
+PAGES = {"sim": "tests/sim/RESULTS.md", "sim-nodes": "tests/sim/RESULTS-NODES.md"}
+
 _PART = re.compile(r"^\| (\S+) \| (\d+) to (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", re.MULTILINE)
 _COUNT = re.compile(r"^\| ([^|]+) \| ([\d,]+) \|$", re.MULTILINE)
 
@@ -29,7 +32,7 @@ class Part(NamedTuple):
 
 def commit() -> str:
     """The commit of the code that is simulated, with -dirty behind it if the code differs from it."""
-    code = ("streamd", "tests/sim/*.py")
+    code = ("streamd", "tests/sim/*.py", "tests/model_engine.py")
     differs = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *code], cwd=PROJECT, check=False).returncode
     command = ["git", "rev-parse", "--short=7", "HEAD"]
     name = subprocess.run(command, cwd=PROJECT, capture_output=True, check=True, text=True).stdout.strip()
@@ -42,11 +45,11 @@ def machine() -> str:
     return f"{os.cpu_count()} vCPU {names[0] if names else ''}".rstrip()
 
 
-def add(page: Path, part: Part, seen: Counter[str], situations: Sequence[str]) -> None:
-    """Add a part and its situations to the page, which is begun if there is none."""
+def add(page: Path, target: str, part: Part, seen: Counter[str], situations: Sequence[str]) -> None:
+    """Add a part of `make target` and its situations to the page, which is begun if there is none."""
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     parts, counted = read(text)
-    page.write_text(written([*parts, part], counted + seen, situations), encoding="utf-8")
+    page.write_text(written(target, [*parts, part], counted + seen, situations), encoding="utf-8")
 
 
 def read(text: str) -> tuple[list[Part], Counter[str]]:
@@ -62,7 +65,7 @@ def _number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def written(parts: Sequence[Part], seen: Counter[str], situations: Sequence[str]) -> str:
+def written(target: str, parts: Sequence[Part], seen: Counter[str], situations: Sequence[str]) -> str:
     """The page as Markdown."""
     steps, minutes = sum(part.steps for part in parts), sum(part.minutes for part in parts)
     seeds = sum(part.last_seed - part.first_seed + 1 for part in parts)
@@ -70,9 +73,9 @@ def written(parts: Sequence[Part], seen: Counter[str], situations: Sequence[str]
     of = commits[0] if len(commits) == 1 else f"{commits[0]} to {commits[-1]}"
     missed = [name for name in situations if not seen[name]]
     lines = [
-        "# The simulator's searches",
+        "# The simulator's searches" if target == "sim" else "# The simulator's searches, over a cluster of nodes",
         "",
-        "`make sim ARGS='--page tests/sim/RESULTS.md'` adds a part to this page.",
+        f"`make {target} ARGS='--page {PAGES[target]}'` adds a part to this page.",
         f"streamd at {of}, on {machine()}, beside other work.",
         "",
         f"- {steps:,} steps of {seeds:,} seeds in {len(parts)} parts, without a violation",
@@ -81,7 +84,7 @@ def written(parts: Sequence[Part], seen: Counter[str], situations: Sequence[str]
         f"{': not ' + '; '.join(missed) if missed else ''}",
         "",
         "A row's seeds and their steps play the same search again, on that commit:",
-        "`make sim STEPS=… ARGS='--first-seed … --run-steps …'`.",
+        f"`make {target} STEPS=… ARGS='--first-seed … --run-steps …'`.",
         "",
         "| commit | seeds | steps asked for of each | steps played | minutes |",
         "| --- | --- | --- | --- | --- |",

@@ -176,6 +176,9 @@ class Transport(asyncio.Transport):
     def reading(self) -> bool:
         return self._reading
 
+    def is_reading(self) -> bool:
+        return self._reading and not self.closing
+
     def close(self) -> None:
         if self.closing or self.lost:
             return
@@ -209,7 +212,9 @@ class Transport(asyncio.Transport):
         protocol, self.protocol = self.protocol, None
         protocol.connection_lost(exc)
         waits = getattr(protocol, "_ended_by", None) is not None  # for a turn, behind bytes that came before the end
-        if not isinstance(protocol, StandIn) and protocol.at.value not in ("lost", "closed") and not waits:
+        # A connection to the engine has no state of this kind.
+        at = None if isinstance(protocol, StandIn) else getattr(protocol, "at", None)
+        if at is not None and at.value not in ("lost", "closed") and not waits:
             self._loop.failed.append(Violation(f"lost, but {protocol.at}"))
         peer, self.peer = self.peer, None
         if peer is not None and not self.gone:

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sim_checks import must
-from sim_loop import Violation
+from sim_loop import Violation, must
 from sim_transport import Transport
 
 from streamd.api.publish import Publishing

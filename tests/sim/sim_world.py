@@ -11,7 +11,7 @@ from typing import Any
 from zlib import crc32
 
 import sim_checks
-from sim_loop import Violation, VirtualLoop
+from sim_loop import Violation, VirtualLoop, must
 from sim_moves import Mover
 from sim_reader import Answer, Errand, Reader
 from sim_script import DIALECTS, PATHS, Script
@@ -289,7 +289,7 @@ class World:
         after = _alive(collect=False)
         for kind in KINDS_LEFT:
             left = after[kind] - before[kind]
-            sim_checks.must(left <= 0, f"only a collector frees a {kind.__name__}", left)
+            must(left <= 0, f"only a collector frees a {kind.__name__}", left)
 
     def check_gone(self, before: Counter[type]) -> None:
         """No object of a connection, an exchange or a stream outlives it."""
@@ -338,9 +338,7 @@ class World:
         if self.loop.failed:
             raise self.loop.failed[0]
         for stream in self.ends_badly:
-            sim_checks.must(
-                stream.reason is not None and not stream.ended_clean, "an error event, but no failed end", stream.id
-            )
+            must(stream.reason is not None and not stream.ended_clean, "an error event, but no failed end", stream.id)
         self.ends_badly.clear()
         touched = self.touched
         if touched:
@@ -610,7 +608,7 @@ class World:
             return
         kept_s = self.loop.now - stream.sealed_at
         lacks_s = stream.terms.retention_s - kept_s
-        sim_checks.must(lacks_s < ROUNDING_S, "a stream is gone before its time", stream.id, lacks_s)
+        must(lacks_s < ROUNDING_S, "a stream is gone before its time", stream.id, lacks_s)
 
     def reader_left(self, stream: Stream) -> None:
         self._left_at[stream.id] = self.loop.now
@@ -696,7 +694,7 @@ class World:
             raise Violation(f"{stream.id} is there, and was answered 404")
         if answer.status == 204 and stream is not None and errand.last is not None:
             over = stream.reason is not None and errand.start >= stream.log.seq_next
-            sim_checks.must(over, "204 before the end", stream.id, errand.start, stream.log.seq_next)
+            must(over, "204 before the end", stream.id, errand.start, stream.log.seq_next)
 
     def _judge_stream(self, reader: Reader, answer: Answer, how: str) -> None:
         """A calm reader over HTTP/1.1 gets the whole stream, whatever the other readers do."""
