@@ -17,6 +17,7 @@ under the fence that was read; an older one is passed over. All else (a hole, a 
 reading the copy: on from the last entry, or from its first where it has started over. Nothing is ever applied in part.
 The stash is bounded; what it loses, a read finds. A copy that is gone, or shorter than what the readers have (after a
 failover to a replica that was behind), changes nothing: its owner heals it, or is lost, and then the declaration does.
+Of a copy that is gone the owner is told (engine/followed.py), since an owner with nothing to write doesn't notice.
 
 A copy is read READ_ENTRIES entries at a time, one reply after the other. All of it is untrusted: an entry that can't be
 read ends the attempt, and the next look comes by the clock, RETRY_S later. A copy that a newer streamd wrote sends
@@ -47,6 +48,8 @@ READ_ENTRIES: Final = 16
 # Owners write once a second, and tell it: three silent seconds are no accident.
 SILENT_S: Final = 3.0
 RETRY_S: Final = 1.0
+# Looks that find nothing new, of which the last sees whether the copy is there at all.
+LOOKS_MAX: Final = 4
 
 # Messages that wait for a read: those of 256 turns of 30 ms, thus of 8 s.
 STASH_MESSAGES_MAX: Final = 256
@@ -142,6 +145,8 @@ class Follow:
         self._facts: StreamFacts | None = None
         self.member = ""  # that wrote the copy's newest fence
         self._heard_at = self._asked_at = self._answered_at = time()
+        self._looks = 0  # that found nothing new
+        self.gone_at = 0.0  # since when the copy is known to be gone; 0: it isn't known
         # reading
         self._reader: CopyReader | None = None  # reads the copy from its first entry
         self._is_reading = False
@@ -192,9 +197,31 @@ class Follow:
         if self.state is FollowState.FOLLOWING and now - self._heard_at > SILENT_S:
             self._go(FollowState.LOOKING)
         if self.state in (FollowState.LOOKING, FollowState.STALE):
-            self._read()
+            self._looks += 1
+            if self._looks % LOOKS_MAX:
+                self._read()
+            else:
+                self._see_whether_it_is_there()
         elif self.state is FollowState.BUILDING:
             self._rebuild()
+
+    def _see_whether_it_is_there(self) -> None:
+        """A copy that is gone has nothing new, as that of a silent stream."""
+        self._asked_at = self._time()
+        self._is_reading = True
+        command = packed("XRANGE", self._place.key, "-", "+", "COUNT", 1)
+        self._place.link.ask(command, self._seen)
+
+    def _seen(self, reply: Reply) -> None:
+        self._is_reading = False
+        if self.state in _LAST or not isinstance(reply, list):
+            return
+        self._answered_at = self._time()
+        self._note_whether_gone(is_gone=not reply)
+        self._read_soon()
+
+    def _note_whether_gone(self, *, is_gone: bool) -> None:
+        self.gone_at = (self.gone_at or self._time()) if is_gone else 0.0
 
     # -- messages
 
@@ -257,6 +284,7 @@ class Follow:
 
     def _heard(self) -> None:
         self._heard_at = self._time()
+        self._looks, self.gone_at = 0, 0.0
         if self.state in (FollowState.LOOKING, FollowState.STALE):
             self._go(FollowState.FOLLOWING)
 
@@ -356,6 +384,7 @@ class Follow:
         elif log is None or facts is None or log.seq_next < self.stream.log.seq_next + (not reader.is_whole):
             self._reader = None
             self._may_read_at = self._time() + RETRY_S
+            self._note_whether_gone(is_gone=log is None)
             self._go(FollowState.LOOKING)
             return
         elif log.seq_first > self.stream.log.seq_next:

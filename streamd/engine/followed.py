@@ -13,7 +13,8 @@ somebody made up takes no room from others. How many look-ups a principal may ha
 
 ENDS. A stream without a reader is followed for IDLE_S longer; a finished stream is kept for its retention, at most
 facts.COPY_KEPT_S. When the engine can't be asked for engine_patience, the readers are told to come back, and the stream
-is dropped: then they get 503 until the engine is there. When nothing comes, the owner's sign of life is looked at.
+is dropped: then they get 503 until the engine is there. When nothing comes, the owner's sign of life is looked at; when
+the copy is gone, the owner is told, and if it doesn't write it again within GONE_S it has the stream no more.
 The owner is told of the readers here (engine/presence.py).
 """
 
@@ -31,6 +32,7 @@ from streamd.engine.facts import StreamFacts
 from streamd.engine.follow import CopyPlace, Follow, FollowCounts, FollowOwner, FollowState
 from streamd.engine.members import Members, Sign
 from streamd.engine.notes import NoteKind, Notes
+from streamd.engine.owner import RENEW_EVERY_S
 from streamd.engine.presence import Presence, Readership
 from streamd.engine.servers import EngineServers, EngineShard
 from streamd.engine.shards import CopyKeys
@@ -47,6 +49,11 @@ IDLE_S: Final = 5.0
 LOOKS_MIN: Final = 6
 LOOKS_MAX: Final = 10
 LOOK_AGAIN_S: Final = 0.3
+
+# An owner that has the stream writes a copy that is gone within this time of hearing of it: three times the pause
+# between two such writes. Later, it has the stream no more, though it lives.
+GONE_S: Final = 3 * RENEW_EVERY_S
+TELL_EVERY_S: Final = 5.0
 
 # Followed streams looked at in a turn, some 2 us each.
 SLICE_MAX: Final = 250
@@ -86,6 +93,7 @@ class _Followed:
         "seekers",
         "shard",
         "stream",
+        "told_at",
     )
 
     def __init__(self, stream_id: str, shard: EngineShard, now: float) -> None:
@@ -97,6 +105,7 @@ class _Followed:
         self.is_stale = False
         self.has_place = False  # in admission
         self.looks = 0  # that found no copy
+        self.told_at = 0.0  # when its owner was told that the copy is gone
         self.readership = Readership()
         self.follow: Follow
 
@@ -329,10 +338,12 @@ class FollowedStreams:
             known.readership.left_for = reason
 
     def awaited(self, stream: Stream, now: float) -> None:
-        """A request waits for the stream to go on, and will be its reader."""
+        """A request waits for the stream to go on, and will be its reader, or will come again: the stream is followed
+        until it is known whether its owner lives, who alone has the rest.
+        """
         known = self._by_id.get(stream.id)
         if known is not None and not known.is_stale:
-            known.read_at = now
+            known.read_at = now + self._settings.engine_lease_s
 
     def removed(self, stream: Stream) -> None:
         """The hub has removed a followed stream."""
@@ -387,8 +398,12 @@ class FollowedStreams:
     def _look(self, known: _Followed, now: float) -> None:
         follow, stream = known.follow, known.stream
         follow.tick(now)
-        if follow.state is FollowState.LOOKING and self._is_lost(known):
-            follow.declare_lost(self._member)
+        if follow.state is FollowState.LOOKING:
+            if follow.gone_at and now - known.told_at >= TELL_EVERY_S:
+                known.told_at = now
+                self._notes.tell(known.shard, follow.member, NoteKind.SYNC, known.id.encode())
+            if self._is_lost(known, now):
+                follow.declare_lost(self._member)
         if stream is None:
             return
         self._presence.look(known.readership, known.shard, follow.member, stream)
@@ -399,10 +414,12 @@ class FollowedStreams:
         if not stream.readers and (known.is_stale or is_over or is_idle):
             self._drop(known)
 
-    def _is_lost(self, known: _Followed) -> bool:
-        """Whether the stream's owner is lost. A stream that this process had, and has no more, is as lost."""
-        member = known.follow.member
-        return member == self._member or self._members.is_lost(known.shard, member)
+    def _is_lost(self, known: _Followed, now: float) -> bool:
+        """Whether the stream's owner is lost, or has the stream no more. This process owns none that it follows."""
+        member, gone_at = known.follow.member, known.follow.gone_at
+        if member == self._member or self._members.is_lost(known.shard, member):
+            return True
+        return gone_at > 0 and now - gone_at >= GONE_S and not self._members.may_lack_copies(known.shard)
 
     def states(self) -> dict[str, int]:
         """How many follows are in each state."""

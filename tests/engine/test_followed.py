@@ -17,7 +17,7 @@ from streamd.config import Settings
 from streamd.core.guard import Guard
 from streamd.core.stream import Stream
 from streamd.engine.entry import parse
-from streamd.engine.followed import IDLE_S, LOOKS_MAX, LOOKS_MIN, TOLD_TURN_MAX, FollowedStreams
+from streamd.engine.followed import GONE_S, IDLE_S, LOOKS_MAX, LOOKS_MIN, TOLD_TURN_MAX, FollowedStreams
 from streamd.engine.members import Sign
 from streamd.engine.notes import Notes
 from streamd.net.http_error import HttpError
@@ -387,6 +387,29 @@ def test_a_stream_that_this_process_has_no_more_ends_where_its_copy_does(own: Ri
     own.link.is_up = False
     node.pass_time(8)
     assert here.reason is CloseReason.NODE_LOST
+
+
+def test_a_reader_that_is_ahead_keeps_the_stream_until_its_owner_is_known_to_be_lost(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    node.followed.awaited(here, own.now)
+    own.link.is_up = False
+    node.pass_time(IDLE_S + 2)
+    node.lost = True
+    node.pass_time(2)
+    assert here.reason is CloseReason.NODE_LOST
+
+
+def test_an_owner_is_told_of_a_copy_that_is_gone_and_has_time_to_write_it(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    reader = Reader(here, node.loop)
+    own.engine.evict(KEYS.log(stream.id))
+    node.pass_time(GONE_S)
+    notes = [fields for _, fields in own.engine.keys[KEYS.inbox("m1")].entries]
+    assert any(b"sync" in fields for fields in notes) and here.reason is None
+    node.pass_time(15)
+    assert here.reason is CloseReason.NODE_LOST and reader.ended is False, "its owner has it no more"
 
 
 def late(own: Rig, stream: Stream) -> tuple[int, CloseReason | None]:

@@ -903,6 +903,27 @@ CORE: Final = (
         ("tests/engine/test_cluster.py",),
     ),
     Mutant(
+        "readers of a stream that is nowhere any more wait for ever",
+        "engine/followed.py",
+        "FollowedStreams._is_lost",
+        "return gone_at > 0 and now - gone_at >= GONE_S and not self._members.may_lack_copies(known.shard)",
+        "return False",
+    ),
+    Mutant(
+        "an owner with nothing to write never hears that its copy is gone",
+        "engine/followed.py",
+        "FollowedStreams._look",
+        "if follow.gone_at and now - known.told_at >= TELL_EVERY_S:",
+        "if False:",
+    ),
+    Mutant(
+        "a reader that had more from a dead node than the copy has gets 503 for ever",
+        "engine/followed.py",
+        "FollowedStreams.awaited",
+        "known.read_at = now + self._settings.engine_lease_s",
+        "known.read_at = now",
+    ),
+    Mutant(
         "events of a record that is larger than the log are lost in silence",
         "core/stream.py",
         "Stream.take_record",
