@@ -72,7 +72,7 @@ class ModelEngine:
             self.written.append(lambda: self.keys.__setitem__(key, gone))
 
     def expire(self) -> None:
-        """Remove the keys whose time is over."""
+        """Remove the keys that have outlived their time."""
         now = self.now()
         for key in [key for key, at in self.deadlines.items() if at <= now]:
             self.evict(key)

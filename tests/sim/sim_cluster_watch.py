@@ -49,6 +49,8 @@ CLUSTER_SITUATIONS = (
     "a copy is shorter than what its readers have",
     "a death is declared",
     "a declaration is refused: another was first",
+    "a stream that its owner has no more is declared lost",
+    "a copy is lost, and its owner has nothing to write",
     "a member is found lost",
     "copies may be missing",
     # readers

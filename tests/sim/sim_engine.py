@@ -5,7 +5,7 @@ bytes take time on the way, in order. Whatever can happen to them is a method he
 loses its newest writes, that goes on beside its successor; a network with a hole; a connection that ends in the middle
 of a command or of a reply.
 
-The server is an oracle as well: every entry that it takes has to continue its copy, whoever wrote it.
+The server is an oracle as well: every entry that it takes has to continue its copy.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class EngineServerModel:
         self.denies = False  # streamd's user has lost its right to write
         self.loss = 0.0  # chance that a message is lost on its way to a listener
         self.beaten_at: dict[str, float] = {}  # the last sign of life of each member
-        self._log: dict[bytes, tuple[int, int]] = {}  # the fence and the last seq of each copy
+        self.lost_at = float("-inf")  # when data was lost for the last time
 
     def _clock(self) -> float:
         return self.loop.now + self.clock_ahead_s
@@ -299,7 +299,7 @@ class EngineServerModel:
         return pushed_count(b"unsubscribe", channel)
 
     def _check_entry(self, session: Session, key: bytes, entry_id: bytes) -> None:
-        """An entry was taken: whoever reads the copy gets a log without a hole from it."""
+        """An entry was taken: readers of the copy get a log without a hole from it."""
         entries = self.data.keys[key].entries
         entry = self.parsed(entries[-1])
         before = self.parsed(entries[-2]) if len(entries) > 1 else None
@@ -335,6 +335,12 @@ class EngineServerModel:
     def succeed(self, lost: int) -> None:
         """A replica that has never got the last `lost` writes takes the place of this server, at its address."""
         self.data.fail_over(lost)
+        self.lost_at = self.loop.now
+
+    def flush(self) -> None:
+        """All data is gone."""
+        self.data.flush()
+        self.lost_at = self.loop.now
 
 
 def pushed_count(kind: bytes, channel: bytes) -> bytes:

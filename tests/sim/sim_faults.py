@@ -24,7 +24,7 @@ LOST_WRITES = (0, 0, 1, 3, 10, 40, 200)
 
 
 class Faults:
-    """What goes wrong, when, and who can have noticed it."""
+    """What goes wrong, when, and which nodes can have noticed it."""
 
     def __init__(self, cluster: SimCluster) -> None:
         self.cluster = cluster
@@ -144,16 +144,17 @@ class Faults:
             return False
         server.is_up = False
         server.cut_all()
-        server.data.flush()
+        server.flush()
         server.data.is_full = False
         return self._for(self.rng.choice((0.05, 1.5, 6.0, 20.0)), lambda: setattr(server, "is_up", True))
 
     def is_emptied(self) -> bool:
-        self._server().data.flush()
+        self._server().flush()
         return True
 
     def evicts(self) -> bool:
-        data = self._server().data
+        server = self._server()
+        data, server.lost_at = server.data, self.loop.now
         names = [name for name in data.keys if b":l:" in name]
         for name in self.rng.sample(names, self.rng.randint(min(1, len(names)), len(names))):
             data.evict(name)
@@ -181,7 +182,9 @@ class Faults:
         return self._for(self.rng.choice((2.0, 10.0)), lambda: setattr(server, "is_far", False))
 
     def clock_jumps(self) -> bool:
-        self._server().clock_ahead_s += self.rng.choice((-100.0, -5.0, 5.0, 100.0))
+        server = self._server()
+        server.clock_ahead_s += self.rng.choice((-100.0, -5.0, 5.0, 100.0))
+        server.lost_at = self.loop.now  # times to live run out
         return True
 
     def fails_over(self) -> bool:
@@ -190,7 +193,7 @@ class Faults:
         if cluster.sentinels:
             return self._switches()
         server = self._server()
-        server.data.fail_over(self.rng.choice(LOST_WRITES))
+        server.succeed(self.rng.choice(LOST_WRITES))
         server.cut_all()
         return True
 
@@ -203,7 +206,8 @@ class Faults:
             return False
         went_on = old.data.replica()
         went_on.listeners, old.data.listeners = old.data.listeners, new.data.listeners
-        old.data.fail_over(rng.choice(LOST_WRITES))
+        old.succeed(rng.choice(LOST_WRITES))
+        new.lost_at = self.loop.now
         new.data, old.data = old.data, went_on
         new.data.now, new.beaten_at = new._clock, dict(old.beaten_at)
         new.role = "master"
@@ -251,7 +255,7 @@ class Faults:
         server, node = self.rng.choice(list(self.cluster.servers.values())), self._node()
         if node is None or (node.name, server.name) in self.cluster.holes:
             return False
-        hole, seconds = (node.name, server.name), self.rng.choice((1.0, 4.0, 12.0, 30.0))
+        hole, seconds = (node.name, server.name), self.rng.choice((1.0, 4.0, 12.0, 20.0, 30.0))
         self.cluster.holes.add(hole)
 
         def mend() -> None:
@@ -307,7 +311,7 @@ class Faults:
         return self._for(self.rng.choice((3.0, 8.0)), gone)
 
     def node_stands_still(self) -> bool:
-        node, seconds = self._node(), self.rng.choice((0.5, 3.0, 8.0, 15.0))
+        node, seconds = self._node(), self.rng.choice((0.5, 3.0, 8.0, 15.0, 20.0))
         if node is None or node.loop.is_frozen or node.is_stopping:
             return False
         node.loop.is_frozen = True
@@ -339,7 +343,7 @@ FAULTS: dict[str, tuple[int, Callable[[Faults], bool]]] = {
     "a connection is cut": (4, Faults.cuts),
     "a connection for pushes is cut": (3, Faults.cuts_pushes),
     "all connections are cut": (3, Faults.cuts_all),
-    "a node is cut off from a server": (5, Faults.has_a_hole),
+    "a node is cut off from a server": (8, Faults.has_a_hole),
     "a node is killed": (3, Faults.node_is_killed),
     "a node stops in order": (2, Faults.node_stops),
     "a node stands still": (4, Faults.node_stands_still),

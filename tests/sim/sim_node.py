@@ -145,6 +145,7 @@ class Node:
         self.wall_ahead_s = rng.choice((0.0, 0.0, -7200.0, 7200.0, 1e7))
         self.began_at = cluster.loop.now
         self.thawed_at = cluster.loop.now
+        self.over_at = 0.0
         self.is_stopping = False
         self.said: list[tuple[str, str, dict[str, object]]] = []
         self.hub = hub = Hub(
@@ -235,6 +236,7 @@ class Node:
     def kill(self) -> None:
         """The process is killed: its connections are closed by its kernel."""
         self.loop.is_over = True
+        self.over_at = self.world.loop.now
         self.loop.waiting.clear()
         for server in self.world.servers.values():
             for session in tuple(server.sessions):
