@@ -40,7 +40,7 @@ class CopiesOf:
     """An owner's part of a cluster."""
 
     def __init__(self, owner: CopyOwner) -> None:
-        self.grown = owner.grown
+        self.grown, self.need = owner.grown, owner.need
 
     def left(self, stream: Stream, reason: CloseReason) -> None:
         raise AssertionError("no stream of another worker is here")
@@ -249,7 +249,7 @@ def test_the_sweep_writes_live_streams_once_a_second() -> None:
 
 def test_a_finished_stream_stays_until_its_copy_has_the_end_but_not_longer_than_a_copy_would() -> None:
     rig = Rig()
-    rig.hub.copies = rig.owner
+    rig.hub.copies = CopiesOf(rig.owner)
     rig.link.up()
     written, cut_off = rig.open(), rig.open()
     for stream in (written, cut_off):

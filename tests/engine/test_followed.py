@@ -498,7 +498,10 @@ def test_the_owner_hears_of_readers_here_and_why_the_last_has_left(own: Rig) -> 
     node, stream = Node(own), written(own, " a")
     here = node.found(stream)
     node.hub.copies = SimpleNamespace(  # type: ignore[assignment]
-        grown=lambda stream: None, left=node.followed.left, is_read_elsewhere=lambda stream: False
+        grown=lambda stream: None,
+        left=node.followed.left,
+        is_read_elsewhere=lambda stream: False,
+        need=lambda stream: False,
     )
     node.pass_time(1)
     assert notes_of(own, "m1") == []

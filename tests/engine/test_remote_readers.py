@@ -34,7 +34,10 @@ class Worker:
         self.wanted: list[Stream] = []
         self.remote = RemoteReaders(self.hub, lambda: self.now, self.wanted.append)
         copies: Any = SimpleNamespace(
-            grown=lambda stream: None, left=lambda stream, reason: None, is_read_elsewhere=self.remote.has
+            grown=lambda stream: None,
+            left=lambda stream, reason: None,
+            is_read_elsewhere=self.remote.has,
+            need=lambda stream: False,
         )
         self.hub.copies = copies
         self.hub.on_sealed = self.remote.ended

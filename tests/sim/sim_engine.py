@@ -325,7 +325,10 @@ class EngineServerModel:
     def parsed(entry: tuple[tuple[int, int], list[bytes]]) -> Entry:
         """An entry of the data, taken apart."""
         (fence, seq), fields = entry
-        return parse([b"%d-%d" % (fence, seq), fields])
+        try:
+            return parse([b"%d-%d" % (fence, seq), fields])
+        except ValueError as error:
+            raise Violation(f"an entry that no reader can read: {error}") from None
 
     def newest(self, key: bytes) -> Entry | None:
         """The newest entry of a copy; None if there is no copy."""
