@@ -378,7 +378,7 @@ CORE: Final = (
         "readers that are ahead of a dead node's copy wait for ever",
         "engine/followed.py",
         "FollowedStreams.awaited",
-        "known.read_at = now",
+        "known.read_at = now + self._settings.engine_lease_s",
         "pass",
     ),
     Mutant(

@@ -213,7 +213,7 @@ class Client:
                 self.is_refused("engine_unreachable")
                 return
             if position > stream.log.seq_next and stream.reason is None:
-                node.cluster.followed.keep(stream)
+                node.cluster.followed.awaited(stream, now)
                 until = until or now + AHEAD_S
                 if now >= until:
                     self.is_refused("engine_behind")

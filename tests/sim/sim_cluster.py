@@ -360,7 +360,8 @@ class SimCluster:
         """(e) What a node holds."""
         cluster = node.cluster
         follows = cluster.followed._by_id
-        must(node.runtime.admission._row[_STREAMS] == len(follows), "places of followed streams", len(follows))
+        places = sum(known.has_place for known in follows.values())
+        must(node.runtime.admission._row[_STREAMS] == places, "places of followed streams", places)
         own = sum(not stream.terms.is_copy for stream in node.hub)
         copies = 0
         for shard in cluster.servers.shards:
