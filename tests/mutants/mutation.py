@@ -50,6 +50,16 @@ SIMULATED: Final = frozenset(
     }
 )
 
+# The files that the simulator of nodes plays: copies of streams, and their followers, over a model of the engine.
+SIMULATED_NODES: Final = frozenset(
+    {
+        "core/log_record.py",
+        *("engine/channels.py", "engine/cluster.py", "engine/connection.py", "engine/entry.py", "engine/follow.py"),
+        *("engine/followed.py", "engine/link.py", "engine/members.py", "engine/notes.py", "engine/owner.py"),
+        *("engine/reading.py", "engine/sentinels.py"),
+    }
+)
+
 
 class Mutant(NamedTuple):
     """An edit of a file, and its effect on users."""
@@ -71,7 +81,12 @@ class Mutant(NamedTuple):
     @property
     def simulated(self) -> bool:
         """Whether the simulator runs this code."""
-        return self.file in SIMULATED
+        return self.file in SIMULATED or self.file in SIMULATED_NODES
+
+    @property
+    def simulator_flags(self) -> tuple[str, ...]:
+        """The flags by which the simulator plays the world that runs this code."""
+        return ("--nodes",) if self.file in SIMULATED_NODES else ()
 
 
 class Stale(ValueError):

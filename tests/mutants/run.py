@@ -179,11 +179,11 @@ def killer(root: Path, tests: Sequence[str], before: str = "") -> str:
     return ""
 
 
-def finding_seed(root: Path, seeds: Sequence[int]) -> tuple[int | None, float]:
+def finding_seed(root: Path, seeds: Sequence[int], flags: Sequence[str]) -> tuple[int | None, float]:
     """The first seed under which the simulator finds a violation, and the time until then."""
     seconds = 0.0
     for seed in seeds:
-        command = ["tests/sim/simulate.py", "--seed", str(seed), "--run-steps", str(SEED_STEPS)]
+        command = ["tests/sim/simulate.py", *flags, "--seed", str(seed), "--run-steps", str(SEED_STEPS)]
         ran = run(root, command, SEED_S_MAX)
         seconds += ran.seconds
         if ran.status:
@@ -196,7 +196,7 @@ def outcome_of(clean: Path, mutant: Mutant, seeds: Sequence[int], before: str = 
     began = time.monotonic()
     with tree(clean, mutant) as root:
         killed_by = killer(root, mutant.test_files, before)
-        seed, seed_s = finding_seed(root, seeds) if mutant.simulated else (None, 0.0)
+        seed, seed_s = finding_seed(root, seeds, mutant.simulator_flags) if mutant.simulated else (None, 0.0)
     outcome = Outcome(mutant, killed_by, seed, seed_s, time.monotonic() - began)
     print(f"{'killed  ' if killed_by else 'SURVIVED'} {outcome.seconds:5.0f} s  {mutant.harm}", flush=True)
     print(f"           {killed_by or '-'}{f', seed {seed} in {seed_s:.1f} s' if seed is not None else ''}", flush=True)
@@ -220,7 +220,7 @@ def check_clean(clean: Path, tests: Sequence[str], seeds: Sequence[int], pool: T
 
     def is_quiet(seed: int) -> bool:
         with tree(clean) as root:
-            return finding_seed(root, [seed])[0] is None
+            return all(finding_seed(root, [seed], flags)[0] is None for flags in ((), ("--nodes",)))
 
     quiet = [seed for seed, good in zip(seeds, pool.map(is_quiet, seeds), strict=True) if good]
     if wrong := [test for test in pool.map(failing, tests) if test]:

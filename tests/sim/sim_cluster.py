@@ -283,8 +283,10 @@ class SimCluster:
         if node is generation.node:
             must(generation.is_removed, "an owner declares itself lost", where)
         elif not generation.node.is_stopping:
-            beaten_s = now - session.server.beaten_at.get(generation.node.member, 0.0)
-            must(beaten_s > lease_s - LOOK_S, "a living owner is declared lost", where, beaten_s)
+            server, member = session.server, generation.node.member
+            beaten_s = now - server.beaten_at.get(member, 0.0)
+            is_new = now - server.back_at.get(member, 0.0) < LOOK_S  # the declarer may not have seen it yet
+            must(beaten_s > lease_s - LOOK_S or is_new, "a living owner is declared lost", where, beaten_s)
         if node is generation.node:
             return
         since_s = now - self.faults.disturbed_at(node, session)

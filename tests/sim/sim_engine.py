@@ -24,6 +24,7 @@ from sim_transport import Transport
 from streamd.core.log_record import unpack
 from streamd.engine.connection import EngineError
 from streamd.engine.entry import Entry, parse
+from streamd.engine.members import BEAT_S
 
 if TYPE_CHECKING:
     from sim_cluster import SimCluster
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 # A way through a data centre, in seconds; in a far engine's times it is FAR_S.
 NEAR_S = (0.0002, 0.002)
 FAR_S = (0.2, 0.5)
+
+# A member is silent if it gives no sign of life in twice the time between two of them.
+SILENT_S = 2 * BEAT_S
 
 # Commands that a full engine refuses, and those that a user without rights is refused here.
 REFUSED = frozenset((b"XADD", b"XTRIM"))
@@ -199,6 +203,7 @@ class EngineServerModel:
         self.denies = False  # streamd's user has lost its right to write
         self.loss = 0.0  # chance that a message is lost on its way to a listener
         self.beaten_at: dict[str, float] = {}  # the last sign of life of each member
+        self.back_at: dict[str, float] = {}  # the first sign of life after a long silence
         self.lost_at = float("-inf")  # when data was lost for the last time
 
     def _clock(self) -> float:
@@ -276,8 +281,14 @@ class EngineServerModel:
         if name == b"XADD" and type(reply) is bytes and b":l:" in command[1]:
             self._check_entry(session, command[1], reply)
         elif name == b"HSET" and type(reply) is int and command[1] == self.cluster.keys.members():
-            self.beaten_at[command[2].decode()] = self.loop.now
+            self._beaten(command[2].decode())
         return encoded(reply)
+
+    def _beaten(self, member: str) -> None:
+        now = self.loop.now
+        if now - self.beaten_at.get(member, 0.0) > SILENT_S:
+            self.back_at[member] = now
+        self.beaten_at[member] = now
 
     def _subscribe(self, session: Session, channel: bytes) -> bytes:
         if channel not in session.channels:

@@ -209,7 +209,7 @@ class Faults:
         old.succeed(rng.choice(LOST_WRITES))
         new.lost_at = self.loop.now
         new.data, old.data = old.data, went_on
-        new.data.now, new.beaten_at = new._clock, dict(old.beaten_at)
+        new.data.now, new.beaten_at, new.back_at = new._clock, dict(old.beaten_at), dict(old.back_at)
         new.role = "master"
         cluster.primary_of_sentinels = new
         told_s = rng.choice((0.0, 0.8, 3.0))
