@@ -40,7 +40,7 @@ WRITTEN_MAX = 1000
 
 
 class ModelEngine:
-    """The data, and what each command does to it."""
+    """The data, and the effect of each command."""
 
     def __init__(self, now: Callable[[], float] = lambda: 0.0) -> None:
         """`now`: the server's clock, in seconds."""

@@ -248,7 +248,7 @@ class Client:
         node.hub.rejoin(stream, reader)
         reader.start(position)
 
-    # -- what comes
+    # -- bytes that come
 
     def took(self, data: bytes) -> None:
         """Frames of the shared form."""
@@ -394,7 +394,7 @@ class Client:
             self.finish("leaves")
 
     def finish(self, how: str) -> None:
-        """The person has what there is, or has no interest any more."""
+        """The person has all that there is, or has no interest any more."""
         self.is_over = True
         self.node = self.connection = self.seeker = None
         self.cluster.seen[f"a reader {how}"] += 1

@@ -3,8 +3,8 @@
 The rules, each under its letter where it is checked:
 
     (a) a reader's events are those of the source, byte for byte, without a hole and without a double
-    (b) a reader gets what there is, or its end, or is told to come back, within a bound after the last disturbance
-    (c) what the engine's copy has when its owner dies reaches every reader
+    (b) a reader gets all that there is, or its end, or is told to come back, within a bound after the last disturbance
+    (c) the engine's copy, as it is when its owner dies, reaches every reader
     (d) a reader at the owner's node notices nothing: it has each event in the step in which the source gave it
     (e) memory is bounded, and nothing is left when all has ended
     (f) nobody mixes two logs in a copy (sim_engine.py checks each entry)
@@ -17,6 +17,7 @@ import base64
 import gc
 import random
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from sim_client import Client
@@ -56,7 +57,8 @@ KINDS_LEFT = (Stream, Subscriber, Follow, OwnedCopy, EngineConnection)
 class SimCluster:
     """A run. `play()` raises Violation, or an exception that the code under test must not raise."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, faults: Collection[str] = ()) -> None:
+        """`faults`: of the table of sim_faults.py, the only ones that happen; all of them if there are none."""
         self.seed = seed
         self.rng = rng = random.Random(f"cluster {seed}")
         self.loop = VirtualLoop(rng)
@@ -82,7 +84,7 @@ class SimCluster:
         self.generations_max = rng.choice((3, 8, 20))
         self.nodes: list[Node] = [Node(self, f"n{k}", self.settings) for k in range(rng.choice((2, 2, 3, 4)))]
         self._names = len(self.nodes)
-        self.faults = Faults(self)
+        self.faults = Faults(self, faults)
         self.steps = 0
 
     def _settings(self) -> Settings:
@@ -247,7 +249,7 @@ class SimCluster:
                 must(client.position == whole, "a reader at the owner's waits", client._where(), whole)
                 must(generation.reason is None, "a reader at the owner's has no end", client._where())
 
-    # -- (c), (f), (g): what the engine took
+    # -- (c), (f), (g): entries that the engine took
 
     def entry_taken(self, server: EngineServerModel, node: Node, key: bytes, entry: Entry) -> None:
         """An entry was added to a copy."""
@@ -359,7 +361,7 @@ class SimCluster:
             self._check_told(client)
 
     def _check_bounds(self, node: Node) -> None:
-        """(e) What a node holds."""
+        """(e) The things that a node holds."""
         cluster = node.cluster
         follows = cluster.followed._by_id
         places = sum(known.has_place for known in follows.values())
@@ -379,7 +381,7 @@ class SimCluster:
             must(messages <= STASH_MESSAGES_MAX and size <= STASH_BYTES_MAX, "the stash", messages, size)
 
     def _check_copy(self, generation: Generation) -> None:
-        """(b) A living owner's copy has what the owner had a moment ago."""
+        """(b) A living owner's copy has all that the owner had a moment ago."""
         stream, now = generation.stream, self.loop.now
         if generation.is_removed:
             return
@@ -407,13 +409,15 @@ class SimCluster:
             must(state is CopyState.DONE, "an owner that doesn't know of its end", where, state)
 
     def _is_lost_in_silence(self, generation: Generation) -> bool:
-        """Whether the owner can't know that the copy is lost: it has nothing to write, and nobody has asked for it."""
+        """Whether the owner can't know that the copy is lost: it had nothing to write, and nobody has asked for it."""
         copies = generation.node.cluster.servers.shard_of(generation.id).server.copies
         copy = copies.get(generation.id)
-        return copy is not None and not copy.is_behind
+        lately = self.loop.now - WRITTEN_S
+        has_end = generation.reason is None or generation.ended_at > lately or (copy and copy.state is CopyState.DONE)
+        return copy is not None and copy.confirmed_seq >= generation.seq_at(lately) and bool(has_end)
 
     def _check_progress(self, client: Client) -> None:
-        """(b) A reader in a quiet cluster has what its stream had a moment ago, and its end."""
+        """(b) A reader in a quiet cluster has all that its stream had a moment ago, and its end."""
         connection, generation, now = client.connection, client.generation, self.loop.now
         if connection is None or connection.is_paused or not connection.is_open:
             return

@@ -45,7 +45,7 @@ WRITES = frozenset((b"XADD", b"XTRIM", b"HSET", b"HDEL", b"PEXPIRE", b"UNLINK"))
 
 
 class Untouched(list[Any]):
-    """Nobody looks at what a transport has touched."""
+    """Nobody looks at the transports that were touched."""
 
     def append(self, item: Any) -> None:
         pass
@@ -102,7 +102,7 @@ class Session:
         loop.io(self._up_due - loop.now, self._arrive)
 
     def ended(self, how: str) -> None:
-        """As a transport's Peer: the node closed the connection. What it had written still arrives."""
+        """As a transport's Peer: the node closed the connection. Its last bytes still arrive."""
         loop = self.server.loop
         loop.io(max(0.0, self._up_due - loop.now) + 0.0005, self.end)
 
@@ -124,7 +124,7 @@ class Session:
         return (self.node.name, self.server.name) in self.server.cluster.holes
 
     def flow(self) -> None:
-        """The server goes on, or the hole is mended: what was held passes."""
+        """The server goes on, or the hole is mended: the held bytes pass."""
         while self._held_up and not (self.is_over or self.server.is_frozen or self.is_in_hole):
             self.server.work(self, self._held_up.popleft())
         while self._down and not (self.is_over or self.is_in_hole):
@@ -148,7 +148,7 @@ class Session:
 
     def _deliver(self) -> None:
         if self.is_over or not self._down or self.is_in_hole:
-            return  # flow() delivers what a hole has held
+            return  # flow() delivers the bytes that a hole has held
         self.node.loop.arrives(self.transport.receive, self._down.popleft())
 
     # -- the end
@@ -238,7 +238,7 @@ class EngineServerModel:
             session.cut()
 
     def flow(self) -> None:
-        """What was held passes."""
+        """Held bytes pass."""
         for session in tuple(self.sessions):
             session.flow()
 

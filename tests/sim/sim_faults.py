@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from sim_loop import must
@@ -24,10 +24,11 @@ LOST_WRITES = (0, 0, 1, 3, 10, 40, 200)
 
 
 class Faults:
-    """What goes wrong, when, and which nodes can have noticed it."""
+    """The faults of a run, their times, and the nodes that can have noticed them."""
 
-    def __init__(self, cluster: SimCluster) -> None:
+    def __init__(self, cluster: SimCluster, names: Collection[str]) -> None:
         self.cluster = cluster
+        self._weights = {name: weight for name, (weight, _) in FAULTS.items() if not names or name in names}
         self.rng = cluster.rng
         self.loop = cluster.loop
         self._active = 0  # faults that aren't over
@@ -36,7 +37,7 @@ class Faults:
         self._unusable: dict[tuple[str, int], float] = {}  # node and link: since when it isn't up
         self._is_over = False
 
-    # -- what the judge asks
+    # -- questions of the judge
 
     @property
     def is_disturbed(self) -> bool:
@@ -81,8 +82,7 @@ class Faults:
     def _strike(self) -> None:
         if self._is_over:
             return
-        names = list(FAULTS)
-        (name,) = self.rng.choices(names, [FAULTS[name][0] for name in names])
+        (name,) = self.rng.choices(list(self._weights), list(self._weights.values()))
         self._enter()
         if FAULTS[name][1](self):
             self.cluster.seen[f"fault: {name}"] += 1

@@ -76,7 +76,7 @@ class Generation:
     def on_terminal(self, now: float) -> None:
         """As a Source."""
 
-    # -- what the truth says
+    # -- questions to the truth
 
     @property
     def is_owned(self) -> bool:
