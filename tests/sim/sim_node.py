@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sim_loop import Violation, VirtualLoop
 
@@ -14,11 +14,20 @@ from streamd.config import Settings
 from streamd.core.hub import CHARGE_TURNS, Hub
 from streamd.core.stream import Stream
 from streamd.engine.cluster import Cluster
+from streamd.engine.key_limits import LimitedKeys
 from streamd.engine.link import LinkTerms
 from streamd.net.runtime import Runtime
 
 if TYPE_CHECKING:
     from sim_cluster import SimCluster
+
+
+def _without_levels(key: object, levels: object = None) -> NoReturn:
+    raise AssertionError("there are no keys here")
+
+
+# Nodes without keys: limits over all nodes have tests of their own.
+WITHOUT_KEYS = LimitedKeys(lambda: None, hash, _without_levels, _without_levels)
 
 
 class Handle:
@@ -175,7 +184,14 @@ class Node:
             slow_s=min(1.0, settings.engine_timeout_s / 2),
         )
         self.cluster = Cluster(
-            self.runtime, settings, terms, node=name, fingerprint=lambda: "the same", say=self._say, rng=rng
+            self.runtime,
+            settings,
+            terms,
+            node=name,
+            fingerprint=lambda: "the same",
+            limited=WITHOUT_KEYS,
+            say=self._say,
+            rng=rng,
         )
         hub.copies = self.cluster
         self.runtime.sweep.on_tick += [self.cluster.tick, self._tick]
