@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim test test-sdk check coverage format clean test-thorough test-prometheus test-tools mutants bench-start bench-books bench-loop bench-failover bench-pace bench-overload bench-requests
+.PHONY: help venv run run-llama bench bench-headline bench-slow-readers bench-replay load load-ui sim sim-moves test test-sdk check coverage format clean test-thorough test-prometheus test-tools mutants bench-start bench-books bench-loop bench-failover bench-pace bench-overload bench-requests
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ STEPS ?= 1000000
 
 sim: $(VENV)/.dev ## the simulator: search STEPS=… steps with new seeds, or replay SEED=… exactly
 	@$(BIN)/python tests/sim/simulate.py --steps $(STEPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+sim-moves: $(VENV)/.dev ## the simulator with moves of units between processes: STEPS=… with new seeds, or SEED=… exactly
+	@$(BIN)/python tests/sim/simulate.py --moves --steps $(STEPS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: $(VENV)/.dev ## one-edit mutants against their tests and the simulator, or ONLY=pattern; ARGS=--page renews the page (two hours)
 	@nice $(BIN)/python tests/mutants/run.py --jobs $(if $(filter 0,$(JOBS)),1,$(JOBS)) $(if $(ONLY),'$(ONLY)') $(ARGS)

@@ -121,10 +121,17 @@ class MadeReader:
 
     __slots__ = ("_ids", "_kept", "_principal_id")
 
-    def __init__(self, kept: KeptObjects, principal_id: str) -> None:
+    def __init__(self, kept: KeptObjects, principal_id: str, read: bytes | None = b"") -> None:
+        """`read`: the answer's bytes so far, as `read` of another process's had them."""
         self._kept = kept
         self._principal_id = principal_id
         self._ids = IdReader()
+        self._ids.go_on_from(read)
+
+    @property
+    def read(self) -> bytes | None:
+        """The bytes that were read; None: the id was found, or won't be."""
+        return self._ids.read
 
     def learn(self, upstream: str, piece: bytes) -> None:
         """The next bytes of an answer of the upstream with this name."""

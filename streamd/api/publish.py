@@ -22,7 +22,7 @@ import urllib.parse
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -49,7 +49,7 @@ from streamd.wire.dialect import Dialect
 from streamd.wire.event_id import valid_name
 from streamd.wire.http1 import Framing
 from streamd.wire.json_scan import JsonError, Watched, loaded
-from streamd.wire.publish import PUBLICATIONS, Publication, PublishError, publication_of
+from streamd.wire.publish import PUBLICATIONS, Publication, PublicationState, PublishError, publication_of
 
 EVENTS = "events"
 
@@ -61,6 +61,26 @@ OPTIONS_BYTES_MAX = 16 * 1024
 RETENTION_S_MAX = 24 * 3600.0
 
 _seq = re.compile(rb"0|[1-9][0-9]{0,15}").fullmatch
+
+
+class PublisherPlace(NamedTuple):
+    """A Publisher without its stream and its requests."""
+
+    fence: int
+    due_at: float
+
+
+class PublishingPlace(NamedTuple):
+    """A publishing request without its answer."""
+
+    media_type: str
+    publication: PublicationState
+    must_flow: bool
+    seal: str
+    expected: int | None
+    fence: int
+    held: bytes
+    due_at: float
 
 
 class Publisher:
@@ -80,6 +100,23 @@ class Publisher:
         self.appending: Publishing | None = None  # the request whose whole body is being appended, over several turns
         self.due_at = runtime.time() + (runtime.settings.publisher_idle_timeout_s or NEVER)
         runtime.sweep.add(self)
+
+    def place(self) -> PublisherPlace:
+        """The argument of another process's continued()."""
+        return PublisherPlace(self.fence, self.due_at)
+
+    @classmethod
+    def continued(cls, runtime: Runtime, stream: Stream, place: PublisherPlace) -> Publisher:
+        """The source of a published stream that goes on from another process, in the place that it gave."""
+        publisher = cls(runtime, stream)
+        runtime.admission.adopt_stream()
+        publisher.fence, publisher.due_at = place.fence, place.due_at
+        stream.source = publisher
+        return publisher
+
+    def leave(self) -> None:
+        """The stream goes on in another process."""
+        self._leave()
 
     def begin(self) -> None:
         """A publishing request has begun."""
@@ -344,6 +381,46 @@ class Publishing(Pending):
         if expected is not None:
             publisher.fence += 1
         self._fence = publisher.fence
+
+    def place(self) -> PublishingPlace:
+        """The argument of another process's continued()."""
+        media_type = next(each for each, make in PUBLICATIONS.items() if make is self._make)
+        state, held = self._publication.state(), b"".join(self._held)
+        return PublishingPlace(
+            media_type, state, self.must_flow, self._seal or "", self._expected, self._fence, held, self.due_at
+        )
+
+    @classmethod
+    def continued(
+        cls, runtime: Runtime, rights: Rights, answer: Answer, publisher: Publisher, place: PublishingPlace
+    ) -> Publishing:
+        """A publishing request that goes on from another process. Raises ValueError for a state that none has."""
+        make = publication_of(place.media_type)
+        if make is None or place.fence > publisher.fence:
+            raise ValueError("a publication of no type, or from the future")
+        publishing = cls(
+            runtime,
+            rights,
+            answer,
+            publisher,
+            make,
+            whole=place.must_flow,
+            seal=place.seal or None,
+            expected=None,
+        )
+        publishing._publication.go_on_from(place.publication)
+        publishing._expected, publishing._fence, publishing.due_at = place.expected, place.fence, place.due_at
+        if place.held:
+            publishing._held.append(place.held)
+            publishing._held_bytes = len(place.held)
+        publishing._charge.adopt(publishing._held_bytes + publishing._publication.held_bytes)
+        return publishing
+
+    def leave(self) -> None:
+        """The request goes on in another process."""
+        self._over = True
+        self._runtime.sweep.discard(self)
+        self._charge.release()
 
     def _begin(self) -> Publication:
         return self._make(self._runtime.settings.event_bytes_max)

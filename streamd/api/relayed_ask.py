@@ -5,6 +5,7 @@ In the body of a model with another name at an upstream only the name is replace
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from streamd.api.streams import relayed_last_event_id
@@ -13,12 +14,14 @@ from streamd.net.http_error import HttpError
 from streamd.net.request import Request
 from streamd.net.runtime import head_of
 from streamd.net.upstream import Upstream
-from streamd.wire import via
+from streamd.wire import content_coding, via
 from streamd.wire.cors import Cors
 from streamd.wire.dialect import KEY_FIELDS, KEY_OPENING, KEY_PARAMETER, Dialect
 from streamd.wire.dialects.api import Api
 from streamd.wire.event_id import names_position
+from streamd.wire.form_scan import FormScan
 from streamd.wire.http1 import Headers, RequestHead, end_to_end
+from streamd.wire.json_scan import JsonError, JsonScan, Watched
 from streamd.wire.path_models import model_in_path, with_model
 from streamd.wire.query import parameter
 
@@ -59,6 +62,22 @@ _WRITTEN_UPSTREAM = ((b"accept-encoding", b"identity"), (b"via", via.OWN))
 
 # A client's word about itself and the proxies between: only a proxy in front may be believed about that, by streamd.
 _FORWARDED_FIELDS = b"x-forwarded-"
+
+
+class AskPlace(NamedTuple):
+    """A RelayedAsk. The scans of its body are made again."""
+
+    method: str
+    model: str
+    at: str
+    path: str
+    query: str
+    request_id: bytes
+    body: bytes
+    is_bodiless: bool
+    keeps_position: bool
+    secrets: Headers
+    passed: Headers
 
 
 class RelayedAsk(Ask):
@@ -107,6 +126,48 @@ class RelayedAsk(Ask):
         if head.get(b"origin") in cors.origins:
             passed = [field for field in passed if field[0] != b"origin"]
         self._passed = passed
+
+    def place(self) -> AskPlace:
+        """The argument of another process's continued()."""
+        return AskPlace(
+            self.method,
+            self.model,
+            self.at,
+            self._path,
+            self._query,
+            self._request_id,
+            self._body,
+            self._is_bodiless,
+            self._keeps_position,
+            self._secrets,
+            tuple(self._passed),
+        )
+
+    @classmethod
+    def continued(cls, request: Request, place: AskPlace, watched: Watched) -> RelayedAsk:
+        """The ask of a request that another process has sent, for the case that it has to be sent once more."""
+        ask = cls.__new__(cls)
+        Ask.__init__(ask, place.method, place.model, principal=request.principal.id, at=place.at)
+        ask._api = request.dialect.api
+        ask._path, ask._query, ask._request_id = place.path, place.query, place.request_id
+        ask._body, ask._is_bodiless, ask._keeps_position = place.body, place.is_bodiless, place.keeps_position
+        ask._secrets, ask._passed = place.secrets, list(place.passed)
+        fields = dict(place.passed)
+        ask._json, ask._form = None, None
+        if place.body and content_coding.is_plain(fields.get(b"content-encoding")):
+            ask._form = FormScan.of(fields.get(b"content-type"))
+            ask._json = JsonScan(watched) if ask._form is None else None
+            ask._scan()
+        return ask
+
+    def _scan(self) -> None:
+        """Find the members of the body that have other names at some upstream."""
+        scan = self._form or self._json
+        assert scan is not None
+        try:
+            scan.feed(bytearray(self._body), last=True)
+        except JsonError:
+            self._json = None
 
     def target(self, upstream: Upstream) -> bytes:
         return target_of(self._renamed(upstream)[0], self._query, self._api, keeps_position=self._keeps_position)

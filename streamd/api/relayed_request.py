@@ -6,7 +6,10 @@ An exchange has it as its owner. All of it is values, so the exchange's state ca
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from streamd.api.rights import Rights
+from streamd.core.hub import IdempotentRequest
 from streamd.core.limits import Account
 from streamd.core.stream import Stream
 from streamd.core.terms import Terms
@@ -17,6 +20,18 @@ from streamd.net.runtime import Runtime
 from streamd.policy import Policy
 from streamd.reasons import CloseReason
 from streamd.wire.dialect import generates
+
+
+class RelayedPlace(NamedTuple):
+    """A RelayedRequest without its request and its charge."""
+
+    policy: Policy
+    grace_s: float
+    interval_s: float
+    is_adaptive: bool
+    wants_whole: bool
+    key: str
+    body_hash: bytes  # of a key that has no stream
 
 
 class RelayedRequest:
@@ -64,13 +79,43 @@ class RelayedRequest:
         if key:
             self._runtime.hub.keep_key(self._request.principal.id, key, body_hash, stream)
 
+    def place(self) -> RelayedPlace:
+        """The argument of another process's continued()."""
+        kept = self._own_key()
+        body_hash = kept.body_hash if kept is not None else b""
+        own = self._interval
+        return RelayedPlace(
+            self._policy, self._grace_s, own.least_s, own.adaptive, self._wants_whole, self._key, body_hash
+        )
+
+    @classmethod
+    def continued(cls, runtime: Runtime, rights: Rights, request: Request, place: RelayedPlace) -> RelayedRequest:
+        """Go on from another process, in the place that it gave."""
+        relayed = cls(
+            runtime,
+            rights,
+            request,
+            policy=place.policy,
+            grace_s=place.grace_s,
+            interval=WriteInterval(place.interval_s, place.is_adaptive),
+            wants_whole=place.wants_whole,
+        )
+        runtime.admission.adopt_relay()
+        relayed._key = place.key
+        if place.body_hash:
+            relayed.keep_key(place.key, place.body_hash, None)
+        return relayed
+
+    def _own_key(self) -> IdempotentRequest | None:
+        """The kept key, while it has no stream."""
+        kept = self._runtime.hub.by_key(self._request.principal.id, self._key) if self._key else None
+        return kept if kept is not None and kept.stream is None else None
+
     def over(self) -> None:
         """The exchange is over, or hasn't begun: give back the place, and the key that has no stream."""
-        hub, principal_id = self._runtime.hub, self._request.principal.id
         self._runtime.admission.release_relay()
-        kept = hub.by_key(principal_id, self._key) if self._key else None
-        if kept is not None and kept.stream is None:
-            hub.forget_key(principal_id, self._key)
+        if self._own_key() is not None:
+            self._runtime.hub.forget_key(self._request.principal.id, self._key)
 
     # -- streams
 

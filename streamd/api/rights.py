@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from streamd.core.auth import ADMIN, ANONYMOUS, Key, Principal, presented_keys, principal_without_keys
 from streamd.core.keys import EXPIRED, REQUIRED, Keys
-from streamd.core.limits import Account, Accounts, KeyLevels, KeyUsage, SpendingBoard
+from streamd.core.limits import Account, Accounts, AccountState, KeyLevels, KeyUsage, SpendingBoard
 from streamd.core.refusal import Refusal
 from streamd.core.stream import Stream
 from streamd.core.usage import Charge
@@ -209,6 +209,28 @@ class Rights:
     def usage_of(self, key: Key) -> KeyUsage:
         """The key's counts over all workers, and the rest of its limits."""
         return self._accounts.usage(key, self._runtime.time())
+
+    # -- what goes on from another process
+
+    def principal_again(self, principal_id: str, key_id: str, *, is_admin: bool) -> Principal:
+        """The principal that another process knew by these facts. Raises ValueError if its key isn't here any more."""
+        if not key_id:
+            return ADMIN if is_admin else ANONYMOUS if principal_id == ANONYMOUS.id else Principal(principal_id)
+        key = self.key_of(key_id)
+        if key is None or key.id != principal_id:
+            raise ValueError(f"the key {key_id} isn't in the key file any more")
+        return Principal(key.id, key)
+
+    def account_of(self, key_id: str) -> Account:
+        """The account of this key. Raises ValueError if it isn't in the key file."""
+        key = self.key_of(key_id)
+        if key is None:
+            raise ValueError(f"the key {key_id} isn't in the key file any more")
+        return self._accounts.of(key)
+
+    def account_states(self) -> tuple[tuple[str, AccountState], ...]:
+        """The accounts of all keys, for another process, which gives each to account_of()."""
+        return self._accounts.states()
 
     # -- limits
 

@@ -246,6 +246,21 @@ class Streams:
         self._waiting.setdefault(name, {})[waiting] = None
         self._waiters.add(owner, waiting)
 
+    def wait_on(self, answer: Answer, name: str, until: float) -> WaitForName:
+        """A reader of another process goes on waiting for a stream of this name, with the place that it had there."""
+        waiting = WaitForName(
+            self._runtime,
+            self,
+            answer,
+            name,
+            until - self._runtime.time(),
+            self._rights.why_not_read(answer.request, name, None),
+            holder_of(answer),
+        )
+        self._waiting.setdefault(name, {})[waiting] = None
+        self._waiters.add(waiting.owner, waiting)
+        return waiting
+
     def wake_waiting(self, stream: Stream) -> None:
         """A stream was opened: answer the readers that wait for its name, and may read it."""
         waiting = self._waiting.pop(stream.id, {})
@@ -388,6 +403,11 @@ class WaitForName(Pending):
         self.on_gone(CloseReason.NOT_FOUND)
         self._answer.settle(self._refuse)
         return NEVER
+
+    def leave(self) -> None:
+        """The reader goes on waiting in another process."""
+        self._runtime.sweep.discard(self)
+        self._streams.forget_waiting(self)
 
     def give_way(self) -> None:
         """There are too many waiters, and this one's owner has most of them."""

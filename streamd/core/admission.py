@@ -627,6 +627,11 @@ class Admission:
         self._row[_UPSTREAM] -= 1
         self.release_stream()
 
+    def adopt_relay(self) -> None:
+        """Count a request to an upstream that another process admitted, with its place for a stream."""
+        self._row[_UPSTREAM] += 1
+        self.adopt_stream()
+
     def _has_all_for_relay(self) -> bool:
         """Whether no gate is shut for a stream from an upstream, all of them looked at in a single pass."""
         row, own, budget = self._row, self._own, self._budget
@@ -671,6 +676,11 @@ class Admission:
         self._row[_MEMORY] += price_bytes
         return None
 
+    def adopt_stream(self) -> None:
+        """Count a published stream that another process admitted."""
+        self._row[_STREAMS] += 1
+        self._row[_MEMORY] += self._stream_bytes
+
     def release_stream(self) -> None:
         """Undo `admit_stream`: the stream is sealed."""
         assert self._row[_STREAMS] > 0
@@ -701,6 +711,11 @@ class Admission:
         self._row[_BODIES] += size_bytes
         self._shares.take(holders, size_bytes)
         return None
+
+    def adopt_body(self, size_bytes: int, holders: Holders = ()) -> None:
+        """Count bytes of a request body that another process admitted."""
+        self._row[_BODIES] += size_bytes
+        self._shares.take(holders, size_bytes)
 
     def release_body(self, size_bytes: int, holders: Holders = ()) -> None:
         """Give `size_bytes` of `admit_body` back."""

@@ -33,6 +33,11 @@ class BodyCharge:
         self.held_bytes = size_bytes
         return None
 
+    def adopt(self, size_bytes: int) -> None:
+        """Bytes that another process has admitted are here from now on."""
+        self._admission.adopt_body(size_bytes, self._holders)
+        self.held_bytes += size_bytes
+
     def release(self) -> None:
         """The bytes are gone. Further calls do nothing."""
         self.resize(0)

@@ -28,7 +28,7 @@ known), and a back-off per address of a client (a page of one user would have th
 from __future__ import annotations
 
 import random
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from streamd.choice import Choice
 from streamd.reasons import CloseReason
@@ -80,6 +80,33 @@ class Probe(Protocol):
     asked_at: float  # when it was sent; 0: not yet
 
 
+class ReputeState(NamedTuple):
+    """A Repute without its probe: the request that probes goes on, or the next one does."""
+
+    failures: int
+    since: float
+    errors: int
+    failed_at: float
+    fault: Fault
+    out_until: float
+
+
+class HealthState(NamedTuple):
+    """A Health, for another process. Requests that await a connection are begun again there."""
+
+    all: ReputeState
+    by_principal: tuple[tuple[str, ReputeState], ...]
+    is_doubtful: bool
+    latest: str | None
+    is_shared: bool
+    blamed: tuple[str, ...]
+    judged_at: float
+    since: float
+    failures: int
+    reason: str
+    error: str
+
+
 class Repute:
     """The standing of a server, with all principals or with a single one."""
 
@@ -93,6 +120,15 @@ class Repute:
         self.fault = Fault.ANSWER  # of the last counted failure
         self.out_until = 0.0
         self.probe: Probe | None = None
+
+    def state(self) -> ReputeState:
+        """What go_on_from() takes."""
+        return ReputeState(self._failures, self._since, self.errors, self.failed_at, self.fault, self.out_until)
+
+    def go_on_from(self, state: ReputeState) -> None:
+        """Take the standing that another process has found."""
+        self._failures, self._since, self.errors = min(state.failures, FAILURES_MAX), state.since, state.errors
+        self.failed_at, self.fault, self.out_until = state.failed_at, state.fault, state.out_until
 
     @property
     def is_in(self) -> bool:
@@ -179,6 +215,32 @@ class Health:
         self._judged_at = self._since = 0.0
         self._failures = 0
         self._reason = self._error = ""
+
+    def state(self) -> HealthState:
+        """What go_on_from() takes."""
+        return HealthState(
+            self.all.state(),
+            tuple([(principal, own.state()) for principal, own in self._of.items()]),
+            self.is_doubtful,
+            self._latest,
+            self._is_shared,
+            tuple(sorted(self._blamed)),
+            self._judged_at,
+            self._since,
+            self._failures,
+            self._reason,
+            self._error,
+        )
+
+    def go_on_from(self, state: HealthState) -> None:
+        """Take what another process knows of the server. Settings and requests under way are this process's own."""
+        self.all.go_on_from(state.all)
+        for principal, own in state.by_principal[-PRINCIPALS_MAX:]:
+            self._own(principal).go_on_from(own)
+        self.is_doubtful, self._latest, self._is_shared = state.is_doubtful, state.latest, state.is_shared
+        self._blamed = set(state.blamed[:2])
+        self._judged_at, self._since, self._failures = state.judged_at, state.since, state.failures
+        self._reason, self._error = state.reason, state.error[:ERROR_CHARS_MAX]
 
     # -- choice
 

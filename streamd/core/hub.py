@@ -227,6 +227,14 @@ class Hub:
         """The characters by which ids name the worker that drew them."""
         return self._slot + self._incarnation
 
+    def take_incarnation(self, incarnation: str) -> None:
+        """Draw ids as the worker before did, whose streams go on here: its ids stay valid, and those of its ended
+        streams unknown. Raises ValueError for anything but an incarnation.
+        """
+        if len(incarnation) != INCARNATION_LEN or not all(each in SLOT_CHARS for each in incarnation):
+            raise ValueError("an incarnation that no worker has")
+        self._incarnation = incarnation
+
     def new_id(self) -> str:
         """An unguessable id: knowing it is the right to read (docs/PROTOCOL.md, section 2)."""
         drawn = binascii.b2a_base64(self._random(16), newline=False).translate(_URL_SAFE, b"=")
@@ -600,6 +608,19 @@ class Hub:
         assert not stream.readers
         if self._streams.pop(stream.id, None) is None:
             return
+        self._forget(stream)
+        self.on_removed(stream)
+
+    def give_away(self, stream: Stream) -> None:
+        """Forget a stream without readers that goes on in another process: nobody is told of an end."""
+        assert not stream.readers
+        if self._streams.pop(stream.id, None) is stream:
+            stream.source = None
+            self._forget(stream)
+            if stream.terms.account is not None and stream.reason is None:
+                stream.terms.account.close_stream()
+
+    def _forget(self, stream: Stream) -> None:
         stream.fanout = None  # the two refer to each other, and the garbage collector hardly runs
         self.end_grace(stream)
         self._live.discard(stream.terms.owner, stream)
@@ -616,7 +637,6 @@ class Hub:
             self.forget_conversation(stream.terms.owner, conversation)
         self.log_bytes -= stream.ledger.charged_bytes
         stream.ledger.charged_bytes = 0
-        self.on_removed(stream)
 
     # -- memory
 

@@ -192,6 +192,14 @@ class _Alone:
         return 1
 
 
+class AccountState(NamedTuple):
+    """An Account of a worker without others, for another process. Streams are counted as they arrive there."""
+
+    requests_total: int
+    tokens_total: int
+    look: Look | None
+
+
 class Account:
     """The counters of a key in this worker. A running stream keeps its account, even if the key is revoked."""
 
@@ -205,6 +213,22 @@ class Account:
         self.requests_total = 0
         self.tokens_total = 0
         self.streams_now = 0
+
+    def state(self) -> AccountState:
+        """What go_on_from() takes."""
+        return AccountState(self.requests_total, self.tokens_total, self._shared.seen()[1])
+
+    def go_on_from(self, state: AccountState) -> None:
+        """Add what another process has counted, and go on from its look at the buckets, which has that in it.
+
+        Where workers share the buckets, these have the newest look already.
+        """
+        here = self._shared.seen()[1]
+        self.requests_total = min(TOTAL_MAX, self.requests_total + state.requests_total)
+        self.tokens_total = min(TOTAL_MAX, self.tokens_total + state.tokens_total)
+        if state.look is not None and (here is None or here.at < state.look.at):
+            self._shared.keep(state.look)
+        self._show()
 
     def spent(self) -> Spent:
         """The counts that this worker publishes for the others."""
@@ -296,6 +320,11 @@ class Account:
         self._show()
         return None
 
+    def adopt_stream(self) -> None:
+        """Count a stream that another process has let in; `close_stream` gives it back."""
+        self.streams_now += 1
+        self._show()
+
     def close_stream(self) -> None:
         """Undo `open_stream`: the stream has ended."""
         assert self.streams_now > 0
@@ -363,6 +392,10 @@ class Accounts:
         """Show all counts to the other workers, tokens above all. For the sweep, once a second."""
         for account in (*self._by_id.values(), *self._gone.values()):
             account.publish(now)
+
+    def states(self) -> tuple[tuple[str, AccountState], ...]:
+        """The accounts by their keys' ids."""
+        return tuple([(key_id, account.state()) for key_id, account in self._by_id.items()])
 
     def retain(self, ids: Container[str]) -> None:
         """Put the accounts of keys that are gone aside: call it with the new Keys after each reload."""

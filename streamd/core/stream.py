@@ -480,16 +480,21 @@ class Subscriber(_PerEvent):
         first = min(self.seq_start, position)
         return ReaderPlace(self.policy, self.form, position, first, self.dropped, self._gap_from, self.bytes_delivered)
 
-    def go_on_from(self, place: ReaderPlace, *, writable: bool) -> None:
-        """Begin where the reader was in another process, in place of start(). Policy and form are the constructor's.
-
-        Raises ValueError, with nothing changed, for a place that no reader of this stream has.
-        """
+    def check(self, place: ReaderPlace) -> None:
+        """Raises ValueError for a place that no reader of this stream has."""
         position, first = place.position, place.seq_start
         is_within = 1 <= first <= position <= self.stream.log.seq_next
         has_gap = place.gap_from == 0 or first <= place.gap_from < position
         if not is_within or not has_gap or not 0 <= place.dropped <= position - first or place.bytes_written < 0:
             raise ValueError("a reader at a place that its stream doesn't have")
+
+    def go_on_from(self, place: ReaderPlace, *, writable: bool) -> None:
+        """Begin where the reader was in another process, in place of start(). Policy and form are the constructor's.
+
+        Raises ValueError, with nothing changed, for a place that no reader of this stream has.
+        """
+        self.check(place)
+        position, first = place.position, place.seq_start
         self._bytes_written = place.bytes_written
         self._gap_from = place.gap_from
         self.dropped = place.dropped

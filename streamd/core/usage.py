@@ -112,12 +112,15 @@ class Charge:
 
     @classmethod
     def continued(cls, account: Account, key: Key, state: ChargeState) -> Charge:
-        """A charge that goes on from this state; another process has counted its request, and its stream if it has one.
+        """A charge that goes on from this state; another process has counted its request, and gives
+        its stream back, if it has one, with leave().
 
         Raises ValueError for a state that no charge has.
         """
         if len(state.tail) >= len(_EVENT) or state.events < 0 or (state.events and not state.has_stream):
             raise ValueError("a charge of an answer that can't be")
+        if state.has_stream:
+            account.adopt_stream()
         charge = cls.__new__(cls)
         charge._account, charge._key = account, key
         charge._has_stream, charge._events, charge._pays_tokens = state.has_stream, state.events, state.pays_tokens
@@ -125,6 +128,12 @@ class Charge:
         charge._tally.go_on_from(state.tally)
         charge._is_asked, charge._is_over = state.is_asked, False
         return charge
+
+    def leave(self) -> None:
+        """The charge goes on in another process."""
+        self._is_over = True
+        if self._has_stream:
+            self._account.close_stream()
 
     def asked(self) -> None:
         """The request has reached an upstream."""

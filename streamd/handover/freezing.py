@@ -18,6 +18,7 @@ move that was called off leave no trace.
 
 from __future__ import annotations
 
+from streamd.handover.leaving import leave
 from streamd.handover.unit import Unit, check
 from streamd.net.client import ClientConnection
 from streamd.net.frozen import StandIn
@@ -29,13 +30,14 @@ from streamd.net.upstream import UpstreamConnection, UpstreamState
 class FrozenUnit:
     """A unit that is frozen, and what thaw() needs."""
 
-    __slots__ = ("_due", "_stand_ins", "unit")
+    __slots__ = ("_members", "_stand_ins", "unit")
 
-    def __init__(self, runtime: Runtime, unit: Unit) -> None:
-        """Raises as unit.check() does, with nothing changed."""
-        check(unit)
+    def __init__(self, runtime: Runtime, unit: Unit, *, is_checked: bool = False) -> None:
+        """Raises as unit.check() does, with nothing changed. `is_checked`: a unit that was just built."""
+        if not is_checked:
+            check(unit)
         self.unit = unit
-        self._due: list[tuple[Due, float]] = []
+        self._members: list[Due] = []  # of the sweep
         self._stand_ins: list[StandIn] = []
         for client in unit.clients:
             self._take_out(runtime, client)
@@ -52,16 +54,17 @@ class FrozenUnit:
             runtime.hub.set_aside(unit.stream)
 
     def _take_out(self, runtime: Runtime, member: Due) -> None:
-        self._due.append((member, member.due_at))
+        due_at = member.due_at
         runtime.sweep.discard(member)
+        member.due_at = due_at  # as it is told
+        self._members.append(member)
 
     def thaw(self, runtime: Runtime) -> None:
         """The unit goes on here."""
         unit = self.unit
         if unit.stream is not None:
             runtime.hub.take_back(unit.stream)
-        for member, due_at in self._due:
-            member.due_at = due_at
+        for member in self._members:
             runtime.sweep.add(member)
             if isinstance(member, ClientConnection):
                 runtime.clients.add(member)
@@ -69,6 +72,12 @@ class FrozenUnit:
             unit.link.upstream.unfreeze(unit.link)
         for stand_in in self._stand_ins:
             stand_in.thaw()
+
+    def give_away(self, runtime: Runtime) -> None:
+        """The unit goes on in another process: give back all that it holds here."""
+        if self.unit.stream is not None:
+            runtime.hub.take_back(self.unit.stream)
+        leave(runtime, self.unit)
 
     @property
     def is_whole(self) -> bool:

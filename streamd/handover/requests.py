@@ -85,20 +85,21 @@ _field_name = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _field_value = re.compile(rb"[^\0\r\n]*").fullmatch
 _token = re.compile(r"[!-~]{1,128}").fullmatch
 
-_FIELDS: Final = Many(TupleOf(Bytes(1 << 16), Bytes(1 << 20)))
-_TARGET: Final = Text(1 << 20, str.isascii)
+FIELDS: Final = Many(TupleOf(Bytes(1 << 16), Bytes(1 << 20)))
+METHOD: Final = Text(64, _method)
+TARGET: Final = Text(1 << 20, str.isascii)
 _LINE: Final = Text(4096, lambda text: "\n" not in text and "\r" not in text)
 
 REQUEST_HEAD: Final = RecordKind(
     "request_head",
     HeadFacts,
     {
-        "method": Text(64, _method),
+        "method": METHOD,
         "target": Bytes(1 << 20),
-        "path": _TARGET,
-        "query": _TARGET,
+        "path": TARGET,
+        "query": TARGET,
         "http10": Flag(),
-        "headers": _FIELDS,
+        "headers": FIELDS,
         "authority": Bytes(1 << 16),
         "framing": Word(Framing),
         "content_length": WholeNumber(0, 2**63 - 1),
@@ -116,8 +117,8 @@ REQUEST: Final = RecordKind(
     {
         "head": Maybe(REQUEST_HEAD),
         "body": Bytes(HELD_BYTES_MAX),
-        "method": Text(64, _method),
-        "path": _TARGET,
+        "method": METHOD,
+        "path": TARGET,
         "http10": Flag(),
         "id": Text(128, _token),
         "traceparent": Text(64, str.isascii),
@@ -132,7 +133,7 @@ REQUEST: Final = RecordKind(
         "started_at": Seconds(),
         "conversation": Text(4096),
         "data_only": Flag(),
-        "extra_headers": _FIELDS,
+        "extra_headers": FIELDS,
         "keep_alive": Flag(),
         "model": Text(256),
         "upstream": _LINE,

@@ -5,8 +5,7 @@
     REFUSED    while it holds anything, its unit isn't handed over, and stays where it is until that is over
 
 tests/handover/test_slots.py fails for an attribute that isn't named here, and for an object in a live connection whose
-class isn't: a new attribute has to be decided on first. The table says what must be; `wire_kinds` and `streams` have
-the records that exist.
+class isn't: a new attribute has to be decided on first. `units` has the record of all of them.
 """
 
 from __future__ import annotations
@@ -83,8 +82,8 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
         REFUSED: "_held _large",  # held: until the turn's end
     },
     "net.trace.Trace": {
-        CARRIED: "edges ended_at events is_request_over operation own parent reason status",
-        DERIVED: "stream",
+        # A traced request stays: its span would need its worker's map of live traces as well.
+        REFUSED: "edges ended_at events is_request_over operation own parent reason status stream",
     },
     "core.body_charge.BodyCharge": {
         DERIVED: "_admission _holders held_bytes",
@@ -92,9 +91,10 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
     # -- upstream
     "net.upstream.UpstreamConnection": {
         CARRIED: "_asker _bodiless _decoder _heads _interim_answers _keep_alive _read _splitter answers any_byte at"
-        " idle_since read_at stream pauses touched_at transport turned_away upstream",
-        # _fast_path: both decoders are between two pieces. Held bytes are charged again.
-        DERIVED: "__weakref__ _fast_path _held_bytes _read_batch _runtime _unsent_bytes",
+        " idle_since read_at stream touched_at transport upstream",
+        # _fast_path: both decoders are between two pieces. Held bytes are charged again. pauses: of the turn and the
+        # pace are over, and the client's new transport tells of backpressure. turned_away: only at the end.
+        DERIVED: "__weakref__ _fast_path _held_bytes _read_batch _runtime _unsent_bytes pauses turned_away",
         REFUSED: "_ended_by",  # its last bytes are worked off first
     },
     "net.exchange.Exchange": {
@@ -121,9 +121,8 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
         DERIVED: "_request _rights _runtime",
     },
     "api.relayed_ask.RelayedAsk": {
-        CARRIED: "at",
-        DERIVED: "_api _body _form _is_bodiless _json _keeps_position _passed _path _query _request_id _secrets method"
-        " model principal",
+        CARRIED: "_body _is_bodiless _keeps_position _passed _path _query _request_id _secrets at method model",
+        DERIVED: "_api _form _json principal",  # the body is scanned again
     },
     "api.kept.MadeReader": {
         CARRIED: "_ids",
@@ -141,7 +140,7 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
         CARRIED: "_found _tail",
     },
     "core.answer_edges.AnswerEdges": {
-        CARRIED: "_back _found _front _size _tail facts usage",
+        REFUSED: "_back _found _front _size _tail facts usage",  # of a traced answer
     },
     # -- streams and their readers: streams.py
     "core.terms.Terms": {
@@ -257,8 +256,7 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
     },
     # -- around a connection
     "net.proxied.ProxiedConnection": {
-        CARRIED: "_held",
-        DERIVED: "_below _connection _runtime _transport",
+        REFUSED: "_below _connection _held _runtime _transport",  # until the header is there, head_timeout at most
     },
     "net.tls.TlsLayer": {
         # The keys stay: the client's bytes are carried by the old process, and its far end is handed over.
@@ -266,8 +264,8 @@ FATES: Final[dict[str, dict[Fate, str]]] = {
         " _tls pauses",
     },
     "api.streams.WaitForName": {
-        CARRIED: "due_at name owner refusal",
-        DERIVED: "_answer _runtime _streams",
+        CARRIED: "due_at name",
+        DERIVED: "_answer _runtime _streams owner refusal",
     },
 }
 """Of each class the attributes by their fate, names between blanks."""

@@ -147,6 +147,16 @@ class Seconds:
         return float(given)
 
 
+class Decimal(PlainValue):
+    """A number with a fraction."""
+
+    __slots__ = ()
+
+    def check(self, value: Any) -> None:
+        if type(value) not in (int, float) or not abs(value) <= COUNT_MAX:
+            raise RecordError(f"{told(value)} is no number")
+
+
 class Bytes:
     """At most `bytes_max` bytes."""
 

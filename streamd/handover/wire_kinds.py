@@ -47,12 +47,12 @@ DECODER: Final = AnyOf(
 )
 """A body's decoder. That of an encoded body can't be told: zlib has no words for its state."""
 
-_EVENTS: Final = RecordKind("events", SplitterState, {"held": _HELD, "edge": Word(Edge)})
+EVENTS: Final = RecordKind("events", SplitterState, {"held": _HELD, "edge": Word(Edge)})
 
 SPLITTER: Final = AnyOf(
-    _EVENTS,
-    RecordKind("inner_events", InnerState, {"splitter": _EVENTS, "next_seq": WholeNumber(1)}),
-    RecordKind("json_lines", LinesState, {"splitter": _EVENTS, "line": _HELD}),
+    EVENTS,
+    RecordKind("inner_events", InnerState, {"splitter": EVENTS, "next_seq": WholeNumber(1)}),
+    RecordKind("json_lines", LinesState, {"splitter": EVENTS, "line": _HELD}),
 )
 """The splitter of an upstream's events."""
 

@@ -305,6 +305,11 @@ class Attempt:
             except Exception as raised:
                 owner.on_bug("attempt.unreachable", raised)
 
+    def leave(self) -> None:
+        """The attempt goes on in another process: give the place back, and leave the connection alone."""
+        self.link = None
+        self.end()
+
     def end(self) -> None:
         """Give the place back; cut a request that is under way."""
         if self._owner is None:

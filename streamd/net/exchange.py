@@ -65,6 +65,10 @@ COLLECTED_S_MAX = 5.0
 TERMINAL_GRACE_S = 1.0
 
 
+# Time for which bytes that wait for their turn put off the verdict that an upstream is silent: turns may be held for a
+# tenth of it (handover/freezing.py), and an upstream that floods has bytes waiting at all times.
+UNREAD_S_MAX = 1.0
+
 # Interval of the looks at a request that its upstream reads late, while the answer comes already.
 UNWRITTEN_LOOK_S = 1.0
 
@@ -803,8 +807,10 @@ class Exchange(Pending):
         settings, route = self._runtime.settings, self._route
         if settings.stream_timeout_s and now - self._started_at >= settings.stream_timeout_s:
             return CloseReason.UPSTREAM_STREAM_TIMEOUT
-        if self._state is ExchangeState.CONNECTING or (attempt.link is not None and attempt.link.pauses & TURN):
-            return None  # in the second case bytes have come, and wait for their turn
+        if self._state is ExchangeState.CONNECTING:
+            return None
+        if attempt.link is not None and attempt.link.pauses & TURN:
+            now -= UNREAD_S_MAX  # bytes have come, and wait for their turn
         if self._before_first():
             return CloseReason.UPSTREAM_TTFT_TIMEOUT if now >= _first_by(attempt, route, settings) else None
         late = route.idle_timeout_s and now - self._last_sign(attempt) >= route.idle_timeout_s

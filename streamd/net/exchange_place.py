@@ -1,8 +1,7 @@
 """ExchangePlace: the state of an exchange whose request is out, and an exchange that goes on from it.
 
 The request, the answer, the stream, and the connection have places and records of their own. An exchange that has no
-connection yet can't be told: nothing was sent, so its request is begun again in the other process. Nor can one that
-holds the first bytes of an answer (OPENING, COLLECTING): its unit waits until they are known, or stays.
+connection yet can't be told: its unit waits until it has one.
 
 Why functions that look into Exchange: it has as many methods as a class here may have, and none of them is called while
 it serves.
@@ -16,6 +15,7 @@ from streamd.core.stream import Stream
 from streamd.core.usage import Charge, ChargeState, Tally, TallyState
 from streamd.net.answer import Answer
 from streamd.net.attempt import Ask, Attempt, AttemptPlace
+from streamd.net.collected import Collected
 from streamd.net.exchange import Exchange, ExchangeOwner, ExchangeState, Learner
 from streamd.net.frozen import NotNow
 from streamd.net.request import Request
@@ -23,8 +23,23 @@ from streamd.net.runtime import Runtime
 from streamd.net.upstream import UpstreamConnection
 from streamd.net.upstreams import Upstreams
 from streamd.policy import Policy
+from streamd.wire.heads import Framing, Headers, ResponseHead, joined
 
-TOLD: Final = (ExchangeState.ASKED, ExchangeState.STREAMING, ExchangeState.PROXYING)
+HOLDING: Final = (ExchangeState.OPENING, ExchangeState.COLLECTING)
+TOLD: Final = (ExchangeState.ASKED, ExchangeState.STREAMING, ExchangeState.PROXYING, *HOLDING)
+
+
+class CollectedPlace(NamedTuple):
+    """A body that is held, and the parts of the head in front of it."""
+
+    status: int
+    reason: bytes
+    headers: Headers
+    framing: Framing
+    content_length: int
+    keep_alive: bool
+    body: bytes
+    bytes_max: int
 
 
 class ExchangePlace(NamedTuple):
@@ -41,6 +56,7 @@ class ExchangePlace(NamedTuple):
     attempt: AttemptPlace
     charge: ChargeState | None
     tally: TallyState | None  # of a whole answer that is a generation
+    collected: CollectedPlace | None
 
 
 class ExchangeParts(NamedTuple):
@@ -82,7 +98,21 @@ def place_of(exchange: Exchange) -> ExchangePlace:
         attempt.place(),
         exchange._charge.state() if exchange._charge is not None else None,
         tally.state() if tally is not None else None,
+        _collected_place(exchange._collected) if exchange._collected is not None else None,
     )
+
+
+def _collected_place(collected: Collected) -> CollectedPlace:
+    head = collected.head
+    facts = (head.status, head.reason, head.headers, head.framing, head.content_length, head.keep_alive)
+    return CollectedPlace(*facts, bytes(collected.body), collected._bytes_max)
+
+
+def _collected_of(runtime: Runtime, place: CollectedPlace) -> Collected:
+    facts = (place.status, place.reason, place.headers, place.framing, place.content_length, place.keep_alive)
+    collected = Collected(runtime.admission, ResponseHead(*facts, joined(place.headers)), place.bytes_max)
+    collected.take(place.body)
+    return collected
 
 
 def continued(runtime: Runtime, upstreams: Upstreams, place: ExchangePlace, parts: ExchangeParts) -> Exchange:
@@ -97,6 +127,8 @@ def continued(runtime: Runtime, upstreams: Upstreams, place: ExchangePlace, part
     is_streaming = place.state is ExchangeState.STREAMING
     if place.state not in TOLD or (is_streaming and parts.stream is None) or not 0 <= place.stale_links <= 1:
         raise ValueError("an exchange in a state that can't be told, or a stream without one")
+    if (place.collected is not None) is not (place.state in HOLDING):
+        raise ValueError("an exchange that holds bytes in the wrong state")
     if place.state is ExchangeState.PROXYING and (parts.answer is None or parts.stream is not None):
         raise ValueError("a whole answer for no client, or for a stream")
     tally = Tally() if place.tally is not None else None
@@ -121,6 +153,8 @@ def continued(runtime: Runtime, upstreams: Upstreams, place: ExchangePlace, part
     exchange._stale_links, exchange._started_at = place.stale_links, place.started_at
     exchange.due_at, exchange._ends_at = place.due_at, place.ends_at
     exchange.watch._tally = tally
+    if place.collected is not None:
+        exchange._collected = _collected_of(runtime, place.collected)
     attempt = exchange._attempt = Attempt.continued(runtime, upstream, place.attempt, parts.link)
     attempt.own(exchange)
     if parts.answer is not None:
@@ -128,4 +162,21 @@ def continued(runtime: Runtime, upstreams: Upstreams, place: ExchangePlace, part
     if parts.stream is not None:
         parts.stream.source = exchange
     runtime.sweep.add(exchange)
+    exchange.due_at = place.due_at
     return exchange
+
+
+def leave(exchange: Exchange) -> None:
+    """The exchange goes on in another process: give back all that it holds here. Nobody hears of an end."""
+    attempt, exchange._attempt = exchange._attempt, None
+    exchange._state = ExchangeState.OVER
+    exchange._runtime.sweep.discard(exchange)
+    if attempt is not None:
+        attempt.leave()
+    if exchange._body_charge is not None:
+        exchange._body_charge.release()
+    if exchange._collected is not None:
+        exchange._collected.let_go()
+    if exchange._charge is not None:
+        exchange._charge.leave()
+    exchange._ask = exchange.answer = exchange.stream = exchange._collected = None

@@ -48,6 +48,16 @@ class AddressGates:
             return self._admission.refuse_address()
         return _take(self._all, key), _take(self._opening, key)
 
+    def adopt(self, address: str | None) -> Keys:
+        """Count a connection that another process has let in."""
+        key = self._key(address) if self._all.count_max or self._opening.count_max else ""
+        return (_take(self._all, key), _take(self._opening, key)) if key else NOT_COUNTED
+
+    def adopt_request(self, client: str | None) -> str:
+        """Count a request that another process has let in."""
+        key = self._key(client) if self._all.count_max else ""
+        return _take(self._all, key) if key else ""
+
     def enter_request(self, client: str | None) -> str | Refusal:
         """Count a request that a trusted proxy brings for `client`. Returns its key."""
         key = self._key(client) if self._all.count_max else ""

@@ -182,6 +182,18 @@ class Intake:
         if sink is not None:
             sink.body_lost(reason)
 
+    def go_on_from(self, held: bytes | None, came_bytes: int, thrown_bytes: int, windows: int) -> None:
+        """After begin(): the body has come so far, in another process. Raises ValueError where it would be held in one
+        process and not in the other.
+        """
+        if (held is None) is not (self.held is None):
+            raise ValueError("a body that is held in one process alone")
+        if held and self.held is not None and self._request.body_charge is not None:
+            self._request.body_charge.adopt(len(held))
+            self.held += held
+            self._scan(self.held, last=False)
+        self._came_bytes, self._thrown_bytes, self._windows = came_bytes, thrown_bytes, windows
+
     def next_window(self, settings: Settings) -> float | None:
         """A window is over: the length of the next. None: the body came at less than body_bytes_per_s_min in it.
 

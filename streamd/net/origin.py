@@ -84,6 +84,22 @@ class Origin:
             self._place = Place.TURNED_AWAY
         return self.refusal
 
+    def adopt(self, transport: asyncio.Transport, *, is_opening: bool) -> None:
+        """In place of enter(): take the place that the connection had in another process."""
+        self._transport = transport
+        runtime = self.entrance.runtime
+        runtime.admission.adopt_connection(self.entrance.price_bytes)
+        self._place = Place.REGULAR
+        self._gate_keys = runtime.gates.adopt(self.address)
+        if not is_opening:
+            self.opened()
+
+    def adopt_request(self, request: Request) -> None:
+        """In place of find_client(), for a request that goes on from another process."""
+        if request.head is not None:
+            self._charge_head(request)
+        request.gate_key = self.entrance.runtime.gates.adopt_request(request.client) if request.gate_key else ""
+
     @property
     def has_place(self) -> bool:
         """Whether admission knows of the connection; without a place it has to go at once."""

@@ -119,7 +119,7 @@ class Sweep:
             return
         now, step = self._loop.time(), self._step
         for member in self._pass[start : start + SLICE_MAX]:
-            if member.due_at <= now:
+            if member.due_at <= now and member in self._members:  # it may have left since the pass began
                 try:
                     member.due_at = member.on_due(now)
                 except Exception as error:

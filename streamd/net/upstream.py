@@ -859,7 +859,10 @@ class Upstream:
 
     def unfreeze(self, link: UpstreamConnection) -> None:
         """Take back an idle connection that was frozen, as it was."""
-        self._idle.append(link)
+        if self.removed or len(self._idle) >= self._runtime.settings.pool_idle_max:
+            link.close()
+        else:
+            self._idle.append(link)
 
     def forget(self, link: UpstreamConnection) -> None:
         if link.at is UpstreamState.IDLE and link in self._idle:

@@ -65,13 +65,10 @@ def check(link: UpstreamConnection) -> None:
 
 def place_of(link: UpstreamConnection) -> UpstreamPlace:
     """The state of this connection. Raises ValueError for a connection that can't be told."""
+    check(link)
     decoder, splitter = link._decoder, link._splitter
-    if link.at is UpstreamState.CLOSED or link._ended_by is not None:
-        raise ValueError("the connection is over")
     if link.unwritten_bytes:
-        raise ValueError("bytes of the request have not left yet")
-    if link.upstream.settings.origin.tls or type(decoder) is InflatingDecoder:
-        raise ValueError("TLS and content codings have a state that can't be told")
+        raise NotNow("bytes of the request have not left yet")
     return UpstreamPlace(
         link.at,
         link._bodiless,
@@ -92,8 +89,8 @@ def place_of(link: UpstreamConnection) -> UpstreamPlace:
 def go_on_at(link: UpstreamConnection, place: UpstreamPlace, asker: Asker | None, stream: Stream | None) -> None:
     """Make a new connection, which has its transport, the connection that another process has told of.
 
-    An IDLE connection still has to be put into the pool. Raises ValueError for a state that no connection has, and then
-    the connection has to be closed.
+    go_on() follows, and an IDLE connection still has to be put into the pool. Raises ValueError for a state that no
+    connection has, and then the connection has to be closed.
     """
     _check(place, asker, stream)
     runtime = link._runtime
@@ -115,9 +112,24 @@ def go_on_at(link: UpstreamConnection, place: UpstreamPlace, asker: Asker | None
     link._interim_answers, link.idle_since = place.interim_answers, place.idle_since
     link.touched_at, link.read_at = place.touched_at, place.read_at
     link._charge_held()
-    if place.read is not None:
-        link._read = place.read
+    link._read = place.read
+
+
+def go_on(link: UpstreamConnection) -> None:
+    """The connection is thawed: process what it has read before."""
+    if link._read is not None:
         link.work_or_wait()
+
+
+def leave(link: UpstreamConnection) -> None:
+    """The connection goes on in another process: give back all that it holds here. Nobody hears of an end."""
+    link.upstream.forget(link)
+    link._asker = link._read = link._splitter = link._decoder = link._heads = None
+    link._fast_path = False
+    link.at = UpstreamState.CLOSED
+    link._leave_stream()
+    link._unsent_bytes = 0
+    link._charge_held()
 
 
 def _check(place: UpstreamPlace, asker: Asker | None, stream: Stream | None) -> None:

@@ -86,6 +86,18 @@ class IdReader:
         self._scan: JsonScan | None = JsonScan(Watched({"id": None}))  # None: it is found, or won't be
         self._data = bytearray()
 
+    @property
+    def read(self) -> bytes | None:
+        """What go_on_from() takes; None: the id was found, or won't be."""
+        return bytes(self._data) if self._scan is not None else None
+
+    def go_on_from(self, read: bytes | None) -> None:
+        """Take the bytes that another reader has read without finding an id."""
+        if read is None:
+            self._end()
+        elif read:
+            self.feed(read)
+
     def feed(self, piece: bytes) -> str | None:
         """The next bytes; the id once, when it has come."""
         scan = self._scan

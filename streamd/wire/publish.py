@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import orjson
 
 from streamd.wire.json_scan import JsonError, JsonScan
-from streamd.wire.sse import EventSplitter, EventTooLarge, is_event, parse_event
+from streamd.wire.sse import EventSplitter, EventTooLarge, SplitterState, is_event, parse_event
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
@@ -51,6 +51,16 @@ class PublishError(Exception):
         self.before: list[bytes] = []
 
 
+class PublicationState(NamedTuple):
+    """A Publication between two pieces of a body."""
+
+    done: bool
+    containers: int
+    seen: int  # bytes of a text, lines or events so far
+    held: bytes  # of a character, or a line, that has begun
+    splitter: SplitterState | None  # of events
+
+
 class Publication(Protocol):
     """A request's body on its way to events."""
 
@@ -66,6 +76,12 @@ class Publication(Protocol):
 
     def finish(self) -> list[bytes]:
         """The body is complete: return its last events. Raises PublishError. Call it once."""
+
+    def state(self) -> PublicationState:
+        """What go_on_from() takes."""
+
+    def go_on_from(self, state: PublicationState) -> None:
+        """Take the state of another publication of the same type. Raises ValueError for a state that none has."""
 
 
 class TextPublication:
@@ -83,6 +99,15 @@ class TextPublication:
     @property
     def held_bytes(self) -> int:
         return len(self._decoder.getstate()[0])
+
+    def state(self) -> PublicationState:
+        return PublicationState(self.done, self.containers, self._offset, self._decoder.getstate()[0], None)
+
+    def go_on_from(self, state: PublicationState) -> None:
+        if state.splitter is not None or len(state.held) > 3:
+            raise ValueError("a text that holds more than a part of a character")
+        self._decoder.setstate((state.held, 0))
+        self.done, self.containers, self._offset = state.done, state.containers, state.seen
 
     def feed(self, piece: bytes) -> list[bytes]:
         return self._decode(piece, final=False)
@@ -126,6 +151,19 @@ class LinesPublication:
     @property
     def held_bytes(self) -> int:
         return len(self._held)
+
+    def state(self) -> PublicationState:
+        return PublicationState(self.done, self.containers, self._lines, bytes(self._held), None)
+
+    def go_on_from(self, state: PublicationState) -> None:
+        if state.splitter is not None or b"\n" in state.held:
+            raise ValueError("lines that hold more than a part of a line")
+        self.done, self._lines = state.done, state.seen
+        try:
+            self._hold(state.held)
+        except PublishError as error:
+            raise ValueError(str(error)) from None
+        self.containers = state.containers
 
     def feed(self, piece: bytes) -> list[bytes]:
         if b"\n" not in piece:
@@ -221,6 +259,15 @@ class EventsPublication:
     @property
     def held_bytes(self) -> int:
         return self._splitter.pending
+
+    def state(self) -> PublicationState:
+        return PublicationState(self.done, self.containers, self._events, b"", self._splitter.state())
+
+    def go_on_from(self, state: PublicationState) -> None:
+        if state.splitter is None or state.held:
+            raise ValueError("events without a splitter")
+        self._splitter.go_on_from(state.splitter)
+        self.done, self.containers, self._events = state.done, state.containers, state.seen
 
     def feed(self, piece: bytes) -> list[bytes]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from fakes import FakeLoop
@@ -81,6 +82,49 @@ def test_a_discarded_member_is_not_called_even_in_the_same_pass(swept: Swept) ->
     swept.sweep.add(two)
     swept.run(1.0)
     assert len(asked) == 1 and len(swept.sweep) == 0
+
+
+def test_a_member_that_leaves_with_its_deadline_is_not_called_in_the_same_pass(swept: Swept) -> None:
+    """As a frozen member does, whose deadline is told to another process."""
+    members = [Member(0.0), Member(0.0)]
+
+    def leave(now: float) -> float:
+        asked.append(now)
+        for member in members:
+            swept.sweep.discard(member)
+            member.due_at = 0.0
+        return 0.0
+
+    asked: list[float] = []
+    for member in members:
+        member.on_due = leave  # type: ignore[method-assign]
+        swept.sweep.add(member)
+    swept.run(1.0)
+    assert len(asked) == 1
+
+
+def test_steps_wait_while_input_is_held(swept: Swept) -> None:
+    held: list[Callable[[], None]] = []
+
+    def postpones(step: Callable[[], None]) -> bool:
+        held.append(step)
+        return is_held
+
+    is_held = True
+    sweep = Sweep(swept.loop, lambda where, error: None, postpones)
+    member = Member(0.0)
+    sweep.add(member)
+    sweep.start()
+    swept.run(2 * INTERVAL_S)
+    assert member.asked == [] and len(held) == 1
+    is_held = False
+    held[0]()
+    swept.run(INTERVAL_S / 2)
+    assert len(member.asked) == 1
+    sweep.stop()
+    held[0]()
+    swept.run(2 * INTERVAL_S)
+    assert len(member.asked) == 1, "a step that was held does not start what was stopped"
 
 
 def test_a_pass_runs_in_slices_with_loop_turns_between_them(swept: Swept) -> None:

@@ -76,11 +76,10 @@ def check_client(world: World, client: ClientConnection, transport: Transport) -
     )
     if reader is None or ((transport.aborted or transport.gone) and reader.state is SubscriberState.ENDED):
         return
-    must(
-        reader.sink is client.answer and reader.state is not SubscriberState.ENDED,
-        "the subscriber's state",
-        reader.state,
-    )
+    must(reader.sink is client.answer, "a subscriber of another answer", reader.state)
+    if reader.state is SubscriberState.ENDED:  # all is written, and the client has still to take the end
+        must(client.paused and reader.stream.reason is not None, "the subscriber's state", reader.state)
+        return
     must(
         (reader.state in WRITABLE) == (not client.paused),
         "the subscriber writes during a pause, or waits without a pause",
@@ -223,7 +222,8 @@ def check_position(reader: Reader, client: ClientConnection) -> None:
     transport = reader.transport
     if subscriber is None or answer is None or transport is None or not answer.streaming:
         return
-    if transport.buffer or transport.aborted:  # an abort throws away bytes that were counted as written
+    is_held = client.answer is not None and client.answer._held is not None  # until this turn's end
+    if is_held or transport.buffer or transport.kernel or transport.aborted:  # an abort throws written bytes away
         return
     if subscriber.stream is not answer.stream or reader.waits:
         return

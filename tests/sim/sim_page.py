@@ -13,7 +13,12 @@ from typing import NamedTuple
 PROJECT = Path(__file__).parents[2]
 
 # The pages of the repository, by the target that makes them.
-PAGES = {"sim": "tests/sim/RESULTS.md", "sim-nodes": "tests/sim/RESULTS-NODES.md"}
+PAGES = {
+    "sim": "tests/sim/RESULTS.md",
+    "sim-moves": "tests/sim/RESULTS-MOVES.md",
+    "sim-nodes": "tests/sim/RESULTS-NODES.md",
+}
+TITLES = {"sim": "", "sim-moves": ", with moves of units", "sim-nodes": ", over a cluster of nodes"}
 
 _PART = re.compile(r"^\| (\S+) \| (\d+) to (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", re.MULTILINE)
 _COUNT = re.compile(r"^\| ([^|]+) \| ([\d,]+) \|$", re.MULTILINE)
@@ -73,7 +78,7 @@ def written(target: str, parts: Sequence[Part], seen: Counter[str], situations: 
     of = commits[0] if len(commits) == 1 else f"{commits[0]} to {commits[-1]}"
     missed = [name for name in situations if not seen[name]]
     lines = [
-        "# The simulator's searches" if target == "sim" else "# The simulator's searches, over a cluster of nodes",
+        f"# The simulator's searches{TITLES[target]}",
         "",
         f"`make {target} ARGS='--page {PAGES[target]}'` adds a part to this page.",
         f"streamd at {of}, on {machine()}, beside other work.",

@@ -58,6 +58,7 @@ class Transport(asyncio.Transport):
         "eof_received",
         "eof_written",
         "gone",
+        "kernel",
         "lost",
         "name",
         "opened_at",
@@ -81,6 +82,7 @@ class Transport(asyncio.Transport):
         self.protocol: Any = None
         self.room = 1 << 60  # bytes that the peer's side still takes
         self.buffer = bytearray()
+        self.kernel = bytearray()  # taken by the kernel of a process before, though the peer had no room
         self._high = 64 * 1024
         self.told_paused = False
         self._reading = True
@@ -107,8 +109,9 @@ class Transport(asyncio.Transport):
             raise RuntimeError("write() after the end")
         if self.gone or not data:
             return
-        if self.buffer:
+        if self.buffer or self.kernel:
             self.buffer += data
+            self._pause_if_full()
             return
         length = len(data)
         if length <= self.room:
@@ -120,8 +123,10 @@ class Transport(asyncio.Transport):
         if taken:
             self._hand_over(bytes(data[:taken]))
         self.buffer += data[taken:]
-        if len(self.buffer) > self._high:
-            assert not self.told_paused
+        self._pause_if_full()
+
+    def _pause_if_full(self) -> None:
+        if len(self.buffer) > self._high and not self.told_paused:
             self.told_paused = True
             self.taken_at = self._loop.now
             self._loop.steps += 1
@@ -156,6 +161,7 @@ class Transport(asyncio.Transport):
     def write_eof(self) -> None:
         assert not self.closing and not self.eof_written
         self.eof_written = True
+        self._send_the_rest()
         if not self.buffer and not self.gone and self.peer is not None:
             self.peer.ended("fin")
 
@@ -216,6 +222,7 @@ class Transport(asyncio.Transport):
         at = None if isinstance(protocol, StandIn) else getattr(protocol, "at", None)
         if at is not None and at.value not in ("lost", "closed") and not waits:
             self._loop.failed.append(Violation(f"lost, but {protocol.at}"))
+        self._send_the_rest()
         peer, self.peer = self.peer, None
         if peer is not None and not self.gone:
             peer.ended("abort" if self.aborted else "fin")
@@ -227,7 +234,8 @@ class Transport(asyncio.Transport):
         if self.lost or self.aborted or self.gone:
             return
         self.room += length
-        if not self.buffer:
+        self._drain_kernel()
+        if not self.buffer or self.kernel:
             return
         taken = min(self.room, len(self.buffer))
         if taken:
@@ -250,6 +258,35 @@ class Transport(asyncio.Transport):
             self._lose_soon(None)
         elif self.eof_written and self.peer is not None:
             self.peer.ended("fin")
+
+    def _drain_kernel(self) -> None:
+        taken = min(self.room, len(self.kernel))
+        if taken:
+            self.taken_at = self._loop.now
+            self.room -= taken
+            piece = bytes(self.kernel[:taken])
+            del self.kernel[:taken]
+            self._touched.append(self)
+            self._hand_over(piece)
+
+    def _send_the_rest(self) -> None:
+        """The kernel goes on sending what it has taken, whatever becomes of the socket."""
+        if self.kernel and not self.gone:
+            self._hand_over(bytes(self.kernel))
+        self.kernel.clear()
+
+    def heir(self) -> Transport:
+        """The same socket as another process has it. Bytes that were still to be sent have gone to the kernel, which
+        has room for them if it has to, and then takes no more until the peer has read them.
+        """
+        assert self.peer is not None and not (self.closing or self.lost or self.gone)
+        heir = Transport(self._loop, self.peer, self.name, self._touched)
+        for name in ("room", "opened_at", "resumed_at", "written_at", "taken_at"):
+            setattr(heir, name, getattr(self, name))
+        heir.kernel = self.kernel + self.buffer
+        heir._incoming, heir._incoming_eof = self._incoming, self._incoming_eof or self.eof_received
+        self.lost, self.peer, self.protocol = True, None, None
+        return heir
 
     def receive(self, data: bytes) -> None:
         """The peer's bytes arrive."""

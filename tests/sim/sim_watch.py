@@ -24,6 +24,7 @@ from streamd.core.replay import ReplayLog
 from streamd.core.stream import Policy, Stream, Subscriber, SubscriberState
 from streamd.core.write_interval import WriteInterval
 from streamd.net import client as net_client
+from streamd.net import outlet
 from streamd.net import turns as net_turns
 from streamd.net import upstream as net_upstream
 from streamd.net.answer import Answer
@@ -125,7 +126,7 @@ SITUATIONS = (
 BROKEN_ANSWERS = (CloseReason.UPSTREAM_TRUNCATED, CloseReason.UPSTREAM_PROTOCOL, CloseReason.UPSTREAM_RESET)
 
 ROUNDING_S = 1e-6
-FROZEN_S_MAX = 0.2  # for which moves may put off a check
+FROZEN_S_MAX = 0.5  # for which moves may put off a check
 
 # Pieces of a connection's turn, by the seed of the run: the real bound is reached by few reads of a small world.
 TURN_SIZES = (4, 16, 256)
@@ -173,6 +174,7 @@ class Watch:
         self._around(TakesTurns, "wait_for_turn", self._wait_for_turn)
         self._around(Pacing, "rest", self._rest)
         self._replace(net_upstream, "read_past", Transport.read_past)
+        self._replace(outlet, "outstanding", lambda transport: len(transport.buffer) + len(transport.kernel))
 
     def _around(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         original, failed = getattr(owner, name), self.world.loop.failed

@@ -363,6 +363,15 @@ class World:
         """Remember a reader's connection until it is lost."""
         self._transports[transport] = None
 
+    def inherit(self, transport: Transport, heir: Transport) -> None:
+        """A connection of streamd's goes on as another object."""
+        if transport in self._transports:
+            del self._transports[transport]
+            self.keep(heir)
+        owner: Any = heir.owner
+        if owner.transport is transport:
+            owner.transport = heir
+
     def open_clients(self) -> Iterator[Transport]:
         for transport in [transport for transport in self._transports if transport.lost]:
             del self._transports[transport]
@@ -756,3 +765,10 @@ def _alive(*, collect: bool) -> Counter[type]:
     while collect and gc.collect():  # objects with a finalizer, such as coroutines, take another turn
         pass
     return Counter(type(each) for each in gc.get_objects() if type(each) in KINDS_LEFT)
+
+
+class MovingWorld(World):
+    """A world whose units are frozen, and move."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, moves=True)

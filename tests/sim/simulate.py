@@ -1,7 +1,8 @@
 """Run a simulation: `simulate.py --steps N` searches with new seeds, `--seed S` replays a seed exactly.
 
-Two worlds are simulated: a worker with its upstreams and readers (sim_world.py), and with `--nodes` a cluster of nodes
-that share an engine (sim_cluster.py).
+Three worlds are simulated: a worker with its upstreams and readers (sim_world.py); with `--moves` the same, where units
+of connections and streams are frozen every 50 steps, and most are made anew from their records (sim_moves.py); and with
+`--nodes` a cluster of nodes that share an engine (sim_cluster.py).
 
 A search plays consecutive seeds, so its first seed and its steps play it again. Searches with `--page FILE` are parts
 of a longer search: the page has the sums of all its parts.
@@ -19,18 +20,19 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parents[level]) for level in (0, 1, 2)]
 
+import sim_moves  # noqa: E402 (the path has to be set first)
 import sim_page  # noqa: E402 (the path has to be set first)
 from sim_cluster import SimCluster  # noqa: E402
 from sim_cluster_watch import CLUSTER_SITUATIONS  # noqa: E402
 from sim_watch import SITUATIONS  # noqa: E402
-from sim_world import World  # noqa: E402
+from sim_world import MovingWorld, World  # noqa: E402
 
 RUN_STEPS = 100_000  # of each seed; the seed alone decides all of them
 
@@ -43,11 +45,12 @@ class Game(NamedTuple):
     """A world that can be played."""
 
     target: str  # of make
-    world: type[World] | type[SimCluster]
+    world: Callable[[int], World | SimCluster]  # of a seed
     situations: tuple[str, ...]
 
 
 WORKER = Game("sim", World, SITUATIONS)
+MOVES = Game("sim-moves", MovingWorld, (*SITUATIONS, *sim_moves.SITUATIONS))
 NODES = Game("sim-nodes", SimCluster, CLUSTER_SITUATIONS)
 
 
@@ -92,6 +95,7 @@ def main() -> None:
     """Exit status 1 at the first violation, or when a situation was never reached."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", action="store_true", help="a cluster of nodes that share an engine")
+    parser.add_argument("--moves", action="store_true", help="units of a worker move every 50 steps")
     parser.add_argument("--seed", type=int, help="replay this seed")
     parser.add_argument("--first-seed", type=int, help="of the search; random by default")
     parser.add_argument("--steps", type=int, default=1_000_000, help="callbacks into the code under test, in all")
@@ -100,7 +104,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="count the answers as well")
     parser.add_argument("--page", type=Path, help="add the search's figures to this page")
     options = parser.parse_args()
-    game = NODES if options.nodes else WORKER
+    game = NODES if options.nodes else MOVES if options.moves else WORKER
     commit = sim_page.commit() if options.page else ""  # of the code at the start: files may change meanwhile
     began = time.perf_counter()
     first_seed = random.SystemRandom().randrange(1 << 32) if options.first_seed is None else options.first_seed
