@@ -451,7 +451,9 @@ class SimCluster:
         known = node.cluster.followed._by_id.get(client.generation.id)
         if known is None or client.node is client.generation.node:
             return
-        since_s = self.faults.cut_off_s(node, known.shard.link)
+        # Pushes have a link of their own: a reader that they serve is told nothing.
+        heard_s = node.loop.time() - known.follow._heard_at
+        since_s = min(self.faults.cut_off_s(node, known.shard.link), heard_s)
         bound_s = self.settings.engine_patience_s + 2.5
         is_asked = known.follow.state not in (FollowState.ENDED, FollowState.OVER)
         must(since_s < bound_s or not is_asked, "a reader is left alone", client._where(), since_s, known.follow.state)
