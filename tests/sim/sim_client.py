@@ -48,6 +48,8 @@ class Connection(Answer):
 
     def _take(self, frame: bytes) -> None:
         client = self.client
+        if client.connection is not self:
+            return  # the person has left
         if self.form is Form.CHUNKED:
             client.took(frame)
         else:
@@ -76,7 +78,8 @@ class Connection(Answer):
         pass
 
     def stream_ended(self, clean: bool) -> None:
-        self.client.ended(clean)
+        if self.client.connection is self:  # else the person has left meanwhile
+            self.client.ended(clean)
         self.leave_soon(CloseReason.COMPLETE)
 
     def slow_consumer(self) -> None:
