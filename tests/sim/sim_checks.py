@@ -336,7 +336,8 @@ def _check_client_times(world: World, client: ClientConnection, transport: Any, 
     if transport.closing and not transport.told_paused:
         must(now - transport.closed_at <= settings.close_timeout_s + slack_s, "closing takes too long", client.at)
     if answer is None and client.at in EXPECTING:
-        idle_since = max(transport.opened_at, transport.written_at, transport.peer.errand.asked_at)
+        moved_at = max(transport.written_at, transport.taken_at)  # an answer is complete when the client has taken it
+        idle_since = max(transport.opened_at, moved_at, transport.peer.errand.asked_at)
         # Two limits in a row, and the process may have stood still before each of them.
         limit_s = settings.keepalive_timeout_s + settings.head_timeout_s + world.stood_still_s(idle_since)
         must(now - idle_since <= limit_s + slack_s, "an idle connection stays", now - idle_since)
