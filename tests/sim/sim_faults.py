@@ -193,8 +193,8 @@ class Faults:
         if cluster.sentinels:
             return self._switches()
         server = self._server()
+        server.cut_all()  # commands on the way reach the old server, if any
         server.succeed(self.rng.choice(LOST_WRITES))
-        server.cut_all()
         return True
 
     def _switches(self) -> bool:
