@@ -26,6 +26,7 @@ from streamd.reasons import CloseReason
 from streamd.wire.event_id import valid_stream_id
 
 if TYPE_CHECKING:
+    from streamd.api.stopping import Stopping
     from streamd.engine.cluster import Cluster
 
 # A look-up takes two round trips and the reading of a log: 10 ms, or a second where thousands come at once.
@@ -61,6 +62,7 @@ class Seeking:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.cluster: Cluster | None = None
+        self.stopping: Stopping | None = None  # with a cluster
         self._waiting: Shares[SeekStream] = Shares()
 
     def may_be_elsewhere(self, stream_id: str) -> bool:
@@ -98,6 +100,12 @@ class Seeking:
         """
         assert self.cluster is not None
         WaitForCopy(self._runtime, self.cluster, answer, stream, seq, reached)
+
+    def stop(self, answer: Answer, stream: Stream) -> None:
+        """Stop a stream of another node, and answer then. Raises HttpError 503 if its owner can't be asked."""
+        assert self.stopping is not None
+        if not self.stopping.stop(answer, stream):
+            raise self._runtime.refused(UNREACHABLE)
 
     def check_followed(self, stream: Stream) -> None:
         """Raises HttpError 503 for a followed stream while the engine can't be asked for long."""

@@ -284,8 +284,26 @@ class Streams:
     def stop(self, answer: Answer) -> None:
         """End a stream now: its upstream is aborted, its readers are told. A sealed stream is forgotten."""
         request = answer.request
-        self.stop_stream(self.writable(request, name_of(request)))
-        answer.send(204)
+        name = name_of(request)
+        stream = self.here(name)
+        self._rights.check_write(request, name, stream)
+        if stream is None and self.seeking.may_be_elsewhere(name):
+            self.seeking.seek(answer, name, lambda found: self._stop_found(answer, name))
+        else:
+            self._stop(answer, stream or self.get(name))
+
+    def _stop_found(self, answer: Answer, name: str) -> None:
+        """Another node's stream was looked for: answer as if it had been here from the start. Raises HttpError."""
+        stream = self.here(name)
+        self._rights.check_write(answer.request, name, stream)
+        self._stop(answer, stream or self.get(name))
+
+    def _stop(self, answer: Answer, stream: Stream) -> None:
+        if stream.terms.is_copy:
+            self.seeking.stop(answer, stream)
+        else:
+            self.stop_stream(stream)
+            answer.send(204)
 
     def stop_stream(self, stream: Stream) -> None:
         if stream.reason is None:

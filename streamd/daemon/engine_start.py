@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamd.api.rights import Rights
+from streamd.api.streams import Streams
 from streamd.config import ConfigError, Settings
 from streamd.core.keys import Keys
 from streamd.daemon import keyfile, logs
@@ -61,6 +62,15 @@ def link_terms_of(settings: Settings, member: str) -> LinkTerms | None:
         timeout_s=settings.engine_timeout_s,
         slow_s=min(1.0, settings.engine_timeout_s / 2),
     )
+
+
+def join_cluster(runtime: Runtime, streams: Streams, cluster: Cluster) -> None:
+    """Serve streams of other nodes, and serve this worker's streams for them."""
+    from streamd.api.stopping import Stopping  # Why here: as above
+
+    runtime.hub.copies = streams.seeking.cluster = cluster
+    streams.seeking.stopping = Stopping(runtime, cluster, streams.stop_stream)
+    runtime.sweep.on_tick.append(cluster.tick)
 
 
 class KeyFingerprint:

@@ -47,7 +47,7 @@ from streamd.daemon.budget import admission_of, budget_of, limits_of, prices_of
 from streamd.daemon.control import ADMIN, QUICK_DRAIN_S, DaemonState, Reloaded, Report, Standing
 from streamd.daemon.credential_files import CredentialFiles, LoadedFiles
 from streamd.daemon.drain import Drain, DrainStep
-from streamd.daemon.engine_start import cluster_of, link_terms_of
+from streamd.daemon.engine_start import cluster_of, join_cluster, link_terms_of
 from streamd.daemon.levels import Levels
 from streamd.daemon.request_log import LateLines, RequestLog, shown_id, without_secrets, write_step
 from streamd.daemon.shared import Shared, shared_alone
@@ -226,8 +226,7 @@ class Worker:
         )
         self.cluster = cluster_of(runtime, self.settings, rights, self.rng)
         if self.cluster is not None:
-            runtime.hub.copies = streams.seeking.cluster = self.cluster
-            runtime.sweep.on_tick.append(self.cluster.tick)
+            join_cluster(runtime, streams, self.cluster)
             if not self._has_peers:
                 self.cluster.key_limits.board = alone = shared_alone()
                 rights.share(alone)

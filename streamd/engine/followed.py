@@ -27,6 +27,7 @@ from typing import Final, Protocol
 from streamd.config import Settings
 from streamd.core.replay import ReplayLog
 from streamd.core.stream import Stream
+from streamd.engine.connection import Reply, packed
 from streamd.engine.entry import End
 from streamd.engine.facts import StreamFacts
 from streamd.engine.follow import CopyPlace, Follow, FollowCounts, FollowOwner, FollowState
@@ -345,6 +346,21 @@ class FollowedStreams:
         if known is not None and not known.is_stale:
             known.read_at = now + self._settings.engine_lease_s
 
+    def ask_owner(self, stream: Stream, kind: NoteKind, over: Callable[[bytes | None], None]) -> bool:
+        """Ask the owner of a followed stream. `over` hears its answer, or None. False: it can't be asked now."""
+        known = self._by_id.get(stream.id)
+        if known is None or known.is_stale:
+            return False
+        return self._notes.ask(known.shard, known.follow.member, kind, stream.id.encode(), over)
+
+    def forget(self, stream: Stream) -> None:
+        """A followed stream without readers, finished, isn't wanted any more: remove it here, and its copy."""
+        known = self._by_id.get(stream.id)
+        if known is not None:
+            if known.shard.link.has_room:
+                known.shard.link.ask(packed("UNLINK", self._keys.log(known.id)), _ignore)
+            self._drop(known)
+
     def removed(self, stream: Stream) -> None:
         """The hub has removed a followed stream."""
         known = self._by_id.get(stream.id)
@@ -427,3 +443,7 @@ class FollowedStreams:
         for known in self._by_id.values():
             counts[known.follow.state.value] += 1
         return counts
+
+
+def _ignore(reply: Reply) -> None:
+    """The reply to a command that needs none."""

@@ -61,6 +61,7 @@ class NoteKind(Choice):
     ANSWER = "answer"  # to a question, by its number
     SYNC = "sync"  # a stream's id: write what its copy lacks, and see to it that the copy is there
     FOLLOW = "follow"  # ids of streams that have readers at the sender
+    CANCEL = "cancel"  # a stream's id: a client with the right to it stops it
     LEFT = "left"  # ids of streams that have no reader at the sender any more, each with the reason
 
 

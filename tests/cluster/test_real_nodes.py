@@ -109,8 +109,32 @@ def test_an_unknown_id_is_gone_at_every_node_and_a_position_ahead_is_no_mistake(
         ahead = n.ask("b", stream_id, f"{stream_id}:100000")
         assert ahead.status == 503 and b"engine_behind" in ahead.read()
         assert n.ask("a", stream_id, f"{stream_id}:100000").status == 400
-        stopped = n["b"].request("DELETE", f"/v1/streams/{stream_id}")
-        assert stopped.status == 409 and b"stream_elsewhere" in stopped.read()
+        published = n["b"].request("POST", f"/v1/streams/{stream_id}/events", b"")
+        assert published.status == 409 and b"stream_elsewhere" in published.read()
+        assert n["b"].request("DELETE", f"/v1/streams/{unknown}").status == 410
+
+
+def test_a_delete_at_any_node_stops_the_stream_where_it_is() -> None:
+    with nodes(names="abc") as n:
+        at_a = n.start("a", tokens=5000, interval_ms=20).read(10)
+        at_b = n.read("b", at_a.stream_id).read(3)
+        path = f"/v1/streams/{at_a.stream_id}"
+        assert n["c"].request("DELETE", path).status == 204, "c has never followed the stream"
+        for reader in (at_a, at_b):
+            assert "stopped by request" in reader.to_the_end().events[-1].data
+        n.until_copied("a")
+        n.until(lambda: n["b"].request("DELETE", path).status == 204, "a finished stream without readers")
+        n.until(lambda: n.ask("a", at_a.stream_id).status == 404, "it is forgotten")
+        n.until(lambda: n.ask("c", at_a.stream_id).status == 410, "nor is it read at a node that had it")
+
+
+def test_a_delete_whose_owner_says_nothing_is_accepted_and_promises_nothing() -> None:
+    with nodes() as n:
+        at_a = n.start("a", tokens=5000, interval_ms=20).read(10)
+        n.read("b", at_a.stream_id).read(3)
+        n.kill("a")
+        answer = n["b"].request("DELETE", f"/v1/streams/{at_a.stream_id}")
+        assert answer.status == 202 and b"stopping" in answer.read()
 
 
 def test_the_access_list_of_the_documents_is_enough(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from streamd.core.stream import Stream
 from streamd.engine.entry import parse
 from streamd.engine.followed import GONE_S, IDLE_S, LOOKS_MAX, LOOKS_MIN, TOLD_TURN_MAX, FollowedStreams
 from streamd.engine.members import Sign
-from streamd.engine.notes import Notes
+from streamd.engine.notes import NoteKind, Notes
 from streamd.net.http_error import HttpError
 from streamd.reasons import CloseReason
 
@@ -512,3 +512,24 @@ def test_the_owner_hears_of_readers_here_and_why_the_last_has_left(own: Rig) -> 
     node.hub.leave(reader.subscriber, CloseReason.READER_GONE, own.now)
     node.pass_time(1)
     assert notes_of(own, "m1")[1:] == [(b"left", f'[["{stream.id}","reader_gone"]]'.encode())]
+
+
+def test_the_owner_of_a_followed_stream_is_asked_and_a_finished_one_forgotten_with_its_copy(own: Rig) -> None:
+    node, stream = Node(own), written(own, " a")
+    here = node.found(stream)
+    heard: list[bytes | None] = []
+    assert node.followed.ask_owner(here, NoteKind.CANCEL, heard.append)
+    node.turn()
+    assert notes_of(own, "m1") == [(b"cancel", stream.id.encode())]
+    own.grow(stream, " b")
+    own.link.turn()
+    own.tick()
+    own.link.turn()
+    own.seal(stream)
+    own.link.turn()
+    node.turn()
+    assert here.reason is CloseReason.COMPLETE and heard == []
+    node.followed.forget(here)
+    node.turn()
+    assert own.entries(stream) == [] and len(node.followed) == node.places == len(node.hub) == 0
+    assert not node.followed.ask_owner(here, NoteKind.CANCEL, heard.append)

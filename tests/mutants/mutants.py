@@ -510,12 +510,25 @@ CORE: Final = (
     Mutant(
         "a DELETE at another node ends a stream for that node's readers alone",
         "api/streams.py",
-        "Streams.writable",
-        "if stream is not None and stream.terms.is_copy:",
+        "Streams._stop",
+        "if stream.terms.is_copy:",
         "if False:",
-        tests=("tests/engine/test_cluster.py",),
+        tests=("tests/api/test_stopping.py",),
     ),
-    # engine/: notes, and readers at other nodes
+    Mutant(
+        "a DELETE that its owner never heard of is called done",
+        "api/stopping.py",
+        "StopElsewhere._respond",
+        "if word is None:",
+        "if False:",
+    ),
+    Mutant(
+        "a finished stream that a client deleted is read again from its copy",
+        "engine/followed.py",
+        "FollowedStreams.forget",
+        "if known.shard.link.has_room:",
+        "if False:",
+    ),
     Mutant(
         "a generation that is read at another node is stopped when its last reader here leaves",
         "core/hub.py",
