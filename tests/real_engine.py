@@ -42,6 +42,11 @@ class RealEngine:
             sock.bind(("127.0.0.1", 0))
             self.port: int = sock.getsockname()[1]
 
+    @property
+    def url(self) -> str:
+        """The server, as the setting `engine` names it."""
+        return f"valkey://127.0.0.1:{self.port}"
+
     def arguments(self) -> list[str]:
         return ["--save", "", "--appendonly", "no", *self.options]
 
@@ -81,10 +86,14 @@ class RealEngine:
         self.kill()
         self.folder.cleanup()
 
+    def connected(self) -> socket.socket:
+        """A connection of its own to the server."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
     def ask(self, *command: Any, user: Sequence[str] = ()) -> Any:
         """A command over a connection of its own, and its reply. It blocks: only for a server that answers."""
         reader = hiredis.Reader()
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
+        with self.connected() as sock:
             replies = []
             for each in [("AUTH", *user)] * bool(user) + [command]:
                 sock.sendall(hiredis.pack_command(each))
