@@ -605,6 +605,8 @@ class CopyOwner:
         now = self._time()
         if isinstance(reply, EngineError):
             self._refused(copy, reply, now)
+            if new and copy.state is CopyState.WRITTEN:
+                copy.set_mark(None)  # its fence isn't raised: nothing may be written under it but another start
         elif reply is None:
             # NOMKSTREAM: the copy was evicted, or the engine emptied.
             self.counts.refused_gone += 1

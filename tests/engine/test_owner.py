@@ -406,6 +406,21 @@ def test_a_copy_is_bounded_when_its_log_is(rig: Rig) -> None:
     small.check(stream)
 
 
+def test_a_start_over_that_a_full_engine_refuses_leaves_no_entry_under_its_fence(rig: Rig) -> None:
+    stream = rig.open()
+    rig.grow(stream, " a")
+    rig.link.turn()
+    rig.copy(stream).written_units = 1 << 20  # the copy has become too large: the next write starts over
+    rig.engine.is_full = True
+    rig.grow(stream, " b")
+    rig.link.turn()
+    rig.engine.is_full = False
+    rig.settle()
+    rig.grow(stream, " c")
+    rig.link.turn()
+    assert rig.check(stream).position.seq > 0 and rig.entries(stream)[0][0].endswith(b"-0")
+
+
 def test_a_full_engine_is_probed_by_a_single_write_a_second(rig: Rig) -> None:
     streams = [rig.open() for _ in range(50)]
     for stream in streams:

@@ -852,6 +852,13 @@ CORE: Final = (
         "            pass\n",
     ),
     Mutant(
+        "a start over that a full engine refused is gone on with, and its copy can't be read any more",
+        "engine/owner.py",
+        "CopyOwner._written",
+        "copy.set_mark(None)",
+        "pass",
+    ),
+    Mutant(
         "a full engine is stormed by every stream",
         "engine/owner.py",
         "CopyOwner._refused",
