@@ -167,13 +167,35 @@ def failed_test(ran: Ran) -> str:
     return "::".join(hanging.groups()) if hanging else f"(status {ran.status})"
 
 
-def killer(root: Path, tests: Sequence[str], before: str = "") -> str:
-    """The first test that fails on this tree, twice, the killer before as the first; "" if all pass."""
-    if before and failed_test(run_tests(root, [before])) == before and failed_test(run_tests(root, [before])):
+class Clean:
+    """The copy without a mutant: a test that fails there, too, says nothing about a mutant."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._passes: dict[str, bool] = {}
+
+    def passes(self, test: str) -> bool:
+        """Whether the test passes there."""
+        if test not in self._passes:
+            with tree(self.root) as root:
+                self._passes[test] = not failed_test(run_tests(root, [test]))
+        return self._passes[test]
+
+
+def killer(root: Path, clean: Clean, tests: Sequence[str], before: str = "") -> str:
+    """The first test that fails on this tree, twice, and passes on the clean one; "" if there is none.
+
+    The killer of an earlier run, `before`, is tried first.
+    """
+
+    def kills(test: str) -> bool:
+        return "::" not in test or (bool(failed_test(run_tests(root, [test]))) and clean.passes(test))
+
+    if before and failed_test(run_tests(root, [before])) == before and kills(before):
         return before
     accidents: list[str] = []
     while test := failed_test(run_tests(root, tests, accidents)):
-        if "::" not in test or len(accidents) == ACCIDENTS_MAX or failed_test(run_tests(root, [test])):
+        if len(accidents) == ACCIDENTS_MAX or kills(test):
             return test
         accidents.append(test)
     return ""
@@ -191,11 +213,11 @@ def finding_seed(root: Path, seeds: Sequence[int], flags: Sequence[str]) -> tupl
     return None, seconds
 
 
-def outcome_of(clean: Path, mutant: Mutant, seeds: Sequence[int], before: str = "") -> Outcome:
+def outcome_of(clean: Clean, mutant: Mutant, seeds: Sequence[int], before: str = "") -> Outcome:
     """Try a mutant. `before`: the test that killed it in an earlier run."""
     began = time.monotonic()
-    with tree(clean, mutant) as root:
-        killed_by = killer(root, mutant.test_files, before)
+    with tree(clean.root, mutant) as root:
+        killed_by = killer(root, clean, mutant.test_files, before)
         seed, seed_s = finding_seed(root, seeds, mutant.simulator_flags) if mutant.simulated else (None, 0.0)
     outcome = Outcome(mutant, killed_by, seed, seed_s, time.monotonic() - began)
     print(f"{'killed  ' if killed_by else 'SURVIVED'} {outcome.seconds:5.0f} s  {mutant.harm}", flush=True)
@@ -211,21 +233,14 @@ def check_canaries(clean: Path) -> None:
                 sys.exit(f"{test} passes without {canary.file}: it does not test the copy")
 
 
-def check_clean(clean: Path, tests: Sequence[str], seeds: Sequence[int], pool: ThreadPoolExecutor) -> list[int]:
-    """Exit unless the tests pass without a mutant; the seeds that pass."""
-
-    def failing(test: str) -> str:
-        with tree(clean) as root:
-            return killer(root, [test])
+def quiet_seeds(clean: Path, seeds: Sequence[int], pool: ThreadPoolExecutor) -> list[int]:
+    """The seeds that find nothing without a mutant."""
 
     def is_quiet(seed: int) -> bool:
         with tree(clean) as root:
             return all(finding_seed(root, [seed], flags)[0] is None for flags in ((), ("--nodes",)))
 
-    quiet = [seed for seed, good in zip(seeds, pool.map(is_quiet, seeds), strict=True) if good]
-    if wrong := [test for test in pool.map(failing, tests) if test]:
-        sys.exit(f"these fail without any mutant: {', '.join(wrong)}")
-    return quiet
+    return [seed for seed, good in zip(seeds, pool.map(is_quiet, seeds), strict=True) if good]
 
 
 def machine() -> str:
@@ -297,12 +312,11 @@ def main() -> None:
     began = time.monotonic()
     with snapshot() as clean, ThreadPoolExecutor(options.jobs) as pool:
         check_canaries(clean)
-        tests = sorted({test for each in wanted for test in each.test_files})
-        seeds = check_clean(clean, tests, () if options.no_sim else SEEDS, pool)
-        print(f"clean: {time.monotonic() - began:.0f} s, seeds {seeds}", flush=True)
+        seeds = quiet_seeds(clean, () if options.no_sim else SEEDS, pool)
+        unharmed = Clean(clean)
 
         def tried(mutant: Mutant) -> Outcome:
-            outcome = outcome_of(clean, mutant, seeds, page.killer_of(mutant))
+            outcome = outcome_of(unharmed, mutant, seeds, page.killer_of(mutant))
             if options.page is not None:
                 page.add(outcome, seeds)
             return outcome
