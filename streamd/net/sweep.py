@@ -97,7 +97,14 @@ class Sweep:
             self._tick()
 
     def _tick(self) -> None:
-        if self._step is None or self._postpones(self._tick):
+        if self._step is None:
+            return
+        try:
+            if self._postpones(self._tick):
+                return
+        except Exception as error:
+            self._on_bug("sweep.postpones", error)
+            self._plan()
             return
         now, step = self._loop.time(), self._step
         for tick in self.on_tick:
@@ -115,7 +122,14 @@ class Sweep:
             self._plan()
 
     def _slice(self, start: int) -> None:
-        if self._step is None or self._postpones(partial(self._slice, start)):
+        if self._step is None:
+            return
+        try:
+            if self._postpones(partial(self._slice, start)):
+                return
+        except Exception as error:
+            self._on_bug("sweep.postpones", error)
+            self._plan()
             return
         now, step = self._loop.time(), self._step
         for member in self._pass[start : start + SLICE_MAX]:

@@ -33,6 +33,14 @@ def spied(relay: tuple[Client, FakeTransport], name: str, order: list[str]) -> N
 
     reader.write = reader.push = writing
     reader.stream.update_push()
+    transport: Any = client.connection.transport
+    transport_write = transport.write
+
+    def leaving(data: bytes) -> None:
+        order.append(f"{name} leaves")
+        transport_write(data)
+
+    transport.write = leaving  # the writer of an answer's end, not of a token's frame
     protocol: Any = link.protocol
     append_if_templated = protocol.append_if_templated
 
@@ -63,7 +71,7 @@ def test_all_events_are_taken_before_any_is_written_and_other_bytes_come_last() 
             "last taken",
             "first written",
             "last written",
-            "ending written",
+            "ending leaves",
         ]
         for client, _ in (first, last):
             assert client.answer.body.count(b"three ") == 1
