@@ -608,7 +608,11 @@ class Hub:
         assert not stream.readers
         if self._streams.pop(stream.id, None) is None:
             return
-        self._forget(stream)
+        try:
+            self._forget(stream)
+        except Exception:
+            self._streams[stream.id] = stream  # the removal is tried again
+            raise
         self.on_removed(stream)
 
     def give_away(self, stream: Stream) -> None:

@@ -76,7 +76,9 @@ class Sweep:
         return len(self._members)
 
     def start(self) -> None:
-        self._plan()
+        """Begin, or begin again after stop(). A sweep that runs goes on."""
+        if self._step is None:
+            self._plan()
 
     def stop(self) -> None:
         """Call nothing any more until start(): no tick and no member, not even in a pass under way."""

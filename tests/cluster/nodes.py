@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from counting import CountingSource, counting
+from counting_upstream import CountingSource, counting
 from patient import Ending, Event, PatientReader, events_of
 from real_engine import RealEngine
 from served import WAIT_S, Served, served, upstream

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from counting import DONE, Generation, data_of, finish_of
+from counting_upstream import DONE, Generation, data_of, finish_of
 
 from streamd.choice import Choice
 

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("hiredis", reason="the engine needs streamd[cluster]")
 
-from counting import Generation
+from counting_upstream import Generation
 from nodes import Nodes, nodes
 from patient import Ending, Event
 from served import WAIT_S

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from unittest import mock
@@ -43,11 +42,9 @@ def check_counters(reader: Reader) -> None:
         assert subscriber.position == last + 1
 
 
-def test_a_stream_has_its_terms_in_one_object_that_does_not_change() -> None:
+def test_a_stream_has_its_terms_in_one_object() -> None:
     slots = [slot for kind in Stream.__mro__ for slot in getattr(kind, "__slots__", ())]
     assert len(slots) <= 25
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        new_stream().terms.retention_s = 1.0  # type: ignore[misc]
 
 
 # -- live

@@ -28,6 +28,8 @@ def serving(**settings: Any) -> Iterator[Rig]:
     settings.setdefault("drain_timeout_s", TIMEOUT_S)
     with rig(**settings) as r:
         yield r
+        while r.worker.state is DaemonState.DRAINING:
+            r.pass_time(1.0)
         r.runtime.sweep.start()
 
 

@@ -278,7 +278,7 @@ CORE: Final = (
     Mutant(
         "a record that overlaps a copy is applied to it",
         "core/replay.py",
-        "ReplayLog.extend",
+        "ReplayLog.add",
         "if record.seq_first != self.seq_next if not record.starts_over else self.seq_next != 1:",
         "if record.seq_first > self.seq_next if not record.starts_over else self.seq_next != 1:",
         ("tests/core/test_log_record.py",),
@@ -286,7 +286,7 @@ CORE: Final = (
     Mutant(
         "a record that starts over is mixed into a copy that has begun",
         "core/replay.py",
-        "ReplayLog.extend",
+        "ReplayLog.add",
         " if not record.starts_over else self.seq_next != 1:",
         " if not record.starts_over else False:",
         ("tests/core/test_log_record.py",),
@@ -480,7 +480,7 @@ CORE: Final = (
         "a reader that is ahead of a copy is told that the stream is over",
         "api/streams.py",
         "Streams.join",
-        "if stream.terms.is_copy and seq > stream.log.seq_next:",
+        "if stream.terms.is_copy and seq > stream.log.seq_next and stream.reason is None:",
         "if False:",
         tests=("tests/engine/test_cluster.py",),
     ),
@@ -904,7 +904,7 @@ CORE: Final = (
         "entries of another fence are read as the copy's",
         "engine/reading.py",
         "CopyReader.take",
-        "elif entry.position.fence != self.position.fence:",
+        "elif entry.position.fence != self._place.fence:",
         "elif False:",
     ),
     Mutant(
@@ -4039,7 +4039,7 @@ HANDOVER: Final = (
         "Account.go_on_from",
         "            self._shared.keep(state.look)\n",
         "            pass\n",
-        ("tests/handover/test_workers.py",),
+        ("tests/handover/test_worker_records.py",),
     ),
     Mutant(
         "after a deploy the ids of streams that have ended are answered as those of a dead worker",
@@ -4047,7 +4047,7 @@ HANDOVER: Final = (
         "Hub.take_incarnation",
         "        self._incarnation = incarnation\n",
         "",
-        ("tests/handover/test_workers.py",),
+        ("tests/handover/test_worker_records.py",),
     ),
     Mutant(
         "after a deploy clients find out again that a server is out",
@@ -4055,7 +4055,7 @@ HANDOVER: Final = (
         "Health.go_on_from",
         "        self.all.go_on_from(state.all)\n",
         "",
-        ("tests/handover/test_workers.py",),
+        ("tests/handover/test_worker_records.py",),
     ),
     Mutant(
         "a member that has left the sweep is called in the pass under way",
